@@ -1,0 +1,133 @@
+//! Where a model's parameters come from, and how they begin.
+
+use crate::{
+    Array, Result, Tensor, Weights,
+    random::{Purpose, Stream},
+};
+
+/// How a parameter begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in ±√(6/(fan in + fan out)) (Glorot and Bengio 2010); the first axis is the output.
+    Xavier,
+    /// Normal with standard deviation √(2/fan out) for convolutions before ReLU (arXiv 1502.01852).
+    KaimingOut,
+}
+
+/// What a model asks for under one name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamSpec {
+    /// Path in the model, and key in every file.
+    pub name: String,
+    /// Sizes of all axes.
+    pub dims: Vec<usize>,
+    /// How it begins.
+    pub init: Init,
+    /// False for running statistics, which no gradient reaches.
+    pub trained: bool,
+}
+
+/// Hands parameters to a model that is being built for the reading `T`.
+pub trait Source<T: Tensor> {
+    /// The parameter that `spec` describes.
+    ///
+    /// # Errors
+    /// When there is none of that name or it has another shape.
+    fn param(&mut self, spec: ParamSpec) -> Result<T::Param>;
+
+    /// Numbers that the definition computes and no file holds, such as fixed positions.
+    fn constant(&mut self, name: &str, value: Array) -> Result<T::Param>;
+}
+
+/// A [`Source`] at a path of the model.
+pub struct Scope<'a, T: Tensor> {
+    source: &'a mut dyn Source<T>,
+    path: String,
+}
+
+impl<'a, T: Tensor> Scope<'a, T> {
+    /// The model's root.
+    pub fn root(source: &'a mut dyn Source<T>) -> Self {
+        Self { source, path: String::new() }
+    }
+
+    /// The part called `name`.
+    pub fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_, T> {
+        let path = self.name(&name.to_string());
+        Scope { source: self.source, path }
+    }
+
+    /// This part's path, `blocks.0.attn`; empty at the root.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// A parameter that training changes.
+    pub fn param(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
+        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: true };
+        self.source.param(spec)
+    }
+
+    /// A running statistic: kept in files, not reached by gradients.
+    pub fn statistic(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
+        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: false };
+        self.source.param(spec)
+    }
+
+    /// Numbers that the definition computes and no file holds.
+    pub fn constant(&mut self, name: &str, value: Array) -> Result<T::Param> {
+        let name = self.name(name);
+        self.source.constant(&name, value)
+    }
+}
+
+/// Initial weights for `specs`, the same for the same `seed` whatever else the program draws: every parameter has its own stream.
+pub fn init(specs: &[ParamSpec], seed: u64) -> Weights {
+    let array = |(i, spec): (usize, &ParamSpec)| {
+        let mut stream = Stream::new(seed, Purpose::Init, i as u64);
+        let n: usize = spec.dims.iter().product();
+        let out = spec.dims.first().copied().unwrap_or(1);
+        let receptive: usize = spec.dims.iter().skip(2).product();
+        let fan_in: usize = spec.dims.iter().skip(1).product();
+        let data = match spec.init {
+            Init::Zeros => vec![0.0; n],
+            Init::Ones => vec![1.0; n],
+            Init::Normal(std) => (0..n).map(|_| (std * stream.normal()) as f32).collect(),
+            Init::KaimingOut => {
+                let std = (2.0 / (out * receptive) as f64).sqrt();
+                (0..n).map(|_| (std * stream.normal()) as f32).collect()
+            }
+            Init::Xavier => {
+                let bound = (6.0 / (fan_in + out * receptive) as f64).sqrt();
+                (0..n).map(|_| (bound * (2.0 * stream.uniform() - 1.0)) as f32).collect()
+            }
+        };
+        (spec.name.clone(), Array::new(spec.dims.clone(), data).expect("as many values as the shape has"))
+    };
+    specs.iter().enumerate().map(array).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_begins_the_same_whatever_stands_before_it_in_size() {
+        let spec =
+            |n| ParamSpec { name: format!("p{n}"), dims: vec![n, 4], init: Init::Normal(1.0), trained: true };
+        let a = init(&[spec(3), spec(5)], 7);
+        let b = init(&[spec(9), spec(5)], 7);
+        assert_eq!(a["p5"], b["p5"]);
+        assert_ne!(a["p5"], init(&[spec(3), spec(5)], 8)["p5"]);
+    }
+}

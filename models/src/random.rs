@@ -1,0 +1,128 @@
+//! All randomness: seeded, specified, the same in every language.
+//!
+//! A [`Stream`] is ChaCha20 (RFC 8439 block function, 64-bit counter and 64-bit stream number, as in `rand_chacha`), read as
+//! little-endian 32-bit words. Its 32-byte key is the seed (8 bytes, little-endian), the [`Purpose`] (8 bytes, little-endian), then
+//! zeros. A uniform number takes one word `w`: `((w >> 8) + 1) / 2²⁴`, in (0, 1]. Two uniforms `u₁`, `u₂` give two normal numbers by
+//! Box and Muller in f64: `√(−2 ln u₁)·cos(2πu₂)`, then `√(−2 ln u₁)·sin(2πu₂)`. The noise of picture `i` is stream `i` of
+//! [`Purpose::Noise`], rounded to f32, in channel, row, column order: it does not depend on the batch that the picture is drawn in.
+
+use rand_chacha::{
+    ChaCha20Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+/// What a stream is for; streams of different purposes have nothing in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Purpose {
+    /// The noise that a picture is drawn from.
+    Noise = 0,
+    /// Initial weights.
+    Init = 1,
+    /// The order of the training data.
+    Order = 2,
+    /// What a training step draws: times, noise, dropped labels.
+    Training = 3,
+    /// Augmentation of training data.
+    Augment = 4,
+    /// Synthetic pictures.
+    Synthetic = 5,
+}
+
+/// A seeded stream of numbers.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    rng: ChaCha20Rng,
+    spare: Option<f64>,
+}
+
+impl Stream {
+    /// Stream number `index` of `seed`.
+    pub fn new(seed: u64, purpose: Purpose, index: u64) -> Self {
+        let mut key = [0u8; 32];
+        key[..8].copy_from_slice(&seed.to_le_bytes());
+        key[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
+        let mut rng = ChaCha20Rng::from_seed(key);
+        rng.set_stream(index);
+        Self { rng, spare: None }
+    }
+
+    /// Uniform in (0, 1], 24 bits.
+    pub fn uniform(&mut self) -> f64 {
+        f64::from((self.rng.next_u32() >> 8) + 1) / f64::from(1u32 << 24)
+    }
+
+    /// A whole number in `0..n`, unbiased.
+    ///
+    /// # Panics
+    /// When `n` is 0.
+    pub fn below(&mut self, n: u32) -> u32 {
+        assert!(n > 0, "there is no whole number below 0");
+        let zone = u32::MAX - (u32::MAX - n + 1) % n;
+        loop {
+            let word = self.rng.next_u32();
+            if word <= zone {
+                return word % n;
+            }
+        }
+    }
+
+    /// A standard normal number.
+    pub fn normal(&mut self) -> f64 {
+        if let Some(spare) = self.spare.take() {
+            return spare;
+        }
+        let radius = (-2.0 * self.uniform().ln()).sqrt();
+        let angle = std::f64::consts::TAU * self.uniform();
+        self.spare = Some(radius * angle.sin());
+        radius * angle.cos()
+    }
+
+    /// `n` standard normal numbers, rounded to f32.
+    pub fn normals(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.normal() as f32).collect()
+    }
+
+    /// `0..n` in random order (Fisher and Yates).
+    pub fn permutation(&mut self, n: usize) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..n as u32).collect();
+        for i in (1..n).rev() {
+            order.swap(i, self.below(i as u32 + 1) as usize);
+        }
+        order
+    }
+}
+
+/// The noise that picture `index` of `seed` is drawn from: `len` standard normal numbers in channel, row, column order.
+pub fn noise(seed: u64, index: u64, len: usize) -> Vec<f32> {
+    Stream::new(seed, Purpose::Noise, index).normals(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normal_numbers_have_the_moments_of_a_normal() {
+        let x = noise(3, 1, 40_000);
+        let mean = x.iter().sum::<f32>() / x.len() as f32;
+        let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / x.len() as f32;
+        assert!(mean.abs() < 0.02 && (var - 1.0).abs() < 0.03, "mean {mean}, variance {var}");
+    }
+
+    #[test]
+    fn a_longer_draw_begins_with_the_shorter_and_streams_differ() {
+        assert_eq!(noise(1, 2, 7), noise(1, 2, 100)[..7]);
+        assert_ne!(noise(1, 2, 7), noise(1, 3, 7));
+        assert_ne!(noise(1, 2, 7), noise(2, 2, 7));
+        assert_ne!(noise(1, 2, 7), Stream::new(1, Purpose::Training, 2).normals(7));
+    }
+
+    #[test]
+    fn a_permutation_holds_every_index_once() {
+        let mut order = Stream::new(0, Purpose::Order, 0).permutation(1000);
+        assert_ne!(order, (0..1000).collect::<Vec<_>>());
+        order.sort_unstable();
+        assert_eq!(order, (0..1000).collect::<Vec<_>>());
+    }
+}
