@@ -144,30 +144,32 @@ fn files_that_cannot_be_read_say_why_in_one_line() {
     }
 }
 
-/// Alters a valid file in every place, or cuts it there: an error or the same content, never a panic.
+/// Every byte altered in turn, and the file cut in many places: an error or the same weights, never a panic.
 #[test]
 fn damaged_files_are_refused_or_read_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("damaged.pt");
+    // A new file each time: some file systems sync one that is overwritten.
+    let open = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let opened = checkpoint::open(&path, WhichWeights::Default);
+        std::fs::remove_file(&path).unwrap();
+        opened
+    };
     for name in ["training.pt", "views.pt", "values.pt"] {
         let good = std::fs::read(fixture(name)).unwrap();
         let weights = checkpoint::open(&fixture(name), WhichWeights::Default).unwrap().weights;
         let mut refused = 0;
         for i in 0..good.len() {
-            for flip in [0x01u8, 0x40, 0xff] {
-                let mut bad = good.clone();
-                bad[i] ^= flip;
-                std::fs::write(&path, &bad).unwrap();
-                match checkpoint::open(&path, WhichWeights::Default) {
-                    Ok(loaded) => assert_eq!(loaded.weights, weights, "{name}, byte {i}"),
-                    Err(_) => refused += 1,
-                }
+            let mut bad = good.clone();
+            bad[i] ^= [0x01, 0x04, 0x40, 0xff][i % 4];
+            match open(&bad) {
+                Ok(loaded) => assert_eq!(loaded.weights, weights, "{name}, byte {i}"),
+                Err(_) => refused += 1,
             }
-            std::fs::write(&path, &good[..i]).unwrap();
-            let cut = checkpoint::open(&path, WhichWeights::Default);
-            assert!(cut.is_err(), "{name} cut to {i} of {} bytes", good.len());
+            assert!(open(&good[..i]).is_err(), "{name} cut to {i} of {} bytes", good.len());
         }
-        assert!(refused > good.len(), "{name}: only {refused} of {} alterations noticed", 3 * good.len());
+        assert!(refused > good.len() / 3, "{name}: only {refused} of {} alterations noticed", good.len());
     }
 }
 

@@ -114,3 +114,46 @@ impl Network {
         Ok(Network::TinyDit(config))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tiny_cats_models::init;
+
+    use super::*;
+
+    #[test]
+    fn a_network_of_the_predecessor_is_known_by_its_weights() {
+        let config = TinyDitConfig {
+            depth: 3,
+            width: 128,
+            heads: 2,
+            mlp_width: 200,
+            classes: 5,
+            ..TinyDitConfig::legacy()
+        };
+        let network = Network::TinyDit(config.clone());
+        let weights = init(&network.specs().unwrap(), 0);
+        assert_eq!(Network::infer(&weights, None).unwrap(), network);
+        let said = json!({"image_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 8});
+        let told = Network::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..config });
+        assert_eq!(Network::infer(&weights, Some(&said)).unwrap(), told);
+
+        for (key, value) in [("depth", 12), ("embed_dim", 384), ("num_heads", 7), ("image_size", 1 << 40)] {
+            let mut wrong = said.clone();
+            wrong[key] = value.into();
+            assert!(Network::infer(&weights, Some(&wrong)).is_err(), "{key}: {value}");
+        }
+        assert!(Network::infer(&Weights::new(), None).is_err());
+    }
+
+    #[test]
+    fn a_network_is_the_same_after_json() {
+        for config in [TinyDitConfig::legacy(), TinyDitConfig::named("tiny", 32, 13).unwrap()] {
+            let network = Network::TinyDit(config);
+            let json = serde_json::to_value(&network).unwrap();
+            assert_eq!(json["kind"], "tiny-dit");
+            assert_eq!(serde_json::from_value::<Network>(json).unwrap(), network);
+        }
+    }
+}

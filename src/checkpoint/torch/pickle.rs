@@ -2,11 +2,14 @@
 //!
 //! A pickle is a program for a stack machine; this is that machine with everything that could act taken out. The opcodes are those that
 //! PyTorch emits with protocols 2 to 5 (Python's `pickletools` describes them), the names that it may mention are a closed list, and
-//! what those names would do when called is written out in [`Machine::reduce`].
+//! what those names would do when called is written out in [`Machine::reduce`], in `globals.rs`.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap};
 
-use super::value::{Tensor, Value};
+use super::{
+    globals::Global,
+    value::{Tensor, Value},
+};
 use crate::checkpoint::{Problem, numbers::Dtype};
 
 /// The largest pickle; the numbers of tensors stand elsewhere.
@@ -14,7 +17,6 @@ pub(super) const MAX_BYTES: u64 = 32 << 20;
 const MAX_VALUES: usize = 1 << 20;
 const MAX_TEXT: usize = 64 << 20;
 const MAX_DEPTH: usize = 64;
-const MAX_AXES: usize = 8;
 
 /// Reads the one value that the pickle describes.
 pub(super) fn parse(pickle: &[u8]) -> Result<Value, Problem> {
@@ -40,12 +42,12 @@ pub(super) fn parse(pickle: &[u8]) -> Result<Value, Problem> {
     }
 }
 
-type Id = usize;
-type Step<T> = Result<T, String>;
+pub(super) type Id = usize;
+pub(super) type Step<T> = Result<T, String>;
 
 /// A value while it is built. The memo shares values and later opcodes change them, so they refer to one another by number.
 #[derive(Clone, Debug)]
-enum Node<'a> {
+pub(super) enum Node<'a> {
     None,
     Bool(bool),
     Int(i64),
@@ -56,72 +58,13 @@ enum Node<'a> {
     Tuple(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
+    Device(&'a str, Option<i64>),
     NumpyType { kind: u8, size: u8, big_endian: bool },
     Storage { dtype: Option<Dtype>, key: &'a str },
     Tensor(Box<Tensor>),
 }
 
-/// A name that a pickle may mention.
-#[derive(Clone, Copy, Debug)]
-enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildTensorV3,
-    RebuildParameter,
-    RebuildParameterWithState,
-    /// A storage class; the untyped one has no type of its own.
-    Storage(Option<Dtype>),
-    /// A number type as a value.
-    Dtype(Dtype, &'static str),
-    Size,
-    Device,
-    NumpyScalar,
-    NumpyType,
-    Encode,
-}
-
-impl Global {
-    fn named(module: &str, name: &str) -> Option<Self> {
-        let storage = |dtype| Some(Global::Storage(Some(dtype)));
-        let dtype = |dtype, name| Some(Global::Dtype(dtype, name));
-        match (module, name) {
-            ("collections", "OrderedDict") => Some(Global::OrderedDict),
-            ("torch._utils", "_rebuild_tensor_v2") => Some(Global::RebuildTensor),
-            ("torch._utils", "_rebuild_tensor_v3") => Some(Global::RebuildTensorV3),
-            ("torch._utils", "_rebuild_parameter") => Some(Global::RebuildParameter),
-            ("torch._utils", "_rebuild_parameter_with_state") => Some(Global::RebuildParameterWithState),
-            ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => Some(Global::Storage(None)),
-            ("torch", "Size") => Some(Global::Size),
-            ("torch", "device") => Some(Global::Device),
-            ("torch", "DoubleStorage") => storage(Dtype::F64),
-            ("torch", "FloatStorage") => storage(Dtype::F32),
-            ("torch", "HalfStorage") => storage(Dtype::F16),
-            ("torch", "BFloat16Storage") => storage(Dtype::BF16),
-            ("torch", "LongStorage") => storage(Dtype::I64),
-            ("torch", "IntStorage") => storage(Dtype::I32),
-            ("torch", "ShortStorage") => storage(Dtype::I16),
-            ("torch", "CharStorage") => storage(Dtype::I8),
-            ("torch", "ByteStorage") => storage(Dtype::U8),
-            ("torch", "BoolStorage") => storage(Dtype::Bool),
-            ("torch", "float64") => dtype(Dtype::F64, "torch.float64"),
-            ("torch", "float32") => dtype(Dtype::F32, "torch.float32"),
-            ("torch", "float16") => dtype(Dtype::F16, "torch.float16"),
-            ("torch", "bfloat16") => dtype(Dtype::BF16, "torch.bfloat16"),
-            ("torch", "int64") => dtype(Dtype::I64, "torch.int64"),
-            ("torch", "int32") => dtype(Dtype::I32, "torch.int32"),
-            ("torch", "int16") => dtype(Dtype::I16, "torch.int16"),
-            ("torch", "int8") => dtype(Dtype::I8, "torch.int8"),
-            ("torch", "uint8") => dtype(Dtype::U8, "torch.uint8"),
-            ("torch", "bool") => dtype(Dtype::Bool, "torch.bool"),
-            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Some(Global::NumpyScalar),
-            ("numpy", "dtype") => Some(Global::NumpyType),
-            ("_codecs", "encode") => Some(Global::Encode),
-            _ => None,
-        }
-    }
-}
-
-struct Machine<'a> {
+pub(super) struct Machine<'a> {
     input: &'a [u8],
     at: usize,
     nodes: Vec<Node<'a>>,
@@ -329,11 +272,11 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn node(&self, id: Id) -> Step<&Node<'a>> {
+    pub(super) fn node(&self, id: Id) -> Step<&Node<'a>> {
         self.nodes.get(id).ok_or_else(|| "a value is missing".into())
     }
 
-    fn top(&mut self) -> Step<&mut Node<'a>> {
+    pub(super) fn top(&mut self) -> Step<&mut Node<'a>> {
         let id = self.stack.last().copied().ok_or("a value is missing")?;
         self.nodes.get_mut(id).ok_or_else(|| "a value is missing".into())
     }
@@ -376,167 +319,10 @@ impl<'a> Machine<'a> {
         })?;
         self.push(Node::Global(global))
     }
-
-    fn tuple(&self, id: Id) -> Step<&[Id]> {
-        match self.node(id)? {
-            Node::Tuple(items) => Ok(items),
-            other => Err(format!("expected a tuple, found {}", other.kind())),
-        }
-    }
-
-    fn arguments<const N: usize>(&self, items: &[Id]) -> Step<[&Node<'a>; N]> {
-        let mut nodes = [&Node::None; N];
-        for (node, i) in nodes.iter_mut().zip(0..N) {
-            *node =
-                self.node(*items.get(i).ok_or_else(|| format!("{} arguments, expected {N}", items.len()))?)?;
-        }
-        Ok(nodes)
-    }
-
-    /// `('storage', class, key, location, size)`: numbers in an entry of their own. Where they once were (`cuda:0`) is of no interest.
-    fn storage(&self, id: Id) -> Step<Node<'a>> {
-        match self.arguments(self.tuple(id)?)? {
-            [
-                Node::Str("storage"),
-                Node::Global(Global::Storage(dtype)),
-                Node::Str(key),
-                Node::Str(_),
-                Node::Int(_),
-            ] => Ok(Node::Storage { dtype: *dtype, key }),
-            _ => Err("expected ('storage', class, key, location, size)".into()),
-        }
-    }
-
-    fn sizes(&self, node: &Node) -> Step<Vec<usize>> {
-        let Node::Tuple(items) = node else { return Err(format!("expected sizes, found {}", node.kind())) };
-        if items.len() > MAX_AXES {
-            return Err(format!("a tensor of {} axes, expected at most {MAX_AXES}", items.len()));
-        }
-        items.iter().map(|&id| self.node(id)?.size()).collect()
-    }
-
-    /// What calling `function` would make, for each of the names of [`Global`].
-    fn reduce(&self, function: Id, arguments: Id) -> Step<Node<'a>> {
-        let items = self.tuple(arguments)?;
-        let Node::Global(function) = self.node(function)? else {
-            return Err(format!("a call of {}", self.node(function)?.kind()));
-        };
-        match function {
-            // Filled by the opcodes that follow, as a dictionary is.
-            Global::OrderedDict if items.is_empty() => Ok(Node::Dict(Vec::new())),
-            Global::OrderedDict => Err("an OrderedDict that is not empty at first".into()),
-            Global::RebuildTensor => match self.arguments(items)? {
-                [Node::Storage { dtype: Some(dtype), key }, offset, dims, strides] => {
-                    self.tensor(*dtype, key, offset, dims, strides)
-                }
-                _ => Err("expected (storage, offset, size, stride, ..)".into()),
-            },
-            Global::RebuildTensorV3 => match self.arguments(items)? {
-                [
-                    Node::Storage { dtype: None, key },
-                    offset,
-                    dims,
-                    strides,
-                    _,
-                    _,
-                    Node::Global(Global::Dtype(dtype, _)),
-                ] => self.tensor(*dtype, key, offset, dims, strides),
-                _ => Err("expected (storage, offset, size, stride, .., dtype)".into()),
-            },
-            Global::RebuildParameter | Global::RebuildParameterWithState => match self.arguments(items)? {
-                [tensor @ Node::Tensor(_)] => Ok(tensor.clone()),
-                [other] => Err(format!("a parameter of {}", other.kind())),
-            },
-            Global::Size => match self.arguments(items)? {
-                [Node::Tuple(items)] if items.len() <= MAX_AXES => Ok(Node::Tuple(items.clone())),
-                [other] => Err(format!("a size of {}", other.kind())),
-            },
-            Global::Device => match self.arguments(items)? {
-                [Node::Str(name)] => Ok(Node::Str(name)),
-                [other] => Err(format!("a device of {}", other.kind())),
-            },
-            Global::Encode => match self.arguments(items)? {
-                [Node::Str(text), Node::Str("latin1" | "latin-1")] if text.len() <= 64 => {
-                    let bytes = text
-                        .chars()
-                        .map(|c| u8::try_from(u32::from(c)).map_err(|_| "text that is not Latin-1"));
-                    Ok(Node::Bytes(bytes.collect::<Result<Vec<u8>, _>>()?.into()))
-                }
-                _ => Err("expected the few bytes of a number".into()),
-            },
-            Global::NumpyType => match self.arguments(items)? {
-                [Node::Str(name)] => match name.as_bytes() {
-                    &[kind @ (b'f' | b'i' | b'u' | b'b'), size @ b'1'..=b'8'] => {
-                        Ok(Node::NumpyType { kind, size: size - b'0', big_endian: false })
-                    }
-                    _ => Err(format!("numpy numbers of type {name:?}")),
-                },
-                [other] => Err(format!("a numpy type of {}", other.kind())),
-            },
-            Global::NumpyScalar => match self.arguments(items)? {
-                [Node::NumpyType { kind, size, big_endian }, Node::Bytes(bytes)] => {
-                    numpy_scalar(*kind, *size, *big_endian, bytes)
-                }
-                _ => Err("expected (numpy type, bytes)".into()),
-            },
-            Global::Storage(_) | Global::Dtype(..) => Err("a call of a type".into()),
-        }
-    }
-
-    fn tensor(&self, dtype: Dtype, key: &str, offset: &Node, dims: &Node, strides: &Node) -> Step<Node<'a>> {
-        let (dims, strides) = (self.sizes(dims)?, self.sizes(strides)?);
-        if dims.len() != strides.len() {
-            return Err(format!("a tensor of {} sizes and {} strides", dims.len(), strides.len()));
-        }
-        if key.len() > 64 {
-            return Err("a storage's name of more than 64 bytes".into());
-        }
-        let tensor = Tensor { dtype, dims, strides, offset: offset.size()?, storage: Arc::from(key) };
-        Ok(Node::Tensor(Box::new(tensor)))
-    }
-
-    /// Gives the value on top of the stack attributes: of interest only for numpy's types, whose second one is the byte order.
-    fn build(&mut self, state: Id) -> Step<()> {
-        let order = match self.node(state)? {
-            Node::Tuple(items) => items.get(1).map(|&id| self.node(id)).transpose()?.cloned(),
-            _ => None,
-        };
-        match (self.top()?, order) {
-            (Node::NumpyType { big_endian, .. }, Some(Node::Str(order))) => *big_endian = order == ">",
-            // `state_dict()` gives its OrderedDict an attribute `_metadata`.
-            (Node::Dict(_) | Node::Tensor(_), _) => {}
-            (other, _) => return Err(format!("attributes for {}", other.kind())),
-        }
-        Ok(())
-    }
-}
-
-fn numpy_scalar<'a>(kind: u8, size: u8, big_endian: bool, bytes: &[u8]) -> Step<Node<'a>> {
-    let wrong = || format!("{} bytes for a number of {size}", bytes.len());
-    if bytes.len() != usize::from(size) {
-        return Err(wrong());
-    }
-    let mut bytes = bytes.to_vec();
-    if big_endian {
-        bytes.reverse();
-    }
-    let signed = kind == b'i' && bytes.last().is_some_and(|b| b & 0x80 != 0);
-    let mut whole = [if signed { 0xff } else { 0 }; 8];
-    whole.get_mut(..bytes.len()).ok_or_else(wrong)?.copy_from_slice(&bytes);
-    let n = i64::from_le_bytes(whole);
-    Ok(match (kind, size) {
-        (b'f', 8) => Node::Float(f64::from_le_bytes(whole)),
-        (b'f', 4) => Node::Float(f32::from_bits(n as u32).into()),
-        (b'f', 2) => Node::Float(half::f16::from_bits(n as u16).into()),
-        (b'f', _) => return Err(wrong()),
-        (b'b', _) => Node::Bool(n != 0),
-        (b'u', 8) if n < 0 => return Err("a whole number of more than 63 bits".into()),
-        _ => Node::Int(n),
-    })
 }
 
 impl Node<'_> {
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Node::None => "None",
             Node::Bool(_) => "a bool",
@@ -548,13 +334,14 @@ impl Node<'_> {
             Node::Tuple(_) => "a tuple",
             Node::Dict(_) => "a dictionary",
             Node::Global(_) => "a name",
+            Node::Device(..) => "a device",
             Node::NumpyType { .. } => "a numpy type",
             Node::Storage { .. } => "a storage",
             Node::Tensor(_) => "a tensor",
         }
     }
 
-    fn size(&self) -> Step<usize> {
+    pub(super) fn size(&self) -> Step<usize> {
         match self {
             Node::Int(n) => usize::try_from(*n).map_err(|_| format!("{n}, expected a size")),
             other => Err(format!("expected a size, found {}", other.kind())),
@@ -570,6 +357,14 @@ struct Tree<'n, 'a> {
 }
 
 impl Tree<'_, '_> {
+    fn text(&mut self, text: &str) -> Step<String> {
+        self.text += text.len();
+        if self.text > MAX_TEXT {
+            return Err(format!("more than {MAX_TEXT} bytes of text"));
+        }
+        Ok(text.to_owned())
+    }
+
     fn value(&mut self, id: Id, depth: usize) -> Step<Value> {
         self.values += 1;
         if depth > MAX_DEPTH || self.values > MAX_VALUES {
@@ -584,12 +379,10 @@ impl Tree<'_, '_> {
             Node::Bool(b) => Value::Bool(*b),
             Node::Int(n) => Value::Int(*n),
             Node::Float(x) => Value::Float(*x),
-            Node::Str(s) => {
-                self.text += s.len();
-                if self.text > MAX_TEXT {
-                    return Err(format!("more than {MAX_TEXT} bytes of text"));
-                }
-                Value::Str((*s).to_owned())
+            Node::Str(s) => Value::Str(self.text(s)?),
+            Node::Device(kind, index) => {
+                let index = index.map(|i| format!(":{i}")).unwrap_or_default();
+                Value::Str(self.text(kind)? + &index)
             }
             Node::List(items) => Value::List(list(self, items)?),
             Node::Tuple(items) => Value::Tuple(list(self, items)?),
@@ -603,5 +396,81 @@ impl Tree<'_, '_> {
                 return Err(format!("{} where a value belongs", node.kind()));
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Read};
+
+    use super::*;
+
+    fn fixture(name: &str) -> Vec<u8> {
+        let path = format!("{}/tests/fixtures/torch/{name}", env!("CARGO_MANIFEST_DIR"));
+        let mut zip = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        let folder = name.trim_end_matches(".pt");
+        zip.by_name(&format!("{folder}/data.pkl")).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Without the archive's checksums in the way.
+    #[test]
+    fn no_altered_pickle_makes_the_machine_panic() {
+        for name in ["training.pt", "views.pt", "values.pt"] {
+            let good = fixture(name);
+            assert!(parse(&good).is_ok());
+            for i in 0..good.len() {
+                assert!(parse(&good[..i]).is_err(), "{name} cut to {i} bytes");
+                for byte in (0..=255).step_by(17) {
+                    let mut bad = good.clone();
+                    bad[i] = byte;
+                    if let Ok(value) = parse(&bad) {
+                        value.tensors().iter().for_each(|(_, t)| drop(t.bytes_needed()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn refused(pickle: &[u8], why: &str) {
+        match parse(pickle) {
+            Err(Problem::Malformed { message, .. }) => {
+                assert!(message.contains(why), "{message}, expected {why}")
+            }
+            other => panic!("{other:?}, expected {why}"),
+        }
+    }
+
+    #[test]
+    fn what_would_not_end_or_not_fit_is_refused() {
+        refused(b"\x80\x02]q\x00h\x00a.", "nested more than");
+        let deep = [vec![b']'; 1000], vec![b'a'; 999], vec![b'.']].concat();
+        refused(&deep, "nested more than");
+        // A list of two of a list of two of ..: a million values from each 20 doublings.
+        let mut laughs = b"]".to_vec();
+        for i in 0..50u8 {
+            laughs.extend([b'q', i, b']', b'(', b'h', i, b'h', i, b'e']);
+        }
+        laughs.push(b'.');
+        refused(&laughs, "values");
+        refused(&[vec![b'N'; MAX_VALUES + 1], vec![b'.']].concat(), "values");
+        refused(b"X\xff\xff\xff\xffa.", "too early");
+        refused(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", "too early");
+        refused(b"\x8a\x091234567890.", "64 bits");
+        let text = [b"X\x00\x00\x10\x00".to_vec(), vec![b'a'; 1 << 20], b"q\x00].".to_vec()].concat();
+        assert!(parse(&text).is_ok());
+        let repeated = [&text[..text.len() - 2], b"](", &b"h\x00".repeat(100)[..], b"e."].concat();
+        refused(&repeated, "text");
+    }
+
+    #[test]
+    fn only_the_names_of_tensors_may_be_mentioned() {
+        refused(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "os.system");
+        refused(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "builtins.eval");
+        refused(b"ctorch\nload\n.", "torch.load");
+        refused(b"ctorch\nFloatStorage\n)R.", "a call of a type");
+        refused(b"K\x01)R.", "a call of a whole number");
+        refused(b"\x81.", "0x81");
     }
 }
