@@ -1,1 +1,4 @@
-//! placeholder
+//! Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
+
+pub mod cli;
+pub mod data;
