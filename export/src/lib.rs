@@ -1,5 +1,9 @@
 //! Writes models as ONNX, proves the file numerically, and samples from it.
 
 mod atomic;
+mod error;
+mod meta;
 
 pub use atomic::write_atomically;
+pub use error::{Error, Result};
+pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Prediction, Sampler, SamplerDefaults};
