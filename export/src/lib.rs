@@ -3,6 +3,7 @@
 mod atomic;
 mod error;
 mod meta;
+pub mod onnx;
 
 pub use atomic::write_atomically;
 pub use error::{Error, Result};
