@@ -1,12 +1,16 @@
 //! Small image networks, each defined once over a small [tensor vocabulary](Tensor) and read in several ways.
 
+pub mod cost;
 mod error;
 mod params;
 pub mod random;
+pub mod shape;
 mod tensor;
+pub mod tiny_dit;
 mod weights;
 
 pub use error::{Error, Result};
 pub use params::{Init, ParamSpec, Scope, Source, init};
 pub use tensor::{BatchNorm, Tensor};
+pub use tiny_dit::{Layout, Prediction, TinyDit, TinyDitConfig};
 pub use weights::{Array, Weights, count};

@@ -1,0 +1,201 @@
+//! Shapes of results, worked out once for every reading that does not compute. All shapes are without the batch.
+
+use crate::{Error, Result};
+
+pub(crate) fn same(op: &'static str, a: &[usize], b: &[usize]) -> Result<()> {
+    if a == b { Ok(()) } else { Err(Error::shape(op, format!("{a:?}"), b)) }
+}
+
+fn last(op: &'static str, x: &[usize]) -> Result<usize> {
+    x.last()
+        .copied()
+        .filter(|&n| n > 0)
+        .ok_or_else(|| Error::shape(op, "at least one axis after the batch", x))
+}
+
+/// Result of [`Tensor::linear`](crate::Tensor::linear).
+pub fn linear(x: &[usize], weight: &[usize], bias: Option<&[usize]>) -> Result<Vec<usize>> {
+    let width = last("linear", x)?;
+    let &[out, input] = weight else { return Err(Error::shape("linear", "a weight [out, in]", weight)) };
+    if input != width {
+        return Err(Error::shape("linear", format!("a last axis of {input}"), x));
+    }
+    if let Some(bias) = bias {
+        same("linear", &[out], bias)?;
+    }
+    let mut dims = x.to_vec();
+    *dims.last_mut().expect("it has a last axis") = out;
+    Ok(dims)
+}
+
+/// Places of a window along an axis of `size`; `None` where none fits.
+pub fn windows(size: usize, kernel: usize, stride: usize, padding: usize) -> Option<usize> {
+    (kernel > 0 && stride > 0).then_some(())?;
+    Some((size + 2 * padding).checked_sub(kernel)? / stride + 1)
+}
+
+/// Result of [`Tensor::conv2d`](crate::Tensor::conv2d).
+pub fn conv2d(
+    x: &[usize],
+    weight: &[usize],
+    bias: Option<&[usize]>,
+    stride: usize,
+    padding: usize,
+) -> Result<Vec<usize>> {
+    let (&[channels, height, width], &[out, input, k1, k2]) = (x, weight) else {
+        return Err(Error::shape(
+            "conv2d",
+            "x [channels, height, width] and weight [out, in, k, k]",
+            (x, weight),
+        ));
+    };
+    if let Some(bias) = bias {
+        same("conv2d", &[out], bias)?;
+    }
+    match (windows(height, k1, stride, padding), windows(width, k2, stride, padding)) {
+        (Some(h), Some(w)) if channels == input && k1 == k2 => Ok(vec![out, h, w]),
+        _ => Err(Error::shape(
+            "conv2d",
+            format!("an input that fits {weight:?}, stride {stride}, padding {padding}"),
+            x,
+        )),
+    }
+}
+
+/// Result of both poolings.
+pub fn pool2d(x: &[usize], kernel: usize, stride: usize, padding: usize) -> Result<Vec<usize>> {
+    let expected =
+        || Error::shape("pool2d", format!("[channels, height, width] that a window of {kernel} fits"), x);
+    let &[channels, height, width] = x else { return Err(expected()) };
+    let places = |n| windows(n, kernel, stride, padding).ok_or_else(expected);
+    if 2 * padding > kernel {
+        return Err(Error::shape("pool2d", "padding of at most half the window", padding));
+    }
+    Ok(vec![channels, places(height)?, places(width)?])
+}
+
+/// Checks the channel parameters of [`Tensor::batch_norm`](crate::Tensor::batch_norm).
+pub fn batch_norm(x: &[usize], params: [&[usize]; 4]) -> Result<Vec<usize>> {
+    let &[channels, _, _] = x else { return Err(Error::shape("batch_norm", "[channels, height, width]", x)) };
+    params.iter().try_for_each(|p| same("batch_norm", &[channels], p))?;
+    Ok(x.to_vec())
+}
+
+/// Checks the parameters of a normalisation over the last axis.
+pub fn norm(op: &'static str, x: &[usize], params: &[&[usize]]) -> Result<Vec<usize>> {
+    let width = last(op, x)?;
+    params.iter().try_for_each(|p| same(op, &[width], p))?;
+    Ok(x.to_vec())
+}
+
+/// Checks `x` `[tokens, width]` against values of one `[width]` for each item.
+pub fn modulation(op: &'static str, x: &[usize], vectors: [&[usize]; 2]) -> Result<Vec<usize>> {
+    let &[_, width] = x else { return Err(Error::shape(op, "[tokens, width]", x)) };
+    vectors.iter().try_for_each(|v| same(op, &[width], v))?;
+    Ok(x.to_vec())
+}
+
+/// Result of [`Tensor::attention`](crate::Tensor::attention).
+pub fn attention(query: &[usize], key: &[usize], value: &[usize]) -> Result<Vec<usize>> {
+    let &[_, _, _] = query else { return Err(Error::shape("attention", "[tokens, heads, d]", query)) };
+    same("attention", query, key)?;
+    same("attention", query, value)?;
+    Ok(query.to_vec())
+}
+
+/// Result of [`Tensor::embedding`](crate::Tensor::embedding).
+pub fn embedding(x: &[usize], table: &[usize]) -> Result<Vec<usize>> {
+    match (x, table) {
+        (&[], &[_, width]) => Ok(vec![width]),
+        _ => Err(Error::shape("embedding", "one number for each item and a table [rows, width]", (x, table))),
+    }
+}
+
+/// Result of [`Tensor::sinusoids`](crate::Tensor::sinusoids).
+pub fn sinusoids(x: &[usize], width: usize) -> Result<Vec<usize>> {
+    match x {
+        [] if width > 0 && width.is_multiple_of(2) => Ok(vec![width]),
+        _ => Err(Error::shape("sinusoids", "one number for each item and an even width", (x, width))),
+    }
+}
+
+/// Result of [`Tensor::swiglu`](crate::Tensor::swiglu).
+pub fn swiglu(x: &[usize]) -> Result<Vec<usize>> {
+    let width = last("swiglu", x)?;
+    if !width.is_multiple_of(2) {
+        return Err(Error::shape("swiglu", "an even last axis", x));
+    }
+    let mut dims = x.to_vec();
+    *dims.last_mut().expect("it has a last axis") = width / 2;
+    Ok(dims)
+}
+
+/// Result of [`Tensor::softmax`](crate::Tensor::softmax).
+pub fn softmax(x: &[usize]) -> Result<Vec<usize>> {
+    last("softmax", x).map(|_| x.to_vec())
+}
+
+/// Result of [`Tensor::reshape`](crate::Tensor::reshape).
+pub fn reshape(x: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
+    let count = |d: &[usize]| d.iter().try_fold(1usize, |n, &k| n.checked_mul(k));
+    match (count(x), count(dims)) {
+        (Some(a), Some(b)) if a == b => Ok(dims.to_vec()),
+        _ => Err(Error::shape("reshape", format!("as many values as {dims:?}"), x)),
+    }
+}
+
+/// Result of [`Tensor::permute`](crate::Tensor::permute).
+pub fn permute(x: &[usize], order: &[usize]) -> Result<Vec<usize>> {
+    let mut seen = order.to_vec();
+    seen.sort_unstable();
+    if seen.iter().copied().ne(0..x.len()) {
+        return Err(Error::shape("permute", format!("each of {} axes once", x.len()), order));
+    }
+    Ok(order.iter().map(|&i| x[i]).collect())
+}
+
+/// Result of [`Tensor::concat`](crate::Tensor::concat).
+pub fn concat(parts: &[&[usize]], axis: usize) -> Result<Vec<usize>> {
+    let first = parts.first().ok_or_else(|| Error::shape("concat", "at least one part", 0))?;
+    if axis >= first.len() {
+        return Err(Error::shape("concat", format!("an axis {axis}"), first));
+    }
+    let mut dims = first.to_vec();
+    dims[axis] = 0;
+    for part in parts {
+        let mut expected = dims.clone();
+        expected[axis] = part.get(axis).copied().unwrap_or(0);
+        same("concat", &expected, part)?;
+        dims[axis] += part[axis];
+    }
+    Ok(dims)
+}
+
+/// Result of [`Tensor::slice`](crate::Tensor::slice).
+pub fn slice(x: &[usize], axis: usize, start: usize, len: usize) -> Result<Vec<usize>> {
+    let fits = |&n: &usize| len > 0 && start.checked_add(len).is_some_and(|end| end <= n);
+    if !x.get(axis).is_some_and(|n| fits(n)) {
+        return Err(Error::shape("slice", format!("places {start} to {start}+{len} on axis {axis}"), x));
+    }
+    let mut dims = x.to_vec();
+    dims[axis] = len;
+    Ok(dims)
+}
+
+/// Result of each part of [`Tensor::chunk`](crate::Tensor::chunk).
+pub fn chunk(x: &[usize], n: usize, axis: usize) -> Result<Vec<usize>> {
+    match x.get(axis) {
+        Some(&size) if n > 0 && size > 0 && size.is_multiple_of(n) => slice(x, axis, 0, size / n),
+        _ => Err(Error::shape("chunk", format!("an axis {axis} that {n} divides"), x)),
+    }
+}
+
+/// Result of [`Tensor::mean`](crate::Tensor::mean).
+pub fn mean(x: &[usize], axis: usize) -> Result<Vec<usize>> {
+    if x.get(axis).is_none_or(|&n| n == 0) {
+        return Err(Error::shape("mean", format!("an axis {axis}"), x));
+    }
+    let mut dims = x.to_vec();
+    dims.remove(axis);
+    Ok(dims)
+}

@@ -1,0 +1,502 @@
+//! TinyDiT: a small class-conditional diffusion transformer on pixels.
+//!
+//! The modern layout follows DiT (Peebles and Xie, arXiv 2212.09748) with adaLN-zero, RMSNorm (arXiv 1910.07467), normalised queries
+//! and keys (arXiv 2302.05442), SwiGLU (arXiv 2002.05202), fixed 2-D sine-cosine positions, and a null class of its own for
+//! classifier-free guidance (arXiv 2207.12598). It predicts the clean image (JiT, arXiv 2511.13720).
+//!
+//! The legacy layout is that of the Python project tiny-cats-model, mistakes included, because that is what its files mean: no
+//! positions, no null class, t unscaled, and an output whose patches are not put back in their places. It predicts a velocity.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Array, Error, Init, Result, Scope, Tensor, cost::Counter, cost::Ledger};
+
+/// Colour channels of every picture.
+pub const CHANNELS: usize = 3;
+/// Width of the sinusoidal time embedding.
+const SINUSOIDS: usize = 256;
+const EPS: f64 = 1e-6;
+/// The predecessor's LayerNorm kept PyTorch's default.
+const LEGACY_EPS: f64 = 1e-5;
+
+/// Which of the two layouts a network has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// The one to train.
+    #[default]
+    Modern,
+    /// The Python project's.
+    Legacy,
+}
+
+/// What the network's output means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prediction {
+    /// The clean image x̂.
+    X,
+    /// The velocity x₁ − x₀ of the straight path from noise x₀ to image x₁.
+    Velocity,
+}
+
+/// The sizes of a TinyDiT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TinyDitConfig {
+    /// Height and width of the picture, pixels.
+    pub image_size: usize,
+    /// Height and width of a patch, pixels; one patch is one token.
+    pub patch_size: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads; they divide the width.
+    pub heads: usize,
+    /// Hidden width of the feed-forward part.
+    pub mlp_width: usize,
+    /// Number of classes, the null class not counted.
+    pub classes: usize,
+    /// The layout.
+    pub layout: Layout,
+}
+
+/// A named size: its name, width, depth and heads.
+pub const SIZES: [(&str, usize, usize, usize); 4] =
+    [("nano", 128, 6, 4), ("tiny", 192, 8, 6), ("small", 256, 8, 8), ("base", 384, 12, 6)];
+
+impl TinyDitConfig {
+    /// A modern network of one of the [`SIZES`], with patches of an eighth of the picture: 64 tokens at every size.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an unknown name or a picture size that 8 does not divide.
+    pub fn named(name: &str, image_size: usize, classes: usize) -> Result<Self> {
+        let names: Vec<&str> = SIZES.iter().map(|s| s.0).collect();
+        let &(_, width, depth, heads) = SIZES.iter().find(|s| s.0 == name).ok_or_else(|| Error::Config {
+            field: "size",
+            message: format!("expected one of {}, found {name}", names.join(", ")),
+        })?;
+        // SwiGLU has three matrices where an MLP has two: 8/3 of the width holds as many parameters as 4, rounded up to 64.
+        let mlp_width = (width * 8).div_ceil(3).next_multiple_of(64);
+        let config = Self {
+            image_size,
+            patch_size: image_size / 8,
+            width,
+            depth,
+            heads,
+            mlp_width,
+            classes,
+            layout: Layout::Modern,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The Python project's network for pictures of 128 pixels.
+    pub fn legacy() -> Self {
+        Self {
+            image_size: 128,
+            patch_size: 16,
+            width: 384,
+            depth: 12,
+            heads: 6,
+            mlp_width: 1536,
+            classes: 13,
+            layout: Layout::Legacy,
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Config`] naming the first field that describes no network or an absurdly large one.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |field, message: String| Err(Error::Config { field, message });
+        let bounds = [
+            ("image_size", self.image_size, 1024),
+            ("patch_size", self.patch_size, 256),
+            ("width", self.width, 4096),
+            ("depth", self.depth, 128),
+            ("heads", self.heads, 128),
+            ("mlp_width", self.mlp_width, 32768),
+            ("classes", self.classes, 65536),
+        ];
+        for (field, value, most) in bounds {
+            if value == 0 || value > most {
+                return fail(field, format!("expected 1 to {most}, found {value}"));
+            }
+        }
+        if !self.image_size.is_multiple_of(self.patch_size) {
+            return fail(
+                "patch_size",
+                format!("expected a divisor of image_size {}, found {}", self.image_size, self.patch_size),
+            );
+        }
+        if self.tokens() > 4096 {
+            return fail("patch_size", format!("expected at most 4096 patches, found {}", self.tokens()));
+        }
+        if !self.width.is_multiple_of(self.heads) {
+            return fail(
+                "heads",
+                format!("expected a divisor of width {}, found {}", self.width, self.heads),
+            );
+        }
+        if self.layout == Layout::Modern && !self.width.is_multiple_of(4) {
+            return fail(
+                "width",
+                format!("expected a multiple of 4 for 2-D positions, found {}", self.width),
+            );
+        }
+        Ok(())
+    }
+
+    /// Number of patches.
+    pub fn tokens(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Sizes of a picture, `[channels, height, width]`.
+    pub fn picture(&self) -> [usize; 3] {
+        [CHANNELS, self.image_size, self.image_size]
+    }
+
+    /// What the network predicts.
+    pub fn prediction(&self) -> Prediction {
+        match self.layout {
+            Layout::Modern => Prediction::X,
+            Layout::Legacy => Prediction::Velocity,
+        }
+    }
+
+    /// The label that stands for "no class", where the network has one.
+    pub fn null_label(&self) -> Option<usize> {
+        (self.layout == Layout::Modern).then_some(self.classes)
+    }
+
+    /// Parameters and operations of one forward pass, by the cost reading.
+    ///
+    /// # Errors
+    /// [`Error::Config`] as [`validate`](Self::validate).
+    pub fn cost(&self) -> Result<Ledger> {
+        let mut counter = Counter::default();
+        let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
+        let (x, t, label) = (counter.input(&self.picture()), counter.input(&[]), counter.input(&[]));
+        model.forward(&x, &t, &label)?;
+        Ok(counter.ledger())
+    }
+}
+
+/// The fixed sine-cosine embedding of a square grid, `[side², width]`: half of the width for the row, half for the column
+/// (MAE, arXiv 2111.06377).
+fn positions(side: usize, width: usize) -> Result<Array> {
+    let quarter = width / 4;
+    let mut data = Vec::with_capacity(side * side * width);
+    for place in 0..side * side {
+        for coordinate in [place / side, place % side] {
+            let angle = |i: usize| coordinate as f64 / 10_000f64.powf(i as f64 / quarter as f64);
+            data.extend((0..quarter).map(|i| angle(i).sin() as f32));
+            data.extend((0..quarter).map(|i| angle(i).cos() as f32));
+        }
+    }
+    Array::new([side * side, width], data)
+}
+
+struct Linear<T: Tensor> {
+    weight: T::Param,
+    bias: Option<T::Param>,
+    path: String,
+}
+
+impl<T: Tensor> Linear<T> {
+    fn new(mut scope: Scope<T>, out: usize, input: usize, bias: bool, init: Init) -> Result<Self> {
+        let weight = scope.param("weight", [out, input], init)?;
+        let bias = bias.then(|| scope.param("bias", [out], Init::Zeros)).transpose()?;
+        Ok(Self { weight, bias, path: scope.path().to_owned() })
+    }
+
+    fn forward(&self, x: &T) -> Result<T> {
+        x.at(&self.path).linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// A normalisation without parameters of its own, or LayerNorm with.
+enum Norm<T: Tensor> {
+    Rms,
+    Layer { weight: T::Param, bias: T::Param },
+}
+
+impl<T: Tensor> Norm<T> {
+    fn new(mut scope: Scope<T>, config: &TinyDitConfig) -> Result<Self> {
+        Ok(match config.layout {
+            Layout::Modern => Norm::Rms,
+            Layout::Legacy => Norm::Layer {
+                weight: scope.param("weight", [config.width], Init::Ones)?,
+                bias: scope.param("bias", [config.width], Init::Zeros)?,
+            },
+        })
+    }
+
+    fn forward(&self, x: &T) -> Result<T> {
+        match self {
+            Norm::Rms => x.rms_norm(None, EPS),
+            Norm::Layer { weight, bias } => x.layer_norm(Some((weight, bias)), LEGACY_EPS),
+        }
+    }
+}
+
+enum Mlp<T: Tensor> {
+    SwiGlu { w12: Linear<T>, w3: Linear<T> },
+    Gelu { fc1: Linear<T>, fc2: Linear<T> },
+}
+
+impl<T: Tensor> Mlp<T> {
+    fn new(mut scope: Scope<T>, config: &TinyDitConfig) -> Result<Self> {
+        let (width, hidden) = (config.width, config.mlp_width);
+        Ok(match config.layout {
+            Layout::Modern => Mlp::SwiGlu {
+                w12: Linear::new(scope.sub("w12"), 2 * hidden, width, false, Init::Xavier)?,
+                w3: Linear::new(scope.sub("w3"), width, hidden, false, Init::Xavier)?,
+            },
+            Layout::Legacy => Mlp::Gelu {
+                fc1: Linear::new(scope.sub("fc1"), hidden, width, true, Init::Xavier)?,
+                fc2: Linear::new(scope.sub("fc2"), width, hidden, true, Init::Xavier)?,
+            },
+        })
+    }
+
+    fn forward(&self, x: &T) -> Result<T> {
+        match self {
+            Mlp::SwiGlu { w12, w3 } => w3.forward(&w12.forward(x)?.swiglu()?),
+            Mlp::Gelu { fc1, fc2 } => fc2.forward(&fc1.forward(x)?.gelu()?),
+        }
+    }
+}
+
+struct Block<T: Tensor> {
+    norm1: Norm<T>,
+    qkv: Linear<T>,
+    qk_norm: Option<(T::Param, T::Param)>,
+    proj: Linear<T>,
+    norm2: Norm<T>,
+    mlp: Mlp<T>,
+    modulation: Linear<T>,
+    heads: usize,
+    path: String,
+}
+
+impl<T: Tensor> Block<T> {
+    fn new(mut scope: Scope<T>, config: &TinyDitConfig) -> Result<Self> {
+        let width = config.width;
+        let head = width / config.heads;
+        let norm1 = Norm::new(scope.sub("norm1"), config)?;
+        let qkv = Linear::new(scope.sub("attn").sub("qkv"), 3 * width, width, false, Init::Xavier)?;
+        let qk_norm = (config.layout == Layout::Modern)
+            .then(|| -> Result<_> {
+                let mut attn = scope.sub("attn");
+                Ok((
+                    attn.param("q_norm.weight", [head], Init::Ones)?,
+                    attn.param("k_norm.weight", [head], Init::Ones)?,
+                ))
+            })
+            .transpose()?;
+        Ok(Self {
+            norm1,
+            qkv,
+            qk_norm,
+            proj: Linear::new(scope.sub("attn").sub("proj"), width, width, true, Init::Xavier)?,
+            norm2: Norm::new(scope.sub("norm2"), config)?,
+            mlp: Mlp::new(scope.sub("mlp"), config)?,
+            modulation: Linear::new(scope.sub("adaLN_modulation.1"), 6 * width, width, true, Init::Zeros)?,
+            heads: config.heads,
+            path: scope.path().to_owned(),
+        })
+    }
+
+    fn attention(&self, x: &T) -> Result<T> {
+        let &[tokens, width] = x.dims() else { unreachable!("a block's input is [tokens, width]") };
+        let parts = self.qkv.forward(x)?.chunk(3, 1)?;
+        let heads = [tokens, self.heads, width / self.heads];
+        let [mut q, mut k, v] = [0, 1, 2].map(|i: usize| parts[i].reshape(&heads));
+        if let Some((q_weight, k_weight)) = &self.qk_norm {
+            q = q?.rms_norm(Some(q_weight), EPS);
+            k = k?.rms_norm(Some(k_weight), EPS);
+        }
+        self.proj.forward(&q?.attention(&k?, &v?)?.reshape(&[tokens, width])?)
+    }
+
+    /// `x` `[tokens, width]`, `condition` `[width]`, already through SiLU.
+    fn forward(&self, x: &T, condition: &T) -> Result<T> {
+        let m = self.modulation.forward(condition)?.chunk(6, 0)?;
+        let x = x.at(&format!("{}.attn", self.path));
+        let x =
+            x.gated_residual(&self.attention(&self.norm1.forward(&x)?.scale_shift(&m[1], &m[0])?)?, &m[2])?;
+        let x = x.at(&format!("{}.mlp", self.path));
+        x.gated_residual(&self.mlp.forward(&self.norm2.forward(&x)?.scale_shift(&m[4], &m[3])?)?, &m[5])
+    }
+}
+
+/// The network, for one reading.
+pub struct TinyDit<T: Tensor> {
+    config: TinyDitConfig,
+    patch_weight: T::Param,
+    patch_bias: T::Param,
+    positions: Option<T::Param>,
+    classes: T::Param,
+    time: [Linear<T>; 2],
+    blocks: Vec<Block<T>>,
+    final_norm: Norm<T>,
+    final_modulation: Linear<T>,
+    output: Linear<T>,
+}
+
+impl<T: Tensor> TinyDit<T> {
+    /// Builds the network from the parameters of `scope`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a configuration that describes no network, and those of the parameters' source.
+    pub fn new(config: &TinyDitConfig, scope: &mut Scope<T>) -> Result<Self> {
+        config.validate()?;
+        let (width, patch) = (config.width, config.patch_size);
+        let values = CHANNELS * patch * patch;
+        let modern = config.layout == Layout::Modern;
+        let patch_dims = if modern { vec![width, values] } else { vec![width, CHANNELS, patch, patch] };
+        let mut embed = scope.sub("patch_embed.proj");
+        let (patch_weight, patch_bias) =
+            (embed.param("weight", patch_dims, Init::Xavier)?, embed.param("bias", [width], Init::Zeros)?);
+        let side = config.image_size / patch;
+        let positions = modern.then(|| scope.constant("positions", positions(side, width)?)).transpose()?;
+        let rows = config.classes + usize::from(modern);
+        let classes =
+            scope.sub("breed_embedder.embedding").param("weight", [rows, width], Init::Normal(0.02))?;
+        let mut time = scope.sub("t_embedder.mlp");
+        let time = [
+            Linear::new(time.sub(0), width, SINUSOIDS, true, Init::Normal(0.02))?,
+            Linear::new(time.sub(2), width, width, true, Init::Normal(0.02))?,
+        ];
+        let blocks = (0..config.depth)
+            .map(|i| Block::new(scope.sub("blocks").sub(i), config))
+            .collect::<Result<_>>()?;
+        let mut last = scope.sub("final_layer");
+        Ok(Self {
+            config: config.clone(),
+            patch_weight,
+            patch_bias,
+            positions,
+            classes,
+            time,
+            blocks,
+            final_norm: Norm::new(last.sub("norm_final"), config)?,
+            final_modulation: Linear::new(
+                last.sub("adaLN_modulation.1"),
+                2 * width,
+                width,
+                true,
+                Init::Zeros,
+            )?,
+            output: Linear::new(last.sub("linear"), values, width, true, Init::Zeros)?,
+        })
+    }
+
+    /// `[channels, height, width]` → `[tokens, width]`.
+    fn patchify(&self, x: &T) -> Result<T> {
+        let x = x.at("patch_embed.proj");
+        let (size, patch, width) = (self.config.image_size, self.config.patch_size, self.config.width);
+        let (side, tokens) = (size / patch, self.config.tokens());
+        match &self.positions {
+            Some(positions) => x
+                .reshape(&[CHANNELS, side, patch, side, patch])?
+                .permute(&[1, 3, 0, 2, 4])?
+                .reshape(&[tokens, CHANNELS * patch * patch])?
+                .linear(&self.patch_weight, Some(&self.patch_bias))?
+                .add_param(positions),
+            None => x
+                .conv2d(&self.patch_weight, Some(&self.patch_bias), patch, 0)?
+                .reshape(&[width, tokens])?
+                .permute(&[1, 0]),
+        }
+    }
+
+    /// `[tokens, values of a patch]` → `[channels, height, width]`.
+    fn unpatchify(&self, x: &T) -> Result<T> {
+        let x = x.at("final_layer.unpatchify");
+        let (size, patch) = (self.config.image_size, self.config.patch_size);
+        let side = size / patch;
+        match self.config.layout {
+            Layout::Modern => x
+                .reshape(&[side, side, CHANNELS, patch, patch])?
+                .permute(&[2, 0, 3, 1, 4])?
+                .reshape(&self.config.picture()),
+            Layout::Legacy => x.permute(&[1, 0])?.reshape(&self.config.picture()),
+        }
+    }
+
+    /// One forward pass: `x` `[3, size, size]` in [−1, 1] where it is clean, `t` `[]` from 0 (noise) to 1 (image), `label` `[]` (whole
+    /// numbers) → what [`TinyDitConfig::prediction`] says, `[3, size, size]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for inputs of other sizes.
+    pub fn forward(&self, x: &T, t: &T, label: &T) -> Result<T> {
+        if x.dims() != self.config.picture() {
+            return Err(Error::shape("TinyDiT", format!("x {:?}", self.config.picture()), x.dims()));
+        }
+        let scale = if self.config.layout == Layout::Modern { 1000.0 } else { 1.0 };
+        let t = t.at("t_embedder").sinusoids(SINUSOIDS, 10_000.0, scale)?;
+        let t = self.time[1].forward(&self.time[0].forward(&t)?.silu()?)?;
+        let condition =
+            t.add(&label.at("breed_embedder").embedding(&self.classes)?)?.at("condition").silu()?;
+        let mut x = self.patchify(x)?;
+        for block in &self.blocks {
+            x = block.forward(&x, &condition)?;
+        }
+        let m = self.final_modulation.forward(&condition)?.chunk(2, 0)?;
+        let x = self.final_norm.forward(&x.at("final_layer"))?.scale_shift(&m[1], &m[0])?;
+        self.unpatchify(&self.output.forward(&x)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_legacy_layout_has_the_tensors_of_the_python_project() {
+        let ledger = TinyDitConfig::legacy().cost().unwrap();
+        assert_eq!(ledger.params.len(), 169);
+        assert_eq!(ledger.parameters(), 33_063_168);
+    }
+
+    #[test]
+    fn named_sizes_fit_together_at_every_picture_size() {
+        for (name, ..) in SIZES {
+            for size in [32, 64, 128] {
+                let config = TinyDitConfig::named(name, size, 13).unwrap();
+                assert_eq!(config.tokens(), 64);
+                config.cost().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_describes_no_network_is_refused_by_field() {
+        let good = TinyDitConfig::named("tiny", 32, 13).unwrap();
+        let field = |c: &TinyDitConfig| match c.validate() {
+            Err(Error::Config { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(field(&TinyDitConfig { patch_size: 5, ..good.clone() }), "patch_size");
+        assert_eq!(field(&TinyDitConfig { heads: 7, ..good.clone() }), "heads");
+        assert_eq!(field(&TinyDitConfig { depth: 0, ..good.clone() }), "depth");
+        assert_eq!(field(&TinyDitConfig { width: usize::MAX, ..good.clone() }), "width");
+        assert_eq!(field(&TinyDitConfig { image_size: 1024, patch_size: 1, ..good.clone() }), "patch_size");
+    }
+
+    #[test]
+    fn positions_tell_every_patch_from_every_other() {
+        let p = positions(8, 192).unwrap();
+        let rows: Vec<&[f32]> = p.data().chunks(192).collect();
+        for (i, a) in rows.iter().enumerate() {
+            for b in &rows[..i] {
+                assert!(a.iter().zip(*b).map(|(x, y)| (x - y).powi(2)).sum::<f32>() > 0.1);
+            }
+        }
+    }
+}
