@@ -7,4 +7,4 @@ pub mod onnx;
 
 pub use atomic::write_atomically;
 pub use error::{Error, Result};
-pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Prediction, Sampler, SamplerDefaults};
+pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Network, Sampler, SamplerDefaults};

@@ -1,6 +1,7 @@
 //! What a file says about the model in it.
 
 use serde::{Deserialize, Serialize};
+use tiny_cats_models::{Prediction, TinyDitConfig};
 
 use crate::{Error, Result};
 
@@ -12,16 +13,14 @@ pub const FORMAT_VERSION: u32 = 1;
 
 const MAX_BYTES: usize = 1 << 20;
 const MAX_CLASSES: usize = 4096;
-const MAX_IMAGE_SIZE: usize = 2048;
 
-/// What the network's output means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Prediction {
-    /// The clean picture x̂ (arXiv 2511.13720).
-    X,
-    /// The velocity, picture minus noise (arXiv 2209.03003).
-    Velocity,
+/// The configuration of a network, tagged with its kind, from which the definition can be built again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Network {
+    /// A class-conditional generator.
+    TinyDit(TinyDitConfig),
 }
 
 /// How the path from noise to picture is integrated; the grid is uniform.
@@ -85,13 +84,13 @@ impl Default for SamplerDefaults {
 pub struct ModelMeta {
     /// Version of this structure, [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// The network's configuration, tagged with its kind, from which the definition can be built again.
-    pub network: serde_json::Value,
+    /// The network's configuration.
+    pub network: Network,
     /// Side of the square pictures, in pixels.
     pub image_size: usize,
     /// Names of the classes; a label is an index here.
     pub classes: Vec<String>,
-    /// The label of the unconditional pass in guidance: `classes.len()` for a class of its own.
+    /// The label of the unconditional pass in guidance: `classes.len()` where it is a class of its own.
     pub null_label: usize,
     /// The values of black and white.
     pub value_range: [f32; 2],
@@ -106,17 +105,17 @@ pub struct ModelMeta {
 }
 
 impl ModelMeta {
-    /// A model of square pictures in [−1, 1] that predicts the clean picture and has a null class after `classes`.
-    pub fn new(network: serde_json::Value, image_size: usize, classes: Vec<String>) -> Self {
-        let null_label = classes.len();
+    /// What a file of this TinyDiT says, with pictures in [−1, 1]. The legacy layout has no null class; its last class stands in,
+    /// as it did in training.
+    pub fn tiny_dit(config: &TinyDitConfig, classes: Vec<String>) -> Self {
         Self {
             format_version: FORMAT_VERSION,
-            network,
-            image_size,
+            network: Network::TinyDit(config.clone()),
+            image_size: config.image_size,
+            null_label: config.null_label().unwrap_or(classes.len().saturating_sub(1)),
             classes,
-            null_label,
             value_range: [-1.0, 1.0],
-            prediction: Prediction::X,
+            prediction: config.prediction(),
             sampler: SamplerDefaults::default(),
             provenance: serde_json::Value::Null,
         }
@@ -154,8 +153,19 @@ impl ModelMeta {
         if meta.null_label > labels {
             return wrong("null_label", format!("expected at most {labels}, found {}", meta.null_label));
         }
-        if !(1..=MAX_IMAGE_SIZE).contains(&meta.image_size) {
-            return wrong("image_size", format!("expected 1 to {MAX_IMAGE_SIZE}, found {}", meta.image_size));
+        let Network::TinyDit(config) = &meta.network;
+        if let Err(e) = config.validate() {
+            return wrong("network", e.to_string());
+        }
+        if config.classes != labels {
+            return wrong("classes", format!("expected the network's {}, found {labels}", config.classes));
+        }
+        if config.image_size != meta.image_size {
+            let (expected, found) = (config.image_size, meta.image_size);
+            return wrong("image_size", format!("expected the network's {expected}, found {found}"));
+        }
+        if config.prediction() != meta.prediction {
+            return wrong("prediction", format!("expected the network's {:?}", config.prediction()));
         }
         if !(meta.value_range.iter().all(|v| v.is_finite()) && meta.value_range[0] < meta.value_range[1]) {
             return wrong("value_range", format!("expected black below white, found {:?}", meta.value_range));
@@ -172,7 +182,8 @@ mod tests {
     use super::*;
 
     fn meta() -> ModelMeta {
-        ModelMeta::new(serde_json::json!({"kind": "tiny-dit"}), 32, vec!["Abyssinian".into(), "Other".into()])
+        let config = TinyDitConfig::named("nano", 32, 2).unwrap();
+        ModelMeta::tiny_dit(&config, vec!["Abyssinian".into(), "Other".into()])
     }
 
     #[test]
@@ -183,11 +194,16 @@ mod tests {
     #[test]
     fn a_wrong_field_is_named_with_its_file() {
         type Change = fn(&mut ModelMeta);
-        let wrong: [(&str, Change); 6] = [
+        let wrong: [(&str, Change); 8] = [
             ("format_version", |m| m.format_version = 9),
             ("classes", |m| m.classes.clear()),
             ("null_label", |m| m.null_label = 3),
             ("image_size", |m| m.image_size = 1 << 40),
+            ("prediction", |m| m.prediction = Prediction::Velocity),
+            ("network", |m| {
+                let Network::TinyDit(config) = &mut m.network;
+                config.heads = 7;
+            }),
             ("value_range", |m| m.value_range = [1.0, -1.0]),
             ("sampler", |m| m.sampler.steps = 0),
         ];
