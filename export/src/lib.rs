@@ -1,10 +1,13 @@
 //! Writes models as ONNX, proves the file numerically, and samples from it.
 
 mod atomic;
+mod convert;
 mod error;
 mod meta;
 pub mod onnx;
+pub mod runtime;
 
 pub use atomic::write_atomically;
+pub use convert::{INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
 pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Network, Sampler, SamplerDefaults};
