@@ -6,6 +6,7 @@ mod error;
 mod meta;
 pub mod onnx;
 pub mod runtime;
+pub mod sample;
 
 pub use atomic::write_atomically;
 pub use convert::{INPUTS, OUTPUT, to_onnx};
