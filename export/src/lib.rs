@@ -3,6 +3,8 @@
 mod atomic;
 mod convert;
 mod error;
+mod generator;
+mod load;
 mod meta;
 pub mod onnx;
 pub mod runtime;
@@ -11,4 +13,6 @@ pub mod sample;
 pub use atomic::write_atomically;
 pub use convert::{INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
+pub use generator::{Breed, Generator, Options, Picture, Request};
+pub use load::Model;
 pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Network, Sampler, SamplerDefaults};
