@@ -1,1 +1,5 @@
-//! placeholder
+//! Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod data;

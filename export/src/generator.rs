@@ -9,6 +9,7 @@ use crate::{
     Error, Model, ModelMeta, Result, Sampler,
     runtime::RuntimeKind,
     sample::{Denoiser, Draw, Progress, Settings, sample},
+    to_rgb,
 };
 
 const MAX_COUNT: usize = 1 << 20;
@@ -235,19 +236,14 @@ impl Generator {
             class: self.meta.classes[labels[i]].clone(),
             seed: request.seed,
             index: i as u64,
-            image: to_image(&values, self.meta.value_range),
+            image: to_rgb(&to_unit(values.data(), self.meta.value_range), size as u32),
             values,
         };
         Ok(drawn.into_iter().enumerate().map(picture).collect())
     }
 }
 
-/// The picture of `[3, height, width]` values in `range`, black to white.
-fn to_image(values: &Array, range: [f32; 2]) -> RgbImage {
-    let &[_, height, width] = values.dims() else { return RgbImage::new(0, 0) };
-    let level = |v: f32| (255.0 * (v - range[0]) / (range[1] - range[0])).round().clamp(0.0, 255.0) as u8;
-    RgbImage::from_fn(width as u32, height as u32, |x, y| {
-        let place = y as usize * width + x as usize;
-        image::Rgb([0, 1, 2].map(|c| level(values.data()[c * height * width + place])))
-    })
+/// Values whose black and white are `range`, in [−1, 1].
+fn to_unit(values: &[f32], [black, white]: [f32; 2]) -> Vec<f32> {
+    values.iter().map(|v| 2.0 * (v - black) / (white - black) - 1.0).collect()
 }

@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 use tiny_cats_models::{Array, TinyDitConfig, Weights};
 
 use crate::{
-    Error, INPUTS, META_KEY, ModelMeta, Result,
+    Error, INPUTS, META_KEY, ModelMeta, Network, Result,
     onnx::{DEFAULT_OPSET, DataType, OnnxFile},
     runtime::{Input, RuntimeKind, Session},
     sample::Denoiser,
@@ -113,9 +113,30 @@ impl Model {
         }
     }
 
+    /// The weights: of a graph, those that its definition asks for.
+    ///
+    /// # Errors
+    /// As [`OnnxFile::weights`].
+    pub fn weights(&self) -> Result<Weights> {
+        match &self.contents {
+            Contents::Weights(weights) => Ok(weights.clone()),
+            Contents::Graph(file, _) => {
+                let Network::TinyDit(config) = &self.meta.config;
+                let mut all = file.weights()?;
+                let specs = config.cost()?.params;
+                Ok(specs.into_iter().filter_map(|spec| all.remove_entry(&spec.name)).collect())
+            }
+        }
+    }
+
+    #[cfg(feature = "candle")]
+    fn definition(&self, _: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
+        Ok(Box::new(crate::runtime::candle::Definition::new(&self.meta, &self.weights()?)?))
+    }
+
+    #[cfg(not(feature = "candle"))]
     fn definition(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
-        let _ = kind.version()?;
-        Err(kind.error("not yet"))
+        Err(kind.absent())
     }
 }
 

@@ -1,0 +1,21 @@
+//! Checkpoints: what files hold of a model.
+//!
+//! Three kinds are written: the [state of a training run](TrainingState), and a released model as
+//! [safetensors](write_safetensors) and for [PyTorch](write_torch). [`open`] reads these and the files of the Python project that this
+//! one succeeds. No file is trusted: sizes, counts, nesting and offsets are checked before anything is allocated.
+
+mod error;
+mod network;
+mod numbers;
+mod open;
+mod released;
+mod safetensors;
+mod state;
+pub mod torch;
+
+pub use error::{Error, Problem, Result};
+pub use network::{Network, PREDECESSOR_CLASSES};
+pub use numbers::{Dtype, Numbers};
+pub use open::{Format, Loaded, WhichWeights, open};
+pub use released::{ModelInfo, write_safetensors, write_torch};
+pub use state::TrainingState;

@@ -1,0 +1,175 @@
+//! Numbers as files hold them.
+
+use half::{bf16, f16};
+
+/// The type of a stored number; all are little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE binary64.
+    F64,
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    BF16,
+    /// Signed, 64 bits.
+    I64,
+    /// Signed, 32 bits.
+    I32,
+    /// Signed, 16 bits.
+    I16,
+    /// Signed, 8 bits.
+    I8,
+    /// Unsigned, 8 bits.
+    U8,
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+/// The values of a tensor in row-major order: real ones rounded to `f32`, whole ones exact.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Numbers {
+    /// From f64, f32, f16 or bf16.
+    Floats(Vec<f32>),
+    /// From integers and booleans.
+    Integers(Vec<i64>),
+}
+
+impl Dtype {
+    const ALL: [Dtype; 10] = [
+        Dtype::F64,
+        Dtype::F32,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::I64,
+        Dtype::I32,
+        Dtype::I16,
+        Dtype::I8,
+        Dtype::U8,
+        Dtype::Bool,
+    ];
+
+    /// Bytes of one number.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F64 | Dtype::I64 => 8,
+            Dtype::F32 | Dtype::I32 => 4,
+            Dtype::F16 | Dtype::BF16 | Dtype::I16 => 2,
+            Dtype::I8 | Dtype::U8 | Dtype::Bool => 1,
+        }
+    }
+
+    /// Its name in safetensors files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F64 => "F64",
+            Dtype::F32 => "F32",
+            Dtype::F16 => "F16",
+            Dtype::BF16 => "BF16",
+            Dtype::I64 => "I64",
+            Dtype::I32 => "I32",
+            Dtype::I16 => "I16",
+            Dtype::I8 => "I8",
+            Dtype::U8 => "U8",
+            Dtype::Bool => "BOOL",
+        }
+    }
+
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// An empty list for `n` numbers of this type.
+    pub(super) fn numbers(self, n: usize) -> Numbers {
+        match self {
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => Numbers::Floats(Vec::with_capacity(n)),
+            _ => Numbers::Integers(Vec::with_capacity(n)),
+        }
+    }
+
+    /// Appends the numbers in `bytes` to `out`, which [`numbers`](Self::numbers) made; an incomplete last number is left out.
+    pub(super) fn decode(self, bytes: &[u8], out: &mut Numbers) {
+        fn extend<const N: usize, T>(out: &mut Vec<T>, bytes: &[u8], number: impl Fn([u8; N]) -> T) {
+            out.extend(bytes.as_chunks::<N>().0.iter().map(|&b| number(b)));
+        }
+        match (out, self) {
+            (Numbers::Floats(out), Dtype::F64) => extend(out, bytes, |b| f64::from_le_bytes(b) as f32),
+            (Numbers::Floats(out), Dtype::F32) => extend(out, bytes, f32::from_le_bytes),
+            (Numbers::Floats(out), Dtype::F16) => extend(out, bytes, |b| f16::from_le_bytes(b).to_f32()),
+            (Numbers::Floats(out), Dtype::BF16) => extend(out, bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            (Numbers::Integers(out), Dtype::I64) => extend(out, bytes, i64::from_le_bytes),
+            (Numbers::Integers(out), Dtype::I32) => extend(out, bytes, |b| i32::from_le_bytes(b).into()),
+            (Numbers::Integers(out), Dtype::I16) => extend(out, bytes, |b| i16::from_le_bytes(b).into()),
+            (Numbers::Integers(out), Dtype::I8) => extend(out, bytes, |b| i8::from_le_bytes(b).into()),
+            (Numbers::Integers(out), _) => extend(out, bytes, |[b]| b.into()),
+            (Numbers::Floats(_), _) => {}
+        }
+    }
+}
+
+/// Hands the little-endian bytes of `values` to `write`, a piece at a time: no second copy of a large tensor is made.
+pub(super) fn each_piece<E>(values: &[f32], mut write: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    let mut bytes = vec![0; 4 * values.len().min(1 << 16)];
+    for piece in values.chunks(1 << 16) {
+        let bytes = &mut bytes[..4 * piece.len()];
+        for (to, from) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(piece) {
+            *to = from.to_le_bytes();
+        }
+        write(bytes)?;
+    }
+    Ok(())
+}
+
+/// How many numbers a tensor of these sizes has, unless that is more than memory can address.
+pub(super) fn elements(dims: &[usize]) -> Option<usize> {
+    dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_keeps_its_numbers_as_exactly_as_it_can() {
+        let decode = |dtype: Dtype, bytes: &[u8]| {
+            let mut out = dtype.numbers(0);
+            dtype.decode(bytes, &mut out);
+            out
+        };
+        for x in [0.0, -1.5, 1e-3, 6e4] {
+            let floats = |v: f32| Numbers::Floats(vec![v]);
+            assert_eq!(decode(Dtype::F64, &f64::to_le_bytes(x)), floats(x as f32));
+            assert_eq!(decode(Dtype::F32, &(x as f32).to_le_bytes()), floats(x as f32));
+            assert_eq!(
+                decode(Dtype::F16, &f16::from_f64(x).to_le_bytes()),
+                floats(f16::from_f64(x).to_f32())
+            );
+            assert_eq!(
+                decode(Dtype::BF16, &bf16::from_f64(x).to_le_bytes()),
+                floats(bf16::from_f64(x).to_f32())
+            );
+        }
+        let integers = |v: i64| Numbers::Integers(vec![v]);
+        assert_eq!(decode(Dtype::I64, &((1i64 << 53) + 1).to_le_bytes()), integers((1 << 53) + 1));
+        assert_eq!(decode(Dtype::I32, &i32::MIN.to_le_bytes()), integers(i32::MIN.into()));
+        assert_eq!(decode(Dtype::I16, &(-7i16).to_le_bytes()), integers(-7));
+        assert_eq!(decode(Dtype::I8, &[0xff]), integers(-1));
+        assert_eq!(decode(Dtype::U8, &[0xff]), integers(255));
+        assert_eq!(decode(Dtype::Bool, &[1]), integers(1));
+    }
+
+    #[test]
+    fn pieces_are_the_bytes_in_order() {
+        let values: Vec<f32> = (0..150_000).map(|i| i as f32).collect();
+        let mut bytes = Vec::new();
+        each_piece(&values, |b| {
+            bytes.extend_from_slice(b);
+            Ok::<_, ()>(())
+        })
+        .unwrap();
+        let mut back = Dtype::F32.numbers(values.len());
+        Dtype::F32.decode(&bytes, &mut back);
+        assert_eq!(back, Numbers::Floats(values));
+    }
+}

@@ -1,0 +1,259 @@
+//! Opening whatever holds weights.
+
+use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
+
+use serde_json::Value as Json;
+use tiny_cats_models::{Array, Weights};
+
+use super::{
+    ModelInfo, Network, PREDECESSOR_CLASSES, Problem, Result, TrainingState,
+    numbers::Numbers,
+    released,
+    safetensors::{SafeTensors, Stored},
+    state,
+    torch::{Tensor, TorchFile, Value},
+};
+
+/// Which of a checkpoint's weights are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhichWeights {
+    /// Those that the optimizer stepped.
+    Raw,
+    /// Their exponential moving average.
+    Ema,
+    /// Our own training's averages, the Python project's raw ones (its averages of short runs are still near their beginning).
+    #[default]
+    Default,
+}
+
+/// What was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// `NAME.safetensors` of a released model.
+    ReleasedSafetensors,
+    /// `NAME.pt` of a released model.
+    ReleasedTorch,
+    /// [`TrainingState`].
+    TrainingState,
+    /// safetensors written by others.
+    Safetensors,
+    /// `{model_state_dict, ema_shadow_params, config, ..}`.
+    TorchTraining,
+    /// `{model, ema_params, step, config}`.
+    TorchModel,
+    /// `{state_dict}`.
+    TorchStateDict,
+    /// `{shadow_params, step}`: averages alone.
+    TorchAverages,
+    /// A dictionary of tensors and nothing else.
+    TorchBare,
+}
+
+/// The weights of a checkpoint, and what the file says about them.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What was opened.
+    pub format: Format,
+    /// Real-valued tensors by name, without the prefixes `module.` and `_orig_mod.` that PyTorch's wrappers add.
+    pub weights: Weights,
+    /// Integer and boolean tensors by name, such as batch normalisation's `num_batches_tracked`.
+    pub integers: BTreeMap<String, Vec<i64>>,
+    /// Whether `weights` are averages.
+    pub averaged: bool,
+    /// What our own files say about the model.
+    pub info: Option<ModelInfo>,
+    /// What others' files call `config`.
+    pub config: Option<Json>,
+    /// How many steps it was trained, if the file says so.
+    pub step: Option<u64>,
+}
+
+/// Opens a checkpoint: our released models and training states, the Python project's files in all their layouts, safetensors.
+/// The content decides, not the name.
+///
+/// # Errors
+/// When the file is of no format that is read, was truncated or altered, holds no tensors, or lacks the weights that are wanted.
+pub fn open(path: &Path, which: WhichWeights) -> Result<Loaded> {
+    read(path, which).map_err(|p| p.at(path))
+}
+
+fn read(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
+    let mut start = Vec::new();
+    File::open(path)?.take(512).read_to_end(&mut start)?;
+    let loaded = match &start[..] {
+        [b'P', b'K', 3, 4, ..] => read_torch(path, which)?,
+        [_, _, _, _, _, _, _, 0, b'{', ..] => read_safetensors(path, which)?,
+        // What torch.save began with before 1.6: a pickle of this number, or a tar archive.
+        [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, ..] => return Err(Problem::LegacyTorch),
+        tar if tar.get(257..262) == Some(b"ustar") => return Err(Problem::LegacyTorch),
+        other => return Err(Problem::Unrecognised { found: looks_like(other) }),
+    };
+    if loaded.weights.is_empty() { Err(Problem::NoTensors) } else { Ok(loaded) }
+}
+
+fn looks_like(start: &[u8]) -> &'static str {
+    match start {
+        [] => "the file is empty",
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', b'h', b't', b't', b'p', ..] => {
+            "a Git LFS pointer, whose file was not fetched"
+        }
+        [b'<', ..] => "a web page",
+        [0x08, ..] => "it looks like an ONNX file",
+        [0x80, ..] => "a Python pickle",
+        _ => "the content is unknown",
+    }
+}
+
+impl Loaded {
+    fn new(format: Format) -> Self {
+        let (weights, integers) = Default::default();
+        Self { format, weights, integers, averaged: false, info: None, config: None, step: None }
+    }
+
+    /// The network: what the file says, else what names and shapes say.
+    ///
+    /// # Errors
+    /// When the weights are of no network that is known.
+    pub fn network(&self) -> Result<Network, Problem> {
+        match &self.info {
+            Some(info) => Ok(info.config.clone()),
+            None => Network::infer(&self.weights, self.config.as_ref()),
+        }
+    }
+
+    /// Names of the classes, by label: what the file says, else the Python project's, else numbers.
+    ///
+    /// # Errors
+    /// As [`network`](Self::network).
+    pub fn classes(&self) -> Result<Vec<String>, Problem> {
+        if let Some(info) = &self.info {
+            return Ok(info.classes.clone());
+        }
+        let n = self.network()?.classes();
+        let known = n == PREDECESSOR_CLASSES.len();
+        Ok((0..n).map(|i| if known { PREDECESSOR_CLASSES[i].to_owned() } else { i.to_string() }).collect())
+    }
+
+    fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: Numbers) -> Result<(), Problem> {
+        let name = canonical(name);
+        let twice = || Problem::malformed(name, "there are two tensors of this name");
+        match numbers {
+            Numbers::Integers(values) => {
+                self.integers.insert(name.to_owned(), values).map_or(Ok(()), |_| Err(twice()))
+            }
+            Numbers::Floats(data) => {
+                let array = Array::new(dims, data).map_err(|e| Problem::malformed(name, e.to_string()))?;
+                self.weights.insert(name.to_owned(), array).map_or(Ok(()), |_| Err(twice()))
+            }
+        }
+    }
+}
+
+/// The name without what `DataParallel` and `torch.compile` put before it.
+fn canonical(mut name: &str) -> &str {
+    while let Some(rest) = name.strip_prefix("module.").or_else(|| name.strip_prefix("_orig_mod.")) {
+        name = rest;
+    }
+    name
+}
+
+fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
+    let file = SafeTensors::open(path)?;
+    if file.metadata.contains_key(state::KEY) {
+        return read_state(file, which);
+    }
+    let mut loaded = Loaded::new(Format::Safetensors);
+    if let Some(text) = file.metadata.get(released::KEY) {
+        let json: Json =
+            serde_json::from_str(text).map_err(|e| Problem::malformed(released::KEY, e.to_string()))?;
+        loaded.info = Some(ModelInfo::from_json(&json)?);
+        loaded.format = Format::ReleasedSafetensors;
+    }
+    for Stored { name, dims, numbers } in file.read(|_| true)? {
+        loaded.insert(&name, dims, numbers)?;
+    }
+    Ok(loaded)
+}
+
+fn read_state(file: SafeTensors, which: WhichWeights) -> Result<Loaded, Problem> {
+    let mut loaded = Loaded::new(Format::TrainingState);
+    let has = |group: &str| file.entries.iter().any(|e| e.name.starts_with(group));
+    loaded.averaged = match which {
+        WhichWeights::Raw => false,
+        WhichWeights::Ema if !has("ema.") => {
+            return Err(Problem::NoSuchWeights { wanted: "EMA", found: "raw" });
+        }
+        _ => has("ema."),
+    };
+    let state = TrainingState::read(file, if loaded.averaged { &["ema."] } else { &["weights."] })?;
+    loaded.weights = if loaded.averaged { state.ema } else { state.weights };
+    loaded.step = state.meta.get("step").and_then(Json::as_u64);
+    loaded.info = state.meta.get("model").map(ModelInfo::from_json).transpose()?;
+    Ok(loaded)
+}
+
+fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
+    let TorchFile { root, mut storages } = TorchFile::read_values(path)?;
+    let dictionary = |key: &str| root.get(key).filter(|v| matches!(v, Value::Dict(_)));
+    let info = released::torch_info(&root)?;
+    let training = if info.is_some() { Format::ReleasedTorch } else { Format::TorchTraining };
+    let layouts = [
+        (released::STATE_DICT, "ema_shadow_params", training),
+        ("model", "ema_params", Format::TorchModel),
+        ("state_dict", "ema_params", Format::TorchStateDict),
+    ];
+    let known = layouts.iter().find_map(|&(raw, ema, format)| {
+        Some((dictionary(raw), dictionary(ema), format)).filter(|l| l.0.is_some())
+    });
+    let (raw, ema, format) = known.unwrap_or_else(|| match dictionary("shadow_params") {
+        Some(ema) => (None, Some(ema), Format::TorchAverages),
+        None => (Some(&root), None, Format::TorchBare),
+    });
+
+    let mut loaded = Loaded { info, ..Loaded::new(format) };
+    loaded.step = match root.get("step") {
+        Some(Value::Int(step)) => u64::try_from(*step).ok(),
+        _ => None,
+    };
+    loaded.config = dictionary("config").map(Value::to_json);
+    let ema_wanted = which == WhichWeights::Ema || (which == WhichWeights::Default && raw.is_none());
+    let tensors = match (raw, ema) {
+        (_, Some(ema)) if ema_wanted => {
+            loaded.averaged = true;
+            let averaged = ema.tensors();
+            // Averages are kept of parameters; the running statistics are only among the raw tensors.
+            let is_statistic = |name: &str| {
+                ["running_mean", "running_var", "num_batches_tracked"].iter().any(|s| name.ends_with(s))
+            };
+            let statistics = raw.map(Value::tensors).unwrap_or_default().into_iter().filter(|(name, _)| {
+                is_statistic(name) && !averaged.iter().any(|(a, _)| canonical(a) == canonical(name))
+            });
+            averaged.iter().copied().chain(statistics).collect()
+        }
+        (Some(raw), _) if !ema_wanted => raw.tensors(),
+        (Some(_), _) => return Err(Problem::NoSuchWeights { wanted: "EMA", found: "raw" }),
+        (None, _) => return Err(Problem::NoSuchWeights { wanted: "raw", found: "EMA" }),
+    };
+    let tensors: Vec<(&str, &Tensor)> = tensors;
+    for ((name, tensor), numbers) in tensors.iter().zip(storages.read(&tensors)?) {
+        loaded.insert(name, tensor.dims.clone(), numbers)?;
+    }
+    Ok(loaded)
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::ReleasedSafetensors => "released model, safetensors",
+            Format::ReleasedTorch => "released model, PyTorch",
+            Format::TrainingState => "training state",
+            Format::Safetensors => "safetensors",
+            Format::TorchTraining => "PyTorch training checkpoint (model_state_dict)",
+            Format::TorchModel => "PyTorch checkpoint (model)",
+            Format::TorchStateDict => "PyTorch checkpoint (state_dict)",
+            Format::TorchAverages => "PyTorch averages (shadow_params)",
+            Format::TorchBare => "PyTorch state dict",
+        })
+    }
+}

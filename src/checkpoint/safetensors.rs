@@ -1,0 +1,328 @@
+//! safetensors files, with a checksum.
+//!
+//! A file is the header's length (8 bytes, little-endian), the header (JSON: sizes, types and places of the tensors, and a map of
+//! strings called `__metadata__`), and the tensors' numbers without gaps. Written here, the header's keys are sorted, so that equal
+//! contents are equal bytes, and the metadata's `sha256` covers **all** bytes of the file, itself read as 64 zeros. Files without it
+//! are read too.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufWriter, Read, Seek, SeekFrom, Write},
+    path::Path,
+};
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use tiny_cats_export::write_atomically;
+use tiny_cats_models::Array;
+
+use super::{
+    Error, Problem,
+    numbers::{Dtype, Numbers, each_piece, elements},
+};
+
+/// A header is some 100 bytes a tensor; this is 150,000 of them.
+const MAX_HEADER: u64 = 16 << 20;
+const PIECE: usize = 1 << 20;
+const CHECKSUM: &str = "sha256";
+const UNSUMMED: [u8; 64] = [b'0'; 64];
+
+/// A tensor's place in a file.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) dims: Vec<usize>,
+    pub(super) dtype: Dtype,
+    begin: u64,
+    end: u64,
+}
+
+/// An open file whose header was read and holds together.
+#[derive(Debug)]
+pub(super) struct SafeTensors {
+    file: File,
+    /// The header's strings.
+    pub(super) metadata: BTreeMap<String, String>,
+    /// In the order of the file.
+    pub(super) entries: Vec<Entry>,
+    start: u64,
+    checksum: Option<(Sha256, String)>,
+}
+
+/// A tensor that was read.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) name: String,
+    pub(super) dims: Vec<usize>,
+    pub(super) numbers: Numbers,
+}
+
+impl SafeTensors {
+    /// Reads and checks the header: every tensor has the bytes its sizes ask for, and together they fill the file.
+    pub(super) fn open(path: &Path) -> Result<Self, Problem> {
+        let mut file = File::open(path)?;
+        let file_len = file.metadata()?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(|_| truncated("header"))?;
+        let header_len = u64::from_le_bytes(length);
+        if header_len > MAX_HEADER {
+            let message = format!("{header_len} bytes long, expected at most {MAX_HEADER}");
+            return Err(Problem::malformed("header", message));
+        }
+        let start = 8 + header_len;
+        if start > file_len {
+            return Err(truncated("header"));
+        }
+        let mut header = vec![0; header_len as usize];
+        file.read_exact(&mut header)?;
+        let json: Map<String, Value> =
+            serde_json::from_slice(&header).map_err(|e| Problem::malformed("header", e.to_string()))?;
+
+        let mut metadata: BTreeMap<String, String> = BTreeMap::new();
+        let mut entries = Vec::with_capacity(json.len());
+        for (name, value) in json {
+            if name == "__metadata__" {
+                metadata = serde_json::from_value(value)
+                    .map_err(|_| Problem::malformed("__metadata__", "expected a map of strings"))?;
+            } else {
+                entries.push(Entry::parse(name, &value)?);
+            }
+        }
+        entries.sort_by_key(|e| (e.begin, e.end));
+        let mut at = 0;
+        for entry in &entries {
+            if entry.begin != at {
+                let message = format!("data begins at byte {}, expected {at}", entry.begin);
+                return Err(Problem::malformed(&entry.name, message));
+            }
+            at = entry.end;
+        }
+        if start.checked_add(at) != Some(file_len) {
+            let message = format!("{} bytes of numbers, expected {at}", file_len - start);
+            return Err(Problem::malformed("data", message));
+        }
+        let checksum = match metadata.get(CHECKSUM) {
+            Some(sum) => {
+                let place = checksum_place(&header).ok_or(Problem::Checksum)?;
+                header
+                    .get_mut(place..place + UNSUMMED.len())
+                    .ok_or(Problem::Checksum)?
+                    .copy_from_slice(&UNSUMMED);
+                let mut hash = Sha256::new();
+                hash.update(length);
+                hash.update(&header);
+                Some((hash, sum.clone()))
+            }
+            None => None,
+        };
+        Ok(Self { file, metadata, entries, start, checksum })
+    }
+
+    /// Whether damage to this file is always noticed.
+    pub(super) fn has_checksum(&self) -> bool {
+        self.checksum.is_some()
+    }
+
+    /// Reads the tensors that `wanted` says yes to, in the order of the file. All of the file is read if there is a checksum to check.
+    pub(super) fn read(mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Stored>, Problem> {
+        let mut piece = vec![0; PIECE];
+        let mut stored = Vec::new();
+        self.file.seek(SeekFrom::Start(self.start))?;
+        for entry in self.entries {
+            let wanted = wanted(&entry);
+            if !wanted && self.checksum.is_none() {
+                self.file.seek(SeekFrom::Start(self.start + entry.end))?;
+                continue;
+            }
+            let mut left = (entry.end - entry.begin) as usize;
+            let mut numbers = entry.dtype.numbers(if wanted { left / entry.dtype.size() } else { 0 });
+            while left > 0 {
+                let bytes = &mut piece[..left.min(PIECE)];
+                self.file.read_exact(bytes)?;
+                if let Some((hash, _)) = &mut self.checksum {
+                    hash.update(&*bytes);
+                }
+                if wanted {
+                    entry.dtype.decode(bytes, &mut numbers);
+                }
+                left -= bytes.len();
+            }
+            if wanted {
+                stored.push(Stored { name: entry.name, dims: entry.dims, numbers });
+            }
+        }
+        match self.checksum {
+            Some((hash, expected)) => (hex(hash) == expected).then_some(stored).ok_or(Problem::Checksum),
+            None => Ok(stored),
+        }
+    }
+}
+
+impl Entry {
+    fn parse(name: String, value: &Value) -> Result<Self, Problem> {
+        let wrong = |what: &str| Problem::malformed(&name, what);
+        let numbers = |key: &str| -> Option<Vec<u64>> {
+            value.get(key)?.as_array()?.iter().map(Value::as_u64).collect()
+        };
+        let kind = value.get("dtype").and_then(Value::as_str).ok_or_else(|| wrong("expected a `dtype`"))?;
+        let dtype = Dtype::from_name(kind).ok_or_else(|| {
+            wrong(&format!("numbers of type {kind:?}, expected F64, F32, F16, BF16 or integers"))
+        })?;
+        let dims = numbers("shape").ok_or_else(|| wrong("expected a `shape`, a list of whole numbers"))?;
+        let dims: Vec<usize> = dims
+            .into_iter()
+            .map(usize::try_from)
+            .collect::<Result<_, _>>()
+            .map_err(|_| wrong("a size beyond this machine's memory"))?;
+        let Some(&[begin, end]) = numbers("data_offsets").as_deref() else {
+            return Err(wrong("expected `data_offsets`, two whole numbers"));
+        };
+        let bytes = elements(&dims).and_then(|n| n.checked_mul(dtype.size()));
+        if end < begin || bytes.map(|n| n as u64) != Some(end - begin) {
+            return Err(wrong(&format!(
+                "bytes {begin} to {end} are not the size of {kind} numbers of shape {dims:?}"
+            )));
+        }
+        Ok(Self { name, dims, dtype, begin, end })
+    }
+}
+
+/// Writes `path` atomically: `tensors` in the given order, and `metadata` and the checksum in the header.
+///
+/// # Errors
+/// Those of [`write_atomically`].
+pub(super) fn write(
+    path: &Path,
+    metadata: &BTreeMap<&str, String>,
+    tensors: &[(String, &Array)],
+) -> Result<(), Error> {
+    let mut header = Map::new();
+    let mut at = 0;
+    for (name, array) in tensors {
+        let end = at + 4 * array.data().len();
+        header
+            .insert(name.clone(), json!({"dtype": "F32", "shape": array.dims(), "data_offsets": [at, end]}));
+        at = end;
+    }
+    let mut strings: BTreeMap<&str, &str> = metadata.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    let unsummed = String::from_utf8_lossy(&UNSUMMED);
+    strings.insert(CHECKSUM, &unsummed);
+    header.insert("__metadata__".to_owned(), json!(strings));
+    let mut header = Value::Object(header).to_string().into_bytes();
+    // The numbers begin at a multiple of 8, as readers that map the file into memory like it.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let write = |file: &mut BufWriter<&mut File>| -> Result<(), Problem> {
+        let mut hash = Sha256::new();
+        let mut put = |file: &mut BufWriter<&mut File>, bytes: &[u8]| {
+            hash.update(bytes);
+            file.write_all(bytes)
+        };
+        put(file, &(header.len() as u64).to_le_bytes())?;
+        put(file, &header)?;
+        for (_, array) in tensors {
+            each_piece(array.data(), |bytes| put(file, bytes))?;
+        }
+        let place = checksum_place(&header).ok_or(Problem::Checksum)?;
+        file.seek(SeekFrom::Start(8 + place as u64))?;
+        file.write_all(hex(hash).as_bytes())?;
+        Ok(())
+    };
+    write_atomically(path, write).map_err(|p| p.at(path))
+}
+
+/// Where the checksum's digits begin. Quotes inside of JSON strings are escaped, so this text stands nowhere else.
+fn checksum_place(header: &[u8]) -> Option<usize> {
+    let key = format!("\"{CHECKSUM}\":\"");
+    Some(header.windows(key.len()).position(|w| w == key.as_bytes())? + key.len())
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn truncated(field: &str) -> Problem {
+    Problem::malformed(field, "the file ends here: it was truncated")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_bytes(header: &str, data: usize) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        file.write_all(&vec![0; data]).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_safetensors_crate_reads_what_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let (a, b) = (Array::new([2, 3], vec![0.5; 6]).unwrap(), Array::new([], vec![-1.0]).unwrap());
+        let metadata = BTreeMap::from([("note", "a \"sha256\":\" in a note".to_owned())]);
+        write(&path, &metadata, &[("z".into(), &a), ("a \" b".into(), &b)]).unwrap();
+
+        let bytes = std::fs::read(&path).unwrap();
+        let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(theirs.tensor("z").unwrap().shape(), [2, 3]);
+        assert_eq!(theirs.tensor("a \" b").unwrap().data(), (-1f32).to_le_bytes());
+
+        let ours = SafeTensors::open(&path).unwrap();
+        assert!(ours.has_checksum());
+        assert_eq!(ours.metadata["note"], metadata["note"]);
+        let stored = ours.read(|_| true).unwrap();
+        assert_eq!((stored[0].name.as_str(), &stored[0].dims[..]), ("z", &[2, 3][..]));
+        assert_eq!(stored[0].numbers, Numbers::Floats(vec![0.5; 6]));
+    }
+
+    #[test]
+    fn what_the_safetensors_crate_writes_is_read() {
+        use safetensors::{Dtype::BF16, tensor::TensorView};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let view = TensorView::new(BF16, vec![2], &[0x80, 0x3f, 0, 0xc0]).unwrap();
+        safetensors::serialize_to_file([("half", view)], None, &path).unwrap();
+        let stored = SafeTensors::open(&path).unwrap().read(|_| true).unwrap();
+        assert_eq!(stored[0].numbers, Numbers::Floats(vec![1.0, -2.0]));
+    }
+
+    #[test]
+    fn a_header_that_does_not_hold_together_is_refused_before_anything_is_allocated() {
+        for (header, data, field) in [
+            (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 12, "data"),
+            (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 17, "data"),
+            (r#"{"w":{"dtype":"F32","shape":[5],"data_offsets":[0,16]}}"#, 16, "w"),
+            (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#, 16, "w"),
+            (r#"{"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#, 0, "w"),
+            (r#"{"w":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}"#, 2, "w"),
+            (r#"{"w":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}"#, 16, "w"),
+            (r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8, "w"),
+            (
+                r#"{"v":{"dtype":"U8","shape":[9],"data_offsets":[0,9]},"w":{"dtype":"U8","shape":[9],"data_offsets":[1,10]}}"#,
+                10,
+                "w",
+            ),
+            (
+                r#"{"w":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,18446744073709551612]}}"#,
+                0,
+                "w",
+            ),
+            (r#"{"__metadata__":{"a":1}}"#, 0, "__metadata__"),
+            (r#"{"w":7}"#, 0, "w"),
+            ("[]", 0, "header"),
+        ] {
+            let file = write_bytes(header, data);
+            match SafeTensors::open(file.path()) {
+                Err(Problem::Malformed { field: found, .. }) => assert_eq!(found, field, "{header}"),
+                other => panic!("{header}: {other:?}"),
+            }
+        }
+        let mut long = tempfile::NamedTempFile::new().unwrap();
+        long.write_all(&u64::MAX.to_le_bytes()).unwrap();
+        assert!(SafeTensors::open(long.path()).is_err());
+    }
+}

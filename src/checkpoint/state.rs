@@ -1,0 +1,151 @@
+//! The state of a training run: all that is needed to go on exactly where it stopped, in one file.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::Value;
+use tiny_cats_models::{Array, Weights};
+
+use super::{
+    Problem, Result,
+    numbers::Numbers,
+    safetensors::{self, SafeTensors, Stored},
+};
+
+/// The metadata's key that makes a safetensors file a training state.
+pub(super) const KEY: &str = "tiny-cats-state";
+const VERSION: u64 = 1;
+const GROUPS: [&str; 4] = ["weights.", "ema.", "adam.m.", "adam.v."];
+
+/// Weights, their running mean, the optimizer's moments, and everything else as JSON.
+///
+/// The file is a safetensors file with the tensors' names prefixed by `weights.`, `ema.`, `adam.m.` and `adam.v.`; equal states are
+/// equal bytes, and damage to any byte is noticed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainingState {
+    /// The weights that the optimizer steps.
+    pub weights: Weights,
+    /// Their exponential moving average; may be empty.
+    pub ema: Weights,
+    /// Adam's first moments; may be empty.
+    pub moment1: Weights,
+    /// Adam's second moments; may be empty.
+    pub moment2: Weights,
+    /// Step, random streams, position in the data, schedule, best metric, resolved configuration, provenance: the trainer's. Under the
+    /// key `model` it holds a [`ModelInfo`](super::ModelInfo), by which [`open`](super::open) knows the network.
+    pub meta: Value,
+}
+
+impl TrainingState {
+    /// Writes the file, atomically.
+    ///
+    /// # Errors
+    /// When it cannot be written; an older file of that name is then still there.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let groups = [&self.weights, &self.ema, &self.moment1, &self.moment2];
+        let tensors: Vec<(String, &Array)> = GROUPS
+            .iter()
+            .zip(groups)
+            .flat_map(|(prefix, weights)| weights.iter().map(move |(name, a)| (format!("{prefix}{name}"), a)))
+            .collect();
+        let meta = serde_json::json!({"version": VERSION, "meta": self.meta}).to_string();
+        safetensors::write(path, &BTreeMap::from([(KEY, meta)]), &tensors)
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not a training state, or was truncated or altered.
+    pub fn load(path: &Path) -> Result<Self> {
+        SafeTensors::open(path).and_then(|file| Self::read(file, &GROUPS)).map_err(|p| p.at(path))
+    }
+
+    /// Reads the groups of tensors that `wanted` names by their prefixes; the others stay empty.
+    pub(super) fn read(file: SafeTensors, wanted: &[&str]) -> Result<Self, Problem> {
+        let mut state = Self { meta: meta(&file)?, ..Self::default() };
+        for Stored { name, dims, numbers } in file.read(|e| wanted.iter().any(|g| e.name.starts_with(g)))? {
+            let groups = [&mut state.weights, &mut state.ema, &mut state.moment1, &mut state.moment2];
+            let place =
+                GROUPS.iter().zip(groups).find_map(|(g, weights)| Some((name.strip_prefix(g)?, weights)));
+            let (Some((key, weights)), Numbers::Floats(data)) = (place, numbers) else {
+                let message =
+                    format!("expected real numbers, under a name that begins with {}", GROUPS.join(" or "));
+                return Err(Problem::malformed(name, message));
+            };
+            let array = Array::new(dims, data).map_err(|e| Problem::malformed(&name, e.to_string()))?;
+            weights.insert(key.to_owned(), array);
+        }
+        Ok(state)
+    }
+}
+
+fn meta(file: &SafeTensors) -> Result<Value, Problem> {
+    let text = file.metadata.get(KEY).ok_or_else(|| {
+        Problem::malformed("__metadata__", format!("no key `{KEY}`: this is not the state of a training run"))
+    })?;
+    // Without a checksum the promise that all damage is noticed would not hold.
+    if !file.has_checksum() {
+        return Err(Problem::Checksum);
+    }
+    let mut all: Value = serde_json::from_str(text).map_err(|e| Problem::malformed(KEY, e.to_string()))?;
+    match all.get("version").and_then(Value::as_u64) {
+        Some(VERSION) => Ok(all.get_mut("meta").map(Value::take).unwrap_or_default()),
+        found => {
+            let found = found.map_or("none".to_owned(), |v| v.to_string());
+            Err(Problem::malformed(format!("{KEY}.version"), format!("expected {VERSION}, found {found}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    use super::*;
+
+    fn state() -> TrainingState {
+        let mut stream = Stream::new(5, Purpose::Training, 0);
+        let mut weights = || -> Weights {
+            let mut array = |dims: &[usize]| Array::new(dims, stream.normals(dims.iter().product())).unwrap();
+            BTreeMap::from([("a.weight".to_owned(), array(&[3, 4])), ("b".to_owned(), array(&[]))])
+        };
+        TrainingState {
+            weights: weights(),
+            ema: weights(),
+            moment1: weights(),
+            moment2: weights(),
+            meta: json!({"step": 12, "best": null, "streams": {"order": [1, 2]}, "text": "\"sha256\":\"0\" ä"}),
+        }
+    }
+
+    #[test]
+    fn a_state_comes_back_as_it_was_and_equal_states_are_equal_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        state().save(&a).unwrap();
+        let back = TrainingState::load(&a).unwrap();
+        assert_eq!(back, state());
+        back.save(&b).unwrap();
+        assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
+    }
+
+    #[test]
+    fn any_altered_or_missing_byte_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        state().save(&path).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        // A new file each time: some file systems sync one that is overwritten.
+        let refused = |bytes: &[u8]| {
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+            TrainingState::load(&path).is_err()
+        };
+        for i in 0..good.len() {
+            let mut bad = good.clone();
+            bad[i] ^= 1 << (i % 8);
+            assert!(refused(&bad), "byte {i} of {} altered", good.len());
+            assert!(refused(&good[..i]), "cut to {i} of {} bytes", good.len());
+        }
+    }
+}

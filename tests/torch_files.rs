@@ -1,0 +1,286 @@
+//! Files that PyTorch wrote (`fixtures/torch/make.py`), and files written for it.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::json;
+use tiny_cats::checkpoint::{
+    self, Format, ModelInfo, Network, Numbers, Problem, WhichWeights,
+    torch::{Item, TorchFile, Value, write},
+};
+use tiny_cats_models::{Array, Prediction, TinyDitConfig, Weights};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
+}
+
+/// Tensor number `k` of the fixtures.
+fn ramp(k: usize, n: usize) -> Vec<f32> {
+    (0..n).map(|i| k as f32 + i as f32 / 4.0).collect()
+}
+
+fn tensors(name: &str) -> BTreeMap<String, (Vec<usize>, Numbers)> {
+    let mut file = TorchFile::open(&fixture(name)).unwrap();
+    let root = file.root.clone();
+    let tensors = root.tensors();
+    let numbers = file.numbers(&tensors).unwrap();
+    tensors.iter().zip(numbers).map(|((k, t), n)| ((*k).to_owned(), (t.dims.clone(), n))).collect()
+}
+
+fn problem(path: &Path, which: WhichWeights) -> Problem {
+    checkpoint::open(path, which).expect_err("this file must be refused").problem
+}
+
+#[test]
+fn a_training_checkpoint_from_a_gpu_gives_raw_and_averaged_weights() {
+    let loaded = checkpoint::open(&fixture("training.pt"), WhichWeights::Default).unwrap();
+    assert_eq!(loaded.format, Format::TorchTraining);
+    assert_eq!((loaded.averaged, loaded.step), (false, Some(7)));
+    assert_eq!(loaded.config.unwrap()["embed_dim"], 384);
+    let names: Vec<&str> = loaded.weights.keys().map(String::as_str).collect();
+    assert_eq!(names, ["0.bias", "0.weight", "1.weight"], "the wrappers' prefixes are stripped");
+    assert_eq!(loaded.weights["0.weight"], Array::new([2, 3], ramp(1, 6)).unwrap());
+    assert_eq!(loaded.weights["1.weight"], Array::new([2, 2], ramp(3, 4)).unwrap());
+
+    let averaged = checkpoint::open(&fixture("training.pt"), WhichWeights::Ema).unwrap();
+    assert!(averaged.averaged);
+    assert_eq!(averaged.weights["0.bias"], Array::new([2], vec![102.0, 102.25]).unwrap());
+}
+
+#[test]
+fn every_type_of_number_is_read_as_exactly_as_it_can_be() {
+    let found = tensors("dtypes.pt");
+    for (k, name) in ["float64", "float32", "float16", "bfloat16"].into_iter().enumerate() {
+        assert_eq!(found[name], (vec![5], Numbers::Floats(ramp(k, 5))), "{name}");
+    }
+    for (k, name) in ["int64", "int32", "int16", "int8", "uint8"].into_iter().enumerate() {
+        let whole = ramp(k + 4, 5).into_iter().map(|x| x as i64).collect();
+        assert_eq!(found[name], (vec![5], Numbers::Integers(whole)), "{name}");
+    }
+    assert_eq!(found["bool"], (vec![5], Numbers::Integers(vec![1; 5])));
+    let loaded = checkpoint::open(&fixture("dtypes.pt"), WhichWeights::Default).unwrap();
+    assert_eq!((loaded.format, loaded.weights.len(), loaded.integers.len()), (Format::TorchBare, 4, 6));
+}
+
+#[test]
+fn views_of_one_storage_hold_what_pytorch_sees_in_them() {
+    let found = tensors("views.pt");
+    let base = ramp(4, 24);
+    let at = |places: &[usize]| Numbers::Floats(places.iter().map(|&i| base[i]).collect());
+    let transposed: Vec<usize> = (0..6).flat_map(|c| (0..4).map(move |r| r * 6 + c)).collect();
+    assert_eq!(found["base"], (vec![4, 6], Numbers::Floats(base.clone())));
+    assert_eq!(found["transposed"], (vec![6, 4], at(&transposed)));
+    assert_eq!(found["every_other"], (vec![2, 3], at(&[1, 3, 5, 13, 15, 17])));
+    assert_eq!(found["row"], (vec![6], at(&[12, 13, 14, 15, 16, 17])));
+    assert_eq!(found["expanded"], (vec![3, 2], at(&[8, 9, 8, 9, 8, 9])));
+    assert_eq!(found["parameter"], (vec![2], at(&[18, 19])));
+    assert_eq!(found["scalar"], (vec![], Numbers::Floats(vec![0.5])));
+    assert_eq!(found["empty"], (vec![0, 3], Numbers::Floats(vec![])));
+}
+
+#[test]
+fn plain_values_of_protocol_5_are_read_as_they_are() {
+    let root = TorchFile::open(&fixture("values.pt")).unwrap().root;
+    let values = json!([
+        null,
+        true,
+        false,
+        0,
+        -1,
+        300,
+        -70000,
+        1i64 << 40,
+        -(1i64 << 62),
+        1.5,
+        "ä",
+        [],
+        [1],
+        [1, 2, 3, 4],
+        [],
+        {}
+    ]);
+    assert_eq!(root.get("values").unwrap().to_json(), values);
+    assert_eq!(root.get("numpy").unwrap().to_json(), json!([0.25, 0.5, -3]));
+    assert_eq!(root.get("torch").unwrap().to_json(), json!(["torch.float32", [2, 3], "cuda:1"]));
+    assert_eq!(root.get("by number").unwrap().to_json(), json!({"0": "zero", "1": {"deep": [[["end"]]]}}));
+    let loaded = checkpoint::open(&fixture("values.pt"), WhichWeights::Raw).unwrap();
+    assert_eq!((loaded.format, loaded.weights.len()), (Format::TorchStateDict, 3));
+}
+
+#[test]
+fn a_file_with_one_kind_of_weights_does_not_pass_them_off_as_the_other() {
+    let shadow = checkpoint::open(&fixture("shadow.pt"), WhichWeights::Default).unwrap();
+    assert_eq!((shadow.format, shadow.averaged, shadow.step), (Format::TorchAverages, true, Some(9)));
+    assert!(matches!(problem(&fixture("shadow.pt"), WhichWeights::Raw), Problem::NoSuchWeights { .. }));
+    let model = checkpoint::open(&fixture("model.pt"), WhichWeights::Default).unwrap();
+    assert_eq!((model.format, model.averaged), (Format::TorchModel, false));
+    assert!(matches!(problem(&fixture("model.pt"), WhichWeights::Ema), Problem::NoSuchWeights { .. }));
+}
+
+#[test]
+fn files_that_cannot_be_read_say_why_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    for (path, expected) in [
+        (fixture("no-tensors.pt"), "no tensors found"),
+        (fixture("legacy.pt"), "before 1.6"),
+        (fixture("call.pt"), "builtin"),
+        (fixture("missing.pt"), "missing.pt: "),
+        (written("empty.pt", b""), "empty"),
+        (written("page.pt", b"<!DOCTYPE html>"), "web page"),
+        (written("lfs.pt", b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
+        (dir.path().to_owned(), "irectory"),
+    ] {
+        let message = checkpoint::open(&path, WhichWeights::Default).unwrap_err().to_string();
+        assert!(message.contains(expected) && !message.contains('\n'), "{message}");
+        assert!(message.starts_with(&*path.to_string_lossy()), "{message}");
+    }
+}
+
+/// Every byte altered in turn, and the file cut in many places: an error or the same weights, never a panic.
+#[test]
+fn damaged_files_are_refused_or_read_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.pt");
+    // A new file each time: some file systems sync one that is overwritten.
+    let open = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let opened = checkpoint::open(&path, WhichWeights::Default);
+        std::fs::remove_file(&path).unwrap();
+        opened
+    };
+    for name in ["training.pt", "views.pt", "values.pt"] {
+        let good = std::fs::read(fixture(name)).unwrap();
+        let weights = checkpoint::open(&fixture(name), WhichWeights::Default).unwrap().weights;
+        let mut refused = 0;
+        for i in 0..good.len() {
+            let mut bad = good.clone();
+            bad[i] ^= [0x01, 0x04, 0x40, 0xff][i % 4];
+            match open(&bad) {
+                Ok(loaded) => assert_eq!(loaded.weights, weights, "{name}, byte {i}"),
+                Err(_) => refused += 1,
+            }
+            assert!(open(&good[..i]).is_err(), "{name} cut to {i} of {} bytes", good.len());
+        }
+        assert!(refused > good.len() / 3, "{name}: only {refused} of {} alterations noticed", good.len());
+    }
+}
+
+fn released() -> (Weights, ModelInfo) {
+    let config = TinyDitConfig {
+        image_size: 16,
+        patch_size: 8,
+        width: 16,
+        depth: 1,
+        heads: 2,
+        mlp_width: 16,
+        ..TinyDitConfig::named("nano", 32, 2).unwrap()
+    };
+    let config = Network::TinyDit(config);
+    let weights = tiny_cats_models::init(&config.specs().unwrap(), 3);
+    let info = ModelInfo {
+        config,
+        classes: vec!["Bengal".into(), "Ägyptische Mau".into()],
+        value_range: [-1.0, 1.0],
+        prediction: Prediction::X,
+        sampler: json!({"steps": 20, "name": "heun", "guidance": 2.5}),
+        provenance: json!({"seed": 1i64 << 50, "none": null}),
+    };
+    (weights, info)
+}
+
+#[test]
+fn a_released_model_comes_back_from_both_files_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (weights, info) = released();
+    for (name, format) in [("m.safetensors", Format::ReleasedSafetensors), ("m.pt", Format::ReleasedTorch)] {
+        let save = |path: &Path| match format {
+            Format::ReleasedTorch => checkpoint::write_torch(path, &weights, &info),
+            _ => checkpoint::write_safetensors(path, &weights, &info),
+        };
+        let (path, again) = (dir.path().join(name), dir.path().join(format!("again-{name}")));
+        save(&path).unwrap();
+        save(&again).unwrap();
+        assert_eq!(
+            std::fs::read(&path).unwrap(),
+            std::fs::read(&again).unwrap(),
+            "equal models are equal bytes"
+        );
+        let loaded = checkpoint::open(&path, WhichWeights::Default).unwrap();
+        assert_eq!((loaded.format, loaded.averaged), (format, false));
+        assert_eq!(loaded.weights, weights);
+        assert_eq!(loaded.info.as_ref(), Some(&info));
+        assert_eq!(loaded.network().unwrap(), info.config);
+
+        // Every bit of the numbers is guarded, by SHA-256 or CRC-32.
+        let mut bytes = std::fs::read(&path).unwrap();
+        let number = weights["t_embedder.mlp.0.weight"].data()[7].to_le_bytes();
+        let place = bytes.windows(4).position(|w| w == number).unwrap();
+        bytes[place] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(checkpoint::open(&path, WhichWeights::Default).is_err());
+    }
+}
+
+#[test]
+fn values_written_for_pytorch_are_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.pt");
+    let arrays = [Array::new([2, 0, 3], vec![]).unwrap(), Array::new([], vec![2.5]).unwrap()];
+    let json = json!({"a": [1, -1, i64::MIN, 1.5, null, true, "x\ny"], "b": {}, "c": [[]]});
+    let root = Item::Dict(vec![
+        ("empty".into(), Item::Tensor(&arrays[0])),
+        ("scalar".into(), Item::Tensor(&arrays[1])),
+        ("json".into(), Item::from(&json)),
+    ]);
+    write(&path, &root).unwrap();
+    let mut file = TorchFile::open(&path).unwrap();
+    assert_eq!(file.root.get("json").map(Value::to_json), Some(json));
+    let root = file.root.clone();
+    let numbers = file.numbers(&root.tensors()).unwrap();
+    assert_eq!(numbers, [Numbers::Floats(vec![]), Numbers::Floats(vec![2.5])]);
+}
+
+/// With `TINY_CATS_PYTHON` naming a Python that has PyTorch, it opens the file; otherwise the file is checked for what PyTorch relies on:
+/// stored entries in one folder, with their numbers at multiples of 64.
+#[test]
+fn pytorch_opens_a_released_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.pt");
+    let (weights, info) = released();
+    checkpoint::write_torch(&path, &weights, &info).unwrap();
+    let sum: f64 = weights.values().flat_map(|a| a.data()).map(|&x| f64::from(x)).sum();
+
+    let Some(python) = std::env::var_os("TINY_CATS_PYTHON") else {
+        let mut zip = zip::ZipArchive::new(std::fs::File::open(&path).unwrap()).unwrap();
+        assert_eq!(zip.len(), 4 + weights.len());
+        for i in 0..zip.len() {
+            let entry = zip.by_index_raw(i).unwrap();
+            assert_eq!(entry.compression(), zip::CompressionMethod::Stored);
+            assert_eq!(entry.data_start().unwrap() % 64, 0);
+            assert!(entry.name().unwrap().starts_with("archive/"));
+        }
+        return;
+    };
+    let script = r#"
+import sys, torch
+for mmap in (False, True):
+    file = torch.load(sys.argv[1], weights_only=True, mmap=mmap)
+    weights = file["model_state_dict"]
+    total = sum(w.double().sum().item() for w in weights.values())
+    assert abs(total - float(sys.argv[2])) < 1e-6, total
+    assert weights["blocks.0.attn.qkv.weight"].shape == (48, 16)
+    assert all(w.is_contiguous() and w.dtype == torch.float32 for w in weights.values())
+    assert file["config"]["kind"] == "tiny-dit" and file["config"]["width"] == 16
+    assert file["classes"] == ["Bengal", "Ägyptische Mau"] and file["provenance"]["seed"] == 2**50
+"#;
+    let output = Command::new(python).args(["-c", script]).arg(&path).arg(sum.to_string()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
