@@ -46,7 +46,10 @@ struct Slot {
 
 /// Places of the parts in [`Slot::packed`].
 const PARTS: usize = 4;
-const [WEIGHT, EMA, MOMENT1, MOMENT2]: [usize; PARTS] = [0, 1, 2, 3];
+const WEIGHT: usize = 0;
+const EMA: usize = 1;
+const MOMENT1: usize = 2;
+const MOMENT2: usize = 3;
 /// Values that one task works through: fixed, so that sums do not depend on the machine.
 const CHUNK: usize = 1 << 14;
 
