@@ -139,7 +139,8 @@ mod tests {
         let told = Network::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..config });
         assert_eq!(Network::infer(&weights, Some(&said)).unwrap(), told);
 
-        for (key, value) in [("depth", 12), ("embed_dim", 384), ("num_heads", 7), ("image_size", 1 << 40)] {
+        for (key, value) in [("depth", 12), ("embed_dim", 384), ("num_heads", 7), ("image_size", 1u64 << 40)]
+        {
             let mut wrong = said.clone();
             wrong[key] = value.into();
             assert!(Network::infer(&weights, Some(&wrong)).is_err(), "{key}: {value}");
