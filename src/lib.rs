@@ -1,3 +1,5 @@
-//! Trains small image models, writes them as ONNX, proves the file is the model, and runs it anywhere.
+//! Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
 
 pub mod checkpoint;
+pub mod cli;
+pub mod data;

@@ -1,10 +1,14 @@
 //! Small image networks, each defined once over a small [tensor vocabulary](Tensor) and read in several ways.
 
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod cost;
 mod error;
 mod params;
 pub mod random;
 pub mod shape;
+#[cfg(feature = "candle")]
+pub mod tape;
 mod tensor;
 pub mod tiny_dit;
 mod weights;

@@ -174,7 +174,7 @@ pub fn concat(parts: &[&[usize]], axis: usize) -> Result<Vec<usize>> {
 /// Result of [`Tensor::slice`](crate::Tensor::slice).
 pub fn slice(x: &[usize], axis: usize, start: usize, len: usize) -> Result<Vec<usize>> {
     let fits = |&n: &usize| len > 0 && start.checked_add(len).is_some_and(|end| end <= n);
-    if !x.get(axis).is_some_and(|n| fits(n)) {
+    if !x.get(axis).is_some_and(fits) {
         return Err(Error::shape("slice", format!("places {start} to {start}+{len} on axis {axis}"), x));
     }
     let mut dims = x.to_vec();

@@ -1,2 +1,5 @@
-//! placeholder
-fn main() {}
+//! The command line.
+
+fn main() -> std::process::ExitCode {
+    tiny_cats::cli::main()
+}

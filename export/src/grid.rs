@@ -1,0 +1,120 @@
+//! Contact sheets: many pictures in one, with labels.
+
+use image::{Rgb, RgbImage, imageops};
+
+use crate::font;
+
+/// Space around each picture, in pixels of the sheet.
+const MARGIN: u32 = 6;
+/// Smaller pictures are enlarged by a whole factor to at least this many pixels, so that each can be seen.
+const VISIBLE: u32 = 96;
+const PAPER: Rgb<u8> = Rgb([250, 249, 246]);
+const INK: Rgb<u8> = Rgb([40, 38, 36]);
+
+/// Places `pictures` in rows of `columns`, each in a cell of the size of the largest, small ones enlarged pixel by pixel to at least
+/// 96 px. `labels`, one a picture (missing ones are empty), are drawn below each; a label too long for its cell is cut.
+/// Of `columns` 0 and of no pictures comes what comes of 1 column and of an empty picture.
+pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) -> RgbImage {
+    let columns = (columns.max(1)).min(pictures.len().max(1)) as u32;
+    let rows = (pictures.len() as u32).div_ceil(columns);
+    let largest = pictures.iter().map(|p| p.width().max(p.height())).max().unwrap_or(1).max(1);
+    let factor = VISIBLE.div_ceil(largest);
+    let cell = largest * factor;
+    let label = if labels.is_some() { font::HEIGHT + MARGIN / 2 } else { 0 };
+    let (step_x, step_y) = (cell + MARGIN, cell + label + MARGIN);
+    let mut sheet = RgbImage::from_pixel(MARGIN + columns * step_x, MARGIN + rows * step_y, PAPER);
+    for (i, picture) in pictures.iter().enumerate() {
+        let x = MARGIN + i as u32 % columns * step_x;
+        let y = MARGIN + i as u32 / columns * step_y;
+        let (w, h) = (picture.width() * factor, picture.height() * factor);
+        let enlarged = imageops::resize(picture, w, h, imageops::FilterType::Nearest);
+        let (dx, dy) = ((cell - w) / 2, (cell - h) / 2);
+        imageops::replace(&mut sheet, &enlarged, i64::from(x + dx), i64::from(y + dy));
+        if let Some(text) = labels.and_then(|l| l.get(i)) {
+            write(&mut sheet, text, x, y + cell + MARGIN / 2, cell + MARGIN / 2);
+        }
+    }
+    sheet
+}
+
+/// Writes `text` centred in the `width` pixels that begin at (`x`, `y`).
+fn write(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
+    let fits = (width / font::ADVANCE) as usize;
+    let shown: Vec<char> = text.chars().take(fits).collect();
+    let start = x + (width - shown.len() as u32 * font::ADVANCE) / 2;
+    for (i, &c) in shown.iter().enumerate() {
+        for row in 0..font::HEIGHT {
+            for column in (0..font::ADVANCE).filter(|&column| font::is_set(c, column, row)) {
+                let at = (start + i as u32 * font::ADVANCE + column, y + row);
+                if let Some(pixel) = sheet.get_pixel_mut_checked(at.0, at.1) {
+                    *pixel = INK;
+                }
+            }
+        }
+    }
+}
+
+/// The picture of `size` × `size` whose `3 · size²` values, in channel, row, column order, lie in [−1, 1]; what lies outside is clamped,
+/// NaN is black, missing values are black.
+pub fn to_rgb(values: &[f32], size: u32) -> RgbImage {
+    let plane = size as usize * size as usize;
+    RgbImage::from_fn(size, size, |x, y| {
+        let at = y as usize * size as usize + x as usize;
+        Rgb([0, 1, 2].map(|channel| {
+            let value = values.get(channel * plane + at).copied().unwrap_or(-1.0);
+            ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8
+        }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_glyph_is_drawn_and_no_two_are_the_same() {
+        let bits = |c| (0..font::HEIGHT * 6).map(|i| font::is_set(c, i % 6, i / 6)).collect::<Vec<_>>();
+        let glyphs: std::collections::HashSet<_> = (' '..='~').chain(['ü']).map(bits).collect();
+        assert_eq!(glyphs.len(), 96);
+        assert!(glyphs.iter().all(|g| g.iter().skip(5).step_by(6).all(|set| !set)), "a glyph fills the gap");
+        assert_eq!(bits('ü'), bits('€'));
+    }
+
+    #[test]
+    fn every_picture_is_in_the_sheet_pixel_by_pixel_and_labels_do_not_touch_it() {
+        let pictures: Vec<_> =
+            (0..7u8).map(|i| RgbImage::from_fn(32, 32, |x, y| Rgb([i * 30, x as u8, y as u8]))).collect();
+        let labels: Vec<_> =
+            (0..7).map(|i| format!("a label that is far too long for a cell, {i}")).collect();
+        let sheet = grid(&pictures, 3, Some(&labels));
+        let step = (96 + MARGIN, 96 + MARGIN + font::HEIGHT + MARGIN / 2);
+        assert_eq!(sheet.dimensions(), (MARGIN + 3 * step.0, MARGIN + 3 * step.1));
+        for (i, picture) in (0u32..).zip(&pictures) {
+            for (x, y, pixel) in picture.enumerate_pixels() {
+                let at = (MARGIN + i % 3 * step.0 + x * 3 + 1, MARGIN + i / 3 * step.1 + y * 3 + 1);
+                assert_eq!(sheet.get_pixel(at.0, at.1), pixel);
+            }
+        }
+        let inked = |sheet: &RgbImage| sheet.pixels().filter(|&&p| p == INK).count();
+        assert!(inked(&sheet) > 7 * 50);
+        assert_eq!(inked(&grid(&pictures, 3, None)), 0);
+    }
+
+    #[test]
+    fn odd_requests_still_give_a_sheet() {
+        assert!(grid(&[], 0, None).width() > 0);
+        let mixed = [RgbImage::new(0, 5), RgbImage::new(300, 20), RgbImage::new(1, 1)];
+        assert!(grid(&mixed, 0, Some(&["one".into()])).height() > 900);
+        assert_eq!(grid(&mixed, 50, None).width(), 3 * 306 + MARGIN);
+    }
+
+    #[test]
+    fn values_become_bytes_and_back() {
+        let values: Vec<f32> = (0..3 * 64).map(|i| i as f32 / 127.5 - 1.0).collect();
+        let picture = to_rgb(&values, 8);
+        assert!(
+            picture.enumerate_pixels().all(|(x, y, p)| p.0 == [0, 64, 128].map(|c| (c + y * 8 + x) as u8))
+        );
+        assert_eq!(to_rgb(&[f32::NAN, 7.0, -7.0, 0.0], 2).as_raw()[..9], [0, 0, 0, 255, 0, 0, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,25 @@
+//! CPU kernels on plain slices, each with its own backward.
+//!
+//! Every sum is taken in an order that depends on sizes alone, never on how threads were scheduled, so that a run repeats bit for bit.
+
+pub(crate) mod attention;
+pub(crate) mod matrix;
+pub(crate) mod norm;
+pub(crate) mod pointwise;
+mod real;
+
+pub(crate) use real::{Real, by_type, sigmoid, view};
+
+/// Rows that one task works through: enough to be worth a task, fixed so that sums over rows do not depend on the machine.
+pub(crate) const ROWS: usize = 64;
+/// Values that one task of a pointwise kernel works through.
+pub(crate) const VALUES: usize = 16 * 1024;
+
+/// Adds up partial sums, first to last.
+pub(crate) fn sum_partials<F: Real>(partials: &[Vec<F>]) -> Vec<F> {
+    let mut total = partials.first().cloned().unwrap_or_default();
+    for partial in partials.iter().skip(1) {
+        total.iter_mut().zip(partial).for_each(|(t, &p)| *t += p);
+    }
+    total
+}

@@ -1,0 +1,30 @@
+//! The candle readings: [`Plain`] for inference, and the kernels that it shares with the [tape](crate::tape).
+
+mod kernels;
+pub(crate) mod ops;
+mod plain;
+pub(crate) mod windows;
+
+pub use ops::with_plain_operations;
+pub use plain::{Params, Plain};
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Array, Result};
+
+/// `array` on `device`, as `dtype`.
+///
+/// # Errors
+/// Those of candle: out of memory, a device that is gone.
+pub fn to_device(array: &Array, dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(Tensor::from_slice(array.data(), array.dims(), device)?.to_dtype(dtype)?)
+}
+
+/// `tensor` as plain memory.
+///
+/// # Errors
+/// Those of candle.
+pub fn to_host(tensor: &Tensor) -> Result<Array> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Array::new(tensor.dims(), values)
+}

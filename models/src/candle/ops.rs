@@ -1,0 +1,444 @@
+//! Each operation's forward and backward on candle tensors.
+//!
+//! On the CPU the fused kernels compute; elsewhere, and under [`with_plain_operations`], compositions of candle's own operations do.
+//! The compositions are the readable reference that tests hold the kernels against.
+
+use std::cell::Cell;
+
+use candle_core::{D, Device, Shape, Tensor};
+
+use super::kernels::{
+    Real,
+    attention::{self, Sizes},
+    by_type, matrix, norm,
+    pointwise::{self},
+    view,
+};
+pub(crate) use super::kernels::{norm::Kind, pointwise::Activation};
+use crate::Result;
+
+thread_local! {
+    static PLAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with compositions of candle's operations in place of the fused CPU kernels, on this thread.
+pub fn with_plain_operations<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            PLAIN.set(self.0);
+        }
+    }
+    let _restore = Restore(PLAIN.replace(true));
+    f()
+}
+
+fn fused(x: &Tensor) -> bool {
+    x.device().is_cpu() && !PLAIN.get()
+}
+
+fn made<F: Real>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
+}
+
+/// `x` with its leading axes folded: `[rows, last]`.
+fn rows(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    Ok(x.reshape((x.elem_count() / width, width))?)
+}
+
+fn contiguous<const N: usize>(xs: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let mut out = Vec::with_capacity(N);
+    for x in xs {
+        out.push(x.contiguous()?);
+    }
+    Ok(out.try_into().expect("as many as came in"))
+}
+
+/// Sum over all axes but the last: a product with ones where there is no kernel, because reductions over leading axes are slow.
+pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+        let width = x.dim(D::Minus1)?;
+        made(pointwise::sum_rows::<F>(&view(x)?, width), width)
+    }
+    let x = rows(&x.contiguous()?)?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x));
+    }
+    Ok(Tensor::ones((1, x.dim(0)?), x.dtype(), x.device())?.matmul(&x)?.squeeze(0)?)
+}
+
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<F>> {
+        let (out, input) = weight.dims2()?;
+        let bias = bias.map(view::<F>).transpose()?;
+        Ok(matrix::linear(&view::<F>(x)?, &view(weight)?, bias.as_deref(), input, out))
+    }
+    fn shaped<F: Real>(
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        dims: Vec<usize>,
+    ) -> Result<Tensor> {
+        made(kernel::<F>(x, weight, bias)?, dims)
+    }
+    let [x, weight] = contiguous([x, weight])?;
+    let mut dims = x.dims().to_vec();
+    *dims.last_mut().expect("checked by the reading") = weight.dim(0)?;
+    if fused(&x) {
+        return by_type!(x, shaped(&x, &weight, bias, dims));
+    }
+    let y = rows(&x)?.matmul(&weight.t()?)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    Ok(y.reshape(dims)?)
+}
+
+/// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_rows`].
+pub(crate) fn linear_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    grad: &Tensor,
+    need_x: bool,
+) -> Result<(Option<Tensor>, Tensor)> {
+    fn kernel<F: Real>(
+        x: &Tensor,
+        weight: &Tensor,
+        grad: &Tensor,
+        need_x: bool,
+    ) -> Result<(Option<Tensor>, Tensor)> {
+        let (out, input) = weight.dims2()?;
+        let (grad_x, grad_weight) =
+            matrix::linear_backward::<F>(&view(x)?, &view(weight)?, &view(grad)?, input, out, need_x);
+        let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
+        Ok((grad_x, made(grad_weight, weight.shape())?))
+    }
+    let [x, weight, grad] = contiguous([x, weight, grad])?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, &weight, &grad, need_x));
+    }
+    let grad = rows(&grad)?;
+    let grad_x = if need_x { Some(grad.matmul(&weight)?.reshape(x.shape())?) } else { None };
+    Ok((grad_x, grad.t()?.matmul(&rows(&x)?)?))
+}
+
+/// Layer or RMS normalisation over the last axis.
+pub(crate) fn norm(
+    kind: Kind,
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+    eps: f64,
+) -> Result<Tensor> {
+    fn kernel<F: Real>(
+        kind: Kind,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<Tensor> {
+        let (weight, bias) = (weight.map(view::<F>).transpose()?, bias.map(view::<F>).transpose()?);
+        let width = x.dim(D::Minus1)?;
+        made(norm::forward(kind, &view::<F>(x)?, width, weight.as_deref(), bias.as_deref(), eps), x.shape())
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        return by_type!(x, kernel(kind, &x, weight, bias, eps));
+    }
+    let mut y = normalised(kind, &x, eps)?.0;
+    if let Some(weight) = weight {
+        y = y.broadcast_mul(weight)?;
+    }
+    if let Some(bias) = bias {
+        y = y.broadcast_add(bias)?;
+    }
+    Ok(y)
+}
+
+/// The normalised value and the inverse length that it was multiplied by.
+fn normalised(kind: Kind, x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    let centred = match kind {
+        Kind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        Kind::Rms => x.clone(),
+    };
+    let inverse = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    Ok((centred.broadcast_mul(&inverse)?, inverse))
+}
+
+/// Gradients of `x` and, where there is a weight, of weight and bias.
+pub(crate) fn norm_backward(
+    kind: Kind,
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    grad: &Tensor,
+    eps: f64,
+) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
+    fn kernel<F: Real>(
+        kind: Kind,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        grad: &Tensor,
+        eps: f64,
+    ) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
+        let weight = weight.map(view::<F>).transpose()?;
+        let width = x.dim(D::Minus1)?;
+        let (grad_x, params) =
+            norm::backward(kind, &view::<F>(x)?, &view::<F>(grad)?, width, weight.as_deref(), eps);
+        let params =
+            params.map(|(w, b)| Ok::<_, crate::Error>((made(w, width)?, made(b, width)?))).transpose()?;
+        Ok((made(grad_x, x.shape())?, params))
+    }
+    let [x, grad] = contiguous([x, grad])?;
+    if fused(&x) {
+        return by_type!(x, kernel(kind, &x, weight, &grad, eps));
+    }
+    let (normal, inverse) = normalised(kind, &x, eps)?;
+    let params = match weight {
+        Some(_) => Some((sum_rows(&(&grad * &normal)?)?, sum_rows(&grad)?)),
+        None => None,
+    };
+    let scaled = match weight {
+        Some(weight) => grad.broadcast_mul(weight)?,
+        None => grad,
+    };
+    let along = (&scaled * &normal)?.mean_keepdim(D::Minus1)?;
+    let mut grad_x = (&scaled - normal.broadcast_mul(&along)?)?;
+    if kind == Kind::Layer {
+        grad_x = grad_x.broadcast_sub(&scaled.mean_keepdim(D::Minus1)?)?;
+    }
+    Ok((grad_x.broadcast_mul(&inverse)?, params))
+}
+
+pub(crate) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(kind: Activation, x: &Tensor) -> Result<Tensor> {
+        made(pointwise::activation::<F>(kind, &view(x)?), x.shape())
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        return by_type!(x, kernel(kind, &x));
+    }
+    Ok(match kind {
+        Activation::Gelu => (((&x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * (&x * 0.5)?)?,
+        Activation::Silu => (&x * sigmoid(&x)?)?,
+        Activation::Relu => x.relu()?,
+    })
+}
+
+fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    Ok((x.neg()?.exp()? + 1.0)?.recip()?)
+}
+
+pub(crate) fn activation_backward(kind: Activation, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(kind: Activation, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        made(pointwise::activation_backward::<F>(kind, &view(x)?, &view(grad)?), x.shape())
+    }
+    let [x, grad] = contiguous([x, grad])?;
+    if fused(&x) {
+        return by_type!(x, kernel(kind, &x, &grad));
+    }
+    let slope = match kind {
+        Activation::Gelu => {
+            let phi = ((&x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?;
+            let density = ((x.sqr()? * -0.5)?.exp()? * 0.398_942_280_401_432_7)?;
+            (phi + (&x * density)?)?
+        }
+        Activation::Silu => {
+            let s = sigmoid(&x)?;
+            (&s * ((&x * s.affine(-1.0, 1.0)?)? + 1.0)?)?
+        }
+        Activation::Relu => x.gt(0.0)?.to_dtype(x.dtype())?,
+    };
+    Ok((grad * slope)?)
+}
+
+fn halves(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let half = x.dim(D::Minus1)? / 2;
+    Ok((x.narrow(D::Minus1, 0, half)?.contiguous()?, x.narrow(D::Minus1, half, half)?.contiguous()?))
+}
+
+pub(crate) fn swiglu(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+        let mut dims = x.dims().to_vec();
+        let half = x.dim(D::Minus1)? / 2;
+        *dims.last_mut().expect("checked by the reading") = half;
+        made(pointwise::swiglu::<F>(&view(x)?, half), dims)
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x));
+    }
+    let (a, b) = halves(&x)?;
+    Ok((activation(Activation::Silu, &a)? * b)?)
+}
+
+pub(crate) fn swiglu_backward(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        made(pointwise::swiglu_backward::<F>(&view(x)?, &view(grad)?, x.dim(D::Minus1)? / 2), x.shape())
+    }
+    let [x, grad] = contiguous([x, grad])?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, &grad));
+    }
+    let (a, b) = halves(&x)?;
+    let grad_a = activation_backward(Activation::Silu, &a, &(&grad * b)?)?;
+    let grad_b = (grad * activation(Activation::Silu, &a)?)?;
+    Ok(Tensor::cat(&[grad_a, grad_b], D::Minus1)?)
+}
+
+pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+        made(pointwise::softmax::<F>(&view(x)?, x.dim(D::Minus1)?), x.shape())
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x));
+    }
+    let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
+    Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)
+}
+
+/// Gradient of softmax's input, from its result `y`.
+pub(crate) fn softmax_backward(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        made(pointwise::softmax_backward::<F>(&view(y)?, &view(grad)?, y.dim(D::Minus1)?), y.shape())
+    }
+    let [y, grad] = contiguous([y, grad])?;
+    if fused(&y) {
+        return by_type!(y, kernel(&y, &grad));
+    }
+    let along = (&y * &grad)?.sum_keepdim(D::Minus1)?;
+    Ok((&y * grad.broadcast_sub(&along)?)?)
+}
+
+/// Tokens and width of `[batch, tokens, width]`.
+fn tokens(x: &Tensor) -> Result<(usize, usize)> {
+    let (_, tokens, width) = x.dims3()?;
+    Ok((tokens, width))
+}
+
+pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        let (tokens, width) = tokens(x)?;
+        made(pointwise::scale_shift::<F>(&view(x)?, &view(scale)?, &view(shift)?, tokens, width), x.shape())
+    }
+    let [x, scale, shift] = contiguous([x, scale, shift])?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, &scale, &shift));
+    }
+    Ok(x.broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?.broadcast_add(&shift.unsqueeze(1)?)?)
+}
+
+/// Gradients of `x`, `scale` and `shift`.
+pub(crate) fn scale_shift_backward(x: &Tensor, scale: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+    fn kernel<F: Real>(x: &Tensor, scale: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+        let (tokens, width) = tokens(x)?;
+        let [gx, gs, gh] =
+            pointwise::scale_shift_backward::<F>(&view(x)?, &view(scale)?, &view(grad)?, tokens, width);
+        Ok([made(gx, x.shape())?, made(gs, scale.shape())?, made(gh, scale.shape())?])
+    }
+    let [x, scale, grad] = contiguous([x, scale, grad])?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, &scale, &grad));
+    }
+    Ok([grad.broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?, (&grad * &x)?.sum(1)?, grad.sum(1)?])
+}
+
+pub(crate) fn gated_residual(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Result<Tensor> {
+        let (tokens, width) = tokens(x)?;
+        made(
+            pointwise::gated_residual::<F>(&view(x)?, &view(branch)?, &view(gate)?, tokens, width),
+            x.shape(),
+        )
+    }
+    let [x, branch, gate] = contiguous([x, branch, gate])?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, &branch, &gate));
+    }
+    Ok((x + branch.broadcast_mul(&gate.unsqueeze(1)?)?)?)
+}
+
+/// Gradients of `branch` and `gate`; that of `x` is `grad` itself.
+pub(crate) fn gated_residual_backward(branch: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
+    fn kernel<F: Real>(branch: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
+        let (tokens, width) = tokens(branch)?;
+        let [gb, gg] = pointwise::gated_residual_backward::<F>(
+            &view(branch)?,
+            &view(gate)?,
+            &view(grad)?,
+            tokens,
+            width,
+        );
+        Ok([made(gb, branch.shape())?, made(gg, gate.shape())?])
+    }
+    let [branch, gate, grad] = contiguous([branch, gate, grad])?;
+    if fused(&branch) {
+        return by_type!(branch, kernel(&branch, &gate, &grad));
+    }
+    Ok([grad.broadcast_mul(&gate.unsqueeze(1)?)?, (&grad * &branch)?.sum(1)?])
+}
+
+fn sizes(q: &Tensor) -> Result<Sizes> {
+    let (_, tokens, heads, d) = q.dims4()?;
+    Ok(Sizes { tokens, heads, d })
+}
+
+/// `[batch, tokens, heads, d]` to `[batch, heads, tokens, d]` or back.
+fn swapped(x: &Tensor) -> Result<Tensor> {
+    Ok(x.transpose(1, 2)?.contiguous()?)
+}
+
+/// The result `[batch, tokens, heads, d]` and the probabilities `[batch, heads, tokens, tokens]`, which the backward needs.
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn kernel<F: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let s = sizes(q)?;
+        let (y, p) = attention::forward::<F>(&view(q)?, &view(k)?, &view(v)?, s);
+        Ok((made(y, q.shape())?, made(p, (q.dim(0)?, s.heads, s.tokens, s.tokens))?))
+    }
+    let [q, k, v] = contiguous([q, k, v])?;
+    if fused(&q) {
+        return by_type!(q, kernel(&q, &k, &v));
+    }
+    let scale = 1.0 / (q.dim(3)? as f64).sqrt();
+    let scores = (swapped(&q)?.matmul(&swapped(&k)?.transpose(2, 3)?)? * scale)?;
+    let p = softmax(&scores)?;
+    Ok((swapped(&p.matmul(&swapped(&v)?)?)?, p))
+}
+
+/// Gradients of query, key and value.
+pub(crate) fn attention_backward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    p: &Tensor,
+    grad: &Tensor,
+) -> Result<[Tensor; 3]> {
+    fn kernel<F: Real>(q: &Tensor, k: &Tensor, v: &Tensor, p: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+        let [gq, gk, gv] =
+            attention::backward::<F>(&view(q)?, &view(k)?, &view(v)?, &view(p)?, &view(grad)?, sizes(q)?);
+        Ok([made(gq, q.shape())?, made(gk, q.shape())?, made(gv, q.shape())?])
+    }
+    let [q, k, v, p, grad] = contiguous([q, k, v, p, grad])?;
+    if fused(&q) {
+        return by_type!(q, kernel(&q, &k, &v, &p, &grad));
+    }
+    let scale = 1.0 / (q.dim(3)? as f64).sqrt();
+    let (q, k, v, grad) = (swapped(&q)?, swapped(&k)?, swapped(&v)?, swapped(&grad)?);
+    let grad_p = grad.matmul(&v.transpose(2, 3)?)?;
+    let grad_scores = (softmax_backward(&p, &grad_p)? * scale)?;
+    Ok([
+        swapped(&grad_scores.matmul(&k)?)?,
+        swapped(&grad_scores.transpose(2, 3)?.matmul(&q)?)?,
+        swapped(&p.transpose(2, 3)?.matmul(&grad)?)?,
+    ])
+}
+
+pub(crate) fn sinusoids(t: &Tensor, width: usize, period: f64, scale: f64) -> Result<Tensor> {
+    let half = width / 2;
+    let frequencies: Vec<f64> = (0..half).map(|i| scale * period.powf(-(i as f64) / half as f64)).collect();
+    let frequencies = Tensor::from_vec(frequencies, (1, half), t.device())?.to_dtype(t.dtype())?;
+    let angles = t.unsqueeze(1)?.broadcast_mul(&frequencies)?;
+    Ok(Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?)
+}

@@ -1,0 +1,241 @@
+//! Inference: candle tensors, no tape.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor as CandleTensor};
+
+use super::{
+    ops::{self, Activation, Kind},
+    to_device,
+    windows::Windows,
+};
+use crate::{Array, BatchNorm, Error, ParamSpec, Result, Source, Tensor, Weights, shape};
+
+/// A value of the inference reading.
+#[derive(Clone, Debug)]
+pub struct Plain(CandleTensor);
+
+impl Plain {
+    /// A value from a tensor whose first axis is the batch; whole numbers (labels) are `u32`.
+    pub fn new(tensor: CandleTensor) -> Self {
+        Self(tensor)
+    }
+
+    /// The tensor.
+    pub fn into_inner(self) -> CandleTensor {
+        self.0
+    }
+
+    fn batch(&self, dims: &[usize]) -> Vec<usize> {
+        batched(&self.0, dims)
+    }
+}
+
+/// `dims` behind the batch of `x`.
+pub(crate) fn batched(x: &CandleTensor, dims: &[usize]) -> Vec<usize> {
+    std::iter::once(x.dims()[0]).chain(dims.iter().copied()).collect()
+}
+
+/// Weights on a device, handed to models by name.
+pub struct Params {
+    tensors: HashMap<String, CandleTensor>,
+    dtype: DType,
+    device: Device,
+}
+
+impl Params {
+    /// Puts `weights` on `device` as `dtype`.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn new(weights: &Weights, dtype: DType, device: &Device) -> Result<Self> {
+        let put = |(name, array): (&String, &Array)| Ok((name.clone(), to_device(array, dtype, device)?));
+        Ok(Self { tensors: weights.iter().map(put).collect::<Result<_>>()?, dtype, device: device.clone() })
+    }
+}
+
+/// The tensor that `spec` asks for.
+pub(crate) fn find<'a>(tensor: Option<&'a CandleTensor>, spec: &ParamSpec) -> Result<&'a CandleTensor> {
+    let tensor = tensor.ok_or_else(|| Error::MissingParameter { name: spec.name.clone() })?;
+    if tensor.dims() != spec.dims {
+        return Err(Error::ParameterShape {
+            name: spec.name.clone(),
+            expected: spec.dims.clone(),
+            found: tensor.dims().to_vec(),
+        });
+    }
+    Ok(tensor)
+}
+
+impl Source<Plain> for Params {
+    fn param(&mut self, spec: ParamSpec) -> Result<CandleTensor> {
+        find(self.tensors.get(&spec.name), &spec).cloned()
+    }
+
+    fn constant(&mut self, _name: &str, value: Array) -> Result<CandleTensor> {
+        to_device(&value, self.dtype, &self.device)
+    }
+}
+
+impl Tensor for Plain {
+    type Param = CandleTensor;
+
+    fn dims(&self) -> &[usize] {
+        &self.0.dims()[1..]
+    }
+
+    fn linear(&self, weight: &CandleTensor, bias: Option<&CandleTensor>) -> Result<Self> {
+        shape::linear(self.dims(), weight.dims(), bias.map(|b| b.dims()))?;
+        ops::linear(&self.0, weight, bias).map(Plain)
+    }
+
+    fn conv2d(
+        &self,
+        weight: &CandleTensor,
+        bias: Option<&CandleTensor>,
+        stride: usize,
+        padding: usize,
+    ) -> Result<Self> {
+        shape::conv2d(self.dims(), weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
+        let windows = Windows::new(&self.0, weight.dim(2)?, stride, padding)?;
+        windows.convolve(&windows.columns(&self.0)?, weight, bias).map(Plain)
+    }
+
+    fn batch_norm(&self, norm: &BatchNorm<CandleTensor>) -> Result<Self> {
+        shape::batch_norm(
+            self.dims(),
+            [norm.weight.dims(), norm.bias.dims(), norm.running_mean.dims(), norm.running_var.dims()],
+        )?;
+        let scale = (&norm.weight * (&norm.running_var + norm.eps)?.sqrt()?.recip()?)?;
+        let shift = (&norm.bias - (&norm.running_mean * &scale)?)?;
+        let channels = self.dims()[0];
+        let y = self.0.broadcast_mul(&scale.reshape((1, channels, 1, 1))?)?;
+        Ok(Self(y.broadcast_add(&shift.reshape((1, channels, 1, 1))?)?))
+    }
+
+    fn layer_norm(&self, affine: Option<(&CandleTensor, &CandleTensor)>, eps: f64) -> Result<Self> {
+        let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.dims(), b.dims()]).collect();
+        shape::norm("layer_norm", self.dims(), &params)?;
+        ops::norm(Kind::Layer, &self.0, affine.map(|a| a.0), affine.map(|a| a.1), eps).map(Plain)
+    }
+
+    fn rms_norm(&self, weight: Option<&CandleTensor>, eps: f64) -> Result<Self> {
+        let params: Vec<&[usize]> = weight.iter().map(|w| w.dims()).collect();
+        shape::norm("rms_norm", self.dims(), &params)?;
+        ops::norm(Kind::Rms, &self.0, weight, None, eps).map(Plain)
+    }
+
+    fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
+        shape::modulation("scale_shift", self.dims(), [scale.dims(), shift.dims()])?;
+        ops::scale_shift(&self.0, &scale.0, &shift.0).map(Plain)
+    }
+
+    fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
+        shape::same("gated_residual", self.dims(), branch.dims())?;
+        shape::modulation("gated_residual", self.dims(), [gate.dims(), gate.dims()])?;
+        ops::gated_residual(&self.0, &branch.0, &gate.0).map(Plain)
+    }
+
+    fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
+        shape::attention(self.dims(), key.dims(), value.dims())?;
+        Ok(Self(ops::attention(&self.0, &key.0, &value.0)?.0))
+    }
+
+    fn embedding(&self, table: &CandleTensor) -> Result<Self> {
+        shape::embedding(self.dims(), table.dims())?;
+        Ok(Self(table.index_select(&self.0, 0)?))
+    }
+
+    fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
+        shape::sinusoids(self.dims(), width)?;
+        ops::sinusoids(&self.0, width, period, scale).map(Plain)
+    }
+
+    fn add_param(&self, param: &CandleTensor) -> Result<Self> {
+        shape::same("add_param", self.dims(), param.dims())?;
+        Ok(Self(self.0.broadcast_add(&param.unsqueeze(0)?)?))
+    }
+
+    fn add(&self, other: &Self) -> Result<Self> {
+        shape::same("add", self.dims(), other.dims())?;
+        Ok(Self((&self.0 + &other.0)?))
+    }
+
+    fn mul(&self, other: &Self) -> Result<Self> {
+        shape::same("mul", self.dims(), other.dims())?;
+        Ok(Self((&self.0 * &other.0)?))
+    }
+
+    fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
+        Ok(Self(self.0.affine(factor, offset)?))
+    }
+
+    fn gelu(&self) -> Result<Self> {
+        ops::activation(Activation::Gelu, &self.0).map(Plain)
+    }
+
+    fn silu(&self) -> Result<Self> {
+        ops::activation(Activation::Silu, &self.0).map(Plain)
+    }
+
+    fn relu(&self) -> Result<Self> {
+        ops::activation(Activation::Relu, &self.0).map(Plain)
+    }
+
+    fn swiglu(&self) -> Result<Self> {
+        shape::swiglu(self.dims())?;
+        ops::swiglu(&self.0).map(Plain)
+    }
+
+    fn softmax(&self) -> Result<Self> {
+        shape::softmax(self.dims())?;
+        ops::softmax(&self.0).map(Plain)
+    }
+
+    fn reshape(&self, dims: &[usize]) -> Result<Self> {
+        shape::reshape(self.dims(), dims)?;
+        Ok(Self(self.0.reshape(self.batch(dims))?))
+    }
+
+    fn permute(&self, order: &[usize]) -> Result<Self> {
+        shape::permute(self.dims(), order)?;
+        Ok(Self(self.0.permute(with_batch(order))?.contiguous()?))
+    }
+
+    fn concat(parts: &[Self], axis: usize) -> Result<Self> {
+        let dims: Vec<&[usize]> = parts.iter().map(Tensor::dims).collect();
+        shape::concat(&dims, axis)?;
+        let tensors: Vec<&CandleTensor> = parts.iter().map(|p| &p.0).collect();
+        Ok(Self(CandleTensor::cat(&tensors, axis + 1)?))
+    }
+
+    fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
+        let len = shape::chunk(self.dims(), n, axis)?[axis];
+        (0..n).map(|i| Ok(Self(self.0.narrow(axis + 1, i * len, len)?.contiguous()?))).collect()
+    }
+
+    fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
+        shape::slice(self.dims(), axis, start, len)?;
+        Ok(Self(self.0.narrow(axis + 1, start, len)?.contiguous()?))
+    }
+
+    fn mean(&self, axis: usize) -> Result<Self> {
+        shape::mean(self.dims(), axis)?;
+        Ok(Self(self.0.mean(axis + 1)?))
+    }
+
+    fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
+        shape::pool2d(self.dims(), kernel, stride, padding)?;
+        Windows::new(&self.0, kernel, stride, padding)?.max(&self.0).map(Plain)
+    }
+
+    fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
+        shape::pool2d(self.dims(), kernel, stride, 0)?;
+        Windows::new(&self.0, kernel, stride, 0)?.mean(&self.0).map(Plain)
+    }
+}
+
+/// An order of the axes after the batch, as an order of all axes.
+pub(crate) fn with_batch(order: &[usize]) -> Vec<usize> {
+    std::iter::once(0).chain(order.iter().map(|i| i + 1)).collect()
+}

@@ -1,0 +1,176 @@
+//! Convolution and pooling, by gathering the windows of a picture into a matrix: works on every device, and the gradient is the
+//! matching scatter.
+
+use candle_core::{D, Tensor};
+
+use crate::{Error, Result, shape};
+
+/// Where the windows of a `[height, width]` picture lie in it.
+#[derive(Clone)]
+pub(crate) struct Windows {
+    /// Place in the flattened picture for each (position in the window, window); `height·width` stands for padding.
+    index: Tensor,
+    kernel: usize,
+    places: (usize, usize),
+    pixels: usize,
+    padded: bool,
+}
+
+impl Windows {
+    pub(crate) fn new(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
+        let (_, _, height, width) = x.dims4()?;
+        let places = |n| {
+            shape::windows(n, kernel, stride, padding)
+                .ok_or_else(|| Error::shape("windows", format!("at least {kernel} pixels"), x.dims()))
+        };
+        let places = (places(height)?, places(width)?);
+        let mut index = Vec::with_capacity(kernel * kernel * places.0 * places.1);
+        for (ky, kx) in (0..kernel * kernel).map(|i| (i / kernel, i % kernel)) {
+            for (py, px) in (0..places.0 * places.1).map(|i| (i / places.1, i % places.1)) {
+                let (y, x) = (py * stride + ky, px * stride + kx);
+                let inside =
+                    (padding..height + padding).contains(&y) && (padding..width + padding).contains(&x);
+                index.push(if inside { (y - padding) * width + x - padding } else { height * width } as u32);
+            }
+        }
+        let n = index.len();
+        Ok(Self {
+            index: Tensor::from_vec(index, n, x.device())?,
+            kernel,
+            places,
+            pixels: height * width,
+            padded: padding > 0,
+        })
+    }
+
+    /// `[batch, channels, height, width]` → `[batch·channels, kernel², places]`, `fill` where the window hangs over the edge.
+    fn gather(&self, x: &Tensor, fill: f64) -> Result<Tensor> {
+        let (batch, channels, _, _) = x.dims4()?;
+        let mut flat = x.contiguous()?.reshape((batch * channels, self.pixels))?;
+        if self.padded {
+            let edge = Tensor::full(fill as f32, (batch * channels, 1), x.device())?.to_dtype(x.dtype())?;
+            flat = Tensor::cat(&[&flat, &edge], 1)?;
+        }
+        let places = self.places.0 * self.places.1;
+        Ok(flat.index_select(&self.index, 1)?.reshape((
+            batch * channels,
+            self.kernel * self.kernel,
+            places,
+        ))?)
+    }
+
+    /// Adds up what was gathered: the transpose of [`gather`](Self::gather).
+    fn scatter(&self, windows: &Tensor, like: &Tensor) -> Result<Tensor> {
+        let (batch, channels, _, _) = like.dims4()?;
+        let n = self.index.elem_count();
+        let flat = windows.contiguous()?.reshape((batch * channels, n))?;
+        let width = self.pixels + usize::from(self.padded);
+        let sum = Tensor::zeros((batch * channels, width), like.dtype(), like.device())?;
+        let sum = sum.index_add(&self.index, &flat, 1)?;
+        Ok(sum.narrow(1, 0, self.pixels)?.contiguous()?.reshape(like.shape())?)
+    }
+
+    /// Windows as columns: `[batch, channels·kernel², places]`.
+    pub(crate) fn columns(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, channels, _, _) = x.dims4()?;
+        Ok(self.gather(x, 0.0)?.reshape((
+            batch,
+            channels * self.kernel * self.kernel,
+            self.places.0 * self.places.1,
+        ))?)
+    }
+
+    /// `weight` as a matrix for each item, `[batch, out, channels·kernel²]`.
+    fn matrices(weight: &Tensor, batch: usize) -> Result<Tensor> {
+        let out = weight.dim(0)?;
+        let weight = weight.contiguous()?.reshape((1, out, weight.elem_count() / out))?;
+        Ok(weight.repeat((batch, 1, 1))?)
+    }
+
+    pub(crate) fn convolve(
+        &self,
+        columns: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (batch, out) = (columns.dim(0)?, weight.dim(0)?);
+        let mut y = Self::matrices(weight, batch)?.matmul(columns)?;
+        if let Some(bias) = bias {
+            y = y.broadcast_add(&bias.reshape((1, out, 1))?)?;
+        }
+        Ok(y.reshape((batch, out, self.places.0, self.places.1))?)
+    }
+
+    /// Gradients of `x` (where needed), `weight` and bias.
+    pub(crate) fn convolve_backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        grad: &Tensor,
+        need_x: bool,
+    ) -> Result<(Option<Tensor>, Tensor, Tensor)> {
+        let (batch, out) = (x.dim(0)?, weight.dim(0)?);
+        let grad = grad.contiguous()?.reshape((batch, out, self.places.0 * self.places.1))?;
+        let columns = self.columns(x)?;
+        let grad_weight = grad.matmul(&columns.transpose(1, 2)?)?.sum(0)?.reshape(weight.shape())?;
+        drop(columns);
+        let grad_x = if need_x {
+            let grad_columns = Self::matrices(weight, batch)?.transpose(1, 2)?.contiguous()?.matmul(&grad)?;
+            Some(self.scatter(&grad_columns, x)?)
+        } else {
+            None
+        };
+        Ok((grad_x, grad_weight, grad.sum(2)?.sum(0)?))
+    }
+
+    fn pooled(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let (batch, channels, _, _) = x.dims4()?;
+        Ok(y.reshape((batch, channels, self.places.0, self.places.1))?)
+    }
+
+    pub(crate) fn max(&self, x: &Tensor) -> Result<Tensor> {
+        self.pooled(&self.gather(x, f64::from(f32::MIN))?.max(1)?, x)
+    }
+
+    /// The gradient goes to the first of the largest values of each window, as in PyTorch.
+    pub(crate) fn max_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let windows = self.gather(x, f64::from(f32::MIN))?;
+        let (rows, square, places) = windows.dims3()?;
+        let winner = windows.argmax_keepdim(1)?;
+        let index = self.index.reshape((1, square, places))?.repeat((rows, 1, 1))?;
+        let source = index.gather(&winner, 1)?.reshape((rows, places))?;
+        let width = self.pixels + usize::from(self.padded);
+        let sum = Tensor::zeros((rows, width), x.dtype(), x.device())?;
+        let sum = sum.scatter_add(&source, &grad.contiguous()?.reshape((rows, places))?, 1)?;
+        Ok(sum.narrow(1, 0, self.pixels)?.contiguous()?.reshape(x.shape())?)
+    }
+
+    pub(crate) fn mean(&self, x: &Tensor) -> Result<Tensor> {
+        self.pooled(&self.gather(x, 0.0)?.mean(1)?, x)
+    }
+
+    pub(crate) fn mean_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let (rows, square) = (x.dim(0)? * x.dim(1)?, self.kernel * self.kernel);
+        let grad = grad.contiguous()?.reshape((rows, 1, self.places.0 * self.places.1))?;
+        self.scatter(&(grad.repeat((1, square, 1))? / square as f64)?, x)
+    }
+}
+
+/// `[batch, channels, height, width]` → `[channels, batch·height·width]`.
+pub(crate) fn by_channel(x: &Tensor) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    Ok(x.transpose(0, 1)?.contiguous()?.reshape((channels, batch * height * width))?)
+}
+
+/// Back from [`by_channel`] to the shape of `like`.
+pub(crate) fn by_item(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let (batch, channels, height, width) = like.dims4()?;
+    Ok(x.reshape((channels, batch, height, width))?.transpose(0, 1)?.contiguous()?)
+}
+
+/// Mean and variance (biased) of each row.
+pub(crate) fn statistics(rows: &Tensor) -> Result<(Tensor, Tensor)> {
+    let mean = rows.mean_keepdim(D::Minus1)?;
+    let var = rows.broadcast_sub(&mean)?.sqr()?.mean(D::Minus1)?;
+    Ok((mean.squeeze(1)?, var))
+}

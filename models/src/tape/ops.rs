@@ -1,0 +1,335 @@
+//! The vocabulary on the tape.
+
+use candle_core::Tensor as CandleTensor;
+
+use super::{BatchStatistics, Slots, Var};
+use crate::{
+    BatchNorm, Error, Result, Tensor,
+    candle::{
+        Plain,
+        ops::{self, Activation, Kind},
+        windows::{self, Windows},
+    },
+};
+
+impl Var {
+    /// The value in the inference reading, which checks shapes and computes where nothing need be saved.
+    fn plain(&self) -> Plain {
+        Plain::new(self.value.clone())
+    }
+
+    fn record(
+        &self,
+        value: CandleTensor,
+        inputs: &[&Var],
+        backward: impl FnOnce(CandleTensor, &mut Slots) -> Result<()> + 'static,
+    ) -> Var {
+        self.tape.record(value, inputs.iter().any(|v| v.slot.is_some()), backward)
+    }
+
+    /// An operation on one value whose backward is the operation `back` on the gradient.
+    fn one(
+        &self,
+        value: Plain,
+        back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
+    ) -> Result<Var> {
+        let slot = self.slot;
+        Ok(self.record(value.into_inner(), &[self], move |grad, slots| slots.add(slot, back(&grad)?)))
+    }
+
+    fn activation(&self, kind: Activation) -> Result<Var> {
+        let x = self.value.clone();
+        let y = Plain::new(ops::activation(kind, &x)?);
+        self.one(y, move |grad| ops::activation_backward(kind, &x, grad))
+    }
+
+    fn norm(&self, kind: Kind, weight: Option<&Var>, bias: Option<&Var>, eps: f64, y: Plain) -> Result<Var> {
+        let (x, slot) = (self.value.clone(), self.slot);
+        let (weight_value, weight_slot) = (weight.map(|w| w.value.clone()), weight.and_then(|w| w.slot));
+        let bias_slot = bias.and_then(|b| b.slot);
+        let inputs: Vec<&Var> = [Some(self), weight, bias].into_iter().flatten().collect();
+        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
+            let (grad_x, params) = ops::norm_backward(kind, &x, weight_value.as_ref(), &grad, eps)?;
+            slots.add(slot, grad_x)?;
+            if let Some((grad_weight, grad_bias)) = params {
+                slots.add(weight_slot, grad_weight)?;
+                slots.add(bias_slot, grad_bias)?;
+            }
+            Ok(())
+        }))
+    }
+
+    /// An operation that only moves values; `back` moves them back.
+    fn moved(
+        &self,
+        value: Plain,
+        back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
+    ) -> Result<Var> {
+        let slot = self.slot;
+        Ok(self.record(value.into_inner(), &[self], move |grad, slots| slots.add_shared(slot, &back(&grad)?)))
+    }
+}
+
+impl Tensor for Var {
+    type Param = Var;
+
+    fn dims(&self) -> &[usize] {
+        &self.value.dims()[1..]
+    }
+
+    fn linear(&self, weight: &Var, bias: Option<&Var>) -> Result<Self> {
+        let y = self.plain().linear(&weight.value, bias.map(|b| &b.value))?;
+        let (x, w) = (self.value.clone(), weight.value.clone());
+        let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
+        let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
+        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
+            let (grad_x, grad_weight) = ops::linear_backward(&x, &w, &grad, slot.is_some())?;
+            if bias_slot.is_some() {
+                slots.add(bias_slot, ops::sum_rows(&grad)?)?;
+            }
+            slots.add(weight_slot, grad_weight)?;
+            grad_x.map_or(Ok(()), |g| slots.add(slot, g))
+        }))
+    }
+
+    fn conv2d(&self, weight: &Var, bias: Option<&Var>, stride: usize, padding: usize) -> Result<Self> {
+        let y = self.plain().conv2d(&weight.value, bias.map(|b| &b.value), stride, padding)?;
+        let (x, w) = (self.value.clone(), weight.value.clone());
+        let windows = Windows::new(&x, w.dim(2)?, stride, padding)?;
+        let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
+        let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
+        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
+            let (grad_x, grad_weight, grad_bias) =
+                windows.convolve_backward(&x, &w, &grad, slot.is_some())?;
+            slots.add(bias_slot, grad_bias)?;
+            slots.add(weight_slot, grad_weight)?;
+            grad_x.map_or(Ok(()), |g| slots.add(slot, g))
+        }))
+    }
+
+    fn batch_norm(&self, norm: &BatchNorm<Var>) -> Result<Self> {
+        let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var];
+        crate::shape::batch_norm(self.dims(), params.map(|p| p.value.dims()))?;
+        // With one row a channel, batch normalisation is layer normalisation of the rows.
+        let rows = windows::by_channel(&self.value)?;
+        let (channels, n) = rows.dims2()?;
+        if n < 2 {
+            return Err(Error::shape("batch_norm", "at least two values a channel to train on", n));
+        }
+        let (mean, var) = windows::statistics(&rows)?;
+        let var = (var * (n as f64 / (n - 1) as f64))?;
+        let statistics = BatchStatistics { path: norm.path.clone(), mean, var };
+        self.tape.0.borrow_mut().statistics.push(statistics);
+        let column = (channels, 1);
+        let normal = ops::norm(Kind::Layer, &rows, None, None, norm.eps)?;
+        let y = normal
+            .broadcast_mul(&norm.weight.value.reshape(column)?)?
+            .broadcast_add(&norm.bias.value.reshape(column)?)?;
+        let y = windows::by_item(&y, &self.value)?;
+        let (like, weight, eps) = (self.value.clone(), norm.weight.value.clone(), norm.eps);
+        let (slot, weight_slot, bias_slot) = (self.slot, norm.weight.slot, norm.bias.slot);
+        Ok(self.record(y, &[self, &norm.weight, &norm.bias], move |grad, slots| {
+            let grad = windows::by_channel(&grad)?;
+            slots.add(bias_slot, grad.sum(1)?)?;
+            slots.add(weight_slot, (&grad * &normal)?.sum(1)?)?;
+            if slot.is_some() {
+                let scaled = grad.broadcast_mul(&weight.reshape(column)?)?;
+                let (grad_rows, _) = ops::norm_backward(Kind::Layer, &rows, None, &scaled, eps)?;
+                slots.add(slot, windows::by_item(&grad_rows, &like)?)?;
+            }
+            Ok(())
+        }))
+    }
+
+    fn layer_norm(&self, affine: Option<(&Var, &Var)>, eps: f64) -> Result<Self> {
+        let y = self.plain().layer_norm(affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
+        self.norm(Kind::Layer, affine.map(|a| a.0), affine.map(|a| a.1), eps, y)
+    }
+
+    fn rms_norm(&self, weight: Option<&Var>, eps: f64) -> Result<Self> {
+        let y = self.plain().rms_norm(weight.map(|w| &w.value), eps)?;
+        self.norm(Kind::Rms, weight, None, eps, y)
+    }
+
+    fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
+        let y = self.plain().scale_shift(&scale.plain(), &shift.plain())?;
+        let (x, s) = (self.value.clone(), scale.value.clone());
+        let (slot, scale_slot, shift_slot) = (self.slot, scale.slot, shift.slot);
+        Ok(self.record(y.into_inner(), &[self, scale, shift], move |grad, slots| {
+            let [grad_x, grad_scale, grad_shift] = ops::scale_shift_backward(&x, &s, &grad)?;
+            slots.add(slot, grad_x)?;
+            slots.add(scale_slot, grad_scale)?;
+            slots.add(shift_slot, grad_shift)
+        }))
+    }
+
+    fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
+        let y = self.plain().gated_residual(&branch.plain(), &gate.plain())?;
+        let (b, g) = (branch.value.clone(), gate.value.clone());
+        let (slot, branch_slot, gate_slot) = (self.slot, branch.slot, gate.slot);
+        Ok(self.record(y.into_inner(), &[self, branch, gate], move |grad, slots| {
+            let [grad_branch, grad_gate] = ops::gated_residual_backward(&b, &g, &grad)?;
+            slots.add(branch_slot, grad_branch)?;
+            slots.add(gate_slot, grad_gate)?;
+            // Nothing else holds the result's gradient any more, so it becomes that of `x` as it is.
+            slots.add(slot, grad)
+        }))
+    }
+
+    fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
+        crate::shape::attention(self.dims(), key.dims(), value.dims())?;
+        let (q, k, v) = (self.value.clone(), key.value.clone(), value.value.clone());
+        let (y, p) = ops::attention(&q, &k, &v)?;
+        let slot = [self.slot, key.slot, value.slot];
+        Ok(self.record(y, &[self, key, value], move |grad, slots| {
+            let grads = ops::attention_backward(&q, &k, &v, &p, &grad)?;
+            slot.into_iter().zip(grads).try_for_each(|(slot, grad)| slots.add(slot, grad))
+        }))
+    }
+
+    fn embedding(&self, table: &Var) -> Result<Self> {
+        let y = self.plain().embedding(&table.value)?;
+        let (index, rows, slot) = (self.value.clone(), table.value.clone(), table.slot);
+        Ok(self.record(y.into_inner(), &[table], move |grad, slots| {
+            slots.add(slot, rows.zeros_like()?.index_add(&index, &grad, 0)?)
+        }))
+    }
+
+    fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
+        let y = self.plain().sinusoids(width, period, scale)?;
+        if self.slot.is_some() {
+            return Err(Error::Unsupported {
+                reading: "training".into(),
+                what: "a gradient with respect to the time of sinusoids".into(),
+            });
+        }
+        Ok(self.tape.constant(y.into_inner()))
+    }
+
+    fn add_param(&self, param: &Var) -> Result<Self> {
+        let y = self.plain().add_param(&param.value)?;
+        let (slot, param_slot) = (self.slot, param.slot);
+        Ok(self.record(y.into_inner(), &[self, param], move |grad, slots| {
+            if param_slot.is_some() {
+                slots.add(param_slot, grad.sum(0)?)?;
+            }
+            slots.add(slot, grad)
+        }))
+    }
+
+    fn add(&self, other: &Self) -> Result<Self> {
+        let y = self.plain().add(&other.plain())?;
+        let (slot, other_slot) = (self.slot, other.slot);
+        Ok(self.record(y.into_inner(), &[self, other], move |grad, slots| {
+            slots.add_shared(slot, &grad)?;
+            slots.add_shared(other_slot, &grad)
+        }))
+    }
+
+    fn mul(&self, other: &Self) -> Result<Self> {
+        let y = self.plain().mul(&other.plain())?;
+        let (a, b) = (self.value.clone(), other.value.clone());
+        let (slot, other_slot) = (self.slot, other.slot);
+        Ok(self.record(y.into_inner(), &[self, other], move |grad, slots| {
+            slots.add(slot, (&grad * b)?)?;
+            slots.add(other_slot, (grad * a)?)
+        }))
+    }
+
+    fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
+        self.one(self.plain().affine(factor, offset)?, move |grad| Ok((grad * factor)?))
+    }
+
+    fn gelu(&self) -> Result<Self> {
+        self.activation(Activation::Gelu)
+    }
+
+    fn silu(&self) -> Result<Self> {
+        self.activation(Activation::Silu)
+    }
+
+    fn relu(&self) -> Result<Self> {
+        self.activation(Activation::Relu)
+    }
+
+    fn swiglu(&self) -> Result<Self> {
+        let x = self.value.clone();
+        self.one(self.plain().swiglu()?, move |grad| ops::swiglu_backward(&x, grad))
+    }
+
+    fn softmax(&self) -> Result<Self> {
+        let y = self.plain().softmax()?;
+        let result = y.clone().into_inner();
+        self.one(y, move |grad| ops::softmax_backward(&result, grad))
+    }
+
+    fn reshape(&self, dims: &[usize]) -> Result<Self> {
+        let shape = self.value.shape().clone();
+        self.moved(self.plain().reshape(dims)?, move |grad| Ok(grad.reshape(shape)?))
+    }
+
+    fn permute(&self, order: &[usize]) -> Result<Self> {
+        let y = self.plain().permute(order)?;
+        let mut back = vec![0; order.len() + 1];
+        for (i, &axis) in order.iter().enumerate() {
+            back[axis + 1] = i + 1;
+        }
+        self.moved(y, move |grad| Ok(grad.permute(back)?.contiguous()?))
+    }
+
+    fn concat(parts: &[Self], axis: usize) -> Result<Self> {
+        let plain: Vec<Plain> = parts.iter().map(Var::plain).collect();
+        let y = Plain::concat(&plain, axis)?;
+        let pieces: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.slot, p.dims()[axis])).collect();
+        let inputs: Vec<&Var> = parts.iter().collect();
+        Ok(parts[0].record(y.into_inner(), &inputs, move |grad, slots| {
+            let mut start = 0;
+            for (slot, len) in pieces {
+                slots.add(slot, grad.narrow(axis + 1, start, len)?.copy()?)?;
+                start += len;
+            }
+            Ok(())
+        }))
+    }
+
+    fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
+        let parts: Vec<CandleTensor> =
+            self.plain().chunk(n, axis)?.into_iter().map(Plain::into_inner).collect();
+        let (slot, like) = (self.slot, parts[0].clone());
+        Ok(self.tape.record_many(parts, slot.is_some(), move |grads, slots| {
+            let grads: Vec<CandleTensor> = grads
+                .into_iter()
+                .map(|g| g.map_or_else(|| like.zeros_like(), Ok))
+                .collect::<candle_core::Result<_>>()?;
+            slots.add(slot, CandleTensor::cat(&grads, axis + 1)?)
+        }))
+    }
+
+    fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
+        let rest = self.dims().get(axis).map_or(0, |n| n.saturating_sub(start + len));
+        let y = self.plain().slice(axis, start, len)?;
+        self.one(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
+    }
+
+    fn mean(&self, axis: usize) -> Result<Self> {
+        let shape = self.value.shape().clone();
+        let n = self.dims().get(axis).copied().unwrap_or(1) as f64;
+        self.one(self.plain().mean(axis)?, move |grad| {
+            Ok((grad.unsqueeze(axis + 1)?.broadcast_as(shape)?.contiguous()? / n)?)
+        })
+    }
+
+    fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
+        let y = self.plain().max_pool2d(kernel, stride, padding)?;
+        let x = self.value.clone();
+        let windows = Windows::new(&x, kernel, stride, padding)?;
+        self.one(y, move |grad| windows.max_backward(&x, grad))
+    }
+
+    fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
+        let y = self.plain().avg_pool2d(kernel, stride)?;
+        let x = self.value.clone();
+        let windows = Windows::new(&x, kernel, stride, 0)?;
+        self.one(y, move |grad| windows.mean_backward(&x, grad))
+    }
+}

@@ -1,0 +1,37 @@
+//! The command line: one file a subcommand.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod data;
+
+/// Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes training data.
+    Data(data::Args),
+}
+
+/// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
+/// a wrong usage has exit code 2.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Data(args) => data::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            eprintln!("error: {}", causes.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! From the bytes of a file to a picture, trusting neither its name nor its header.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops::FilterType};
+
+/// Larger files are not read.
+pub const MOST_BYTES: u64 = 64 << 20;
+/// Pictures of more pixels are not decoded.
+const MOST_PIXELS: u64 = 64_000_000;
+/// Longer sides are not decoded.
+const LONGEST_SIDE: u32 = 32_768;
+
+/// Opens `bytes` as what their content, not a name, says that they are, and checks the size that the header announces.
+fn open(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
+    let format = image::guess_format(bytes).map_err(|_| "not a picture".to_string())?;
+    match format {
+        ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP => {}
+        other => return Err(format!("a {} picture; expected PNG, JPEG or WebP", name(other))),
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(LONGEST_SIDE);
+    limits.max_image_height = Some(LONGEST_SIDE);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(|e| broken(format, &e))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        return Err(format!("{width} x {height} pixels are too many; expected at most {MOST_PIXELS}"));
+    }
+    if width == 0 || height == 0 {
+        return Err("a picture without pixels".to_string());
+    }
+    Ok(decoder)
+}
+
+fn name(format: ImageFormat) -> &'static str {
+    format.extensions_str().first().copied().unwrap_or("foreign")
+}
+
+/// One line about a picture that can't be decoded.
+fn broken(format: ImageFormat, error: &image::ImageError) -> String {
+    let reason = error.to_string();
+    format!("a broken {} file: {}", name(format), reason.lines().next().unwrap_or_default())
+}
+
+/// Whether the header of a picture is sound and its end is there; a reason why not.
+pub fn check(bytes: &[u8]) -> Result<(), String> {
+    open(bytes)?;
+    let format = image::guess_format(bytes).map_err(|_| "not a picture".to_string())?;
+    let whole = match format {
+        // Decoders fill the missing part of a JPEG file with grey: look for its end marker behind its last scan.
+        ImageFormat::Jpeg => {
+            let last = |marker: [u8; 2]| bytes.windows(2).rposition(|pair| pair == marker);
+            last([0xff, 0xd9]) > last([0xff, 0xda])
+        }
+        ImageFormat::Png => bytes.windows(4).rev().take(1 << 16).any(|chunk| chunk == b"IEND"),
+        _ => true,
+    };
+    if whole { Ok(()) } else { Err(format!("a broken {} file: its end is missing", name(format))) }
+}
+
+/// The middle square of a picture, upright, on white where it is transparent, `size` × `size` pixels.
+pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
+    check(bytes)?;
+    let format = image::guess_format(bytes).map_err(|_| "not a picture".to_string())?;
+    let mut decoder = open(bytes)?;
+    let orientation = decoder.orientation().map_err(|e| broken(format, &e))?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(format, &e))?;
+    picture.apply_orientation(orientation);
+    let side = picture.width().min(picture.height());
+    let (x, y) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
+    let crop = picture.crop_imm(x, y, side, side);
+    let flat = if crop.color().has_alpha() { on_white(&crop) } else { DynamicImage::from(crop.to_rgb8()) };
+    Ok(flat.resize_exact(size, size, FilterType::Lanczos3).to_rgb8())
+}
+
+fn on_white(picture: &DynamicImage) -> DynamicImage {
+    let rgba = picture.to_rgba8();
+    let over = |value: u8, alpha: u8| {
+        ((u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
+    };
+    let rgb = RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+        let [r, g, b, a] = rgba.get_pixel(x, y).0;
+        image::Rgb([over(r, a), over(g, a), over(b, a)])
+    });
+    DynamicImage::from(rgb)
+}

@@ -1,0 +1,34 @@
+//! Pictures: folders of them, in memory, in order, and drawn by rule.
+
+mod augment;
+mod cache;
+mod dataset;
+mod decode;
+mod error;
+mod order;
+pub mod synth;
+
+pub use augment::{Augmentation, Level};
+pub use cache::Images;
+pub use dataset::{Dataset, Picture};
+pub use error::{Error, Result};
+pub use order::Order;
+
+/// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.
+pub const BREEDS: [&str; 12] = [
+    "Abyssinian",
+    "Bengal",
+    "Birman",
+    "Bombay",
+    "British_Shorthair",
+    "Egyptian_Mau",
+    "Maine_Coon",
+    "Persian",
+    "Ragdoll",
+    "Russian_Blue",
+    "Siamese",
+    "Sphynx",
+];
+
+/// The class of what is not a cat, in any case of letters; its label is always the last.
+pub const OTHER: &str = "other";

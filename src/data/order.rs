@@ -1,0 +1,68 @@
+//! The order of the training data.
+
+use tiny_cats_models::random::{Purpose, Stream};
+
+/// An endless order of `len` pictures: each epoch has each of them once, and is shuffled by a stream of its own. What comes at a
+/// position depends on the seed and the position alone, so that the number of pictures drawn so far is all there is to resume.
+#[derive(Clone, Debug)]
+pub struct Order {
+    seed: u64,
+    len: u32,
+    epoch: u64,
+    shuffled: Vec<u32>,
+}
+
+impl Order {
+    /// The order of `len` pictures under `seed`.
+    ///
+    /// # Panics
+    /// When `len` is 0.
+    pub fn new(seed: u64, len: u32) -> Self {
+        assert!(len > 0, "there is no order of nothing");
+        Self { seed, len, epoch: 0, shuffled: Vec::new() }
+    }
+
+    /// The index of the picture at `position`, the number of pictures drawn before it. Quick while positions stay in one epoch.
+    pub fn at(&mut self, position: u64) -> usize {
+        let (epoch, offset) = (position / u64::from(self.len), position % u64::from(self.len));
+        if self.shuffled.is_empty() || epoch != self.epoch {
+            self.shuffled = Stream::new(self.seed, Purpose::Order, epoch).permutation(self.len as usize);
+            self.epoch = epoch;
+        }
+        self.shuffled[offset as usize] as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_epoch_has_each_picture_once_and_its_own_order() {
+        for len in [1, 2, 7, 100] {
+            let mut order = Order::new(3, len);
+            let epochs: Vec<Vec<usize>> =
+                (0..3).map(|e| (0..len).map(|i| order.at(u64::from(e * len + i))).collect()).collect();
+            for epoch in &epochs {
+                let mut sorted = epoch.clone();
+                sorted.sort_unstable();
+                assert_eq!(sorted, (0..len as usize).collect::<Vec<_>>());
+            }
+            assert!(len < 100 || epochs[0] != epochs[1]);
+        }
+    }
+
+    #[test]
+    fn a_position_is_all_there_is_to_resume() {
+        let mut straight = Order::new(5, 13);
+        let expected: Vec<usize> = (0..60).map(|p| straight.at(p)).collect();
+        let mut jumping = Order::new(5, 13);
+        for step in 0..60u64 {
+            let position = step * 37 % 60;
+            assert_eq!(jumping.at(position), expected[position as usize]);
+            assert_eq!(Order::new(5, 13).at(position), expected[position as usize]);
+        }
+        assert_ne!(expected[..13], (0..13).map(|p| Order::new(6, 13).at(p)).collect::<Vec<_>>());
+        assert!(jumping.at(u64::MAX) < 13);
+    }
+}

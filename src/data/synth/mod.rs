@@ -1,0 +1,126 @@
+//! Synthetic cats: pictures drawn by rule, so that a fresh machine, a test or a first try needs no download.
+//!
+//! Each of the twelve breeds keeps what one knows it by (coat, eyes, ears, build) while pose, light and background vary; the
+//! thirteenth class has dogs, landscapes and things. A picture depends on its seed, class and number alone.
+
+mod breeds;
+mod cat;
+mod noise;
+mod other;
+mod paint;
+mod scene;
+mod write;
+
+use image::RgbImage;
+use tiny_cats_models::random::{Purpose, Stream};
+
+use crate::data::BREEDS;
+
+pub use write::{MANIFEST, Manifest, write};
+
+/// The random choices of one picture.
+struct Dice(Stream);
+
+impl Dice {
+    /// Uniform between `low` and `high`.
+    fn range(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * self.0.uniform() as f32
+    }
+
+    /// Normal with mean 0.
+    fn normal(&mut self, deviation: f32) -> f32 {
+        self.0.normal() as f32 * deviation
+    }
+
+    /// One of `choices`, which are not none.
+    fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
+        &choices[self.0.below(choices.len() as u32) as usize]
+    }
+}
+
+/// Picture number `index` of a class, `size` × `size` pixels: a cat of breed `class` (an index of [`BREEDS`]), or from 12 on
+/// something that is not a cat.
+pub fn draw(class: usize, seed: u64, index: u64, size: u32) -> RgbImage {
+    let classes = BREEDS.len() as u64 + 1;
+    let class = class.min(BREEDS.len());
+    let number = index.wrapping_mul(classes).wrapping_add(class as u64);
+    let mut dice = Dice(Stream::new(seed, Purpose::Synthetic, number));
+    let mut canvas = scene::background(size, &mut dice);
+    if class < BREEDS.len() {
+        cat::paint(&mut canvas, class, &mut dice);
+    } else {
+        other::paint(&mut canvas, &mut dice);
+    }
+    scene::develop(canvas, &mut dice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mean colour of each ninth of a picture, and how often each of 64 colours occurs in it.
+    fn features(picture: &RgbImage) -> Vec<f32> {
+        let mut features = vec![0.0; 27 + 64];
+        let side = picture.width() as f32;
+        for (x, y, pixel) in picture.enumerate_pixels() {
+            let ninth = (x as f32 * 3.0 / side) as usize + 3 * (y as f32 * 3.0 / side) as usize;
+            let mut bin = 0;
+            for (channel, value) in pixel.0.into_iter().enumerate() {
+                features[ninth * 3 + channel] += f32::from(value) / 255.0 * 9.0 / (side * side);
+                bin = bin * 4 + usize::from(value / 64);
+            }
+            features[27 + bin] += 1.0 / (side * side);
+        }
+        features
+    }
+
+    #[test]
+    fn a_picture_depends_on_class_seed_and_number_alone() {
+        let picture = draw(4, 1, 7, 32);
+        draw(4, 1, 6, 32);
+        assert_eq!(picture, draw(4, 1, 7, 32));
+        for other in [draw(5, 1, 7, 32), draw(4, 2, 7, 32), draw(4, 1, 8, 32)] {
+            assert_ne!(picture, other);
+        }
+        assert_eq!(draw(12, 0, 0, 16), draw(usize::MAX, 0, 0, 16));
+        assert_eq!(draw(0, u64::MAX, u64::MAX, 1).dimensions(), (1, 1));
+    }
+
+    #[test]
+    fn a_picture_is_the_same_at_any_size() {
+        for class in 0..13 {
+            let (small, large) = (draw(class, 0, 3, 24), draw(class, 0, 3, 96));
+            let shrunk = image::imageops::resize(&large, 24, 24, image::imageops::FilterType::Triangle);
+            let away: f64 = small.iter().zip(shrunk.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+            assert!(away / (24.0 * 24.0 * 3.0) < 8.0, "class {class}: {}", away / 1728.0);
+        }
+    }
+
+    #[test]
+    fn colours_alone_tell_most_breeds_apart() {
+        let classes = BREEDS.len();
+        let means: Vec<Vec<f32>> = (0..classes)
+            .map(|class| {
+                let mut mean = vec![0.0; 91];
+                for index in 0..16 {
+                    mean.iter_mut()
+                        .zip(features(&draw(class, 0, index, 24)))
+                        .for_each(|(m, f)| *m += f / 16.0);
+                }
+                mean
+            })
+            .collect();
+        let away = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        let mut right = 0;
+        for class in 0..classes {
+            for index in 16..24 {
+                let seen = features(&draw(class, 0, index, 24));
+                let nearest =
+                    (0..classes).min_by(|&a, &b| away(&means[a], &seen).total_cmp(&away(&means[b], &seen)));
+                right += usize::from(nearest == Some(class));
+            }
+        }
+        // Chance is 8 of 96.
+        assert!(right > 40, "{right} of 96");
+    }
+}

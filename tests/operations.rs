@@ -1,0 +1,315 @@
+//! Every operation of the vocabulary through every reading. A new operation is one line in [`operations`].
+
+use candle_core::{DType, Device, Tensor as CandleTensor, Var as CandleVar};
+use tiny_cats_models::{
+    Array, BatchNorm, Result, Tensor,
+    candle::{Plain, to_device, with_plain_operations},
+    cost::Counter,
+    random::{Purpose, Stream},
+    tape::{Tape, Var},
+};
+
+/// What an input or parameter holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// Normal numbers, in and out of gradients.
+    Real,
+    /// Numbers from 0.5 to 1.5 that no gradient is wanted for: running statistics, times.
+    Fixed,
+    /// Whole numbers below 4: labels.
+    Label,
+}
+use Kind::{Fixed, Label, Real};
+
+/// An operation with the shapes to try it on; inputs' shapes are without the batch.
+trait Operation {
+    const NAME: &'static str;
+    /// Whether training computes what inference does (batch normalisation does not).
+    const SAME_IN_TRAINING: bool = true;
+    fn inputs(&self) -> Vec<(Kind, Vec<usize>)>;
+    fn params(&self) -> Vec<(Kind, Vec<usize>)>;
+    fn run<T: Tensor>(&self, x: &[T], p: &[T::Param]) -> Result<T>;
+}
+
+const BATCH: usize = 3;
+
+fn values(stream: u64, kind: Kind, dims: &[usize]) -> Array {
+    let mut s = Stream::new(11, Purpose::Synthetic, stream);
+    let n = dims.iter().product();
+    let one = |_| match kind {
+        Real => s.normal() as f32,
+        Fixed => 0.5 + s.uniform() as f32,
+        Label => s.below(4) as f32,
+    };
+    Array::new(dims, (0..n).map(one).collect()).unwrap()
+}
+
+fn batched(dims: &[usize]) -> Vec<usize> {
+    std::iter::once(BATCH).chain(dims.iter().copied()).collect()
+}
+
+fn inputs(op: &impl Operation) -> Vec<(Kind, Array)> {
+    let make =
+        |(i, (kind, dims)): (usize, (Kind, Vec<usize>))| (kind, values(i as u64, kind, &batched(&dims)));
+    op.inputs().into_iter().enumerate().map(make).collect()
+}
+
+fn params(op: &impl Operation) -> Vec<(Kind, Array)> {
+    let make = |(i, (kind, dims)): (usize, (Kind, Vec<usize>))| (kind, values(100 + i as u64, kind, &dims));
+    op.params().into_iter().enumerate().map(make).collect()
+}
+
+fn tensor(kind: Kind, array: &Array, dtype: DType) -> CandleTensor {
+    to_device(array, if kind == Label { DType::U32 } else { dtype }, &Device::Cpu).unwrap()
+}
+
+/// All values and parameters as f64 or f32 tensors: inputs first.
+fn tensors(op: &impl Operation, dtype: DType) -> Vec<(Kind, CandleTensor)> {
+    inputs(op).iter().chain(&params(op)).map(|(kind, array)| (*kind, tensor(*kind, array, dtype))).collect()
+}
+
+fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> Var {
+    let tape = Tape::new();
+    let vars: Vec<Var> = all
+        .iter()
+        .enumerate()
+        .map(|(i, (kind, t))| match kind {
+            Real => tape.leaf(&i.to_string(), t.clone()),
+            _ => tape.constant(t.clone()),
+        })
+        .collect();
+    let (x, p) = vars.split_at(op.inputs().len());
+    op.run(x, p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME))
+}
+
+fn plain<O: Operation>(op: &O, all: &[CandleTensor]) -> CandleTensor {
+    let (x, p) = all.split_at(op.inputs().len());
+    let x: Vec<Plain> = x.iter().cloned().map(Plain::new).collect();
+    op.run(&x, p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME)).into_inner()
+}
+
+/// `Σ c·y` and, for every real input, its gradient, where `c` are fixed random numbers.
+fn loss_and_gradients<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> (f64, Vec<Option<Vec<f64>>>) {
+    let y = on_tape(op, all);
+    let c = to_device(&values(999, Real, y.value().dims()), y.value().dtype(), &Device::Cpu).unwrap();
+    let tape_c = y.mul(&y.tape().constant(c)).unwrap();
+    let sum = tape_c.value().sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+    let mut gradients = tape_c.backward(1.0).unwrap();
+    let take = |i: usize| {
+        let gradient = gradients.remove(&i.to_string())?.to_dtype(DType::F64).unwrap();
+        assert_eq!(gradient.dims(), all[i].1.dims(), "{}: gradient {i}", O::NAME);
+        Some(gradient.flatten_all().unwrap().to_vec1().unwrap())
+    };
+    (sum, (0..all.len()).map(take).collect())
+}
+
+fn close(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= tolerance * (1.0 + a.abs().max(b.abs())), "{what}, value {i}: {a} and {b}");
+    }
+}
+
+fn flat(t: &CandleTensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The tape's gradients are the slopes of its own forward pass.
+fn finite_differences<O: Operation>(op: &O) {
+    let all = tensors(op, DType::F64);
+    let (_, gradients) = loss_and_gradients(op, &all);
+    for (i, (kind, t)) in all.iter().enumerate() {
+        if *kind != Real {
+            assert!(gradients[i].is_none());
+            continue;
+        }
+        let gradient = gradients[i].as_ref().unwrap_or_else(|| panic!("{}: no gradient {i}", O::NAME));
+        let base = flat(t);
+        let at = |j: usize, step: f64| {
+            let mut moved = base.clone();
+            moved[j] += step;
+            let mut all = all.clone();
+            all[i].1 = CandleTensor::from_vec(moved, t.shape(), &Device::Cpu).unwrap();
+            loss_and_gradients(op, &all).0
+        };
+        // Every value of small tensors, a spread of those of large ones.
+        for j in (0..base.len()).step_by(base.len() / 48 + 1) {
+            let slope = (at(j, 1e-5) - at(j, -1e-5)) / 2e-5;
+            close(&format!("{}: slope {j} of input {i}", O::NAME), &[gradient[j]], &[slope], 1e-7);
+        }
+    }
+}
+
+/// The tape's gradients are those of candle's autograd on the composition of candle's own operations.
+fn candle_autograd<O: Operation>(op: &O) {
+    let all = tensors(op, DType::F64);
+    let (_, gradients) = loss_and_gradients(op, &all);
+    let vars: Vec<CandleVar> = all.iter().map(|(_, t)| CandleVar::from_tensor(t).unwrap()).collect();
+    let leaves: Vec<CandleTensor> = vars
+        .iter()
+        .zip(&all)
+        .map(|(v, (k, t))| if *k == Real { v.as_tensor().clone() } else { t.clone() })
+        .collect();
+    let y = with_plain_operations(|| plain(op, &leaves));
+    let c = to_device(&values(999, Real, y.dims()), DType::F64, &Device::Cpu).unwrap();
+    let theirs = (y * c).unwrap().sum_all().unwrap().backward().unwrap();
+    for (i, gradient) in gradients.iter().enumerate() {
+        let Some(gradient) = gradient else { continue };
+        let their = theirs.get(&vars[i]).unwrap_or_else(|| panic!("{}: candle has no gradient {i}", O::NAME));
+        close(&format!("{}: gradient {i} against candle's", O::NAME), gradient, &flat(their), 1e-9);
+    }
+}
+
+/// The fused kernels compute, forward and backward, what the compositions do, in f32.
+fn fused_and_plain<O: Operation>(op: &O) {
+    let all = tensors(op, DType::F32);
+    let fused = loss_and_gradients(op, &all);
+    let reference = with_plain_operations(|| loss_and_gradients(op, &all));
+    for (i, pair) in fused.1.iter().zip(&reference.1).enumerate() {
+        if let (Some(a), Some(b)) = pair {
+            close(&format!("{}: fused gradient {i}", O::NAME), a, b, 2e-5);
+        }
+    }
+    let bare: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
+    let (a, b) = (plain(op, &bare), with_plain_operations(|| plain(op, &bare)));
+    close(&format!("{}: fused value", O::NAME), &flat(&a), &flat(&b), 1e-5);
+    if O::SAME_IN_TRAINING {
+        close(&format!("{}: training value", O::NAME), &flat(on_tape(op, &all).value()), &flat(&a), 1e-6);
+    }
+}
+
+/// An item's result does not depend on the batch it is in, and the cost reading knows its shape and size.
+fn items_and_cost<O: Operation>(op: &O) {
+    let all = tensors(op, DType::F32);
+    let bare: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
+    let together = plain(op, &bare);
+    let n = op.inputs().len();
+    for item in 0..BATCH {
+        let one: Vec<CandleTensor> = bare
+            .iter()
+            .enumerate()
+            .map(|(i, t)| if i < n { t.narrow(0, item, 1).unwrap() } else { t.clone() })
+            .collect();
+        let alone = plain(op, &one);
+        close(
+            &format!("{}: item {item}", O::NAME),
+            &flat(&alone),
+            &flat(&together.narrow(0, item, 1).unwrap()),
+            1e-5,
+        );
+    }
+    let counter = Counter::default();
+    let x: Vec<_> = op.inputs().iter().map(|(_, dims)| counter.input(dims)).collect();
+    let p: Vec<_> = op.params().into_iter().map(|(_, dims)| dims).collect();
+    let cost = op.run(&x, &p).unwrap();
+    assert_eq!(cost.dims(), &together.dims()[1..], "{}: cost's shape", O::NAME);
+    let ledger = counter.ledger();
+    let most = 4 * together.elem_count() as u64 / BATCH as u64;
+    assert!(!ledger.entries.is_empty(), "{}: cost has no entry", O::NAME);
+    let last = ledger.entries.last().unwrap();
+    assert!(
+        last.bytes == 0 || last.bytes >= most,
+        "{}: {} bytes for a result of {most}",
+        O::NAME,
+        last.bytes
+    );
+}
+
+fn every_reading<O: Operation>(op: &O) {
+    finite_differences(op);
+    if O::SAME_IN_TRAINING {
+        candle_autograd(op);
+    }
+    fused_and_plain(op);
+    items_and_cost(op);
+}
+
+macro_rules! operation {
+    ($name:ident $(($same:literal))?, [$(($ik:ident $($id:literal)*)),*], [$(($pk:ident $($pd:literal)*)),*], |$x:ident, $p:ident| $body:expr) => {
+        #[test]
+        fn $name() {
+            struct This;
+            impl Operation for This {
+                const NAME: &'static str = stringify!($name);
+                $(const SAME_IN_TRAINING: bool = $same;)?
+                fn inputs(&self) -> Vec<(Kind, Vec<usize>)> {
+                    vec![$(($ik, vec![$($id),*])),*]
+                }
+                fn params(&self) -> Vec<(Kind, Vec<usize>)> {
+                    vec![$(($pk, vec![$($pd),*])),*]
+                }
+                fn run<T: Tensor>(&self, $x: &[T], $p: &[T::Param]) -> Result<T> {
+                    let _ = (&$x, &$p);
+                    $body
+                }
+            }
+            every_reading(&This);
+        }
+    };
+}
+
+mod operations {
+    use super::*;
+
+    operation!(linear_without_bias, [(Real 5 8)], [(Real 7 8)], |x, p| x[0].linear(&p[0], None));
+    operation!(linear_with_bias, [(Real 8)], [(Real 7 8), (Real 7)], |x, p| x[0].linear(&p[0], Some(&p[1])));
+    operation!(conv2d_3, [(Real 2 7 6)], [(Real 4 2 3 3), (Real 4)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 1));
+    operation!(conv2d_strided, [(Real 2 7 6)], [(Real 4 2 3 3)], |x, p| x[0].conv2d(&p[0], None, 2, 1));
+    operation!(conv2d_1, [(Real 2 5 5)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 2, 0));
+    operation!(conv2d_7, [(Real 3 9 9)], [(Real 2 3 7 7)], |x, p| x[0].conv2d(&p[0], None, 2, 3));
+    operation!(conv2d_patches, [(Real 3 8 8)], [(Real 5 3 4 4), (Real 5)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 4, 0));
+    operation!(batch_norm(false), [(Real 3 4 5)], [(Real 3), (Real 3), (Fixed 3), (Fixed 3)], |x, p| x[0].batch_norm(
+        &BatchNorm {
+            path: "bn".into(),
+            weight: p[0].clone(),
+            bias: p[1].clone(),
+            running_mean: p[2].clone(),
+            running_var: p[3].clone(),
+            eps: 1e-5,
+        }
+    ));
+    operation!(layer_norm, [(Real 5 12)], [], |x, p| x[0].layer_norm(None, 1e-5));
+    operation!(layer_norm_affine, [(Real 5 12)], [(Real 12), (Real 12)], |x, p| x[0].layer_norm(Some((&p[0], &p[1])), 1e-5));
+    operation!(rms_norm, [(Real 5 12)], [], |x, p| x[0].rms_norm(None, 1e-6));
+    operation!(rms_norm_weighted, [(Real 5 2 13)], [(Real 13)], |x, p| x[0].rms_norm(Some(&p[0]), 1e-6));
+    operation!(scale_shift, [(Real 5 8), (Real 8), (Real 8)], [], |x, p| x[0].scale_shift(&x[1], &x[2]));
+    operation!(gated_residual, [(Real 5 8), (Real 5 8), (Real 8)], [], |x, p| x[0].gated_residual(&x[1], &x[2]));
+    operation!(attention, [(Real 7 2 6), (Real 7 2 6), (Real 7 2 6)], [], |x, p| x[0].attention(&x[1], &x[2]));
+    operation!(attention_on_itself, [(Real 7 2 6)], [], |x, p| x[0].attention(&x[0], &x[0]));
+    operation!(embedding, [(Label)], [(Real 4 6)], |x, p| x[0].embedding(&p[0]));
+    operation!(sinusoids, [(Fixed)], [(Real 4 16)], |x, p| x[0].sinusoids(16, 10_000.0, 1000.0)?.linear(&p[0], None));
+    operation!(add_param, [(Real 5 8)], [(Real 5 8)], |x, p| x[0].add_param(&p[0]));
+    operation!(add, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].add(&x[1])?.add(&x[0]));
+    operation!(mul, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].mul(&x[1])?.mul(&x[0]));
+    operation!(affine, [(Real 5 8)], [], |x, p| x[0].affine(-2.5, 0.75));
+    operation!(gelu, [(Real 5 8)], [], |x, p| x[0].gelu());
+    operation!(silu, [(Real 5 8)], [], |x, p| x[0].silu());
+    operation!(relu, [(Real 5 8)], [], |x, p| x[0].relu());
+    operation!(swiglu, [(Real 5 8)], [], |x, p| x[0].swiglu());
+    operation!(softmax, [(Real 5 9)], [], |x, p| x[0].softmax());
+    operation!(reshape, [(Real 4 6)], [], |x, p| x[0].reshape(&[2, 2, 6])?.mul(&x[0].reshape(&[2, 2, 6])?));
+    operation!(permute, [(Real 2 3 4)], [], |x, p| x[0].permute(&[2, 0, 1])?.softmax());
+    operation!(concat, [(Real 2 3), (Real 4 3)], [], |x, p| T::concat(&[x[0].clone(), x[1].clone(), x[0].clone()], 0));
+    operation!(chunk, [(Real 4 6)], [], |x, p| {
+        let parts = x[0].chunk(3, 1)?;
+        parts[2].mul(&parts[0])
+    });
+    operation!(slice, [(Real 4 6)], [], |x, p| x[0].slice(1, 1, 3)?.mul(&x[0].slice(1, 2, 3)?));
+    operation!(mean, [(Real 4 6)], [], |x, p| x[0].mean(0));
+    operation!(mean_last, [(Real 4 6)], [], |x, p| x[0].mean(1));
+    operation!(max_pool2d, [(Real 2 6 6)], [], |x, p| x[0].max_pool2d(2, 2, 0));
+    operation!(max_pool2d_padded, [(Real 2 7 7)], [], |x, p| x[0].max_pool2d(3, 2, 1));
+    operation!(avg_pool2d, [(Real 2 6 6)], [], |x, p| x[0].avg_pool2d(2, 2));
+    operation!(avg_pool2d_overlapping, [(Real 2 6 6)], [], |x, p| x[0].avg_pool2d(3, 1));
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let counter = Counter::default();
+    let (a, b) = (counter.input(&[4, 6]), counter.input(&[4, 5]));
+    assert!(a.add(&b).is_err() && a.mul(&b).is_err() && a.attention(&b, &b).is_err());
+    assert!(a.linear(&vec![3, 5], None).is_err() && a.linear(&vec![3, 6], Some(&vec![4])).is_err());
+    assert!(a.reshape(&[5, 5]).is_err() && a.permute(&[0, 0]).is_err() && a.chunk(4, 1).is_err());
+    assert!(a.slice(1, 4, 3).is_err() && a.mean(2).is_err() && b.swiglu().is_err());
+    assert!(a.max_pool2d(2, 2, 0).is_err() && a.slice(0, usize::MAX, 2).is_err());
+}
