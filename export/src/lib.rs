@@ -1,8 +1,16 @@
 //! Writes models as ONNX, proves the file numerically, and samples from it.
 
 mod atomic;
+mod convert;
+mod error;
 mod font;
 mod grid;
+mod meta;
+pub mod onnx;
+pub mod runtime;
 
 pub use atomic::write_atomically;
+pub use convert::{INPUTS, OUTPUT, to_onnx};
+pub use error::{Error, Result};
 pub use grid::{grid, to_rgb};
+pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Network, Sampler, SamplerDefaults};

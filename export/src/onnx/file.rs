@@ -1,0 +1,253 @@
+//! Reading ONNX files: what they take, what they hold, what they say about themselves.
+
+use std::{collections::BTreeMap, path::Path};
+
+use prost::Message;
+use tiny_cats_models::{Array, Weights};
+
+use super::{
+    proto::{DataType, DimensionValue, ModelProto, TensorProto, ValueInfoProto},
+    scan::scan,
+};
+use crate::{Error, META_KEY, ModelMeta, Result};
+
+/// protobuf's limit on a message.
+const MAX_BYTES: u64 = i32::MAX as u64;
+
+/// A graph's input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// Its element type; `None` for those that we do not write.
+    pub dtype: Option<DataType>,
+    /// Its sizes; `None` for an axis of any size, as the batch is.
+    pub dims: Vec<Option<usize>>,
+}
+
+/// An ONNX file that has been looked through: whole, bounded, without subgraphs or outside data.
+#[derive(Clone, Debug)]
+pub struct OnnxFile {
+    name: String,
+    bytes: Vec<u8>,
+    opset: u32,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl OnnxFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and those of [`from_bytes`](Self::from_bytes).
+    pub fn open(path: &Path) -> Result<Self> {
+        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
+        if size > MAX_BYTES {
+            let message = format!("expected at most {MAX_BYTES} bytes, found {size}");
+            return Err(Error::file(path.display(), "size", message));
+        }
+        Self::from_bytes(std::fs::read(path).map_err(Error::io(path))?, &path.display().to_string())
+    }
+
+    /// Looks through a file in memory; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is no ONNX model, or one that we do not run: of several files, with control flow, without inputs.
+    pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
+        let model = decode(&bytes, name)?;
+        let Some(graph) = &model.graph else { return Err(Error::file(name, "graph", "it has none")) };
+        let opset = model.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx");
+        let opset = opset.and_then(|o| u32::try_from(o.version).ok());
+        let Some(opset) = opset else {
+            return Err(Error::file(name, "opset_import", "it names no operator set"));
+        };
+        // Old files list their initializers among the inputs.
+        let inputs: Vec<Port> = graph
+            .input
+            .iter()
+            .filter(|i| graph.initializer.iter().all(|t| t.name != i.name))
+            .map(port)
+            .collect();
+        let outputs: Vec<Port> = graph.output.iter().map(port).collect();
+        if inputs.is_empty() || outputs.is_empty() {
+            return Err(Error::file(name, "graph", "expected inputs and outputs"));
+        }
+        for tensor in &graph.initializer {
+            check_size(tensor, name)?;
+        }
+        let metadata = model.metadata_props.iter().map(|e| (e.key.clone(), e.value.clone())).collect();
+        Ok(Self { name: name.into(), opset, inputs, outputs, metadata, bytes })
+    }
+
+    /// What stands for the file in errors.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The operator set's version.
+    pub fn opset(&self) -> u32 {
+        self.opset
+    }
+
+    /// What the graph takes, in its order.
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    /// What the graph returns, in its order.
+    pub fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    /// The file's `metadata_props`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// What the file says about its model.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it says nothing, or nothing that makes sense.
+    pub fn meta(&self) -> Result<ModelMeta> {
+        match self.metadata.get(META_KEY) {
+            Some(text) => ModelMeta::from_json(text, &self.name),
+            None => Err(Error::file(&self.name, META_KEY, "the file does not say what its model is")),
+        }
+    }
+
+    /// All floating-point initializers by name, single numbers excepted.
+    ///
+    /// # Errors
+    /// [`Error::File`] when one holds another number of values than its shape says.
+    pub fn weights(&self) -> Result<Weights> {
+        let model = decode(&self.bytes, &self.name)?;
+        let tensors = model.graph.into_iter().flat_map(|g| g.initializer);
+        tensors
+            .filter(|t| t.data_type == DataType::Float as i32 && !t.dims.is_empty())
+            .map(|t| {
+                let values = if t.raw_data.is_empty() { t.float_data } else { floats(&t.raw_data) };
+                let dims: Vec<usize> = t.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
+                let array = Array::new(dims, values)
+                    .map_err(|e| Error::file(&self.name, t.name.clone(), e.to_string()))?;
+                Ok((t.name, array))
+            })
+            .collect()
+    }
+}
+
+fn decode(bytes: &[u8], name: &str) -> Result<ModelProto> {
+    scan(bytes, name)?;
+    ModelProto::decode(bytes).map_err(|e| Error::file(name, "ONNX", e.to_string()))
+}
+
+fn floats(raw: &[u8]) -> Vec<f32> {
+    raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// A tensor must hold what its shape says: runtimes differ in what they do about others, and some believe them.
+fn check_size(tensor: &TensorProto, file: &str) -> Result<()> {
+    let count = tensor.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
+    let Some(count) = count else {
+        let dims = &tensor.dims;
+        return Err(Error::file(file, &tensor.name, format!("expected a shape, found {dims:?}")));
+    };
+    let bytes = match tensor.data_type {
+        1 | 6 | 12 => 4,
+        7 | 11 | 13 => 8,
+        2 | 3 | 9 => 1,
+        4 | 5 | 10 | 16 => 2,
+        found => {
+            return Err(Error::file(
+                file,
+                &tensor.name,
+                format!("expected plain numbers, found type {found}"),
+            ));
+        }
+    };
+    let found = tensor.raw_data.len();
+    if (found > 0 || tensor.data_type == 1 && tensor.float_data.len() != count)
+        && count.checked_mul(bytes) != Some(found)
+    {
+        let message = format!("expected the values of shape {:?}, found {found} bytes", tensor.dims);
+        return Err(Error::file(file, &tensor.name, message));
+    }
+    Ok(())
+}
+
+fn port(info: &ValueInfoProto) -> Port {
+    let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+    let dims = tensor.and_then(|t| t.shape.as_ref()).map_or(Vec::new(), |shape| {
+        let size = |value: &DimensionValue| match value {
+            DimensionValue::Size(size) => usize::try_from(*size).ok(),
+            DimensionValue::Symbol(_) => None,
+        };
+        shape.dim.iter().map(|d| d.value.as_ref().and_then(size)).collect()
+    });
+    let dtype = match tensor.map(|t| t.elem_type) {
+        Some(1) => Some(DataType::Float),
+        Some(7) => Some(DataType::Int64),
+        _ => None,
+    };
+    Port { name: info.name.clone(), dtype, dims }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{DEFAULT_OPSET, OnnxGraph};
+    use tiny_cats_models::{Init, Scope, Tensor};
+
+    fn file() -> (Vec<u8>, Weights) {
+        let array = Array::new([2, 3], (0..6).map(|v| v as f32).collect()).unwrap();
+        let weights = Weights::from([("head.weight".to_owned(), array)]);
+        let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
+        let mut source = graph.source(&weights);
+        let weight = Scope::root(&mut source).sub("head").param("weight", [2, 3], Init::Zeros).unwrap();
+        source.finish().unwrap();
+        let y = graph.floats("x", &[3]).unwrap().linear(&weight, None).unwrap();
+        (graph.finish(&[("y", &y)], &[("about", "cats".into())]).unwrap(), weights)
+    }
+
+    #[test]
+    fn a_file_holds_the_weights_and_ports_it_was_written_with() {
+        let (bytes, weights) = file();
+        let file = OnnxFile::from_bytes(bytes, "f").unwrap();
+        assert_eq!(file.weights().unwrap(), weights);
+        assert_eq!(file.metadata()["about"], "cats");
+        assert_eq!(file.inputs()[0].dims, [None, Some(3)]);
+        assert_eq!(file.outputs()[0].name, "y");
+        assert_eq!(file.opset(), DEFAULT_OPSET);
+    }
+
+    #[test]
+    fn a_file_cut_short_or_changed_anywhere_is_an_error_or_a_file_and_never_a_panic() {
+        let (bytes, _) = file();
+        for end in 0..bytes.len() {
+            let whole = OnnxFile::from_bytes(bytes[..end].to_vec(), "f").and_then(|f| f.weights());
+            let _ = whole.map_err(|e| assert!(e.to_string().starts_with("f: ")));
+        }
+        for place in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut changed = bytes.clone();
+                changed[place] ^= 1 << bit;
+                let _ = OnnxFile::from_bytes(changed, "f").and_then(|f| f.weights());
+            }
+        }
+    }
+
+    #[test]
+    fn many_empty_nodes_are_refused_before_they_are_decoded() {
+        let nodes = [0x0a, 0].repeat(3_000_000);
+        let mut bytes = vec![0x3a];
+        prost::encoding::encode_varint(nodes.len() as u64, &mut bytes);
+        bytes.extend(nodes);
+        let error = OnnxFile::from_bytes(bytes, "f").unwrap_err().to_string();
+        assert!(error.contains("at most"), "{error}");
+    }
+}

@@ -1,0 +1,276 @@
+//! A graph that grows as a definition is read.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    rc::Rc,
+};
+
+use prost::Message;
+use tiny_cats_models::{Array, Error as ModelError, ParamSpec, Source, Weights};
+
+use super::{
+    proto::{
+        AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+        StringStringEntryProto, TensorProto, ValueInfoProto,
+    },
+    value::{Param, Value},
+};
+use crate::{Error, Result};
+
+/// The operator set that files are written in unless another is asked for: the newest that every verified runtime reads.
+pub const DEFAULT_OPSET: u32 = 17;
+
+/// The operator sets that files can be written in. Older ones lack what we write; newer ones are not verified.
+pub const OPSETS: std::ops::RangeInclusive<u32> = 17..=23;
+
+/// protobuf's limit on a message.
+const MAX_BYTES: usize = i32::MAX as usize;
+
+/// The nodes and initializers written so far; all values of a graph share it.
+#[derive(Debug)]
+pub(super) struct Builder {
+    pub opset: u32,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+    constants: HashMap<(DataType, Vec<usize>, Vec<u8>), Rc<str>>,
+    names: HashMap<String, usize>,
+    inputs: Vec<ValueInfoProto>,
+}
+
+impl Builder {
+    /// `wanted`, or with a number behind it when that name is taken.
+    fn unique(&mut self, wanted: &str) -> Rc<str> {
+        let mut name = wanted.to_owned();
+        while let Some(n) = self.names.get_mut(&name) {
+            *n += 1;
+            name = format!("{wanted}_{n}");
+        }
+        self.names.insert(name.clone(), 0);
+        name.into()
+    }
+
+    /// Appends a node with one output, both named after `module` and `op`.
+    pub fn node(
+        &mut self,
+        module: &str,
+        op: &str,
+        inputs: &[&str],
+        attribute: Vec<AttributeProto>,
+    ) -> Rc<str> {
+        let wanted = if module.is_empty() { op.to_owned() } else { format!("{module}/{op}") };
+        let name = self.unique(&wanted);
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|&i| i.to_owned()).collect(),
+            output: vec![name.to_string()],
+            name: name.to_string(),
+            op_type: op.into(),
+            attribute,
+            domain: String::new(),
+        });
+        name
+    }
+
+    fn constant(&mut self, dtype: DataType, tensor: TensorProto) -> Rc<str> {
+        let dims = tensor.dims.iter().map(|&d| d as usize).collect();
+        let key = (dtype, dims, tensor.raw_data.clone());
+        if let Some(name) = self.constants.get(&key) {
+            return name.clone();
+        }
+        let name = self.unique("constant");
+        self.initializers.push(TensorProto { name: name.to_string(), ..tensor });
+        self.constants.insert(key, name.clone());
+        name
+    }
+
+    /// Whole numbers that an operator takes as an input, such as a shape; equal ones are written once.
+    pub fn ints(&mut self, values: &[i64]) -> Rc<str> {
+        self.constant(DataType::Int64, TensorProto::ints("", values))
+    }
+
+    /// A number that an operator takes as an input; equal ones are written once.
+    pub fn scalar(&mut self, value: f64) -> Rc<str> {
+        self.constant(DataType::Float, TensorProto::floats("", &[], &[value as f32]))
+    }
+
+    /// Numbers that an operator takes as an input; equal ones are written once.
+    pub fn floats(&mut self, dims: &[usize], values: &[f32]) -> Rc<str> {
+        self.constant(DataType::Float, TensorProto::floats("", dims, values))
+    }
+
+    fn parameter(&mut self, name: &str, array: &Array) -> Result<Param, ModelError> {
+        if self.names.contains_key(name) {
+            let (what, found) = ("a name used once".into(), name.into());
+            return Err(ModelError::Shape { op: "parameter", expected: what, found });
+        }
+        self.names.insert(name.to_owned(), 0);
+        self.initializers.push(TensorProto::floats(name, array.dims(), array.data()));
+        Ok(Param { name: name.into(), dims: array.dims().into() })
+    }
+
+    fn rename(&mut self, from: &str, to: &str) {
+        for node in &mut self.nodes {
+            for name in node.input.iter_mut().chain(&mut node.output).filter(|n| *n == from) {
+                to.clone_into(name);
+            }
+        }
+    }
+}
+
+/// An ONNX graph that a definition is being written into: the ONNX reading.
+///
+/// ```
+/// use tiny_cats_export::onnx::{DEFAULT_OPSET, OnnxGraph};
+/// use tiny_cats_models::Tensor;
+///
+/// let graph = OnnxGraph::new(DEFAULT_OPSET)?;
+/// let x = graph.floats("x", &[3, 8, 8])?;
+/// let bytes = graph.finish(&[("y", &x.relu()?)], &[])?;
+/// # assert!(!bytes.is_empty());
+/// # Ok::<(), tiny_cats_export::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct OnnxGraph {
+    builder: Rc<RefCell<Builder>>,
+}
+
+impl OnnxGraph {
+    /// An empty graph in this version of ONNX's operator set.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it is none of [`OPSETS`].
+    pub fn new(opset: u32) -> Result<Self> {
+        if !OPSETS.contains(&opset) {
+            let (first, last) = (OPSETS.start(), OPSETS.end());
+            return Err(Error::request("opset", format!("expected {first} to {last}, found {opset}")));
+        }
+        let builder = Builder {
+            opset,
+            nodes: Vec::new(),
+            initializers: Vec::new(),
+            constants: HashMap::new(),
+            names: HashMap::new(),
+            inputs: Vec::new(),
+        };
+        Ok(Self { builder: Rc::new(RefCell::new(builder)) })
+    }
+
+    /// An input `[batch, dims..]` of 32-bit floats.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn floats(&self, name: &str, dims: &[usize]) -> Result<Value> {
+        self.input(name, DataType::Float, dims)
+    }
+
+    /// An input `[batch, dims..]` of 64-bit whole numbers.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn labels(&self, name: &str, dims: &[usize]) -> Result<Value> {
+        self.input(name, DataType::Int64, dims)
+    }
+
+    fn input(&self, name: &str, dtype: DataType, dims: &[usize]) -> Result<Value> {
+        let mut builder = self.builder.borrow_mut();
+        if builder.names.insert(name.to_owned(), 0).is_some() {
+            return Err(Error::request("input", format!("the name {name} is taken")));
+        }
+        builder.inputs.push(ValueInfoProto::batched(name, dtype, dims));
+        Ok(Value::new(self.builder.clone(), name.into(), dims.into(), dtype, "".into()))
+    }
+
+    /// A source that hands out `weights` as initializers of this graph, under their own names.
+    pub fn source<'a>(&self, weights: &'a Weights) -> OnnxSource<'a> {
+        OnnxSource { builder: self.builder.clone(), weights, used: BTreeSet::new() }
+    }
+
+    /// The file's bytes: the same for the same definition, weights and metadata. The graph's outputs get the given names;
+    /// `metadata` becomes `metadata_props`.
+    ///
+    /// # Errors
+    /// When an output's name is taken, or the file would pass protobuf's 2 GiB.
+    pub fn finish(self, outputs: &[(&str, &Value)], metadata: &[(&str, String)]) -> Result<Vec<u8>> {
+        let mut builder = self.builder.borrow_mut();
+        let mut infos = Vec::with_capacity(outputs.len());
+        for &(name, value) in outputs {
+            if builder.names.insert(name.to_owned(), 0).is_some() {
+                return Err(Error::request("output", format!("the name {name} is taken")));
+            }
+            // A node of its own, because an input, or one value under two names, may be an output too.
+            let identity = builder.node("", "Identity", &[&value.name], Vec::new());
+            builder.rename(&identity, name);
+            infos.push(ValueInfoProto::batched(name, value.dtype, &value.dims));
+        }
+        let ir_version = match builder.opset {
+            ..=18 => 8,
+            19 | 20 => 9,
+            21 | 22 => 10,
+            _ => 11,
+        };
+        let model = ModelProto {
+            ir_version,
+            producer_name: "tiny-cats".into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: builder.opset.into() }],
+            metadata_props: metadata
+                .iter()
+                .map(|(key, value)| StringStringEntryProto { key: (*key).into(), value: value.clone() })
+                .collect(),
+            graph: Some(GraphProto {
+                name: "tiny-cats".into(),
+                node: std::mem::take(&mut builder.nodes),
+                initializer: std::mem::take(&mut builder.initializers),
+                input: std::mem::take(&mut builder.inputs),
+                output: infos,
+            }),
+        };
+        match model.encoded_len() {
+            n if n > MAX_BYTES => {
+                Err(Error::file("ONNX", "size", format!("expected at most {MAX_BYTES} bytes, found {n}")))
+            }
+            _ => Ok(model.encode_to_vec()),
+        }
+    }
+}
+
+/// Hands out weights as initializers of a graph.
+#[derive(Debug)]
+pub struct OnnxSource<'a> {
+    builder: Rc<RefCell<Builder>>,
+    weights: &'a Weights,
+    used: BTreeSet<String>,
+}
+
+impl OnnxSource<'_> {
+    /// Says that the definition has asked for everything.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming a weight that it did not ask for: such weights belong to another network.
+    pub fn finish(self) -> Result<()> {
+        match self.weights.keys().find(|name| !self.used.contains(*name)) {
+            Some(name) => Err(Error::file("weights", name, "the network has no parameter of this name")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Source<Value> for OnnxSource<'_> {
+    fn param(&mut self, spec: ParamSpec) -> Result<Param, ModelError> {
+        let array = match self.weights.get(&spec.name) {
+            Some(array) => array,
+            None => return Err(ModelError::MissingParameter { name: spec.name }),
+        };
+        if array.dims() != spec.dims {
+            let found = array.dims().to_vec();
+            return Err(ModelError::ParameterShape { name: spec.name, expected: spec.dims, found });
+        }
+        let param = self.builder.borrow_mut().parameter(&spec.name, array)?;
+        self.used.insert(spec.name);
+        Ok(param)
+    }
+
+    fn constant(&mut self, name: &str, value: Array) -> Result<Param, ModelError> {
+        self.builder.borrow_mut().parameter(name, &value)
+    }
+}

@@ -1,0 +1,12 @@
+//! The ONNX reading: a definition written down as a graph that any runtime can load.
+
+mod file;
+mod graph;
+mod proto;
+mod scan;
+mod value;
+
+pub use file::{OnnxFile, Port};
+pub use graph::{DEFAULT_OPSET, OPSETS, OnnxGraph, OnnxSource};
+pub use proto::DataType;
+pub use value::{Param, Value};

@@ -1,0 +1,410 @@
+//! The ONNX reading of each operation.
+//!
+//! Only operators that tract, ONNX Runtime and candle-onnx all compute are used, in the forms that ONNX Runtime's optimiser fuses:
+//! normalisations out of `ReduceMean`, GELU out of `Erf`, attention out of `MatMul` and `Softmax`.
+
+use std::{cell::RefCell, rc::Rc};
+
+use tiny_cats_models::{BatchNorm, Error, Result, Tensor, shape};
+
+use super::{
+    graph::Builder,
+    proto::{AttributeProto as Attribute, DataType},
+};
+
+/// A parameter in the ONNX reading: an initializer.
+#[derive(Clone, Debug)]
+pub struct Param {
+    pub(super) name: Rc<str>,
+    pub(super) dims: Vec<usize>,
+}
+
+/// A value in the ONNX reading: the output of a node, with its shape.
+#[derive(Clone, Debug)]
+pub struct Value {
+    graph: Rc<RefCell<Builder>>,
+    pub(super) name: Rc<str>,
+    pub(super) dims: Vec<usize>,
+    pub(super) dtype: DataType,
+    /// The module that the next operation belongs to.
+    module: Rc<str>,
+}
+
+fn wrong(op: &'static str, expected: impl Into<String>, found: impl std::fmt::Debug) -> Error {
+    Error::Shape { op, expected: expected.into(), found: format!("{found:?}") }
+}
+
+fn expect(holds: bool, op: &'static str, expected: &str, found: impl std::fmt::Debug) -> Result<()> {
+    if holds { Ok(()) } else { Err(wrong(op, expected, found)) }
+}
+
+/// The module that a parameter belongs to: its name without the last part.
+fn module(param: &Param) -> &str {
+    param.name.rsplit_once('.').map_or("", |(module, _)| module)
+}
+
+impl Value {
+    pub(super) fn new(
+        graph: Rc<RefCell<Builder>>,
+        name: Rc<str>,
+        dims: Vec<usize>,
+        dtype: DataType,
+        module: Rc<str>,
+    ) -> Self {
+        Self { graph, name, dims, dtype, module }
+    }
+
+    /// A node of `self` and `others`, with the shape `dims` after the batch.
+    fn node(&self, op: &str, others: &[&str], attributes: Vec<Attribute>, dims: Vec<usize>) -> Self {
+        self.node_in(&self.module, op, others, attributes, dims)
+    }
+
+    fn node_in(
+        &self,
+        module: &str,
+        op: &str,
+        others: &[&str],
+        attributes: Vec<Attribute>,
+        dims: Vec<usize>,
+    ) -> Self {
+        let mut inputs = vec![&*self.name];
+        inputs.extend(others);
+        let name = self.graph.borrow_mut().node(module, op, &inputs, attributes);
+        Self { name, dims, dtype: DataType::Float, ..self.clone() }
+    }
+
+    /// A node of one input that keeps the shape.
+    fn unary(&self, op: &str) -> Self {
+        self.node(op, &[], Vec::new(), self.dims.clone())
+    }
+
+    /// A node of two inputs, the second of which is broadcast to the first's shape.
+    fn binary(&self, op: &str, other: &str) -> Self {
+        self.node(op, &[other], Vec::new(), self.dims.clone())
+    }
+
+    fn binary_scalar(&self, op: &str, value: f64) -> Self {
+        let scalar = self.graph.borrow_mut().scalar(value);
+        self.binary(op, &scalar)
+    }
+
+    /// Mean over the last axis, which is kept with size 1.
+    fn mean_last(&self) -> Self {
+        let mut dims = self.dims.clone();
+        if let Some(last) = dims.last_mut() {
+            *last = 1;
+        }
+        self.reduce_mean(self.dims.len(), true, dims)
+    }
+
+    /// `axis` counts the batch.
+    fn reduce_mean(&self, axis: usize, keep: bool, dims: Vec<usize>) -> Self {
+        let keep = Attribute::int("keepdims", keep.into());
+        if self.graph.borrow().opset < 18 {
+            self.node("ReduceMean", &[], vec![Attribute::ints("axes", [axis]), keep], dims)
+        } else {
+            let axes = self.graph.borrow_mut().ints(&[axis as i64]);
+            self.node("ReduceMean", &[&axes], vec![keep], dims)
+        }
+    }
+
+    /// `x / √(mean(x²) + eps)` over the last axis.
+    fn over_root_mean_square(&self, eps: f64) -> Self {
+        let root = self.binary_scalar("Pow", 2.0).mean_last().binary_scalar("Add", eps).unary("Sqrt");
+        self.binary("Div", &root.name)
+    }
+
+    fn floats(&self, op: &'static str) -> Result<()> {
+        expect(self.dtype == DataType::Float, op, "floating-point numbers", self.dtype)
+    }
+
+    /// Checks that `others` are numbers of this graph.
+    fn with(&self, op: &'static str, others: &[&Self]) -> Result<()> {
+        self.floats(op)?;
+        for other in others {
+            other.floats(op)?;
+            expect(
+                Rc::ptr_eq(&self.graph, &other.graph),
+                op,
+                "values of one graph",
+                (&self.name, &other.name),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn same(&self, op: &'static str, other: &Self) -> Result<()> {
+        self.with(op, &[other])?;
+        expect(self.dims == other.dims, op, "two values of one shape", (&self.dims, &other.dims))
+    }
+
+    /// `[width]` for each item as `[1, width]`, to be broadcast over `self`'s tokens.
+    fn over_tokens(&self, item: &Self) -> Result<Self> {
+        let width = item.dims.iter().product();
+        self.in_module(item).reshape(&[1, width])
+    }
+
+    fn pool(&self, op: &str, kernel: usize, stride: usize, padding: usize, dims: Vec<usize>) -> Self {
+        let mut attributes =
+            vec![Attribute::ints("kernel_shape", [kernel; 2]), Attribute::ints("strides", [stride; 2])];
+        if padding > 0 {
+            attributes.push(Attribute::ints("pads", [padding; 4]));
+        }
+        self.node(op, &[], attributes, dims)
+    }
+
+    /// `value` continued in `self`'s module.
+    fn in_module(&self, value: &Self) -> Self {
+        Self { module: self.module.clone(), ..value.clone() }
+    }
+}
+
+impl Tensor for Value {
+    type Param = Param;
+
+    fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    fn at(&self, module: &str) -> Self {
+        Self { module: module.into(), ..self.clone() }
+    }
+
+    fn linear(&self, weight: &Param, bias: Option<&Param>) -> Result<Self> {
+        self.floats("linear")?;
+        let dims = shape::linear(&self.dims, &weight.dims, bias.map(|b| &*b.dims))?;
+        let path = module(weight);
+        // The file holds the parameter as it is; every runtime folds the transposition of a constant when it loads the file.
+        let perm = vec![Attribute::ints("perm", [1, 0])];
+        let transposed = self.graph.borrow_mut().node(path, "Transpose", &[&weight.name], perm);
+        let y = self.node_in(path, "MatMul", &[&transposed], Vec::new(), dims.clone());
+        Ok(match bias {
+            Some(bias) => y.node_in(path, "Add", &[&bias.name], Vec::new(), dims),
+            None => y,
+        })
+    }
+
+    fn conv2d(&self, weight: &Param, bias: Option<&Param>, stride: usize, padding: usize) -> Result<Self> {
+        self.floats("conv2d")?;
+        let dims = shape::conv2d(&self.dims, &weight.dims, bias.map(|b| &*b.dims), stride, padding)?;
+        let attributes = vec![
+            Attribute::ints("kernel_shape", weight.dims[2..].iter().copied()),
+            Attribute::ints("pads", [padding; 4]),
+            Attribute::ints("strides", [stride; 2]),
+        ];
+        let params: Vec<&str> = std::iter::once(weight).chain(bias).map(|p| &*p.name).collect();
+        Ok(self.node_in(module(weight), "Conv", &params, attributes, dims))
+    }
+
+    fn batch_norm(&self, norm: &BatchNorm<Param>) -> Result<Self> {
+        self.floats("batch_norm")?;
+        let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var];
+        let dims = shape::batch_norm(&self.dims, params.map(|p| &*p.dims))?;
+        let epsilon = vec![Attribute::float("epsilon", norm.eps as f32)];
+        Ok(self.node_in(&norm.path, "BatchNormalization", &params.map(|p| &*p.name), epsilon, dims))
+    }
+
+    fn layer_norm(&self, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
+        self.floats("layer_norm")?;
+        let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [&*w.dims, &*b.dims]).collect();
+        shape::norm("layer_norm", &self.dims, &params)?;
+        let x = affine.map_or_else(|| self.clone(), |(weight, _)| self.at(module(weight)));
+        let centered = x.binary("Sub", &x.mean_last().name);
+        let mut y = centered.over_root_mean_square(eps);
+        if let Some((weight, bias)) = affine {
+            y = y.binary("Mul", &weight.name).binary("Add", &bias.name);
+        }
+        Ok(self.in_module(&y))
+    }
+
+    fn rms_norm(&self, weight: Option<&Param>, eps: f64) -> Result<Self> {
+        self.floats("rms_norm")?;
+        let params: Vec<&[usize]> = weight.iter().map(|w| &*w.dims).collect();
+        shape::norm("rms_norm", &self.dims, &params)?;
+        let x = weight.map_or_else(|| self.clone(), |weight| self.at(module(weight)));
+        let mut y = x.over_root_mean_square(eps);
+        if let Some(weight) = weight {
+            y = y.binary("Mul", &weight.name);
+        }
+        Ok(self.in_module(&y))
+    }
+
+    fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
+        self.with("scale_shift", &[scale, shift])?;
+        shape::modulation("scale_shift", &self.dims, [&scale.dims, &shift.dims])?;
+        let scale = self.over_tokens(scale)?.binary_scalar("Add", 1.0);
+        let shift = self.over_tokens(shift)?;
+        Ok(self.binary("Mul", &scale.name).binary("Add", &shift.name))
+    }
+
+    fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
+        self.same("gated_residual", branch)?;
+        self.with("gated_residual", &[gate])?;
+        shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?;
+        let gate = self.over_tokens(gate)?;
+        let gated = self.in_module(branch).binary("Mul", &gate.name);
+        Ok(self.binary("Add", &gated.name))
+    }
+
+    fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
+        self.with("attention", &[key, value])?;
+        shape::attention(&self.dims, &key.dims, &value.dims)?;
+        let (tokens, heads, d) = (self.dims[0], self.dims[1], self.dims[2]);
+        let (key, value) = (self.in_module(key), self.in_module(value));
+        let query = self.permute(&[1, 0, 2])?.binary_scalar("Mul", 1.0 / (d as f64).sqrt());
+        let key = key.permute(&[1, 2, 0])?;
+        let value = value.permute(&[1, 0, 2])?;
+        let scores = query.node("MatMul", &[&key.name], Vec::new(), vec![heads, tokens, tokens]);
+        scores
+            .softmax()?
+            .node("MatMul", &[&value.name], Vec::new(), vec![heads, tokens, d])
+            .permute(&[1, 0, 2])
+    }
+
+    fn embedding(&self, table: &Param) -> Result<Self> {
+        expect(self.dtype == DataType::Int64, "embedding", "whole numbers", self.dtype)?;
+        let dims = shape::embedding(&self.dims, &table.dims)?;
+        let axis = vec![Attribute::int("axis", 0)];
+        let name = self.graph.borrow_mut().node(module(table), "Gather", &[&table.name, &self.name], axis);
+        Ok(Self { name, dims, dtype: DataType::Float, ..self.clone() })
+    }
+
+    fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
+        self.floats("sinusoids")?;
+        shape::sinusoids(&self.dims, width)?;
+        let half = width / 2;
+        let frequency = |i| period.powf(-((2 * i) as f64) / width as f64) as f32;
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let frequencies = self.graph.borrow_mut().floats(&[1, half], &frequencies);
+        let t = self.reshape(&[1])?.affine(scale, 0.0)?;
+        let angle = t.node("Mul", &[&frequencies], Vec::new(), vec![half]);
+        Self::concat(&[angle.unary("Cos"), angle.unary("Sin")], 0)
+    }
+
+    fn add_param(&self, param: &Param) -> Result<Self> {
+        self.floats("add_param")?;
+        expect(
+            param.dims == self.dims,
+            "add_param",
+            &format!("a parameter of shape {:?}", self.dims),
+            &param.dims,
+        )?;
+        Ok(self.binary("Add", &param.name))
+    }
+
+    fn add(&self, other: &Self) -> Result<Self> {
+        self.same("add", other)?;
+        Ok(self.binary("Add", &other.name))
+    }
+
+    fn mul(&self, other: &Self) -> Result<Self> {
+        self.same("mul", other)?;
+        Ok(self.binary("Mul", &other.name))
+    }
+
+    fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
+        self.floats("affine")?;
+        let mut y = self.clone();
+        if factor != 1.0 {
+            y = y.binary_scalar("Mul", factor);
+        }
+        if offset != 0.0 {
+            y = y.binary_scalar("Add", offset);
+        }
+        Ok(y)
+    }
+
+    fn gelu(&self) -> Result<Self> {
+        self.floats("gelu")?;
+        let erf = self.binary_scalar("Div", std::f64::consts::SQRT_2).unary("Erf").binary_scalar("Add", 1.0);
+        Ok(self.binary("Mul", &erf.name).binary_scalar("Mul", 0.5))
+    }
+
+    fn silu(&self) -> Result<Self> {
+        self.floats("silu")?;
+        Ok(self.binary("Mul", &self.unary("Sigmoid").name))
+    }
+
+    fn relu(&self) -> Result<Self> {
+        self.floats("relu")?;
+        Ok(self.unary("Relu"))
+    }
+
+    fn swiglu(&self) -> Result<Self> {
+        self.floats("swiglu")?;
+        shape::swiglu(&self.dims)?;
+        let halves = self.chunk(2, self.dims.len() - 1)?;
+        halves[0].silu()?.mul(&halves[1])
+    }
+
+    fn softmax(&self) -> Result<Self> {
+        self.floats("softmax")?;
+        let dims = shape::softmax(&self.dims)?;
+        Ok(self.node("Softmax", &[], vec![Attribute::int("axis", -1)], dims))
+    }
+
+    fn reshape(&self, dims: &[usize]) -> Result<Self> {
+        let dims = shape::reshape(&self.dims, dims)?;
+        expect(!dims.contains(&0), "reshape", "a shape that holds something", &dims)?;
+        // 0 stands for the input's own size of that axis: the batch.
+        let sizes: Vec<i64> = std::iter::once(0).chain(dims.iter().map(|&d| d as i64)).collect();
+        let sizes = self.graph.borrow_mut().ints(&sizes);
+        Ok(Self { dtype: self.dtype, ..self.node("Reshape", &[&sizes], Vec::new(), dims) })
+    }
+
+    fn permute(&self, order: &[usize]) -> Result<Self> {
+        let dims = shape::permute(&self.dims, order)?;
+        let perm = Attribute::ints("perm", std::iter::once(0).chain(order.iter().map(|o| o + 1)));
+        Ok(Self { dtype: self.dtype, ..self.node("Transpose", &[], vec![perm], dims) })
+    }
+
+    fn concat(parts: &[Self], axis: usize) -> Result<Self> {
+        let dims = shape::concat(&parts.iter().map(|p| &*p.dims).collect::<Vec<_>>(), axis)?;
+        let (first, rest) = parts.split_first().ok_or_else(|| wrong("concat", "at least one part", 0))?;
+        first.with("concat", &rest.iter().collect::<Vec<_>>())?;
+        let names: Vec<&str> = rest.iter().map(|p| &*p.name).collect();
+        Ok(first.node("Concat", &names, vec![Attribute::int("axis", axis as i64 + 1)], dims))
+    }
+
+    fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
+        let len = shape::chunk(&self.dims, n, axis)?[axis];
+        (0..n).map(|i| self.slice(axis, i * len, len)).collect()
+    }
+
+    fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
+        let dims = shape::slice(&self.dims, axis, start, len)?;
+        let [starts, ends, axes] =
+            [start, start + len, axis + 1].map(|v| self.graph.borrow_mut().ints(&[v as i64]));
+        let cut = self.node("Slice", &[&starts, &ends, &axes], Vec::new(), dims);
+        Ok(Self { dtype: self.dtype, ..cut })
+    }
+
+    fn mean(&self, axis: usize) -> Result<Self> {
+        self.floats("mean")?;
+        let dims = shape::mean(&self.dims, axis)?;
+        Ok(self.reduce_mean(axis + 1, false, dims))
+    }
+
+    fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
+        self.floats("max_pool2d")?;
+        let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
+        // candle-onnx pads by reflection only. Where a window that reaches over the edge holds the mirrored places too, a
+        // reflection changes no maximum.
+        let mirrored = 2 * padding < kernel && self.dims[1..].iter().all(|&size| size > padding);
+        let (mut x, mut pads) = (self.clone(), padding);
+        if padding > 0 && mirrored {
+            let p = padding as i64;
+            let amounts = self.graph.borrow_mut().ints(&[0, 0, p, p, 0, 0, p, p]);
+            let padded = vec![self.dims[0], self.dims[1] + 2 * padding, self.dims[2] + 2 * padding];
+            x = self.node("Pad", &[&amounts], vec![Attribute::string("mode", "reflect")], padded);
+            pads = 0;
+        }
+        Ok(x.pool("MaxPool", kernel, stride, pads, dims))
+    }
+
+    fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
+        self.floats("avg_pool2d")?;
+        let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
+        Ok(self.pool("AveragePool", kernel, stride, 0, dims))
+    }
+}

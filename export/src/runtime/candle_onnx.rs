@@ -1,0 +1,58 @@
+//! candle's interpreter of ONNX, for verification.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use candle_onnx::onnx::ModelProto;
+use prost::Message;
+use tiny_cats_models::Array;
+
+use super::{Input, RuntimeKind, Session, check_inputs, guarded};
+use crate::{Result, onnx::OnnxFile};
+
+const KIND: RuntimeKind = RuntimeKind::CandleOnnx;
+
+/// A graph that is interpreted node by node.
+pub struct CandleOnnxSession {
+    model: ModelProto,
+    names: Vec<String>,
+    output: String,
+}
+
+impl CandleOnnxSession {
+    pub fn load(file: &OnnxFile) -> Result<Self> {
+        if file.opset() > KIND.newest_opset() {
+            return Err(KIND.error(format!("it computes operator sets up to 17, not {}", file.opset())));
+        }
+        let model = ModelProto::decode(file.bytes()).map_err(|e| KIND.error(e))?;
+        let names = file.inputs().iter().map(|port| port.name.clone()).collect();
+        let output = file.outputs().first().map(|port| port.name.clone()).unwrap_or_default();
+        Ok(Self { model, names, output })
+    }
+}
+
+impl Session for CandleOnnxSession {
+    fn kind(&self) -> RuntimeKind {
+        KIND
+    }
+
+    fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array> {
+        check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
+        let run = || -> candle_core::Result<(Vec<usize>, Vec<f32>)> {
+            let mut values = HashMap::new();
+            for &(name, input) in inputs {
+                let value = match input {
+                    Input::Floats(array) => Tensor::from_slice(array.data(), array.dims(), &Device::Cpu)?,
+                    Input::Labels(labels) => Tensor::from_slice(labels, labels.len(), &Device::Cpu)?,
+                };
+                values.insert(name.to_owned(), value);
+            }
+            let outputs = candle_onnx::simple_eval(&self.model, values)?;
+            let missing = || candle_core::Error::Msg(format!("the graph returns no {}", self.output));
+            let output = outputs.get(&self.output).ok_or_else(missing)?;
+            Ok((output.dims().to_vec(), output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
+        };
+        let (dims, data) = guarded(KIND, || run().map_err(|e| KIND.error(e)))?;
+        Ok(Array::new(dims, data)?)
+    }
+}

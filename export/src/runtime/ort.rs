@@ -1,0 +1,153 @@
+//! ONNX Runtime, loaded from a shared library when it is first needed.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use ort::{
+    environment::Environment,
+    logging::LogLevel,
+    session::{Session as Inner, SessionInputValue},
+    value::TensorRef,
+};
+use tiny_cats_models::Array;
+
+use super::{Input, RuntimeKind, Session, check_inputs, threads};
+use crate::{Result, onnx::OnnxFile};
+
+const KIND: RuntimeKind = RuntimeKind::Ort;
+
+const HOW_TO_GET: &str = "no onnxruntime library found: `pip install onnxruntime`, or set ORT_DYLIB_PATH to the library \
+                          of a release of ONNX Runtime 1.24 or newer";
+
+/// A graph optimised by ONNX Runtime.
+pub struct OrtSession {
+    session: Inner,
+    names: Vec<String>,
+}
+
+impl OrtSession {
+    pub fn load(file: &OnnxFile) -> Result<Self> {
+        let environment = environment()?;
+        let session = || -> ort::Result<Inner> {
+            Inner::builder(environment)?
+                .with_log_level(LogLevel::Error)?
+                .with_intra_threads(threads())?
+                .commit_from_memory(file.bytes())
+        };
+        let session = session().map_err(|e| KIND.error(e))?;
+        let names = session.inputs().iter().map(|i| i.name().to_owned()).collect();
+        Ok(Self { session, names })
+    }
+}
+
+impl Session for OrtSession {
+    fn kind(&self) -> RuntimeKind {
+        KIND
+    }
+
+    fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array> {
+        check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
+        let mut run = || -> ort::Result<(Vec<usize>, Vec<f32>)> {
+            let mut values: Vec<(String, SessionInputValue)> = Vec::with_capacity(inputs.len());
+            for &(name, input) in inputs {
+                let value = match input {
+                    Input::Floats(array) => TensorRef::from_array_view((array.dims(), array.data()))?.into(),
+                    Input::Labels(labels) => TensorRef::from_array_view(([labels.len()], labels))?.into(),
+                };
+                values.push((name.to_owned(), value));
+            }
+            let outputs = self.session.run(values)?;
+            let (shape, data) = outputs[0].try_extract_tensor::<f32>()?;
+            Ok((shape.iter().map(|&d| d as usize).collect(), data.to_vec()))
+        };
+        let (dims, data) = run().map_err(|e| KIND.error(e))?;
+        Ok(Array::new(dims, data)?)
+    }
+}
+
+/// The library's version.
+pub fn version() -> Result<String> {
+    environment()?;
+    // "ORT Build Info: git-branch=rel-1.24.1, git-commit-id=..., .."
+    let info = ort::info();
+    let version = info.split_once("git-branch=").and_then(|(_, rest)| rest.split([',', ' ']).next());
+    Ok(version.unwrap_or("unknown").trim_start_matches("rel-").to_owned())
+}
+
+fn environment() -> Result<&'static Environment> {
+    static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
+    ENVIRONMENT.get_or_init(find).as_ref().map_err(|message| KIND.error(message))
+}
+
+fn find() -> Result<Environment, String> {
+    let load = |path: &Path| {
+        let builder = ort::init_from(path).map_err(|e| e.to_string())?;
+        builder.with_telemetry(false).build().map_err(|e| e.to_string())
+    };
+    if let Some(path) = env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
+        return load(Path::new(&path)).map_err(|e| format!("ORT_DYLIB_PATH: {e}"));
+    }
+    let mut refused = None;
+    for path in folders().into_iter().chain(python_package()).filter_map(|folder| library_in(&folder)) {
+        match load(&path) {
+            Ok(environment) => return Ok(environment),
+            Err(e) => refused = Some(e),
+        }
+    }
+    Err(refused.unwrap_or_else(|| HOW_TO_GET.into()))
+}
+
+/// Where a library may lie: beside the program, and where systems keep theirs.
+fn folders() -> Vec<PathBuf> {
+    let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
+    let system: &[&str] = if cfg!(target_os = "macos") {
+        &["/opt/homebrew/lib", "/usr/local/lib"]
+    } else if cfg!(unix) {
+        &[
+            "/usr/local/lib",
+            "/usr/lib",
+            "/usr/lib64",
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/aarch64-linux-gnu",
+        ]
+    } else {
+        &[]
+    };
+    beside.into_iter().chain(system.iter().map(PathBuf::from)).collect()
+}
+
+/// The folder of the library in Python's `onnxruntime`, of the Python that is first on the path.
+fn python_package() -> Option<PathBuf> {
+    let program = if cfg!(windows) { "python" } else { "python3" };
+    let find = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.submodule_search_locations[0] if s else '')";
+    let output = Command::new(program).args(["-I", "-c", find]).output().ok()?;
+    let folder = String::from_utf8(output.stdout).ok()?;
+    let folder = folder.trim();
+    (!folder.is_empty()).then(|| Path::new(folder).join("capi"))
+}
+
+/// The library in `folder`: `libonnxruntime.so`, or with a version behind it, and its like on other systems.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let (stem, ending) = match () {
+        () if cfg!(windows) => ("onnxruntime", "dll"),
+        () if cfg!(target_os = "macos") => ("libonnxruntime", "dylib"),
+        () => ("libonnxruntime", "so"),
+    };
+    let fits = |name: &str| {
+        let rest = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'));
+        rest.is_some_and(|rest| {
+            rest.split('.').all(|p| p == ending || p.parse::<u32>().is_ok()) && rest.contains(ending)
+        })
+    };
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(fits))
+        .collect();
+    found.sort();
+    found.pop()
+}
