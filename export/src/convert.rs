@@ -15,7 +15,7 @@ pub const OUTPUT: &str = "prediction";
 /// # Errors
 /// When `weights` are not exactly those of the network, or the operator set is unknown.
 pub fn to_onnx(meta: &ModelMeta, weights: &Weights, opset: u32) -> Result<Vec<u8>> {
-    let Network::TinyDit(config) = &meta.network;
+    let Network::TinyDit(config) = &meta.config;
     let graph = OnnxGraph::new(opset)?;
     let [x, t, label] = INPUTS;
     let x = graph.floats(x, &config.picture())?;

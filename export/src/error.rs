@@ -43,6 +43,12 @@ pub enum Error {
     /// An exported file does not compute what its definition computes.
     #[error("verification failed: {0}")]
     Verification(String),
+    /// The network returned an infinity or a NaN: its weights are no good.
+    #[error("step {step}: the network returned something that is no finite number; its weights are damaged")]
+    NotFinite {
+        /// The step of the sampling.
+        step: usize,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -4,13 +4,18 @@ mod atomic;
 mod convert;
 mod error;
 mod font;
+mod generator;
 mod grid;
+mod load;
 mod meta;
 pub mod onnx;
 pub mod runtime;
+pub mod sample;
 
 pub use atomic::write_atomically;
 pub use convert::{INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
+pub use generator::{Breed, Generator, Options, Picture, Request};
 pub use grid::{grid, to_rgb};
+pub use load::Model;
 pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Network, Sampler, SamplerDefaults};

@@ -84,8 +84,8 @@ impl Default for SamplerDefaults {
 pub struct ModelMeta {
     /// Version of this structure, [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// The network's configuration.
-    pub network: Network,
+    /// The network's kind and sizes, from which the definition can be built again.
+    pub config: Network,
     /// Side of the square pictures, in pixels.
     pub image_size: usize,
     /// Names of the classes; a label is an index here.
@@ -110,7 +110,7 @@ impl ModelMeta {
     pub fn tiny_dit(config: &TinyDitConfig, classes: Vec<String>) -> Self {
         Self {
             format_version: FORMAT_VERSION,
-            network: Network::TinyDit(config.clone()),
+            config: Network::TinyDit(config.clone()),
             image_size: config.image_size,
             null_label: config.null_label().unwrap_or(classes.len().saturating_sub(1)),
             classes,
@@ -137,7 +137,7 @@ impl ModelMeta {
         if text.len() > MAX_BYTES {
             return wrong("", format!("expected at most {MAX_BYTES} bytes, found {}", text.len()));
         }
-        let meta: Self = match serde_json::from_str(text) {
+        let meta: Self = match serde_json::from_str(text).and_then(complete).and_then(serde_json::from_value) {
             Ok(meta) => meta,
             Err(e) => return wrong("", e.to_string()),
         };
@@ -153,9 +153,9 @@ impl ModelMeta {
         if meta.null_label > labels {
             return wrong("null_label", format!("expected at most {labels}, found {}", meta.null_label));
         }
-        let Network::TinyDit(config) = &meta.network;
+        let Network::TinyDit(config) = &meta.config;
         if let Err(e) = config.validate() {
-            return wrong("network", e.to_string());
+            return wrong("config", e.to_string());
         }
         if config.classes != labels {
             return wrong("classes", format!("expected the network's {}, found {labels}", config.classes));
@@ -177,6 +177,20 @@ impl ModelMeta {
     }
 }
 
+/// Adds what follows from the network where a file leaves it out.
+fn complete(mut json: serde_json::Value) -> serde_json::Result<serde_json::Value> {
+    let Some(fields) = json.as_object_mut() else { return Ok(json) };
+    if let Some(Network::TinyDit(config)) = fields.get("config").and_then(|c| Network::deserialize(c).ok()) {
+        let classes = fields.get("classes").and_then(|c| c.as_array()).map_or(0, Vec::len);
+        let implied = serde_json::to_value(ModelMeta::tiny_dit(&config, vec![String::new(); classes.min(MAX_CLASSES)]))?;
+        for field in ["image_size", "null_label", "prediction", "value_range"] {
+            fields.entry(field).or_insert_with(|| implied[field].clone());
+        }
+    }
+    fields.retain(|_, value| !value.is_null());
+    Ok(json)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +206,16 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_from_the_network_may_be_left_out() {
+        let mut json: serde_json::Value = serde_json::from_str(&meta().to_json()).unwrap();
+        for field in ["image_size", "null_label", "prediction", "value_range", "provenance"] {
+            json.as_object_mut().unwrap().remove(field);
+        }
+        json["sampler"] = serde_json::Value::Null;
+        assert_eq!(ModelMeta::from_json(&json.to_string(), "m").unwrap(), meta());
+    }
+
+    #[test]
     fn a_wrong_field_is_named_with_its_file() {
         type Change = fn(&mut ModelMeta);
         let wrong: [(&str, Change); 8] = [
@@ -200,8 +224,8 @@ mod tests {
             ("null_label", |m| m.null_label = 3),
             ("image_size", |m| m.image_size = 1 << 40),
             ("prediction", |m| m.prediction = Prediction::Velocity),
-            ("network", |m| {
-                let Network::TinyDit(config) = &mut m.network;
+            ("config", |m| {
+                let Network::TinyDit(config) = &mut m.config;
                 config.heads = 7;
             }),
             ("value_range", |m| m.value_range = [1.0, -1.0]),

@@ -273,11 +273,10 @@ impl Tensor for Value {
         self.floats("sinusoids")?;
         shape::sinusoids(&self.dims, width)?;
         let half = width / 2;
-        let frequency = |i| period.powf(-((2 * i) as f64) / width as f64) as f32;
+        let frequency = |i| (scale * period.powf(-(i as f64) / half as f64)) as f32;
         let frequencies: Vec<f32> = (0..half).map(frequency).collect();
         let frequencies = self.graph.borrow_mut().floats(&[1, half], &frequencies);
-        let t = self.reshape(&[1])?.affine(scale, 0.0)?;
-        let angle = t.node("Mul", &[&frequencies], Vec::new(), vec![half]);
+        let angle = self.reshape(&[1])?.node("Mul", &[&frequencies], Vec::new(), vec![half]);
         Self::concat(&[angle.unary("Cos"), angle.unary("Sin")], 0)
     }
 

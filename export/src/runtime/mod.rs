@@ -1,5 +1,7 @@
 //! The runtimes that compute an ONNX file.
 
+#[cfg(feature = "candle")]
+pub(crate) mod candle;
 #[cfg(feature = "candle-onnx")]
 mod candle_onnx;
 #[cfg(feature = "ort")]
@@ -52,9 +54,9 @@ impl RuntimeKind {
             #[cfg(feature = "ort")]
             Self::Ort => ort::version(),
             #[cfg(feature = "candle")]
-            Self::Candle => Ok(CANDLE_VERSION.into()),
+            Self::Candle => Ok(candle::VERSION.into()),
             #[cfg(feature = "candle-onnx")]
-            Self::CandleOnnx => Ok(CANDLE_VERSION.into()),
+            Self::CandleOnnx => Ok(candle::VERSION.into()),
             #[allow(unreachable_patterns)]
             _ => Err(self.absent()),
         }
@@ -90,7 +92,7 @@ impl RuntimeKind {
         if self == Self::CandleOnnx { 17 } else { *crate::onnx::OPSETS.end() }
     }
 
-    fn absent(self) -> Error {
+    pub(crate) fn absent(self) -> Error {
         self.error(format!("not built in; build with the feature {}", self.name()))
     }
 
@@ -100,9 +102,6 @@ impl RuntimeKind {
         Error::Runtime { runtime: self.name(), message: line.chars().take(600).collect() }
     }
 }
-
-#[cfg(feature = "candle")]
-const CANDLE_VERSION: &str = "0.11.1";
 
 impl fmt::Display for RuntimeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

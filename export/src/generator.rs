@@ -1,0 +1,249 @@
+//! Pictures from a model file, in two calls.
+
+use std::{ops::ControlFlow, path::Path};
+
+use image::RgbImage;
+use tiny_cats_models::Array;
+
+use crate::{
+    Error, Model, ModelMeta, Result, Sampler,
+    runtime::RuntimeKind,
+    sample::{Denoiser, Draw, Progress, Settings, sample},
+    to_rgb,
+};
+
+const MAX_COUNT: usize = 1 << 20;
+
+/// How to open a generator.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What computes it; `None` for the first that is built in of tract, ONNX Runtime, candle.
+    pub runtime: Option<RuntimeKind>,
+    /// Pictures drawn at once; it bounds memory and changes no picture.
+    pub batch: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { runtime: None, batch: 16 }
+    }
+}
+
+/// Which classes to draw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Breed {
+    /// All in turn: picture `i` is of class `i` modulo their number.
+    #[default]
+    All,
+    /// The class of this name; case, spaces, `_` and `-` do not matter.
+    Named(String),
+}
+
+impl From<&str> for Breed {
+    fn from(name: &str) -> Self {
+        if name.eq_ignore_ascii_case("all") { Self::All } else { Self::Named(name.into()) }
+    }
+}
+
+/// What to draw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Which classes.
+    pub breed: Breed,
+    /// How many pictures.
+    pub count: usize,
+    /// Steps from noise to picture.
+    pub steps: usize,
+    /// How a step is taken.
+    pub sampler: Sampler,
+    /// Weight of classifier-free guidance; 1 is none.
+    pub guidance: f32,
+    /// The noise: equal seeds give equal pictures.
+    pub seed: u64,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self { breed: Breed::All, count: 1, steps: 20, sampler: Sampler::Heun, guidance: 2.0, seed: 0 }
+    }
+}
+
+/// A picture that was drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    /// Its class.
+    pub label: usize,
+    /// The class's name.
+    pub class: String,
+    /// The request's seed.
+    pub seed: u64,
+    /// Its number in the request; with the seed it chooses the noise.
+    pub index: u64,
+    /// The picture.
+    pub image: RgbImage,
+    /// The network's own numbers, `[3, size, size]`, before they were rounded and cut to 8 bits.
+    pub values: Array,
+}
+
+/// A model that draws.
+///
+/// ```no_run
+/// use tiny_cats_export::{Generator, Request};
+///
+/// let mut cats = Generator::open("tinydit.onnx")?;
+/// for picture in cats.generate(&Request { breed: "Siamese".into(), count: 4, ..Request::default() })? {
+///     picture.image.save(format!("cat-{}.png", picture.index))?;
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Generator {
+    meta: ModelMeta,
+    runtime: RuntimeKind,
+    network: Box<dyn Denoiser + Send>,
+    batch: usize,
+}
+
+impl std::fmt::Debug for Generator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generator")
+            .field("meta", &self.meta)
+            .field("runtime", &self.runtime)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Generator {
+    /// Opens a model file, `.onnx` or `.safetensors`, with the first runtime that is built in.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is damaged, or holds something else.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &Options::default())
+    }
+
+    /// Opens a model file.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when the runtime is not there.
+    pub fn open_with(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
+        Self::from_model(&Model::open(path.as_ref())?, options)
+    }
+
+    /// Opens a model file in memory.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn from_bytes(bytes: Vec<u8>, options: &Options) -> Result<Self> {
+        Self::from_model(&Model::from_bytes(bytes, "model")?, options)
+    }
+
+    /// Readies a model that is in memory.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
+        let runtime = options.runtime.unwrap_or(if cfg!(feature = "tract") {
+            RuntimeKind::Tract
+        } else if cfg!(feature = "ort") {
+            RuntimeKind::Ort
+        } else {
+            RuntimeKind::Candle
+        });
+        let network = model.load(runtime)?;
+        Ok(Self { meta: model.meta().clone(), runtime, network, batch: options.batch })
+    }
+
+    /// What the file says about its model.
+    pub fn meta(&self) -> &ModelMeta {
+        &self.meta
+    }
+
+    /// What computes it.
+    pub fn runtime(&self) -> RuntimeKind {
+        self.runtime
+    }
+
+    /// A request with the steps, sampler and guidance that the file advises.
+    pub fn request(&self) -> Request {
+        let advised = &self.meta.sampler;
+        let (steps, sampler, guidance) = (advised.steps, advised.sampler, advised.guidance);
+        Request { steps, sampler, guidance, ..Request::default() }
+    }
+
+    /// The label of the class called `name`; case, spaces, `_` and `-` do not matter.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming the nearest class.
+    pub fn label(&self, name: &str) -> Result<usize> {
+        let plain = |s: &str| s.to_lowercase().replace([' ', '-'], "_");
+        let wanted = plain(name);
+        let classes = &self.meta.classes;
+        if let Some(label) = classes.iter().position(|class| plain(class) == wanted) {
+            return Ok(label);
+        }
+        let similar = |class: &&String| strsim::jaro_winkler(&plain(class), &wanted);
+        let nearest = classes.iter().max_by(|a, b| similar(a).total_cmp(&similar(b)));
+        let nearest = nearest.map_or("", |class| class);
+        Err(Error::request("breed", format!("no class is called {name:?}; did you mean {nearest}?")))
+    }
+
+    /// Draws pictures. Picture `i` depends on the request's seed and on `i`, not on how many are drawn.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming what makes no sense, and those of the runtime.
+    pub fn generate(&mut self, request: &Request) -> Result<Vec<Picture>> {
+        self.generate_with(request, |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`generate`](Self::generate), telling `progress` after every step, which can stop it.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), and [`Error::Cancelled`].
+    pub fn generate_with(
+        &mut self,
+        request: &Request,
+        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<Picture>> {
+        if !(1..=MAX_COUNT).contains(&request.count) {
+            return Err(Error::request(
+                "count",
+                format!("expected 1 to {MAX_COUNT}, found {}", request.count),
+            ));
+        }
+        let classes = self.meta.classes.len();
+        let label = match &request.breed {
+            Breed::All => None,
+            Breed::Named(name) => Some(self.label(name)?),
+        };
+        let labels: Vec<usize> = (0..request.count).map(|i| label.unwrap_or(i % classes)).collect();
+        let draws: Vec<Draw> = labels
+            .iter()
+            .enumerate()
+            .map(|(i, &label)| Draw { index: i as u64, label: label as i64 })
+            .collect();
+        let settings = Settings {
+            sampler: request.sampler,
+            steps: request.steps,
+            guidance: request.guidance,
+            seed: request.seed,
+            batch: self.batch,
+            ..Settings::from_meta(&self.meta)
+        };
+        let size = self.meta.image_size;
+        let drawn = sample(&mut *self.network, &settings, [3, size, size], &draws, &mut progress)?;
+        let picture = |(i, values): (usize, Array)| Picture {
+            label: labels[i],
+            class: self.meta.classes[labels[i]].clone(),
+            seed: request.seed,
+            index: i as u64,
+            image: to_rgb(&to_unit(values.data(), self.meta.value_range), size as u32),
+            values,
+        };
+        Ok(drawn.into_iter().enumerate().map(picture).collect())
+    }
+}
+
+/// Values whose black and white are `range`, in [−1, 1].
+fn to_unit(values: &[f32], [black, white]: [f32; 2]) -> Vec<f32> {
+    values.iter().map(|v| 2.0 * (v - black) / (white - black) - 1.0).collect()
+}

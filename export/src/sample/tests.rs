@@ -1,0 +1,170 @@
+use super::*;
+
+/// Knows the picture: of one colour by label, and how it was asked.
+struct Oracle {
+    prediction: Prediction,
+    largest_batch: usize,
+    times: Vec<f32>,
+}
+
+impl Oracle {
+    fn new(prediction: Prediction) -> Self {
+        Self { prediction, largest_batch: 0, times: Vec::new() }
+    }
+}
+
+/// The colour of a class.
+fn colour(label: i64) -> f32 {
+    0.1 * label as f32
+}
+
+impl Denoiser for Oracle {
+    fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
+        self.largest_batch = self.largest_batch.max(label.len());
+        self.times.push(t[0]);
+        let len = x.data().len() / label.len();
+        let value = |(i, x): (usize, &f32)| {
+            let (clean, t) = (colour(label[i / len]), t[i / len]);
+            match self.prediction {
+                Prediction::X => clean,
+                // On the straight path to `clean` the velocity does not change.
+                Prediction::Velocity => (clean - x) / (1.0 - t).max(1e-3),
+            }
+        };
+        Ok(Array::new(x.dims(), x.data().iter().enumerate().map(value).collect())?)
+    }
+}
+
+/// A velocity that depends on x and t: x' = x·cos(t), so x(1) = x(0)·exp(sin 1).
+struct Curve;
+
+impl Denoiser for Curve {
+    fn predict(&mut self, x: &Array, t: &[f32], _: &[i64]) -> Result<Array> {
+        let values = x.data().iter().map(|x| x * t[0].cos()).collect();
+        Ok(Array::new(x.dims(), values)?)
+    }
+}
+
+fn settings(prediction: Prediction) -> Settings {
+    Settings {
+        sampler: Sampler::Heun,
+        steps: 7,
+        guidance: 1.0,
+        guidance_interval: [0.1, 0.9],
+        prediction,
+        null_label: 5,
+        seed: 3,
+        batch: 4,
+    }
+}
+
+const SAMPLERS: [Sampler; 3] = [Sampler::Euler, Sampler::Heun, Sampler::Midpoint];
+const DIMS: [usize; 3] = [3, 2, 2];
+
+fn draws(n: u64) -> Vec<Draw> {
+    (0..n).map(|index| Draw { index, label: index as i64 % 3 }).collect()
+}
+
+fn draw(denoiser: &mut dyn Denoiser, settings: &Settings, draws: &[Draw]) -> Result<Vec<Array>> {
+    sample(denoiser, settings, DIMS, draws, &mut |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn the_last_step_returns_the_predicted_picture_itself() {
+    for sampler in SAMPLERS {
+        for steps in [1, 2, 20] {
+            let settings = Settings { sampler, steps, ..settings(Prediction::X) };
+            let mut oracle = Oracle::new(Prediction::X);
+            let pictures = draw(&mut oracle, &settings, &draws(5)).unwrap();
+            for (picture, draw) in pictures.iter().zip(draws(5)) {
+                assert!(picture.data().iter().all(|&v| v == colour(draw.label)));
+            }
+            assert!(oracle.times.iter().all(|&t| t < 1.0), "t = 1 is never asked for");
+        }
+    }
+}
+
+#[test]
+fn the_methods_converge_with_their_order() {
+    for (sampler, order) in [(Sampler::Euler, 1), (Sampler::Heun, 2), (Sampler::Midpoint, 2)] {
+        let error = |steps| {
+            let settings = Settings { sampler, steps, ..settings(Prediction::Velocity) };
+            let picture = &draw(&mut Curve, &settings, &draws(1)).unwrap()[0];
+            let start = noise(settings.seed, 0, 12);
+            let exact = |x: f32| x * 1f32.sin().exp();
+            picture.data().iter().zip(start).map(|(y, x)| (y - exact(x)).abs()).fold(0f32, f32::max)
+        };
+        let ratio = error(8) / error(16);
+        let expected = 2f32.powi(order);
+        assert!(
+            (ratio / expected - 1.0).abs() < 0.2,
+            "{sampler}: halving the step divides the error by {ratio}"
+        );
+    }
+}
+
+#[test]
+fn a_picture_does_not_depend_on_those_it_is_drawn_with() {
+    for sampler in SAMPLERS {
+        let all = Settings { sampler, guidance: 2.0, ..settings(Prediction::Velocity) };
+        let together = draw(&mut Curve, &all, &draws(9)).unwrap();
+        for batch in [1, 2, 9] {
+            let settings = Settings { batch, ..all.clone() };
+            assert_eq!(draw(&mut Curve, &settings, &draws(9)).unwrap(), together);
+        }
+        assert_eq!(draw(&mut Curve, &all, &draws(9)[4..5]).unwrap()[0], together[4]);
+    }
+}
+
+#[test]
+fn guidance_moves_away_from_the_null_class_and_only_in_its_interval() {
+    let guided = Settings { guidance: 3.0, guidance_interval: [0.0, 1.0], ..settings(Prediction::X) };
+    let mut oracle = Oracle::new(Prediction::X);
+    let picture = &draw(&mut oracle, &guided, &[Draw { index: 0, label: 1 }]).unwrap()[0];
+    let expected = colour(5) + 3.0 * (colour(1) - colour(5));
+    assert!(picture.data().iter().all(|v| (v - expected).abs() < 1e-6));
+    assert_eq!(oracle.largest_batch, 2);
+
+    let never = Settings { guidance_interval: [2.0, 3.0], ..guided };
+    let mut oracle = Oracle::new(Prediction::X);
+    draw(&mut oracle, &never, &draws(1)).unwrap();
+    assert_eq!(oracle.largest_batch, 1);
+}
+
+#[test]
+fn batches_are_bounded_and_sampling_can_be_stopped() {
+    let mut oracle = Oracle::new(Prediction::X);
+    draw(&mut oracle, &settings(Prediction::X), &draws(11)).unwrap();
+    assert_eq!(oracle.largest_batch, 4);
+    let mut seen = Vec::new();
+    let mut stop = |p: Progress| {
+        seen.push(p.done);
+        if p.done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stopped = sample(&mut oracle, &settings(Prediction::X), DIMS, &draws(11), &mut stop);
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    assert_eq!(seen, [1, 2]);
+}
+
+#[test]
+fn settings_that_make_no_sense_and_numbers_that_are_none_are_errors() {
+    let good = settings(Prediction::X);
+    let wrong = [
+        ("steps", Settings { steps: 0, ..good.clone() }),
+        ("steps", Settings { steps: usize::MAX, ..good.clone() }),
+        ("guidance", Settings { guidance: f32::NAN, ..good.clone() }),
+        ("guidance_interval", Settings { guidance_interval: [f32::NAN, 1.0], ..good.clone() }),
+        ("batch", Settings { batch: 0, ..good.clone() }),
+    ];
+    for (field, settings) in wrong {
+        let error = draw(&mut Curve, &settings, &draws(1)).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{field}: ")), "{error}");
+    }
+    struct Nan;
+    impl Denoiser for Nan {
+        fn predict(&mut self, x: &Array, _: &[f32], _: &[i64]) -> Result<Array> {
+            Ok(Array::new(x.dims(), vec![f32::NAN; x.data().len()])?)
+        }
+    }
+    assert!(matches!(draw(&mut Nan, &good, &draws(1)), Err(Error::NotFinite { step: 0 })));
+}
