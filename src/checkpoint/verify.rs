@@ -135,8 +135,8 @@ impl Report {
         self.problems.extend(loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array)));
 
         let meta = loaded.meta().map_err(|p| p.to_string())?;
-        self.network = Some(meta.network.clone());
-        let misfits = misfits(&loaded, &meta.network).map_err(|p| p.to_string())?;
+        self.network = Some(meta.config.clone());
+        let misfits = misfits(&loaded, &meta.config).map_err(|p| p.to_string())?;
         self.problems.extend(misfits);
         self.untrained = OUTPUT
             .iter()
@@ -145,7 +145,7 @@ impl Report {
             return Ok(());
         }
 
-        let Network::TinyDit(config) = &meta.network else {
+        let Network::TinyDit(config) = &meta.config else {
             return Err("a network of a kind unknown here".into());
         };
         let pass =
@@ -168,7 +168,7 @@ impl Report {
 
     fn compare(&mut self, path: &Path, meta: &ModelMeta, pass: &Pass) -> Result<(), tiny_cats_export::Error> {
         let file = OnnxFile::open(path)?;
-        if file.metadata().contains_key(META_KEY) && file.meta()?.network != meta.network {
+        if file.metadata().contains_key(META_KEY) && file.meta()?.config != meta.config {
             self.problems.push(format!("{}: it is another network than the checkpoint's", path.display()));
             return Ok(());
         }

@@ -48,12 +48,16 @@ impl Dit {
         network.validate()?;
         if images.size() as usize != network.image_size || images.classes.len() != network.classes {
             let (side, classes) = (images.size(), images.classes.len());
-            return Err(Error::setting("network", format!("expected pictures of {side} px in {classes} classes")));
+            return Err(Error::setting(
+                "network",
+                format!("expected pictures of {side} px in {classes} classes"),
+            ));
         }
         if options.batch == 0 {
             return Err(Error::setting("--batch-size", "expected at least 1, found 0"));
         }
-        let len = u32::try_from(images.len()).map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
+        let len = u32::try_from(images.len())
+            .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
         Ok(Self { order: Order::new(options.seed, len), options, images, device })
     }
 
@@ -101,7 +105,11 @@ impl Task for Dit {
             .map(|((noisy, target), (i, &index))| {
                 let position = position + i as u64;
                 let mut clean = vec![0.0; len];
-                self.images.fill_augmented(index, &Augmentation::draw(*augmentation, *seed, position), &mut clean);
+                self.images.fill_augmented(
+                    index,
+                    &Augmentation::draw(*augmentation, *seed, position),
+                    &mut clean,
+                );
                 let label = (self.images.label(index), null);
                 flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target)
             })

@@ -168,7 +168,12 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
 }
 
 /// Mean loss and gradients of one step.
-fn gradients(task: &mut dyn Task, optimizer: &Optimizer, plan: &Plan, position: u64) -> Result<(f64, Gradients)> {
+fn gradients(
+    task: &mut dyn Task,
+    optimizer: &Optimizer,
+    plan: &Plan,
+    position: u64,
+) -> Result<(f64, Gradients)> {
     let share = 1.0 / plan.accumulation as f64;
     let (mut loss, mut sum) = (0.0, Gradients::new());
     for micro in 0..plan.accumulation {
@@ -212,7 +217,8 @@ impl<'a> Run<'a> {
             "items": task.items(),
             "settings": settings,
         });
-        std::fs::create_dir_all(&plan.output).map_err(|source| Error::File { path: plan.output.clone(), source })?;
+        std::fs::create_dir_all(&plan.output)
+            .map_err(|source| Error::File { path: plan.output.clone(), source })?;
         Ok(Self { plan, name: task.name(), meta, settings })
     }
 
@@ -278,7 +284,9 @@ impl<'a> Run<'a> {
         let failed = |source| Error::File { path: path.clone(), source };
         std::fs::create_dir_all(&folder).map_err(failed)?;
         let mut bytes = std::io::Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| failed(std::io::Error::other(e)))?;
+        picture
+            .write_to(&mut bytes, image::ImageFormat::Png)
+            .map_err(|e| failed(std::io::Error::other(e)))?;
         write_atomically(&path, |w| w.write_all(bytes.get_ref())).map_err(failed)?;
         observe(Event::Wrote(&path));
         Ok(())
@@ -306,12 +314,14 @@ impl<'a> Run<'a> {
             value.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
         };
         let kept: String = text.lines().filter(before).flat_map(|l| [l, "\n"]).collect();
-        write_atomically(&path, |w| w.write_all(kept.as_bytes())).map_err(|source| Error::File { path: path.clone(), source })
+        write_atomically(&path, |w| w.write_all(kept.as_bytes()))
+            .map_err(|source| Error::File { path: path.clone(), source })
     }
 
     fn publish(&self, optimizer: &Optimizer, observe: &mut dyn FnMut(Event)) -> Result<[PathBuf; 2]> {
         let weights = optimizer.ema()?;
-        let paths = ["pt", "safetensors"].map(|ext| self.plan.output.join(format!("{}_final.{ext}", self.name)));
+        let paths =
+            ["pt", "safetensors"].map(|ext| self.plan.output.join(format!("{}_final.{ext}", self.name)));
         checkpoint::write_torch(&paths[0], &weights, &self.meta)?;
         checkpoint::write_safetensors(&paths[1], &weights, &self.meta)?;
         paths.iter().for_each(|path| observe(Event::Wrote(path)));
