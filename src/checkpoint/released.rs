@@ -27,7 +27,7 @@ pub fn write_safetensors(path: &Path, weights: &Weights, meta: &ModelMeta) -> Re
 /// When the file cannot be written; an older file of that name is then still there.
 pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<()> {
     let tensors = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array))).collect();
-    let config = serde_json::to_value(&meta.network).map_err(std::io::Error::from).map_err(Problem::Io);
+    let config = serde_json::to_value(&meta.config).map_err(std::io::Error::from).map_err(Problem::Io);
     let root = Item::Dict(vec![
         (STATE_DICT.to_owned(), Item::Dict(tensors)),
         ("config".to_owned(), Item::from(&config.map_err(|p| p.at(path))?)),
@@ -43,6 +43,6 @@ pub(super) fn parse_meta(text: &str) -> Result<ModelMeta, Problem> {
         tiny_cats_export::Error::File { field, message, .. } => Problem::malformed(field, message),
         other => Problem::malformed(META_KEY, other.to_string()),
     })?;
-    specs(&meta.network)?;
+    specs(&meta.config)?;
     Ok(meta)
 }
