@@ -15,7 +15,9 @@ pub enum Error {
         message: String,
     },
     /// The loss or a gradient is no longer a number.
-    #[error("step {step}: {what} is {value}: lower --lr or --gradient-clip; the last good state is in the newest checkpoint")]
+    #[error(
+        "step {step}: {what} is {value}: lower --lr or --gradient-clip; the last good state is in the newest checkpoint"
+    )]
     NotFinite {
         /// The step, from 1.
         step: u64,

@@ -1,13 +1,11 @@
 //! Flow matching on the straight path from noise to picture.
 
 use serde::{Deserialize, Serialize};
+use tiny_cats_export::sample::CLAMP;
 use tiny_cats_models::{
     Prediction,
     random::{Purpose, Stream},
 };
-
-/// The smallest `1 − t` that velocities are divided by (JiT, arXiv 2511.13720), in training and sampling alike.
-pub const CLAMP: f64 = 0.05;
 
 /// How training examples are drawn on the path `x_t = t·x + (1 − t)·ε` (arXiv 2210.02747).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,7 +62,7 @@ impl Flow {
         }
         // The loss is on the velocity: that of x̂ is (x̂ − x_t)/max(1 − t, clamp).
         let weight = match prediction {
-            Prediction::X => (1.0 - t).max(CLAMP).powi(-2) as f32,
+            Prediction::X => (1.0 - t).max(f64::from(CLAMP)).powi(-2) as f32,
             Prediction::Velocity => 1.0,
         };
         Example { t: t32, label: null.filter(|_| dropped).unwrap_or(label), weight }
@@ -93,7 +91,7 @@ mod tests {
             }
             let (same, also, target) = draw(position, Prediction::X);
             assert_eq!((same.t, &also, &target), (example.t, &noisy, &clean));
-            let expected = 1.0 / f64::from(1.0 - example.t).max(CLAMP).powi(2);
+            let expected = 1.0 / f64::from(1.0 - example.t).max(f64::from(CLAMP)).powi(2);
             assert!((f64::from(same.weight) / expected - 1.0).abs() < 1e-4);
         }
     }

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{
-    Array, ParamSpec, Weights,
+    ParamSpec, Weights,
     candle::{Params, to_host},
     tape::Gradients,
 };
@@ -46,7 +46,10 @@ struct Slot {
 
 /// Places of the parts in [`Slot::packed`].
 const PARTS: usize = 4;
-const [WEIGHT, EMA, MOMENT1, MOMENT2]: [usize; PARTS] = [0, 1, 2, 3];
+const WEIGHT: usize = 0;
+const EMA: usize = 1;
+const MOMENT1: usize = 2;
+const MOMENT2: usize = 3;
 /// Values that one task works through: fixed, so that sums do not depend on the machine.
 const CHUNK: usize = 1 << 14;
 
@@ -80,7 +83,13 @@ impl InplaceOp2 for Update {
         "adamw"
     }
 
-    fn cpu_fwd(&self, packed: &mut CpuStorage, lp: &Layout, grad: &CpuStorage, lg: &Layout) -> candle_core::Result<()> {
+    fn cpu_fwd(
+        &self,
+        packed: &mut CpuStorage,
+        lp: &Layout,
+        grad: &CpuStorage,
+        lg: &Layout,
+    ) -> candle_core::Result<()> {
         let (CpuStorage::F32(packed), CpuStorage::F32(grad)) = (packed, grad) else {
             candle_core::bail!("parameters and gradients are f32")
         };
@@ -119,7 +128,8 @@ impl Update {
     fn plain(&self, slot: &Slot, grad: &Tensor) -> candle_core::Result<()> {
         let grad = (grad * self.scale)?;
         let [b1, b2] = self.betas;
-        let [weight, ema, m, v] = [slot.part(WEIGHT)?, slot.part(EMA)?, slot.part(MOMENT1)?, slot.part(MOMENT2)?];
+        let [weight, ema, m, v] =
+            [slot.part(WEIGHT)?, slot.part(EMA)?, slot.part(MOMENT1)?, slot.part(MOMENT2)?];
         let m = ((m * b1)? + (&grad * (1.0 - b1))?)?;
         let v = ((v * b2)? + (grad.sqr()? * (1.0 - b2))?)?;
         let root = ((&v / self.corrections[1])?.sqrt()? + self.eps)?;
@@ -157,7 +167,12 @@ impl Optimizer {
     ///
     /// # Errors
     /// When its weights are not those of `specs`.
-    pub fn restore(settings: AdamW, specs: &[ParamSpec], state: &TrainingState, device: &Device) -> Result<Self> {
+    pub fn restore(
+        settings: AdamW,
+        specs: &[ParamSpec],
+        state: &TrainingState,
+        device: &Device,
+    ) -> Result<Self> {
         let slot = |spec: &ParamSpec| -> Result<Slot> {
             let n: usize = spec.dims.iter().product();
             let part = |group: &Weights| match group.get(&spec.name) {
@@ -192,7 +207,8 @@ impl Optimizer {
     /// Those of candle.
     pub fn params(&self) -> Result<Params> {
         let part = |slot: &Slot| Ok((slot.name.clone(), slot.part(WEIGHT)?));
-        let tensors: HashMap<String, Tensor> = self.slots.iter().map(part).collect::<candle_core::Result<_>>()?;
+        let tensors: HashMap<String, Tensor> =
+            self.slots.iter().map(part).collect::<candle_core::Result<_>>()?;
         Ok(Params::from_tensors(tensors, DType::F32, &self.device))
     }
 
@@ -264,7 +280,7 @@ impl Optimizer {
 
 #[cfg(test)]
 mod tests {
-    use tiny_cats_models::{Init, init};
+    use tiny_cats_models::{Array, Init, init};
 
     use super::*;
 
@@ -308,9 +324,11 @@ mod tests {
             }
         }
         let (a, b) = (fused.state(().into()).unwrap(), plain.state(().into()).unwrap());
-        for (a, b) in [(a.weights, b.weights), (a.ema, b.ema), (a.moment1, b.moment1), (a.moment2, b.moment2)] {
+        for (a, b) in [(a.weights, b.weights), (a.ema, b.ema), (a.moment1, b.moment1), (a.moment2, b.moment2)]
+        {
             for (name, a) in a {
-                let worst = a.data().iter().zip(b[&name].data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let worst =
+                    a.data().iter().zip(b[&name].data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 1e-5, "{name}: {worst}");
             }
         }

@@ -34,7 +34,10 @@ impl Schedule {
         }
         let warmup = warmup.unwrap_or(usual.min(steps / 20));
         if warmup >= steps {
-            return Err(Error::setting("--warmup-steps", format!("expected fewer than --steps ({steps}), found {warmup}")));
+            return Err(Error::setting(
+                "--warmup-steps",
+                format!("expected fewer than --steps ({steps}), found {warmup}"),
+            ));
         }
         Ok(Self { peak, floor, warmup, steps })
     }
