@@ -137,7 +137,8 @@ impl ModelMeta {
         if text.len() > MAX_BYTES {
             return wrong("", format!("expected at most {MAX_BYTES} bytes, found {}", text.len()));
         }
-        let meta: Self = match serde_json::from_str(text).and_then(complete).and_then(serde_json::from_value) {
+        let meta: Self = match serde_json::from_str(text).and_then(complete).and_then(serde_json::from_value)
+        {
             Ok(meta) => meta,
             Err(e) => return wrong("", e.to_string()),
         };
@@ -182,7 +183,10 @@ fn complete(mut json: serde_json::Value) -> serde_json::Result<serde_json::Value
     let Some(fields) = json.as_object_mut() else { return Ok(json) };
     if let Some(Network::TinyDit(config)) = fields.get("config").and_then(|c| Network::deserialize(c).ok()) {
         let classes = fields.get("classes").and_then(|c| c.as_array()).map_or(0, Vec::len);
-        let implied = serde_json::to_value(ModelMeta::tiny_dit(&config, vec![String::new(); classes.min(MAX_CLASSES)]))?;
+        let implied = serde_json::to_value(ModelMeta::tiny_dit(
+            &config,
+            vec![String::new(); classes.min(MAX_CLASSES)],
+        ))?;
         for field in ["image_size", "null_label", "prediction", "value_range"] {
             fields.entry(field).or_insert_with(|| implied[field].clone());
         }

@@ -23,7 +23,8 @@ impl Definition {
     pub fn new(meta: &ModelMeta, weights: &Weights) -> Result<Self> {
         let Network::TinyDit(config) = &meta.config;
         let ledger: cost::Ledger = config.cost()?;
-        if let Some(other) = weights.keys().find(|name| ledger.params.iter().all(|spec| spec.name != **name)) {
+        if let Some(other) = weights.keys().find(|name| ledger.params.iter().all(|spec| spec.name != **name))
+        {
             return Err(Error::file("weights", other, "the network has no parameter of this name"));
         }
         let failed = |e| Error::from(ModelError::from(e));
@@ -37,10 +38,15 @@ impl Definition {
 
 impl Denoiser for Definition {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
-        let whole = |&label: &i64| u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")));
+        let whole = |&label: &i64| {
+            u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")))
+        };
         let label = label.iter().map(whole).collect::<Result<Vec<u32>>>()?;
         let vectors = || -> candle_core::Result<_> {
-            Ok((Tensor::from_slice(t, t.len(), &self.device)?, Tensor::from_slice(&label, label.len(), &self.device)?))
+            Ok((
+                Tensor::from_slice(t, t.len(), &self.device)?,
+                Tensor::from_slice(&label, label.len(), &self.device)?,
+            ))
         };
         let (t, label) = vectors().map_err(ModelError::from)?;
         let x = to_device(x, DType::F32, &self.device)?;
