@@ -8,10 +8,11 @@ use std::{
 
 use serde_json::json;
 use tiny_cats::checkpoint::{
-    self, Format, ModelInfo, Network, Numbers, Problem, WhichWeights,
+    self, Format, Numbers, Problem, WhichWeights,
     torch::{Item, TorchFile, Value, write},
 };
-use tiny_cats_models::{Array, Prediction, TinyDitConfig, Weights};
+use tiny_cats_export::{ModelMeta, Network};
+use tiny_cats_models::{Array, TinyDitConfig, Weights};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
@@ -173,7 +174,7 @@ fn damaged_files_are_refused_or_read_the_same() {
     }
 }
 
-fn released() -> (Weights, ModelInfo) {
+fn released() -> (Weights, ModelMeta) {
     let config = TinyDitConfig {
         image_size: 16,
         patch_size: 8,
@@ -183,27 +184,21 @@ fn released() -> (Weights, ModelInfo) {
         mlp_width: 16,
         ..TinyDitConfig::named("nano", 32, 2).unwrap()
     };
-    let config = Network::TinyDit(config);
-    let weights = tiny_cats_models::init(&config.specs().unwrap(), 3);
-    let info = ModelInfo {
-        config,
-        classes: vec!["Bengal".into(), "Ägyptische Mau".into()],
-        value_range: [-1.0, 1.0],
-        prediction: Prediction::X,
-        sampler: json!({"steps": 20, "name": "heun", "guidance": 2.5}),
-        provenance: json!({"seed": 1i64 << 50, "none": null}),
-    };
-    (weights, info)
+    let weights = tiny_cats_models::init(&checkpoint::specs(&Network::TinyDit(config.clone())).unwrap(), 3);
+    let mut meta = ModelMeta::tiny_dit(&config, vec!["Bengal".into(), "Ägyptische Mau".into()]);
+    meta.sampler.guidance = 2.1;
+    meta.provenance = json!({"seed": 1i64 << 50, "none": null});
+    (weights, meta)
 }
 
 #[test]
 fn a_released_model_comes_back_from_both_files_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let (weights, info) = released();
+    let (weights, meta) = released();
     for (name, format) in [("m.safetensors", Format::ReleasedSafetensors), ("m.pt", Format::ReleasedTorch)] {
         let save = |path: &Path| match format {
-            Format::ReleasedTorch => checkpoint::write_torch(path, &weights, &info),
-            _ => checkpoint::write_safetensors(path, &weights, &info),
+            Format::ReleasedTorch => checkpoint::write_torch(path, &weights, &meta),
+            _ => checkpoint::write_safetensors(path, &weights, &meta),
         };
         let (path, again) = (dir.path().join(name), dir.path().join(format!("again-{name}")));
         save(&path).unwrap();
@@ -216,8 +211,8 @@ fn a_released_model_comes_back_from_both_files_as_it_was() {
         let loaded = checkpoint::open(&path, WhichWeights::Default).unwrap();
         assert_eq!((loaded.format, loaded.averaged), (format, false));
         assert_eq!(loaded.weights, weights);
-        assert_eq!(loaded.info.as_ref(), Some(&info));
-        assert_eq!(loaded.network().unwrap(), info.config);
+        assert_eq!(loaded.own_meta.as_ref(), Some(&meta));
+        assert_eq!(loaded.meta().unwrap(), meta);
 
         // Every bit of the numbers is guarded, by SHA-256 or CRC-32.
         let mut bytes = std::fs::read(&path).unwrap();
@@ -254,8 +249,8 @@ fn values_written_for_pytorch_are_read_back() {
 fn pytorch_opens_a_released_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.pt");
-    let (weights, info) = released();
-    checkpoint::write_torch(&path, &weights, &info).unwrap();
+    let (weights, meta) = released();
+    checkpoint::write_torch(&path, &weights, &meta).unwrap();
     let sum: f64 = weights.values().flat_map(|a| a.data()).map(|&x| f64::from(x)).sum();
 
     let Some(python) = std::env::var_os("TINY_CATS_PYTHON") else {
@@ -270,7 +265,7 @@ fn pytorch_opens_a_released_model() {
         return;
     };
     let script = r#"
-import sys, torch
+import json, sys, torch
 for mmap in (False, True):
     file = torch.load(sys.argv[1], weights_only=True, mmap=mmap)
     weights = file["model_state_dict"]
@@ -279,7 +274,7 @@ for mmap in (False, True):
     assert weights["blocks.0.attn.qkv.weight"].shape == (48, 16)
     assert all(w.is_contiguous() and w.dtype == torch.float32 for w in weights.values())
     assert file["config"]["kind"] == "tiny-dit" and file["config"]["width"] == 16
-    assert file["classes"] == ["Bengal", "Ägyptische Mau"] and file["provenance"]["seed"] == 2**50
+    assert file["classes"] == ["Bengal", "Ägyptische Mau"] and json.loads(file["tiny-cats"])["provenance"]["seed"] == 2**50
 "#;
     let output = Command::new(python).args(["-c", script]).arg(&path).arg(sum.to_string()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -31,7 +31,7 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
         let (dx, dy) = ((cell - w) / 2, (cell - h) / 2);
         imageops::replace(&mut sheet, &enlarged, i64::from(x + dx), i64::from(y + dy));
         if let Some(text) = labels.and_then(|l| l.get(i)) {
-            write(&mut sheet, text, x, y + cell + MARGIN / 2, cell + MARGIN / 2);
+            write(&mut sheet, text, x - MARGIN / 2, y + cell + MARGIN / 2, cell + MARGIN);
         }
     }
     sheet

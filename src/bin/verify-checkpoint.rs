@@ -1,2 +1,90 @@
-//! placeholder
-fn main() {}
+//! `verify-checkpoint PATH`: is this file whole, is it the network that it says it is, and does it compute?
+
+use std::{path::PathBuf, process::ExitCode};
+
+use candle_core::Device;
+use clap::{Parser, ValueEnum};
+use tiny_cats::checkpoint::{
+    WhichWeights,
+    verify::{Onnx, Options, verify},
+};
+
+/// Verifies a checkpoint: format, network, names and shapes, finite numbers, a forward pass, and the ONNX file beside it.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// The file: a released model, a training state, or a file of PyTorch
+    #[arg(required_unless_present = "checkpoint")]
+    path: Option<PathBuf>,
+    /// The same, by name
+    #[arg(long, value_name = "PATH", conflicts_with = "path")]
+    checkpoint: Option<PathBuf>,
+    /// The ONNX file to compare with [default: the one of the same name beside it, if any]
+    #[arg(long, value_name = "PATH")]
+    onnx: Option<PathBuf>,
+    /// Compare with no ONNX file
+    #[arg(long, conflicts_with = "onnx")]
+    skip_onnx: bool,
+    /// Which weights [default: ema of our own training, raw of others']
+    #[arg(long)]
+    weights: Option<Weights>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Where to compute
+    #[arg(long, default_value = "cpu")]
+    device: Where,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Weights {
+    Raw,
+    Ema,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Where {
+    Cpu,
+    Cuda,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let device = match args.device {
+        Where::Cpu => Device::Cpu,
+        Where::Cuda => match Device::new_cuda(0) {
+            Ok(device) => device,
+            Err(e) => {
+                eprintln!(
+                    "verify-checkpoint: --device cuda: {}",
+                    e.to_string().lines().next().unwrap_or_default()
+                );
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let which = match args.weights {
+        None => WhichWeights::Default,
+        Some(Weights::Raw) => WhichWeights::Raw,
+        Some(Weights::Ema) => WhichWeights::Ema,
+    };
+    let onnx = match (args.onnx, args.skip_onnx) {
+        (Some(path), _) => Onnx::File(path),
+        (None, true) => Onnx::Skip,
+        (None, false) => Onnx::Beside,
+    };
+    // clap asks for one of the two.
+    let path = args.path.or(args.checkpoint).unwrap_or_default();
+    let report = verify(&path, &Options { which, onnx, device });
+    if args.json {
+        match serde_json::to_string_pretty(&report) {
+            Ok(json) => println!("{json}"),
+            Err(e) => eprintln!("verify-checkpoint: {e}"),
+        }
+    } else if let (None, Some(problem)) = (&report.format, report.problems.first()) {
+        eprintln!("verify-checkpoint: {}: {problem}", report.path.display());
+    } else {
+        println!("{report}");
+    }
+    if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -12,10 +12,11 @@ mod released;
 mod safetensors;
 mod state;
 pub mod torch;
+pub mod verify;
 
 pub use error::{Error, Problem, Result};
-pub use network::{Network, PREDECESSOR_CLASSES};
+pub use network::{PREDECESSOR_CLASSES, infer_network, specs};
 pub use numbers::{Dtype, Numbers};
 pub use open::{Format, Loaded, WhichWeights, open};
-pub use released::{ModelInfo, write_safetensors, write_torch};
+pub use released::{write_safetensors, write_torch};
 pub use state::TrainingState;

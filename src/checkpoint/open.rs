@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
 
 use serde_json::Value as Json;
+use tiny_cats_export::{META_KEY, ModelMeta, Network};
 use tiny_cats_models::{Array, Weights};
 
 use super::{
-    ModelInfo, Network, PREDECESSOR_CLASSES, Problem, Result, TrainingState,
+    PREDECESSOR_CLASSES, Problem, Result, TrainingState, infer_network,
     numbers::Numbers,
     released,
     safetensors::{SafeTensors, Stored},
@@ -61,8 +62,8 @@ pub struct Loaded {
     pub integers: BTreeMap<String, Vec<i64>>,
     /// Whether `weights` are averages.
     pub averaged: bool,
-    /// What our own files say about the model.
-    pub info: Option<ModelInfo>,
+    /// What our own files say about the model; [`Loaded::meta`] knows more files.
+    pub own_meta: Option<ModelMeta>,
     /// What others' files call `config`.
     pub config: Option<Json>,
     /// How many steps it was trained, if the file says so.
@@ -108,31 +109,29 @@ fn looks_like(start: &[u8]) -> &'static str {
 impl Loaded {
     fn new(format: Format) -> Self {
         let (weights, integers) = Default::default();
-        Self { format, weights, integers, averaged: false, info: None, config: None, step: None }
+        Self { format, weights, integers, averaged: false, own_meta: None, config: None, step: None }
     }
 
-    /// The network: what the file says, else what names and shapes say.
+    /// What a program must know to use the model: what the file says, else what the names and shapes of its weights say. A TinyDiT of
+    /// as many classes as the Python project's has its class names, another one numbers.
     ///
     /// # Errors
     /// When the weights are of no network that is known.
-    pub fn network(&self) -> Result<Network, Problem> {
-        match &self.info {
-            Some(info) => Ok(info.config.clone()),
-            None => Network::infer(&self.weights, self.config.as_ref()),
+    pub fn meta(&self) -> Result<ModelMeta, Problem> {
+        if let Some(meta) = &self.own_meta {
+            return Ok(meta.clone());
         }
-    }
-
-    /// Names of the classes, by label: what the file says, else the Python project's, else numbers.
-    ///
-    /// # Errors
-    /// As [`network`](Self::network).
-    pub fn classes(&self) -> Result<Vec<String>, Problem> {
-        if let Some(info) = &self.info {
-            return Ok(info.classes.clone());
+        match infer_network(&self.weights, self.config.as_ref())? {
+            Network::TinyDit(config) => {
+                let names = PREDECESSOR_CLASSES.map(str::to_owned).to_vec();
+                let numbers = || (0..config.classes).map(|i| i.to_string()).collect();
+                let classes = if names.len() == config.classes { names } else { numbers() };
+                Ok(ModelMeta::tiny_dit(&config, classes))
+            }
+            other => {
+                Err(Problem::malformed("network", format!("of a kind that is not known here: {other:?}")))
+            }
         }
-        let n = self.network()?.classes();
-        let known = n == PREDECESSOR_CLASSES.len();
-        Ok((0..n).map(|i| if known { PREDECESSOR_CLASSES[i].to_owned() } else { i.to_string() }).collect())
     }
 
     fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: Numbers) -> Result<(), Problem> {
@@ -164,10 +163,8 @@ fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem>
         return read_state(file, which);
     }
     let mut loaded = Loaded::new(Format::Safetensors);
-    if let Some(text) = file.metadata.get(released::KEY) {
-        let json: Json =
-            serde_json::from_str(text).map_err(|e| Problem::malformed(released::KEY, e.to_string()))?;
-        loaded.info = Some(ModelInfo::from_json(&json)?);
+    if let Some(text) = file.metadata.get(META_KEY) {
+        loaded.own_meta = Some(released::parse_meta(text)?);
         loaded.format = Format::ReleasedSafetensors;
     }
     for Stored { name, dims, numbers } in file.read(|_| true)? {
@@ -189,15 +186,19 @@ fn read_state(file: SafeTensors, which: WhichWeights) -> Result<Loaded, Problem>
     let state = TrainingState::read(file, if loaded.averaged { &["ema."] } else { &["weights."] })?;
     loaded.weights = if loaded.averaged { state.ema } else { state.weights };
     loaded.step = state.meta.get("step").and_then(Json::as_u64);
-    loaded.info = state.meta.get("model").map(ModelInfo::from_json).transpose()?;
+    let meta = state.meta.get(state::MODEL);
+    loaded.own_meta = meta.map(|json| released::parse_meta(&json.to_string())).transpose()?;
     Ok(loaded)
 }
 
 fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
     let TorchFile { root, mut storages } = TorchFile::read_values(path)?;
     let dictionary = |key: &str| root.get(key).filter(|v| matches!(v, Value::Dict(_)));
-    let info = released::torch_info(&root)?;
-    let training = if info.is_some() { Format::ReleasedTorch } else { Format::TorchTraining };
+    let own_meta = match root.get(META_KEY) {
+        Some(Value::Str(text)) => Some(released::parse_meta(text)?),
+        _ => None,
+    };
+    let training = if own_meta.is_some() { Format::ReleasedTorch } else { Format::TorchTraining };
     let layouts = [
         (released::STATE_DICT, "ema_shadow_params", training),
         ("model", "ema_params", Format::TorchModel),
@@ -211,7 +212,7 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
         None => (Some(&root), None, Format::TorchBare),
     });
 
-    let mut loaded = Loaded { info, ..Loaded::new(format) };
+    let mut loaded = Loaded { own_meta, ..Loaded::new(format) };
     loaded.step = match root.get("step") {
         Some(Value::Int(step)) => u64::try_from(*step).ok(),
         _ => None,

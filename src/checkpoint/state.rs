@@ -13,6 +13,8 @@ use super::{
 
 /// The metadata's key that makes a safetensors file a training state.
 pub(super) const KEY: &str = "tiny-cats-state";
+/// The key of the state's `meta` for the model's own.
+pub(super) const MODEL: &str = "model";
 const VERSION: u64 = 1;
 const GROUPS: [&str; 4] = ["weights.", "ema.", "adam.m.", "adam.v."];
 
@@ -31,7 +33,7 @@ pub struct TrainingState {
     /// Adam's second moments; may be empty.
     pub moment2: Weights,
     /// Step, random streams, position in the data, schedule, best metric, resolved configuration, provenance: the trainer's. Under the
-    /// key `model` it holds a [`ModelInfo`](super::ModelInfo), by which [`open`](super::open) knows the network.
+    /// key `model` it holds a [`ModelMeta`](tiny_cats_export::ModelMeta), by which [`open`](super::open) knows the network.
     pub meta: Value,
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod data;
+pub mod train;
 
 /// Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
 #[derive(Parser)]
@@ -18,6 +19,8 @@ struct Cli {
 enum Command {
     /// Makes training data.
     Data(data::Args),
+    /// Trains a model.
+    Train(train::Args),
 }
 
 /// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
@@ -25,6 +28,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Data(args) => data::run(args),
+        Command::Train(args) => train::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

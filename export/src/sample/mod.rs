@@ -10,8 +10,8 @@ use tiny_cats_models::{Array, Prediction, random::noise};
 
 use crate::{Error, ModelMeta, Result, Sampler, SamplerDefaults};
 
-/// The least 1 − t that a difference is divided by.
-const CLAMP: f32 = 0.05;
+/// The least 1 − t that a difference is divided by, in training and sampling alike.
+pub const CLAMP: f32 = 0.05;
 const MAX_STEPS: usize = 10_000;
 const MAX_GUIDANCE: f32 = 1000.0;
 

@@ -52,6 +52,11 @@ impl Params {
         let put = |(name, array): (&String, &Array)| Ok((name.clone(), to_device(array, dtype, device)?));
         Ok(Self { tensors: weights.iter().map(put).collect::<Result<_>>()?, dtype, device: device.clone() })
     }
+
+    /// Tensors that are on `device` as `dtype` already, such as those that an optimizer steps.
+    pub fn from_tensors(tensors: HashMap<String, CandleTensor>, dtype: DType, device: &Device) -> Self {
+        Self { tensors, dtype, device: device.clone() }
+    }
 }
 
 /// The tensor that `spec` asks for.

@@ -80,6 +80,22 @@ impl TorchFile {
     pub fn numbers(&mut self, tensors: &[(&str, &Tensor)]) -> Result<Vec<Numbers>, Problem> {
         self.storages.read(tensors)
     }
+
+    /// Reads every entry of the archive through, which checks its CRC-32; `path` is for messages.
+    ///
+    /// # Errors
+    /// When an entry is damaged.
+    pub fn check(&mut self, path: &Path) -> super::Result<()> {
+        let archive = &mut self.storages.archive;
+        for i in 0..archive.len() {
+            let read = archive.by_index(i).map_err(|e| zip_problem("archive", e)).and_then(|mut entry| {
+                let copied = std::io::copy(&mut entry, &mut std::io::sink());
+                copied.map_err(|e| Problem::malformed(entry.name().unwrap_or_default(), e.to_string()))
+            });
+            read.map_err(|p| p.at(path))?;
+        }
+        Ok(())
+    }
 }
 
 impl Storages {

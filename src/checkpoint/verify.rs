@@ -1,0 +1,318 @@
+//! Proving that a checkpoint is whole, is the network it says it is, and computes.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+use tiny_cats_export::{
+    META_KEY, ModelMeta, Network,
+    onnx::OnnxFile,
+    runtime::{Input, run_everywhere},
+};
+use tiny_cats_models::{
+    Array, Scope, TinyDit, TinyDitConfig, Weights,
+    candle::{Params, Plain, to_host},
+    count, random,
+};
+
+use super::{Format, Loaded, Problem, WhichWeights, open, specs, torch::TorchFile};
+
+/// A difference between candle and a runtime is small if it is below this plus [`RELATIVE`] of the value.
+pub const ABSOLUTE: f32 = 1e-4;
+/// See [`ABSOLUTE`].
+pub const RELATIVE: f32 = 1e-3;
+const BATCH: usize = 2;
+/// An untrained network's output is zero through these.
+const OUTPUT: [&str; 2] = ["final_layer.linear.weight", "final_layer.linear.bias"];
+
+/// The ONNX file to compare with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Onnx {
+    /// The one beside the checkpoint, `NAME.onnx`, if there is one.
+    #[default]
+    Beside,
+    /// This one.
+    File(PathBuf),
+    /// None.
+    Skip,
+}
+
+/// How to verify.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The weights to verify.
+    pub which: WhichWeights,
+    /// The ONNX file to compare with.
+    pub onnx: Onnx,
+    /// Where candle computes.
+    pub device: Device,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { which: WhichWeights::Default, onnx: Onnx::Beside, device: Device::Cpu }
+    }
+}
+
+/// What was found. All is well if there are no `problems`; the other fields are filled as far as the verification came.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// Each one line.
+    pub problems: Vec<String>,
+    /// The file's format, in words.
+    pub format: Option<String>,
+    /// Whether the weights are averages.
+    pub averaged: bool,
+    /// Training steps, if the file says so.
+    pub step: Option<u64>,
+    /// The network.
+    pub network: Option<Network>,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of values in them.
+    pub parameters: usize,
+    /// Whether the output layer is all zero, as in a network that was never trained.
+    pub untrained: bool,
+    /// Least and greatest value of one forward pass.
+    pub output_range: Option<[f32; 2]>,
+    /// The ONNX file that was compared.
+    pub onnx: Option<PathBuf>,
+    /// What each runtime made of it.
+    pub runtimes: Vec<Comparison>,
+}
+
+/// A runtime against candle.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// The runtime's name.
+    pub runtime: String,
+    /// The largest absolute difference of an output value.
+    pub largest_difference: f32,
+}
+
+/// Verifies the checkpoint at `path`: its format, that its tensors are exactly the network's, that all are finite, one forward pass with
+/// candle, and the same with the ONNX file on every runtime present.
+pub fn verify(path: &Path, options: &Options) -> Report {
+    let mut report = Report { path: path.to_owned(), ..Report::default() };
+    if let Err(problem) = report.check(options) {
+        report.problems.push(problem);
+    }
+    report
+}
+
+/// What a forward pass is given and gives: `x` `[batch, 3, size, size]`, `t` and `label` `[batch]`.
+struct Pass {
+    x: Array,
+    t: Array,
+    labels: Vec<i64>,
+    output: Array,
+}
+
+impl Report {
+    /// Whether all is well.
+    pub fn is_ok(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    fn check(&mut self, options: &Options) -> Result<(), String> {
+        let loaded = open(&self.path, options.which).map_err(|e| e.problem.to_string())?;
+        self.format = Some(loaded.format.to_string());
+        self.averaged = loaded.averaged;
+        self.step = loaded.step;
+        self.tensors = loaded.weights.len();
+        self.parameters = count(&loaded.weights);
+        if loaded.format.is_torch() {
+            // Also the parts that were not needed: a damaged optimizer is a damaged file.
+            TorchFile::open(&self.path)
+                .and_then(|mut f| f.check(&self.path))
+                .map_err(|e| e.problem.to_string())?;
+        }
+        self.problems.extend(loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array)));
+
+        let meta = loaded.meta().map_err(|p| p.to_string())?;
+        self.network = Some(meta.config.clone());
+        let misfits = misfits(&loaded, &meta.config).map_err(|p| p.to_string())?;
+        self.problems.extend(misfits);
+        self.untrained = OUTPUT
+            .iter()
+            .all(|name| loaded.weights.get(*name).is_some_and(|a| a.data().iter().all(|&x| x == 0.0)));
+        if !self.is_ok() {
+            return Ok(());
+        }
+
+        let Network::TinyDit(config) = &meta.config else {
+            return Err("a network of a kind unknown here".into());
+        };
+        let pass =
+            forward(config, &loaded.weights, &options.device).map_err(|e| format!("forward pass: {e}"))?;
+        let (low, high) =
+            (pass.output.data().iter()).fold((f32::MAX, f32::MIN), |(l, h), &x| (l.min(x), h.max(x)));
+        self.output_range = Some([low, high]);
+        if pass.output.data().iter().any(|x| !x.is_finite()) {
+            return Err("forward pass: the output is not finite".into());
+        }
+        let beside = self.path.with_extension("onnx");
+        let onnx = match &options.onnx {
+            Onnx::File(path) => path.clone(),
+            Onnx::Beside if beside.is_file() => beside,
+            _ => return Ok(()),
+        };
+        self.onnx = Some(onnx.clone());
+        self.compare(&onnx, &meta, &pass).map_err(|e| e.to_string())
+    }
+
+    fn compare(&mut self, path: &Path, meta: &ModelMeta, pass: &Pass) -> Result<(), tiny_cats_export::Error> {
+        let file = OnnxFile::open(path)?;
+        if file.metadata().contains_key(META_KEY) && file.meta()?.config != meta.config {
+            self.problems.push(format!("{}: it is another network than the checkpoint's", path.display()));
+            return Ok(());
+        }
+        let mut inputs = Vec::new();
+        for port in file.inputs() {
+            inputs.push(match port.name.as_str() {
+                // The second name is the Python project's.
+                "x" | "noise" => (port.name.as_str(), Input::Floats(&pass.x)),
+                "t" | "timestep" => (port.name.as_str(), Input::Floats(&pass.t)),
+                "label" | "breed" => (port.name.as_str(), Input::Labels(&pass.labels)),
+                other => {
+                    let message = format!("{}: input {other:?}, expected x, t and label", path.display());
+                    self.problems.push(message);
+                    return Ok(());
+                }
+            });
+        }
+        let results = run_everywhere(&file, &inputs);
+        if results.is_empty() {
+            self.problems.push(format!("{}: no runtime is present that could compute it", path.display()));
+        }
+        for (kind, result) in results {
+            let found = match result {
+                Ok(array) if array.dims() == pass.output.dims() => array,
+                Ok(array) => {
+                    let (expected, found) = (pass.output.dims(), array.dims());
+                    self.problems.push(format!("{kind}: output of shape {found:?}, expected {expected:?}"));
+                    continue;
+                }
+                Err(e) => {
+                    self.problems.push(e.to_string());
+                    continue;
+                }
+            };
+            let pairs = || pass.output.data().iter().zip(found.data());
+            // A comparison with NaN is false: only what is known to be small passes.
+            let far = pairs().filter(|(a, b)| !((*a - *b).abs() <= ABSOLUTE + RELATIVE * a.abs())).count();
+            let largest_difference = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            if far > 0 {
+                let of = found.data().len();
+                let message =
+                    format!("{kind}: {far} of {of} output values differ, by up to {largest_difference:.2e}");
+                self.problems.push(message);
+            }
+            self.runtimes.push(Comparison { runtime: kind.to_string(), largest_difference });
+        }
+        Ok(())
+    }
+}
+
+fn not_finite(name: &str, array: &Array) -> Option<String> {
+    let bad = array.data().iter().filter(|x| !x.is_finite()).count();
+    (bad > 0).then(|| format!("{name}: {bad} of {} numbers are not finite", array.data().len()))
+}
+
+/// How the tensors differ from those that the network has.
+fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>, Problem> {
+    let specs = specs(network)?;
+    let mut lines = Vec::new();
+    for spec in &specs {
+        match loaded.weights.get(&spec.name) {
+            None => lines.push(format!("{}: missing", spec.name)),
+            Some(array) if array.dims() != spec.dims => {
+                lines.push(format!("{}: shape {:?}, expected {:?}", spec.name, array.dims(), spec.dims));
+            }
+            Some(_) => {}
+        }
+    }
+    let names: std::collections::BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    // Batch normalisation counts its batches in PyTorch; nothing is computed from it.
+    let integers = loaded.integers.keys().filter(|name| !name.ends_with("num_batches_tracked"));
+    let unexpected = loaded.weights.keys().chain(integers).filter(|name| !names.contains(name.as_str()));
+    lines.extend(unexpected.map(|name| format!("{name}: unexpected")));
+    Ok(lines)
+}
+
+/// One forward pass of fixed noise with candle.
+fn forward(config: &TinyDitConfig, weights: &Weights, device: &Device) -> tiny_cats_models::Result<Pass> {
+    let mut dims = vec![BATCH];
+    dims.extend(config.picture());
+    let pixels = config.picture().iter().product();
+    let noise = (0..BATCH as u64).flat_map(|i| random::noise(0, i, pixels)).collect();
+    let x = Array::new(dims, noise)?;
+    let t = Array::new([BATCH], vec![0.25, 0.75])?;
+    let labels = vec![0, config.classes.saturating_sub(1) as i64];
+
+    let mut params = Params::new(weights, DType::F32, device)?;
+    let model = TinyDit::<Plain>::new(config, &mut Scope::root(&mut params))?;
+    let value =
+        |array: &Array| tiny_cats_models::candle::to_device(array, DType::F32, device).map(Plain::new);
+    let label: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
+    let label = Plain::new(Tensor::new(label, device)?);
+    let output = to_host(&model.forward(&value(&x)?, &value(&t)?, &label)?.into_inner())?;
+    Ok(Pass { x, t, labels, output })
+}
+
+impl Format {
+    fn is_torch(self) -> bool {
+        use Format::*;
+        matches!(
+            self,
+            ReleasedTorch | TorchTraining | TorchModel | TorchStateDict | TorchAverages | TorchBare
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.path.display())?;
+        let mut line = |name: &str, text: String| writeln!(f, "  {name:<10} {text}");
+        if let Some(format) = &self.format {
+            line("format", format.clone())?;
+        }
+        if let Some(Network::TinyDit(c)) = &self.network {
+            let (size, patch, layout) = (c.image_size, c.patch_size, c.layout);
+            let text = format!("TinyDiT, {layout:?} layout, {size} px in patches of {patch}");
+            line("network", text.replace("Modern", "modern").replace("Legacy", "legacy"))?;
+            let (width, depth, heads, classes) = (c.width, c.depth, c.heads, c.classes);
+            line("", format!("width {width}, depth {depth}, {heads} heads, {classes} classes"))?;
+        }
+        if self.tensors > 0 {
+            let kind = if self.averaged { "EMA" } else { "raw" };
+            let step = self.step.map(|s| format!(", step {s}")).unwrap_or_default();
+            line(
+                "weights",
+                format!("{kind}{step}, {} tensors, {} parameters", self.tensors, self.parameters),
+            )?;
+        }
+        if self.untrained {
+            line("", "untrained: the output layer is all zero".into())?;
+        }
+        if let Some([low, high]) = self.output_range {
+            line("forward", format!("candle, outputs from {low:.3} to {high:.3}"))?;
+        }
+        if let Some(onnx) = &self.onnx {
+            line("onnx", onnx.display().to_string())?;
+            for c in &self.runtimes {
+                line("", format!("{}: largest difference {:.1e}", c.runtime, c.largest_difference))?;
+            }
+            line("", format!("tolerance {ABSOLUTE:.0e} + {RELATIVE:.0e} of the value"))?;
+        }
+        for problem in &self.problems {
+            line("problem", problem.clone())?;
+        }
+        write!(f, "{}", if self.is_ok() { "ok" } else { "FAILED" })
+    }
+}

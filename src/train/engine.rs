@@ -1,0 +1,343 @@
+//! The loop that trains any task.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use candle_core::Device;
+use image::RgbImage;
+use serde_json::{Value, json};
+use tiny_cats_export::{ModelMeta, write_atomically};
+use tiny_cats_models::{
+    ParamSpec, Weights,
+    candle::Params,
+    init,
+    tape::{Gradients, Tape, Var},
+};
+
+use super::{AdamW, Error, Optimizer, Result, Schedule};
+use crate::checkpoint::{self, TrainingState};
+
+/// What is trained. Whatever a task draws at random depends on its seed and the position alone.
+pub trait Task {
+    /// What its files are called: `NAME_final.pt`.
+    fn name(&self) -> &'static str;
+
+    /// The network's parameters, in the order of its definition.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    fn specs(&self) -> Result<Vec<ParamSpec>>;
+
+    /// Items in a micro-batch.
+    fn batch(&self) -> usize;
+
+    /// Items in the training data.
+    fn items(&self) -> usize;
+
+    /// All settings and the data's fingerprint: a run goes on only with the same.
+    fn settings(&self) -> Value;
+
+    /// What a released file says about the model.
+    fn meta(&self) -> ModelMeta;
+
+    /// The mean loss of the [`batch`](Self::batch) items from `position` on, where `position` is the number of items drawn before.
+    ///
+    /// # Errors
+    /// Those of the network.
+    fn loss(&mut self, tape: &Tape, params: &mut Params, position: u64) -> Result<Var>;
+
+    /// What the network can do so far, to look at.
+    ///
+    /// # Errors
+    /// Those of the network.
+    fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>>;
+}
+
+/// Where a run begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// At the beginning.
+    #[default]
+    Never,
+    /// Where this training state stopped.
+    From(PathBuf),
+}
+
+/// How a task is trained.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The learning rate, and the number of steps.
+    pub schedule: Schedule,
+    /// The optimizer.
+    pub optimizer: AdamW,
+    /// Micro-batches in a step.
+    pub accumulation: usize,
+    /// Steps between training states; 0 for the last step alone.
+    pub save_interval: u64,
+    /// Steps between sample grids; 0 for none.
+    pub sample_interval: u64,
+    /// Steps between lines of `metrics.jsonl`.
+    pub log_interval: u64,
+    /// Initial weights.
+    pub seed: u64,
+    /// Where everything is written.
+    pub output: PathBuf,
+    /// Where the run begins.
+    pub resume: Resume,
+    /// Where it computes.
+    pub device: Device,
+}
+
+/// What happens during a run.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The run begins at this step.
+    Begin {
+        /// Steps done before.
+        step: u64,
+        /// Steps in all.
+        steps: u64,
+        /// Values in all parameters.
+        parameters: u64,
+    },
+    /// A step was taken.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// Mean loss of the step.
+        loss: f64,
+        /// Learning rate.
+        rate: f64,
+        /// Norm of the gradient before clipping.
+        norm: f64,
+        /// Items per second of this step.
+        speed: f64,
+    },
+    /// A file was written.
+    Wrote(&'a Path),
+}
+
+/// Training states that are kept.
+const KEPT: usize = 3;
+
+/// Trains `task` as `plan` says. At the end `NAME_final.pt` and `NAME_final.safetensors`, with the moving average of the weights, are
+/// in the output folder; their paths are returned.
+///
+/// # Errors
+/// Whatever stops a run; what was written before is whole.
+pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Result<[PathBuf; 2]> {
+    if plan.accumulation == 0 {
+        return Err(Error::setting("--gradient-accumulation-steps", "expected at least 1, found 0"));
+    }
+    let specs = task.specs()?;
+    let run = Run::new(task, plan)?;
+    let (mut optimizer, first) = run.begin(&specs)?;
+    let parameters = specs.iter().map(|s| s.dims.iter().product::<usize>() as u64).sum();
+    observe(Event::Begin { step: first, steps: plan.schedule.steps, parameters });
+    let per_step = (task.batch() * plan.accumulation) as u64;
+    for step in first..plan.schedule.steps {
+        let start = Instant::now();
+        let (loss, gradients) = gradients(task, &optimizer, plan, step * per_step)?;
+        let rate = plan.schedule.rate(step);
+        let norm = if loss.is_finite() { optimizer.step(&gradients, rate, step)? } else { 0.0 };
+        drop(gradients);
+        for (what, value) in [("the loss", loss), ("the gradient's norm", norm)] {
+            if !value.is_finite() {
+                return Err(Error::NotFinite { step: step + 1, what, value });
+            }
+        }
+        let done = step + 1;
+        let speed = per_step as f64 / start.elapsed().as_secs_f64();
+        observe(Event::Step { step: done, loss, rate, norm, speed });
+        let due = |interval: u64| interval > 0 && done.is_multiple_of(interval);
+        if due(plan.log_interval.max(1)) || done == plan.schedule.steps {
+            run.log(&json!({"step": done, "loss": loss, "lr": rate, "gradient_norm": norm, "items_per_second": speed}))?;
+        }
+        if due(plan.sample_interval) || (done == plan.schedule.steps && plan.sample_interval > 0) {
+            run.samples(task, &optimizer, done, observe)?;
+        }
+        if due(plan.save_interval) || done == plan.schedule.steps {
+            run.save(&optimizer, done, observe)?;
+        }
+    }
+    run.publish(&optimizer, observe)
+}
+
+/// Mean loss and gradients of one step.
+fn gradients(
+    task: &mut dyn Task,
+    optimizer: &Optimizer,
+    plan: &Plan,
+    position: u64,
+) -> Result<(f64, Gradients)> {
+    let share = 1.0 / plan.accumulation as f64;
+    let (mut loss, mut sum) = (0.0, Gradients::new());
+    for micro in 0..plan.accumulation {
+        let tape = Tape::new();
+        let mut params = optimizer.params()?;
+        let value = task.loss(&tape, &mut params, position + (micro * task.batch()) as u64)?;
+        loss += share * f64::from(value.value().to_scalar::<f32>()?);
+        for (name, gradient) in value.backward(share)? {
+            let total = match sum.remove(&name) {
+                Some(old) => (old + gradient)?,
+                None => gradient,
+            };
+            sum.insert(name, total);
+        }
+    }
+    Ok((loss, sum))
+}
+
+/// A run's files.
+struct Run<'a> {
+    plan: &'a Plan,
+    name: &'static str,
+    meta: ModelMeta,
+    settings: Value,
+}
+
+impl<'a> Run<'a> {
+    fn new(task: &dyn Task, plan: &'a Plan) -> Result<Self> {
+        let settings = json!({
+            "task": task.settings(),
+            "optimizer": plan.optimizer,
+            "schedule": plan.schedule,
+            "accumulation": plan.accumulation,
+            "seed": plan.seed,
+        });
+        let mut meta = task.meta();
+        meta.provenance = json!({
+            "tiny-cats": env!("CARGO_PKG_VERSION"),
+            "steps": plan.schedule.steps,
+            "items_per_step": task.batch() * plan.accumulation,
+            "items": task.items(),
+            "settings": settings,
+        });
+        std::fs::create_dir_all(&plan.output)
+            .map_err(|source| Error::File { path: plan.output.clone(), source })?;
+        Ok(Self { plan, name: task.name(), meta, settings })
+    }
+
+    fn begin(&self, specs: &[ParamSpec]) -> Result<(Optimizer, u64)> {
+        let Resume::From(path) = &self.plan.resume else {
+            let weights = init(specs, self.plan.seed);
+            return Ok((Optimizer::new(self.plan.optimizer.clone(), specs, &weights, &self.plan.device)?, 0));
+        };
+        let state = TrainingState::load(path)?;
+        let fail = |message: String| Error::Resume { path: path.clone(), message };
+        if let Some(field) = difference("settings", &state.meta["settings"], &self.settings) {
+            return Err(fail(format!("was trained with other settings: {field}")));
+        }
+        let step = state.meta["step"].as_u64().ok_or_else(|| fail("step: expected a whole number".into()))?;
+        if step > self.plan.schedule.steps {
+            return Err(fail(format!("is at step {step}, beyond --steps {}", self.plan.schedule.steps)));
+        }
+        self.cut_log(step)?;
+        Ok((Optimizer::restore(self.plan.optimizer.clone(), specs, &state, &self.plan.device)?, step))
+    }
+
+    fn state_path(&self, step: u64) -> PathBuf {
+        self.plan.output.join(format!("{}_step_{step:08}.safetensors", self.name))
+    }
+
+    fn save(&self, optimizer: &Optimizer, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
+        let path = self.state_path(step);
+        let meta = json!({"model": self.meta, "settings": self.settings, "step": step});
+        optimizer.state(meta)?.save(&path)?;
+        observe(Event::Wrote(&path));
+        self.remove_old()
+    }
+
+    /// Removes all but the newest states of this run.
+    fn remove_old(&self) -> Result<()> {
+        let failed = |source| Error::File { path: self.plan.output.clone(), source };
+        let prefix = format!("{}_step_", self.name);
+        let mut states = Vec::new();
+        for entry in std::fs::read_dir(&self.plan.output).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(&prefix) && name.ends_with(".safetensors") {
+                states.push(path);
+            }
+        }
+        states.sort();
+        for path in states.iter().rev().skip(KEPT) {
+            std::fs::remove_file(path).map_err(|source| Error::File { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    fn samples(
+        &self,
+        task: &mut dyn Task,
+        optimizer: &Optimizer,
+        step: u64,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let Some(picture) = task.samples(&optimizer.ema()?)? else { return Ok(()) };
+        let folder = self.plan.output.join("samples");
+        let path = folder.join(format!("step_{step:08}.png"));
+        let failed = |source| Error::File { path: path.clone(), source };
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture
+            .write_to(&mut bytes, image::ImageFormat::Png)
+            .map_err(|e| failed(std::io::Error::other(e)))?;
+        write_atomically(&path, |w| w.write_all(bytes.get_ref())).map_err(failed)?;
+        observe(Event::Wrote(&path));
+        Ok(())
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.plan.output.join("metrics.jsonl")
+    }
+
+    fn log(&self, line: &Value) -> Result<()> {
+        let path = self.log_path();
+        let write = || -> std::io::Result<()> {
+            let mut file: File = OpenOptions::new().create(true).append(true).open(&path)?;
+            writeln!(file, "{line}")
+        };
+        write().map_err(|source| Error::File { path: path.clone(), source })
+    }
+
+    /// Cuts `metrics.jsonl` back to the lines up to `step`.
+    fn cut_log(&self, step: u64) -> Result<()> {
+        let path = self.log_path();
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let before = |line: &&str| {
+            let value: Option<Value> = serde_json::from_str(line).ok();
+            value.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
+        };
+        let kept: String = text.lines().filter(before).flat_map(|l| [l, "\n"]).collect();
+        write_atomically(&path, |w| w.write_all(kept.as_bytes()))
+            .map_err(|source| Error::File { path: path.clone(), source })
+    }
+
+    fn publish(&self, optimizer: &Optimizer, observe: &mut dyn FnMut(Event)) -> Result<[PathBuf; 2]> {
+        let weights = optimizer.ema()?;
+        let paths =
+            ["pt", "safetensors"].map(|ext| self.plan.output.join(format!("{}_final.{ext}", self.name)));
+        checkpoint::write_torch(&paths[0], &weights, &self.meta)?;
+        checkpoint::write_safetensors(&paths[1], &weights, &self.meta)?;
+        paths.iter().for_each(|path| observe(Event::Wrote(path)));
+        Ok(paths)
+    }
+}
+
+/// The first field in which two settings differ, with both values.
+fn difference(path: &str, old: &Value, new: &Value) -> Option<String> {
+    match (old, new) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k)));
+            keys.map(|k| (k, a.get(k).unwrap_or(&Value::Null), b.get(k).unwrap_or(&Value::Null)))
+                .find_map(|(key, a, b)| difference(&format!("{path}.{key}"), a, b))
+        }
+        _ if old == new => None,
+        _ => Some(format!("{path} was {old}, is {new}")),
+    }
+}

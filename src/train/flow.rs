@@ -1,0 +1,108 @@
+//! Flow matching on the straight path from noise to picture.
+
+use serde::{Deserialize, Serialize};
+use tiny_cats_export::sample::CLAMP;
+use tiny_cats_models::{
+    Prediction,
+    random::{Purpose, Stream},
+};
+
+/// How training examples are drawn on the path `x_t = t·x + (1 − t)·ε` (arXiv 2210.02747).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// `t = σ(mean + deviation·n)` with standard normal `n`: logit-normal (SD3, arXiv 2403.03206); t = 0 is noise.
+    pub mean: f64,
+    /// See `mean`.
+    pub deviation: f64,
+    /// How often a label is replaced by the null class, where there is one.
+    pub label_dropout: f64,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self { mean: -0.3, deviation: 0.9, label_dropout: 0.1 }
+    }
+}
+
+/// What an item of a batch is besides its picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Example {
+    /// Place on the path, in (0, 1).
+    pub t: f32,
+    /// The label, or the null label in its place.
+    pub label: u32,
+    /// What its squared error is weighted by.
+    pub weight: f32,
+}
+
+impl Flow {
+    /// Draws the example at `position` (the number of examples drawn before it) of the picture `clean`: turns `noisy` into `x_t` and
+    /// `target` into what `prediction` should be.
+    pub fn draw(
+        &self,
+        seed: u64,
+        position: u64,
+        prediction: Prediction,
+        (label, null): (u32, Option<u32>),
+        clean: &[f32],
+        noisy: &mut [f32],
+        target: &mut [f32],
+    ) -> Example {
+        let mut stream = Stream::new(seed, Purpose::Training, position);
+        let dropped = stream.uniform() <= self.label_dropout;
+        let t = 1.0 / (1.0 + (-(self.mean + self.deviation * stream.normal())).exp());
+        let (t32, rest) = (t as f32, (1.0 - t) as f32);
+        for ((&x, noisy), target) in clean.iter().zip(noisy).zip(target) {
+            let noise = stream.normal() as f32;
+            *noisy = t32 * x + rest * noise;
+            *target = match prediction {
+                Prediction::X => x,
+                Prediction::Velocity => x - noise,
+            };
+        }
+        // The loss is on the velocity: that of x̂ is (x̂ − x_t)/max(1 − t, clamp).
+        let weight = match prediction {
+            Prediction::X => (1.0 - t).max(f64::from(CLAMP)).powi(-2) as f32,
+            Prediction::Velocity => 1.0,
+        };
+        Example { t: t32, label: null.filter(|_| dropped).unwrap_or(label), weight }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(position: u64, prediction: Prediction) -> (Example, Vec<f32>, Vec<f32>) {
+        let clean: Vec<f32> = (0..48).map(|i| (i as f32 / 24.0) - 1.0).collect();
+        let (mut noisy, mut target) = (vec![0.0; 48], vec![0.0; 48]);
+        let example =
+            Flow::default().draw(1, position, prediction, (3, Some(12)), &clean, &mut noisy, &mut target);
+        (example, noisy, target)
+    }
+
+    #[test]
+    fn the_velocity_leads_from_the_example_to_the_picture() {
+        let clean: Vec<f32> = (0..48).map(|i| (i as f32 / 24.0) - 1.0).collect();
+        for position in 0..20 {
+            let (example, noisy, velocity) = draw(position, Prediction::Velocity);
+            for ((x, v), c) in noisy.iter().zip(&velocity).zip(&clean) {
+                assert!((x + (1.0 - example.t) * v - c).abs() < 1e-5);
+            }
+            let (same, also, target) = draw(position, Prediction::X);
+            assert_eq!((same.t, &also, &target), (example.t, &noisy, &clean));
+            let expected = 1.0 / f64::from(1.0 - example.t).max(f64::from(CLAMP)).powi(2);
+            assert!((f64::from(same.weight) / expected - 1.0).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn labels_are_dropped_and_times_spread_as_asked() {
+        let drawn: Vec<Example> = (0..4000).map(|p| draw(p, Prediction::X).0).collect();
+        let dropped = drawn.iter().filter(|e| e.label == 12).count();
+        assert!((300..500).contains(&dropped), "{dropped} of 4000 dropped");
+        assert!(drawn.iter().all(|e| e.label == 12 || e.label == 3));
+        let early = drawn.iter().filter(|e| f64::from(e.t) < 1.0 / (1.0 + 0.3f64.exp())).count();
+        assert!((1880..2120).contains(&early), "{early} of 4000 below the median");
+    }
+}

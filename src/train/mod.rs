@@ -1,0 +1,15 @@
+//! Training: one engine; a task supplies its batch, its loss and its samples.
+
+mod dit;
+mod engine;
+mod error;
+mod flow;
+mod optimizer;
+mod schedule;
+
+pub use dit::{Dit, DitOptions};
+pub use engine::{Event, Plan, Resume, Task, train};
+pub use error::{Error, Result};
+pub use flow::Flow;
+pub use optimizer::{AdamW, Optimizer};
+pub use schedule::Schedule;
