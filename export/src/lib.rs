@@ -19,3 +19,9 @@ pub use generator::{Breed, Generator, Options, Picture, Request};
 pub use grid::{grid, to_rgb};
 pub use load::Model;
 pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Network, Sampler, SamplerDefaults};
+#[cfg(feature = "candle")]
+mod verify;
+#[cfg(feature = "candle")]
+pub use verify::{
+    ExportOptions, MIN_PSNR, Report, RuntimeReport, TOLERANCE, Tolerance, export, psnr, report_path, verify,
+};

@@ -31,7 +31,7 @@ pub struct OrtSession {
 
 impl OrtSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
-        let environment = environment()?;
+        let environment = &library()?.environment;
         let session = || -> ort::Result<Inner> {
             Inner::builder(environment)?
                 .with_log_level(LogLevel::Error)?
@@ -71,30 +71,45 @@ impl Session for OrtSession {
 
 /// The library's version.
 pub fn version() -> Result<String> {
-    environment()?;
+    let library = library()?;
+    // libonnxruntime.so.1.31.1
+    let name = library.path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+    let numbers: Vec<&str> = name.split('.').filter(|part| part.parse::<u32>().is_ok()).collect();
+    if numbers.len() > 1 {
+        return Ok(numbers.join("."));
+    }
     // "ORT Build Info: git-branch=rel-1.24.1, git-commit-id=..., .."
-    let info = ort::info();
-    let version = info.split_once("git-branch=").and_then(|(_, rest)| rest.split([',', ' ']).next());
-    Ok(version.unwrap_or("unknown").trim_start_matches("rel-").to_owned())
+    let field = |key: &str| ort::info().split_once(key).and_then(|(_, rest)| rest.split([',', ' ']).next());
+    let release = field("git-branch=rel-").map(str::to_owned);
+    Ok(release
+        .or_else(|| Some(format!("commit {}", field("git-commit-id=")?)))
+        .unwrap_or_else(|| "unknown".into()))
 }
 
-fn environment() -> Result<&'static Environment> {
-    static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
-    ENVIRONMENT.get_or_init(find).as_ref().map_err(|message| KIND.error(message))
+/// A library that was loaded.
+struct Library {
+    environment: Environment,
+    path: PathBuf,
 }
 
-fn find() -> Result<Environment, String> {
+fn library() -> Result<&'static Library> {
+    static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
+    LIBRARY.get_or_init(find).as_ref().map_err(|message| KIND.error(message))
+}
+
+fn find() -> Result<Library, String> {
     let load = |path: &Path| {
         let builder = ort::init_from(path).map_err(|e| e.to_string())?;
-        builder.with_telemetry(false).build().map_err(|e| e.to_string())
+        let environment = builder.with_telemetry(false).build().map_err(|e| e.to_string())?;
+        Ok(Library { environment, path: path.canonicalize().unwrap_or_else(|_| path.into()) })
     };
     if let Some(path) = env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
-        return load(Path::new(&path)).map_err(|e| format!("ORT_DYLIB_PATH: {e}"));
+        return load(Path::new(&path)).map_err(|e: String| format!("ORT_DYLIB_PATH: {e}"));
     }
     let mut refused = None;
     for path in folders().into_iter().chain(python_package()).filter_map(|folder| library_in(&folder)) {
         match load(&path) {
-            Ok(environment) => return Ok(environment),
+            Ok(library) => return Ok(library),
             Err(e) => refused = Some(e),
         }
     }

@@ -1,0 +1,316 @@
+//! Proof that an exported file computes what its definition computes.
+
+use std::{
+    io::Write,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tiny_cats_models::{Array, Weights, count, random::noise};
+
+use crate::{
+    Error, Model, ModelMeta, Result,
+    onnx::{DEFAULT_OPSET, OnnxFile},
+    runtime::{RuntimeKind, candle::Definition},
+    sample::{Denoiser, Draw, Settings, sample},
+    to_onnx, write_atomically,
+};
+
+/// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute + relative·|b|`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tolerance {
+    /// What any element may differ by.
+    pub absolute: f32,
+    /// What it may differ by more, as a part of its value.
+    pub relative: f32,
+}
+
+/// Some ten times what runtimes are seen to differ by, and a fraction of a level of an 8-bit picture (1/127.5).
+pub const TOLERANCE: Tolerance = Tolerance { absolute: 1e-4, relative: 1e-3 };
+/// The least peak signal-to-noise ratio between the final pictures of two runtimes, in dB.
+pub const MIN_PSNR: f64 = 50.0;
+/// Equal pictures have no finite ratio, and JSON no infinity.
+const MAX_PSNR: f64 = 200.0;
+const MAX_LABELS: usize = 64;
+const TIMES: [f32; 4] = [0.0, 0.13, 0.5, 0.95];
+const SEED: u64 = 0;
+
+/// How to export.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    /// The version of ONNX's operator set.
+    pub opset: u32,
+    /// Whether the whole sampling trajectory is compared too.
+    pub trajectory: bool,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self { opset: DEFAULT_OPSET, trajectory: false }
+    }
+}
+
+/// What verification found, stored as JSON beside the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The version of this crate.
+    pub tiny_cats: String,
+    /// The file's size.
+    pub bytes: usize,
+    /// The version of ONNX's operator set.
+    pub opset: u32,
+    /// Parameters of the network.
+    pub parameters: usize,
+    /// What the runtimes are compared with.
+    pub reference: String,
+    /// How far they may be from it.
+    pub tolerance: Tolerance,
+    /// Inputs compared: pictures, each with a time and a label.
+    pub inputs: usize,
+    /// Batch sizes that they were given in.
+    pub batches: Vec<usize>,
+    /// The runtimes that the file was compared on.
+    pub runtimes: Vec<RuntimeReport>,
+    /// The runtimes that it was not compared on, with the reason.
+    pub skipped: Vec<(String, String)>,
+    /// Whether all is well.
+    pub passed: bool,
+}
+
+/// What one runtime did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuntimeReport {
+    /// Its name.
+    pub runtime: String,
+    /// Its version.
+    pub version: String,
+    /// The largest difference from the reference.
+    pub max_absolute_error: f32,
+    /// That difference as a part of the reference's largest value.
+    pub max_relative_error: f32,
+    /// The largest difference as a part of what the tolerance allows that element; at most 1 passes.
+    pub tolerance_used: f32,
+    /// Peak signal-to-noise ratio between the final pictures of a whole trajectory, in dB, at most 200; absent where not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trajectory_psnr: Option<f64>,
+    /// What it said where it failed altogether.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Whether it agrees.
+    pub passed: bool,
+}
+
+impl Report {
+    fn failures(&self) -> String {
+        let failed = |r: &RuntimeReport| match &r.error {
+            Some(error) => error.clone(),
+            None => format!(
+                "{} {} differs from {} by up to {:.2e}, {:.1} times the tolerance{}",
+                r.runtime,
+                r.version,
+                self.reference,
+                r.max_absolute_error,
+                r.tolerance_used,
+                r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB")),
+            ),
+        };
+        self.runtimes.iter().filter(|r| !r.passed).map(failed).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Writes `weights` as an ONNX file, verifies it in memory, and only then stores it at `path`, with the report beside it, at
+/// [`report_path`].
+///
+/// # Errors
+/// [`Error::Verification`] when a runtime disagrees with the definition, or none is there to ask; those of writing. In every case
+/// nothing is stored, and an older file is left as it was.
+pub fn export(meta: &ModelMeta, weights: &Weights, path: &Path, options: &ExportOptions) -> Result<Report> {
+    let bytes = to_onnx(meta, weights, options.opset)?;
+    let file = OnnxFile::from_bytes(bytes, &path.display().to_string())?;
+    let report = verify(meta, weights, &file, options.trajectory)?;
+    if !report.passed {
+        return Err(Error::Verification(report.failures()));
+    }
+    let beside = report_path(path);
+    let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Verification(e.to_string()))?;
+    write_atomically(&beside, |w| w.write_all(&json)).map_err(Error::io(&beside))?;
+    write_atomically(path, |w| w.write_all(file.bytes())).map_err(|e| {
+        // A report without its file would speak of another file.
+        let _ = std::fs::remove_file(&beside);
+        Error::io(path)(e)
+    })?;
+    Ok(report)
+}
+
+/// Where the report on `NAME.onnx` lies: `NAME.report.json`.
+pub fn report_path(path: &Path) -> PathBuf {
+    path.with_extension("report.json")
+}
+
+/// Compares `file` with the definition that `meta` and `weights` make: that it holds the same weights and metadata, and that it
+/// computes the same on every runtime that is present, for every label, at several times, alone and in batches. With `trajectory` whole
+/// pictures are drawn and compared too.
+///
+/// # Errors
+/// [`Error::Verification`] when the file holds something else, when there is nothing to compare on, or when the definition itself
+/// returns no finite numbers. A runtime that disagrees is in the report.
+pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: bool) -> Result<Report> {
+    let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
+    let held = model.weights()?;
+    if let Some((name, _)) = weights.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
+        return Err(Error::Verification(format!("{} holds another {name}", file.name())));
+    }
+    if model.meta() != meta {
+        return Err(Error::Verification(format!("{} describes another model in its metadata", file.name())));
+    }
+    let mut definition = Definition::new(meta, weights)?;
+    let cases = Case::all(meta)?;
+    let expected = cases.iter().map(|case| case.run(&mut definition)).collect::<Result<Vec<_>>>()?;
+    if expected.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
+        let message = "the network returns something that is no finite number; its weights are damaged";
+        return Err(Error::Verification(message.into()));
+    }
+    let picture = if trajectory { Some(draw(&mut definition, meta)?) } else { None };
+    let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
+    for kind in RuntimeKind::ALL.into_iter().filter(|kind| kind.runs_graphs()) {
+        match kind.version() {
+            Err(e) => skipped.push((kind.to_string(), e.to_string())),
+            Ok(_) if file.opset() > kind.newest_opset() => {
+                let newest = kind.newest_opset();
+                skipped.push((kind.to_string(), format!("it computes operator sets up to {newest}")));
+            }
+            Ok(version) => {
+                let found = compare(&model, kind, &cases, &expected, picture.as_deref());
+                runtimes.push(RuntimeReport { version, ..found });
+            }
+        }
+    }
+    if runtimes.is_empty() {
+        let reasons: Vec<String> = skipped.into_iter().map(|(_, reason)| reason).collect();
+        return Err(Error::Verification(format!("there is no runtime to verify on: {}", reasons.join("; "))));
+    }
+    let mut batches: Vec<usize> = cases.iter().map(|case| case.label.len()).collect();
+    batches.sort_unstable();
+    batches.dedup();
+    Ok(Report {
+        tiny_cats: env!("CARGO_PKG_VERSION").into(),
+        bytes: file.bytes().len(),
+        opset: file.opset(),
+        parameters: count(weights),
+        reference: format!("candle {}", RuntimeKind::Candle.version()?),
+        tolerance: TOLERANCE,
+        inputs: cases.iter().map(|case| case.label.len()).sum(),
+        batches,
+        passed: runtimes.iter().all(|r| r.passed),
+        runtimes,
+        skipped,
+    })
+}
+
+/// One batch of inputs.
+struct Case {
+    x: Array,
+    t: Vec<f32>,
+    label: Vec<i64>,
+}
+
+impl Case {
+    /// Every label (of many, some) in batches of three, and each time alone.
+    fn all(meta: &ModelMeta) -> Result<Vec<Self>> {
+        let labels = meta.classes.len().max(meta.null_label + 1);
+        let every = labels.div_ceil(MAX_LABELS);
+        let mut chosen: Vec<usize> = (0..labels).step_by(every).collect();
+        // The null label is the last, and guidance needs it.
+        chosen.push(labels - 1);
+        chosen.dedup();
+        let batches = chosen.chunks(3).map(<[usize]>::to_vec);
+        let singles = (0..TIMES.len()).map(|i| vec![i % labels]);
+        let mut number = 0;
+        batches.chain(singles).map(|labels| Self::new(meta, &labels, &mut number)).collect()
+    }
+
+    fn new(meta: &ModelMeta, labels: &[usize], number: &mut usize) -> Result<Self> {
+        let size = meta.image_size;
+        let (mut x, mut t) = (Vec::new(), Vec::new());
+        for _ in labels {
+            x.extend(noise(SEED, *number as u64, 3 * size * size));
+            t.push(TIMES[*number % TIMES.len()]);
+            *number += 1;
+        }
+        let x = Array::new([labels.len(), 3, size, size], x)?;
+        Ok(Self { x, t, label: labels.iter().map(|&label| label as i64).collect() })
+    }
+
+    fn run(&self, network: &mut dyn Denoiser) -> Result<Array> {
+        network.predict(&self.x, &self.t, &self.label)
+    }
+}
+
+/// Two pictures, drawn as the file advises.
+fn draw(network: &mut dyn Denoiser, meta: &ModelMeta) -> Result<Vec<Array>> {
+    let settings = Settings { seed: SEED, ..Settings::from_meta(meta) };
+    let last = meta.classes.len().saturating_sub(1) as i64;
+    let draws = [Draw { index: 0, label: 0 }, Draw { index: 1, label: last }];
+    let dims = [3, meta.image_size, meta.image_size];
+    sample(network, &settings, dims, &draws, &mut |_| ControlFlow::Continue(()))
+}
+
+fn compare(
+    model: &Model,
+    kind: RuntimeKind,
+    cases: &[Case],
+    expected: &[Array],
+    pictures: Option<&[Array]>,
+) -> RuntimeReport {
+    let mut report = RuntimeReport {
+        runtime: kind.to_string(),
+        version: String::new(),
+        max_absolute_error: 0.0,
+        max_relative_error: 0.0,
+        tolerance_used: 0.0,
+        trajectory_psnr: None,
+        error: None,
+        passed: false,
+    };
+    let mut run = || -> Result<()> {
+        let mut network = model.load(kind)?;
+        let largest = expected.iter().flat_map(Array::data).fold(0f32, |most, v| most.max(v.abs()));
+        for (case, expected) in cases.iter().zip(expected) {
+            let found = case.run(&mut *network)?;
+            if found.dims() != expected.dims() {
+                let (expected, found) = (expected.dims(), found.dims());
+                return Err(kind.error(format!("expected an output of shape {expected:?}, found {found:?}")));
+            }
+            for (found, expected) in found.data().iter().zip(expected.data()) {
+                // `max` would drop a NaN.
+                let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
+                let allowed = TOLERANCE.absolute + TOLERANCE.relative * expected.abs();
+                report.max_absolute_error = report.max_absolute_error.max(error);
+                report.tolerance_used = report.tolerance_used.max((error / allowed).min(f32::MAX));
+            }
+        }
+        report.max_relative_error =
+            (report.max_absolute_error / largest.max(f32::MIN_POSITIVE)).min(f32::MAX);
+        if let Some(pictures) = pictures {
+            let range = model.meta().value_range;
+            let drawn = draw(&mut *network, model.meta())?;
+            let ratios = drawn.iter().zip(pictures).map(|(a, b)| psnr(a, b, range));
+            report.trajectory_psnr = Some(ratios.fold(MAX_PSNR, f64::min));
+        }
+        Ok(())
+    };
+    report.error = run().err().map(|e| e.to_string());
+    report.passed = report.error.is_none()
+        && report.tolerance_used <= 1.0
+        && report.trajectory_psnr.is_none_or(|ratio| ratio >= MIN_PSNR);
+    report
+}
+
+/// Peak signal-to-noise ratio between two pictures whose black and white are `range`, in dB, at most 200.
+pub fn psnr(a: &Array, b: &Array, [black, white]: [f32; 2]) -> f64 {
+    let shown = |v: &f32| f64::from(v.clamp(black, white));
+    let square: f64 = a.data().iter().zip(b.data()).map(|(a, b)| (shown(a) - shown(b)).powi(2)).sum();
+    let mean = square / a.data().len().max(1) as f64;
+    (20.0 * f64::from(white - black).log10() - 10.0 * mean.log10()).min(MAX_PSNR)
+}

@@ -1,0 +1,139 @@
+//! From weights to a verified file to pictures.
+#![cfg(feature = "candle")]
+
+use std::path::Path;
+
+use tiny_cats_export::{
+    Breed, Error, ExportOptions, Generator, Model, ModelMeta, Options, Request, Sampler, export,
+    onnx::OnnxFile, psnr, report_path, runtime::RuntimeKind, to_onnx, verify,
+};
+use tiny_cats_models::{Init, TinyDitConfig, Weights, init};
+
+fn generator() -> (ModelMeta, Weights) {
+    let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 13).unwrap() };
+    let mut params = config.cost().unwrap().params;
+    for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
+        spec.init = Init::Normal(0.05);
+    }
+    let mut classes: Vec<String> = (0..12).map(|i| format!("Breed_{i}")).collect();
+    classes.push("Maine_Coon".into());
+    (ModelMeta::tiny_dit(&config, classes), init(&params, 1))
+}
+
+fn present() -> impl Iterator<Item = RuntimeKind> {
+    RuntimeKind::ALL.into_iter().filter(|kind| kind.version().is_ok())
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_exported_file_is_verified_and_draws_the_same_on_every_runtime_and_in_every_batch() {
+    let (meta, weights) = generator();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cat.onnx");
+    let report =
+        export(&meta, &weights, &path, &ExportOptions { trajectory: true, ..ExportOptions::default() })
+            .unwrap();
+    assert!(report.passed && report.runtimes.iter().all(|r| r.trajectory_psnr.unwrap() >= 50.0));
+    println!("{}", serde_json::to_string_pretty(&report).unwrap());
+    assert_eq!(files(dir.path()), ["cat.onnx", "cat.report.json"]);
+    assert_eq!(report_path(&path), dir.path().join("cat.report.json"));
+
+    let request = Request { count: 5, steps: 4, seed: 7, ..Request::default() };
+    let mut reference = None;
+    for runtime in present().filter(|kind| *kind != RuntimeKind::CandleOnnx) {
+        for batch in [1, 5] {
+            let options = Options { runtime: Some(runtime), batch };
+            let pictures = Generator::open_with(&path, &options).unwrap().generate(&request).unwrap();
+            assert_eq!(pictures.iter().map(|p| p.label).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+            let reference = reference.get_or_insert_with(|| pictures.clone());
+            for (a, b) in reference.iter().zip(&pictures) {
+                let ratio = psnr(&a.values, &b.values, meta.value_range);
+                assert!(ratio >= 50.0, "{runtime}, batch {batch}, picture {}: {ratio} dB", a.index);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_draw_as_their_file_does() {
+    let (meta, weights) = generator();
+    let model = Model::from_weights(meta.clone(), weights.clone());
+    let file = Model::from_bytes(to_onnx(&meta, &weights, 17).unwrap(), "cat.onnx").unwrap();
+    assert_eq!(file.weights().unwrap(), weights);
+    let request =
+        Request { steps: 2, sampler: Sampler::Euler, breed: "maine coon".into(), ..Request::default() };
+    for runtime in present().filter(|kind| *kind != RuntimeKind::CandleOnnx) {
+        let options = Options { runtime: Some(runtime), batch: 2 };
+        let [a, b] =
+            [&model, &file].map(|m| Generator::from_model(m, &options).unwrap().generate(&request).unwrap());
+        assert_eq!(a, b);
+        assert_eq!((a[0].label, a[0].class.as_str()), (12, "Maine_Coon"));
+    }
+}
+
+#[test]
+fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
+    let (meta, weights) = generator();
+    let mut other = weights.clone();
+    other.get_mut("final_layer.linear.weight").unwrap().data_mut()[5] += 0.5;
+    let file = OnnxFile::from_bytes(to_onnx(&meta, &other, 17).unwrap(), "cat.onnx").unwrap();
+    let error = verify(&meta, &weights, &file, false).unwrap_err().to_string();
+    assert!(error.contains("final_layer.linear.weight"), "{error}");
+
+    other.get_mut("final_layer.linear.weight").unwrap().data_mut()[5] = f32::NAN;
+    let dir = tempfile::tempdir().unwrap();
+    let failed = export(&meta, &other, &dir.path().join("cat.onnx"), &ExportOptions::default());
+    assert!(matches!(failed, Err(Error::Verification(_))));
+    other.remove("final_layer.linear.weight");
+    assert!(export(&meta, &other, &dir.path().join("cat.onnx"), &ExportOptions::default()).is_err());
+    let unknown = ExportOptions { opset: 16, ..ExportOptions::default() };
+    assert!(export(&meta, &weights, &dir.path().join("cat.onnx"), &unknown).is_err());
+    assert!(files(dir.path()).is_empty());
+}
+
+#[test]
+fn a_graph_that_computes_something_else_is_found_out() {
+    let (meta, weights) = generator();
+    let bytes = to_onnx(&meta, &weights, 17).unwrap();
+    // The same weights and metadata, but every cosine of the time embedding is a sine.
+    let mut changed = bytes.clone();
+    let place = bytes.windows(5).position(|w| w == b"\x22\x03Cos").expect("a node of type Cos");
+    changed[place + 2..place + 5].copy_from_slice(b"Sin");
+    let report = verify(&meta, &weights, &OnnxFile::from_bytes(changed, "cat.onnx").unwrap(), false).unwrap();
+    assert!(!report.passed && report.runtimes.iter().all(|r| r.tolerance_used > 1.0), "{report:?}");
+}
+
+#[test]
+fn a_request_that_makes_no_sense_is_refused_in_one_line_that_names_it() {
+    let (meta, weights) = generator();
+    let model = Model::from_weights(meta, weights);
+    let mut cats = Generator::from_model(&model, &Options::default()).unwrap();
+    let good = Request { steps: 1, ..Request::default() };
+    let wrong = [
+        ("steps", Request { steps: 0, ..good.clone() }),
+        ("count", Request { count: 0, ..good.clone() }),
+        ("guidance", Request { guidance: f32::INFINITY, ..good.clone() }),
+        ("breed", Request { breed: "mainecon".into(), ..good.clone() }),
+    ];
+    for (field, request) in wrong {
+        let error = cats.generate(&request).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{field}: ")) && !error.contains('\n'), "{error}");
+        assert!(field != "breed" || error.contains("Maine_Coon"), "{error}");
+    }
+    assert_eq!(Breed::from("all"), Breed::All);
+}
+
+#[test]
+fn files_of_other_kinds_are_refused_by_name() {
+    for bytes in [&b""[..], b"PK\x03\x04 a torch file", b"cats", &[0xff; 64], &[8, 0, 0, 0, 0, 0, 0, 0, b'{']]
+    {
+        let error = Model::from_bytes(bytes.to_vec(), "cat.onnx").unwrap_err().to_string();
+        assert!(error.starts_with("cat.onnx: ") && !error.contains('\n'), "{error}");
+    }
+}
