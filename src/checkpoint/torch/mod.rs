@@ -175,6 +175,6 @@ fn zip_problem(field: &str, error: ZipError) -> Problem {
     match error {
         ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Problem::Io(e),
         ZipError::FileNotFound => Problem::malformed(field, "there is no such entry in the archive"),
-        other => Problem::malformed(field, format!("not a whole zip archive: {other}")),
+        other => Problem::malformed(field, format!("truncated or altered: {other}")),
     }
 }

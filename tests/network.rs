@@ -1,0 +1,118 @@
+//! Whole networks through the training reading.
+
+use candle_core::{DType, Device, Tensor as CandleTensor};
+use tiny_cats_models::{
+    Array, Layout, Scope, TinyDit, TinyDitConfig, Weights,
+    candle::{Params, Plain, to_device},
+    init,
+    random::noise,
+    tape::{Tape, Var},
+};
+
+fn config(layout: Layout) -> TinyDitConfig {
+    TinyDitConfig {
+        image_size: 16,
+        patch_size: 4,
+        width: 32,
+        depth: 2,
+        heads: 4,
+        mlp_width: 64,
+        classes: 5,
+        layout,
+    }
+}
+
+/// Initial weights with everything that begins at zero lifted, as if some steps had been taken.
+fn lifted(config: &TinyDitConfig) -> Weights {
+    let mut weights = init(&config.cost().unwrap().params, 3);
+    for (i, array) in weights.values_mut().enumerate() {
+        if array.data().iter().all(|&v| v == 0.0) {
+            let n = array.data().len();
+            array.data_mut().iter_mut().zip(noise(9, i as u64, n)).for_each(|(v, n)| *v = 0.1 * n);
+        }
+    }
+    weights
+}
+
+fn inputs(batch: usize) -> [CandleTensor; 3] {
+    let x: Vec<f32> = (0..batch).flat_map(|i| noise(1, i as u64, 3 * 16 * 16)).collect();
+    let t: Vec<f32> = (0..batch).map(|i| 0.1 + 0.2 * i as f32).collect();
+    let label: Vec<u32> = (0..batch).map(|i| i as u32 % 5).collect();
+    [
+        CandleTensor::from_vec(x, (batch, 3, 16, 16), &Device::Cpu).unwrap(),
+        CandleTensor::from_vec(t, batch, &Device::Cpu).unwrap(),
+        CandleTensor::from_vec(label, batch, &Device::Cpu).unwrap(),
+    ]
+}
+
+fn loss(config: &TinyDitConfig, weights: &Weights) -> Var {
+    let tape = Tape::new();
+    let mut params = Params::new(weights, DType::F32, &Device::Cpu).unwrap();
+    let model = TinyDit::<Var>::new(config, &mut Scope::root(&mut tape.params(&mut params))).unwrap();
+    let [x, t, label] = inputs(4).map(|v| tape.constant(v));
+    let target =
+        to_device(&Array::new([4, 3, 16, 16], noise(7, 0, 4 * 768)).unwrap(), DType::F32, &Device::Cpu);
+    let weight = CandleTensor::new(&[1f32, 2.0, 0.5, 1.0], &Device::Cpu).unwrap();
+    model.forward(&x, &t, &label).unwrap().squared_error(&target.unwrap(), &weight).unwrap()
+}
+
+#[test]
+fn every_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
+    for layout in [Layout::Modern, Layout::Legacy] {
+        let config = config(layout);
+        let weights = lifted(&config);
+        let gradients = loss(&config, &weights).backward(1.0).unwrap();
+        for (name, array) in &weights {
+            let gradient = gradients.get(name).unwrap_or_else(|| panic!("{name} has no gradient"));
+            assert_eq!(gradient.dims(), array.dims(), "{name}");
+            let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(values.iter().all(|v| v.is_finite()), "{name}");
+            assert!(values.iter().any(|v| v.abs() > 1e-9), "{name}: gradient is zero");
+        }
+        assert_eq!(gradients.len(), weights.len());
+    }
+}
+
+#[test]
+fn a_step_against_the_gradient_lowers_the_loss_as_much_as_it_promises() {
+    for layout in [Layout::Modern, Layout::Legacy] {
+        let config = config(layout);
+        let weights = lifted(&config);
+        let at = loss(&config, &weights);
+        let value = |v: &Var| f64::from(v.value().to_scalar::<f32>().unwrap());
+        let before = value(&at);
+        let gradients = at.backward(1.0).unwrap();
+        let (mut moved, mut promised) = (weights.clone(), 0.0);
+        for (name, array) in &mut moved {
+            let gradient = gradients[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (v, g) in array.data_mut().iter_mut().zip(gradient) {
+                *v -= 1e-3 * g;
+                promised += 1e-3 * f64::from(g) * f64::from(g);
+            }
+        }
+        let gained = before - value(&loss(&config, &moved));
+        assert!((gained / promised - 1.0).abs() < 0.05, "{layout:?}: promised {promised}, gained {gained}");
+    }
+}
+
+#[test]
+fn a_picture_does_not_depend_on_the_batch_it_is_in() {
+    for layout in [Layout::Modern, Layout::Legacy] {
+        let config = config(layout);
+        let mut params = Params::new(&lifted(&config), DType::F32, &Device::Cpu).unwrap();
+        let model = TinyDit::<Plain>::new(&config, &mut Scope::root(&mut params)).unwrap();
+        let run = |inputs: [CandleTensor; 3]| -> Vec<f32> {
+            let [x, t, label] = inputs.map(Plain::new);
+            let y = model.forward(&x, &t, &label).unwrap().into_inner();
+            y.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let together = run(inputs(4));
+        let scale = together.iter().fold(0f32, |m, v| m.max(v.abs()));
+        for item in 0..4 {
+            let alone = run(inputs(4).map(|v| v.narrow(0, item, 1).unwrap()));
+            for (a, b) in alone.iter().zip(&together[item * 768..]) {
+                assert!((a - b).abs() <= 1e-4 * scale, "{layout:?}, item {item}: {a} and {b}");
+            }
+        }
+    }
+}
