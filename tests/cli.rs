@@ -137,6 +137,38 @@ fn a_resumed_run_ends_in_the_same_files_bit_for_bit() {
     assert!(said.contains("optimizer.weight_decay was 0.0, is 0.1"), "{said}");
 }
 
+/// Killed at any moment, a run goes on from its newest state and ends in the files of a run that was left alone.
+#[test]
+fn a_killed_run_goes_on_from_its_newest_state() {
+    let dir = TRAINED.path();
+    let more = ["--steps", "6", "--save-interval", "1"];
+    let mut child = Command::new(CATS)
+        .args(train_args("killed", &more))
+        .current_dir(dir)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let states = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir.join("killed")).into_iter().flatten().flatten();
+        let mut all: Vec<PathBuf> =
+            entries.map(|e| e.path()).filter(|p| p.to_string_lossy().contains("_step_")).collect();
+        all.sort();
+        all
+    };
+    while states().len() < 2 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let newest = states().pop().unwrap().to_string_lossy().into_owned();
+    succeeds(CATS, dir, &train_args("killed", &[&more[..], &["--resume", &newest]].concat()));
+    for name in ["tinydit_final.pt", "tinydit_final.safetensors"] {
+        let [a, b] = ["checkpoints", "killed"].map(|f| fs::read(dir.join(f).join(name)).unwrap());
+        assert!(a == b, "{name} differs after a kill");
+    }
+}
+
 #[test]
 fn accumulation_takes_the_pictures_of_a_larger_batch() {
     let dir = TRAINED.path();
