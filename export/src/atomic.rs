@@ -21,6 +21,10 @@ pub fn write_atomically<E: From<io::Error>>(
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
+    if !folder.is_dir() {
+        let missing = format!("there is no folder {}", folder.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, missing).into());
+    }
     let mut file = tempfile::Builder::new().prefix(".writing-").suffix(".tmp").tempfile_in(folder)?;
     let mut writer = BufWriter::new(file.as_file_mut());
     write(&mut writer)?;
