@@ -115,6 +115,14 @@ fn dit(args: &DitArgs) -> anyhow::Result<()> {
     if !(0.0..1.0).contains(&args.ema_beta) {
         bail!("--ema-beta: expected 0 or more and less than 1, found {}", args.ema_beta);
     }
+    for (flag, value) in [("--gradient-clip", args.gradient_clip), ("--weight-decay", args.weight_decay)] {
+        if !(value >= 0.0 && value.is_finite()) {
+            bail!("{flag}: expected 0 or a positive number, found {value}");
+        }
+    }
+    if !args.cfg_scale.is_finite() {
+        bail!("--cfg-scale: expected a number, found {}", args.cfg_scale);
+    }
     let min_lr = args.min_lr.unwrap_or(args.lr.min(1e-6));
     let schedule = Schedule::new(args.lr, min_lr, args.warmup_steps, 10_000, args.steps)?;
     let device = args.device.device()?;
