@@ -1,8 +1,12 @@
 //! Every operation of the vocabulary through every reading. A new operation is one line in [`operations`].
 
 use candle_core::{DType, Device, Tensor as CandleTensor, Var as CandleVar};
+use tiny_cats_export::{
+    onnx::{OPSETS, OnnxFile, OnnxGraph, Value},
+    runtime::{Input, run_everywhere},
+};
 use tiny_cats_models::{
-    Array, BatchNorm, Result, Tensor,
+    Array, BatchNorm, Init, Result, Scope, Tensor, Weights,
     candle::{Plain, to_device, with_plain_operations},
     cost::Counter,
     random::{Purpose, Stream},
@@ -215,7 +219,65 @@ fn items_and_cost<O: Operation>(op: &O) {
     );
 }
 
+/// The ONNX reading, computed by every runtime that is present, in the first and the last operator set, whole and one by one.
+fn on_runtimes<O: Operation>(op: &O) {
+    let expected: Vec<CandleTensor> = tensors(op, DType::F32).into_iter().map(|(_, t)| t).collect();
+    let expected = plain(op, &expected);
+    let (inputs, params) = (inputs(op), params(op));
+    let weights: Weights =
+        params.iter().enumerate().map(|(i, (_, array))| (format!("p{i}"), array.clone())).collect();
+    for opset in [*OPSETS.start(), *OPSETS.end()] {
+        let graph = OnnxGraph::new(opset).unwrap();
+        let input = |(i, (kind, array)): (usize, &(Kind, Array))| match kind {
+            Label => graph.labels(&format!("x{i}"), &array.dims()[1..]).unwrap(),
+            _ => graph.floats(&format!("x{i}"), &array.dims()[1..]).unwrap(),
+        };
+        let x: Vec<Value> = inputs.iter().enumerate().map(input).collect();
+        let mut source = graph.source(&weights);
+        let mut scope = Scope::root(&mut source);
+        let p: Vec<_> =
+            weights.iter().map(|(name, a)| scope.param(name, a.dims(), Init::Zeros).unwrap()).collect();
+        source.finish().unwrap();
+        let y = op.run(&x, &p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME));
+        assert_eq!(y.dims(), &expected.dims()[1..], "{}: the graph's shape", O::NAME);
+        let file = OnnxFile::from_bytes(graph.finish(&[("y", &y)], &[]).unwrap(), O::NAME).unwrap();
+        for (from, n) in std::iter::once((0, BATCH)).chain((0..BATCH).map(|item| (item, 1))) {
+            let part = |array: &Array| {
+                let len = array.data().len() / BATCH;
+                let dims: Vec<usize> = std::iter::once(n).chain(array.dims()[1..].iter().copied()).collect();
+                Array::new(dims, array.data()[from * len..(from + n) * len].to_vec()).unwrap()
+            };
+            let given: Vec<(String, Kind, Array, Vec<i64>)> = inputs
+                .iter()
+                .enumerate()
+                .map(|(i, (kind, array))| {
+                    let array = part(array);
+                    let labels = array.data().iter().map(|&v| v as i64).collect();
+                    (format!("x{i}"), *kind, array, labels)
+                })
+                .collect();
+            let given: Vec<(&str, Input)> = given
+                .iter()
+                .map(|(name, kind, array, labels)| match kind {
+                    Label => (name.as_str(), Input::Labels(labels)),
+                    _ => (name.as_str(), Input::Floats(array)),
+                })
+                .collect();
+            let results = run_everywhere(&file, &given);
+            assert!(!results.is_empty(), "no runtime is there");
+            for (runtime, result) in results {
+                let what = format!("{}: {runtime}, opset {opset}, items {from} and {n} on", O::NAME);
+                let result = result.unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert_eq!(result.dims()[1..], expected.dims()[1..], "{what}");
+                let found: Vec<f64> = result.data().iter().map(|&v| v.into()).collect();
+                close(&what, &found, &flat(&expected.narrow(0, from, n).unwrap()), 2e-5);
+            }
+        }
+    }
+}
+
 fn every_reading<O: Operation>(op: &O) {
+    on_runtimes(op);
     finite_differences(op);
     if O::SAME_IN_TRAINING {
         candle_autograd(op);

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use image::{ImageFormat, RgbImage};
+
 /// Writes `path` so that a reader, or a crash at any moment, sees the old file or the whole new one: into a temporary file beside it,
 /// synced, then renamed. Nothing is left behind when `write` fails.
 ///
@@ -34,6 +36,16 @@ pub fn write_atomically<E: From<io::Error>>(
     #[cfg(unix)]
     File::open(folder)?.sync_all()?;
     Ok(())
+}
+
+/// Writes `picture` as PNG, atomically.
+///
+/// # Errors
+/// Those of encoding and writing.
+pub fn write_png(path: &Path, picture: &RgbImage) -> io::Result<()> {
+    let mut bytes = io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, ImageFormat::Png).map_err(io::Error::other)?;
+    write_atomically(path, |w| w.write_all(bytes.get_ref()))
 }
 
 #[cfg(test)]

@@ -3,11 +3,15 @@
 
 use std::path::Path;
 
+use safetensors::{Dtype, tensor::TensorView};
 use tiny_cats_export::{
-    Breed, Error, ExportOptions, Generator, Model, ModelMeta, Options, Request, Sampler, export,
-    onnx::OnnxFile, psnr, report_path, runtime::RuntimeKind, to_onnx, verify,
+    Breed, Error, ExportOptions, Generator, META_KEY, Model, ModelMeta, Options, Request, Sampler, export,
+    onnx::{OnnxFile, OnnxGraph},
+    psnr, report_path,
+    runtime::RuntimeKind,
+    to_onnx, verify,
 };
-use tiny_cats_models::{Init, TinyDitConfig, Weights, init};
+use tiny_cats_models::{Array, Init, Tensor, TinyDitConfig, Weights, init};
 
 fn generator() -> (ModelMeta, Weights) {
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 13).unwrap() };
@@ -18,6 +22,15 @@ fn generator() -> (ModelMeta, Weights) {
     let mut classes: Vec<String> = (0..12).map(|i| format!("Breed_{i}")).collect();
     classes.push("Maine_Coon".into());
     (ModelMeta::tiny_dit(&config, classes), init(&params, 1))
+}
+
+/// The model as safetensors.
+fn stored(meta: &ModelMeta, weights: &Weights) -> Vec<u8> {
+    let bytes = |array: &Array| -> Vec<u8> { array.data().iter().flat_map(|v| v.to_le_bytes()).collect() };
+    let data: Vec<_> =
+        weights.iter().map(|(name, array)| (name, array.dims().to_vec(), bytes(array))).collect();
+    let views = data.iter().map(|(n, dims, b)| (n, TensorView::new(Dtype::F32, dims.clone(), b).unwrap()));
+    safetensors::serialize(views, Some([(META_KEY.to_owned(), meta.to_json())].into())).unwrap()
 }
 
 fn present() -> impl Iterator<Item = RuntimeKind> {
@@ -64,15 +77,18 @@ fn an_exported_file_is_verified_and_draws_the_same_on_every_runtime_and_in_every
 fn weights_draw_as_their_file_does() {
     let (meta, weights) = generator();
     let model = Model::from_weights(meta.clone(), weights.clone());
-    let file = Model::from_bytes(to_onnx(&meta, &weights, 17).unwrap(), "cat.onnx").unwrap();
-    assert_eq!(file.weights().unwrap(), weights);
+    let bytes = to_onnx(&meta, &weights, 17).unwrap();
+    assert_eq!(bytes, to_onnx(&meta, &weights, 17).unwrap());
+    let file = Model::from_bytes(bytes, "cat.onnx").unwrap();
+    let stored = Model::from_bytes(stored(&meta, &weights), "cat.safetensors").unwrap();
+    assert!(file.weights().unwrap() == weights && stored.weights().unwrap() == weights);
     let request =
         Request { steps: 2, sampler: Sampler::Euler, breed: "maine coon".into(), ..Request::default() };
     for runtime in present().filter(|kind| *kind != RuntimeKind::CandleOnnx) {
         let options = Options { runtime: Some(runtime), batch: 2 };
-        let [a, b] =
-            [&model, &file].map(|m| Generator::from_model(m, &options).unwrap().generate(&request).unwrap());
-        assert_eq!(a, b);
+        let [a, b, c] = [&model, &file, &stored]
+            .map(|m| Generator::from_model(m, &options).unwrap().generate(&request).unwrap());
+        assert!(a == b && a == c);
         assert_eq!((a[0].label, a[0].class.as_str()), (12, "Maine_Coon"));
     }
 }
@@ -127,6 +143,27 @@ fn a_request_that_makes_no_sense_is_refused_in_one_line_that_names_it() {
         assert!(field != "breed" || error.contains("Maine_Coon"), "{error}");
     }
     assert_eq!(Breed::from("all"), Breed::All);
+}
+
+#[test]
+fn a_graph_of_the_python_predecessor_draws_with_its_own_names_and_classes() {
+    let graph = OnnxGraph::new(17).unwrap();
+    let noise = graph.floats("noise", &[3, 32, 32]).unwrap();
+    graph.floats("timestep", &[]).unwrap();
+    graph.labels("breed", &[]).unwrap();
+    let velocity = noise.affine(-1.0, 0.5).unwrap();
+    let model =
+        Model::from_bytes(graph.finish(&[("velocity", &velocity)], &[]).unwrap(), "old.onnx").unwrap();
+    assert_eq!((model.meta().classes[6].as_str(), model.meta().null_label), ("Maine_Coon", 12));
+    let request = Request { breed: "Siamese".into(), guidance: 1.0, steps: 400, ..Request::default() };
+    for runtime in present().filter(|kind| kind.runs_graphs()) {
+        let options = Options { runtime: Some(runtime), batch: 1 };
+        let drawn = Generator::from_model(&model, &options).unwrap().generate(&request).unwrap();
+        let start = tiny_cats_models::random::noise(0, 0, 3 * 32 * 32);
+        // x' = 0.5 − x from x₀ ends, at t = 1, at 0.5 + (x₀ − 0.5)/e.
+        let exact = start.iter().map(|x| 0.5 + (x - 0.5) * (-1f32).exp());
+        assert!(drawn[0].values.data().iter().zip(exact).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@ pub mod candle;
 pub mod cost;
 mod error;
 mod params;
+#[cfg(feature = "pretrained")]
+pub mod pretrained;
 pub mod random;
 pub mod shape;
 #[cfg(feature = "candle")]

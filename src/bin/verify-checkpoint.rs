@@ -2,11 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use candle_core::Device;
-use clap::{Parser, ValueEnum};
-use tiny_cats::checkpoint::{
-    WhichWeights,
-    verify::{Onnx, Options, verify},
+use clap::Parser;
+use tiny_cats::{
+    checkpoint::verify::{Onnx, Options, verify},
+    cli::common::{DeviceKind, WeightsKind, which},
 };
 
 /// Verifies a checkpoint: format, network, names and shapes, finite numbers, a forward pass, and the ONNX file beside it.
@@ -27,47 +26,25 @@ struct Args {
     skip_onnx: bool,
     /// Which weights [default: ema of our own training, raw of others']
     #[arg(long)]
-    weights: Option<Weights>,
+    weights: Option<WeightsKind>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
     /// Where to compute
     #[arg(long, default_value = "cpu")]
-    device: Where,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Weights {
-    Raw,
-    Ema,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Where {
-    Cpu,
-    Cuda,
+    device: DeviceKind,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let device = match args.device {
-        Where::Cpu => Device::Cpu,
-        Where::Cuda => match Device::new_cuda(0) {
-            Ok(device) => device,
-            Err(e) => {
-                eprintln!(
-                    "verify-checkpoint: --device cuda: {}",
-                    e.to_string().lines().next().unwrap_or_default()
-                );
-                return ExitCode::from(2);
-            }
-        },
+    let device = match args.device.device() {
+        Ok(device) => device,
+        Err(e) => {
+            eprintln!("verify-checkpoint: {}", format!("{e:#}").lines().next().unwrap_or_default());
+            return ExitCode::from(2);
+        }
     };
-    let which = match args.weights {
-        None => WhichWeights::Default,
-        Some(Weights::Raw) => WhichWeights::Raw,
-        Some(Weights::Ema) => WhichWeights::Ema,
-    };
+    let which = which(args.weights);
     let onnx = match (args.onnx, args.skip_onnx) {
         (Some(path), _) => Onnx::File(path),
         (None, true) => Onnx::Skip,

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod common;
 pub mod data;
+pub mod export;
+pub mod generate;
 pub mod train;
 
 /// Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
@@ -17,10 +20,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Draws cats.
+    Generate(generate::Args),
     /// Makes training data.
     Data(data::Args),
     /// Trains a model.
     Train(train::Args),
+    /// Writes a checkpoint as ONNX, and proves that the file is the model.
+    Export(export::Args),
 }
 
 /// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
@@ -28,7 +35,9 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Data(args) => data::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Train(args) => train::run(args),
+        Command::Export(args) => export::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

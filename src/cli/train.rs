@@ -3,10 +3,10 @@
 use std::{io::IsTerminal, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
-use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 
+use super::common::DeviceKind;
 use crate::{
     data::{Dataset, Images, Level},
     train::{AdamW, Dit, DitOptions, Event, Flow, Plan, Resume, Schedule, Task, train},
@@ -23,32 +23,6 @@ pub struct Args {
 enum Command {
     /// Trains TinyDiT, the generator, on a folder of pictures in class folders.
     Dit(Box<DitArgs>),
-}
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum DeviceKind {
-    /// The first NVIDIA GPU where this program was built for it and finds one, else the processor.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// The first NVIDIA GPU.
-    Cuda,
-}
-
-impl DeviceKind {
-    /// The device, or why it is not there.
-    fn device(self) -> anyhow::Result<Device> {
-        match self {
-            DeviceKind::Cpu => Ok(Device::Cpu),
-            DeviceKind::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-            DeviceKind::Auto => Ok(Device::cuda_if_available(0)?),
-            DeviceKind::Cuda if !cfg!(feature = "cuda") => {
-                bail!("--device cuda: this program was built without it: cargo install with --features cuda")
-            }
-            DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda: no GPU can be used"),
-        }
-    }
 }
 
 #[derive(clap::Args, Debug)]

@@ -10,7 +10,7 @@ use std::{
 use candle_core::Device;
 use image::RgbImage;
 use serde_json::{Value, json};
-use tiny_cats_export::{ModelMeta, write_atomically};
+use tiny_cats_export::{ModelMeta, write_atomically, write_png};
 use tiny_cats_models::{
     ParamSpec, Weights,
     candle::Params,
@@ -283,11 +283,7 @@ impl<'a> Run<'a> {
         let path = folder.join(format!("step_{step:08}.png"));
         let failed = |source| Error::File { path: path.clone(), source };
         std::fs::create_dir_all(&folder).map_err(failed)?;
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        picture
-            .write_to(&mut bytes, image::ImageFormat::Png)
-            .map_err(|e| failed(std::io::Error::other(e)))?;
-        write_atomically(&path, |w| w.write_all(bytes.get_ref())).map_err(failed)?;
+        write_png(&path, &picture).map_err(failed)?;
         observe(Event::Wrote(&path));
         Ok(())
     }

@@ -1,4 +1,9 @@
 //! The runtimes that compute an ONNX file.
+// Without any of them, what they share is left over.
+#![cfg_attr(
+    not(any(feature = "tract", feature = "ort", feature = "candle-onnx")),
+    allow(dead_code, unused_variables)
+)]
 
 #[cfg(feature = "candle")]
 pub(crate) mod candle;

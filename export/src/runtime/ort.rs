@@ -138,31 +138,54 @@ fn folders() -> Vec<PathBuf> {
 /// The folder of the library in Python's `onnxruntime`, of the Python that is first on the path.
 fn python_package() -> Option<PathBuf> {
     let program = if cfg!(windows) { "python" } else { "python3" };
-    let find = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.submodule_search_locations[0] if s else '')";
-    let output = Command::new(program).args(["-I", "-c", find]).output().ok()?;
+    // Not from the working directory: a folder there may be anyone's.
+    let find = "import sys, importlib.util as u; sys.path = [p for p in sys.path if p]; s = u.find_spec('onnxruntime'); \
+                print(s.submodule_search_locations[0] if s else '')";
+    let output = Command::new(program).args(["-c", find]).output().ok()?;
     let folder = String::from_utf8(output.stdout).ok()?;
     let folder = folder.trim();
     (!folder.is_empty()).then(|| Path::new(folder).join("capi"))
 }
 
-/// The library in `folder`: `libonnxruntime.so`, or with a version behind it, and its like on other systems.
+/// The library in `folder`; of several, the last by name.
 fn library_in(folder: &Path) -> Option<PathBuf> {
-    let (stem, ending) = match () {
-        () if cfg!(windows) => ("onnxruntime", "dll"),
-        () if cfg!(target_os = "macos") => ("libonnxruntime", "dylib"),
-        () => ("libonnxruntime", "so"),
-    };
-    let fits = |name: &str| {
-        let rest = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'));
-        rest.is_some_and(|rest| {
-            rest.split('.').all(|p| p == ending || p.parse::<u32>().is_ok()) && rest.contains(ending)
-        })
-    };
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
         .ok()?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(fits))
+        .filter(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(is_library))
         .collect();
     found.sort();
     found.pop()
+}
+
+/// Whether a file is called `libonnxruntime.so`, perhaps with a version behind it, or its like on other systems.
+fn is_library(name: &str) -> bool {
+    let (stem, ending) = match () {
+        () if cfg!(windows) => ("onnxruntime.", "dll"),
+        () if cfg!(target_os = "macos") => ("libonnxruntime.", "dylib"),
+        () => ("libonnxruntime.", "so"),
+    };
+    let Some(rest) = name.strip_prefix(stem) else { return false };
+    let endings = rest.split('.').filter(|part| *part == ending).count();
+    endings == 1 && rest.split('.').all(|part| part == ending || part.parse::<u32>().is_ok())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_is_known_by_its_name_with_or_without_a_version() {
+        for name in ["libonnxruntime.so", "libonnxruntime.so.1", "libonnxruntime.so.1.31.1"] {
+            assert!(is_library(name), "{name}");
+        }
+        for name in [
+            "libonnxruntime_providers_shared.so",
+            "libonnxruntime.so.txt",
+            "libonnxruntime.1",
+            "onnxruntime.so",
+        ] {
+            assert!(!is_library(name), "{name}");
+        }
+    }
 }

@@ -1,0 +1,4 @@
+//! Released models that come with this crate; `pretrained/` holds their cards.
+
+/// The generator, an ONNX file.
+pub const TINYDIT: &[u8] = include_bytes!("../pretrained/tinydit.onnx");

@@ -1,0 +1,75 @@
+//! Arguments that several commands take.
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use tiny_cats_export::runtime::RuntimeKind;
+
+use crate::checkpoint::WhichWeights;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeviceKind {
+    /// The first NVIDIA GPU where this program was built for it and finds one, else the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// The device.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn device(self) -> anyhow::Result<Device> {
+        match self {
+            DeviceKind::Cpu => Ok(Device::Cpu),
+            DeviceKind::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
+            DeviceKind::Auto => Ok(Device::cuda_if_available(0)?),
+            DeviceKind::Cuda if !cfg!(feature = "cuda") => {
+                bail!("--device cuda: this program was built without the feature cuda")
+            }
+            DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda: no GPU can be used"),
+        }
+    }
+}
+
+/// Which of a checkpoint's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightsKind {
+    /// Those that the optimizer stepped.
+    Raw,
+    /// Their moving average.
+    Ema,
+}
+
+/// What `--weights` asks for.
+pub fn which(weights: Option<WeightsKind>) -> WhichWeights {
+    match weights {
+        None => WhichWeights::Default,
+        Some(WeightsKind::Raw) => WhichWeights::Raw,
+        Some(WeightsKind::Ema) => WhichWeights::Ema,
+    }
+}
+
+/// The runtimes that `--runtime` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runtime {
+    /// Embedded, pure Rust.
+    Tract,
+    /// ONNX Runtime, found when used.
+    Ort,
+    /// The definition itself, with the file's weights.
+    Candle,
+}
+
+impl From<Runtime> for RuntimeKind {
+    fn from(runtime: Runtime) -> Self {
+        match runtime {
+            Runtime::Tract => Self::Tract,
+            Runtime::Ort => Self::Ort,
+            Runtime::Candle => Self::Candle,
+        }
+    }
+}

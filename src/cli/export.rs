@@ -1,0 +1,68 @@
+//! `tiny-cats export`: writes a checkpoint as ONNX, and proves it.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use tiny_cats_export::{ExportOptions, Report, export, onnx::DEFAULT_OPSET, report_path};
+
+use super::common::{WeightsKind, which};
+use crate::checkpoint;
+
+/// What `tiny-cats export` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// A released model, a training state, or a file of PyTorch
+    checkpoint: PathBuf,
+    /// The ONNX file to write [default: the checkpoint's name with .onnx]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Version of ONNX's operator set
+    #[arg(long, default_value_t = DEFAULT_OPSET)]
+    opset: u32,
+    /// Which weights [default: ema of our own training, raw of others']
+    #[arg(long, value_enum)]
+    weights: Option<WeightsKind>,
+    /// Verify the file on every runtime present; this is always done
+    #[arg(long)]
+    verify: bool,
+    /// Compare whole sampling trajectories too
+    #[arg(long)]
+    test: bool,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the checkpoint cannot be read, the file cannot be written, or a runtime disagrees with the definition; then no file is left.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let loaded = checkpoint::open(&args.checkpoint, which(args.weights))?;
+    let meta = loaded.meta().with_context(|| args.checkpoint.display().to_string())?;
+    let output = args.output.unwrap_or_else(|| args.checkpoint.with_extension("onnx"));
+    let options = ExportOptions { opset: args.opset, trajectory: args.test };
+    let report = export(&meta, &loaded.weights, &output, &options)?;
+    print(&report);
+    println!(
+        "wrote {} ({:.1} MB) and {}",
+        output.display(),
+        report.bytes as f64 / 1e6,
+        report_path(&output).display()
+    );
+    Ok(())
+}
+
+fn print(report: &Report) {
+    for r in &report.runtimes {
+        let trajectory = r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB"));
+        println!(
+            "{} {}: agrees with {} within {:.1e} ({:.0} % of the tolerance{trajectory})",
+            r.runtime,
+            r.version,
+            report.reference,
+            r.max_absolute_error,
+            100.0 * r.tolerance_used
+        );
+    }
+    for (name, reason) in &report.skipped {
+        println!("{name}: not compared: {reason}");
+    }
+}
