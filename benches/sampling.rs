@@ -15,8 +15,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use tiny_cats::data::{BREEDS, OTHER};
 use tiny_cats_export::{
-    Breed, Generator, Model, ModelMeta, Options, Request, Sampler, onnx::DEFAULT_OPSET, runtime::RuntimeKind, to_onnx,
-    write_atomically,
+    Breed, Generator, Model, ModelMeta, Options, Request, Sampler, onnx::DEFAULT_OPSET, runtime::RuntimeKind,
+    to_onnx, write_atomically,
 };
 use tiny_cats_models::{Init, TinyDitConfig, init, random::noise};
 
@@ -73,7 +73,8 @@ fn main() -> Result<()> {
     let named = args.map(|a| Ok(a.parse()?)).collect::<Result<Vec<RuntimeKind>>>()?;
     // candle-onnx is there to verify files, not to draw.
     let present = |kind: &RuntimeKind| *kind != RuntimeKind::CandleOnnx && kind.version().is_ok();
-    let runtimes = if named.is_empty() { RuntimeKind::ALL.into_iter().filter(present).collect() } else { named };
+    let runtimes =
+        if named.is_empty() { RuntimeKind::ALL.into_iter().filter(present).collect() } else { named };
     for runtime in runtimes {
         println!("{}", json!({"name": runtime.name(), "images_per_second": time(&model, runtime)?}));
     }

@@ -80,7 +80,9 @@ impl Case {
             target.extend(wanted);
         }
         let pictures = [self.batch, channels, height, width];
-        let numbers = |f: fn(&tiny_cats::train::Example) -> f32| Array::new([self.batch], examples.iter().map(f).collect());
+        let numbers = |f: fn(&tiny_cats::train::Example) -> f32| {
+            Array::new([self.batch], examples.iter().map(f).collect())
+        };
         let batch = Weights::from([
             ("check/x".into(), Array::new(pictures, x)?),
             ("check/t".into(), numbers(|e| e.t)?),
