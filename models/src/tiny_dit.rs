@@ -77,6 +77,12 @@ impl TinyDitConfig {
             field: "size",
             message: format!("expected one of {}, found {name}", names.join(", ")),
         })?;
+        if !image_size.is_multiple_of(8) {
+            return Err(Error::Config {
+                field: "image_size",
+                message: format!("expected a multiple of 8, found {image_size}"),
+            });
+        }
         // SwiGLU has three matrices where an MLP has two: 8/3 of the width holds as many parameters as 4, rounded up to 64.
         let mlp_width = (width * 8).div_ceil(3).next_multiple_of(64);
         let config = Self {

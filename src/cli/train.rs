@@ -185,6 +185,7 @@ fn drive(task: &mut dyn Task, plan: &Plan) -> anyhow::Result<()> {
                 );
             }
         }
+        Event::Note(text) => bar.suspend(|| eprintln!("{text}")),
         Event::Wrote(path) => bar.suspend(|| println!("wrote {}", path.display())),
     });
     bar.finish_and_clear();

@@ -63,7 +63,7 @@ pub enum Resume {
     /// At the beginning.
     #[default]
     Never,
-    /// Where this training state stopped.
+    /// Where this training state stopped. The settings must be the same, but for the schedule: a run may be made longer or shorter.
     From(PathBuf),
 }
 
@@ -119,6 +119,8 @@ pub enum Event<'a> {
     },
     /// A file was written.
     Wrote(&'a Path),
+    /// Something that the user should know.
+    Note(&'a str),
 }
 
 /// Training states that are kept.
@@ -135,7 +137,7 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
     }
     let specs = task.specs()?;
     let run = Run::new(task, plan)?;
-    let (mut optimizer, first) = run.begin(&specs)?;
+    let (mut optimizer, first) = run.begin(&specs, observe)?;
     let parameters = specs.iter().map(|s| s.dims.iter().product::<usize>() as u64).sum();
     observe(Event::Begin { step: first, steps: plan.schedule.steps, parameters });
     let per_step = (task.batch() * plan.accumulation) as u64;
@@ -205,14 +207,13 @@ impl<'a> Run<'a> {
         let settings = json!({
             "task": task.settings(),
             "optimizer": plan.optimizer,
-            "schedule": plan.schedule,
             "accumulation": plan.accumulation,
             "seed": plan.seed,
         });
         let mut meta = task.meta();
         meta.provenance = json!({
             "tiny-cats": env!("CARGO_PKG_VERSION"),
-            "steps": plan.schedule.steps,
+            "schedule": plan.schedule,
             "items_per_step": task.batch() * plan.accumulation,
             "items": task.items(),
             "settings": settings,
@@ -222,7 +223,7 @@ impl<'a> Run<'a> {
         Ok(Self { plan, name: task.name(), meta, settings })
     }
 
-    fn begin(&self, specs: &[ParamSpec]) -> Result<(Optimizer, u64)> {
+    fn begin(&self, specs: &[ParamSpec], observe: &mut dyn FnMut(Event)) -> Result<(Optimizer, u64)> {
         let Resume::From(path) = &self.plan.resume else {
             let weights = init(specs, self.plan.seed);
             return Ok((Optimizer::new(self.plan.optimizer.clone(), specs, &weights, &self.plan.device)?, 0));
@@ -236,6 +237,9 @@ impl<'a> Run<'a> {
         if step > self.plan.schedule.steps {
             return Err(fail(format!("is at step {step}, beyond --steps {}", self.plan.schedule.steps)));
         }
+        if let Some(field) = difference("schedule", &state.meta["schedule"], &json!(self.plan.schedule)) {
+            observe(Event::Note(&format!("from step {step} on the schedule is another: {field}")));
+        }
         self.cut_log(step)?;
         Ok((Optimizer::restore(self.plan.optimizer.clone(), specs, &state, &self.plan.device)?, step))
     }
@@ -246,7 +250,12 @@ impl<'a> Run<'a> {
 
     fn save(&self, optimizer: &Optimizer, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
         let path = self.state_path(step);
-        let meta = json!({"model": self.meta, "settings": self.settings, "step": step});
+        let meta = json!({
+            "model": self.meta,
+            "settings": self.settings,
+            "schedule": self.plan.schedule,
+            "step": step,
+        });
         optimizer.state(meta)?.save(&path)?;
         observe(Event::Wrote(&path));
         self.remove_old()

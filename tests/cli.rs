@@ -1,0 +1,336 @@
+//! The command line as a user has it: from synthetic pictures to drawn ones, and everything that can be wrong on the way.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::LazyLock,
+};
+
+use tempfile::TempDir;
+use tiny_cats::checkpoint::TrainingState;
+
+const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
+const VERIFY: &str = env!("CARGO_BIN_EXE_verify-checkpoint");
+
+fn run(program: &str, folder: &Path, args: &[&str]) -> Output {
+    Command::new(program).args(args).current_dir(folder).output().expect("the program starts")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[track_caller]
+fn succeeds(program: &str, folder: &Path, args: &[&str]) -> String {
+    let output = run(program, folder, args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output));
+    text(&output)
+}
+
+/// Runs what must fail, and returns its one line.
+#[track_caller]
+fn fails(program: &str, folder: &Path, args: &[&str]) -> String {
+    let output = run(program, folder, args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {:?}: {said}", output.status);
+    let errors: Vec<&str> = said.lines().filter(|l| !l.starts_with("skipped ")).collect();
+    assert!(!said.contains("panicked"), "{said}");
+    if output.status.code() == Some(1) {
+        assert_eq!(errors.len(), 1, "{args:?}: one line, found:\n{said}");
+    }
+    said
+}
+
+const NETWORK: [&str; 8] =
+    ["--image-size", "16", "--size", "nano", "--batch-size", "8", "--augmentation-level", "basic"];
+
+fn train_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let fixed = ["train", "dit", "synth", "--output", output, "--sample-interval", "0", "--lr", "1e-3"];
+    fixed.iter().chain(&NETWORK).chain(more).copied().collect()
+}
+
+/// A folder with synthetic pictures in `synth` and a model trained on them for a few steps in `checkpoints`.
+static TRAINED: LazyLock<TempDir> = LazyLock::new(|| {
+    let dir = TempDir::new().expect("a temporary folder");
+    succeeds(CATS, dir.path(), &["data", "synth", "synth", "--per-class", "3", "--size", "32"]);
+    let said =
+        succeeds(CATS, dir.path(), &train_args("checkpoints", &["--steps", "6", "--save-interval", "2"]));
+    assert!(said.contains("finished: checkpoints/tinydit_final.pt"), "{said}");
+    dir
+});
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn what_was_trained_is_verified_exported_and_draws_the_same_cats_on_every_runtime() {
+    let dir = TRAINED.path();
+    let said = succeeds(VERIFY, dir, &["checkpoints/tinydit_final.pt"]);
+    assert!(said.contains("1970"), "{said}");
+    for path in ["checkpoints/tinydit_final.safetensors", "checkpoints/tinydit_step_00000006.safetensors"] {
+        succeeds(VERIFY, dir, &[path, "--json"]);
+    }
+    let said = succeeds(
+        CATS,
+        dir,
+        &["export", "checkpoints/tinydit_final.pt", "-o", "cat.onnx", "--test", "--verify"],
+    );
+    assert!(said.contains("tract") && said.contains("trajectory"), "{said}");
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(dir.join("cat.report.json")).unwrap()).unwrap();
+    assert_eq!(report["passed"], true);
+    succeeds(VERIFY, dir, &["--checkpoint", "checkpoints/tinydit_final.pt", "--onnx", "cat.onnx"]);
+
+    let draw = |model: &str, runtime: &str, batch: &str, output: &str| {
+        let args =
+            ["generate", "--model", model, "--runtime", runtime, "--batch", batch, "-n", "3", "--steps", "3"];
+        succeeds(CATS, dir, &[&args[..], &["--seed", "5", "-o", output]].concat());
+        image::open(dir.join(output)).unwrap().to_rgb8()
+    };
+    let first = draw("cat.onnx", "tract", "16", "a.png");
+    for (model, runtime, batch) in [
+        ("cat.onnx", "tract", "1"),
+        ("cat.onnx", "candle", "2"),
+        ("checkpoints/tinydit_final.safetensors", "tract", "16"),
+        ("checkpoints/tinydit_final.safetensors", "candle", "16"),
+    ] {
+        let other = draw(model, runtime, batch, "b.png");
+        let most = first.as_raw().iter().zip(other.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(most <= Some(1), "{model} on {runtime}, batch {batch}: pictures differ by {most:?} of 255");
+    }
+    succeeds(
+        CATS,
+        dir,
+        &["generate", "--model", "cat.onnx", "-n", "2", "--steps", "1", "--breed", "siamese", "-o", "each/"],
+    );
+    let each = files(&dir.join("each"));
+    assert_eq!(each.len(), 2);
+    assert_eq!(image::open(&each[0]).unwrap().width(), 16);
+}
+
+#[test]
+fn a_resumed_run_ends_in_the_same_files_bit_for_bit() {
+    let dir = TRAINED.path();
+    let steps = ["--steps", "6", "--save-interval", "2"];
+    let resume = ["--resume", "checkpoints/tinydit_step_00000002.safetensors"];
+    succeeds(CATS, dir, &train_args("resumed", &[&steps[..], &resume[..]].concat()));
+    for name in ["tinydit_final.pt", "tinydit_final.safetensors", "tinydit_step_00000006.safetensors"] {
+        let [a, b] = ["checkpoints", "resumed"].map(|f| fs::read(dir.join(f).join(name)).unwrap());
+        assert!(a == b, "{name} differs");
+    }
+    // And another seed gives another model.
+    succeeds(CATS, dir, &train_args("other", &[&steps[..], &["--seed", "1"]].concat()));
+    let [a, b] =
+        ["checkpoints", "other"].map(|f| fs::read(dir.join(f).join("tinydit_final.safetensors")).unwrap());
+    assert!(a != b);
+
+    // A run may be made longer, aloud; anything else must be what it was.
+    let longer = [&["--steps", "8", "--save-interval", "2"], &resume[..]].concat();
+    let said = succeeds(CATS, dir, &train_args("longer", &longer));
+    assert!(said.contains("schedule.steps was 6, is 8"), "{said}");
+    let other = [&["--steps", "6", "--weight-decay", "0.1"], &resume[..]].concat();
+    let said = fails(CATS, dir, &train_args("x", &other));
+    assert!(said.contains("optimizer.weight_decay was 0.0, is 0.1"), "{said}");
+}
+
+#[test]
+fn accumulation_takes_the_pictures_of_a_larger_batch() {
+    let dir = TRAINED.path();
+    let more = ["--steps", "1", "--gradient-accumulation-steps", "2", "--label-dropout", "0.5"];
+    succeeds(CATS, dir, &train_args("accumulated", &more));
+    let mut args = train_args("together", &["--steps", "1", "--label-dropout", "0.5"]);
+    let batch = args.iter().position(|a| *a == "8").unwrap();
+    args[batch] = "16";
+    succeeds(CATS, dir, &args);
+    let load = |folder: &str| {
+        TrainingState::load(&dir.join(folder).join("tinydit_step_00000001.safetensors")).unwrap()
+    };
+    let (a, b) = (load("accumulated"), load("together"));
+    for (name, a) in &a.moment1 {
+        let most = a.data().iter().fold(0f32, |m, v| m.max(v.abs()));
+        for (x, y) in a.data().iter().zip(b.moment1[name].data()) {
+            assert!((x - y).abs() <= 1e-4 * most + 1e-9, "{name}: {x} and {y}");
+        }
+    }
+}
+
+#[test]
+fn training_refuses_what_makes_no_sense_in_one_line() {
+    let dir = TRAINED.path();
+    fs::create_dir_all(dir.join("empty")).unwrap();
+    let folder = |name: &str| fails(CATS, dir, &["train", "dit", name, "--steps", "1"]);
+    assert!(folder("nowhere").contains("nowhere"));
+    assert!(folder("empty").contains("empty"));
+    let with = |more: &[&str]| fails(CATS, dir, &train_args("x", more));
+    assert!(with(&["--steps", "0"]).contains("--steps: expected at least 1"));
+    assert!(with(&["--steps", "5", "--warmup-steps", "5"]).contains("--warmup-steps"));
+    assert!(
+        with(&["--steps", "5", "--gradient-accumulation-steps", "0"])
+            .contains("--gradient-accumulation-steps")
+    );
+    assert!(with(&["--steps", "5", "--ema-beta", "1.5"]).contains("--ema-beta"));
+    assert!(
+        with(&["--steps", "5", "--resume", "checkpoints/tinydit_final.safetensors"]).contains("training")
+    );
+    assert!(
+        with(&["--steps", "1", "--resume", "checkpoints/tinydit_step_00000006.safetensors"])
+            .contains("settings")
+    );
+    assert!(fails(CATS, dir, &["train", "dit", "synth", "--image-size", "30"]).contains("30"));
+    assert!(!dir.join("x").join("tinydit_final.pt").exists());
+}
+
+#[test]
+fn generating_refuses_what_makes_no_sense_in_one_line() {
+    let dir = TRAINED.path();
+    let model = "checkpoints/tinydit_final.safetensors";
+    let with =
+        |more: &[&str]| fails(CATS, dir, &[&["generate", "--model", model, "-o", "no.png"], more].concat());
+    assert!(with(&["--breed", "Siamees"]).contains("did you mean Siamese"));
+    assert!(with(&["--steps", "0"]).contains("steps: expected 1"));
+    assert!(with(&["-n", "0"]).contains("count"));
+    assert!(with(&["--cfg", "nan"]).contains("guidance"));
+    assert!(with(&["--sampler", "rk4"]).contains("sampler"));
+    assert!(fails(CATS, dir, &["generate", "-o", "cat.jpg"]).contains(".png"));
+    assert!(
+        fails(
+            CATS,
+            dir,
+            &["generate", "--model", model, "-n", "1", "--steps", "1", "-o", "no/where/cat.png"]
+        )
+        .contains("no/where/cat.png")
+    );
+    assert!(fails(CATS, dir, &["generate", "--model", "missing.onnx"]).contains("missing.onnx"));
+    assert!(
+        fails(CATS, dir, &["generate", "--model", "checkpoints/tinydit_final.pt"])
+            .contains("tinydit_final.pt")
+    );
+    assert!(!dir.join("no.png").exists());
+}
+
+#[test]
+fn no_onnx_runtime_is_one_line_that_says_where_to_get_it() {
+    let dir = TRAINED.path();
+    let output = Command::new(CATS)
+        .args([
+            "generate",
+            "--model",
+            "checkpoints/tinydit_final.safetensors",
+            "--runtime",
+            "ort",
+            "-o",
+            "no.png",
+        ])
+        .env("ORT_DYLIB_PATH", "/nonexistent/libonnxruntime.so")
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ORT_DYLIB_PATH") && said.lines().count() == 1, "{said}");
+}
+
+/// What must be refused by everything that reads weights, leaving nothing behind.
+fn refused(name: &str, bytes: &[u8], says: &str) {
+    let dir = TRAINED.path();
+    fs::write(dir.join(name), bytes).unwrap();
+    for args in
+        [&["export", name, "-o", "refused.onnx"][..], &["generate", "--model", name, "-o", "refused.png"][..]]
+    {
+        let said = fails(CATS, dir, args);
+        assert!(said.contains(name) || said.contains("network"), "{args:?}: {said}");
+    }
+    let output = run(VERIFY, dir, &[name]);
+    assert_eq!(output.status.code(), Some(1), "{name}: {}", text(&output));
+    assert!(text(&output).to_lowercase().contains(says), "{name}: {}", text(&output));
+    for left in ["refused.onnx", "refused.report.json", "refused.png"] {
+        assert!(!dir.join(left).exists(), "{name} left {left}");
+    }
+}
+
+#[test]
+fn files_that_are_damaged_or_lie_are_refused_and_nothing_is_left_behind() {
+    let dir = TRAINED.path();
+    let good = fs::read(dir.join("checkpoints/tinydit_final.safetensors")).unwrap();
+    refused("short.safetensors", &good[..good.len() / 2], "expected");
+    let mut altered = good.clone();
+    let middle = altered.len() / 2;
+    altered[middle] ^= 1;
+    refused_by_verify("altered.safetensors", &altered);
+    let torch = fs::read(dir.join("checkpoints/tinydit_final.pt")).unwrap();
+    refused("short.pt", &torch[..torch.len() - 1000], "truncated");
+    refused("text.safetensors", b"not a model at all", "");
+    refused("empty.safetensors", b"", "empty");
+    let mut absurd = u64::MAX.to_le_bytes().to_vec();
+    absurd.extend(b"{}");
+    refused("absurd.safetensors", &absurd, "");
+    let header =
+        br#"{"blocks.0.weight":{"dtype":"F32","shape":[4294967295,4294967295],"data_offsets":[0,16]}}"#;
+    let mut lies = (header.len() as u64).to_le_bytes().to_vec();
+    lies.extend(header);
+    lies.extend([0; 16]);
+    refused("lies.safetensors", &lies, "");
+}
+
+/// Damage that only the checksum shows is found by whoever verifies.
+fn refused_by_verify(name: &str, bytes: &[u8]) {
+    let dir = TRAINED.path();
+    fs::write(dir.join(name), bytes).unwrap();
+    let output = run(VERIFY, dir, &[name]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    fails(CATS, dir, &["export", name, "-o", "altered.onnx"]);
+    assert!(!dir.join("altered.onnx").exists());
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_never_exported() {
+    let dir = TRAINED.path();
+    let mut state = TrainingState::load(&dir.join("checkpoints/tinydit_step_00000006.safetensors")).unwrap();
+    state.ema.values_mut().next().unwrap().data_mut()[0] = f32::NAN;
+    state.save(&dir.join("nan.safetensors")).unwrap();
+    let said = text(&run(VERIFY, dir, &["nan.safetensors"]));
+    assert!(said.contains("NaN") || said.contains("finite"), "{said}");
+    fails(CATS, dir, &["export", "nan.safetensors", "-o", "nan.onnx"]);
+    assert!(!dir.join("nan.onnx").exists() && !dir.join("nan.report.json").exists());
+}
+
+/// A file may not grow beyond this many blocks of 512 bytes: what a full disk does, without a disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_nothing_half_written() {
+    let dir = TRAINED.path();
+    fs::create_dir_all(dir.join("full")).unwrap();
+    for command in [
+        "export checkpoints/tinydit_final.pt -o full/cat.onnx",
+        "generate --model checkpoints/tinydit_final.safetensors -n 1 --steps 1 -o full/cat.png",
+    ] {
+        let limit = if command.starts_with("export") { 100 } else { 0 };
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec {CATS} {command}");
+        let output = Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert_eq!(
+            text(&output).lines().filter(|l| l.starts_with("error: full/cat")).count(),
+            1,
+            "{}",
+            text(&output)
+        );
+        assert_eq!(files(&dir.join("full")), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_network_of_other_sizes_than_its_weights_is_refused_by_name() {
+    let dir = TRAINED.path();
+    let mut state = TrainingState::load(&dir.join("checkpoints/tinydit_step_00000006.safetensors")).unwrap();
+    state.meta["model"]["config"]["depth"] = 5.into();
+    state.save(&dir.join("other.safetensors")).unwrap();
+    let output = run(VERIFY, dir, &["other.safetensors"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("blocks.5."), "{}", text(&output));
+    let said = fails(CATS, dir, &["export", "other.safetensors", "-o", "other.onnx"]);
+    assert!(said.contains("blocks.5."), "{said}");
+}
