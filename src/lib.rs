@@ -4,3 +4,8 @@ pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod train;
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

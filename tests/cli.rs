@@ -70,7 +70,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn what_was_trained_is_verified_exported_and_draws_the_same_cats_on_every_runtime() {
     let dir = TRAINED.path();
     let said = succeeds(VERIFY, dir, &["checkpoints/tinydit_final.pt"]);
-    assert!(said.contains("1970"), "{said}");
+    assert!(said.contains("1960972 parameters"), "{said}");
     for path in ["checkpoints/tinydit_final.safetensors", "checkpoints/tinydit_step_00000006.safetensors"] {
         succeeds(VERIFY, dir, &[path, "--json"]);
     }
@@ -137,6 +137,38 @@ fn a_resumed_run_ends_in_the_same_files_bit_for_bit() {
     assert!(said.contains("optimizer.weight_decay was 0.0, is 0.1"), "{said}");
 }
 
+/// Killed at any moment, a run goes on from its newest state and ends in the files of a run that was left alone.
+#[test]
+fn a_killed_run_goes_on_from_its_newest_state() {
+    let dir = TRAINED.path();
+    let more = ["--steps", "6", "--save-interval", "1"];
+    let mut child = Command::new(CATS)
+        .args(train_args("killed", &more))
+        .current_dir(dir)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let states = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir.join("killed")).into_iter().flatten().flatten();
+        let mut all: Vec<PathBuf> =
+            entries.map(|e| e.path()).filter(|p| p.to_string_lossy().contains("_step_")).collect();
+        all.sort();
+        all
+    };
+    while states().len() < 2 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let newest = states().pop().unwrap().to_string_lossy().into_owned();
+    succeeds(CATS, dir, &train_args("killed", &[&more[..], &["--resume", &newest]].concat()));
+    for name in ["tinydit_final.pt", "tinydit_final.safetensors"] {
+        let [a, b] = ["checkpoints", "killed"].map(|f| fs::read(dir.join(f).join(name)).unwrap());
+        assert!(a == b, "{name} differs after a kill");
+    }
+}
+
 #[test]
 fn accumulation_takes_the_pictures_of_a_larger_batch() {
     let dir = TRAINED.path();
@@ -178,7 +210,7 @@ fn training_refuses_what_makes_no_sense_in_one_line() {
     );
     assert!(
         with(&["--steps", "1", "--resume", "checkpoints/tinydit_step_00000006.safetensors"])
-            .contains("settings")
+            .contains("beyond --steps 1")
     );
     assert!(fails(CATS, dir, &["train", "dit", "synth", "--image-size", "30"]).contains("30"));
     assert!(!dir.join("x").join("tinydit_final.pt").exists());

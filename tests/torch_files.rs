@@ -184,7 +184,7 @@ fn released() -> (Weights, ModelMeta) {
         mlp_width: 16,
         ..TinyDitConfig::named("nano", 32, 2).unwrap()
     };
-    let weights = tiny_cats_models::init(&checkpoint::specs(&Network::TinyDit(config.clone())).unwrap(), 3);
+    let weights = tiny_cats_models::init(&Network::TinyDit(config.clone()).specs().unwrap(), 3);
     let mut meta = ModelMeta::tiny_dit(&config, vec!["Bengal".into(), "Ägyptische Mau".into()]);
     meta.sampler.guidance = 2.1;
     meta.provenance = json!({"seed": 1i64 << 50, "none": null});

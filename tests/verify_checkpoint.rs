@@ -64,7 +64,7 @@ fn legacy() -> TinyDitConfig {
 
 /// Weights as of a trained network: no layer is zero.
 fn trained(config: &TinyDitConfig) -> Weights {
-    let mut weights = init(&checkpoint::specs(&Network::TinyDit(config.clone())).unwrap(), 1);
+    let mut weights = init(&Network::TinyDit(config.clone()).specs().unwrap(), 1);
     for (i, array) in weights.values_mut().enumerate() {
         let n = array.data().len();
         array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(x, e)| *x += 0.1 * e);
@@ -115,7 +115,7 @@ fn a_released_model_and_its_onnx_file_are_well_until_either_is_changed() {
 fn a_network_that_was_never_trained_is_well_and_called_untrained() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.pt");
-    let weights = init(&checkpoint::specs(&Network::TinyDit(modern())).unwrap(), 1);
+    let weights = init(&Network::TinyDit(modern()).specs().unwrap(), 1);
     checkpoint::write_torch(&path, &weights, &meta(&modern())).unwrap();
     let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_verify-checkpoint"))
         .arg("--checkpoint")

@@ -18,9 +18,10 @@ pub use error::{Error, Result};
 pub use generator::{Breed, Generator, Options, Picture, Request};
 pub use grid::{grid, to_rgb};
 pub use load::Model;
-pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, Network, Sampler, SamplerDefaults};
+pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Sampler, SamplerDefaults};
 #[cfg(feature = "candle")]
 mod verify;
+pub use tiny_cats_models::Network;
 #[cfg(feature = "candle")]
 pub use verify::{
     ExportOptions, MIN_PSNR, Report, RuntimeReport, TOLERANCE, Tolerance, export, psnr, report_path, verify,

@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 use tiny_cats_models::{Array, TinyDitConfig, Weights};
 
 use crate::{
-    Error, INPUTS, META_KEY, ModelMeta, Network, Result,
+    Error, INPUTS, META_KEY, ModelMeta, Network, PREDECESSOR_CLASSES, Result,
     onnx::{DEFAULT_OPSET, DataType, OnnxFile},
     runtime::{Input, RuntimeKind, Session},
     sample::Denoiser,
@@ -16,22 +16,6 @@ use crate::{
 /// More than any model that we write, and less than what a machine chokes on.
 const MAX_BYTES: u64 = i32::MAX as u64;
 
-/// Class names of tiny-cats-model, whose files do not hold them.
-const PREDECESSOR_CLASSES: [&str; 13] = [
-    "Abyssinian",
-    "Bengal",
-    "Birman",
-    "Bombay",
-    "British_Shorthair",
-    "Egyptian_Mau",
-    "Maine_Coon",
-    "Persian",
-    "Ragdoll",
-    "Russian_Blue",
-    "Siamese",
-    "Sphynx",
-    "Other",
-];
 const PREDECESSOR_INPUTS: [&str; 3] = ["noise", "timestep", "breed"];
 
 /// A released model in memory.

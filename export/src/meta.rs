@@ -1,7 +1,7 @@
 //! What a file says about the model in it.
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::{Prediction, TinyDitConfig};
+use tiny_cats_models::{Network, Prediction, TinyDitConfig};
 
 use crate::{Error, Result};
 
@@ -11,17 +11,25 @@ pub const META_KEY: &str = "tiny-cats";
 /// The version of [`ModelMeta`] that this crate writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// The class names of the Python project tiny-cats-model, in the order of its labels; its files do not hold them.
+pub const PREDECESSOR_CLASSES: [&str; 13] = [
+    "Abyssinian",
+    "Bengal",
+    "Birman",
+    "Bombay",
+    "British_Shorthair",
+    "Egyptian_Mau",
+    "Maine_Coon",
+    "Persian",
+    "Ragdoll",
+    "Russian_Blue",
+    "Siamese",
+    "Sphynx",
+    "Other",
+];
+
 const MAX_BYTES: usize = 1 << 20;
 const MAX_CLASSES: usize = 4096;
-
-/// The configuration of a network, tagged with its kind, from which the definition can be built again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Network {
-    /// A class-conditional generator.
-    TinyDit(TinyDitConfig),
-}
 
 /// How the path from noise to picture is integrated; the grid is uniform.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

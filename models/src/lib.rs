@@ -4,6 +4,7 @@
 pub mod candle;
 pub mod cost;
 mod error;
+mod network;
 mod params;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;
@@ -16,6 +17,7 @@ pub mod tiny_dit;
 mod weights;
 
 pub use error::{Error, Result};
+pub use network::Network;
 pub use params::{Init, ParamSpec, Scope, Source, init};
 pub use tensor::{BatchNorm, Tensor};
 pub use tiny_dit::{Layout, Prediction, TinyDit, TinyDitConfig};

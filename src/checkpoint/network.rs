@@ -1,42 +1,13 @@
 //! Which network a file's weights belong to.
 
 use tiny_cats_export::Network;
-use tiny_cats_models::{Layout, ParamSpec, TinyDitConfig, Weights};
+use tiny_cats_models::{Layout, TinyDitConfig, Weights};
 
 use super::Problem;
 
-/// The class names of the Python project tiny-cats-model, in the order of its labels.
-pub const PREDECESSOR_CLASSES: [&str; 13] = [
-    "Abyssinian",
-    "Bengal",
-    "Birman",
-    "Bombay",
-    "British_Shorthair",
-    "Egyptian_Mau",
-    "Maine_Coon",
-    "Persian",
-    "Ragdoll",
-    "Russian_Blue",
-    "Siamese",
-    "Sphynx",
-    "Other",
-];
 /// The predecessor's heads are 64 wide unless its configuration says otherwise; shapes alone cannot.
 const HEAD: usize = 64;
 const MAX_DEPTH: usize = 128;
-
-/// Every parameter of `network`, in the order of its definition.
-///
-/// # Errors
-/// When the configuration describes no network.
-pub fn specs(network: &Network) -> Result<Vec<ParamSpec>, Problem> {
-    match network {
-        Network::TinyDit(config) => {
-            Ok(config.cost().map_err(|e| Problem::malformed("network", e.to_string()))?.params)
-        }
-        other => Err(Problem::malformed("network", format!("of a kind that is not known here: {other:?}"))),
-    }
-}
 
 /// Recognises a network of the Python project tiny-cats-model by the names and shapes of its weights, and by the configuration
 /// beside them if there is one (keys `image_size`, `patch_size`, `embed_dim`, `depth`, `num_heads`).
@@ -110,7 +81,7 @@ mod tests {
             ..TinyDitConfig::legacy()
         };
         let network = Network::TinyDit(config.clone());
-        let weights = init(&specs(&network).unwrap(), 0);
+        let weights = init(&network.specs().unwrap(), 0);
         assert_eq!(infer_network(&weights, None).unwrap(), network);
         let said = json!({"image_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 8});
         let told = Network::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..config });

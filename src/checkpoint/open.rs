@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
 
 use serde_json::Value as Json;
-use tiny_cats_export::{META_KEY, ModelMeta, Network};
+use tiny_cats_export::{META_KEY, ModelMeta, Network, PREDECESSOR_CLASSES};
 use tiny_cats_models::{Array, Weights};
 
 use super::{
-    PREDECESSOR_CLASSES, Problem, Result, TrainingState, infer_network,
+    Problem, Result, TrainingState, infer_network,
     numbers::Numbers,
     released,
     safetensors::{SafeTensors, Stored},
@@ -51,6 +51,12 @@ pub enum Format {
     TorchBare,
 }
 
+impl Format {
+    fn is_released(self) -> bool {
+        matches!(self, Self::ReleasedSafetensors | Self::ReleasedTorch)
+    }
+}
+
 /// The weights of a checkpoint, and what the file says about them.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -90,7 +96,7 @@ fn read(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
         tar if tar.get(257..262) == Some(b"ustar") => return Err(Problem::LegacyTorch),
         other => return Err(Problem::Unrecognised { found: looks_like(other) }),
     };
-    if loaded.weights.is_empty() { Err(Problem::NoTensors) } else { Ok(loaded) }
+    if loaded.weights.is_empty() { Err(Problem::NoTensors) } else { Ok(loaded.released_average()) }
 }
 
 fn looks_like(start: &[u8]) -> &'static str {
@@ -128,10 +134,14 @@ impl Loaded {
                 let classes = if names.len() == config.classes { names } else { numbers() };
                 Ok(ModelMeta::tiny_dit(&config, classes))
             }
-            other => {
-                Err(Problem::malformed("network", format!("of a kind that is not known here: {other:?}")))
-            }
         }
+    }
+
+    /// Released files say in their provenance that they hold averages.
+    fn released_average(mut self) -> Self {
+        let says = |meta: &ModelMeta| meta.provenance["weights"] == "ema";
+        self.averaged |= self.format.is_released() && self.own_meta.as_ref().is_some_and(says);
+        self
     }
 
     fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: Numbers) -> Result<(), Problem> {

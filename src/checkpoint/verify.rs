@@ -18,7 +18,7 @@ use tiny_cats_models::{
     count, random,
 };
 
-use super::{Format, Loaded, Problem, WhichWeights, open, specs, torch::TorchFile};
+use super::{Format, Loaded, Problem, WhichWeights, open, torch::TorchFile};
 
 /// A difference between candle and a runtime is small if it is below this plus [`RELATIVE`] of the value.
 pub const ABSOLUTE: f32 = 1e-4;
@@ -145,9 +145,7 @@ impl Report {
             return Ok(());
         }
 
-        let Network::TinyDit(config) = &meta.config else {
-            return Err("a network of a kind unknown here".into());
-        };
+        let Network::TinyDit(config) = &meta.config;
         let pass =
             forward(config, &loaded.weights, &options.device).map_err(|e| format!("forward pass: {e}"))?;
         let (low, high) =
@@ -227,7 +225,7 @@ fn not_finite(name: &str, array: &Array) -> Option<String> {
 
 /// How the tensors differ from those that the network has.
 fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>, Problem> {
-    let specs = specs(network)?;
+    let specs = network.specs().map_err(|e| Problem::malformed("network", e.to_string()))?;
     let mut lines = Vec::new();
     for spec in &specs {
         match loaded.weights.get(&spec.name) {

@@ -213,6 +213,7 @@ impl<'a> Run<'a> {
         let mut meta = task.meta();
         meta.provenance = json!({
             "tiny-cats": env!("CARGO_PKG_VERSION"),
+            "weights": "ema",
             "schedule": plan.schedule,
             "items_per_step": task.batch() * plan.accumulation,
             "items": task.items(),
