@@ -1,9 +1,9 @@
 //! Sampling speed: pictures a second for a request of 16, with 20 steps of Heun's method and guidance, on each runtime.
 //!
 //! `cargo bench --bench sampling [-- --model FILE] [RUNTIME…]` times the runtimes that are present, or those named, and prints a line of
-//! JSON for each. Without a file the network is a freshly initialised one, which is no slower or faster than a trained one. With
-//! `--write FOLDER` it writes `model.onnx`, and the noise and the pictures as rows of little-endian f32 (`noise.bin`, `pictures.bin`),
-//! so that `peers/ort_sample.py` can show that it draws the same before it is timed. `scripts/bench` does all of it.
+//! JSON for each. Without a file the released model draws. With `--write FOLDER` it writes `model.onnx`, and the noise and the pictures
+//! as rows of little-endian f32 (`noise.bin`, `pictures.bin`), so that `peers/ort_sample.py` can show that it draws the same before it
+//! is timed. `scripts/bench` does all of it.
 
 use std::{
     io::Write,
@@ -13,26 +13,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use tiny_cats::data::{BREEDS, OTHER};
 use tiny_cats_export::{
-    Breed, Generator, Model, ModelMeta, Options, Request, Sampler, onnx::DEFAULT_OPSET, runtime::RuntimeKind,
-    to_onnx, write_atomically,
+    Breed, Generator, Model, Options, Request, Sampler, onnx::DEFAULT_OPSET, runtime::RuntimeKind, to_onnx,
+    write_atomically,
 };
-use tiny_cats_models::{Init, TinyDitConfig, init, random::noise};
+use tiny_cats_models::{pretrained, random::noise};
 
 const REQUEST: Request =
     Request { breed: Breed::All, count: 16, steps: 20, sampler: Sampler::Heun, guidance: 2.0, seed: 0 };
-
-/// The network of the released model, its weights drawn at random with none at zero.
-fn fresh() -> Result<Model> {
-    let classes: Vec<String> = BREEDS.into_iter().chain([OTHER]).map(String::from).collect();
-    let network = TinyDitConfig::named("tiny", 32, classes.len())?;
-    let mut specs = network.cost()?.params;
-    for spec in specs.iter_mut().filter(|s| s.init == Init::Zeros) {
-        spec.init = Init::Normal(0.02);
-    }
-    Ok(Model::from_weights(ModelMeta::tiny_dit(&network, classes), init(&specs, 0)))
-}
 
 fn generator(model: &Model, runtime: RuntimeKind) -> Result<Generator> {
     Ok(Generator::from_model(model, &Options { runtime: Some(runtime), ..Options::default() })?)
@@ -65,7 +53,7 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench").peekable();
     let model = match args.next_if(|a| a == "--model") {
         Some(_) => Model::open(Path::new(&args.next().context("--model: expected a file")?))?,
-        None => fresh()?,
+        None => Model::from_bytes(pretrained::TINYDIT.to_vec(), "the released model")?,
     };
     if args.next_if(|a| a == "--write").is_some() {
         return write(&model, &PathBuf::from(args.next().context("--write: expected a folder")?));

@@ -20,7 +20,7 @@ GUIDANCE = 2.0
 # The least 1 − t that a difference is divided by.
 CLAMP = 0.05
 # Largest difference of a value of a picture, of which black is −1 and white 1, after the whole trajectory.
-TOLERANCE = 1e-2
+TOLERANCE = 1e-3
 
 
 class Sampler:
