@@ -153,6 +153,7 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
             }
         }
         let done = step + 1;
+        tracing::debug!(step = done, loss, rate, norm, seconds = start.elapsed().as_secs_f64());
         let speed = per_step as f64 / start.elapsed().as_secs_f64();
         observe(Event::Step { step: done, loss, rate, norm, speed });
         let due = |interval: u64| interval > 0 && done.is_multiple_of(interval);
