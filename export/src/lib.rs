@@ -18,7 +18,9 @@ pub use error::{Error, Result};
 pub use generator::{Breed, Generator, Options, Picture, Request};
 pub use grid::{grid, to_rgb};
 pub use load::Model;
-pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Sampler, SamplerDefaults};
+pub use meta::{
+    FORMAT_VERSION, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Sampler, SamplerDefaults, is_class_name,
+};
 #[cfg(feature = "candle")]
 mod verify;
 pub use tiny_cats_models::Network;
