@@ -153,12 +153,20 @@ pub fn report_path(path: &Path) -> PathBuf {
 /// pictures are drawn and compared too.
 ///
 /// # Errors
-/// [`Error::Verification`] when the file holds something else, when there is nothing to compare on, or when the definition itself
-/// returns no finite numbers. A runtime that disagrees is in the report.
+/// [`Error::Verification`] when weights are not finite, when the file holds something else, when there is nothing to compare on, or when
+/// the definition itself returns no finite numbers. A runtime that disagrees is in the report.
 pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: bool) -> Result<Report> {
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
     let held = model.weights()?;
     if let Some((name, _)) = weights.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
+    // A NaN is not equal to itself, so this comes before any comparison.
+    for (name, array) in weights {
+        let bad = array.data().iter().filter(|v| !v.is_finite()).count();
+        if bad > 0 {
+            let message = format!("{name}: {bad} of {} numbers are not finite", array.data().len());
+            return Err(Error::Verification(message));
+        }
+    }
         return Err(Error::Verification(format!("{} holds another {name}", file.name())));
     }
     if model.meta() != meta {
@@ -307,10 +315,13 @@ fn compare(
     report
 }
 
-/// Peak signal-to-noise ratio between two pictures whose black and white are `range`, in dB, at most 200.
+/// Peak signal-to-noise ratio between two pictures whose black and white are `range`, in dB, at most 200; 0 where a value is NaN.
 pub fn psnr(a: &Array, b: &Array, [black, white]: [f32; 2]) -> f64 {
     let shown = |v: &f32| f64::from(v.clamp(black, white));
     let square: f64 = a.data().iter().zip(b.data()).map(|(a, b)| (shown(a) - shown(b)).powi(2)).sum();
     let mean = square / a.data().len().max(1) as f64;
     (20.0 * f64::from(white - black).log10() - 10.0 * mean.log10()).min(MAX_PSNR)
 }
+    if mean.is_nan() {
+        return 0.0;
+    }
