@@ -12,7 +12,7 @@ pub mod onnx;
 pub mod runtime;
 pub mod sample;
 
-pub use atomic::{write_atomically, write_png};
+pub use atomic::{Staged, stage, write_atomically, write_png};
 pub use convert::{INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
 pub use generator::{Breed, Generator, Options, Picture, Request};
