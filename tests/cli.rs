@@ -170,6 +170,31 @@ fn a_killed_run_goes_on_from_its_newest_state() {
 }
 
 #[test]
+fn a_second_run_leaves_the_states_of_the_first_alone() {
+    let dir = TRAINED.path();
+    succeeds(CATS, dir, &train_args("twice", &["--steps", "4", "--save-interval", "1"]));
+    let before = files(&dir.join("twice"));
+    let kept = ["2", "3", "4"].map(|step| dir.join(format!("twice/tinydit_step_0000000{step}.safetensors")));
+    assert!(
+        kept.iter().all(|path| before.contains(path))
+            && !dir.join("twice/tinydit_step_00000001.safetensors").exists()
+    );
+    let said = fails(CATS, dir, &train_args("twice", &["--steps", "2"]));
+    assert!(said.contains("tinydit_step_00000004.safetensors: is of an earlier run"), "{said}");
+    assert_eq!(files(&dir.join("twice")), before);
+    // Going on from an earlier state removes nothing of what came later.
+    let resume =
+        ["--steps", "4", "--save-interval", "3", "--resume", "twice/tinydit_step_00000002.safetensors"];
+    succeeds(CATS, dir, &train_args("twice", &resume));
+    assert!(kept.iter().all(|path| path.exists()));
+    // Other pictures are another run.
+    let fewer =
+        ["--steps", "4", "--limit-files", "20", "--resume", "twice/tinydit_step_00000002.safetensors"];
+    let said = fails(CATS, dir, &train_args("fewer", &fewer));
+    assert!(said.contains("items was 39, is 20"), "{said}");
+}
+
+#[test]
 fn accumulation_takes_the_pictures_of_a_larger_batch() {
     let dir = TRAINED.path();
     let more = ["--steps", "1", "--gradient-accumulation-steps", "2", "--label-dropout", "0.5"];

@@ -3,12 +3,12 @@
 use candle_core::{DType, Device, Tensor as CandleTensor, Var as CandleVar};
 use tiny_cats_export::{
     onnx::{OPSETS, OnnxFile, OnnxGraph, Value},
-    runtime::{Input, run_everywhere},
+    runtime::{Input, RuntimeKind, run_everywhere},
 };
 use tiny_cats_models::{
     Array, BatchNorm, Init, Result, Scope, Tensor, Weights,
     candle::{Plain, to_device, with_plain_operations},
-    cost::Counter,
+    cost::{Cost, Counter},
     random::{Purpose, Stream},
     tape::{Tape, Var},
 };
@@ -264,7 +264,14 @@ fn on_runtimes<O: Operation>(op: &O) {
                 })
                 .collect();
             let results = run_everywhere(&file, &given);
-            assert!(!results.is_empty(), "no runtime is there");
+            let present = |kind| results.iter().any(|(k, _)| *k == kind);
+            assert!(present(RuntimeKind::Tract), "tract is built in");
+            if std::env::var_os("ORT_DYLIB_PATH").is_some() {
+                assert!(present(RuntimeKind::Ort), "ORT_DYLIB_PATH is set, but ONNX Runtime does not load");
+            }
+            if cfg!(feature = "candle-onnx") && opset == *OPSETS.start() {
+                assert!(present(RuntimeKind::CandleOnnx), "candle-onnx is built in");
+            }
             for (runtime, result) in results {
                 let what = format!("{}: {runtime}, opset {opset}, items {from} and {n} on", O::NAME);
                 let result = result.unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -342,6 +349,16 @@ mod operations {
     operation!(sinusoids, [(Fixed)], [(Real 4 16)], |x, p| x[0].sinusoids(16, 10_000.0, 1000.0)?.linear(&p[0], None));
     operation!(add_param, [(Real 5 8)], [(Real 5 8)], |x, p| x[0].add_param(&p[0]));
     operation!(add, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].add(&x[1])?.add(&x[0]));
+    operation!(long_skip, [(Real 5 8), (Real 5 8), (Real 8)], [], |x, p| {
+        let once = x[0].gated_residual(&x[1], &x[2])?;
+        let twice = once.gated_residual(&x[1], &x[2])?;
+        twice.gated_residual(&once, &x[2])?.add(&once)?.add(&x[0])
+    });
+    operation!(parameter_used_twice, [(Real 5 8)], [(Real 5 8)], |x, p| x[0].add_param(&p[0])?.add(&x[0].add_param(&p[0])?));
+    operation!(whole_slice_and_chunk, [(Real 4 6)], [], |x, p| {
+        let all = x[0].slice(1, 0, 6)?.add(&x[0])?;
+        all.chunk(1, 0)?[0].add(&all)?.add(&x[0].reshape(&[4, 6])?)
+    });
     operation!(mul, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].mul(&x[1])?.mul(&x[0]));
     operation!(affine, [(Real 5 8)], [], |x, p| x[0].affine(-2.5, 0.75));
     operation!(gelu, [(Real 5 8)], [], |x, p| x[0].gelu());
@@ -374,4 +391,48 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(a.reshape(&[5, 5]).is_err() && a.permute(&[0, 0]).is_err() && a.chunk(4, 1).is_err());
     assert!(a.slice(1, 4, 3).is_err() && a.mean(2).is_err() && b.swiglu().is_err());
     assert!(a.max_pool2d(2, 2, 0).is_err() && a.slice(0, usize::MAX, 2).is_err());
+}
+
+/// Operations and bytes of one item, worked out by hand.
+#[test]
+fn the_cost_reading_counts_what_is_there() {
+    type Case = (&'static str, fn(&Counter) -> Result<Cost>, u64, u64);
+    let cases: [Case; 6] = [
+        // 5 rows of 7 results, each 8 products and sums, and a bias.
+        ("linear", |c| c.input(&[5, 8]).linear(&vec![7, 8], Some(&vec![7])), 5 * 7 * (2 * 8 + 1), 4 * 5 * 7),
+        // 4 channels of 7 x 6 results, each 2 channels of 3 x 3 products and sums.
+        (
+            "conv2d",
+            |c| c.input(&[2, 7, 6]).conv2d(&vec![4, 2, 3, 3], None, 1, 1),
+            4 * 42 * 2 * 18,
+            4 * 4 * 42,
+        ),
+        // Two products of 7 x 7 x 6 for each of 2 heads, and 5 for each score of the softmax; the scores are kept.
+        (
+            "attention",
+            |c| c.input(&[7, 2, 6]).attention(&c.input(&[7, 2, 6]), &c.input(&[7, 2, 6])),
+            2 * (2 * 2 * 7 * 7 * 6) + 5 * 2 * 7 * 7,
+            4 * (7 * 2 * 6 + 2 * 7 * 7),
+        ),
+        ("gated_residual", |c| c.input(&[5, 8]).gated_residual(&c.input(&[5, 8]), &c.input(&[8])), 80, 160),
+        ("reshape", |c| c.input(&[5, 8]).reshape(&[40]), 0, 0),
+        ("avg_pool2d", |c| c.input(&[2, 6, 6]).avg_pool2d(2, 2), 2 * 9 * 4, 4 * 2 * 9),
+    ];
+    for (name, run, flops, bytes) in cases {
+        let counter = Counter::default();
+        run(&counter).unwrap();
+        let ledger = counter.ledger();
+        assert_eq!((ledger.flops(), ledger.activation_bytes()), (flops, bytes), "{name}");
+        assert_eq!(ledger.entries[0].op, name);
+    }
+}
+
+/// A parameter that a network asks for twice is one parameter, with one gradient.
+#[test]
+fn a_leaf_asked_for_twice_has_the_sum_of_both_gradients() {
+    let tape = Tape::new();
+    let value = CandleTensor::new(&[[2f64, 3.0]], &Device::Cpu).unwrap();
+    let (a, b) = (tape.leaf("w", value.clone()), tape.leaf("w", value));
+    let gradients = a.affine(5.0, 0.0).unwrap().add(&b).unwrap().backward(1.0).unwrap();
+    assert_eq!(flat(&gradients["w"]), [6.0, 6.0]);
 }

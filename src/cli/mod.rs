@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 pub mod common;
 pub mod data;
@@ -33,7 +34,13 @@ enum Command {
 /// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
 /// a wrong usage has exit code 2.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // RUST_LOG=tiny_cats=debug shows what happens inside.
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match command {
         Command::Data(args) => data::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Train(args) => train::run(args),

@@ -115,6 +115,14 @@ fn dit(args: &DitArgs) -> anyhow::Result<()> {
     if !(0.0..1.0).contains(&args.ema_beta) {
         bail!("--ema-beta: expected 0 or more and less than 1, found {}", args.ema_beta);
     }
+    for (flag, value) in [("--gradient-clip", args.gradient_clip), ("--weight-decay", args.weight_decay)] {
+        if !(value >= 0.0 && value.is_finite()) {
+            bail!("{flag}: expected 0 or a positive number, found {value}");
+        }
+    }
+    if !args.cfg_scale.is_finite() {
+        bail!("--cfg-scale: expected a number, found {}", args.cfg_scale);
+    }
     let min_lr = args.min_lr.unwrap_or(args.lr.min(1e-6));
     let schedule = Schedule::new(args.lr, min_lr, args.warmup_steps, 10_000, args.steps)?;
     let device = args.device.device()?;
@@ -158,6 +166,21 @@ fn dit(args: &DitArgs) -> anyhow::Result<()> {
     drive(&mut Dit::new(options, images, device)?, &plan)
 }
 
+/// Tells glibc to keep freed memory for the next step instead of returning it to the system, which would clear every page anew: a
+/// step of a small network takes a quarter less time.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_freed_memory() {
+    for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: mallopt changes a limit of the allocator and touches no memory of ours.
+        unsafe { libc::mallopt(option, i32::MAX) };
+    }
+    // SAFETY: as above.
+    unsafe { libc::mallopt(libc::M_TOP_PAD, 256 << 20) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_freed_memory() {}
+
 /// Trains with a progress bar on a terminal, with a line every --log-interval steps elsewhere.
 fn drive(task: &mut dyn Task, plan: &Plan) -> anyhow::Result<()> {
     let bar = ProgressBar::new(plan.schedule.steps).with_style(ProgressStyle::with_template(
@@ -167,6 +190,7 @@ fn drive(task: &mut dyn Task, plan: &Plan) -> anyhow::Result<()> {
     if terminal {
         bar.enable_steady_tick(Duration::from_millis(500));
     }
+    keep_freed_memory();
     let mut average = None;
     let published = train(task, plan, &mut |event| match event {
         Event::Begin { step, steps, parameters } => {

@@ -26,7 +26,8 @@ pub struct DitOptions {
     pub augmentation: Level,
     /// Pictures in a micro-batch.
     pub batch: usize,
-    /// Weight of guidance in the sample grids.
+    /// Weight of guidance in the sample grids, which changes nothing else.
+    #[serde(skip)]
     pub guidance: f32,
     /// Order, augmentation, times, noise and dropped labels.
     pub seed: u64,
@@ -85,7 +86,7 @@ impl Task for Dit {
     }
 
     fn settings(&self) -> serde_json::Value {
-        serde_json::json!({"options": self.options, "data": self.images.fingerprint})
+        serde_json::json!({"options": self.options, "data": self.images.fingerprint, "items": self.images.len()})
     }
 
     fn meta(&self) -> ModelMeta {

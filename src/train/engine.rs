@@ -136,7 +136,7 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
         return Err(Error::setting("--gradient-accumulation-steps", "expected at least 1, found 0"));
     }
     let specs = task.specs()?;
-    let run = Run::new(task, plan)?;
+    let mut run = Run::new(task, plan)?;
     let (mut optimizer, first) = run.begin(&specs, observe)?;
     let parameters = specs.iter().map(|s| s.dims.iter().product::<usize>() as u64).sum();
     observe(Event::Begin { step: first, steps: plan.schedule.steps, parameters });
@@ -153,17 +153,22 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
             }
         }
         let done = step + 1;
+        tracing::debug!(step = done, loss, rate, norm, seconds = start.elapsed().as_secs_f64());
         let speed = per_step as f64 / start.elapsed().as_secs_f64();
         observe(Event::Step { step: done, loss, rate, norm, speed });
         let due = |interval: u64| interval > 0 && done.is_multiple_of(interval);
         if due(plan.log_interval.max(1)) || done == plan.schedule.steps {
             run.log(&json!({"step": done, "loss": loss, "lr": rate, "gradient_norm": norm, "items_per_second": speed}))?;
         }
-        if due(plan.sample_interval) || (done == plan.schedule.steps && plan.sample_interval > 0) {
-            run.samples(task, &optimizer, done, observe)?;
-        }
-        if due(plan.save_interval) || done == plan.schedule.steps {
+        let last = done == plan.schedule.steps;
+        if due(plan.save_interval) || last {
             run.save(&optimizer, done, observe)?;
+        }
+        if due(plan.sample_interval) || (last && plan.sample_interval > 0) {
+            // Pictures to look at are not worth a run.
+            if let Err(e) = run.samples(task, &optimizer, done, observe) {
+                observe(Event::Note(&format!("no samples at step {done}: {e}")));
+            }
         }
     }
     run.publish(&optimizer, observe)
@@ -200,16 +205,18 @@ struct Run<'a> {
     name: &'static str,
     meta: ModelMeta,
     settings: Value,
+    /// The states that are this run's own, oldest first.
+    states: Vec<PathBuf>,
 }
 
 impl<'a> Run<'a> {
     fn new(task: &dyn Task, plan: &'a Plan) -> Result<Self> {
-        let settings = json!({
+        let settings = as_read(&json!({
             "task": task.settings(),
             "optimizer": plan.optimizer,
             "accumulation": plan.accumulation,
             "seed": plan.seed,
-        });
+        }));
         let mut meta = task.meta();
         meta.provenance = json!({
             "tiny-cats": env!("CARGO_PKG_VERSION"),
@@ -221,11 +228,32 @@ impl<'a> Run<'a> {
         });
         std::fs::create_dir_all(&plan.output)
             .map_err(|source| Error::File { path: plan.output.clone(), source })?;
-        Ok(Self { plan, name: task.name(), meta, settings })
+        let mut run = Self { plan, name: task.name(), meta, settings, states: Vec::new() };
+        run.states = run.states_in_folder()?;
+        Ok(run)
     }
 
-    fn begin(&self, specs: &[ParamSpec], observe: &mut dyn FnMut(Event)) -> Result<(Optimizer, u64)> {
+    fn states_in_folder(&self) -> Result<Vec<PathBuf>> {
+        let failed = |source| Error::File { path: self.plan.output.clone(), source };
+        let prefix = format!("{}_step_", self.name);
+        let mut states = Vec::new();
+        for entry in std::fs::read_dir(&self.plan.output).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(&prefix) && name.ends_with(".safetensors") {
+                states.push(path);
+            }
+        }
+        states.sort();
+        Ok(states)
+    }
+
+    fn begin(&mut self, specs: &[ParamSpec], observe: &mut dyn FnMut(Event)) -> Result<(Optimizer, u64)> {
         let Resume::From(path) = &self.plan.resume else {
+            if let Some(path) = self.states.pop() {
+                let message = "is of an earlier run: go on from it with --resume, or choose another --output";
+                return Err(Error::Resume { path, message: message.into() });
+            }
             let weights = init(specs, self.plan.seed);
             return Ok((Optimizer::new(self.plan.optimizer.clone(), specs, &weights, &self.plan.device)?, 0));
         };
@@ -238,10 +266,15 @@ impl<'a> Run<'a> {
         if step > self.plan.schedule.steps {
             return Err(fail(format!("is at step {step}, beyond --steps {}", self.plan.schedule.steps)));
         }
-        if let Some(field) = difference("schedule", &state.meta["schedule"], &json!(self.plan.schedule)) {
+        if let Some(field) =
+            difference("schedule", &state.meta["schedule"], &as_read(&json!(self.plan.schedule)))
+        {
             observe(Event::Note(&format!("from step {step} on the schedule is another: {field}")));
         }
         self.cut_log(step)?;
+        // What lies beyond is of a branch that is not gone on with: it stays, and is not counted.
+        let newest = self.state_path(step);
+        self.states.retain(|state| *state <= newest);
         Ok((Optimizer::restore(self.plan.optimizer.clone(), specs, &state, &self.plan.device)?, step))
     }
 
@@ -249,7 +282,7 @@ impl<'a> Run<'a> {
         self.plan.output.join(format!("{}_step_{step:08}.safetensors", self.name))
     }
 
-    fn save(&self, optimizer: &Optimizer, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
+    fn save(&mut self, optimizer: &Optimizer, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
         let path = self.state_path(step);
         let meta = json!({
             "model": self.meta,
@@ -259,24 +292,11 @@ impl<'a> Run<'a> {
         });
         optimizer.state(meta)?.save(&path)?;
         observe(Event::Wrote(&path));
-        self.remove_old()
-    }
-
-    /// Removes all but the newest states of this run.
-    fn remove_old(&self) -> Result<()> {
-        let failed = |source| Error::File { path: self.plan.output.clone(), source };
-        let prefix = format!("{}_step_", self.name);
-        let mut states = Vec::new();
-        for entry in std::fs::read_dir(&self.plan.output).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(&prefix) && name.ends_with(".safetensors") {
-                states.push(path);
-            }
-        }
-        states.sort();
-        for path in states.iter().rev().skip(KEPT) {
-            std::fs::remove_file(path).map_err(|source| Error::File { path: path.clone(), source })?;
+        self.states.retain(|state| *state != path);
+        self.states.push(path);
+        while self.states.len() > KEPT {
+            let path = self.states.remove(0);
+            std::fs::remove_file(&path).map_err(|source| Error::File { path, source })?;
         }
         Ok(())
     }
@@ -333,6 +353,11 @@ impl<'a> Run<'a> {
         paths.iter().for_each(|path| observe(Event::Wrote(path)));
         Ok(paths)
     }
+}
+
+/// `value` as it is after being written and read: a number may lose its last digit, and must not count as another for that.
+fn as_read(value: &Value) -> Value {
+    serde_json::from_str(&value.to_string()).unwrap_or(Value::Null)
 }
 
 /// The first field in which two settings differ, with both values.

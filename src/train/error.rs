@@ -16,7 +16,7 @@ pub enum Error {
     },
     /// The loss or a gradient is no longer a number.
     #[error(
-        "step {step}: {what} is {value}: lower --lr or --gradient-clip; the last good state is in the newest checkpoint"
+        "step {step}: {what} is {value}: lower --lr or --gradient-clip; the last good state is the newest training state"
     )]
     NotFinite {
         /// The step, from 1.

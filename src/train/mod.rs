@@ -10,6 +10,6 @@ mod schedule;
 pub use dit::{Dit, DitOptions};
 pub use engine::{Event, Plan, Resume, Task, train};
 pub use error::{Error, Result};
-pub use flow::Flow;
+pub use flow::{Example, Flow};
 pub use optimizer::{AdamW, Optimizer};
 pub use schedule::Schedule;

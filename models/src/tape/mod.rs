@@ -29,7 +29,7 @@ pub struct BatchStatistics {
     pub var: CandleTensor,
 }
 
-type Backward = Box<dyn FnOnce(Vec<Option<CandleTensor>>, &mut Slots) -> Result<()>>;
+type Backward = Box<dyn FnOnce(Vec<Option<Grad>>, &mut Slots) -> Result<()>>;
 
 struct Node {
     outputs: Vec<usize>,
@@ -59,12 +59,21 @@ pub struct Var {
 
 /// Gradients on their way back.
 #[derive(Default)]
-struct Slots(Vec<Option<Slot>>);
+struct Slots(Vec<Option<Grad>>);
 
-struct Slot {
-    grad: CandleTensor,
+/// A gradient.
+struct Grad {
+    value: CandleTensor,
     /// Whether nothing else looks at its memory, so that it may be added to in place.
     owned: bool,
+}
+
+impl std::ops::Deref for Grad {
+    type Target = CandleTensor;
+
+    fn deref(&self) -> &CandleTensor {
+        &self.value
+    }
 }
 
 struct AddInPlace;
@@ -99,25 +108,26 @@ impl InplaceOp2 for AddInPlace {
 
 impl Slots {
     /// Adds a gradient that was made for this slot alone.
-    fn add(&mut self, slot: Option<usize>, grad: CandleTensor) -> Result<()> {
-        self.put(slot, grad, true)
+    fn add(&mut self, slot: Option<usize>, value: CandleTensor) -> Result<()> {
+        self.pass(slot, Grad { value, owned: true })
     }
 
     /// Adds a gradient whose memory others may look at.
-    fn add_shared(&mut self, slot: Option<usize>, grad: &CandleTensor) -> Result<()> {
-        self.put(slot, grad.clone(), false)
+    fn add_shared(&mut self, slot: Option<usize>, value: &CandleTensor) -> Result<()> {
+        self.pass(slot, Grad { value: value.clone(), owned: false })
     }
 
-    fn put(&mut self, slot: Option<usize>, grad: CandleTensor, owned: bool) -> Result<()> {
+    /// Adds a gradient as it came.
+    fn pass(&mut self, slot: Option<usize>, grad: Grad) -> Result<()> {
         let Some(slot) = slot else { return Ok(()) };
-        let grad = if grad.is_contiguous() { grad } else { grad.contiguous()? };
+        let grad = if grad.is_contiguous() { grad } else { Grad { value: grad.contiguous()?, owned: true } };
         let sum = match self.0[slot].take() {
-            None => Slot { grad, owned },
-            Some(old) if old.owned && old.grad.device().is_cpu() => {
-                old.grad.inplace_op2(&grad, &AddInPlace)?;
+            None => grad,
+            Some(old) if old.owned && old.device().is_cpu() => {
+                old.inplace_op2(&grad, &AddInPlace)?;
                 old
             }
-            Some(old) => Slot { grad: (old.grad + grad)?, owned: true },
+            Some(old) => Grad { value: (&old.value + &grad.value)?, owned: true },
         };
         self.0[slot] = Some(sum);
         Ok(())
@@ -135,9 +145,13 @@ impl Tape {
         Var { value, slot: None, tape: self.clone() }
     }
 
-    /// A value whose gradient [`Var::backward`] returns under `name`.
+    /// A value whose gradient [`Var::backward`] returns under `name`. Asked for again under the same name, it is the same leaf, so that
+    /// a parameter used twice has one gradient.
     pub fn leaf(&self, name: &str, value: CandleTensor) -> Var {
         let mut record = self.0.borrow_mut();
+        if let Some(&(_, slot)) = record.leaves.iter().find(|(known, _)| known == name) {
+            return Var { value, slot: Some(slot), tape: self.clone() };
+        }
         let slot = record.slots;
         record.slots += 1;
         record.leaves.push((name.to_owned(), slot));
@@ -159,7 +173,7 @@ impl Tape {
         &self,
         values: Vec<CandleTensor>,
         needed: bool,
-        backward: impl FnOnce(Vec<Option<CandleTensor>>, &mut Slots) -> Result<()> + 'static,
+        backward: impl FnOnce(Vec<Option<Grad>>, &mut Slots) -> Result<()> + 'static,
     ) -> Vec<Var> {
         if !needed {
             return values.into_iter().map(|v| self.constant(v)).collect();
@@ -177,9 +191,9 @@ impl Tape {
         &self,
         value: CandleTensor,
         needed: bool,
-        backward: impl FnOnce(CandleTensor, &mut Slots) -> Result<()> + 'static,
+        backward: impl FnOnce(Grad, &mut Slots) -> Result<()> + 'static,
     ) -> Var {
-        let one = move |mut grads: Vec<Option<CandleTensor>>, slots: &mut Slots| match grads.pop().flatten() {
+        let one = move |mut grads: Vec<Option<Grad>>, slots: &mut Slots| match grads.pop().flatten() {
             Some(grad) => backward(grad, slots),
             None => Ok(()),
         };
@@ -216,8 +230,7 @@ impl Var {
         &self.tape
     }
 
-    /// Runs the tape backwards from this value, whose own gradient is `scale`, and empties it. Gradients of the same leaf name are
-    /// those of the last leaf of that name.
+    /// Runs the tape backwards from this value, whose own gradient is `scale`, and empties it.
     ///
     /// # Errors
     /// Those of candle.
@@ -231,12 +244,12 @@ impl Var {
         )?;
         slots.add(self.slot, (ones * scale)?)?;
         for node in record.nodes.into_iter().rev() {
-            let grads: Vec<_> = node.outputs.iter().map(|&o| slots.0[o].take().map(|s| s.grad)).collect();
+            let grads: Vec<_> = node.outputs.iter().map(|&o| slots.0[o].take()).collect();
             if grads.iter().any(Option::is_some) {
                 (node.backward)(grads, &mut slots)?;
             }
         }
-        let take = |(name, slot): (String, usize)| slots.0[slot].take().map(|s| (name, s.grad));
+        let take = |(name, slot): (String, usize)| slots.0[slot].take().map(|g| (name, g.value));
         Ok(record.leaves.into_iter().filter_map(take).collect())
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor as CandleTensor;
 
-use super::{BatchStatistics, Slots, Var};
+use super::{BatchStatistics, Grad, Slots, Var};
 use crate::{
     BatchNorm, Error, Result, Tensor,
     candle::{
@@ -22,7 +22,7 @@ impl Var {
         &self,
         value: CandleTensor,
         inputs: &[&Var],
-        backward: impl FnOnce(CandleTensor, &mut Slots) -> Result<()> + 'static,
+        backward: impl FnOnce(Grad, &mut Slots) -> Result<()> + 'static,
     ) -> Var {
         self.tape.record(value, inputs.iter().any(|v| v.slot.is_some()), backward)
     }
@@ -171,8 +171,8 @@ impl Tensor for Var {
             let [grad_branch, grad_gate] = ops::gated_residual_backward(&b, &g, &grad)?;
             slots.add(branch_slot, grad_branch)?;
             slots.add(gate_slot, grad_gate)?;
-            // Nothing else holds the result's gradient any more, so it becomes that of `x` as it is.
-            slots.add(slot, grad)
+            // The result's gradient becomes that of `x` as it is.
+            slots.pass(slot, grad)
         }))
     }
 
@@ -213,7 +213,7 @@ impl Tensor for Var {
             if param_slot.is_some() {
                 slots.add(param_slot, grad.sum(0)?)?;
             }
-            slots.add(slot, grad)
+            slots.pass(slot, grad)
         }))
     }
 
@@ -231,8 +231,8 @@ impl Tensor for Var {
         let (a, b) = (self.value.clone(), other.value.clone());
         let (slot, other_slot) = (self.slot, other.slot);
         Ok(self.record(y.into_inner(), &[self, other], move |grad, slots| {
-            slots.add(slot, (&grad * b)?)?;
-            slots.add(other_slot, (grad * a)?)
+            slots.add(slot, (&*grad * b)?)?;
+            slots.add(other_slot, (&*grad * a)?)
         }))
     }
 
@@ -297,18 +297,18 @@ impl Tensor for Var {
             self.plain().chunk(n, axis)?.into_iter().map(Plain::into_inner).collect();
         let (slot, like) = (self.slot, parts[0].clone());
         Ok(self.tape.record_many(parts, slot.is_some(), move |grads, slots| {
-            let grads: Vec<CandleTensor> = grads
-                .into_iter()
-                .map(|g| g.map_or_else(|| like.zeros_like(), Ok))
-                .collect::<candle_core::Result<_>>()?;
-            slots.add(slot, CandleTensor::cat(&grads, axis + 1)?)
+            let value = |g: Option<Grad>| g.map_or_else(|| like.zeros_like(), |g| Ok(g.value));
+            let grads: Vec<CandleTensor> =
+                grads.into_iter().map(value).collect::<candle_core::Result<_>>()?;
+            // One part alone is not copied when it is joined.
+            slots.add_shared(slot, &CandleTensor::cat(&grads, axis + 1)?)
         }))
     }
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
         let rest = self.dims().get(axis).map_or(0, |n| n.saturating_sub(start + len));
         let y = self.plain().slice(axis, start, len)?;
-        self.one(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
+        self.moved(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
