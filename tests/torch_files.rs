@@ -224,6 +224,37 @@ fn a_released_model_comes_back_from_both_files_as_it_was() {
     }
 }
 
+/// Each format gives what its provenance says it holds, and nothing else under that name.
+#[test]
+fn a_released_model_gives_the_weights_that_it_holds_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (weights, mut meta) = released();
+    for (held, averaged) in [("ema", true), ("raw", false)] {
+        meta.provenance = json!({"weights": held});
+        let paths = [dir.path().join(format!("{held}.pt")), dir.path().join(format!("{held}.safetensors"))];
+        checkpoint::write_torch(&paths[0], &weights, &meta).unwrap();
+        checkpoint::write_safetensors(&paths[1], &weights, &meta).unwrap();
+        for path in paths {
+            for which in [WhichWeights::Default, WhichWeights::Raw, WhichWeights::Ema] {
+                let fits = match which {
+                    WhichWeights::Default => true,
+                    WhichWeights::Raw => !averaged,
+                    WhichWeights::Ema => averaged,
+                };
+                if fits {
+                    let loaded = checkpoint::open(&path, which).unwrap();
+                    assert!(loaded.averaged == averaged && loaded.weights == weights, "{path:?}, {which:?}");
+                } else {
+                    let line = problem(&path, which).to_string();
+                    let other =
+                        if averaged { "no raw weights, only EMA" } else { "no EMA weights, only raw" };
+                    assert!(line.contains(other) && !line.contains('\n'), "{path:?}, {which:?}: {line}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn values_written_for_pytorch_are_read_back() {
     let dir = tempfile::tempdir().unwrap();

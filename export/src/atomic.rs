@@ -3,27 +3,36 @@
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use image::{ImageFormat, RgbImage};
+use tempfile::NamedTempFile;
 
-/// Writes `path` so that a reader, or a crash at any moment, sees the old file or the whole new one: into a temporary file beside it,
-/// synced, then renamed. Nothing is left behind when `write` fails.
+/// A file that is written and synced under a temporary name; it is at its place when [committed](Self::commit), and gone when dropped.
+#[derive(Debug)]
+#[must_use = "dropped, it is deleted"]
+pub struct Staged {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+/// Writes what is to be at `path` into a temporary file beside it, and syncs it. What can fail for want of room or rights fails here:
+/// files that belong together are all staged before the first is committed.
 ///
 /// # Errors
-/// Those of `write`, and of creating, syncing and renaming the file.
-pub fn write_atomically<E: From<io::Error>>(
+/// Those of `write`, and of creating and syncing the file; also when `path` is a folder. Nothing is left behind.
+pub fn stage<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), E>,
-) -> Result<(), E> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
+) -> Result<Staged, E> {
+    let folder = folder(path);
     if !folder.is_dir() {
         let missing = format!("there is no folder {}", folder.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, missing).into());
+    }
+    if path.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "a folder is in the file's place").into());
     }
     let mut file = tempfile::Builder::new().prefix(".writing-").suffix(".tmp").tempfile_in(folder)?;
     let mut writer = BufWriter::new(file.as_file_mut());
@@ -36,10 +45,40 @@ pub fn write_atomically<E: From<io::Error>>(
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
     }
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    Ok(())
+    Ok(Staged { file, path: path.to_owned() })
+}
+
+impl Staged {
+    /// Puts the file at its place, instead of an older one.
+    ///
+    /// # Errors
+    /// Those of renaming; the older file is then still there.
+    pub fn commit(self) -> io::Result<()> {
+        self.file.persist(&self.path).map_err(|e| e.error)?;
+        // The file is whole and at its place. Not every file system syncs folders, and none of them would undo the renaming.
+        #[cfg(unix)]
+        let _ = File::open(folder(&self.path)).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+}
+
+/// Writes `path` so that a reader, or a crash at any moment, sees the old file or the whole new one: into a temporary file beside it,
+/// synced, then renamed. Nothing is left behind when `write` fails.
+///
+/// # Errors
+/// Those of [`stage`] and [`Staged::commit`].
+pub fn write_atomically<E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), E>,
+) -> Result<(), E> {
+    Ok(stage(path, write)?.commit()?)
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// Writes `picture` as PNG, atomically.
@@ -67,6 +106,19 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_staged_file_is_there_when_committed_and_gone_when_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let stage = |bytes: &'static [u8]| stage::<io::Error>(&path, |w| w.write_all(bytes)).unwrap();
+        let (first, second) = (stage(b"first"), stage(b"second"));
+        assert!(!path.exists());
+        second.commit().unwrap();
+        drop(first);
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -12,13 +12,15 @@ pub mod onnx;
 pub mod runtime;
 pub mod sample;
 
-pub use atomic::{write_atomically, write_png};
+pub use atomic::{Staged, stage, write_atomically, write_png};
 pub use convert::{INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
 pub use generator::{Breed, Generator, Options, Picture, Request};
 pub use grid::{grid, to_rgb};
 pub use load::Model;
-pub use meta::{FORMAT_VERSION, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Sampler, SamplerDefaults};
+pub use meta::{
+    FORMAT_VERSION, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Sampler, SamplerDefaults, is_class_name,
+};
 #[cfg(feature = "candle")]
 mod verify;
 pub use tiny_cats_models::Network;

@@ -159,6 +159,9 @@ impl ModelMeta {
         if !(1..=MAX_CLASSES).contains(&labels) {
             return wrong("classes", format!("expected 1 to {MAX_CLASSES} names, found {labels}"));
         }
+        if let Some(name) = meta.classes.iter().find(|name| !is_class_name(name)) {
+            return wrong("classes", format!("expected names that can begin a file's name, found {name:?}"));
+        }
         if meta.null_label > labels {
             return wrong("null_label", format!("expected at most {labels}, found {}", meta.null_label));
         }
@@ -184,6 +187,13 @@ impl ModelMeta {
         }
         Ok(meta)
     }
+}
+
+/// Whether a class may be called `name`. Names become part of file names and are printed: none is empty or a folder, none holds a
+/// separator of paths (on any system) or a control character.
+pub fn is_class_name(name: &str) -> bool {
+    let harmless = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
+    !matches!(name, "" | "." | "..") && name.chars().all(harmless)
 }
 
 /// Adds what follows from the network where a file leaves it out.
@@ -250,5 +260,24 @@ mod tests {
             assert!(error.starts_with(&format!("cat.onnx: tiny-cats.{field}: ")), "{error}");
         }
         assert!(ModelMeta::from_json(&"[".repeat(10_000), "m").is_err());
+    }
+
+    #[test]
+    fn a_class_whose_name_is_no_part_of_a_file_name_is_refused_in_one_line() {
+        let read = |name: &str| {
+            let mut meta = meta();
+            meta.classes[0] = name.into();
+            ModelMeta::from_json(&meta.to_json(), "cat.onnx")
+        };
+        for name in
+            ["", ".", "..", "/etc/cat", "../cat", "..\\cat", "C:cat", "a\0b", "a\nb", "\u{1b}[2J", "\u{85}"]
+        {
+            let error = read(name).unwrap_err().to_string();
+            assert!(error.starts_with("cat.onnx: tiny-cats.classes: "), "{error}");
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+        for name in ["Ägyptische Mau", "...", "St. Bernard (not a cat)", "短毛猫"] {
+            assert_eq!(read(name).unwrap().classes[0], name);
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     onnx::{DEFAULT_OPSET, OnnxFile},
     runtime::{RuntimeKind, candle::Definition},
     sample::{Denoiser, Draw, Settings, sample},
-    to_onnx, write_atomically,
+    stage, to_onnx,
 };
 
 /// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute + relative·|b|`.
@@ -123,8 +123,8 @@ impl Report {
 /// [`report_path`].
 ///
 /// # Errors
-/// [`Error::Verification`] when a runtime disagrees with the definition, or none is there to ask; those of writing. In every case
-/// nothing is stored, and an older file is left as it was.
+/// [`Error::Verification`] when a runtime disagrees with the definition, or none is there to ask; those of writing. Nothing is stored
+/// then, and an older file and its report are left as they were; should only the report's last renaming fail, it is missing.
 pub fn export(meta: &ModelMeta, weights: &Weights, path: &Path, options: &ExportOptions) -> Result<Report> {
     let bytes = to_onnx(meta, weights, options.opset)?;
     let file = OnnxFile::from_bytes(bytes, &path.display().to_string())?;
@@ -134,11 +134,14 @@ pub fn export(meta: &ModelMeta, weights: &Weights, path: &Path, options: &Export
     }
     let beside = report_path(path);
     let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Verification(e.to_string()))?;
-    write_atomically(&beside, |w| w.write_all(&json)).map_err(Error::io(&beside))?;
-    write_atomically(path, |w| w.write_all(file.bytes())).map_err(|e| {
-        // A report without its file would speak of another file.
+    // Both are on the disk before either is in its place: together they replace an older pair, or not at all.
+    let model = stage(path, |w| w.write_all(file.bytes())).map_err(Error::io(path))?;
+    let about = stage(&beside, |w| w.write_all(&json)).map_err(Error::io(&beside))?;
+    model.commit().map_err(Error::io(path))?;
+    about.commit().map_err(|e| {
+        // The older report speaks of another file.
         let _ = std::fs::remove_file(&beside);
-        Error::io(path)(e)
+        Error::io(&beside)(e)
     })?;
     Ok(report)
 }
@@ -153,9 +156,17 @@ pub fn report_path(path: &Path) -> PathBuf {
 /// pictures are drawn and compared too.
 ///
 /// # Errors
-/// [`Error::Verification`] when the file holds something else, when there is nothing to compare on, or when the definition itself
-/// returns no finite numbers. A runtime that disagrees is in the report.
+/// [`Error::Verification`] when weights are not finite, when the file holds something else, when there is nothing to compare on, or when
+/// the definition itself returns no finite numbers. A runtime that disagrees is in the report.
 pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: bool) -> Result<Report> {
+    // A NaN is not equal to itself, so this comes before any comparison.
+    for (name, array) in weights {
+        let bad = array.data().iter().filter(|v| !v.is_finite()).count();
+        if bad > 0 {
+            let message = format!("{name}: {bad} of {} numbers are not finite", array.data().len());
+            return Err(Error::Verification(message));
+        }
+    }
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
     let held = model.weights()?;
     if let Some((name, _)) = weights.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
@@ -307,10 +318,13 @@ fn compare(
     report
 }
 
-/// Peak signal-to-noise ratio between two pictures whose black and white are `range`, in dB, at most 200.
+/// Peak signal-to-noise ratio between two pictures whose black and white are `range`, in dB, at most 200; 0 where a value is NaN.
 pub fn psnr(a: &Array, b: &Array, [black, white]: [f32; 2]) -> f64 {
     let shown = |v: &f32| f64::from(v.clamp(black, white));
     let square: f64 = a.data().iter().zip(b.data()).map(|(a, b)| (shown(a) - shown(b)).powi(2)).sum();
     let mean = square / a.data().len().max(1) as f64;
+    if mean.is_nan() {
+        return 0.0;
+    }
     (20.0 * f64::from(white - black).log10() - 10.0 * mean.log10()).min(MAX_PSNR)
 }

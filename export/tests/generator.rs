@@ -1,6 +1,8 @@
 //! From weights to a verified file to pictures.
 #![cfg(feature = "candle")]
 
+mod common;
+
 use std::path::Path;
 
 use safetensors::{Dtype, tensor::TensorView};
@@ -54,6 +56,10 @@ fn an_exported_file_is_verified_and_draws_the_same_on_every_runtime_and_in_every
             .unwrap();
     assert!(report.passed && report.runtimes.iter().all(|r| r.trajectory_psnr.unwrap() >= 50.0));
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
+    for kind in common::demanded(report.opset) {
+        let took_part = report.runtimes.iter().any(|r| r.runtime == kind.name());
+        assert!(took_part, "{kind} takes no part: {:?}", report.skipped);
+    }
     assert_eq!(files(dir.path()), ["cat.onnx", "cat.report.json"]);
     assert_eq!(report_path(&path), dir.path().join("cat.report.json"));
 
@@ -102,15 +108,58 @@ fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
     let error = verify(&meta, &weights, &file, false).unwrap_err().to_string();
     assert!(error.contains("final_layer.linear.weight"), "{error}");
 
-    other.get_mut("final_layer.linear.weight").unwrap().data_mut()[5] = f32::NAN;
+    // In a tensor that is not the first, so that another is not blamed for it.
+    let damaged = other.get_mut("final_layer.linear.weight").unwrap().data_mut();
+    damaged[5] = f32::NAN;
+    damaged[7] = f32::INFINITY;
+    let all = damaged.len();
+    let said = format!("final_layer.linear.weight: 2 of {all} numbers are not finite");
     let dir = tempfile::tempdir().unwrap();
     let failed = export(&meta, &other, &dir.path().join("cat.onnx"), &ExportOptions::default());
-    assert!(matches!(failed, Err(Error::Verification(_))));
+    assert!(matches!(failed, Err(Error::Verification(ref message)) if *message == said), "{failed:?}");
     other.remove("final_layer.linear.weight");
     assert!(export(&meta, &other, &dir.path().join("cat.onnx"), &ExportOptions::default()).is_err());
     let unknown = ExportOptions { opset: 16, ..ExportOptions::default() };
     assert!(export(&meta, &weights, &dir.path().join("cat.onnx"), &unknown).is_err());
     assert!(files(dir.path()).is_empty());
+}
+
+/// Whatever fails, what was there is there still, to the byte.
+#[test]
+fn a_failed_export_leaves_the_older_file_and_its_report() {
+    let (meta, weights) = generator();
+    let mut damaged = weights.clone();
+    damaged.get_mut("final_layer.linear.weight").unwrap().data_mut()[5] = f32::NAN;
+    for obstacle in ["damaged weights", "cat.report.json", "cat.onnx"] {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["cat.onnx", "cat.report.json"] {
+            let path = dir.path().join(name);
+            // A folder of a file's name is what cannot be replaced by a file.
+            if name == obstacle {
+                std::fs::create_dir(path).unwrap();
+            } else {
+                std::fs::write(path, "older").unwrap();
+            }
+        }
+        let weights = if obstacle == "damaged weights" { &damaged } else { &weights };
+        let failed = export(&meta, weights, &dir.path().join("cat.onnx"), &ExportOptions::default());
+        let line = failed.unwrap_err().to_string();
+        assert!(!line.contains('\n') && (!obstacle.starts_with("cat") || line.contains(obstacle)), "{line}");
+        assert_eq!(files(dir.path()), ["cat.onnx", "cat.report.json"], "{obstacle}");
+        for name in files(dir.path()).into_iter().filter(|name| name != obstacle) {
+            assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), b"older", "{obstacle}");
+        }
+    }
+}
+
+#[test]
+fn pictures_that_are_not_finite_are_like_no_other() {
+    let picture = |value| Array::new([2], vec![0.5, value]).unwrap();
+    let ratio = |a, b| psnr(&picture(a), &picture(b), [-1.0, 1.0]);
+    assert_eq!((ratio(f32::NAN, 0.5), ratio(0.5, f32::NAN), ratio(f32::NAN, f32::NAN)), (0.0, 0.0, 0.0));
+    // Half of the pixels are a tenth of the range off: a mean square of 0.02 against 4.
+    assert!((ratio(0.5, 0.3) - 10.0 * (4f64 / 0.02).log10()).abs() < 1e-4);
+    assert_eq!(ratio(0.5, 0.5), 200.0);
 }
 
 #[test]

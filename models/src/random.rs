@@ -1,10 +1,13 @@
 //! All randomness: seeded, specified, the same in every language.
 //!
-//! A [`Stream`] is ChaCha20 (RFC 8439 block function, 64-bit counter and 64-bit stream number, as in `rand_chacha`), read as
-//! little-endian 32-bit words. Its 32-byte key is the seed (8 bytes, little-endian), the [`Purpose`] (8 bytes, little-endian), then
-//! zeros. A uniform number takes one word `w`: `((w >> 8) + 1) / 2²⁴`, in (0, 1]. Two uniforms `u₁`, `u₂` give two normal numbers by
-//! Box and Muller in f64: `√(−2 ln u₁)·cos(2πu₂)`, then `√(−2 ln u₁)·sin(2πu₂)`. The noise of picture `i` is stream `i` of
-//! [`Purpose::Noise`], rounded to f32, in channel, row, column order: it does not depend on the batch that the picture is drawn in.
+//! A [`Stream`] is ChaCha20, read as little-endian 32-bit words: RFC 8439's block function, where words 12 and 13 of the state are a
+//! 64-bit counter of blocks from 0, and words 14 and 15 the 64-bit stream number, low halves first (as in `rand_chacha`). Its 32-byte key
+//! is the seed (8 bytes, little-endian), the [`Purpose`] (8 bytes, little-endian), then zeros. A uniform number takes one word `w`:
+//! `((w >> 8) + 1) / 2²⁴`, in (0, 1]. Two uniforms `u₁`, `u₂` give two normal numbers by Box and Muller in f64: `√(−2 ln u₁)·cos(2πu₂)`,
+//! then `√(−2 ln u₁)·sin(2πu₂)`. The noise of picture `i` is stream `i` of [`Purpose::Noise`], rounded to f32, in channel, row, column
+//! order: it does not depend on the batch that the picture is drawn in.
+//!
+//! For other implementations, `noise-vectors.json` has words, uniform and normal numbers of a few streams, by `noise-vectors.py`.
 
 use rand_chacha::{
     ChaCha20Rng,
@@ -101,6 +104,49 @@ pub fn noise(seed: u64, index: u64, len: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What another implementation of the specification above makes of it.
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        seed: String,
+        purpose: u64,
+        index: String,
+        skip: usize,
+        words: Vec<u32>,
+        // 24 bits are exact in f32.
+        uniforms: Vec<f32>,
+        normals: Vec<f32>,
+    }
+
+    #[test]
+    fn streams_are_those_of_the_specification() {
+        use Purpose::*;
+        let vectors: Vec<Vector> = serde_json::from_str(include_str!("../noise-vectors.json")).unwrap();
+        assert!(vectors.len() >= 8);
+        for v in &vectors {
+            let (seed, index) = (v.seed.parse().unwrap(), v.index.parse().unwrap());
+            let purposes = [Noise, Init, Order, Training, Augment, Synthetic];
+            let purpose = *purposes.iter().find(|p| **p as u64 == v.purpose).unwrap();
+            let named = format!("seed {seed}, {purpose:?}, stream {index}, after {} words", v.skip);
+            let mut stream = Stream::new(seed, purpose, index);
+            for _ in 0..v.skip {
+                stream.rng.next_u32();
+            }
+
+            let mut words = stream.clone();
+            assert_eq!([0; 8].map(|_| words.rng.next_u32()), v.words[..], "{named}");
+            let mut uniforms = stream.clone();
+            assert_eq!([0; 8].map(|_| uniforms.uniform() as f32), v.uniforms[..], "{named}");
+            // Mathematical libraries differ in a logarithm's or sine's last bit, which may show after rounding.
+            let normals = stream.normals(8);
+            let near = |(a, b): (&f32, &f32)| a.to_bits().abs_diff(b.to_bits()) <= 1;
+            assert_eq!(v.normals.len(), 8);
+            assert!(normals.iter().zip(&v.normals).all(near), "{named}: {normals:?}");
+            if purpose == Noise && v.skip == 0 {
+                assert_eq!(noise(seed, index, 8), normals, "{named}");
+            }
+        }
+    }
 
     #[test]
     fn normal_numbers_have_the_moments_of_a_normal() {

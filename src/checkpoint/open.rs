@@ -22,7 +22,8 @@ pub enum WhichWeights {
     Raw,
     /// Their exponential moving average.
     Ema,
-    /// Our own training's averages, the Python project's raw ones (its averages of short runs are still near their beginning).
+    /// What a released file holds, our own training's averages, the Python project's raw ones (its averages of short runs are still
+    /// near their beginning).
     #[default]
     Default,
 }
@@ -96,7 +97,7 @@ fn read(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
         tar if tar.get(257..262) == Some(b"ustar") => return Err(Problem::LegacyTorch),
         other => return Err(Problem::Unrecognised { found: looks_like(other) }),
     };
-    if loaded.weights.is_empty() { Err(Problem::NoTensors) } else { Ok(loaded.released_average()) }
+    if loaded.weights.is_empty() { Err(Problem::NoTensors) } else { Ok(loaded) }
 }
 
 fn looks_like(start: &[u8]) -> &'static str {
@@ -137,11 +138,15 @@ impl Loaded {
         }
     }
 
-    /// Released files say in their provenance that they hold averages.
-    fn released_average(mut self) -> Self {
+    /// A file with one set of weights: released ones say in their provenance whether they are averages, others' are taken as raw.
+    fn alone(mut self, which: WhichWeights) -> Result<Self, Problem> {
         let says = |meta: &ModelMeta| meta.provenance["weights"] == "ema";
-        self.averaged |= self.format.is_released() && self.own_meta.as_ref().is_some_and(says);
-        self
+        self.averaged = self.format.is_released() && self.own_meta.as_ref().is_some_and(says);
+        match (which, self.averaged) {
+            (WhichWeights::Raw, true) => Err(Problem::NoSuchWeights { wanted: "raw", found: "EMA" }),
+            (WhichWeights::Ema, false) => Err(Problem::NoSuchWeights { wanted: "EMA", found: "raw" }),
+            _ => Ok(self),
+        }
     }
 
     fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: Numbers) -> Result<(), Problem> {
@@ -180,7 +185,7 @@ fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem>
     for Stored { name, dims, numbers } in file.read(|_| true)? {
         loaded.insert(&name, dims, numbers)?;
     }
-    Ok(loaded)
+    loaded.alone(which)
 }
 
 fn read_state(file: SafeTensors, which: WhichWeights) -> Result<Loaded, Problem> {
@@ -228,7 +233,8 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
         _ => None,
     };
     loaded.config = dictionary("config").map(Value::to_json);
-    let ema_wanted = which == WhichWeights::Ema || (which == WhichWeights::Default && raw.is_none());
+    let ema_wanted = !format.is_released()
+        && (which == WhichWeights::Ema || (which == WhichWeights::Default && raw.is_none()));
     let tensors = match (raw, ema) {
         (_, Some(ema)) if ema_wanted => {
             loaded.averaged = true;
@@ -250,7 +256,7 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
     for ((name, tensor), numbers) in tensors.iter().zip(storages.read(&tensors)?) {
         loaded.insert(name, tensor.dims.clone(), numbers)?;
     }
-    Ok(loaded)
+    if format.is_released() { loaded.alone(which) } else { Ok(loaded) }
 }
 
 impl fmt::Display for Format {

@@ -8,6 +8,7 @@ use std::{
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use tiny_cats_export::is_class_name;
 
 use super::{Error, OTHER, Result, decode};
 
@@ -53,7 +54,8 @@ impl Dataset {
                 continue;
             }
             match name.to_str() {
-                Some(text) => folders.push(text.to_owned()),
+                Some(text) if is_class_name(text) => folders.push(text.to_owned()),
+                Some(_) => skipped.push((name, "a folder whose name no class can have".to_string())),
                 None => skipped.push((name, "a folder whose name is not UTF-8".to_string())),
             }
         }
@@ -232,6 +234,18 @@ mod tests {
         assert!(open("bare").contains("no class folders"));
         put(root, "hollow/Bengal/a.txt", b"text");
         assert!(open("hollow").contains("a.txt is not a picture"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_can_name_no_class_is_no_class() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["Bengal", "two\nlines"] {
+            put(dir.path(), &format!("{folder}/a.png"), &encoded(ImageFormat::Png, 8));
+        }
+        let data = Dataset::open(dir.path()).unwrap();
+        assert_eq!((data.classes, data.files.len()), (vec!["Bengal".to_owned()], 1));
+        assert!(data.skipped[0].1.contains("no class"), "{:?}", data.skipped);
     }
 
     #[test]
