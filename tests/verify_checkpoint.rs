@@ -11,7 +11,11 @@ use tiny_cats_export::{ModelMeta, Network, to_onnx};
 use tiny_cats_models::{Array, TinyDitConfig, Weights, init, random::noise};
 
 fn run(path: &Path, flags: &[&str]) -> Output {
-    std::process::Command::new(env!("CARGO_BIN_EXE_verify-checkpoint")).arg(path).args(flags).output().unwrap()
+    std::process::Command::new(env!("CARGO_BIN_EXE_verify-checkpoint"))
+        .arg(path)
+        .args(flags)
+        .output()
+        .unwrap()
 }
 
 fn text(output: &Output) -> String {

@@ -18,6 +18,16 @@ const MAX_BYTES: u64 = i32::MAX as u64;
 
 const PREDECESSOR_INPUTS: [&str; 3] = ["noise", "timestep", "breed"];
 
+/// The contents of a model file, unless it is absurdly large.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    if size > MAX_BYTES {
+        let message = format!("expected at most {MAX_BYTES} bytes, found {size}");
+        return Err(Error::file(path.display(), "size", message));
+    }
+    std::fs::read(path).map_err(Error::io(path))
+}
+
 /// A released model in memory.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -39,12 +49,7 @@ impl Model {
     /// # Errors
     /// [`Error::Io`], and those of [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
-        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-        if size > MAX_BYTES {
-            let message = format!("expected at most {MAX_BYTES} bytes, found {size}");
-            return Err(Error::file(path.display(), "size", message));
-        }
-        Self::from_bytes(std::fs::read(path).map_err(Error::io(path))?, &path.display().to_string())
+        Self::from_bytes(read(path)?, &path.display().to_string())
     }
 
     /// Reads a file in memory; `name` stands for it in errors.

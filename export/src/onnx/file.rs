@@ -11,9 +11,6 @@ use super::{
 };
 use crate::{Error, META_KEY, ModelMeta, Result};
 
-/// protobuf's limit on a message.
-const MAX_BYTES: u64 = i32::MAX as u64;
-
 /// A graph's input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
@@ -42,12 +39,7 @@ impl OnnxFile {
     /// # Errors
     /// [`Error::Io`], and those of [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
-        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-        if size > MAX_BYTES {
-            let message = format!("expected at most {MAX_BYTES} bytes, found {size}");
-            return Err(Error::file(path.display(), "size", message));
-        }
-        Self::from_bytes(std::fs::read(path).map_err(Error::io(path))?, &path.display().to_string())
+        Self::from_bytes(crate::load::read(path)?, &path.display().to_string())
     }
 
     /// Looks through a file in memory; `name` stands for it in errors.
