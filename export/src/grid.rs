@@ -7,17 +7,18 @@ use crate::font;
 /// Space around each picture, in pixels of the sheet.
 const MARGIN: u32 = 6;
 /// Smaller pictures are enlarged by a whole factor to at least this many pixels, so that each can be seen.
-const VISIBLE: u32 = 96;
+const VISIBLE: u32 = 128;
 const PAPER: Rgb<u8> = Rgb([250, 249, 246]);
 const INK: Rgb<u8> = Rgb([40, 38, 36]);
 
-/// Places `pictures` in rows of `columns`, each in a cell of the size of the largest, small ones enlarged pixel by pixel to at least
-/// 96 px. `labels`, one a picture (missing ones are empty), are drawn below each; a label too long for its cell is cut.
+/// Places `pictures` in rows of `columns`, each in a cell of the size of the largest, small ones enlarged smoothly to at least
+/// 128 px. `labels`, one a picture (missing ones are empty), are drawn below each; a label too long for its cell is cut.
 /// Of `columns` 0 and of no pictures comes what comes of 1 column and of an empty picture.
 pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) -> RgbImage {
     let columns = (columns.max(1)).min(pictures.len().max(1)) as u32;
     let rows = (pictures.len() as u32).div_ceil(columns);
     let largest = pictures.iter().map(|p| p.width().max(p.height())).max().unwrap_or(1).max(1);
+    // A whole factor, so that every pixel is enlarged alike.
     let factor = VISIBLE.div_ceil(largest);
     let cell = largest * factor;
     let label = if labels.is_some() { font::HEIGHT + MARGIN / 2 } else { 0 };
@@ -27,7 +28,7 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
         let x = MARGIN + i as u32 % columns * step_x;
         let y = MARGIN + i as u32 / columns * step_y;
         let (w, h) = (picture.width() * factor, picture.height() * factor);
-        let enlarged = imageops::resize(picture, w, h, imageops::FilterType::Nearest);
+        let enlarged = imageops::resize(picture, w, h, imageops::FilterType::CatmullRom);
         let (dx, dy) = ((cell - w) / 2, (cell - h) / 2);
         imageops::replace(&mut sheet, &enlarged, i64::from(x + dx), i64::from(y + dy));
         if let Some(text) = labels.and_then(|l| l.get(i)) {
@@ -81,17 +82,19 @@ mod tests {
     }
 
     #[test]
-    fn every_picture_is_in_the_sheet_pixel_by_pixel_and_labels_do_not_touch_it() {
-        let pictures: Vec<_> =
-            (0..7u8).map(|i| RgbImage::from_fn(32, 32, |x, y| Rgb([i * 30, x as u8, y as u8]))).collect();
+    fn every_picture_is_in_the_sheet_and_labels_do_not_touch_it() {
+        // Left half dark, right half light: enlarging smoothly changes neither far from the edge between them.
+        let halves =
+            |i: u8| RgbImage::from_fn(32, 32, move |x, _| Rgb([i * 30, if x < 16 { 20 } else { 200 }, 9]));
+        let pictures: Vec<_> = (0..7).map(halves).collect();
         let labels: Vec<_> =
             (0..7).map(|i| format!("a label that is far too long for a cell, {i}")).collect();
         let sheet = grid(&pictures, 3, Some(&labels));
-        let step = (96 + MARGIN, 96 + MARGIN + font::HEIGHT + MARGIN / 2);
+        let step = (128 + MARGIN, 128 + MARGIN + font::HEIGHT + MARGIN / 2);
         assert_eq!(sheet.dimensions(), (MARGIN + 3 * step.0, MARGIN + 3 * step.1));
         for (i, picture) in (0u32..).zip(&pictures) {
-            for (x, y, pixel) in picture.enumerate_pixels() {
-                let at = (MARGIN + i % 3 * step.0 + x * 3 + 1, MARGIN + i / 3 * step.1 + y * 3 + 1);
+            for (x, y, pixel) in picture.enumerate_pixels().filter(|(x, ..)| !(12..20).contains(x)) {
+                let at = (MARGIN + i % 3 * step.0 + x * 4 + 1, MARGIN + i / 3 * step.1 + y * 4 + 1);
                 assert_eq!(sheet.get_pixel(at.0, at.1), pixel);
             }
         }
