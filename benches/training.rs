@@ -15,7 +15,7 @@ use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
     data::{BREEDS, Dataset, Images, Level, OTHER, synth},
-    train::{AdamW, Dit, DitOptions, Flow, Optimizer, Task},
+    train::{AdamW, Dit, DitOptions, Flow, Optimizer, learn},
 };
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
@@ -143,14 +143,12 @@ impl Case {
         let mut times = Vec::new();
         for step in 0..WARM_UP + STEPS {
             let start = Instant::now();
-            let tape = Tape::new();
-            let loss = task.loss(&tape, &mut optimizer.params()?, step * self.batch as u64)?;
-            let gradients = loss.backward(1.0)?;
-            let norm = optimizer.step(&gradients, 1e-4, step)?;
+            let (_, learnt) = learn(&mut task, &optimizer, 1, step * self.batch as u64)?;
+            let norm = optimizer.step(&learnt, 1e-4, step)?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);
             }
-            drop(gradients);
+            drop(learnt);
             if step >= WARM_UP {
                 times.push(start.elapsed().as_secs_f64());
             }

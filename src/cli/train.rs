@@ -209,6 +209,14 @@ fn drive(task: &mut dyn Task, plan: &Plan) -> anyhow::Result<()> {
                 );
             }
         }
+        Event::Evaluated { step, score, best } => bar.suspend(|| {
+            println!(
+                "step {step}  {} {:.4}{}",
+                score.name,
+                score.value,
+                if best { ", the best so far" } else { "" }
+            );
+        }),
         Event::Note(text) => bar.suspend(|| eprintln!("{text}")),
         Event::Wrote(path) => bar.suspend(|| println!("wrote {}", path.display())),
     });

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::random::{Purpose, Stream};
 
-/// How much training pictures are changed.
+/// How much training pictures are changed: for the generator as said here (a generator draws what it is shown, so changes are small),
+/// for the classifier as [`View::draw`](super::View::draw) says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -18,6 +19,43 @@ pub enum Level {
     Full,
 }
 
+/// How colours are changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Colour {
+    /// What is added to each value.
+    pub brightness: f32,
+    /// By how much values are scaled.
+    pub contrast: f32,
+    /// By how much the distance of values from grey is scaled.
+    pub saturation: f32,
+}
+
+impl Default for Colour {
+    fn default() -> Self {
+        Self { brightness: 0.0, contrast: 1.0, saturation: 1.0 }
+    }
+}
+
+impl Colour {
+    /// Changes the three planes of `values`, from −1 (black) to 1.
+    pub(super) fn apply(&self, values: &mut [f32]) {
+        if *self == Self::default() {
+            return;
+        }
+        let plane = values.len() / 3;
+        let (red, rest) = values.split_at_mut(plane);
+        let (green, blue) = rest.split_at_mut(plane);
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            // The luma of ITU-R BT.601.
+            let grey = 0.299 * *r + 0.587 * *g + 0.114 * *b;
+            for value in [r, g, b] {
+                let saturated = grey + (*value - grey) * self.saturation;
+                *value = (saturated * self.contrast + self.brightness).clamp(-1.0, 1.0);
+            }
+        }
+    }
+}
+
 /// What is done to one picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Augmentation {
@@ -27,12 +65,8 @@ pub struct Augmentation {
     pub zoom: f32,
     /// Where that part begins, across and down; at most `1 − zoom`.
     pub offset: [f32; 2],
-    /// What is added to each value.
-    pub brightness: f32,
-    /// By how much values are scaled.
-    pub contrast: f32,
-    /// By how much the distance of values from grey is scaled.
-    pub saturation: f32,
+    /// How its colours are changed.
+    pub colour: Colour,
 }
 
 impl Augmentation {
@@ -40,14 +74,7 @@ impl Augmentation {
     pub fn draw(level: Level, seed: u64, position: u64) -> Self {
         let mut stream = Stream::new(seed, Purpose::Augment, position);
         let mut range = |low: f32, high: f32| low + (high - low) * stream.uniform() as f32;
-        let mut all = Self {
-            flip: false,
-            zoom: 1.0,
-            offset: [0.0; 2],
-            brightness: 0.0,
-            contrast: 1.0,
-            saturation: 1.0,
-        };
+        let mut all = Self { flip: false, zoom: 1.0, offset: [0.0; 2], colour: Colour::default() };
         if level != Level::None {
             all.flip = range(0.0, 1.0) <= 0.5;
         }
@@ -56,8 +83,11 @@ impl Augmentation {
             all.offset = [range(0.0, 1.0 - all.zoom), range(0.0, 1.0 - all.zoom)];
         }
         if level == Level::Full {
-            (all.brightness, all.contrast, all.saturation) =
-                (range(-0.1, 0.1), range(0.9, 1.1), range(0.9, 1.1));
+            all.colour = Colour {
+                brightness: range(-0.1, 0.1),
+                contrast: range(0.9, 1.1),
+                saturation: range(0.9, 1.1),
+            };
         }
         all
     }
@@ -78,18 +108,7 @@ impl Augmentation {
                 }
             }
         }
-        if (self.brightness, self.contrast, self.saturation) != (0.0, 1.0, 1.0) {
-            let (red, rest) = values.split_at_mut(side * side);
-            let (green, blue) = rest.split_at_mut(side * side);
-            for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-                // The luma of ITU-R BT.601.
-                let grey = 0.299 * *r + 0.587 * *g + 0.114 * *b;
-                for value in [r, g, b] {
-                    let saturated = grey + (*value - grey) * self.saturation;
-                    *value = (saturated * self.contrast + self.brightness).clamp(-1.0, 1.0);
-                }
-            }
-        }
+        self.colour.apply(values);
     }
 
     /// Along one axis, the two pixels that each pixel of the part is between, and how near it is to the second.

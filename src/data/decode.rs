@@ -2,7 +2,10 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, imageops::FilterType};
+use image::{
+    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
+    imageops::{self, FilterType},
+};
 
 /// Larger files are not read.
 pub const MOST_BYTES: u64 = 64 << 20;
@@ -60,29 +63,33 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
     if whole { Ok(()) } else { Err(format!("a broken {} file: its end is missing", name(format))) }
 }
 
-/// The middle square of a picture, upright, on white where it is transparent, `size` × `size` pixels.
-pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
+/// A picture, upright, on white where it is transparent.
+pub fn upright(bytes: &[u8]) -> Result<RgbImage, String> {
     check(bytes)?;
     let format = image::guess_format(bytes).map_err(|_| "not a picture".to_string())?;
     let mut decoder = open(bytes)?;
     let orientation = decoder.orientation().map_err(|e| broken(format, &e))?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(format, &e))?;
     picture.apply_orientation(orientation);
-    let side = picture.width().min(picture.height());
-    let (x, y) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
-    let crop = picture.crop_imm(x, y, side, side);
-    let flat = if crop.color().has_alpha() { on_white(&crop) } else { DynamicImage::from(crop.to_rgb8()) };
-    Ok(flat.resize_exact(size, size, FilterType::Lanczos3).to_rgb8())
+    Ok(if picture.color().has_alpha() { on_white(&picture) } else { picture.into_rgb8() })
 }
 
-fn on_white(picture: &DynamicImage) -> DynamicImage {
+/// The middle square of a picture, upright, on white where it is transparent, `size` × `size` pixels.
+pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
+    let picture = upright(bytes)?;
+    let side = picture.width().min(picture.height());
+    let (x, y) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
+    let crop = imageops::crop_imm(&picture, x, y, side, side);
+    Ok(imageops::resize(&*crop, size, size, FilterType::Lanczos3))
+}
+
+fn on_white(picture: &DynamicImage) -> RgbImage {
     let rgba = picture.to_rgba8();
     let over = |value: u8, alpha: u8| {
         ((u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
     };
-    let rgb = RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+    RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
         let [r, g, b, a] = rgba.get_pixel(x, y).0;
         image::Rgb([over(r, a), over(g, a), over(b, a)])
-    });
-    DynamicImage::from(rgb)
+    })
 }

@@ -6,13 +6,15 @@ mod dataset;
 mod decode;
 mod error;
 mod order;
+mod photos;
 pub mod synth;
 
-pub use augment::{Augmentation, Level};
+pub use augment::{Augmentation, Colour, Level};
 pub use cache::Images;
 pub use dataset::{Dataset, Picture};
 pub use error::{Error, Result};
 pub use order::Order;
+pub use photos::{Photos, View};
 
 /// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.
 pub const BREEDS: [&str; 12] = [

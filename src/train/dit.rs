@@ -69,8 +69,12 @@ impl Dit {
 }
 
 impl Task for Dit {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "tinydit"
+    }
+
+    fn released(&self) -> String {
+        "tinydit_final".into()
     }
 
     fn specs(&self) -> Result<Vec<ParamSpec>> {

@@ -9,28 +9,40 @@ use std::{
 
 use candle_core::Device;
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tiny_cats_export::{ModelMeta, write_atomically, write_png};
 use tiny_cats_models::{
     ParamSpec, Weights,
     candle::Params,
     init,
-    tape::{Gradients, Tape, Var},
+    tape::{Tape, Var},
 };
 
-use super::{AdamW, Error, Optimizer, Result, Schedule};
+use super::{AdamW, Error, Learnt, Optimizer, Result, Schedule};
 use crate::checkpoint::{self, TrainingState};
 
 /// What is trained. Whatever a task draws at random depends on its seed and the position alone.
 pub trait Task {
-    /// What its files are called: `NAME_final.pt`.
-    fn name(&self) -> &'static str;
+    /// What its training states are called: `NAME_step_00000100.safetensors`.
+    fn name(&self) -> &str;
+
+    /// What its released files are called: `NAME.pt`.
+    fn released(&self) -> String;
 
     /// The network's parameters, in the order of its definition.
     ///
     /// # Errors
     /// When there is no such network.
     fn specs(&self) -> Result<Vec<ParamSpec>>;
+
+    /// The weights that a run begins with.
+    ///
+    /// # Errors
+    /// When they cannot be had.
+    fn initial(&self, seed: u64) -> Result<Weights> {
+        Ok(init(&self.specs()?, seed))
+    }
 
     /// Items in a micro-batch.
     fn batch(&self) -> usize;
@@ -50,11 +62,28 @@ pub trait Task {
     /// Those of the network.
     fn loss(&mut self, tape: &Tape, params: &mut Params, position: u64) -> Result<Var>;
 
+    /// How good the network is on data that it is not trained on; `None` where there is no measure for that.
+    ///
+    /// # Errors
+    /// Those of the network.
+    fn evaluate(&mut self, _weights: &Weights) -> Result<Option<Score>> {
+        Ok(None)
+    }
+
     /// What the network can do so far, to look at.
     ///
     /// # Errors
     /// Those of the network.
     fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>>;
+}
+
+/// A measure of how good a network is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// What is measured.
+    pub name: &'static str,
+    /// The measure; more is better.
+    pub value: f64,
 }
 
 /// Where a run begins.
@@ -76,7 +105,7 @@ pub struct Plan {
     pub optimizer: AdamW,
     /// Micro-batches in a step.
     pub accumulation: usize,
-    /// Steps between training states; 0 for the last step alone.
+    /// Steps between training states, each of which is evaluated; 0 for the last step alone.
     pub save_interval: u64,
     /// Steps between sample grids; 0 for none.
     pub sample_interval: u64,
@@ -117,6 +146,15 @@ pub enum Event<'a> {
         /// Items per second of this step.
         speed: f64,
     },
+    /// The averaged weights were evaluated.
+    Evaluated {
+        /// Steps done.
+        step: u64,
+        /// What was found.
+        score: Score,
+        /// Whether it is the best of the run so far.
+        best: bool,
+    },
     /// A file was written.
     Wrote(&'a Path),
     /// Something that the user should know.
@@ -126,8 +164,9 @@ pub enum Event<'a> {
 /// Training states that are kept.
 const KEPT: usize = 3;
 
-/// Trains `task` as `plan` says. At the end `NAME_final.pt` and `NAME_final.safetensors`, with the moving average of the weights, are
-/// in the output folder; their paths are returned.
+/// Trains `task` as `plan` says. At the end its released files, `.pt` and `.safetensors`, with the moving average of the weights, are in
+/// the output folder; their paths are returned. They are of the step that was evaluated best, where the task can be evaluated (the first
+/// of equals), and of the last step otherwise.
 ///
 /// # Errors
 /// Whatever stops a run; what was written before is whole.
@@ -137,16 +176,16 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
     }
     let specs = task.specs()?;
     let mut run = Run::new(task, plan)?;
-    let (mut optimizer, first) = run.begin(&specs, observe)?;
+    let (mut optimizer, first) = run.begin(task, &specs, observe)?;
     let parameters = specs.iter().map(|s| s.dims.iter().product::<usize>() as u64).sum();
     observe(Event::Begin { step: first, steps: plan.schedule.steps, parameters });
     let per_step = (task.batch() * plan.accumulation) as u64;
     for step in first..plan.schedule.steps {
         let start = Instant::now();
-        let (loss, gradients) = gradients(task, &optimizer, plan, step * per_step)?;
+        let (loss, learnt) = learn(task, &optimizer, plan.accumulation, step * per_step)?;
         let rate = plan.schedule.rate(step);
-        let norm = if loss.is_finite() { optimizer.step(&gradients, rate, step)? } else { 0.0 };
-        drop(gradients);
+        let norm = if loss.is_finite() { optimizer.step(&learnt, rate, step)? } else { 0.0 };
+        drop(learnt);
         for (what, value) in [("the loss", loss), ("the gradient's norm", norm)] {
             if !value.is_finite() {
                 return Err(Error::NotFinite { step: step + 1, what, value });
@@ -162,6 +201,7 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
         }
         let last = done == plan.schedule.steps;
         if due(plan.save_interval) || last {
+            run.evaluate(task, &optimizer, done, observe)?;
             run.save(&optimizer, done, observe)?;
         }
         if due(plan.sample_interval) || (last && plan.sample_interval > 0) {
@@ -174,39 +214,52 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
     run.publish(&optimizer, observe)
 }
 
-/// Mean loss and gradients of one step.
-fn gradients(
+/// Mean loss of one step of `accumulation` micro-batches from `position` on, and what is learnt from it.
+///
+/// # Errors
+/// Those of the task.
+pub fn learn(
     task: &mut dyn Task,
     optimizer: &Optimizer,
-    plan: &Plan,
+    accumulation: usize,
     position: u64,
-) -> Result<(f64, Gradients)> {
-    let share = 1.0 / plan.accumulation as f64;
-    let (mut loss, mut sum) = (0.0, Gradients::new());
-    for micro in 0..plan.accumulation {
+) -> Result<(f64, Learnt)> {
+    let share = 1.0 / accumulation as f64;
+    let (mut loss, mut learnt) = (0.0, Learnt::default());
+    for micro in 0..accumulation {
         let tape = Tape::new();
         let mut params = optimizer.params()?;
         let value = task.loss(&tape, &mut params, position + (micro * task.batch()) as u64)?;
         loss += share * f64::from(value.value().to_scalar::<f32>()?);
+        learnt.statistics.push(tape.take_statistics());
         for (name, gradient) in value.backward(share)? {
-            let total = match sum.remove(&name) {
+            let total = match learnt.gradients.remove(&name) {
                 Some(old) => (old + gradient)?,
                 None => gradient,
             };
-            sum.insert(name, total);
+            learnt.gradients.insert(name, total);
         }
     }
-    Ok((loss, sum))
+    Ok((loss, learnt))
+}
+
+/// The state of a run that was evaluated best.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Best {
+    step: u64,
+    score: f64,
 }
 
 /// A run's files.
 struct Run<'a> {
     plan: &'a Plan,
-    name: &'static str,
+    name: String,
+    released: String,
     meta: ModelMeta,
     settings: Value,
     /// The states that are this run's own, oldest first.
     states: Vec<PathBuf>,
+    best: Option<Best>,
 }
 
 impl<'a> Run<'a> {
@@ -228,7 +281,8 @@ impl<'a> Run<'a> {
         });
         std::fs::create_dir_all(&plan.output)
             .map_err(|source| Error::File { path: plan.output.clone(), source })?;
-        let mut run = Self { plan, name: task.name(), meta, settings, states: Vec::new() };
+        let (name, released) = (task.name().to_owned(), task.released());
+        let mut run = Self { plan, name, released, meta, settings, states: Vec::new(), best: None };
         run.states = run.states_in_folder()?;
         Ok(run)
     }
@@ -248,13 +302,18 @@ impl<'a> Run<'a> {
         Ok(states)
     }
 
-    fn begin(&mut self, specs: &[ParamSpec], observe: &mut dyn FnMut(Event)) -> Result<(Optimizer, u64)> {
+    fn begin(
+        &mut self,
+        task: &dyn Task,
+        specs: &[ParamSpec],
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<(Optimizer, u64)> {
         let Resume::From(path) = &self.plan.resume else {
             if let Some(path) = self.states.pop() {
                 let message = "is of an earlier run: go on from it with --resume, or choose another --output";
                 return Err(Error::Resume { path, message: message.into() });
             }
-            let weights = init(specs, self.plan.seed);
+            let weights = task.initial(self.plan.seed)?;
             return Ok((Optimizer::new(self.plan.optimizer.clone(), specs, &weights, &self.plan.device)?, 0));
         };
         let state = TrainingState::load(path)?;
@@ -275,11 +334,42 @@ impl<'a> Run<'a> {
         // What lies beyond is of a branch that is not gone on with: it stays, and is not counted.
         let newest = self.state_path(step);
         self.states.retain(|state| *state <= newest);
+        self.best = serde_json::from_value(state.meta["best"].clone())
+            .map_err(|e| fail(format!("best: expected a step and its score: {e}")))?;
+        if let Some(best) = self.best
+            && !self.states.contains(&self.state_path(best.step))
+        {
+            let lost = self.state_path(best.step);
+            let said = format!(
+                "{} scored best, {:.4}, and is gone: the best is sought anew",
+                lost.display(),
+                best.score
+            );
+            observe(Event::Note(&said));
+            self.best = None;
+        }
         Ok((Optimizer::restore(self.plan.optimizer.clone(), specs, &state, &self.plan.device)?, step))
     }
 
     fn state_path(&self, step: u64) -> PathBuf {
         self.plan.output.join(format!("{}_step_{step:08}.safetensors", self.name))
+    }
+
+    fn evaluate(
+        &mut self,
+        task: &mut dyn Task,
+        optimizer: &Optimizer,
+        step: u64,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let Some(score) = task.evaluate(&optimizer.ema()?)? else { return Ok(()) };
+        let best = self.best.is_none_or(|best| score.value > best.score);
+        if best {
+            self.best = Some(Best { step, score: score.value });
+        }
+        self.log(&json!({"step": step, score.name: score.value}))?;
+        observe(Event::Evaluated { step, score, best });
+        Ok(())
     }
 
     fn save(&mut self, optimizer: &Optimizer, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
@@ -289,14 +379,21 @@ impl<'a> Run<'a> {
             "settings": self.settings,
             "schedule": self.plan.schedule,
             "step": step,
+            "best": self.best,
         });
         optimizer.state(meta)?.save(&path)?;
         observe(Event::Wrote(&path));
         self.states.retain(|state| *state != path);
         self.states.push(path);
-        while self.states.len() > KEPT {
-            let path = self.states.remove(0);
-            std::fs::remove_file(&path).map_err(|source| Error::File { path, source })?;
+        let best = self.best.map(|best| self.state_path(best.step));
+        let mut spare = self.states.len().saturating_sub(KEPT);
+        for path in std::mem::take(&mut self.states) {
+            if spare > 0 && Some(&path) != best.as_ref() {
+                spare -= 1;
+                std::fs::remove_file(&path).map_err(|source| Error::File { path, source })?;
+            } else {
+                self.states.push(path);
+            }
         }
         Ok(())
     }
@@ -344,10 +441,18 @@ impl<'a> Run<'a> {
             .map_err(|source| Error::File { path: path.clone(), source })
     }
 
-    fn publish(&self, optimizer: &Optimizer, observe: &mut dyn FnMut(Event)) -> Result<[PathBuf; 2]> {
-        let weights = optimizer.ema()?;
+    fn publish(&mut self, optimizer: &Optimizer, observe: &mut dyn FnMut(Event)) -> Result<[PathBuf; 2]> {
+        let weights = match self.best {
+            Some(best) if best.step < self.plan.schedule.steps => {
+                TrainingState::load(&self.state_path(best.step))?.ema
+            }
+            _ => optimizer.ema()?,
+        };
+        if let Some(best) = self.best {
+            self.meta.provenance["best"] = json!(best);
+        }
         let paths =
-            ["pt", "safetensors"].map(|ext| self.plan.output.join(format!("{}_final.{ext}", self.name)));
+            ["pt", "safetensors"].map(|ext| self.plan.output.join(format!("{}.{ext}", self.released)));
         checkpoint::write_torch(&paths[0], &weights, &self.meta)?;
         checkpoint::write_safetensors(&paths[1], &weights, &self.meta)?;
         paths.iter().for_each(|path| observe(Event::Wrote(path)));

@@ -8,8 +8,8 @@ mod optimizer;
 mod schedule;
 
 pub use dit::{Dit, DitOptions};
-pub use engine::{Event, Plan, Resume, Task, train};
+pub use engine::{Event, Plan, Resume, Score, Task, learn, train};
 pub use error::{Error, Result};
 pub use flow::{Example, Flow};
-pub use optimizer::{AdamW, Optimizer};
+pub use optimizer::{AdamW, Learnt, Optimizer};
 pub use schedule::Schedule;

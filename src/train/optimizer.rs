@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tiny_cats_models::{
     ParamSpec, Weights,
     candle::{Params, to_host},
-    tape::Gradients,
+    tape::{BatchStatistics, Gradients},
 };
 
 use super::{Error, Result};
@@ -60,11 +60,31 @@ impl Slot {
     }
 }
 
+/// A running statistic of a batch normalisation, and its moving average.
+struct Statistic {
+    name: String,
+    value: Tensor,
+    ema: Tensor,
+}
+
+/// How much of a running statistic one step replaces; PyTorch's default.
+const MOMENTUM: f64 = 0.1;
+
 /// The parameters of a run and their optimizer.
 pub struct Optimizer {
     settings: AdamW,
     slots: Vec<Slot>,
+    statistics: Vec<Statistic>,
     device: Device,
+}
+
+/// What one step learns from its micro-batches.
+#[derive(Default)]
+pub struct Learnt {
+    /// Gradients by parameter name.
+    pub gradients: Gradients,
+    /// What batch normalisations saw, one list a micro-batch, each in the order of the network.
+    pub statistics: Vec<Vec<BatchStatistics>>,
 }
 
 /// What one step needs to know besides the gradient.
@@ -173,23 +193,24 @@ impl Optimizer {
         state: &TrainingState,
         device: &Device,
     ) -> Result<Self> {
+        let part = |spec: &ParamSpec, group: &Weights| match group.get(&spec.name) {
+            Some(array) if array.dims() == spec.dims => Ok(Some(array.data().to_vec())),
+            Some(array) => Err(tiny_cats_models::Error::ParameterShape {
+                name: spec.name.clone(),
+                expected: spec.dims.clone(),
+                found: array.dims().to_vec(),
+            }),
+            None => Ok(None),
+        };
+        let missing =
+            |spec: &ParamSpec| tiny_cats_models::Error::MissingParameter { name: spec.name.clone() };
         let slot = |spec: &ParamSpec| -> Result<Slot> {
             let n: usize = spec.dims.iter().product();
-            let part = |group: &Weights| match group.get(&spec.name) {
-                Some(array) if array.dims() == spec.dims => Ok(Some(array.data().to_vec())),
-                Some(array) => Err(tiny_cats_models::Error::ParameterShape {
-                    name: spec.name.clone(),
-                    expected: spec.dims.clone(),
-                    found: array.dims().to_vec(),
-                }),
-                None => Ok(None),
-            };
-            let missing = || tiny_cats_models::Error::MissingParameter { name: spec.name.clone() };
-            let weight = part(&state.weights)?.ok_or_else(missing)?;
+            let weight = part(spec, &state.weights)?.ok_or_else(|| missing(spec))?;
             let mut packed = weight.clone();
-            packed.extend(part(&state.ema)?.unwrap_or(weight));
-            packed.extend(part(&state.moment1)?.unwrap_or_else(|| vec![0.0; n]));
-            packed.extend(part(&state.moment2)?.unwrap_or_else(|| vec![0.0; n]));
+            packed.extend(part(spec, &state.ema)?.unwrap_or(weight));
+            packed.extend(part(spec, &state.moment1)?.unwrap_or_else(|| vec![0.0; n]));
+            packed.extend(part(spec, &state.moment2)?.unwrap_or_else(|| vec![0.0; n]));
             Ok(Slot {
                 name: spec.name.clone(),
                 dims: spec.dims.clone(),
@@ -197,8 +218,15 @@ impl Optimizer {
                 packed: Tensor::from_vec(packed, (PARTS, n), device)?,
             })
         };
+        let statistic = |spec: &ParamSpec| -> Result<Statistic> {
+            let value = part(spec, &state.weights)?.ok_or_else(|| missing(spec))?;
+            let ema = part(spec, &state.ema)?.unwrap_or_else(|| value.clone());
+            let put = |values| Tensor::from_vec(values, spec.dims.as_slice(), device);
+            Ok(Statistic { name: spec.name.clone(), value: put(value)?, ema: put(ema)? })
+        };
         let slots = specs.iter().filter(|s| s.trained).map(slot).collect::<Result<_>>()?;
-        Ok(Self { settings, slots, device: device.clone() })
+        let statistics = specs.iter().filter(|s| !s.trained).map(statistic).collect::<Result<_>>()?;
+        Ok(Self { settings, slots, statistics, device: device.clone() })
     }
 
     /// The weights as they are now, for a forward pass. They are views: take them anew after a step.
@@ -207,17 +235,20 @@ impl Optimizer {
     /// Those of candle.
     pub fn params(&self) -> Result<Params> {
         let part = |slot: &Slot| Ok((slot.name.clone(), slot.part(WEIGHT)?));
+        let statistics = self.statistics.iter().map(|s| Ok((s.name.clone(), s.value.clone())));
         let tensors: HashMap<String, Tensor> =
-            self.slots.iter().map(part).collect::<candle_core::Result<_>>()?;
+            self.slots.iter().map(part).chain(statistics).collect::<candle_core::Result<_>>()?;
         Ok(Params::from_tensors(tensors, DType::F32, &self.device))
     }
 
-    /// Steps all parameters by `gradients` at learning rate `rate`; `step` counts from 0. Returns the gradient's norm before clipping.
-    /// Nothing is changed when that norm is not finite.
+    /// Steps all parameters by what was learnt, at learning rate `rate`, and moves running statistics towards the mean of what the
+    /// micro-batches saw; `step` counts from 0. Returns the gradient's norm before clipping. Nothing is changed when that norm is not
+    /// finite.
     ///
     /// # Errors
     /// When a parameter has no gradient: then the network does not use it, and training it would be an illusion.
-    pub fn step(&mut self, gradients: &Gradients, rate: f64, step: u64) -> Result<f64> {
+    pub fn step(&mut self, learnt: &Learnt, rate: f64, step: u64) -> Result<f64> {
+        let gradients = &learnt.gradients;
         let mut sum = 0.0;
         for slot in &self.slots {
             let gradient = gradients.get(&slot.name).ok_or_else(|| {
@@ -231,6 +262,8 @@ impl Optimizer {
         }
         let AdamW { betas, eps, weight_decay, clip, ema } = self.settings;
         let taken = (step + 1).min(1 << 30) as i32;
+        let ema = ema.min(f64::from(taken) / (f64::from(taken) + 9.0));
+        self.observe(&learnt.statistics, ema)?;
         for slot in &self.slots {
             let update = Update {
                 rate,
@@ -239,7 +272,7 @@ impl Optimizer {
                 betas,
                 eps,
                 corrections: betas.map(|b| 1.0 - b.powi(taken)),
-                ema: ema.min(f64::from(taken) / (f64::from(taken) + 9.0)),
+                ema,
             };
             let gradient = &gradients[&slot.name];
             if self.device.is_cpu() {
@@ -251,8 +284,39 @@ impl Optimizer {
         Ok(norm)
     }
 
+    /// Moves running statistics, and their average by `decay`.
+    fn observe(&mut self, seen: &[Vec<BatchStatistics>], decay: f64) -> Result<()> {
+        let toward = |old: &Tensor, new: &Tensor, keep: f64| -> candle_core::Result<Tensor> {
+            (old * keep)? + (new * (1.0 - keep))?
+        };
+        for statistic in &mut self.statistics {
+            let found = |batch: &Vec<BatchStatistics>| {
+                batch.iter().find_map(|s| match statistic.name.strip_prefix(&s.path)? {
+                    ".running_mean" => Some(s.mean.clone()),
+                    ".running_var" => Some(s.var.clone()),
+                    _ => None,
+                })
+            };
+            let seen: Vec<Tensor> = seen.iter().filter_map(found).collect();
+            if seen.is_empty() {
+                return Err(Error::setting("network", format!("statistic {} is never seen", statistic.name)));
+            }
+            let mean = Tensor::stack(&seen, 0)?.mean(0)?;
+            statistic.value = toward(&statistic.value, &mean, 1.0 - MOMENTUM)?;
+            statistic.ema = toward(&statistic.ema, &statistic.value, decay)?;
+        }
+        Ok(())
+    }
+
+    /// A part of all parameters, with the running statistics that belong to it.
     fn group(&self, part: usize) -> Result<Weights> {
-        self.slots.iter().map(|s| Ok((s.name.clone(), to_host(&s.part(part)?)?))).collect()
+        let slots = self.slots.iter().map(|s| Ok((s.name.clone(), to_host(&s.part(part)?)?)));
+        let statistic = |s: &Statistic| {
+            let value = if part == EMA { &s.ema } else { &s.value };
+            Ok((s.name.clone(), to_host(value)?))
+        };
+        let kept = self.statistics.iter().filter(|_| matches!(part, WEIGHT | EMA)).map(statistic);
+        slots.chain(kept).collect()
     }
 
     /// The moving average of the weights.
@@ -294,10 +358,11 @@ mod tests {
         vec![spec("a", &[300, 200]), spec("b", &[7])]
     }
 
-    fn gradients(step: u64) -> Gradients {
+    fn learnt(step: u64) -> Learnt {
         let w: Weights = init(&specs(), 100 + step);
         let tensor = |a: &Array| Tensor::from_slice(a.data(), a.dims(), &Device::Cpu).unwrap();
-        w.iter().map(|(name, a)| (name.clone(), tensor(a))).collect()
+        let gradients = w.iter().map(|(name, a)| (name.clone(), tensor(a))).collect();
+        Learnt { gradients, statistics: Vec::new() }
     }
 
     #[test]
@@ -307,8 +372,8 @@ mod tests {
         let mut fused = Optimizer::new(settings.clone(), &specs(), &start, &Device::Cpu).unwrap();
         let plain = Optimizer::new(settings.clone(), &specs(), &start, &Device::Cpu).unwrap();
         for step in 0..5 {
-            let gradients = gradients(step);
-            fused.step(&gradients, 1e-2, step).unwrap();
+            let learnt = learnt(step);
+            fused.step(&learnt, 1e-2, step).unwrap();
             let taken = step as i32 + 1;
             for slot in &plain.slots {
                 let update = Update {
@@ -320,7 +385,7 @@ mod tests {
                     corrections: settings.betas.map(|b| 1.0 - b.powi(taken)),
                     ema: settings.ema.min(f64::from(taken) / (f64::from(taken) + 9.0)),
                 };
-                update.plain(slot, &gradients[&slot.name]).unwrap();
+                update.plain(slot, &learnt.gradients[&slot.name]).unwrap();
             }
         }
         let (a, b) = (fused.state(().into()).unwrap(), plain.state(().into()).unwrap());
@@ -339,10 +404,10 @@ mod tests {
         let settings = AdamW { clip: 0.0, ..AdamW::default() };
         let start = init(&specs(), 0);
         let mut optimizer = Optimizer::new(settings, &specs(), &start, &Device::Cpu).unwrap();
-        let gradients = gradients(0);
-        optimizer.step(&gradients, 1e-3, 0).unwrap();
+        let learnt = learnt(0);
+        optimizer.step(&learnt, 1e-3, 0).unwrap();
         let after = optimizer.state(().into()).unwrap().weights;
-        for (name, gradient) in gradients {
+        for (name, gradient) in learnt.gradients {
             let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             for ((g, b), a) in gradient.iter().zip(start[&name].data()).zip(after[&name].data()) {
                 assert!((b - a - 1e-3 * g / (g.abs() + 1e-8)).abs() < 2e-6, "{name}: {b} to {a} by {g}");
@@ -355,12 +420,12 @@ mod tests {
         let start = init(&specs(), 0);
         let mut straight = Optimizer::new(AdamW::default(), &specs(), &start, &Device::Cpu).unwrap();
         for step in 0..3 {
-            straight.step(&gradients(step), 1e-3, step).unwrap();
+            straight.step(&learnt(step), 1e-3, step).unwrap();
         }
         let state = straight.state(().into()).unwrap();
         let mut resumed = Optimizer::restore(AdamW::default(), &specs(), &state, &Device::Cpu).unwrap();
         for step in 3..6 {
-            let norms = [&mut straight, &mut resumed].map(|o| o.step(&gradients(step), 1e-3, step).unwrap());
+            let norms = [&mut straight, &mut resumed].map(|o| o.step(&learnt(step), 1e-3, step).unwrap());
             assert_eq!(norms[0], norms[1]);
         }
         assert_eq!(straight.state(().into()).unwrap(), resumed.state(().into()).unwrap());
@@ -370,10 +435,50 @@ mod tests {
     fn a_gradient_that_is_not_finite_changes_nothing() {
         let start = init(&specs(), 0);
         let mut optimizer = Optimizer::new(AdamW::default(), &specs(), &start, &Device::Cpu).unwrap();
-        let mut gradients = gradients(0);
-        let bad = (gradients["b"].clone() * f64::NAN).unwrap();
-        gradients.insert("b".into(), bad);
-        assert!(optimizer.step(&gradients, 1e-3, 0).unwrap().is_nan());
+        let mut learnt = learnt(0);
+        let bad = (learnt.gradients["b"].clone() * f64::NAN).unwrap();
+        learnt.gradients.insert("b".into(), bad);
+        assert!(optimizer.step(&learnt, 1e-3, 0).unwrap().is_nan());
         assert_eq!(optimizer.state(().into()).unwrap().weights, start);
+    }
+
+    #[test]
+    fn running_statistics_move_as_pytorch_s_and_are_averaged_like_weights() {
+        let statistic = |name: &str| ParamSpec {
+            name: format!("bn.{name}"),
+            dims: vec![2],
+            init: Init::Zeros,
+            trained: false,
+        };
+        let specs = [specs(), vec![statistic("running_mean"), statistic("running_var")]].concat();
+        let start = init(&specs, 0);
+        let mut optimizer = Optimizer::new(AdamW::default(), &specs, &start, &Device::Cpu).unwrap();
+        let (mut value, mut ema) = (0.0f64, 0.0f64);
+        for step in 0..4 {
+            let mut learnt = learnt(step);
+            assert!(optimizer.step(&learnt, 1e-3, step).is_err(), "a statistic that is never seen");
+            // Two micro-batches, whose mean counts.
+            let seen = |v: f64| {
+                let tensor = |v: f64| Tensor::new(&[v as f32, 2.0 * v as f32], &Device::Cpu).unwrap();
+                vec![BatchStatistics { path: "bn".into(), mean: tensor(v), var: tensor(10.0 * v) }]
+            };
+            learnt.statistics = vec![seen(step as f64), seen(step as f64 + 2.0)];
+            optimizer.step(&learnt, 1e-3, step).unwrap();
+            value = 0.9 * value + 0.1 * (step as f64 + 1.0);
+            let decay = (step as f64 + 1.0) / (step as f64 + 10.0);
+            ema = decay * ema + (1.0 - decay) * value;
+        }
+        let state = optimizer.state(().into()).unwrap();
+        for (group, expected) in [(&state.weights, value), (&state.ema, ema)] {
+            for (name, factor) in [("bn.running_mean", 1.0), ("bn.running_var", 10.0)] {
+                for (i, &v) in group[name].data().iter().enumerate() {
+                    let expected = expected * factor * (i + 1) as f64;
+                    assert!((f64::from(v) - expected).abs() < 1e-5, "{name}: {v}, expected {expected}");
+                }
+            }
+        }
+        assert!(!state.moment1.contains_key("bn.running_mean"));
+        let again = Optimizer::restore(AdamW::default(), &specs, &state, &Device::Cpu).unwrap();
+        assert_eq!(again.state(().into()).unwrap(), state);
     }
 }
