@@ -1,6 +1,6 @@
 //! What training minimises.
 
-use candle_core::Tensor as CandleTensor;
+use candle_core::{D, Tensor as CandleTensor};
 
 use super::Var;
 use crate::{Error, Result};
@@ -27,5 +27,85 @@ impl Var {
         Ok(self.tape.record(loss, slot.is_some(), move |grad, slots| {
             slots.add(slot, (weighted.broadcast_mul(&grad)? * (2.0 / n))?)
         }))
+    }
+
+    /// Cross entropy of the logits `[batch, classes]` with the probabilities `target` of the same shape (one-hot, smoothed or mixed):
+    /// the mean over the batch of `−Σ target·log softmax(self)`, as a scalar.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shapes do not fit.
+    pub fn cross_entropy(&self, target: &CandleTensor) -> Result<Var> {
+        let dims = self.value.dims();
+        if dims.len() != 2 || target.dims() != dims {
+            let expected = "logits and probabilities [batch, classes]";
+            return Err(Error::shape("cross_entropy", expected, (dims, target.dims())));
+        }
+        let batch = dims[0] as f64;
+        // Less the largest, so that no exponential overflows.
+        let logits = self.value.broadcast_sub(&self.value.max_keepdim(D::Minus1)?)?;
+        let sum = logits.exp()?.sum_keepdim(D::Minus1)?;
+        let log_probabilities = logits.broadcast_sub(&sum.log()?)?;
+        let loss = ((target * &log_probabilities)?.sum_all()? * (-1.0 / batch))?;
+        let (target, slot) = (target.clone(), self.slot);
+        Ok(self.tape.record(loss, slot.is_some(), move |grad, slots| {
+            let weight = target.sum_keepdim(D::Minus1)?;
+            let slope = (log_probabilities.exp()?.broadcast_mul(&weight)? - target)?;
+            slots.add(slot, (slope.broadcast_mul(&grad)? * (1.0 / batch))?)
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::{Tensor, tape::Tape};
+
+    const LOGITS: [f64; 6] = [0.3, -1.2, 2.0, 700.0, 0.1, 699.0];
+    const TARGET: [f64; 6] = [0.0, 1.0, 0.0, 0.2, 0.1, 0.7];
+
+    fn tensor(values: &[f64], dims: &[usize]) -> CandleTensor {
+        CandleTensor::from_slice(values, dims, &Device::Cpu).unwrap()
+    }
+
+    /// The loss times a half, and its gradient.
+    fn half_cross_entropy(logits: &[f64]) -> (f64, Vec<f64>) {
+        let logits = Tape::new().leaf("logits", tensor(logits, &[2, 3]));
+        let loss = logits.cross_entropy(&tensor(&TARGET, &[2, 3])).unwrap().affine(0.5, 0.0).unwrap();
+        let value = loss.value().to_scalar().unwrap();
+        let gradients = loss.backward(1.0).unwrap();
+        (value, gradients["logits"].flatten_all().unwrap().to_vec1().unwrap())
+    }
+
+    #[test]
+    fn cross_entropy_is_its_definition() {
+        let first = 1.2 + (0.3f64.exp() + (-1.2f64).exp() + 2f64.exp()).ln();
+        // Of the second item's exponentials the middle one vanishes.
+        let all = 700.0 + (1.0 + (-1f64).exp()).ln();
+        let second = 0.2 * (all - 700.0) + 0.1 * (all - 0.1) + 0.7 * (all - 699.0);
+        let found = half_cross_entropy(&LOGITS).0;
+        assert!((found - 0.25 * (first + second)).abs() < 1e-12, "{found}");
+    }
+
+    #[test]
+    fn cross_entropy_has_the_slopes_of_its_value() {
+        let gradient = half_cross_entropy(&LOGITS).1;
+        for (i, gradient) in gradient.into_iter().enumerate() {
+            let at = |step: f64| {
+                let mut moved = LOGITS;
+                moved[i] += step;
+                half_cross_entropy(&moved).0
+            };
+            let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+            assert!((gradient - slope).abs() < 1e-7, "logit {i}: gradient {gradient}, slope {slope}");
+        }
+    }
+
+    #[test]
+    fn cross_entropy_refuses_other_shapes() {
+        let logits = Tape::new().leaf("logits", tensor(&LOGITS, &[2, 3]));
+        assert!(logits.cross_entropy(&tensor(&TARGET, &[3, 2])).is_err());
+        assert!(logits.reshape(&[3, 1]).unwrap().cross_entropy(&tensor(&TARGET, &[2, 3])).is_err());
     }
 }
