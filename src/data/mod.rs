@@ -6,6 +6,8 @@ mod dataset;
 mod decode;
 mod error;
 mod order;
+mod scan;
+mod split;
 pub mod synth;
 
 pub use augment::{Augmentation, Level};
@@ -13,6 +15,7 @@ pub use cache::Images;
 pub use dataset::{Dataset, Picture};
 pub use error::{Error, Result};
 pub use order::Order;
+pub use split::{Shares, Split};
 
 /// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.
 pub const BREEDS: [&str; 12] = [
