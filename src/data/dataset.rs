@@ -1,27 +1,30 @@
 //! A folder of class folders of pictures.
 
-use std::{
-    fs::{self, File},
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use tiny_cats_export::is_class_name;
 
-use super::{Error, OTHER, Result, decode};
-
-/// Labels are 32 bits wide, and so are positions in an order.
-const MOST_FILES: usize = u32::MAX as usize;
+use super::{
+    Error, Result, Shares, Split, decode,
+    scan::{self, Found},
+};
 
 /// A file that is a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
-    /// Where it is, from the data folder.
+    /// Where it is, from the data folder: the folder of its class, then its name.
     pub path: PathBuf,
     /// The index of its class.
     pub label: u32,
+    /// The part of the data that it is in.
+    pub split: Split,
+    /// Width and height in pixels, upright.
+    pub size: [u32; 2],
+    /// How long the file is.
+    pub bytes: u64,
+    /// The SHA-256 of the file.
+    pub sha256: [u8; 32],
 }
 
 /// What is in a data folder: each folder in it is a class, each picture in that an example.
@@ -35,64 +38,44 @@ pub struct Dataset {
     pub files: Vec<Picture>,
     /// What was left out, from the data folder, and why.
     pub skipped: Vec<(PathBuf, String)>,
-    /// SHA-256, in hexadecimal, over path, size and SHA-256 of the content of each picture: the identity of the data.
+    /// SHA-256, in hexadecimal, over path, length, SHA-256 and split of each picture: the identity of the data.
     pub fingerprint: String,
 }
 
 impl Dataset {
     /// Looks through the folder `root`. Content decides what is a picture, not the name of a file. Hidden files and class folders
-    /// without a picture are left out, as is what is no PNG, JPEG or WebP picture or is broken: see [`Dataset::skipped`].
+    /// without a picture are left out, as are links out of the folder and what is no PNG, JPEG or WebP picture or is broken: see
+    /// [`Dataset::skipped`].
     ///
     /// # Errors
     /// When the folder can't be read, has no class folders or not one usable picture.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
-        let mut skipped = Vec::new();
-        let mut folders = Vec::new();
-        for name in list(root)? {
-            if hidden(&name) || !root.join(&name).is_dir() {
-                continue;
-            }
-            match name.to_str() {
-                Some(text) if is_class_name(text) => folders.push(text.to_owned()),
-                Some(_) => skipped.push((name, "a folder whose name no class can have".to_string())),
-                None => skipped.push((name, "a folder whose name is not UTF-8".to_string())),
-            }
-        }
-        if folders.is_empty() {
-            return Err(Error::NoClasses { path: root.to_path_buf() });
-        }
-        folders.sort_by_key(|name| (name.eq_ignore_ascii_case(OTHER), name.clone()));
+        let found = scan::scan(root)?;
+        let examined = found.files.par_iter().map(|(_, path)| examine(&root.join(path))).collect();
+        Self::assemble(root, found, examined, Shares::default())
+    }
 
-        let mut found = Vec::new();
-        for (folder, name) in folders.iter().enumerate() {
-            let mut names = list(&root.join(name))?;
-            names.retain(|name| !hidden(name));
-            found.extend(names.into_iter().map(|file| (folder, Path::new(name).join(file))));
-        }
-        if found.len() > MOST_FILES {
-            return Err(Error::TooMany { path: root.to_path_buf(), count: found.len(), most: MOST_FILES });
-        }
-        let checked: Vec<_> = found.par_iter().map(|(_, path)| examine(&root.join(path))).collect();
-
-        let mut hash = Sha256::new();
+    /// Makes classes of the folders in which there are pictures, and splits each.
+    fn assemble(
+        root: &Path,
+        found: Found,
+        examined: Vec<std::result::Result<Content, String>>,
+        shares: Shares,
+    ) -> Result<Self> {
+        let Found { classes: folders, files: paths, mut skipped } = found;
         let mut classes: Vec<String> = Vec::new();
         let mut files = Vec::new();
         let mut last = None;
-        for ((folder, path), checked) in found.into_iter().zip(checked) {
-            match checked {
-                Ok((size, content)) => {
+        for ((folder, path), examined) in paths.into_iter().zip(examined) {
+            match examined {
+                Ok(Content { size, bytes, sha256 }) => {
                     if last != Some(folder) {
                         last = Some(folder);
                         classes.push(folders[folder].clone());
                     }
-                    let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-                    let name = parts.join("/");
-                    hash.update((name.len() as u64).to_le_bytes());
-                    hash.update(name.as_bytes());
-                    hash.update(size.to_le_bytes());
-                    hash.update(content);
-                    files.push(Picture { path, label: classes.len() as u32 - 1 });
+                    let label = classes.len() as u32 - 1;
+                    files.push(Picture { path, label, split: Split::Train, size, bytes, sha256 });
                 }
                 Err(reason) => skipped.push((path, reason)),
             }
@@ -107,49 +90,61 @@ impl Dataset {
         for name in folders.iter().filter(|name| !classes.contains(name)) {
             skipped.push((PathBuf::from(name), "a class folder without a usable picture".to_string()));
         }
-        let fingerprint = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        for class in files.chunk_by_mut(|a, b| a.label == b.label) {
+            let names: Vec<&str> = class.iter().map(Picture::name).collect();
+            let splits = shares.split(&names);
+            class.iter_mut().zip(splits).for_each(|(picture, split)| picture.split = split);
+        }
+        let fingerprint = fingerprint(&files);
         Ok(Self { root: root.to_path_buf(), classes, files, skipped, fingerprint })
+    }
+
+    /// The pictures of one part, with the same classes and labels; it may be that there are none. Its fingerprint is its own.
+    pub fn part(&self, split: Split) -> Self {
+        let files: Vec<Picture> = self.files.iter().filter(|p| p.split == split).cloned().collect();
+        let (root, classes, fingerprint) = (self.root.clone(), self.classes.clone(), fingerprint(&files));
+        Self { root, classes, files, skipped: Vec::new(), fingerprint }
     }
 
     /// The bytes of a picture, or why they can't be had.
     pub(super) fn read(&self, picture: &Picture) -> std::result::Result<Vec<u8>, String> {
-        read(&self.root.join(&picture.path))
+        scan::read(&self.root.join(&picture.path))
     }
 }
 
-/// The names in a folder, sorted.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).map_err(Error::io(folder))?;
-    let mut names: Vec<PathBuf> =
-        entries.map(|e| Ok(e.map_err(Error::io(folder))?.file_name().into())).collect::<Result<_>>()?;
-    names.sort();
-    Ok(names)
-}
-
-fn hidden(name: &Path) -> bool {
-    name.as_os_str().as_encoded_bytes().first() == Some(&b'.')
-}
-
-/// Size and SHA-256 of a usable picture, or why it is none.
-fn examine(path: &Path) -> std::result::Result<(u64, [u8; 32]), String> {
-    let bytes = read(path)?;
-    decode::check(&bytes)?;
-    Ok((bytes.len() as u64, Sha256::digest(&bytes).into()))
-}
-
-fn read(path: &Path) -> std::result::Result<Vec<u8>, String> {
-    let about = |e: std::io::Error| format!("not readable: {e}");
-    let metadata = fs::metadata(path).map_err(about)?;
-    if !metadata.is_file() {
-        return Err("not a file".to_string());
+impl Picture {
+    /// The name of the file.
+    fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
-    let mut bytes = Vec::new();
-    File::open(path).map_err(about)?.take(decode::MOST_BYTES + 1).read_to_end(&mut bytes).map_err(about)?;
-    match bytes.len() as u64 {
-        0 => Err("an empty file".to_string()),
-        size if size > decode::MOST_BYTES => Err(format!("more than {} MiB", decode::MOST_BYTES >> 20)),
-        _ => Ok(bytes),
+}
+
+fn fingerprint(files: &[Picture]) -> String {
+    let mut hash = Sha256::new();
+    for picture in files {
+        let parts: Vec<_> = picture.path.iter().map(|part| part.to_string_lossy()).collect();
+        let name = parts.join("/");
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name.as_bytes());
+        hash.update(picture.bytes.to_le_bytes());
+        hash.update(picture.sha256);
+        hash.update(picture.split.name());
     }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What is known of a usable picture.
+struct Content {
+    size: [u32; 2],
+    bytes: u64,
+    sha256: [u8; 32],
+}
+
+/// Looks at the header of a picture; why it is not usable.
+fn examine(path: &Path) -> std::result::Result<Content, String> {
+    let bytes = scan::read(path)?;
+    let size = decode::check(&bytes)?;
+    Ok(Content { size, bytes: bytes.len() as u64, sha256: Sha256::digest(&bytes).into() })
 }
 
 #[cfg(test)]
@@ -157,6 +152,7 @@ mod tests {
     use super::*;
     use crate::data::{Images, synth};
     use image::ImageFormat;
+    use std::fs;
 
     fn encoded(format: ImageFormat, size: u32) -> Vec<u8> {
         let mut bytes = std::io::Cursor::new(Vec::new());
@@ -263,6 +259,59 @@ mod tests {
         fs::rename(root.join("A/1.png"), root.join("A/2.png")).unwrap();
         assert!(first != second && second != print());
         assert_eq!(first.len(), 64);
+    }
+
+    #[test]
+    fn the_parts_have_each_picture_once_and_fingerprints_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..13 {
+            put(dir.path(), &format!("A/{i}.png"), &encoded(ImageFormat::Png, 8));
+        }
+        put(dir.path(), "B/1.png", &encoded(ImageFormat::Png, 8));
+        let all = Dataset::open(dir.path()).unwrap();
+        let parts = Split::ALL.map(|split| all.part(split));
+        assert_eq!(parts.each_ref().map(|part| part.files.len()), [12, 1, 1]);
+        assert!(parts.iter().all(|part| part.classes == all.classes));
+        let mut files: Vec<Picture> = parts.iter().flat_map(|part| part.files.clone()).collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        assert_eq!(files, all.files);
+        let mut prints: Vec<&str> = parts.iter().chain([&all]).map(|data| &*data.fingerprint).collect();
+        prints.sort_unstable();
+        prints.dedup();
+        assert_eq!(prints.len(), 4);
+        // What is in which part is a part of the identity, too.
+        let mut moved = all.files.clone();
+        moved[0].split = Split::Test;
+        assert_ne!(fingerprint(&moved), all.fingerprint);
+        assert_eq!(Images::load(&parts[2], 8, None).unwrap().len(), 1);
+        assert!(parts[0].part(Split::Test).files.is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_inside_the_folder_only_and_loops_end() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("data");
+        put(&root, "A/a.png", &encoded(ImageFormat::Png, 8));
+        put(dir.path(), "outside/b.png", &encoded(ImageFormat::Png, 9));
+        for (link, target, reason) in [
+            ("round", ".", "a link back"),
+            ("up", "..", "a link back"),
+            ("B", "../outside", "out of"),
+            ("nowhere", "missing", "leads nowhere"),
+            ("A/out.png", "../../outside/b.png", "out of"),
+            ("A/self.png", "self.png", "leads nowhere"),
+            ("A/round", "../A", "not a file"),
+            ("A/same.png", "a.png", ""),
+        ] {
+            symlink(target, root.join(link)).unwrap();
+            let data = Dataset::open(&root).unwrap();
+            let said = data.skipped.iter().find(|(path, _)| path == Path::new(link));
+            assert!(reason.is_empty() || said.unwrap().1.contains(reason), "{link}: {said:?}");
+        }
+        let data = Dataset::open(&root).unwrap();
+        assert_eq!((data.files.len(), data.skipped.len()), (2, 7), "{:?}", data.skipped);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::Cursor;
 use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
     imageops::{self, FilterType},
+    metadata::Orientation,
 };
 
 /// Larger files are not read.
@@ -47,9 +48,10 @@ fn broken(format: ImageFormat, error: &image::ImageError) -> String {
     format!("a broken {} file: {}", name(format), reason.lines().next().unwrap_or_default())
 }
 
-/// Whether the header of a picture is sound and its end is there; a reason why not.
-pub fn check(bytes: &[u8]) -> Result<(), String> {
-    open(bytes)?;
+/// Width and height of a picture, upright, if its header is sound and its end is there; a reason why not.
+pub fn check(bytes: &[u8]) -> Result<[u32; 2], String> {
+    let mut decoder = open(bytes)?;
+    let (width, height) = decoder.dimensions();
     let format = image::guess_format(bytes).map_err(|_| "not a picture".to_string())?;
     let whole = match format {
         // Decoders fill the missing part of a JPEG file with grey: look for its end marker behind its last scan.
@@ -60,7 +62,20 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
         ImageFormat::Png => bytes.windows(4).rev().take(1 << 16).any(|chunk| chunk == b"IEND"),
         _ => true,
     };
-    if whole { Ok(()) } else { Err(format!("a broken {} file: its end is missing", name(format))) }
+    if !whole {
+        return Err(format!("a broken {} file: its end is missing", name(format)));
+    }
+    Ok(if turned(decoder.orientation().map_err(|e| broken(format, &e))?) {
+        [height, width]
+    } else {
+        [width, height]
+    })
+}
+
+/// Whether what is stored as a row is shown as a column.
+fn turned(orientation: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH)
 }
 
 /// A picture, upright, on white where it is transparent.

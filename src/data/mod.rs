@@ -7,6 +7,8 @@ mod decode;
 mod error;
 mod order;
 mod photos;
+mod scan;
+mod split;
 pub mod synth;
 
 pub use augment::{Augmentation, Colour, Level};
@@ -15,6 +17,7 @@ pub use dataset::{Dataset, Picture};
 pub use error::{Error, Result};
 pub use order::Order;
 pub use photos::{Photos, View};
+pub use split::{Shares, Split};
 
 /// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.
 pub const BREEDS: [&str; 12] = [

@@ -1,0 +1,113 @@
+//! What lies in a data folder.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use tiny_cats_export::is_class_name;
+
+use super::{Error, OTHER, Result, decode};
+
+/// Labels are 32 bits wide, and so are positions in an order.
+const MOST_FILES: usize = u32::MAX as usize;
+
+/// The class folders of a data folder and the files in them; none has been opened yet.
+pub(super) struct Found {
+    /// The names of the class folders, sorted, `other` last.
+    pub classes: Vec<String>,
+    /// Class and path from the data folder of each file, sorted.
+    pub files: Vec<(usize, PathBuf)>,
+    /// What can be neither, and why.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+/// Looks through the folder `root`. Hidden files are left out. Links are followed inside of it, and only there: a data folder is whole
+/// in itself, and a link in an archive of somebody else can't name files of the user.
+pub(super) fn scan(root: &Path) -> Result<Found> {
+    let inside = fs::canonicalize(root).map_err(Error::io(root))?;
+    let mut skipped = Vec::new();
+    let mut classes = Vec::new();
+    for name in list(root)? {
+        let path = root.join(&name);
+        if let Some(reason) = astray(&inside, &path) {
+            skipped.push((printable(&name), reason));
+        } else if path.is_dir() {
+            match name.to_str() {
+                Some(text) if is_class_name(text) => classes.push(text.to_owned()),
+                _ => skipped.push((printable(&name), "a folder whose name no class can have".to_string())),
+            }
+        }
+    }
+    if classes.is_empty() {
+        return Err(Error::NoClasses { path: root.to_path_buf() });
+    }
+    classes.sort_by_key(|name| (name.eq_ignore_ascii_case(OTHER), name.clone()));
+
+    let mut files = Vec::new();
+    for (class, folder) in classes.iter().enumerate() {
+        for name in list(&root.join(folder))? {
+            let path = Path::new(folder).join(&name);
+            if name.to_str().is_none_or(|name| name.contains(char::is_control)) {
+                let reason = "a name that is no text or has control characters in it".to_string();
+                skipped.push((printable(&path), reason));
+            } else if let Some(reason) = astray(&inside, &root.join(&path)) {
+                skipped.push((path, reason));
+            } else {
+                files.push((class, path));
+            }
+        }
+    }
+    if files.len() > MOST_FILES {
+        return Err(Error::TooMany { path: root.to_path_buf(), count: files.len(), most: MOST_FILES });
+    }
+    Ok(Found { classes, files, skipped })
+}
+
+/// The names in a folder that are not hidden, sorted.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(Error::io(folder))?;
+    let mut names: Vec<PathBuf> =
+        entries.map(|e| Ok(e.map_err(Error::io(folder))?.file_name().into())).collect::<Result<_>>()?;
+    names.retain(|name| name.as_os_str().as_encoded_bytes().first() != Some(&b'.'));
+    names.sort();
+    Ok(names)
+}
+
+/// Why `path` must not be followed when it is a link. `inside` is the data folder, free of links.
+pub(super) fn astray(inside: &Path, path: &Path) -> Option<String> {
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
+        return None;
+    }
+    match fs::canonicalize(path) {
+        Err(error) => Some(format!("a link that leads nowhere: {error}")),
+        Ok(target) if inside.starts_with(&target) => {
+            Some("a link back to a folder that it is in".to_string())
+        }
+        Ok(target) if !target.starts_with(inside) => Some("a link out of the data folder".to_string()),
+        Ok(_) => None,
+    }
+}
+
+/// A name of any characters as one that can be printed.
+fn printable(name: &Path) -> PathBuf {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    name.to_string_lossy().chars().map(escape).collect::<String>().into()
+}
+
+/// The bytes of the file `path`, or why they can't be had.
+pub(super) fn read(path: &Path) -> std::result::Result<Vec<u8>, String> {
+    let about = |e: std::io::Error| format!("not readable: {e}");
+    let metadata = fs::metadata(path).map_err(about)?;
+    if !metadata.is_file() {
+        return Err("not a file".to_string());
+    }
+    let mut bytes = Vec::new();
+    File::open(path).map_err(about)?.take(decode::MOST_BYTES + 1).read_to_end(&mut bytes).map_err(about)?;
+    match bytes.len() as u64 {
+        0 => Err("an empty file".to_string()),
+        size if size > decode::MOST_BYTES => Err(format!("more than {} MiB", decode::MOST_BYTES >> 20)),
+        _ => Ok(bytes),
+    }
+}

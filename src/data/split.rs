@@ -1,0 +1,289 @@
+//! Which pictures a model learns from, which choose the best of its states, and which measure it.
+//!
+//! Photographs with neighbouring numbers are often of one animal on one day, and a model that has seen the one knows the other. So a
+//! class is not shuffled but cut into stretches: each series of numbered files at two places at most.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// The part of the data that a picture is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Split {
+    /// The model learns from it.
+    #[serde(rename = "train")]
+    Train,
+    /// It chooses among the states of a model.
+    #[serde(rename = "val")]
+    Validation,
+    /// It measures the chosen model, and is used for nothing else.
+    #[serde(rename = "test")]
+    Test,
+}
+
+impl Split {
+    /// All parts, in their order.
+    pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
+
+    /// Its short name: `train`, `val` or `test`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "val",
+            Self::Test => "test",
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How much of the data is in each part, in the order of [`Split::ALL`]: 80, 10, 10 and 8, 1, 1 are the same. What is for training is
+/// not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "[u32; 3]", into = "[u32; 3]")]
+pub struct Shares([u32; 3]);
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self([80, 10, 10])
+    }
+}
+
+impl From<Shares> for [u32; 3] {
+    fn from(shares: Shares) -> Self {
+        shares.0
+    }
+}
+
+impl TryFrom<[u32; 3]> for Shares {
+    type Error = String;
+
+    fn try_from(shares: [u32; 3]) -> Result<Self, String> {
+        match shares {
+            [0, ..] => Err("expected more than nothing for training".to_string()),
+            _ if shares.iter().any(|&share| share > 1_000_000) => Err("expected at most 1000000".to_string()),
+            _ => Ok(Self(shares)),
+        }
+    }
+}
+
+/// As on the command line: `80,10,10`.
+impl FromStr for Shares {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shares: Option<Vec<u32>> = text.split(',').map(|share| share.trim().parse().ok()).collect();
+        let shares: Option<[u32; 3]> = shares.and_then(|shares| shares.try_into().ok());
+        shares.ok_or("expected shares of train, val and test like 80,10,10")?.try_into()
+    }
+}
+
+impl Shares {
+    /// The parts of the files of one class, by their names. It depends on nothing else.
+    ///
+    /// Series are cut one by one, those too short for a file of each part together as if they were one; training has the first
+    /// files of each, the test the last. Each count is within one file of its share, but a class of a few files has one in each part,
+    /// in training first.
+    pub(super) fn split(self, names: &[&str]) -> Vec<Split> {
+        let mut order: Vec<usize> = (0..names.len()).collect();
+        order.sort_by_cached_key(|&i| key(names[i]));
+        let short = |series: &[usize]| {
+            let smallest = self.0.iter().filter(|&&share| share > 0).min().copied().unwrap_or(0);
+            (series.len() as u64) * u64::from(smallest) < self.total()
+        };
+        let (pool, mut stretches): (Vec<&[usize]>, Vec<&[usize]>) = order
+            .chunk_by(|&a, &b| series(names[a]).0 == series(names[b]).0)
+            .partition(|series| short(series));
+        let pool = pool.concat();
+        if !pool.is_empty() {
+            stretches.push(&pool);
+        }
+
+        let mut splits = vec![Split::Train; names.len()];
+        let alone = stretches.len() == 1;
+        for stretch in stretches {
+            let mut counts = self.apportion(stretch.len());
+            if alone {
+                self.none_empty(&mut counts);
+            }
+            let parts = Split::ALL.into_iter().zip(counts);
+            let parts = parts.flat_map(|(split, count)| std::iter::repeat_n(split, count));
+            stretch.iter().zip(parts).for_each(|(&i, split)| splits[i] = split);
+        }
+        splits
+    }
+
+    fn total(self) -> u64 {
+        self.0.iter().map(|&share| u64::from(share)).sum()
+    }
+
+    /// `count` files by the method of largest remainders, the earlier part first where they are equal.
+    fn apportion(self, count: usize) -> [usize; 3] {
+        let exact = self.0.map(|share| count as u64 * u64::from(share));
+        let mut counts = exact.map(|n| (n / self.total()) as usize);
+        let mut by_remainder = [0, 1, 2];
+        by_remainder.sort_by_key(|&part| std::cmp::Reverse(exact[part] % self.total()));
+        let left = count - counts.iter().sum::<usize>();
+        by_remainder[..left].iter().for_each(|&part| counts[part] += 1);
+        counts
+    }
+
+    /// Gives each part that has a share but no file one of the part with the most, never the only one of an earlier part.
+    fn none_empty(self, counts: &mut [usize; 3]) {
+        for part in (0..3).filter(|&part| self.0[part] > 0) {
+            if counts[part] == 0 {
+                let givers = (0..3).filter(|&giver| counts[giver] > usize::from(giver < part));
+                if let Some(giver) = givers.max_by_key(|&giver| counts[giver]) {
+                    counts[giver] -= 1;
+                    counts[part] += 1;
+                }
+            }
+        }
+    }
+}
+
+/// The series that a file belongs to and its number in it, in decimal digits: (`pug_`, `12`) of `pug_12.jpg`, (`pug (`, `12`) of
+/// `pug (12).jpg`. A file without a number is a series of its own.
+pub(super) fn series(name: &str) -> (&str, &str) {
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem });
+    let stem = stem.trim_end_matches(|c: char| !c.is_alphanumeric());
+    let start = stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    stem.split_at(start)
+}
+
+/// What files of a class are sorted by: series, then number, however long.
+fn key(name: &str) -> (String, usize, String, String) {
+    let (series, number) = series(name);
+    let number = number.trim_start_matches('0');
+    (series.to_string(), number.len(), number.to_string(), name.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    fn counts(splits: &[Split]) -> [usize; 3] {
+        Split::ALL.map(|part| splits.iter().filter(|&&split| split == part).count())
+    }
+
+    fn numbered(series: &str, count: usize) -> Vec<String> {
+        (1..=count).map(|i| format!("{series}_{i}.jpg")).collect()
+    }
+
+    fn split(shares: Shares, names: &[String]) -> Vec<Split> {
+        shares.split(&names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn series_and_number_are_read_off_the_name() {
+        for (name, expected) in [
+            ("american_bulldog_12.jpg", ("american_bulldog_", "12")),
+            ("12.jpg", ("", "12")),
+            ("pug (007).png", ("pug (", "007")),
+            ("tom.cat.jpg", ("tom.cat", "")),
+            ("Katze_٣.jpg", ("Katze_٣", "")),
+            ("no_extension_3", ("no_extension_", "3")),
+            ("...", ("", "")),
+            ("ü9", ("ü", "9")),
+        ] {
+            assert_eq!(series(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn small_classes_have_training_first_and_then_one_of_each() {
+        for (count, expected) in [
+            (0, [0, 0, 0]),
+            (1, [1, 0, 0]),
+            (2, [1, 1, 0]),
+            (3, [1, 1, 1]),
+            (5, [3, 1, 1]),
+            (9, [7, 1, 1]),
+            (10, [8, 1, 1]),
+            (11, [9, 1, 1]),
+            (200, [160, 20, 20]),
+        ] {
+            assert_eq!(counts(&split(Shares::default(), &numbered("a", count))), expected, "{count}");
+            let unnumbered: Vec<String> = (0..count).map(|i| format!("cat {}x.jpg", i * 7919)).collect();
+            assert_eq!(counts(&split(Shares::default(), &unnumbered)), expected, "{count} without numbers");
+        }
+        let odd: Shares = "1,1,98".parse().unwrap();
+        assert_eq!(counts(&split(odd, &numbered("a", 1))), [1, 0, 0]);
+        assert_eq!(counts(&split(odd, &numbered("a", 2))), [1, 1, 0]);
+        let all: Shares = "1,0,0".parse().unwrap();
+        assert_eq!(counts(&split(all, &numbered("a", 50))), [50, 0, 0]);
+    }
+
+    #[test]
+    fn what_are_no_shares_is_refused() {
+        for bad in ["", "80,10", "80,10,10,0", "0,50,50", "a,b,c", "-1,1,1", "80;10;10", "1,1,9999999"] {
+            assert!(bad.parse::<Shares>().is_err(), "{bad}");
+        }
+        assert!(serde_json::from_str::<Shares>("[0, 1, 1]").is_err());
+        assert_eq!(serde_json::to_string(&Shares::default()).unwrap(), "[80,10,10]");
+    }
+
+    /// Classes of several series with gaps in their numbers, in no order.
+    fn drawn(stream: &mut Stream) -> Vec<String> {
+        let mut names = Vec::new();
+        for series in 0..1 + stream.below(5) {
+            let size = if stream.below(2) == 0 { stream.below(12) } else { stream.below(150) };
+            let mut number = 0;
+            for _ in 0..size {
+                number += 1 + stream.below(3);
+                names.push(format!("series{series}x_{number:0width$}.jpg", width = stream.below(4) as usize));
+            }
+        }
+        let order = stream.permutation(names.len());
+        order.into_iter().map(|i| names[i as usize].clone()).collect()
+    }
+
+    #[test]
+    fn every_series_is_cut_at_two_places_at_most_and_close_to_its_shares() {
+        for (case, shares) in [[80, 10, 10], [70, 15, 15], [8, 1, 1], [1, 1, 1], [90, 10, 0], [60, 40, 0]]
+            .into_iter()
+            .cycle()
+            .take(300)
+            .enumerate()
+        {
+            let names = drawn(&mut Stream::new(1, Purpose::Order, case as u64));
+            let shares = Shares(shares);
+            let splits = split(shares, &names);
+            assert_eq!(splits.len(), names.len());
+            let mut sorted: Vec<(&String, Split)> = names.iter().zip(splits).collect();
+            sorted.sort_by_cached_key(|(name, _)| key(name));
+            for run in sorted.chunk_by(|(a, _), (b, _)| series(a).0 == series(b).0) {
+                let parts: Vec<Split> = run.iter().map(|&(_, split)| split).collect();
+                // In order, so that there are two boundaries at most.
+                assert!(parts.is_sorted(), "{case}: {run:?}");
+                if run.len() >= 10 {
+                    for (count, share) in counts(&parts).into_iter().zip(shares.0) {
+                        let exact = run.len() as f64 * f64::from(share) / shares.total() as f64;
+                        assert!((count as f64 - exact).abs() < 1.0, "{case}: {count}, expected {exact}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_files_changes_nothing() {
+        let mut stream = Stream::new(2, Purpose::Order, 0);
+        let names = drawn(&mut stream);
+        let by_name = |names: &[String]| -> std::collections::BTreeMap<String, Split> {
+            names.iter().cloned().zip(split(Shares::default(), names)).collect()
+        };
+        let expected = by_name(&names);
+        assert_eq!(expected.len(), names.len());
+        for _ in 0..5 {
+            let order = stream.permutation(names.len());
+            let shuffled: Vec<String> = order.into_iter().map(|i| names[i as usize].clone()).collect();
+            assert_eq!(by_name(&shuffled), expected);
+        }
+    }
+}
