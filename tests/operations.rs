@@ -327,6 +327,10 @@ mod operations {
     operation!(conv2d_1, [(Real 2 5 5)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 2, 0));
     operation!(conv2d_7, [(Real 3 9 9)], [(Real 2 3 7 7)], |x, p| x[0].conv2d(&p[0], None, 2, 3));
     operation!(conv2d_patches, [(Real 3 8 8)], [(Real 5 3 4 4), (Real 5)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 4, 0));
+    operation!(conv2d_1_dense, [(Real 2 14 13)], [(Real 3 2 1 1), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 0));
+    operation!(conv2d_groups, [(Real 2 27 26)], [(Real 3 2 3 3), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 2, 1));
+    operation!(conv2d_tiles, [(Real 2 26 25)], [(Real 3 2 5 5), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 2));
+    operation!(conv2d_1_tiles, [(Real 2 26 25)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 1, 0));
     operation!(batch_norm(false), [(Real 3 4 5)], [(Real 3), (Real 3), (Fixed 3), (Fixed 3)], |x, p| x[0].batch_norm(
         &BatchNorm {
             path: "bn".into(),

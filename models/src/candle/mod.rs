@@ -3,6 +3,7 @@
 mod kernels;
 pub(crate) mod ops;
 mod plain;
+pub(crate) mod spatial;
 pub(crate) mod windows;
 
 pub use ops::with_plain_operations;

@@ -33,11 +33,11 @@ pub fn with_plain_operations<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-fn fused(x: &Tensor) -> bool {
+pub(super) fn fused(x: &Tensor) -> bool {
     x.device().is_cpu() && !PLAIN.get()
 }
 
-fn made<F: Real>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
+pub(super) fn made<F: Real>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
 }
 
@@ -47,12 +47,23 @@ fn rows(x: &Tensor) -> Result<Tensor> {
     Ok(x.reshape((x.elem_count() / width, width))?)
 }
 
-fn contiguous<const N: usize>(xs: [&Tensor; N]) -> Result<[Tensor; N]> {
+pub(super) fn contiguous<const N: usize>(xs: [&Tensor; N]) -> Result<[Tensor; N]> {
     let mut out = Vec::with_capacity(N);
     for x in xs {
         out.push(x.contiguous()?);
     }
     Ok(out.try_into().expect("as many as came in"))
+}
+
+pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        made(pointwise::zip::<F>(&view(a)?, &view(b)?, |a, b| a + b), a.shape())
+    }
+    if fused(a) && a.dtype().is_float() {
+        let [a, b] = contiguous([a, b])?;
+        return by_type!(a, kernel(&a, &b));
+    }
+    Ok((a + b)?)
 }
 
 /// Sum over all axes but the last: a product with ones where there is no kernel, because reductions over leading axes are slow.

@@ -6,8 +6,7 @@ use candle_core::{DType, Device, Tensor as CandleTensor};
 
 use super::{
     ops::{self, Activation, Kind},
-    to_device,
-    windows::Windows,
+    spatial, to_device,
 };
 use crate::{Array, BatchNorm, Error, ParamSpec, Result, Source, Tensor, Weights, shape};
 
@@ -102,8 +101,7 @@ impl Tensor for Plain {
         padding: usize,
     ) -> Result<Self> {
         shape::conv2d(self.dims(), weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
-        let windows = Windows::new(&self.0, weight.dim(2)?, stride, padding)?;
-        windows.convolve(&windows.columns(&self.0)?, weight, bias).map(Plain)
+        spatial::conv2d(&self.0, weight, bias, stride, padding).map(Plain)
     }
 
     fn batch_norm(&self, norm: &BatchNorm<CandleTensor>) -> Result<Self> {
@@ -113,9 +111,7 @@ impl Tensor for Plain {
         )?;
         let scale = (&norm.weight * (&norm.running_var + norm.eps)?.sqrt()?.recip()?)?;
         let shift = (&norm.bias - (&norm.running_mean * &scale)?)?;
-        let channels = self.dims()[0];
-        let y = self.0.broadcast_mul(&scale.reshape((1, channels, 1, 1))?)?;
-        Ok(Self(y.broadcast_add(&shift.reshape((1, channels, 1, 1))?)?))
+        spatial::scale_shift_channels(&self.0, &scale, &shift).map(Plain)
     }
 
     fn layer_norm(&self, affine: Option<(&CandleTensor, &CandleTensor)>, eps: f64) -> Result<Self> {
@@ -163,7 +159,7 @@ impl Tensor for Plain {
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", self.dims(), other.dims())?;
-        Ok(Self((&self.0 + &other.0)?))
+        ops::add(&self.0, &other.0).map(Plain)
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
@@ -231,12 +227,12 @@ impl Tensor for Plain {
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         shape::pool2d(self.dims(), kernel, stride, padding)?;
-        Windows::new(&self.0, kernel, stride, padding)?.max(&self.0).map(Plain)
+        Ok(Self(spatial::max_pool2d(&self.0, kernel, stride, padding)?.0))
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         shape::pool2d(self.dims(), kernel, stride, 0)?;
-        Windows::new(&self.0, kernel, stride, 0)?.mean(&self.0).map(Plain)
+        spatial::avg_pool2d(&self.0, kernel, stride).map(Plain)
     }
 }
 

@@ -101,14 +101,14 @@ impl Windows {
         Ok(y.reshape((batch, out, self.places.0, self.places.1))?)
     }
 
-    /// Gradients of `x` (where needed), `weight` and bias.
+    /// Gradients of `x` (where needed) and `weight`.
     pub(crate) fn convolve_backward(
         &self,
         x: &Tensor,
         weight: &Tensor,
         grad: &Tensor,
         need_x: bool,
-    ) -> Result<(Option<Tensor>, Tensor, Tensor)> {
+    ) -> Result<(Option<Tensor>, Tensor)> {
         let (batch, out) = (x.dim(0)?, weight.dim(0)?);
         let grad = grad.contiguous()?.reshape((batch, out, self.places.0 * self.places.1))?;
         let columns = self.columns(x)?;
@@ -120,7 +120,7 @@ impl Windows {
         } else {
             None
         };
-        Ok((grad_x, grad_weight, grad.sum(2)?.sum(0)?))
+        Ok((grad_x, grad_weight))
     }
 
     fn pooled(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
@@ -128,21 +128,13 @@ impl Windows {
         Ok(y.reshape((batch, channels, self.places.0, self.places.1))?)
     }
 
-    pub(crate) fn max(&self, x: &Tensor) -> Result<Tensor> {
-        self.pooled(&self.gather(x, f64::from(f32::MIN))?.max(1)?, x)
-    }
-
-    /// The gradient goes to the first of the largest values of each window, as in PyTorch.
-    pub(crate) fn max_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    /// The largest value of each window, and where in the flattened picture it lies; of several, the first.
+    pub(crate) fn max(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let windows = self.gather(x, f64::from(f32::MIN))?;
         let (rows, square, places) = windows.dims3()?;
-        let winner = windows.argmax_keepdim(1)?;
         let index = self.index.reshape((1, square, places))?.repeat((rows, 1, 1))?;
-        let source = index.gather(&winner, 1)?.reshape((rows, places))?;
-        let width = self.pixels + usize::from(self.padded);
-        let sum = Tensor::zeros((rows, width), x.dtype(), x.device())?;
-        let sum = sum.scatter_add(&source, &grad.contiguous()?.reshape((rows, places))?, 1)?;
-        Ok(sum.narrow(1, 0, self.pixels)?.contiguous()?.reshape(x.shape())?)
+        let winners = index.gather(&windows.argmax_keepdim(1)?, 1)?;
+        Ok((self.pooled(&windows.max(1)?, x)?, self.pooled(&winners, x)?))
     }
 
     pub(crate) fn mean(&self, x: &Tensor) -> Result<Tensor> {
@@ -154,6 +146,21 @@ impl Windows {
         let grad = grad.contiguous()?.reshape((rows, 1, self.places.0 * self.places.1))?;
         self.scatter(&(grad.repeat((1, square, 1))? / square as f64)?, x)
     }
+}
+
+/// Adds each gradient to the value of the picture that `winners` points at: the backward of [`Windows::max`].
+pub(crate) fn scatter_winners(
+    winners: &Tensor,
+    grad: &Tensor,
+    height: usize,
+    width: usize,
+) -> Result<Tensor> {
+    let (batch, channels, places_y, places_x) = grad.dims4()?;
+    let flat = (batch * channels, places_y * places_x);
+    // One more place, for windows that hold nothing above their padding.
+    let sum = Tensor::zeros((batch * channels, height * width + 1), grad.dtype(), grad.device())?;
+    let sum = sum.scatter_add(&winners.reshape(flat)?, &grad.reshape(flat)?, 1)?;
+    Ok(sum.narrow(1, 0, height * width)?.contiguous()?.reshape((batch, channels, height, width))?)
 }
 
 /// `[batch, channels, height, width]` → `[channels, batch·height·width]`.

@@ -8,7 +8,7 @@ use crate::{
     candle::{
         Plain,
         ops::{self, Activation, Kind},
-        windows::{self, Windows},
+        spatial,
     },
 };
 
@@ -95,13 +95,14 @@ impl Tensor for Var {
     fn conv2d(&self, weight: &Var, bias: Option<&Var>, stride: usize, padding: usize) -> Result<Self> {
         let y = self.plain().conv2d(&weight.value, bias.map(|b| &b.value), stride, padding)?;
         let (x, w) = (self.value.clone(), weight.value.clone());
-        let windows = Windows::new(&x, w.dim(2)?, stride, padding)?;
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
         let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
         Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
-            let (grad_x, grad_weight, grad_bias) =
-                windows.convolve_backward(&x, &w, &grad, slot.is_some())?;
-            slots.add(bias_slot, grad_bias)?;
+            let (grad_x, grad_weight) =
+                spatial::conv2d_backward(&x, &w, &grad, stride, padding, slot.is_some())?;
+            if bias_slot.is_some() {
+                slots.add(bias_slot, spatial::sum_channels(&grad)?)?;
+            }
             slots.add(weight_slot, grad_weight)?;
             grad_x.map_or(Ok(()), |g| slots.add(slot, g))
         }))
@@ -110,34 +111,23 @@ impl Tensor for Var {
     fn batch_norm(&self, norm: &BatchNorm<Var>) -> Result<Self> {
         let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var];
         crate::shape::batch_norm(self.dims(), params.map(|p| p.value.dims()))?;
-        // With one row a channel, batch normalisation is layer normalisation of the rows.
-        let rows = windows::by_channel(&self.value)?;
-        let (channels, n) = rows.dims2()?;
+        let &[batch, _, height, width] = self.value.dims() else { unreachable!("checked above") };
+        let n = batch * height * width;
         if n < 2 {
             return Err(Error::shape("batch_norm", "at least two values a channel to train on", n));
         }
-        let (mean, var) = windows::statistics(&rows)?;
-        let var = (var * (n as f64 / (n - 1) as f64))?;
-        let statistics = BatchStatistics { path: norm.path.clone(), mean, var };
+        let (x, weight, eps) = (self.value.clone(), norm.weight.value.clone(), norm.eps);
+        let [y, mean, var] = spatial::batch_norm(&x, &weight, &norm.bias.value, eps)?;
+        let unbiased = (&var * (n as f64 / (n - 1) as f64))?;
+        let statistics = BatchStatistics { path: norm.path.clone(), mean: mean.clone(), var: unbiased };
         self.tape.0.borrow_mut().statistics.push(statistics);
-        let column = (channels, 1);
-        let normal = ops::norm(Kind::Layer, &rows, None, None, norm.eps)?;
-        let y = normal
-            .broadcast_mul(&norm.weight.value.reshape(column)?)?
-            .broadcast_add(&norm.bias.value.reshape(column)?)?;
-        let y = windows::by_item(&y, &self.value)?;
-        let (like, weight, eps) = (self.value.clone(), norm.weight.value.clone(), norm.eps);
         let (slot, weight_slot, bias_slot) = (self.slot, norm.weight.slot, norm.bias.slot);
         Ok(self.record(y, &[self, &norm.weight, &norm.bias], move |grad, slots| {
-            let grad = windows::by_channel(&grad)?;
-            slots.add(bias_slot, grad.sum(1)?)?;
-            slots.add(weight_slot, (&grad * &normal)?.sum(1)?)?;
-            if slot.is_some() {
-                let scaled = grad.broadcast_mul(&weight.reshape(column)?)?;
-                let (grad_rows, _) = ops::norm_backward(Kind::Layer, &rows, None, &scaled, eps)?;
-                slots.add(slot, windows::by_item(&grad_rows, &like)?)?;
-            }
-            Ok(())
+            let [grad_x, grad_weight, grad_bias] =
+                spatial::batch_norm_backward(&x, &weight, &mean, &var, eps, &grad)?;
+            slots.add(slot, grad_x)?;
+            slots.add(weight_slot, grad_weight)?;
+            slots.add(bias_slot, grad_bias)
         }))
     }
 
@@ -320,16 +310,15 @@ impl Tensor for Var {
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
-        let y = self.plain().max_pool2d(kernel, stride, padding)?;
-        let x = self.value.clone();
-        let windows = Windows::new(&x, kernel, stride, padding)?;
-        self.one(y, move |grad| windows.max_backward(&x, grad))
+        crate::shape::pool2d(self.dims(), kernel, stride, padding)?;
+        let (y, winners) = spatial::max_pool2d(&self.value, kernel, stride, padding)?;
+        let (height, width) = (self.dims()[1], self.dims()[2]);
+        self.one(Plain::new(y), move |grad| spatial::max_pool2d_backward(&winners, grad, height, width))
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let y = self.plain().avg_pool2d(kernel, stride)?;
         let x = self.value.clone();
-        let windows = Windows::new(&x, kernel, stride, 0)?;
-        self.one(y, move |grad| windows.mean_backward(&x, grad))
+        self.one(y, move |grad| spatial::avg_pool2d_backward(&x, grad, kernel, stride))
     }
 }

@@ -3,10 +3,14 @@
 //! Every sum is taken in an order that depends on sizes alone, never on how threads were scheduled, so that a run repeats bit for bit.
 
 pub(crate) mod attention;
+pub(crate) mod batch_norm;
+pub(crate) mod conv;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
+pub(crate) mod pool;
 mod real;
+pub(crate) mod window;
 
 pub(crate) use real::{Real, by_type, sigmoid, view};
 

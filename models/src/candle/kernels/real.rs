@@ -1,6 +1,7 @@
 //! Floating-point numbers that kernels are written for, and candle tensors seen as slices.
 
 use std::{
+    cell::Cell,
     iter::Sum,
     ops::{Add, AddAssign, Deref, Div, Mul, MulAssign, Neg, Range, Sub},
 };
@@ -29,6 +30,26 @@ pub(crate) trait Real:
     fn exp(self) -> Self;
     fn sqrt(self) -> Self;
     fn erf(self) -> Self;
+    /// Lends `len` values of this thread's memory, which is kept for the next time; what they are is left over from the last.
+    fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
+}
+
+/// Taken while in use, so that another kernel that this thread is given while it waits gets memory of its own.
+macro_rules! scratch {
+    ($type:ty) => {
+        fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
+            thread_local! {
+                static SCRATCH: Cell<Vec<$type>> = const { Cell::new(Vec::new()) };
+            }
+            let mut values = SCRATCH.take();
+            if values.len() < len {
+                values.resize(len, 0.0);
+            }
+            let result = f(&mut values[..len]);
+            SCRATCH.set(values);
+            result
+        }
+    };
 }
 
 impl Real for f64 {
@@ -44,6 +65,7 @@ impl Real for f64 {
     fn erf(self) -> Self {
         candle_core::cpu::erf::erf_f64(self)
     }
+    scratch!(f64);
 }
 
 impl Real for f32 {
@@ -77,6 +99,8 @@ impl Real for f32 {
     fn erf(self) -> Self {
         candle_core::cpu::erf::erf_f64(f64::from(self)) as f32
     }
+
+    scratch!(f32);
 }
 
 /// `σ(x)`.
@@ -92,7 +116,7 @@ pub(crate) struct View<G, F> {
     kind: std::marker::PhantomData<F>,
 }
 
-impl<G: Deref<Target = Storage>, F: Real> Deref for View<G, F> {
+impl<G: Deref<Target = Storage>, F: WithDType> Deref for View<G, F> {
     type Target = [F];
 
     fn deref(&self) -> &[F] {
@@ -109,7 +133,7 @@ impl<G: Deref<Target = Storage>, F: Real> Deref for View<G, F> {
 ///
 /// # Errors
 /// When it is on another device, of another type or not contiguous.
-pub(crate) fn view<F: Real>(x: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_, F>> {
+pub(crate) fn view<F: WithDType>(x: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_, F>> {
     let fail = |what: &str| candle_core::Error::Msg(what.to_owned());
     let (guard, layout) = x.storage_and_layout();
     let (start, end) =

@@ -1,0 +1,241 @@
+//! Forward and backward of the operations on pictures, `[batch, channels, height, width]`: by kernel on the CPU, by the compositions of
+//! [`windows`](super::windows) elsewhere and under [`with_plain_operations`](super::with_plain_operations).
+
+use candle_core::Tensor;
+
+use super::{
+    kernels::{
+        Real, batch_norm,
+        conv::{self, Conv},
+        pool, view,
+        window::Window,
+    },
+    ops::{contiguous, fused, made},
+    windows::{self, Windows},
+};
+use crate::{Error, Result, candle::kernels::by_type, shape};
+
+fn window(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Window> {
+    let (_, _, height, width) = x.dims4()?;
+    let places = |n| {
+        shape::windows(n, kernel, stride, padding)
+            .ok_or_else(|| Error::shape("windows", format!("at least {kernel} pixels"), x.dims()))
+    };
+    Ok(Window { height, width, kernel, stride, padding, rows: places(height)?, cols: places(width)? })
+}
+
+fn conv(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Conv> {
+    let (out, channels, kernel, _) = weight.dims4()?;
+    Ok(Conv { channels, out, window: window(x, kernel, stride, padding)? })
+}
+
+/// The shape of what `x` becomes: as many items, of `channels` planes with a value for each window.
+fn placed(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, usize, usize)> {
+    Ok((x.dim(0)?, channels, window.rows, window.cols))
+}
+
+pub(crate) fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: usize,
+) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
+        let bias = bias.map(view::<F>).transpose()?;
+        let y = conv::forward::<F>(conv, &view(x)?, &view(weight)?, bias.as_deref());
+        made(y, placed(x, conv.out, conv.window)?)
+    }
+    let [x, weight] = contiguous([x, weight])?;
+    if fused(&x) {
+        let conv = conv(&x, &weight, stride, padding)?;
+        return by_type!(x, kernel(&x, &weight, bias, conv));
+    }
+    let windows = Windows::new(&x, weight.dim(2)?, stride, padding)?;
+    windows.convolve(&windows.columns(&x)?, &weight, bias)
+}
+
+/// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_channels`].
+pub(crate) fn conv2d_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    grad: &Tensor,
+    stride: usize,
+    padding: usize,
+    need_x: bool,
+) -> Result<(Option<Tensor>, Tensor)> {
+    fn kernel<F: Real>(
+        x: &Tensor,
+        weight: &Tensor,
+        grad: &Tensor,
+        conv: Conv,
+        need_x: bool,
+    ) -> Result<(Option<Tensor>, Tensor)> {
+        let (grad_x, grad_weight) =
+            conv::backward::<F>(conv, &view(x)?, &view(weight)?, &view(grad)?, need_x);
+        let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
+        Ok((grad_x, made(grad_weight, weight.shape())?))
+    }
+    let [x, weight, grad] = contiguous([x, weight, grad])?;
+    if fused(&x) {
+        let conv = conv(&x, &weight, stride, padding)?;
+        return by_type!(x, kernel(&x, &weight, &grad, conv, need_x));
+    }
+    Windows::new(&x, weight.dim(2)?, stride, padding)?.convolve_backward(&x, &weight, &grad, need_x)
+}
+
+/// Sum of each channel.
+pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+        let (_, channels, height, width) = x.dims4()?;
+        made(batch_norm::sum_channels::<F>(&view(x)?, channels, height * width), channels)
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x));
+    }
+    Ok(windows::by_channel(&x)?.sum(1)?)
+}
+
+/// `x·scale + shift`, with a number for each channel.
+pub(crate) fn scale_shift_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Real>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        let (_, _, height, width) = x.dims4()?;
+        made(batch_norm::scale_shift::<F>(&view(x)?, height * width, &view(scale)?, &view(shift)?), x.shape())
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, scale, shift));
+    }
+    let column = (1, scale.elem_count(), 1, 1);
+    Ok(x.broadcast_mul(&scale.reshape(column)?)?.broadcast_add(&shift.reshape(column)?)?)
+}
+
+/// `x` normalised by the batch's own statistics, then `·weight + bias`; and those statistics: mean and (biased) variance of each channel.
+pub(crate) fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
+    fn kernel<F: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
+        let (_, channels, height, width) = x.dims4()?;
+        let (y, mean, var) =
+            batch_norm::forward::<F>(&view(x)?, height * width, &view(weight)?, &view(bias)?, eps);
+        Ok([made(y, x.shape())?, made(mean, channels)?, made(var, channels)?])
+    }
+    let [x, weight, bias] = contiguous([x, weight, bias])?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, &weight, &bias, eps));
+    }
+    let (mean, var) = windows::statistics(&windows::by_channel(&x)?)?;
+    let scale = (weight / (&var + eps)?.sqrt()?)?;
+    let centred = x.broadcast_sub(&mean.reshape((1, mean.elem_count(), 1, 1))?)?;
+    Ok([scale_shift_channels(&centred, &scale, &bias)?, mean, var])
+}
+
+/// Gradients of `x`, weight and bias; `mean` and `var` are those that [`batch_norm`] returned.
+pub(crate) fn batch_norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    mean: &Tensor,
+    var: &Tensor,
+    eps: f64,
+    grad: &Tensor,
+) -> Result<[Tensor; 3]> {
+    fn kernel<F: Real>(
+        x: &Tensor,
+        weight: &Tensor,
+        mean: &Tensor,
+        var: &Tensor,
+        eps: f64,
+        grad: &Tensor,
+    ) -> Result<[Tensor; 3]> {
+        let (_, channels, height, width) = x.dims4()?;
+        let plane = height * width;
+        let [gx, gw, gb] = batch_norm::backward::<F>(
+            &view(x)?,
+            plane,
+            &view(weight)?,
+            &view(mean)?,
+            &view(var)?,
+            eps,
+            &view(grad)?,
+        );
+        Ok([made(gx, x.shape())?, made(gw, channels)?, made(gb, channels)?])
+    }
+    let [x, weight, grad] = contiguous([x, weight, grad])?;
+    if fused(&x) {
+        return by_type!(x, kernel(&x, &weight, mean, var, eps, &grad));
+    }
+    let (rows, grad) = (windows::by_channel(&x)?, windows::by_channel(&grad)?);
+    let (channels, n) = rows.dims2()?;
+    let column = (channels, 1);
+    let inverse = (var + eps)?.sqrt()?.recip()?;
+    let normal = rows.broadcast_sub(&mean.reshape(column)?)?.broadcast_mul(&inverse.reshape(column)?)?;
+    let (grad_weight, grad_bias) = ((&grad * &normal)?.sum(1)?, grad.sum(1)?);
+    let along = normal.broadcast_mul(&(&grad_weight / n as f64)?.reshape(column)?)?;
+    let grad = (grad.broadcast_sub(&(&grad_bias / n as f64)?.reshape(column)?)? - along)?;
+    let grad_x = grad.broadcast_mul(&(weight * inverse)?.reshape(column)?)?;
+    Ok([windows::by_item(&grad_x, &x)?, grad_weight, grad_bias])
+}
+
+/// The largest value of each window, and where in its plane it lies (`u32`); of several, the first, as in PyTorch.
+pub(crate) fn max_pool2d(
+    x: &Tensor,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Result<(Tensor, Tensor)> {
+    fn kernel_<F: Real>(x: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
+        let shape = placed(x, x.dim(1)?, window)?;
+        let (y, winners) = pool::max::<F>(window, &view(x)?);
+        Ok((made(y, shape)?, Tensor::from_vec(winners, shape, x.device())?))
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        let window = window(&x, kernel, stride, padding)?;
+        return by_type!(x, kernel_(&x, window));
+    }
+    Windows::new(&x, kernel, stride, padding)?.max(&x)
+}
+
+/// Gradient of the `[batch, channels, height, width]` that [`max_pool2d`] was given.
+pub(crate) fn max_pool2d_backward(
+    winners: &Tensor,
+    grad: &Tensor,
+    height: usize,
+    width: usize,
+) -> Result<Tensor> {
+    fn kernel<F: Real>(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+        let (batch, channels, rows, cols) = grad.dims4()?;
+        let grad_x = pool::max_backward::<F>(&view(winners)?, &view(grad)?, rows * cols, height * width);
+        made(grad_x, (batch, channels, height, width))
+    }
+    let grad = grad.contiguous()?;
+    if fused(&grad) {
+        return by_type!(grad, kernel(winners, &grad, height, width));
+    }
+    windows::scatter_winners(winners, &grad, height, width)
+}
+
+/// The mean of each window.
+pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
+    fn kernel_<F: Real>(x: &Tensor, window: Window) -> Result<Tensor> {
+        made(pool::mean::<F>(window, &view(x)?), placed(x, x.dim(1)?, window)?)
+    }
+    let x = x.contiguous()?;
+    if fused(&x) {
+        let window = window(&x, kernel, stride, 0)?;
+        return by_type!(x, kernel_(&x, window));
+    }
+    Windows::new(&x, kernel, stride, 0)?.mean(&x)
+}
+
+/// Gradient of `x`, of which only the shape counts.
+pub(crate) fn avg_pool2d_backward(x: &Tensor, grad: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
+    fn kernel_<F: Real>(x: &Tensor, grad: &Tensor, window: Window) -> Result<Tensor> {
+        made(pool::mean_backward::<F>(window, &view(grad)?), x.shape())
+    }
+    let grad = grad.contiguous()?;
+    if fused(&grad) {
+        let window = window(x, kernel, stride, 0)?;
+        return by_type!(grad, kernel_(x, &grad, window));
+    }
+    Windows::new(x, kernel, stride, 0)?.mean_backward(x, &grad)
+}
