@@ -11,7 +11,7 @@ use tiny_cats::checkpoint::{
     self, Format, Numbers, Problem, WhichWeights,
     torch::{Item, TorchFile, Value, write},
 };
-use tiny_cats_export::{ModelMeta, Network};
+use tiny_cats_export::{ModelMeta, Network, TaskMeta};
 use tiny_cats_models::{Array, TinyDitConfig, Weights};
 
 fn fixture(name: &str) -> PathBuf {
@@ -186,7 +186,8 @@ fn released() -> (Weights, ModelMeta) {
     };
     let weights = tiny_cats_models::init(&Network::TinyDit(config.clone()).specs().unwrap(), 3);
     let mut meta = ModelMeta::tiny_dit(&config, vec!["Bengal".into(), "Ägyptische Mau".into()]);
-    meta.sampler.guidance = 2.1;
+    let TaskMeta::Generator(task) = &mut meta.task else { unreachable!("a TinyDiT is a generator") };
+    task.sampler.guidance = 2.1;
     meta.provenance = json!({"seed": 1i64 << 50, "none": null});
     (weights, meta)
 }

@@ -1,6 +1,8 @@
 //! From weights to an ONNX file.
 
-use tiny_cats_models::{Scope, TinyDit, Weights};
+use std::borrow::Cow;
+
+use tiny_cats_models::{ResNet, Scope, TinyDit, Weights, fold, resnet};
 
 use crate::{META_KEY, ModelMeta, Network, Result, onnx::OnnxGraph};
 
@@ -8,22 +10,54 @@ use crate::{META_KEY, ModelMeta, Network, Result, onnx::OnnxGraph};
 pub const INPUTS: [&str; 3] = ["x", "t", "label"];
 /// Name of a generator's output.
 pub const OUTPUT: &str = "prediction";
+/// Name of a classifier's input, the normalised picture.
+pub const CLASSIFIER_INPUT: &str = "input";
+/// Name of a classifier's output, the logits.
+pub const CLASSIFIER_OUTPUT: &str = "output";
 
-/// The ONNX file of the network that `meta` describes: `x` `[batch, 3, size, size]`, `t` `[batch]`, `label` `[batch]` (int64) →
-/// `prediction`. Guidance is the sampler's, not the file's. The file is not verified.
+/// The ONNX file of the network that `meta` describes; it is not verified.
+///
+/// A generator: `x` `[batch, 3, size, size]`, `t` `[batch]`, `label` `[batch]` (int64) → `prediction`. Guidance is the sampler's, not the
+/// file's. A classifier: `input` `[batch, 3, size, size]` → `output` `[batch, classes]`, with its batch normalisations
+/// [folded](tiny_cats_models::fold), which its metadata says.
 ///
 /// # Errors
 /// When `weights` are not exactly those of the network, or the operator set is unknown.
 pub fn to_onnx(meta: &ModelMeta, weights: &Weights, opset: u32) -> Result<Vec<u8>> {
-    let Network::TinyDit(config) = &meta.config;
+    let (meta, weights) = exported(meta, weights)?;
     let graph = OnnxGraph::new(opset)?;
-    let [x, t, label] = INPUTS;
-    let x = graph.floats(x, &config.picture())?;
-    let t = graph.floats(t, &[])?;
-    let label = graph.labels(label, &[])?;
-    let mut source = graph.source(weights);
-    let model = TinyDit::new(config, &mut Scope::root(&mut source))?;
+    let mut source = graph.source(&weights);
+    let (name, output) = match &meta.config {
+        Network::TinyDit(config) => {
+            let [x, t, label] = INPUTS;
+            let x = graph.floats(x, &config.picture())?;
+            let t = graph.floats(t, &[])?;
+            let label = graph.labels(label, &[])?;
+            let model = TinyDit::new(config, &mut Scope::root(&mut source))?;
+            (OUTPUT, model.forward(&x, &t, &label)?)
+        }
+        Network::ResNet(config) => {
+            let picture = [resnet::CHANNELS, meta.image_size, meta.image_size];
+            let input = graph.floats(CLASSIFIER_INPUT, &picture)?;
+            let model = ResNet::new(config, &mut Scope::root(&mut source))?;
+            (CLASSIFIER_OUTPUT, model.forward(&input)?)
+        }
+    };
     source.finish()?;
-    let prediction = model.forward(&x, &t, &label)?;
-    graph.finish(&[(OUTPUT, &prediction)], &[(META_KEY, meta.to_json())])
+    graph.finish(&[(name, &output)], &[(META_KEY, meta.to_json())])
+}
+
+/// What an ONNX file of this model holds: a classifier is folded.
+pub(crate) fn exported<'a>(
+    meta: &'a ModelMeta,
+    weights: &'a Weights,
+) -> Result<(Cow<'a, ModelMeta>, Cow<'a, Weights>)> {
+    match &meta.config {
+        Network::TinyDit(_) => Ok((Cow::Borrowed(meta), Cow::Borrowed(weights))),
+        Network::ResNet(config) => {
+            let (config, weights) = fold(config, weights)?;
+            let meta = ModelMeta { config: Network::ResNet(config), ..meta.clone() };
+            Ok((Cow::Owned(meta), Cow::Owned(weights)))
+        }
+    }
 }

@@ -6,7 +6,7 @@ use image::RgbImage;
 use tiny_cats_models::Array;
 
 use crate::{
-    Error, Model, ModelMeta, Result, Sampler,
+    Error, GeneratorMeta, Model, ModelMeta, Result, Sampler,
     runtime::RuntimeKind,
     sample::{Denoiser, Draw, Progress, Settings, sample},
     to_rgb,
@@ -98,6 +98,7 @@ pub struct Picture {
 /// ```
 pub struct Generator {
     meta: ModelMeta,
+    task: GeneratorMeta,
     runtime: RuntimeKind,
     network: Box<dyn Denoiser + Send>,
     batch: usize,
@@ -149,8 +150,8 @@ impl Generator {
         } else {
             RuntimeKind::Candle
         });
-        let network = model.load(runtime)?;
-        Ok(Self { meta: model.meta().clone(), runtime, network, batch: options.batch })
+        let (task, network) = (model.generator()?.clone(), model.load_generator(runtime)?);
+        Ok(Self { meta: model.meta().clone(), task, runtime, network, batch: options.batch })
     }
 
     /// What the file says about its model.
@@ -165,7 +166,7 @@ impl Generator {
 
     /// A request with the steps, sampler and guidance that the file advises.
     pub fn request(&self) -> Request {
-        let advised = &self.meta.sampler;
+        let advised = &self.task.sampler;
         let (steps, sampler, guidance) = (advised.steps, advised.sampler, advised.guidance);
         Request { steps, sampler, guidance, ..Request::default() }
     }
@@ -227,7 +228,7 @@ impl Generator {
             guidance: request.guidance,
             seed: request.seed,
             batch: self.batch,
-            ..Settings::from_meta(&self.meta)
+            ..Settings::from_meta(&self.task)
         };
         let size = self.meta.image_size;
         let drawn = sample(&mut *self.network, &settings, [3, size, size], &draws, &mut progress)?;
@@ -236,7 +237,7 @@ impl Generator {
             class: self.meta.classes[labels[i]].clone(),
             seed: request.seed,
             index: i as u64,
-            image: to_rgb(&to_unit(values.data(), self.meta.value_range), size as u32),
+            image: to_rgb(&to_unit(values.data(), self.task.value_range), size as u32),
             values,
         };
         Ok(drawn.into_iter().enumerate().map(picture).collect())

@@ -1,6 +1,7 @@
 //! Writes models as ONNX, proves the file numerically, and samples from it.
 
 mod atomic;
+mod classifier;
 mod convert;
 mod error;
 mod font;
@@ -13,13 +14,15 @@ pub mod runtime;
 pub mod sample;
 
 pub use atomic::{Staged, stage, write_atomically, write_png};
-pub use convert::{INPUTS, OUTPUT, to_onnx};
+pub use classifier::Classify;
+pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
 pub use generator::{Breed, Generator, Options, Picture, Request};
 pub use grid::{grid, to_rgb};
-pub use load::Model;
+pub use load::{Model, predecessor_classes};
 pub use meta::{
-    FORMAT_VERSION, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Sampler, SamplerDefaults, is_class_name,
+    ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,
+    Sampler, SamplerDefaults, TaskMeta, is_class_name,
 };
 #[cfg(feature = "candle")]
 mod verify;

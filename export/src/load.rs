@@ -3,19 +3,24 @@
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use tiny_cats_models::{Array, TinyDitConfig, Weights};
+use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights};
 
 use crate::{
-    Error, INPUTS, META_KEY, ModelMeta, Network, PREDECESSOR_CLASSES, Result,
-    onnx::{DEFAULT_OPSET, DataType, OnnxFile},
+    CLASSIFIER_INPUT, ClassifierMeta, Classify, Error, GeneratorMeta, INPUTS, META_KEY, ModelMeta, Network,
+    PREDECESSOR_CLASSES, Result, TaskMeta,
+    onnx::{DEFAULT_OPSET, DataType, OnnxFile, Port},
     runtime::{Input, RuntimeKind, Session},
     sample::Denoiser,
     to_onnx,
 };
 
+#[cfg(feature = "candle")]
+use crate::runtime::candle::Definition;
+
 /// More than any model that we write, and less than what a machine chokes on.
 const MAX_BYTES: u64 = i32::MAX as u64;
 
+/// The predecessor's names for [`INPUTS`]; a classifier's were ours.
 const PREDECESSOR_INPUTS: [&str; 3] = ["noise", "timestep", "breed"];
 
 /// The contents of a model file, unless it is absurdly large.
@@ -39,8 +44,7 @@ pub struct Model {
 #[derive(Clone, Debug)]
 enum Contents {
     Weights(Weights),
-    /// A graph, and the names of its picture, time and label.
-    Graph(OnnxFile, [&'static str; 3]),
+    Graph(OnnxFile),
 }
 
 impl Model {
@@ -69,7 +73,8 @@ impl Model {
             let (meta, weights) = safetensors(&bytes, name)?;
             (meta, Contents::Weights(weights))
         } else {
-            graph(OnnxFile::from_bytes(bytes, name)?)?
+            let file = OnnxFile::from_bytes(bytes, name)?;
+            (graph_meta(&file)?, Contents::Graph(file))
         };
         Ok(Self { name: name.into(), meta, contents })
     }
@@ -84,22 +89,73 @@ impl Model {
         &self.meta
     }
 
-    /// Loads it into a runtime. Weights alone are written down as a graph for those runtimes that compute graphs; of a graph, candle
-    /// takes the weights.
+    /// What it takes to draw with it.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when the runtime is not there, and when weights do not fit the network.
-    pub fn load(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
+    /// [`Error::File`] when it is no generator.
+    pub fn generator(&self) -> Result<&GeneratorMeta> {
+        self.meta.generator().ok_or_else(|| self.other_task("generator"))
+    }
+
+    /// What it takes to classify with it.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is no classifier.
+    pub fn classifier(&self) -> Result<&ClassifierMeta> {
+        self.meta.classifier().ok_or_else(|| self.other_task("classifier"))
+    }
+
+    fn other_task(&self, expected: &str) -> Error {
+        Error::file(&self.name, "task", format!("expected a {expected}, found {}", self.meta.kind()))
+    }
+
+    /// Loads a generator into a runtime. Weights alone are written down as a graph for those runtimes that compute graphs; of a graph,
+    /// candle takes the weights.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when the runtime is not there, and when weights do not fit the network or it is no generator.
+    #[cfg_attr(not(feature = "candle"), allow(unused_variables))]
+    pub fn load_generator(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
+        let Network::TinyDit(config) = &self.meta.config else { return Err(self.other_task("generator")) };
         if !kind.runs_graphs() {
-            return self.definition(kind);
+            #[cfg(feature = "candle")]
+            return Ok(Box::new(Definition::tiny_dit(config, &self.weights()?)?));
+            #[cfg(not(feature = "candle"))]
+            return Err(kind.absent());
         }
-        match &self.contents {
-            Contents::Graph(file, names) => Ok(Box::new(Graph { session: kind.load(file)?, names: *names })),
+        let (session, names) = self.session(kind)?;
+        let names =
+            if names.iter().any(|name| name == PREDECESSOR_INPUTS[0]) { PREDECESSOR_INPUTS } else { INPUTS };
+        Ok(Box::new(Graph { session, names }))
+    }
+
+    /// Loads a classifier into a runtime, as [`load_generator`](Self::load_generator) does a generator.
+    ///
+    /// # Errors
+    /// As [`load_generator`](Self::load_generator).
+    #[cfg_attr(not(feature = "candle"), allow(unused_variables))]
+    pub fn load_classifier(&self, kind: RuntimeKind) -> Result<Box<dyn Classify + Send>> {
+        let Network::ResNet(config) = &self.meta.config else { return Err(self.other_task("classifier")) };
+        if !kind.runs_graphs() {
+            #[cfg(feature = "candle")]
+            return Ok(Box::new(Definition::resnet(config, &self.weights()?)?));
+            #[cfg(not(feature = "candle"))]
+            return Err(kind.absent());
+        }
+        Ok(Box::new(Graph { session: self.session(kind)?.0, names: [CLASSIFIER_INPUT] }))
+    }
+
+    /// The graph in a runtime, and the names of its inputs.
+    fn session(&self, kind: RuntimeKind) -> Result<(Box<dyn Session>, Vec<String>)> {
+        let written;
+        let file = match &self.contents {
+            Contents::Graph(file) => file,
             Contents::Weights(weights) => {
-                let file = OnnxFile::from_bytes(to_onnx(&self.meta, weights, DEFAULT_OPSET)?, &self.name)?;
-                Ok(Box::new(Graph { session: kind.load(&file)?, names: INPUTS }))
+                written = OnnxFile::from_bytes(to_onnx(&self.meta, weights, DEFAULT_OPSET)?, &self.name)?;
+                &written
             }
-        }
+        };
+        Ok((kind.load(file)?, file.inputs().iter().map(|port| port.name.clone()).collect()))
     }
 
     /// The weights: of a graph, those that its definition asks for.
@@ -109,33 +165,22 @@ impl Model {
     pub fn weights(&self) -> Result<Weights> {
         match &self.contents {
             Contents::Weights(weights) => Ok(weights.clone()),
-            Contents::Graph(file, _) => {
-                let Network::TinyDit(config) = &self.meta.config;
+            Contents::Graph(file) => {
                 let mut all = file.weights()?;
-                let specs = config.cost()?.params;
+                let specs = self.meta.config.specs()?;
                 Ok(specs.into_iter().filter_map(|spec| all.remove_entry(&spec.name)).collect())
             }
         }
     }
-
-    #[cfg(feature = "candle")]
-    fn definition(&self, _: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
-        Ok(Box::new(crate::runtime::candle::Definition::new(&self.meta, &self.weights()?)?))
-    }
-
-    #[cfg(not(feature = "candle"))]
-    fn definition(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
-        Err(kind.absent())
-    }
 }
 
-/// A graph as a denoiser.
-struct Graph {
+/// A graph as a network.
+struct Graph<const N: usize> {
     session: Box<dyn Session>,
-    names: [&'static str; 3],
+    names: [&'static str; N],
 }
 
-impl Denoiser for Graph {
+impl Denoiser for Graph<3> {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
         let t = Array::new([t.len()], t.to_vec())?;
         let [x_name, t_name, label_name] = self.names;
@@ -145,42 +190,103 @@ impl Denoiser for Graph {
     }
 }
 
-fn graph(file: OnnxFile) -> Result<(ModelMeta, Contents)> {
-    let names: Vec<&str> = file.inputs().iter().map(|port| port.name.as_str()).collect();
-    let ours = !PREDECESSOR_INPUTS.iter().all(|name| names.contains(name));
-    let names = if ours { INPUTS } else { PREDECESSOR_INPUTS };
-    let port = |name: &str| {
-        let found = file.inputs().iter().find(|port| port.name == name);
-        found.ok_or_else(|| Error::file(file.name(), "inputs", format!("expected one called {name}")))
-    };
-    let [x, t, label] = [port(names[0])?, port(names[1])?, port(names[2])?];
-    let meta = match (file.metadata().get(META_KEY), &x.dims[..]) {
-        (None, &[_, _, Some(size), _]) if !ours => predecessor(size),
+impl Classify for Graph<1> {
+    fn logits(&mut self, x: &Array) -> Result<Array> {
+        self.session.run(&[(self.names[0], Input::Floats(x))])
+    }
+}
+
+/// What a graph says about itself, or a predecessor's graph would, if its inputs are those of such a model.
+fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
+    let wrong = |message| Err(Error::file(file.name(), "inputs", message));
+    let find = |name: &str| file.inputs().iter().find(|port| port.name == name);
+    let meta = match (find(PREDECESSOR_INPUTS[0]), find(CLASSIFIER_INPUT)) {
+        _ if file.metadata().contains_key(META_KEY) => file.meta()?,
+        (Some(Port { dims, .. }), _) if let [_, _, Some(size), _] = dims[..] => predecessor_generator(size),
+        (_, Some(Port { dims, .. })) if let [_, _, Some(size), _] = dims[..] => {
+            predecessor_classifier(file, size)?
+        }
         _ => file.meta()?,
     };
     let size = Some(meta.image_size);
-    let fits = [x.dtype, t.dtype, label.dtype]
-        == [Some(DataType::Float), Some(DataType::Float), Some(DataType::Int64)]
-        && matches!(x.dims[..], [None, Some(3), h, w] if h == size && w == size)
-        && t.dims.len() == 1
-        && label.dims.len() == 1;
-    if !fits {
-        let message = format!(
-            "expected {} [batch, 3, {s}, {s}], {}, {}",
-            x.name,
-            t.name,
-            label.name,
-            s = meta.image_size
-        );
-        return Err(Error::file(file.name(), "inputs", message));
+    let is_picture = |port: &Port| {
+        let square = matches!(port.dims[..], [None, Some(3), h, w] if h == size && w == size);
+        port.dtype == Some(DataType::Float) && square
+    };
+    let names: &[&str] = match meta.task {
+        TaskMeta::Generator(_) if find(PREDECESSOR_INPUTS[0]).is_some() => &PREDECESSOR_INPUTS,
+        TaskMeta::Generator(_) => &INPUTS,
+        TaskMeta::Classifier(_) => &[CLASSIFIER_INPUT],
+    };
+    let mut ports = Vec::new();
+    for name in names {
+        match find(name) {
+            Some(port) => ports.push(port),
+            None => return wrong(format!("expected one called {name}")),
+        }
     }
-    Ok((meta, Contents::Graph(file, names)))
+    let is_vector = |port: &Port, dtype| port.dtype == Some(dtype) && port.dims.len() == 1;
+    let fits = match ports[..] {
+        [x, t, label] => is_picture(x) && is_vector(t, DataType::Float) && is_vector(label, DataType::Int64),
+        [x] => is_picture(x),
+        _ => false,
+    };
+    if !fits {
+        let s = meta.image_size;
+        return wrong(format!(
+            "expected {} [batch, 3, {s}, {s}]{}",
+            names[0],
+            names[1..].iter().map(|n| format!(", {n}")).collect::<String>()
+        ));
+    }
+    Ok(meta)
 }
 
-/// What a graph of tiny-cats-model would say about itself.
-fn predecessor(image_size: usize) -> ModelMeta {
+/// What a generator's graph of tiny-cats-model would say about itself.
+fn predecessor_generator(image_size: usize) -> ModelMeta {
     let config = TinyDitConfig { image_size, ..TinyDitConfig::legacy() };
     ModelMeta::tiny_dit(&config, PREDECESSOR_CLASSES.map(String::from).to_vec())
+}
+
+/// What a classifier's graph of tiny-cats-model would say about itself. PyTorch's exporter folds batch normalisations and may rename what
+/// it folded, so the network is known by its convolutions and its head.
+fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
+    let wrong = |message: String| Error::file(file.name(), "graph", message);
+    let weights = file.weights()?;
+    let convolutions: Vec<&Array> = weights.values().filter(|array| array.dims().len() == 4).collect();
+    let depth = match convolutions.len() {
+        20 => 18,
+        36 => 34,
+        53 => 50,
+        n => {
+            let expected = "the 20, 36 or 53 convolutions of a ResNet-18, 34 or 50";
+            return Err(wrong(format!("expected {META_KEY} in the metadata or {expected}, found {n}")));
+        }
+    };
+    let narrowest = convolutions.iter().filter_map(|array| array.dims().first());
+    let (head, rows) = match (weights.get("fc.weight"), weights.get("fc.1.weight")) {
+        (Some(array), _) => (Head::Plain, array.dims().first()),
+        (_, Some(array)) => (Head::Dropout, array.dims().first()),
+        _ => return Err(wrong("expected a weight called fc.weight or fc.1.weight".into())),
+    };
+    let config = ResNetConfig {
+        depth,
+        width: narrowest.min().copied().unwrap_or(0),
+        classes: rows.copied().unwrap_or(0),
+        head,
+        batch_norm: weights.contains_key("bn1.running_mean"),
+    };
+    config.validate().map_err(|e| wrong(e.to_string()))?;
+    Ok(ModelMeta::resnet(&config, image_size, predecessor_classes(config.classes)))
+}
+
+/// The names of `n` classes in a file that holds none.
+pub fn predecessor_classes(n: usize) -> Vec<String> {
+    if n == PREDECESSOR_CLASSES.len() {
+        PREDECESSOR_CLASSES.map(String::from).to_vec()
+    } else {
+        (0..n).map(|i| i.to_string()).collect()
+    }
 }
 
 fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights)> {

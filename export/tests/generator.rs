@@ -72,7 +72,7 @@ fn an_exported_file_is_verified_and_draws_the_same_on_every_runtime_and_in_every
             assert_eq!(pictures.iter().map(|p| p.label).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
             let reference = reference.get_or_insert_with(|| pictures.clone());
             for (a, b) in reference.iter().zip(&pictures) {
-                let ratio = psnr(&a.values, &b.values, meta.value_range);
+                let ratio = psnr(&a.values, &b.values, meta.generator().unwrap().value_range);
                 assert!(ratio >= 50.0, "{runtime}, batch {batch}, picture {}: {ratio} dB", a.index);
             }
         }
@@ -203,7 +203,7 @@ fn a_graph_of_the_python_predecessor_draws_with_its_own_names_and_classes() {
     let velocity = noise.affine(-1.0, 0.5).unwrap();
     let model =
         Model::from_bytes(graph.finish(&[("velocity", &velocity)], &[]).unwrap(), "old.onnx").unwrap();
-    assert_eq!((model.meta().classes[6].as_str(), model.meta().null_label), ("Maine_Coon", 12));
+    assert_eq!((model.meta().classes[6].as_str(), model.generator().unwrap().null_label), ("Maine_Coon", 12));
     let request = Request { breed: "Siamese".into(), guidance: 1.0, steps: 400, ..Request::default() };
     for runtime in present().filter(|kind| kind.runs_graphs()) {
         let options = Options { runtime: Some(runtime), batch: 1 };

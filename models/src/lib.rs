@@ -9,6 +9,7 @@ mod params;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;
 pub mod random;
+pub mod resnet;
 pub mod shape;
 #[cfg(feature = "candle")]
 pub mod tape;
@@ -19,6 +20,7 @@ mod weights;
 pub use error::{Error, Result};
 pub use network::Network;
 pub use params::{Init, ParamSpec, Scope, Source, init};
+pub use resnet::{Head, ResNet, ResNetConfig, fold};
 pub use tensor::{BatchNorm, Tensor};
 pub use tiny_dit::{Layout, Prediction, TinyDit, TinyDitConfig};
 pub use weights::{Array, Weights, count};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ParamSpec, Result, TinyDitConfig};
+use crate::{ParamSpec, ResNetConfig, Result, TinyDitConfig};
 
 /// The configuration of a network, tagged with its kind, from which the definition can be built again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,6 +10,9 @@ use crate::{ParamSpec, Result, TinyDitConfig};
 pub enum Network {
     /// A class-conditional generator.
     TinyDit(TinyDitConfig),
+    /// A classifier.
+    #[serde(rename = "resnet")]
+    ResNet(ResNetConfig),
 }
 
 impl Network {
@@ -20,6 +23,24 @@ impl Network {
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
         match self {
             Network::TinyDit(config) => Ok(config.cost()?.params),
+            Network::ResNet(config) => config.specs(),
+        }
+    }
+
+    /// Number of classes that it draws or tells apart.
+    pub fn classes(&self) -> usize {
+        match self {
+            Network::TinyDit(config) => config.classes,
+            Network::ResNet(config) => config.classes,
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) when the configuration describes no network.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Network::TinyDit(config) => config.validate(),
+            Network::ResNet(config) => config.validate(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
 
 use serde_json::Value as Json;
-use tiny_cats_export::{META_KEY, ModelMeta, Network, PREDECESSOR_CLASSES};
+use tiny_cats_export::{META_KEY, ModelMeta, Network, predecessor_classes};
 use tiny_cats_models::{Array, Weights};
 
 use super::{
@@ -14,6 +14,9 @@ use super::{
     state,
     torch::{Tensor, TorchFile, Value},
 };
+
+/// The pictures that the Python project's classifiers, and torchvision's, were trained on.
+const PREDECESSOR_IMAGE_SIZE: usize = 224;
 
 /// Which of a checkpoint's weights are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,8 +122,8 @@ impl Loaded {
         Self { format, weights, integers, averaged: false, own_meta: None, config: None, step: None }
     }
 
-    /// What a program must know to use the model: what the file says, else what the names and shapes of its weights say. A TinyDiT of
-    /// as many classes as the Python project's has its class names, another one numbers.
+    /// What a program must know to use the model: what the file says, else what the names and shapes of its weights say. A
+    /// network of as many classes as the Python project's has its class names, another one numbers.
     ///
     /// # Errors
     /// When the weights are of no network that is known.
@@ -129,11 +132,10 @@ impl Loaded {
             return Ok(meta.clone());
         }
         match infer_network(&self.weights, self.config.as_ref())? {
-            Network::TinyDit(config) => {
-                let names = PREDECESSOR_CLASSES.map(str::to_owned).to_vec();
-                let numbers = || (0..config.classes).map(|i| i.to_string()).collect();
-                let classes = if names.len() == config.classes { names } else { numbers() };
-                Ok(ModelMeta::tiny_dit(&config, classes))
+            Network::TinyDit(config) => Ok(ModelMeta::tiny_dit(&config, predecessor_classes(config.classes))),
+            Network::ResNet(config) => {
+                let classes = predecessor_classes(config.classes);
+                Ok(ModelMeta::resnet(&config, PREDECESSOR_IMAGE_SIZE, classes))
             }
         }
     }

@@ -13,8 +13,8 @@ use tiny_cats_export::{
     runtime::{Input, run_everywhere},
 };
 use tiny_cats_models::{
-    Array, Scope, TinyDit, TinyDitConfig, Weights,
-    candle::{Params, Plain, to_host},
+    Array, Head, ResNet, Scope, TinyDit, Weights,
+    candle::{Params, Plain, to_device, to_host},
     count, random,
 };
 
@@ -145,9 +145,8 @@ impl Report {
             return Ok(());
         }
 
-        let Network::TinyDit(config) = &meta.config;
         let pass =
-            forward(config, &loaded.weights, &options.device).map_err(|e| format!("forward pass: {e}"))?;
+            forward(&meta, &loaded.weights, &options.device).map_err(|e| format!("forward pass: {e}"))?;
         let (low, high) =
             (pass.output.data().iter()).fold((f32::MAX, f32::MIN), |(l, h), &x| (l.min(x), h.max(x)));
         self.output_range = Some([low, high]);
@@ -245,23 +244,25 @@ fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>, Problem> {
 }
 
 /// One forward pass of fixed noise with candle.
-fn forward(config: &TinyDitConfig, weights: &Weights, device: &Device) -> tiny_cats_models::Result<Pass> {
-    let mut dims = vec![BATCH];
-    dims.extend(config.picture());
-    let pixels = config.picture().iter().product();
-    let noise = (0..BATCH as u64).flat_map(|i| random::noise(0, i, pixels)).collect();
-    let x = Array::new(dims, noise)?;
+fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_models::Result<Pass> {
+    let size = meta.image_size;
+    let noise = (0..BATCH as u64).flat_map(|i| random::noise(0, i, 3 * size * size)).collect();
+    let x = Array::new([BATCH, 3, size, size], noise)?;
     let t = Array::new([BATCH], vec![0.25, 0.75])?;
-    let labels = vec![0, config.classes.saturating_sub(1) as i64];
+    let labels = vec![0, meta.classes.len().saturating_sub(1) as i64];
 
     let mut params = Params::new(weights, DType::F32, device)?;
-    let model = TinyDit::<Plain>::new(config, &mut Scope::root(&mut params))?;
-    let value =
-        |array: &Array| tiny_cats_models::candle::to_device(array, DType::F32, device).map(Plain::new);
-    let label: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
-    let label = Plain::new(Tensor::new(label, device)?);
-    let output = to_host(&model.forward(&value(&x)?, &value(&t)?, &label)?.into_inner())?;
-    Ok(Pass { x, t, labels, output })
+    let mut scope = Scope::root(&mut params);
+    let value = |array: &Array| to_device(array, DType::F32, device).map(Plain::new);
+    let output = match &meta.config {
+        Network::TinyDit(config) => {
+            let label: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
+            let label = Plain::new(Tensor::new(label, device)?);
+            TinyDit::new(config, &mut scope)?.forward(&value(&x)?, &value(&t)?, &label)?
+        }
+        Network::ResNet(config) => ResNet::new(config, &mut scope)?.forward(&value(&x)?)?,
+    };
+    Ok(Pass { x, t, labels, output: to_host(&output.into_inner())? })
 }
 
 impl Format {
@@ -281,12 +282,24 @@ impl fmt::Display for Report {
         if let Some(format) = &self.format {
             line("format", format.clone())?;
         }
-        if let Some(Network::TinyDit(c)) = &self.network {
-            let (size, patch, layout) = (c.image_size, c.patch_size, c.layout);
-            let text = format!("TinyDiT, {layout:?} layout, {size} px in patches of {patch}");
-            line("network", text.replace("Modern", "modern").replace("Legacy", "legacy"))?;
-            let (width, depth, heads, classes) = (c.width, c.depth, c.heads, c.classes);
-            line("", format!("width {width}, depth {depth}, {heads} heads, {classes} classes"))?;
+        match &self.network {
+            Some(Network::TinyDit(c)) => {
+                let (size, patch, layout) = (c.image_size, c.patch_size, c.layout);
+                let text = format!("TinyDiT, {layout:?} layout, {size} px in patches of {patch}");
+                line("network", text.replace("Modern", "modern").replace("Legacy", "legacy"))?;
+                let (width, depth, heads, classes) = (c.width, c.depth, c.heads, c.classes);
+                line("", format!("width {width}, depth {depth}, {heads} heads, {classes} classes"))?;
+            }
+            Some(Network::ResNet(c)) => {
+                let (depth, width, classes) = (c.depth, c.width, c.classes);
+                let head = match c.head {
+                    Head::Plain => "",
+                    Head::Dropout => ", a dropout before the head",
+                };
+                let norms = if c.batch_norm { "" } else { ", batch norms folded" };
+                line("network", format!("ResNet-{depth}, width {width}{norms}{head}, {classes} classes"))?;
+            }
+            None => {}
         }
         if self.tensors > 0 {
             let kind = if self.averaged { "EMA" } else { "raw" };

@@ -2,41 +2,54 @@
 
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
-    Array, Error as ModelError, Scope, TinyDit, Weights,
+    Array, Error as ModelError, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
     candle::{Params, Plain, to_device, to_host},
-    cost,
 };
 
 use super::RuntimeKind;
-use crate::{Error, ModelMeta, Network, Result, sample::Denoiser};
+use crate::{Classify, Error, Result, sample::Denoiser};
 
 pub const VERSION: &str = "0.11.1";
 
-/// A generator on the processor, or on the first NVIDIA GPU where there is one.
-pub struct Definition {
-    model: TinyDit<Plain>,
+/// A network on the processor, or on the first NVIDIA GPU where there is one.
+pub struct Definition<M> {
+    model: M,
     device: Device,
 }
 
-impl Definition {
-    /// Builds the network that `meta` describes out of `weights`, which must be its own: all of them, and no others.
-    pub fn new(meta: &ModelMeta, weights: &Weights) -> Result<Self> {
-        let Network::TinyDit(config) = &meta.config;
-        let ledger: cost::Ledger = config.cost()?;
-        if let Some(other) = weights.keys().find(|name| ledger.params.iter().all(|spec| spec.name != **name))
-        {
-            return Err(Error::file("weights", other, "the network has no parameter of this name"));
-        }
-        let failed = |e| Error::from(ModelError::from(e));
-        let device = if cfg!(feature = "cuda") { Device::cuda_if_available(0) } else { Ok(Device::Cpu) };
-        let device = device.map_err(failed)?;
-        let mut params = Params::new(weights, DType::F32, &device)?;
-        let model = TinyDit::new(config, &mut Scope::root(&mut params))?;
-        Ok(Self { model, device })
+impl Definition<TinyDit<Plain>> {
+    /// Builds a generator out of `weights`, which must be its own: all of them, and no others.
+    pub fn tiny_dit(config: &TinyDitConfig, weights: &Weights) -> Result<Self> {
+        let (mut params, device) = params(config.cost()?.params, weights)?;
+        Ok(Self { model: TinyDit::new(config, &mut Scope::root(&mut params))?, device })
     }
 }
 
-impl Denoiser for Definition {
+impl Definition<ResNet<Plain>> {
+    /// Builds a classifier out of `weights`, which must be its own: all of them, and no others.
+    pub fn resnet(config: &ResNetConfig, weights: &Weights) -> Result<Self> {
+        let (mut params, device) = params(config.specs()?, weights)?;
+        Ok(Self { model: ResNet::new(config, &mut Scope::root(&mut params))?, device })
+    }
+}
+
+fn params(specs: Vec<ParamSpec>, weights: &Weights) -> Result<(Params, Device)> {
+    if let Some(other) = weights.keys().find(|name| specs.iter().all(|spec| spec.name != **name)) {
+        return Err(Error::file("weights", other, "the network has no parameter of this name"));
+    }
+    let device = if cfg!(feature = "cuda") { Device::cuda_if_available(0) } else { Ok(Device::Cpu) };
+    let device = device.map_err(ModelError::from)?;
+    Ok((Params::new(weights, DType::F32, &device)?, device))
+}
+
+impl Classify for Definition<ResNet<Plain>> {
+    fn logits(&mut self, x: &Array) -> Result<Array> {
+        let x = to_device(x, DType::F32, &self.device)?;
+        Ok(to_host(&self.model.forward(&Plain::new(x))?.into_inner())?)
+    }
+}
+
+impl Denoiser for Definition<TinyDit<Plain>> {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
         let whole = |&label: &i64| {
             u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")))

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use tiny_cats_models::{Array, Prediction, random::noise};
 
-use crate::{Error, ModelMeta, Result, Sampler, SamplerDefaults};
+use crate::{Error, GeneratorMeta, Result, Sampler, SamplerDefaults};
 
 /// The least 1 − t that a difference is divided by, in training and sampling alike.
 pub const CLAMP: f32 = 0.05;
@@ -48,7 +48,7 @@ pub struct Settings {
 impl Settings {
     /// What `meta` advises, with seed 0, sixteen pictures at once. Networks that predict velocities are guided all the way, as the
     /// predecessor was.
-    pub fn from_meta(meta: &ModelMeta) -> Self {
+    pub fn from_meta(meta: &GeneratorMeta) -> Self {
         let SamplerDefaults { sampler, steps, guidance, guidance_interval } = meta.sampler;
         let guidance_interval = match meta.prediction {
             Prediction::X => guidance_interval,

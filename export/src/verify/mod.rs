@@ -1,5 +1,7 @@
 //! Proof that an exported file computes what its definition computes.
 
+mod cases;
+
 use std::{
     io::Write,
     ops::ControlFlow,
@@ -7,15 +9,17 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::{Array, Weights, count, random::noise};
+use tiny_cats_models::{Array, Weights, count};
 
 use crate::{
-    Error, Model, ModelMeta, Result,
+    Error, Model, ModelMeta, Result, TaskMeta,
+    convert::exported,
     onnx::{DEFAULT_OPSET, OnnxFile},
-    runtime::{RuntimeKind, candle::Definition},
-    sample::{Denoiser, Draw, Settings, sample},
+    runtime::RuntimeKind,
+    sample::{Draw, Settings, sample},
     stage, to_onnx,
 };
+use cases::{Case, Loaded};
 
 /// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute + relative·|b|`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,8 +36,6 @@ pub const TOLERANCE: Tolerance = Tolerance { absolute: 1e-4, relative: 1e-3 };
 pub const MIN_PSNR: f64 = 50.0;
 /// Equal pictures have no finite ratio, and JSON no infinity.
 const MAX_PSNR: f64 = 200.0;
-const MAX_LABELS: usize = 64;
-const TIMES: [f32; 4] = [0.0, 0.13, 0.5, 0.95];
 const SEED: u64 = 0;
 
 /// How to export.
@@ -66,7 +68,7 @@ pub struct Report {
     pub reference: String,
     /// How far they may be from it.
     pub tolerance: Tolerance,
-    /// Inputs compared: pictures, each with a time and a label.
+    /// Inputs compared: pictures, for a generator each with a time and a label.
     pub inputs: usize,
     /// Batch sizes that they were given in.
     pub batches: Vec<usize>,
@@ -94,6 +96,9 @@ pub struct RuntimeReport {
     /// Peak signal-to-noise ratio between the final pictures of a whole trajectory, in dB, at most 200; absent where not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory_psnr: Option<f64>,
+    /// Of a classifier, how many of the inputs are given the reference's class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_class: Option<usize>,
     /// What it said where it failed altogether.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -152,8 +157,8 @@ pub fn report_path(path: &Path) -> PathBuf {
 }
 
 /// Compares `file` with the definition that `meta` and `weights` make: that it holds the same weights and metadata, and that it
-/// computes the same on every runtime that is present, for every label, at several times, alone and in batches. With `trajectory` whole
-/// pictures are drawn and compared too.
+/// computes the same on every runtime that is present, alone and in batches: a generator for every label, at several times, and with
+/// `trajectory` in whole pictures too; a classifier, whose definition is not folded, on noise and drawn pictures.
 ///
 /// # Errors
 /// [`Error::Verification`] when weights are not finite, when the file holds something else, when there is nothing to compare on, or when
@@ -168,21 +173,23 @@ pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: 
         }
     }
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
+    let (exported_meta, exported) = exported(meta, weights)?;
     let held = model.weights()?;
-    if let Some((name, _)) = weights.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
+    if let Some((name, _)) = exported.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
         return Err(Error::Verification(format!("{} holds another {name}", file.name())));
     }
-    if model.meta() != meta {
+    if *model.meta() != *exported_meta {
         return Err(Error::Verification(format!("{} describes another model in its metadata", file.name())));
     }
-    let mut definition = Definition::new(meta, weights)?;
+    let definition = Model::from_weights(meta.clone(), weights.clone());
+    let mut definition = Loaded::new(&definition, RuntimeKind::Candle)?;
     let cases = Case::all(meta)?;
-    let expected = cases.iter().map(|case| case.run(&mut definition)).collect::<Result<Vec<_>>>()?;
+    let expected = cases.iter().map(|case| definition.run(case)).collect::<Result<Vec<_>>>()?;
     if expected.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
         let message = "the network returns something that is no finite number; its weights are damaged";
         return Err(Error::Verification(message.into()));
     }
-    let picture = if trajectory { Some(draw(&mut definition, meta)?) } else { None };
+    let pictures = if trajectory { draw(&mut definition, meta)? } else { None };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
     for kind in RuntimeKind::ALL.into_iter().filter(|kind| kind.runs_graphs()) {
         match kind.version() {
@@ -192,7 +199,7 @@ pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: 
                 skipped.push((kind.to_string(), format!("it computes operator sets up to {newest}")));
             }
             Ok(version) => {
-                let found = compare(&model, kind, &cases, &expected, picture.as_deref());
+                let found = compare(&model, kind, &cases, &expected, pictures.as_deref());
                 runtimes.push(RuntimeReport { version, ..found });
             }
         }
@@ -201,7 +208,7 @@ pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: 
         let reasons: Vec<String> = skipped.into_iter().map(|(_, reason)| reason).collect();
         return Err(Error::Verification(format!("there is no runtime to verify on: {}", reasons.join("; "))));
     }
-    let mut batches: Vec<usize> = cases.iter().map(|case| case.label.len()).collect();
+    let mut batches: Vec<usize> = cases.iter().map(Case::len).collect();
     batches.sort_unstable();
     batches.dedup();
     Ok(Report {
@@ -211,7 +218,7 @@ pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: 
         parameters: count(weights),
         reference: format!("candle {}", RuntimeKind::Candle.version()?),
         tolerance: TOLERANCE,
-        inputs: cases.iter().map(|case| case.label.len()).sum(),
+        inputs: cases.iter().map(Case::len).sum(),
         batches,
         passed: runtimes.iter().all(|r| r.passed),
         runtimes,
@@ -219,52 +226,26 @@ pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: 
     })
 }
 
-/// One batch of inputs.
-struct Case {
-    x: Array,
-    t: Vec<f32>,
-    label: Vec<i64>,
-}
-
-impl Case {
-    /// Every label (of many, some) in batches of three, and each time alone.
-    fn all(meta: &ModelMeta) -> Result<Vec<Self>> {
-        let labels = meta.classes.len().max(meta.null_label + 1);
-        let every = labels.div_ceil(MAX_LABELS);
-        let mut chosen: Vec<usize> = (0..labels).step_by(every).collect();
-        // The null label is the last, and guidance needs it.
-        chosen.push(labels - 1);
-        chosen.dedup();
-        let batches = chosen.chunks(3).map(<[usize]>::to_vec);
-        let singles = (0..TIMES.len()).map(|i| vec![i % labels]);
-        let mut number = 0;
-        batches.chain(singles).map(|labels| Self::new(meta, &labels, &mut number)).collect()
-    }
-
-    fn new(meta: &ModelMeta, labels: &[usize], number: &mut usize) -> Result<Self> {
-        let size = meta.image_size;
-        let (mut x, mut t) = (Vec::new(), Vec::new());
-        for _ in labels {
-            x.extend(noise(SEED, *number as u64, 3 * size * size));
-            t.push(TIMES[*number % TIMES.len()]);
-            *number += 1;
-        }
-        let x = Array::new([labels.len(), 3, size, size], x)?;
-        Ok(Self { x, t, label: labels.iter().map(|&label| label as i64).collect() })
-    }
-
-    fn run(&self, network: &mut dyn Denoiser) -> Result<Array> {
-        network.predict(&self.x, &self.t, &self.label)
-    }
-}
-
-/// Two pictures, drawn as the file advises.
-fn draw(network: &mut dyn Denoiser, meta: &ModelMeta) -> Result<Vec<Array>> {
-    let settings = Settings { seed: SEED, ..Settings::from_meta(meta) };
+/// Two pictures, drawn as the file of a generator advises.
+fn draw(network: &mut Loaded, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
+    let (Loaded::Generator(network), TaskMeta::Generator(task)) = (network, &meta.task) else {
+        return Ok(None);
+    };
+    let settings = Settings { seed: SEED, ..Settings::from_meta(task) };
     let last = meta.classes.len().saturating_sub(1) as i64;
     let draws = [Draw { index: 0, label: 0 }, Draw { index: 1, label: last }];
     let dims = [3, meta.image_size, meta.image_size];
-    sample(network, &settings, dims, &draws, &mut |_| ControlFlow::Continue(()))
+    sample(&mut **network, &settings, dims, &draws, &mut |_| ControlFlow::Continue(())).map(Some)
+}
+
+/// Rows of logits whose largest stands in the same place.
+fn same_class(a: &Array, b: &Array) -> usize {
+    let largest = |row: &[f32]| (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]));
+    let rows = |array: &Array| -> Vec<Option<usize>> {
+        let width = array.dims().last().copied().unwrap_or(1).max(1);
+        array.data().chunks(width).map(largest).collect()
+    };
+    rows(a).iter().zip(&rows(b)).filter(|(a, b)| a == b).count()
 }
 
 fn compare(
@@ -281,17 +262,21 @@ fn compare(
         max_relative_error: 0.0,
         tolerance_used: 0.0,
         trajectory_psnr: None,
+        same_class: None,
         error: None,
         passed: false,
     };
     let mut run = || -> Result<()> {
-        let mut network = model.load(kind)?;
+        let mut network = Loaded::new(model, kind)?;
         let largest = expected.iter().flat_map(Array::data).fold(0f32, |most, v| most.max(v.abs()));
         for (case, expected) in cases.iter().zip(expected) {
-            let found = case.run(&mut *network)?;
+            let found = network.run(case)?;
             if found.dims() != expected.dims() {
                 let (expected, found) = (expected.dims(), found.dims());
                 return Err(kind.error(format!("expected an output of shape {expected:?}, found {found:?}")));
+            }
+            if let Loaded::Classifier(_) = network {
+                *report.same_class.get_or_insert(0) += same_class(&found, expected);
             }
             for (found, expected) in found.data().iter().zip(expected.data()) {
                 // `max` would drop a NaN.
@@ -303,9 +288,9 @@ fn compare(
         }
         report.max_relative_error =
             (report.max_absolute_error / largest.max(f32::MIN_POSITIVE)).min(f32::MAX);
-        if let Some(pictures) = pictures {
-            let range = model.meta().value_range;
-            let drawn = draw(&mut *network, model.meta())?;
+        if let (Some(pictures), Some(task)) = (pictures, model.meta().generator()) {
+            let range = task.value_range;
+            let drawn = draw(&mut network, model.meta())?.unwrap_or_default();
             let ratios = drawn.iter().zip(pictures).map(|(a, b)| psnr(a, b, range));
             report.trajectory_psnr = Some(ratios.fold(MAX_PSNR, f64::min));
         }

@@ -1,0 +1,114 @@
+//! What a file says about a generator.
+
+use serde::{Deserialize, Serialize};
+use tiny_cats_models::{Prediction, TinyDitConfig};
+
+use super::Wrong;
+use crate::{Error, Result};
+
+/// How the path from noise to picture is integrated; the grid is uniform.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sampler {
+    /// Euler's method, one evaluation a step.
+    Euler,
+    /// Heun's trapezoidal method, two evaluations a step.
+    #[default]
+    Heun,
+    /// The midpoint method, two evaluations a step.
+    Midpoint,
+}
+
+impl std::str::FromStr for Sampler {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "euler" => Ok(Self::Euler),
+            "heun" => Ok(Self::Heun),
+            "midpoint" => Ok(Self::Midpoint),
+            _ => Err(Error::request("sampler", format!("expected euler, heun or midpoint, found {s:?}"))),
+        }
+    }
+}
+
+impl std::fmt::Display for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Euler => "euler",
+            Self::Heun => "heun",
+            Self::Midpoint => "midpoint",
+        })
+    }
+}
+
+/// How the model's authors advise to sample from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SamplerDefaults {
+    /// The method.
+    pub sampler: Sampler,
+    /// Steps of the uniform grid.
+    pub steps: usize,
+    /// Weight of classifier-free guidance (arXiv 2207.12598); 1 is none.
+    pub guidance: f32,
+    /// Guidance holds for times `t` in this interval (arXiv 2404.07724); t = 0 is noise, t = 1 the picture.
+    pub guidance_interval: [f32; 2],
+}
+
+impl Default for SamplerDefaults {
+    fn default() -> Self {
+        Self { sampler: Sampler::Heun, steps: 20, guidance: 2.0, guidance_interval: [0.1, 0.9] }
+    }
+}
+
+/// What a program must know to draw with a generator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GeneratorMeta {
+    /// The label of the unconditional pass in guidance: the number of classes where it is a class of its own.
+    pub null_label: usize,
+    /// The values of black and white.
+    pub value_range: [f32; 2],
+    /// What the network's output means.
+    pub prediction: Prediction,
+    /// How to sample from it.
+    #[serde(default)]
+    pub sampler: SamplerDefaults,
+}
+
+impl GeneratorMeta {
+    /// For a TinyDiT with pictures in [−1, 1]. The legacy layout has no null class; its last class stands in, as it did in training.
+    pub(super) fn tiny_dit(config: &TinyDitConfig, classes: usize) -> Self {
+        Self {
+            null_label: config.null_label().unwrap_or(classes.saturating_sub(1)),
+            value_range: [-1.0, 1.0],
+            prediction: config.prediction(),
+            sampler: SamplerDefaults::default(),
+        }
+    }
+
+    pub(super) fn check(
+        &self,
+        config: &TinyDitConfig,
+        image_size: usize,
+        classes: usize,
+    ) -> Result<(), Wrong> {
+        if self.null_label > classes {
+            return Err(("null_label", format!("expected at most {classes}, found {}", self.null_label)));
+        }
+        if config.image_size != image_size {
+            let expected = config.image_size;
+            return Err(("image_size", format!("expected the network's {expected}, found {image_size}")));
+        }
+        if config.prediction() != self.prediction {
+            return Err(("prediction", format!("expected the network's {:?}", config.prediction())));
+        }
+        if !(self.value_range.iter().all(|v| v.is_finite()) && self.value_range[0] < self.value_range[1]) {
+            return Err(("value_range", format!("expected black below white, found {:?}", self.value_range)));
+        }
+        if self.sampler.steps == 0 || !self.sampler.guidance.is_finite() {
+            return Err(("sampler", "expected at least one step and a finite guidance".into()));
+        }
+        Ok(())
+    }
+}

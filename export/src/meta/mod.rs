@@ -1,0 +1,312 @@
+//! What a file says about the model in it.
+
+mod classifier;
+mod generator;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tiny_cats_models::{Network, ResNetConfig, TinyDitConfig};
+
+pub use classifier::{ClassifierMeta, Preprocessing};
+pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
+
+use crate::{Error, Result};
+
+/// The key that holds a [`ModelMeta`] as JSON: in safetensors' metadata, in a torch file's dictionary, in ONNX's `metadata_props`.
+pub const META_KEY: &str = "tiny-cats";
+
+/// The version of [`ModelMeta`] that this crate writes, and the newest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The class names of the Python project tiny-cats-model, in the order of its labels; its files do not hold them.
+pub const PREDECESSOR_CLASSES: [&str; 13] = [
+    "Abyssinian",
+    "Bengal",
+    "Birman",
+    "Bombay",
+    "British_Shorthair",
+    "Egyptian_Mau",
+    "Maine_Coon",
+    "Persian",
+    "Ragdoll",
+    "Russian_Blue",
+    "Siamese",
+    "Sphynx",
+    "Other",
+];
+
+const MAX_BYTES: usize = 1 << 20;
+const MAX_CLASSES: usize = 4096;
+
+/// A wrong field, and what was expected.
+type Wrong = (&'static str, String);
+
+/// What a program must know to use a model's file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelMeta {
+    /// Version of this structure, [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// The network's kind and sizes, from which the definition can be built again.
+    pub config: Network,
+    /// Side of the square pictures, in pixels.
+    pub image_size: usize,
+    /// Names of the classes; a label is an index here.
+    pub classes: Vec<String>,
+    /// What the model is for, and what that takes; its fields stand among these.
+    #[serde(flatten)]
+    pub task: TaskMeta,
+    /// Where it is from: crate version, command, data fingerprint; no clock times.
+    pub provenance: serde_json::Value,
+}
+
+/// What a model is for. The network's kind decides it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum TaskMeta {
+    /// Draws pictures of a class.
+    Generator(GeneratorMeta),
+    /// Tells the class of a picture.
+    Classifier(ClassifierMeta),
+}
+
+impl ModelMeta {
+    /// What a file of this TinyDiT says, with pictures in [−1, 1]. The legacy layout has no null class; its last class stands in,
+    /// as it did in training.
+    pub fn tiny_dit(config: &TinyDitConfig, classes: Vec<String>) -> Self {
+        let task = TaskMeta::Generator(GeneratorMeta::tiny_dit(config, classes.len()));
+        Self::new(Network::TinyDit(config.clone()), config.image_size, classes, task)
+    }
+
+    /// What a file of this ResNet says, with torchvision's preprocessing for pictures of `image_size` pixels: 8/7 of that for the
+    /// shorter side, and ImageNet's mean and standard deviation.
+    pub fn resnet(config: &ResNetConfig, image_size: usize, classes: Vec<String>) -> Self {
+        let task =
+            TaskMeta::Classifier(ClassifierMeta { preprocessing: Preprocessing::imagenet(image_size) });
+        Self::new(Network::ResNet(config.clone()), image_size, classes, task)
+    }
+
+    fn new(config: Network, image_size: usize, classes: Vec<String>, task: TaskMeta) -> Self {
+        let provenance = serde_json::Value::Null;
+        Self { format_version: FORMAT_VERSION, config, image_size, classes, task, provenance }
+    }
+
+    /// What it takes to draw with it, if it is a generator.
+    pub fn generator(&self) -> Option<&GeneratorMeta> {
+        match &self.task {
+            TaskMeta::Generator(task) => Some(task),
+            TaskMeta::Classifier(_) => None,
+        }
+    }
+
+    /// What it takes to classify with it, if it is a classifier.
+    pub fn classifier(&self) -> Option<&ClassifierMeta> {
+        match &self.task {
+            TaskMeta::Classifier(task) => Some(task),
+            TaskMeta::Generator(_) => None,
+        }
+    }
+
+    /// "a generator of 13 classes", for messages.
+    pub(crate) fn kind(&self) -> String {
+        let task = match self.task {
+            TaskMeta::Generator(_) => "generator",
+            TaskMeta::Classifier(_) => "classifier",
+        };
+        let n = self.classes.len();
+        format!("a {task} of {n} {}", if n == 1 { "class" } else { "classes" })
+    }
+
+    /// The JSON text that stands under [`META_KEY`]: always the same for the same contents.
+    pub fn to_json(&self) -> String {
+        // A struct of strings, numbers and JSON values has no way to fail; serde's signature does not know that.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads and checks the text that stands under [`META_KEY`] in `file`, which is named in errors.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the text is too long, no JSON, of a newer format, or describes nothing that can be sampled from.
+    pub fn from_json(text: &str, file: impl std::fmt::Display) -> Result<Self> {
+        let wrong =
+            |field: &str, message: String| Err(Error::file(&file, format!("{META_KEY}.{field}"), message));
+        if text.len() > MAX_BYTES {
+            return wrong("", format!("expected at most {MAX_BYTES} bytes, found {}", text.len()));
+        }
+        let json = serde_json::from_str(text).map_err(|e| ("", e.to_string()));
+        json.and_then(Self::read).or_else(|(field, message)| wrong(field, message))
+    }
+
+    fn read(mut json: serde_json::Value) -> Result<Self, Wrong> {
+        /// What stands in every file.
+        #[derive(Deserialize)]
+        struct Common {
+            format_version: u32,
+            config: Network,
+            image_size: usize,
+            classes: Vec<String>,
+            #[serde(default)]
+            provenance: serde_json::Value,
+        }
+        complete(&mut json).map_err(|e| ("", e.to_string()))?;
+        let Common { format_version, config, image_size, classes, provenance } = parse(&json)?;
+        if format_version == 0 || format_version > FORMAT_VERSION {
+            let message = format!("expected 1 to {FORMAT_VERSION}, found {format_version}");
+            return Err(("format_version", message));
+        }
+        let labels = classes.len();
+        if !(1..=MAX_CLASSES).contains(&labels) {
+            return Err(("classes", format!("expected 1 to {MAX_CLASSES} names, found {labels}")));
+        }
+        if let Some(name) = classes.iter().find(|name| !is_class_name(name)) {
+            return Err(("classes", format!("expected names that can begin a file's name, found {name:?}")));
+        }
+        config.validate().map_err(|e| ("config", e.to_string()))?;
+        if config.classes() != labels {
+            let message = format!("expected the network's {}, found {labels}", config.classes());
+            return Err(("classes", message));
+        }
+        let task = match &config {
+            Network::TinyDit(config) => {
+                let task: GeneratorMeta = parse(&json)?;
+                task.check(config, image_size, labels)?;
+                TaskMeta::Generator(task)
+            }
+            Network::ResNet(_) => {
+                let task: ClassifierMeta = parse(&json)?;
+                task.check(image_size)?;
+                TaskMeta::Classifier(task)
+            }
+        };
+        Ok(Self { format_version, config, image_size, classes, task, provenance })
+    }
+}
+
+fn parse<T: DeserializeOwned>(json: &serde_json::Value) -> Result<T, Wrong> {
+    T::deserialize(json).map_err(|e| ("", e.to_string()))
+}
+
+/// Whether a class may be called `name`. Names become part of file names and are printed: none is empty or a folder, none holds a
+/// separator of paths (on any system) or a control character.
+pub fn is_class_name(name: &str) -> bool {
+    let harmless = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
+    !matches!(name, "" | "." | "..") && name.chars().all(harmless)
+}
+
+/// Adds what follows from a generator's network where a file leaves it out.
+fn complete(json: &mut serde_json::Value) -> serde_json::Result<()> {
+    let Some(fields) = json.as_object_mut() else { return Ok(()) };
+    if let Some(Network::TinyDit(config)) = fields.get("config").and_then(|c| Network::deserialize(c).ok()) {
+        let classes = fields.get("classes").and_then(|c| c.as_array()).map_or(0, Vec::len);
+        let implied = serde_json::to_value(GeneratorMeta::tiny_dit(&config, classes))?;
+        fields.entry("image_size").or_insert(config.image_size.into());
+        for field in ["null_label", "prediction", "value_range"] {
+            fields.entry(field).or_insert_with(|| implied[field].clone());
+        }
+    }
+    fields.retain(|_, value| !value.is_null());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn meta() -> ModelMeta {
+        let config = TinyDitConfig::named("nano", 32, 2).unwrap();
+        ModelMeta::tiny_dit(&config, vec!["Abyssinian".into(), "Other".into()])
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(ModelMeta::from_json(&meta().to_json(), "m").unwrap(), meta());
+    }
+
+    #[test]
+    fn a_released_file_is_read_and_written_unchanged() {
+        let bytes = include_bytes!("../../../models/pretrained/tinydit.onnx").to_vec();
+        let file = crate::onnx::OnnxFile::from_bytes(bytes, "tinydit.onnx").unwrap();
+        let meta = file.meta().unwrap();
+        assert_eq!(meta.to_json(), file.metadata()[META_KEY]);
+        assert!(meta.generator().is_some());
+    }
+
+    #[test]
+    fn what_follows_from_the_network_may_be_left_out() {
+        let mut json: serde_json::Value = serde_json::from_str(&meta().to_json()).unwrap();
+        for field in ["image_size", "null_label", "prediction", "value_range", "provenance"] {
+            json.as_object_mut().unwrap().remove(field);
+        }
+        json["sampler"] = serde_json::Value::Null;
+        assert_eq!(ModelMeta::from_json(&json.to_string(), "m").unwrap(), meta());
+    }
+
+    fn resnet() -> ModelMeta {
+        let config = ResNetConfig::named("resnet18", 2).unwrap();
+        ModelMeta::resnet(&config, 224, vec!["Abyssinian".into(), "Other".into()])
+    }
+
+    #[test]
+    fn a_classifier_says_how_a_photograph_becomes_its_input() {
+        let meta = resnet();
+        assert_eq!(ModelMeta::from_json(&meta.to_json(), "m").unwrap(), meta);
+        assert_eq!(meta.classifier().unwrap().preprocessing.resize, 256);
+        assert!(meta.generator().is_none());
+        let mut json: serde_json::Value = serde_json::from_str(&meta.to_json()).unwrap();
+        json.as_object_mut().unwrap().remove("preprocessing");
+        let error = ModelMeta::from_json(&json.to_string(), "m").unwrap_err().to_string();
+        assert!(error.contains("missing field `preprocessing`"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_file() {
+        type Change = fn(&mut serde_json::Value);
+        let of_generators: [(&str, Change); 9] = [
+            ("format_version", |m| m["format_version"] = 9.into()),
+            ("classes", |m| m["classes"] = json!([])),
+            ("classes", |m| m["classes"] = json!(["Abyssinian"])),
+            ("null_label", |m| m["null_label"] = 3.into()),
+            ("image_size", |m| m["image_size"] = (1u64 << 40).into()),
+            ("prediction", |m| m["prediction"] = "velocity".into()),
+            ("config", |m| m["config"]["heads"] = 7.into()),
+            ("value_range", |m| m["value_range"] = json!([1.0, -1.0])),
+            ("sampler", |m| m["sampler"]["steps"] = 0.into()),
+        ];
+        let of_classifiers: [(&str, Change); 7] = [
+            ("classes", |m| m["classes"] = json!(["Abyssinian"])),
+            ("config", |m| m["config"]["depth"] = 19.into()),
+            ("image_size", |m| m["image_size"] = 31.into()),
+            ("image_size", |m| m["image_size"] = (1u64 << 40).into()),
+            ("preprocessing.resize", |m| m["preprocessing"]["resize"] = 223.into()),
+            ("preprocessing.resize", |m| m["preprocessing"]["resize"] = (1u64 << 40).into()),
+            ("preprocessing", |m| m["preprocessing"]["std"][1] = 0.into()),
+        ];
+        let wrong = of_generators.iter().map(|w| (meta(), w));
+        for (meta, (field, change)) in wrong.chain(of_classifiers.iter().map(|w| (resnet(), w))) {
+            let mut json = serde_json::from_str(&meta.to_json()).unwrap();
+            change(&mut json);
+            let error = ModelMeta::from_json(&json.to_string(), "cat.onnx").unwrap_err().to_string();
+            assert!(error.starts_with(&format!("cat.onnx: tiny-cats.{field}: ")), "{error}");
+        }
+        assert!(ModelMeta::from_json(&"[".repeat(10_000), "m").is_err());
+    }
+
+    #[test]
+    fn a_class_whose_name_is_no_part_of_a_file_name_is_refused_in_one_line() {
+        let read = |name: &str| {
+            let mut meta = meta();
+            meta.classes[0] = name.into();
+            ModelMeta::from_json(&meta.to_json(), "cat.onnx")
+        };
+        for name in
+            ["", ".", "..", "/etc/cat", "../cat", "..\\cat", "C:cat", "a\0b", "a\nb", "\u{1b}[2J", "\u{85}"]
+        {
+            let error = read(name).unwrap_err().to_string();
+            assert!(error.starts_with("cat.onnx: tiny-cats.classes: "), "{error}");
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
+        for name in ["Ägyptische Mau", "...", "St. Bernard (not a cat)", "短毛猫"] {
+            assert_eq!(read(name).unwrap().classes[0], name);
+        }
+    }
+}

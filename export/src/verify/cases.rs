@@ -1,0 +1,114 @@
+//! What a network is given to be compared on.
+
+use tiny_cats_models::{Array, random::noise};
+
+use super::SEED;
+use crate::{
+    ClassifierMeta, Classify, GeneratorMeta, Model, ModelMeta, Result, TaskMeta, runtime::RuntimeKind,
+    sample::Denoiser,
+};
+
+const MAX_LABELS: usize = 64;
+const TIMES: [f32; 4] = [0.0, 0.13, 0.5, 0.95];
+/// Pictures that a classifier is given in batches of three, before some alone.
+const PICTURES: usize = 9;
+
+/// A network of either task, on some runtime.
+pub enum Loaded {
+    Generator(Box<dyn Denoiser + Send>),
+    Classifier(Box<dyn Classify + Send>),
+}
+
+impl Loaded {
+    pub fn new(model: &Model, kind: RuntimeKind) -> Result<Self> {
+        Ok(match model.meta().task {
+            TaskMeta::Generator(_) => Self::Generator(model.load_generator(kind)?),
+            TaskMeta::Classifier(_) => Self::Classifier(model.load_classifier(kind)?),
+        })
+    }
+
+    pub fn run(&mut self, case: &Case) -> Result<Array> {
+        match self {
+            Self::Generator(network) => network.predict(&case.x, &case.t, &case.label),
+            Self::Classifier(network) => network.logits(&case.x),
+        }
+    }
+}
+
+/// One batch of inputs.
+pub struct Case {
+    x: Array,
+    /// A generator's times; a classifier is given pictures alone.
+    t: Vec<f32>,
+    /// A generator's labels.
+    label: Vec<i64>,
+}
+
+impl Case {
+    /// Batches of three and single inputs for the network that `meta` describes.
+    pub fn all(meta: &ModelMeta) -> Result<Vec<Self>> {
+        match &meta.task {
+            TaskMeta::Generator(task) => Self::of_generator(meta, task),
+            TaskMeta::Classifier(task) => Self::of_classifier(meta.image_size, task),
+        }
+    }
+
+    /// Number of inputs.
+    pub fn len(&self) -> usize {
+        self.x.dims()[0]
+    }
+
+    /// Every label (of many, some) in batches of three, and each time alone.
+    fn of_generator(meta: &ModelMeta, task: &GeneratorMeta) -> Result<Vec<Self>> {
+        let size = meta.image_size;
+        let labels = meta.classes.len().max(task.null_label + 1);
+        let every = labels.div_ceil(MAX_LABELS);
+        let mut chosen: Vec<usize> = (0..labels).step_by(every).collect();
+        // The null label is the last, and guidance needs it.
+        chosen.push(labels - 1);
+        chosen.dedup();
+        let batches = chosen.chunks(3).map(<[usize]>::to_vec);
+        let singles = (0..TIMES.len()).map(|i| vec![i % labels]);
+        let mut number = 0;
+        let case = |labels: Vec<usize>| {
+            let (mut x, mut t) = (Vec::new(), Vec::new());
+            for _ in &labels {
+                x.extend(noise(SEED, number as u64, 3 * size * size));
+                t.push(TIMES[number % TIMES.len()]);
+                number += 1;
+            }
+            let x = Array::new([labels.len(), 3, size, size], x)?;
+            Ok(Self { x, t, label: labels.iter().map(|&label| label as i64).collect() })
+        };
+        batches.chain(singles).map(case).collect()
+    }
+
+    /// Noise and drawn pictures in turn, in batches of three, then three of them alone.
+    fn of_classifier(size: usize, task: &ClassifierMeta) -> Result<Vec<Self>> {
+        let all: Vec<usize> = (0..PICTURES).collect();
+        let singles = (0..3).map(|i| vec![i]);
+        let case = |numbers: Vec<usize>| {
+            let x = numbers.iter().flat_map(|&number| picture(number, size, task)).collect();
+            let x = Array::new([numbers.len(), 3, size, size], x)?;
+            Ok(Self { x, t: Vec::new(), label: Vec::new() })
+        };
+        all.chunks(3).map(<[usize]>::to_vec).chain(singles).map(case).collect()
+    }
+}
+
+/// A picture, normalised: seeded noise for even numbers, else a ramp, squares, white or black.
+fn picture(number: usize, size: usize, task: &ClassifierMeta) -> Vec<f32> {
+    let mut values = noise(SEED, number as u64, 3 * size * size);
+    for (i, v) in values.iter_mut().enumerate() {
+        let (channel, y, x) = (i / (size * size), i / size % size, i % size);
+        let shown = match (number % 2, number / 2 % 4) {
+            (0, _) => (0.5 + 0.25 * *v).clamp(0.0, 1.0),
+            (_, 0) => [x, y, size - 1 - x][channel] as f32 / size as f32,
+            (_, 1) => ((x / 8 + y / 8 + channel) % 2) as f32,
+            (_, 2) => 1.0,
+            _ => 0.0,
+        };
+        *v = (shown - task.preprocessing.mean[channel]) / task.preprocessing.std[channel];
+    }
+    values
+}
