@@ -1,46 +1,17 @@
 //! The command line as a user has it: from synthetic pictures to drawn ones, and everything that can be wrong on the way.
 
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     sync::LazyLock,
 };
 
+use common::{CATS, VERIFY, fails, run, succeeds, text};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
-
-const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
-const VERIFY: &str = env!("CARGO_BIN_EXE_verify-checkpoint");
-
-fn run(program: &str, folder: &Path, args: &[&str]) -> Output {
-    Command::new(program).args(args).current_dir(folder).output().expect("the program starts")
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-#[track_caller]
-fn succeeds(program: &str, folder: &Path, args: &[&str]) -> String {
-    let output = run(program, folder, args);
-    assert!(output.status.success(), "{args:?}: {}", text(&output));
-    text(&output)
-}
-
-/// Runs what must fail, and returns its one line.
-#[track_caller]
-fn fails(program: &str, folder: &Path, args: &[&str]) -> String {
-    let output = run(program, folder, args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {:?}: {said}", output.status);
-    let errors: Vec<&str> = said.lines().filter(|l| !l.starts_with("skipped ")).collect();
-    assert!(!said.contains("panicked"), "{said}");
-    if output.status.code() == Some(1) {
-        assert_eq!(errors.len(), 1, "{args:?}: one line, found:\n{said}");
-    }
-    said
-}
 
 const NETWORK: [&str; 8] =
     ["--image-size", "16", "--size", "nano", "--batch-size", "8", "--augmentation-level", "basic"];

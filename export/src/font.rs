@@ -1,5 +1,7 @@
 //! A small bitmap font for the labels of contact sheets.
 
+use image::{Rgb, RgbImage};
+
 /// Columns of a glyph; one empty column follows it.
 const COLUMNS: usize = 5;
 /// Rows of a glyph, the row of the descenders included.
@@ -18,6 +20,26 @@ pub fn is_set(c: char, column: u32, row: u32) -> bool {
     let line = index / PER_BLOCK * HEIGHT as usize + row as usize;
     let at = index % PER_BLOCK * ADVANCE as usize + column as usize;
     ART.get(line).and_then(|line| line.as_bytes().get(at)) == Some(&b'#')
+}
+
+/// Width and height of `text` drawn at `scale` times its size, in pixels.
+pub fn text_size(text: &str, scale: u32) -> (u32, u32) {
+    (text.chars().count() as u32 * ADVANCE * scale, HEIGHT * scale)
+}
+
+/// Writes `text` at `scale` times its size, its upper left corner at (`x`, `y`); what lies outside the picture is left out.
+pub fn draw_text(picture: &mut RgbImage, text: &str, x: u32, y: u32, scale: u32, ink: Rgb<u8>) {
+    let (width, height) = text_size(text, scale);
+    let text: Vec<char> = text.chars().collect();
+    for (dx, dy) in (0..width).flat_map(|dx| (0..height).map(move |dy| (dx, dy))) {
+        let (column, row) = (dx / scale, dy / scale);
+        let c = text[(column / ADVANCE) as usize];
+        if is_set(c, column % ADVANCE, row)
+            && let Some(pixel) = picture.get_pixel_mut_checked(x + dx, y + dy)
+        {
+            *pixel = ink;
+        }
+    }
 }
 
 /// Printable ASCII from the space on, then the box, as one sees it: six blocks of sixteen glyphs.

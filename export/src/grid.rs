@@ -38,21 +38,11 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
     sheet
 }
 
-/// Writes `text` centred in the `width` pixels that begin at (`x`, `y`).
+/// Writes `text` centred in the `width` pixels that begin at (`x`, `y`), as much of it as fits.
 fn write(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
-    let fits = (width / font::ADVANCE) as usize;
-    let shown: Vec<char> = text.chars().take(fits).collect();
-    let start = x + (width - shown.len() as u32 * font::ADVANCE) / 2;
-    for (i, &c) in shown.iter().enumerate() {
-        for row in 0..font::HEIGHT {
-            for column in (0..font::ADVANCE).filter(|&column| font::is_set(c, column, row)) {
-                let at = (start + i as u32 * font::ADVANCE + column, y + row);
-                if let Some(pixel) = sheet.get_pixel_mut_checked(at.0, at.1) {
-                    *pixel = INK;
-                }
-            }
-        }
-    }
+    let shown: String = text.chars().take((width / font::ADVANCE) as usize).collect();
+    let start = x + (width - font::text_size(&shown, 1).0) / 2;
+    font::draw_text(sheet, &shown, start, y, 1, INK);
 }
 
 /// The picture of `size` × `size` whose `3 · size²` values, in channel, row, column order, lie in [−1, 1]; what lies outside is clamped,

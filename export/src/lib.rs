@@ -17,6 +17,7 @@ pub use atomic::{Staged, stage, write_atomically, write_png};
 pub use classifier::Classify;
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
+pub use font::{draw_text, text_size};
 pub use generator::{Breed, Generator, Options, Picture, Request};
 pub use grid::{grid, to_rgb};
 pub use load::{Model, predecessor_classes};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use super::{Augmentation, Dataset, Error, Result, decode};
+use super::{Augmentation, Dataset, Error, Picture, Result, decode};
 
 /// The pictures of a data set as squares of one size.
 pub struct Images {
@@ -30,9 +30,8 @@ impl Images {
         if !(8..=1024).contains(&size) {
             return Err(Error::OutOfRange { name: "image size", value: size.into(), low: 8, high: 1024 });
         }
-        let all = data.files.len();
-        let count = limit.map_or(all, |limit| limit.clamp(1, all));
-        let chosen: Vec<_> = (0..count).map(|i| &data.files[i * all / count]).collect();
+        let chosen = spread(&data.files, limit);
+        let count = chosen.len();
         let bytes = size as usize * size as usize * 3;
         let mut pixels: Vec<u8> = Vec::new();
         let memory = || Error::Memory { count, size };
@@ -123,6 +122,13 @@ impl Images {
         self.fill(index, augmentation.flip, out);
         augmentation.apply(self.size as usize, out);
     }
+}
+
+/// All files, or as many as `limit` says, evenly spread; at least one where there is one.
+pub(super) fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
+    let all = files.len();
+    let count = limit.map_or(all, |limit| limit.max(1).min(all));
+    (0..count).map(|i| &files[i * all / count]).collect()
 }
 
 #[cfg(test)]

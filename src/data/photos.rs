@@ -6,7 +6,7 @@ use image::{RgbImage, imageops};
 use rayon::prelude::*;
 use tiny_cats_models::random::{Purpose, Stream};
 
-use super::{Colour, Dataset, Error, Level, Result, decode};
+use super::{Colour, Dataset, Error, Level, Picture, Result, cache::spread, decode};
 
 /// The pictures of a data set, each with its own shape.
 pub struct Photos {
@@ -36,18 +36,19 @@ pub struct View {
 
 impl Photos {
     /// Decodes the pictures of `data`, turned upright, each resized (triangle filter, what PyTorch calls antialiased bilinear) so that
-    /// its short side has `short` pixels. Pictures that break on the way are left out: see [`Photos::skipped`].
+    /// its short side has `short` pixels. With a limit, that many of them, evenly spread. Pictures that break on the way are left out: see [`Photos::skipped`].
     ///
     /// # Errors
     /// When `short` is out of range (8 to 1024), or there is no picture that can be used.
-    pub fn load(data: &Dataset, short: u32) -> Result<Self> {
+    pub fn load(data: &Dataset, short: u32, limit: Option<usize>) -> Result<Self> {
         if !(8..=1024).contains(&short) {
             return Err(Error::OutOfRange { name: "image size", value: short.into(), low: 8, high: 1024 });
         }
-        let decode = |picture| Ok(shrink(decode::upright(&data.read(picture)?)?, short));
-        let decoded: Vec<std::result::Result<RgbImage, String>> = data.files.par_iter().map(decode).collect();
+        let chosen = spread(&data.files, limit);
+        let decode = |picture: &&Picture| Ok(shrink(decode::upright(&data.read(picture)?)?, short));
+        let decoded: Vec<std::result::Result<RgbImage, String>> = chosen.par_iter().map(decode).collect();
         let (mut pictures, mut labels, mut paths, mut skipped) = Default::default();
-        for (file, result) in data.files.iter().zip(decoded) {
+        for (file, result) in chosen.into_iter().zip(decoded) {
             match result {
                 Ok(picture) => {
                     Vec::push(&mut pictures, picture);

@@ -336,19 +336,29 @@ impl<'a> Run<'a> {
         self.states.retain(|state| *state <= newest);
         self.best = serde_json::from_value(state.meta["best"].clone())
             .map_err(|e| fail(format!("best: expected a step and its score: {e}")))?;
-        if let Some(best) = self.best
-            && !self.states.contains(&self.state_path(best.step))
-        {
-            let lost = self.state_path(best.step);
-            let said = format!(
-                "{} scored best, {:.4}, and is gone: the best is sought anew",
-                lost.display(),
-                best.score
-            );
+        self.bring_best(path, observe)?;
+        Ok((Optimizer::restore(self.plan.optimizer.clone(), specs, &state, &self.plan.device)?, step))
+    }
+
+    /// Sees to it that the best state so far is among this run's own; it may lie beside the state `resumed`, in another folder.
+    fn bring_best(&mut self, resumed: &Path, observe: &mut dyn FnMut(Event)) -> Result<()> {
+        let Some(best) = self.best else { return Ok(()) };
+        let own = self.state_path(best.step);
+        if self.states.contains(&own) {
+            return Ok(());
+        }
+        let beside = own.file_name().map(|name| resumed.with_file_name(name)).filter(|path| path.is_file());
+        if let Some(beside) = beside {
+            TrainingState::load(&beside)?.save(&own)?;
+            self.states.push(own);
+            self.states.sort();
+        } else {
+            let (lost, score) = (own.display(), best.score);
+            let said = format!("{lost} scored best, {score:.4}, and is gone: the best is sought anew");
             observe(Event::Note(&said));
             self.best = None;
         }
-        Ok((Optimizer::restore(self.plan.optimizer.clone(), specs, &state, &self.plan.device)?, step))
+        Ok(())
     }
 
     fn state_path(&self, step: u64) -> PathBuf {
@@ -362,7 +372,9 @@ impl<'a> Run<'a> {
         step: u64,
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        let Some(score) = task.evaluate(&optimizer.ema()?)? else { return Ok(()) };
+        let Some(mut score) = task.evaluate(&optimizer.ema()?)? else { return Ok(()) };
+        // Six digits survive being written as text and read, so that a resumed run has the same.
+        score.value = (score.value * 1e6).round() / 1e6;
         let best = self.best.is_none_or(|best| score.value > best.score);
         if best {
             self.best = Some(Best { step, score: score.value });

@@ -1,5 +1,6 @@
 //! Training: one engine; a task supplies its batch, its loss and its samples.
 
+mod classifier;
 mod dit;
 mod engine;
 mod error;
@@ -7,6 +8,7 @@ mod flow;
 mod optimizer;
 mod schedule;
 
+pub use classifier::{Classifier, ClassifierOptions};
 pub use dit::{Dit, DitOptions};
 pub use engine::{Event, Plan, Resume, Score, Task, learn, train};
 pub use error::{Error, Result};

@@ -1,32 +1,20 @@
-//! `tiny-cats train`: trains a model.
+//! `tiny-cats train dit`: trains the generator.
 
-use std::{io::IsTerminal, path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 
-use super::common::DeviceKind;
+use super::{batch, decay, drive, not_negative, tell_skipped};
 use crate::{
+    cli::common::DeviceKind,
     data::{Dataset, Images, Level},
-    train::{AdamW, Dit, DitOptions, Event, Flow, Plan, Resume, Schedule, Task, train},
+    train::{AdamW, Dit, DitOptions, Flow, Plan, Resume, Schedule},
 };
 
-/// What `tiny-cats train` is called with.
+/// What `tiny-cats train dit` is called with.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand, Debug)]
-enum Command {
-    /// Trains TinyDiT, the generator, on a folder of pictures in class folders.
-    Dit(Box<DitArgs>),
-}
-
-#[derive(clap::Args, Debug)]
-struct DitArgs {
     /// Folder of class folders of pictures
     #[arg(default_value = "data/cats")]
     data: PathBuf,
@@ -102,24 +90,12 @@ struct DitArgs {
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
-pub fn run(args: Args) -> anyhow::Result<()> {
-    match args.command {
-        Command::Dit(args) => dit(&args),
-    }
-}
-
-fn dit(args: &DitArgs) -> anyhow::Result<()> {
+pub fn run(args: &Args) -> anyhow::Result<()> {
     if !(0.0..=1.0).contains(&args.label_dropout) {
         bail!("--label-dropout: expected 0 to 1, found {}", args.label_dropout);
     }
-    if !(0.0..1.0).contains(&args.ema_beta) {
-        bail!("--ema-beta: expected 0 or more and less than 1, found {}", args.ema_beta);
-    }
-    for (flag, value) in [("--gradient-clip", args.gradient_clip), ("--weight-decay", args.weight_decay)] {
-        if !(value >= 0.0 && value.is_finite()) {
-            bail!("{flag}: expected 0 or a positive number, found {value}");
-        }
-    }
+    decay("--ema-beta", args.ema_beta)?;
+    not_negative(&[("--gradient-clip", args.gradient_clip), ("--weight-decay", args.weight_decay)])?;
     if !args.cfg_scale.is_finite() {
         bail!("--cfg-scale: expected a number, found {}", args.cfg_scale);
     }
@@ -130,13 +106,8 @@ fn dit(args: &DitArgs) -> anyhow::Result<()> {
     let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
         .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
     let images = Images::load(&data, args.image_size as u32, args.limit_files)?;
-    for (path, why) in &images.skipped {
-        eprintln!("skipped {}: {why}", path.display());
-    }
-    let batch = args.batch_size.min(images.len());
-    if batch < args.batch_size {
-        eprintln!("--batch-size {}: there are only {batch} pictures, so that is the batch", args.batch_size);
-    }
+    tell_skipped(&images.skipped);
+    let batch = batch(args.batch_size, images.len());
     let plan = Plan {
         schedule,
         optimizer: AdamW {
@@ -163,65 +134,6 @@ fn dit(args: &DitArgs) -> anyhow::Result<()> {
         guidance: args.cfg_scale,
         seed: args.seed,
     };
-    drive(&mut Dit::new(options, images, device)?, &plan)
-}
-
-/// Tells glibc to keep freed memory for the next step instead of returning it to the system, which would clear every page anew: a
-/// step of a small network takes a quarter less time.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn keep_freed_memory() {
-    for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
-        // SAFETY: mallopt changes a limit of the allocator and touches no memory of ours.
-        unsafe { libc::mallopt(option, i32::MAX) };
-    }
-    // SAFETY: as above.
-    unsafe { libc::mallopt(libc::M_TOP_PAD, 256 << 20) };
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_freed_memory() {}
-
-/// Trains with a progress bar on a terminal, with a line every --log-interval steps elsewhere.
-fn drive(task: &mut dyn Task, plan: &Plan) -> anyhow::Result<()> {
-    let bar = ProgressBar::new(plan.schedule.steps).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left",
-    )?);
-    let terminal = std::io::stderr().is_terminal();
-    if terminal {
-        bar.enable_steady_tick(Duration::from_millis(500));
-    }
-    keep_freed_memory();
-    let mut average = None;
-    let published = train(task, plan, &mut |event| match event {
-        Event::Begin { step, steps, parameters } => {
-            println!("{parameters} parameters, steps {step} to {steps}");
-            bar.set_position(step);
-            bar.reset_eta();
-        }
-        Event::Step { step, loss, rate, norm, speed } => {
-            let smooth = average.map_or(loss, |a| 0.98 * a + 0.02 * loss);
-            average = Some(smooth);
-            bar.set_position(step);
-            bar.set_message(format!("loss {smooth:.4}  {speed:.1} pictures/s"));
-            if !terminal && (step.is_multiple_of(plan.log_interval.max(1)) || step == plan.schedule.steps) {
-                println!(
-                    "step {step}  loss {smooth:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} pictures/s"
-                );
-            }
-        }
-        Event::Evaluated { step, score, best } => bar.suspend(|| {
-            println!(
-                "step {step}  {} {:.4}{}",
-                score.name,
-                score.value,
-                if best { ", the best so far" } else { "" }
-            );
-        }),
-        Event::Note(text) => bar.suspend(|| eprintln!("{text}")),
-        Event::Wrote(path) => bar.suspend(|| println!("wrote {}", path.display())),
-    });
-    bar.finish_and_clear();
-    let [torch, safetensors] = published?;
-    println!("finished: {} and {}", torch.display(), safetensors.display());
+    drive(&mut Dit::new(options, images, device)?, &plan, None)?;
     Ok(())
 }

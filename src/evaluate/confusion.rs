@@ -1,0 +1,197 @@
+//! What a classifier takes for what.
+
+use std::fmt;
+
+use image::{Rgb, RgbImage, imageops};
+use serde::Serialize;
+use tiny_cats_export::{draw_text, text_size};
+
+/// How often pictures of each class were taken for each class.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Confusion {
+    /// The names of the classes, in the order of their labels.
+    pub classes: Vec<String>,
+    /// One row for each true class, with the number of its pictures that were taken for each class.
+    pub counts: Vec<Vec<u32>>,
+}
+
+impl Confusion {
+    /// Of nothing yet.
+    pub fn new(classes: &[String]) -> Self {
+        Self { classes: classes.to_vec(), counts: vec![vec![0; classes.len()]; classes.len()] }
+    }
+
+    /// Counts a picture.
+    ///
+    /// # Panics
+    /// When a label is not less than the number of classes.
+    pub fn add(&mut self, truth: usize, predicted: usize) {
+        self.counts[truth][predicted] += 1;
+    }
+
+    /// Pictures counted.
+    pub fn total(&self) -> u32 {
+        self.counts.iter().flatten().sum()
+    }
+
+    /// Pictures that were taken for what they are.
+    pub fn correct(&self) -> u32 {
+        (0..self.classes.len()).map(|i| self.counts[i][i]).sum()
+    }
+
+    /// The share of pictures that were taken for what they are; 0 of none.
+    pub fn accuracy(&self) -> f64 {
+        share(self.correct(), self.total())
+    }
+
+    /// The 95 % interval of the accuracy (Wilson 1927), which holds for few pictures too.
+    pub fn interval(&self) -> [f64; 2] {
+        const Z: f64 = 1.959_964;
+        let n = f64::from(self.total());
+        if n == 0.0 {
+            return [0.0, 1.0];
+        }
+        let p = self.accuracy();
+        let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+        let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+        [centre - half, centre + half]
+    }
+
+    /// The share of a class's pictures that were taken for it; none where there are no pictures of it.
+    pub fn recall(&self, class: usize) -> Option<f64> {
+        let of = self.counts[class].iter().sum();
+        (of > 0).then(|| share(self.counts[class][class], of))
+    }
+
+    /// The share of the pictures taken for a class that are of it; none where no picture was.
+    pub fn precision(&self, class: usize) -> Option<f64> {
+        let of = self.counts.iter().map(|row| row[class]).sum();
+        (of > 0).then(|| share(self.counts[class][class], of))
+    }
+
+    /// The mean of the classes' recalls, which no class dominates by its size.
+    pub fn mean_recall(&self) -> f64 {
+        let recalls: Vec<f64> = (0..self.classes.len()).filter_map(|i| self.recall(i)).collect();
+        recalls.iter().sum::<f64>() / recalls.len().max(1) as f64
+    }
+
+    /// The matrix as a picture: a row for each true class, darker for larger shares of its pictures.
+    pub fn picture(&self) -> RgbImage {
+        const CELL: u32 = 44;
+        const SPACE: u32 = 10;
+        const SCALE: u32 = 2;
+        const PAPER: [f32; 3] = [250.0, 249.0, 246.0];
+        const FULL: [f32; 3] = [24.0, 66.0, 112.0];
+        const INK: Rgb<u8> = Rgb([40, 38, 36]);
+        const LIGHT: Rgb<u8> = Rgb([250, 249, 246]);
+        let names: Vec<String> = self.classes.iter().map(|name| name.replace('_', " ")).collect();
+        let longest = names.iter().map(|name| text_size(name, SCALE).0).max().unwrap_or(0);
+        let n = self.classes.len() as u32;
+        let left = longest + 2 * SPACE;
+        let side = left + n * CELL + SPACE;
+        let mut sheet = RgbImage::from_pixel(side, side, Rgb(PAPER.map(|v| v as u8)));
+        let height = text_size("", SCALE).1;
+        for (i, name) in names.iter().enumerate() {
+            let middle = left + i as u32 * CELL + (CELL - height) / 2;
+            draw_text(&mut sheet, name, left - SPACE - text_size(name, SCALE).0, middle, SCALE, INK);
+            let mut turned =
+                RgbImage::from_pixel(text_size(name, SCALE).0.max(1), height, Rgb(PAPER.map(|v| v as u8)));
+            draw_text(&mut turned, name, 0, 0, SCALE, INK);
+            let turned = imageops::rotate270(&turned);
+            let top = left - SPACE - turned.height().min(left - SPACE);
+            imageops::replace(&mut sheet, &turned, i64::from(middle), i64::from(top));
+        }
+        for (truth, row) in self.counts.iter().enumerate() {
+            let of: u32 = row.iter().sum();
+            for (predicted, &count) in row.iter().enumerate() {
+                let part = share(count, of) as f32;
+                let colour = [0, 1, 2].map(|c| (PAPER[c] + (FULL[c] - PAPER[c]) * part) as u8);
+                let (x, y) = (left + predicted as u32 * CELL, left + truth as u32 * CELL);
+                for (dx, dy) in (0..CELL - 1).flat_map(|dx| (0..CELL - 1).map(move |dy| (dx, dy))) {
+                    sheet.put_pixel(x + dx, y + dy, Rgb(colour));
+                }
+                let text = if count > 0 { count.to_string() } else { String::new() };
+                let (w, h) = text_size(&text, SCALE);
+                let ink = if part > 0.5 { LIGHT } else { INK };
+                draw_text(
+                    &mut sheet,
+                    &text,
+                    x + (CELL.saturating_sub(w)) / 2,
+                    y + (CELL - h) / 2,
+                    SCALE,
+                    ink,
+                );
+            }
+        }
+        sheet
+    }
+}
+
+fn share(part: u32, of: u32) -> f64 {
+    f64::from(part) / f64::from(of.max(1))
+}
+
+impl fmt::Display for Confusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(5);
+        writeln!(f, "{:<width$}  pictures  recall  precision", "class")?;
+        let percent = |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.1} %", 100.0 * s));
+        for (i, name) in self.classes.iter().enumerate() {
+            let of: u32 = self.counts[i].iter().sum();
+            let (recall, precision) = (percent(self.recall(i)), percent(self.precision(i)));
+            writeln!(f, "{name:<width$}  {of:>8}  {recall:>6}  {precision:>9}")?;
+        }
+        let [low, high] = self.interval();
+        write!(
+            f,
+            "accuracy {:.1} % ({} of {}; 95 % interval {:.1} to {:.1} %), mean recall {:.1} %",
+            100.0 * self.accuracy(),
+            self.correct(),
+            self.total(),
+            100.0 * low,
+            100.0 * high,
+            100.0 * self.mean_recall()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Confusion {
+        let mut confusion = Confusion::new(&["A", "B_c", "D"].map(String::from));
+        for (truth, predicted, times) in [(0, 0, 8), (0, 1, 2), (1, 1, 3), (1, 0, 1)] {
+            (0..times).for_each(|_| confusion.add(truth, predicted));
+        }
+        confusion
+    }
+
+    #[test]
+    fn shares_are_those_of_the_counts() {
+        let c = example();
+        assert_eq!((c.total(), c.correct()), (14, 11));
+        assert_eq!((c.recall(0), c.recall(1), c.recall(2)), (Some(0.8), Some(0.75), None));
+        assert_eq!((c.precision(0), c.precision(1), c.precision(2)), (Some(8.0 / 9.0), Some(0.6), None));
+        assert!((c.mean_recall() - 0.775).abs() < 1e-12);
+        // As statsmodels' proportion_confint(11, 14, method="wilson") says.
+        let [low, high] = c.interval();
+        assert!((low - 0.524_127).abs() < 1e-4 && (high - 0.924_286).abs() < 1e-4, "{low} to {high}");
+        let nothing = Confusion::new(&["A".into()]);
+        assert_eq!((nothing.accuracy(), nothing.interval()), (0.0, [0.0, 1.0]));
+        assert!(c.to_string().contains("accuracy 78.6 % (11 of 14;"), "{c}");
+    }
+
+    #[test]
+    fn larger_shares_are_darker() {
+        let picture = example().picture();
+        let size = picture.width();
+        let at = |truth: u32, predicted: u32| {
+            let cell = |i: u32| size - 10 - 3 * 44 + i * 44 + 2;
+            picture.get_pixel(cell(predicted), cell(truth)).0[0]
+        };
+        assert!(at(0, 0) < at(1, 1) && at(1, 1) < at(0, 1) && at(0, 1) < at(0, 2));
+        // A class without pictures is empty, and every name is there to read.
+        assert_eq!(at(2, 2), at(0, 2));
+    }
+}

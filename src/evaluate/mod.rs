@@ -1,0 +1,5 @@
+//! How good a trained network is.
+
+mod confusion;
+
+pub use confusion::Confusion;

@@ -1,0 +1,242 @@
+//! The classifier's task: a ResNet by cross entropy.
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use rayon::prelude::*;
+use tiny_cats_export::{ModelMeta, Preprocessing};
+use tiny_cats_models::{
+    ParamSpec, ResNet, ResNetConfig, Scope, Weights,
+    candle::{Params, Plain, to_host},
+    random::{Purpose, Stream},
+    resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE},
+    tape::{Tape, Var},
+};
+
+use super::{Error, Result, Score, Task};
+use crate::{
+    data::{Level, Order, Photos, View},
+    evaluate::Confusion,
+};
+
+/// Pictures that are evaluated at once: it bounds memory and changes nothing.
+const EVALUATED: usize = 32;
+
+/// How a classifier is trained, besides what the engine does.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ClassifierOptions {
+    /// The network.
+    pub network: ResNetConfig,
+    /// Side of the pictures that it is to be used on, in pixels.
+    pub image_size: usize,
+    /// Side of the pictures that it is trained on. Somewhat smaller ones are quicker, and objects then look as large in training, where
+    /// parts of pictures are enlarged, as in use (arXiv 1906.06423).
+    pub crop_size: usize,
+    /// How pictures are changed.
+    pub augmentation: Level,
+    /// The parameter of the Beta distribution by which two pictures are mixed (arXiv 1710.09412), at most 1; 0 mixes none.
+    pub mixup: f64,
+    /// The share of a target that is spread over all classes (arXiv 1512.00567).
+    pub label_smoothing: f64,
+    /// Pictures in a micro-batch.
+    pub batch: usize,
+    /// Order, augmentation and mixing.
+    pub seed: u64,
+    /// What its files are called.
+    pub name: String,
+}
+
+/// Training of a classifier on photographs in memory.
+pub struct Classifier {
+    options: ClassifierOptions,
+    train: Photos,
+    validation: Option<Photos>,
+    preprocessing: Preprocessing,
+    meta: ModelMeta,
+    order: Order,
+    device: Device,
+}
+
+impl Classifier {
+    /// A classifier of the classes of `train`, evaluated on `validation` where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when photographs, network and settings do not fit together.
+    pub fn new(
+        options: ClassifierOptions,
+        train: Photos,
+        validation: Option<Photos>,
+        device: Device,
+    ) -> Result<Self> {
+        options.network.validate()?;
+        if train.classes.len() != options.network.classes {
+            let expected = format!("expected the data's {} classes", train.classes.len());
+            return Err(Error::setting("network", expected));
+        }
+        if options.batch < 2 {
+            let message = format!("expected at least 2 to normalise by, found {}", options.batch);
+            return Err(Error::setting("--batch-size", message));
+        }
+        if !(0.0..=1.0).contains(&options.mixup) {
+            return Err(Error::setting("--mixup", format!("expected 0 to 1, found {}", options.mixup)));
+        }
+        if !(0.0..1.0).contains(&options.label_smoothing) {
+            let message = format!("expected 0 or more and less than 1, found {}", options.label_smoothing);
+            return Err(Error::setting("--label-smoothing", message));
+        }
+        if !(MIN_IMAGE_SIZE..=MAX_IMAGE_SIZE).contains(&options.image_size) {
+            let found = options.image_size;
+            let message = format!("expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, found {found}");
+            return Err(Error::setting("--image-size", message));
+        }
+        if !(MIN_IMAGE_SIZE..=options.image_size).contains(&options.crop_size) {
+            let message = format!(
+                "expected {MIN_IMAGE_SIZE} to --image-size ({}), found {}",
+                options.image_size, options.crop_size
+            );
+            return Err(Error::setting("--crop-size", message));
+        }
+        let len = u32::try_from(train.len())
+            .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
+        let meta = ModelMeta::resnet(&options.network, options.image_size, train.classes.clone());
+        let preprocessing = Preprocessing::imagenet(options.image_size);
+        Ok(Self {
+            order: Order::new(options.seed, len),
+            options,
+            train,
+            validation,
+            preprocessing,
+            meta,
+            device,
+        })
+    }
+
+    /// What the classifier with `weights` takes `photos` for.
+    ///
+    /// # Errors
+    /// Those of the network.
+    pub fn confusion(&self, weights: &Weights, photos: &Photos) -> Result<Confusion> {
+        let size = self.options.image_size;
+        let mut params = Params::new(weights, DType::F32, &self.device)?;
+        let model = ResNet::<Plain>::new(&self.options.network, &mut Scope::root(&mut params))?;
+        let mut confusion = Confusion::new(&photos.classes);
+        let all: Vec<usize> = (0..photos.len()).collect();
+        for chosen in all.chunks(EVALUATED) {
+            let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
+            pixels.par_chunks_mut(3 * size * size).zip(chosen).for_each(|(out, &index)| {
+                photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, out);
+                self.normalise(out);
+            });
+            let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
+            let logits = to_host(&model.forward(&Plain::new(x))?.into_inner())?;
+            for (row, &index) in logits.data().chunks(photos.classes.len()).zip(chosen) {
+                let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+                confusion.add(photos.label(index) as usize, best);
+            }
+        }
+        Ok(confusion)
+    }
+
+    /// Values from −1 (black) to 1 as the network expects them.
+    fn normalise(&self, values: &mut [f32]) {
+        let Preprocessing { mean, std, .. } = self.preprocessing;
+        let plane = values.len() / 3;
+        for (values, (mean, std)) in values.chunks_mut(plane).zip(mean.into_iter().zip(std)) {
+            let (scale, offset) = (0.5 / std, (0.5 - mean) / std);
+            values.iter_mut().for_each(|v| *v = *v * scale + offset);
+        }
+    }
+
+    /// How much of picture `position` is shown in a mixture; the rest is of its neighbour in the batch.
+    fn share(&self, position: u64) -> f32 {
+        let alpha = self.options.mixup;
+        if alpha == 0.0 {
+            return 1.0;
+        }
+        // Beta(α, α) for α ≤ 1 by Jöhnk's method (1964).
+        let mut stream = Stream::new(self.options.seed, Purpose::Training, position);
+        loop {
+            let [a, b] = [stream.uniform(), stream.uniform()].map(|u| u.powf(1.0 / alpha));
+            if a + b <= 1.0 && a + b > 0.0 {
+                return (a / (a + b)) as f32;
+            }
+        }
+    }
+}
+
+impl Task for Classifier {
+    fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    fn released(&self) -> String {
+        self.options.name.clone()
+    }
+
+    fn specs(&self) -> Result<Vec<ParamSpec>> {
+        Ok(self.options.network.specs()?)
+    }
+
+    fn batch(&self) -> usize {
+        self.options.batch
+    }
+
+    fn items(&self) -> usize {
+        self.train.len()
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        let validation = self.validation.as_ref().map_or(0, Photos::len);
+        serde_json::json!({
+            "options": self.options,
+            "data": self.train.fingerprint,
+            "items": self.train.len(),
+            "validation": validation,
+        })
+    }
+
+    fn meta(&self) -> ModelMeta {
+        self.meta.clone()
+    }
+
+    fn loss(&mut self, tape: &Tape, params: &mut Params, position: u64) -> Result<Var> {
+        let (batch, size) = (self.options.batch, self.options.crop_size);
+        let classes = self.train.classes.len();
+        let len = 3 * size * size;
+        let chosen: Vec<usize> = (position..position + batch as u64).map(|p| self.order.at(p)).collect();
+        let mut pure = vec![0.0; batch * len];
+        pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate()).for_each(|(out, (i, &index))| {
+            let ClassifierOptions { augmentation, seed, image_size, .. } = self.options;
+            let shape = self.train.dimensions(index);
+            let view = View::draw(augmentation, seed, position + i as u64, shape, image_size as u32);
+            self.train.fill(index, &view, size, out);
+            self.normalise(out);
+        });
+        let smooth = self.options.label_smoothing as f32;
+        let mut targets = vec![smooth / classes as f32; batch * classes];
+        let mut mixed = vec![0.0; batch * len];
+        let place = mixed.par_chunks_mut(len).zip(targets.par_chunks_mut(classes));
+        place.enumerate().for_each(|(i, (out, target))| {
+            let (next, share) = ((i + 1) % batch, self.share(position + i as u64));
+            let of = |i: usize| &pure[i * len..(i + 1) * len];
+            let pairs = of(i).iter().zip(of(next));
+            out.iter_mut().zip(pairs).for_each(|(out, (a, b))| *out = share * a + (1.0 - share) * b);
+            for (i, share) in [(i, share), (next, 1.0 - share)] {
+                target[self.train.label(chosen[i]) as usize] += share * (1.0 - smooth);
+            }
+        });
+        let model = ResNet::new(&self.options.network, &mut Scope::root(&mut tape.params(params)))?;
+        let x = tape.constant(Tensor::from_vec(mixed, (batch, 3, size, size), &self.device)?);
+        let targets = Tensor::from_vec(targets, (batch, classes), &self.device)?;
+        Ok(model.forward(&x)?.cross_entropy(&targets)?)
+    }
+
+    fn evaluate(&mut self, weights: &Weights) -> Result<Option<Score>> {
+        let Some(photos) = &self.validation else { return Ok(None) };
+        let value = self.confusion(weights, photos)?.accuracy();
+        Ok(Some(Score { name: "validation_accuracy", value }))
+    }
+
+    fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,125 @@
+//! The classifier as a user has it: from synthetic pictures to a class, and everything that can be wrong on the way.
+
+mod common;
+
+use std::{fs, sync::LazyLock};
+
+use common::{CATS, VERIFY, fails, run, succeeds, text};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const NETWORK: [&str; 14] = [
+    "--width",
+    "8",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "16",
+    "--lr",
+    "3e-3",
+    "--ema-beta",
+    "0.9",
+    "--seed",
+    "1",
+    "--augmentation-level",
+    "basic",
+];
+
+fn train_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let fixed = ["train", "classifier", "synth", "--output", output];
+    fixed.iter().chain(&NETWORK).chain(more).copied().collect()
+}
+
+/// A folder with synthetic pictures in `synth` and a classifier trained on them in `checkpoints`.
+static TRAINED: LazyLock<(TempDir, String)> = LazyLock::new(|| {
+    let dir = TempDir::new().expect("a temporary folder");
+    succeeds(CATS, dir.path(), &["data", "synth", "synth", "--per-class", "20", "--size", "48"]);
+    let said = succeeds(CATS, dir.path(), &train_args("checkpoints/cats_model.pt", &["--epochs", "6"]));
+    (dir, said)
+});
+
+fn json(path: impl AsRef<std::path::Path>) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn what_was_trained_knows_unseen_pictures_and_says_how_well() {
+    let (dir, said) = &*TRAINED;
+    let dir = dir.path();
+    assert!(said.contains("208 photographs of 13 classes to train on, 26 to validate"), "{said}");
+    assert!(
+        said.contains("finished: checkpoints/cats_model.pt and checkpoints/cats_model.safetensors"),
+        "{said}"
+    );
+    for part in ["validation", "test"] {
+        let report = json(dir.join(format!("checkpoints/cats_model_{part}.json")));
+        let accuracy = report["accuracy"].as_f64().unwrap();
+        // Chance is 8 %.
+        assert!(accuracy > 0.3, "{part}: {accuracy}\n{said}");
+        let counts: u64 = report["confusion"]["counts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|row| row.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()))
+            .sum();
+        assert_eq!(counts, 26);
+        assert!(image::open(dir.join(format!("checkpoints/cats_model_{part}.png"))).unwrap().width() > 300);
+    }
+    // The released weights are those that were evaluated best.
+    let best = said.lines().rfind(|line| line.ends_with("the best so far")).expect("one is the best");
+    let released = json(dir.join("checkpoints/cats_model_validation.json"))["accuracy"].as_f64().unwrap();
+    assert!(best.contains(&format!("validation_accuracy {released:.4}")), "{best}, released {released}");
+}
+
+#[test]
+fn a_resumed_run_ends_in_the_same_files_bit_for_bit() {
+    let dir = TRAINED.0.path();
+    succeeds(CATS, dir, &train_args("whole/m.pt", &["--epochs", "3"]));
+    let states: Vec<_> = fs::read_dir(dir.join("whole")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(states.iter().any(|name| name == "m_step_00000039.safetensors"), "{states:?}");
+    let resume = ["--epochs", "3", "--resume", "whole/m_step_00000013.safetensors"];
+    let said = text(&run(CATS, dir, &train_args("resumed/m.pt", &resume)));
+    assert!(said.contains("steps 13 to 39"), "{said}");
+    for name in ["m.pt", "m.safetensors", "m_step_00000039.safetensors"] {
+        let [a, b] = ["whole", "resumed"].map(|f| fs::read(dir.join(f).join(name)).unwrap());
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn what_was_trained_is_verified_and_exported() {
+    let dir = TRAINED.0.path();
+    for path in ["checkpoints/cats_model.pt", "checkpoints/cats_model.safetensors"] {
+        let said = succeeds(VERIFY, dir, &[path]);
+        assert!(said.contains("ResNet") || said.contains("resnet18"), "{said}");
+    }
+    let said = succeeds(CATS, dir, &["export", "checkpoints/cats_model.pt", "-o", "cats.onnx", "--test"]);
+    assert!(said.contains("tract"), "{said}");
+    assert_eq!(json(dir.join("cats.report.json"))["passed"], true);
+    // Neither network is taken for the other.
+    let said = fails(CATS, dir, &["generate", "--model", "cats.onnx", "-o", "x.png"]);
+    assert!(said.contains("cats.onnx") && said.contains("classifier"), "{said}");
+}
+
+#[test]
+fn training_refuses_what_makes_no_sense_in_one_line() {
+    let dir = TRAINED.0.path();
+    for (more, expected) in [
+        (&["--mixup", "2"][..], "--mixup: expected 0 to 1, found 2"),
+        (&["--label-smoothing", "1"], "--label-smoothing"),
+        (&["--crop-size", "64"], "--crop-size: expected 32 to --image-size (32), found 64"),
+        (&["--epochs", "0"], "--epochs: expected at least 1"),
+        (&["--lr", "0"], "--lr"),
+        (&["--backbone", "vgg"], "resnet50"),
+        (&["--resume", "checkpoints/cats_model.pt"], "cats_model.pt"),
+    ] {
+        let said = fails(CATS, dir, &train_args("x/m.pt", more));
+        assert!(said.contains(expected), "{more:?}: {said}");
+    }
+    let said = fails(CATS, dir, &train_args("x/m.onnx", &[]));
+    assert!(said.contains("--output x/m.onnx: expected the name of a .pt file"), "{said}");
+    assert!(
+        !dir.join("x").exists() || fs::read_dir(dir.join("x")).unwrap().next().is_none(),
+        "nothing is left"
+    );
+}
