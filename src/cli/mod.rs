@@ -7,6 +7,8 @@ use tracing_subscriber::EnvFilter;
 
 pub mod common;
 pub mod data;
+#[cfg(feature = "download")]
+pub mod download;
 pub mod export;
 pub mod generate;
 pub mod train;
