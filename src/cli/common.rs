@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use tiny_cats_export::runtime::RuntimeKind;
 
-use crate::checkpoint::WhichWeights;
+use crate::{checkpoint::WhichWeights, doctor::GET_CUDA};
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -26,9 +26,17 @@ impl DeviceKind {
         match self {
             DeviceKind::Cpu => Ok(Device::Cpu),
             DeviceKind::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-            DeviceKind::Auto => Ok(Device::cuda_if_available(0)?),
+            DeviceKind::Auto => Ok(Device::new_cuda(0).unwrap_or_else(|e| {
+                let reason = e.to_string();
+                let reason = reason.lines().next().unwrap_or_default();
+                eprintln!("no GPU can be used ({reason}); computing on the processor");
+                Device::Cpu
+            })),
             DeviceKind::Cuda if !cfg!(feature = "cuda") => {
-                bail!("--device cuda: this program was built without the feature cuda")
+                bail!(
+                    "--device cuda: this program was built without CUDA; with NVIDIA's CUDA toolkit installed, \
+                     {GET_CUDA} brings it (tiny-cats doctor says what is there)"
+                )
             }
             DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda: no GPU can be used"),
         }

@@ -17,6 +17,9 @@ pub struct Args {
 enum Command {
     /// Draws synthetic cats of 12 breeds, and things that are not cats, into class folders.
     Synth(Synth),
+    /// Fetches the photographs and annotations of the Oxford-IIIT Pet Dataset.
+    #[cfg(feature = "download")]
+    Download(super::download::Args),
 }
 
 #[derive(clap::Args, Debug)]
@@ -39,7 +42,14 @@ struct Synth {
 /// # Errors
 /// When an argument is out of range or the folder can't be written.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Command::Synth(args) = args.command;
+    match args.command {
+        Command::Synth(args) => synth(args),
+        #[cfg(feature = "download")]
+        Command::Download(args) => super::download::run(&args),
+    }
+}
+
+fn synth(args: Synth) -> anyhow::Result<()> {
     let manifest = Manifest::new(args.per_class, args.size, args.seed)?;
     let bar = ProgressBar::new(manifest.total())
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?);

@@ -7,6 +7,9 @@ use tracing_subscriber::EnvFilter;
 
 pub mod common;
 pub mod data;
+pub mod doctor;
+#[cfg(feature = "download")]
+pub mod download;
 pub mod export;
 pub mod generate;
 pub mod train;
@@ -29,6 +32,8 @@ enum Command {
     Train(train::Args),
     /// Writes a checkpoint as ONNX, and proves that the file is the model.
     Export(export::Args),
+    /// Says what this machine and this program can do, what is missing, and how to get it.
+    Doctor(doctor::Args),
 }
 
 /// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
@@ -45,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Train(args) => train::run(args),
         Command::Export(args) => export::run(args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

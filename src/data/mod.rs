@@ -4,6 +4,8 @@ mod augment;
 mod cache;
 mod dataset;
 mod decode;
+#[cfg(feature = "download")]
+pub mod download;
 mod error;
 mod order;
 mod photos;

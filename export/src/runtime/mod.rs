@@ -14,7 +14,7 @@ mod ort;
 #[cfg(feature = "tract")]
 mod tract;
 
-use std::{fmt, panic, str::FromStr, thread::available_parallelism};
+use std::{fmt, panic, path::Path, str::FromStr, thread::available_parallelism};
 
 use tiny_cats_models::Array;
 
@@ -64,6 +64,15 @@ impl RuntimeKind {
             Self::CandleOnnx => Ok(candle::VERSION.into()),
             #[allow(unreachable_patterns)]
             _ => Err(self.absent()),
+        }
+    }
+
+    /// The shared library that it is in; `None` when it is part of the program, or not there.
+    pub fn library(self) -> Option<&'static Path> {
+        match self {
+            #[cfg(feature = "ort")]
+            Self::Ort => ort::path(),
+            _ => None,
         }
     }
 

@@ -86,6 +86,11 @@ pub fn version() -> Result<String> {
         .unwrap_or_else(|| "unknown".into()))
 }
 
+/// Where the library is.
+pub fn path() -> Option<&'static Path> {
+    Some(&library().ok()?.path)
+}
+
 /// A library that was loaded.
 struct Library {
     environment: Environment,

@@ -1,0 +1,246 @@
+//! Archives into folders that are there whole or not at all.
+
+use std::{
+    cell::Cell,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Component, Path, PathBuf},
+};
+
+use flate2::read::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
+use tar::EntryType;
+
+use super::{Archive, Error, Result};
+
+/// The file in an unpacked folder that says what it was unpacked from.
+const MANIFEST: &str = ".unpacked.json";
+
+const MAX_FILES: u64 = 100_000;
+
+/// Folders within folders.
+const MAX_DEPTH: usize = 8;
+
+/// What a header may come with, such as a long name.
+const MAX_HEADER: u64 = 64 << 10;
+
+/// What an archive was unpacked to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    archive: String,
+    md5: String,
+    pub files: u64,
+    pub bytes: u64,
+}
+
+/// Whether `folder` holds what `archive` holds; an error when something else is in its place.
+pub(super) fn unpacked(folder: &Path, archive: &Archive) -> Result<Option<Manifest>> {
+    if !folder.try_exists().map_err(Error::io(folder))? && !folder.is_symlink() {
+        return Ok(None);
+    }
+    let occupied = |found: String| Error::Occupied { folder: folder.to_owned(), found };
+    let path = folder.join(MANIFEST);
+    let small = fs::metadata(&path).is_ok_and(|m| m.len() <= 4096);
+    let manifest: Option<Manifest> =
+        small.then(|| fs::read(&path).ok()).flatten().and_then(|json| serde_json::from_slice(&json).ok());
+    let manifest = manifest
+        .filter(|m| m.archive == archive.file_name() && m.md5 == archive.md5)
+        .ok_or_else(|| occupied("something else".into()))?;
+    let (files, bytes) = count(folder, MAX_DEPTH)?;
+    let own = fs::metadata(&path).map_err(Error::io(&path))?.len();
+    if (files, bytes) != (manifest.files + 1, manifest.bytes.saturating_add(own)) {
+        return Err(occupied(format!(
+            "{} files of {bytes} bytes instead of {} of {}",
+            files.saturating_sub(1),
+            manifest.files,
+            manifest.bytes.saturating_add(own),
+        )));
+    }
+    Ok(Some(manifest))
+}
+
+/// Files below `folder`, and their bytes. Links are not followed.
+fn count(folder: &Path, depth: usize) -> Result<(u64, u64)> {
+    let mut sum = (0, 0);
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let meta = entry.metadata().map_err(Error::io(&entry.path()))?;
+        let (files, bytes) = match meta.is_dir() {
+            true if depth == 0 => (0, 0),
+            true => count(&entry.path(), depth - 1)?,
+            false => (1, meta.len()),
+        };
+        sum = (sum.0 + files, sum.1 + bytes);
+    }
+    Ok(sum)
+}
+
+/// Unpacks the files of the gzipped tar file at `path`, all of which are in a folder of the archive's name, to `folder`, which must not
+/// exist. `progress` is called with the bytes read of the archive so far.
+///
+/// Only plain files are written, under names that stay inside; no rights and no times are taken over. What macOS leaves beside
+/// files (`._name`) is left out.
+pub(super) fn unpack(
+    path: &Path,
+    folder: &Path,
+    archive: &Archive,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Manifest> {
+    let work = folder.with_file_name(format!(".unpacking-{}", archive.name));
+    let clear = || match fs::remove_dir_all(&work) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(&work)(e)),
+        _ => Ok(()),
+    };
+    // What a killed run left.
+    clear()?;
+    fs::create_dir(&work).map_err(Error::io(&work))?;
+    let manifest = write_files(path, &work, archive, progress).and_then(|manifest| {
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::io(&work)(e.into()))?;
+        fs::write(work.join(MANIFEST), json).map_err(Error::io(&work))?;
+        fs::rename(&work, folder).map_err(Error::io(folder))?;
+        Ok(manifest)
+    });
+    if manifest.is_err() {
+        // The first error is the one to be told.
+        let _ = clear();
+    }
+    manifest
+}
+
+fn write_files(
+    path: &Path,
+    work: &Path,
+    archive: &Archive,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Manifest> {
+    let refuse = |reason: String| Error::Archive { path: path.to_owned(), reason };
+    let damaged = |e: io::Error| refuse(e.to_string());
+    let (read, left) = (Cell::new(0), Cell::new(0));
+    let packed = Metered {
+        inner: File::open(path).map_err(Error::io(path))?,
+        count: |n| {
+            read.set(read.get() + n);
+            Ok(())
+        },
+    };
+    // The tar reader keeps long names in memory, however long: what it may read is allowed piece by piece.
+    let plain = Metered {
+        inner: MultiGzDecoder::new(io::BufReader::with_capacity(1 << 16, packed)),
+        count: |n| {
+            let rest = u64::checked_sub(left.get(), n);
+            left.set(rest.ok_or_else(|| io::Error::other("a header is longer than any that is needed"))?);
+            Ok(())
+        },
+    };
+    let mut tar = tar::Archive::new(plain);
+    let mut manifest = Manifest { archive: archive.file_name(), md5: archive.md5.into(), files: 0, bytes: 0 };
+    left.set(MAX_HEADER);
+    let (mut entries, mut all) = (0u64, 0u64);
+    for entry in tar.entries().map_err(damaged)? {
+        let mut entry = entry.map_err(damaged)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let size = entry.size();
+        entries += 1;
+        all = all.saturating_add(size);
+        if all > archive.max_bytes || entries > MAX_FILES {
+            let most = archive.max_bytes;
+            return Err(refuse(format!("it unpacks to more than {most} bytes or {MAX_FILES} files")));
+        }
+        left.set(size + MAX_HEADER);
+        let target = match entry.header().entry_type() {
+            // The oldest format marks a folder by its name alone.
+            EntryType::Regular if !name.ends_with('/') => inside(&name, archive.name).map_err(&refuse)?,
+            EntryType::Regular | EntryType::Directory => {
+                inside(&name, archive.name).map(|_| None).map_err(&refuse)?
+            }
+            EntryType::XGlobalHeader => None,
+            other => return Err(refuse(format!("{name:?} is of kind {other:?}; expected plain files"))),
+        };
+        if let Some(target) = target {
+            let target = work.join(target);
+            let parent = target.parent().unwrap_or(work);
+            fs::create_dir_all(parent).map_err(Error::io(parent))?;
+            let mut file = File::create_new(&target).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => refuse(format!("{name:?} is in it twice")),
+                _ => Error::io(&target)(e),
+            })?;
+            let copied = copy(&mut entry, &mut file).map_err(|e| match e {
+                Copy::Read(e) => damaged(e),
+                Copy::Write(e) => Error::io(&target)(e),
+            })?;
+            if copied != size {
+                return Err(refuse(format!("{name:?} is cut off: {copied} bytes of {size}")));
+            }
+            manifest.files += 1;
+            manifest.bytes += size;
+        }
+        io::copy(&mut entry, &mut io::sink()).map_err(damaged)?;
+        left.set(MAX_HEADER);
+        progress(read.get());
+    }
+    if manifest.files == 0 {
+        return Err(refuse(format!("there is no file in it; expected files in {}/", archive.name)));
+    }
+    Ok(manifest)
+}
+
+/// Where below the archive's own folder the entry called `name` goes; `None` for the folder itself and for what is left out.
+fn inside(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
+    let mut parts = Vec::new();
+    for part in Path::new(name).components() {
+        match part {
+            Component::CurDir => {}
+            Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
+            _ => return Err(format!("{name:?} points outside of the folder")),
+        }
+    }
+    // What would be a path, or no name, on another system.
+    let strange = |c: char| c.is_control() || ['\\', ':', '\u{fffd}'].contains(&c);
+    if parts.len() > MAX_DEPTH || parts.iter().any(|part| part.contains(strange)) {
+        return Err(format!("{name:?} is no name for a file"));
+    }
+    if parts.last().is_none_or(|part| part.starts_with("._")) {
+        return Ok(None);
+    }
+    if parts.first().is_none_or(|part| part != folder) {
+        return Err(format!("{name:?} is not in {folder}/"));
+    }
+    if parts.get(1).is_some_and(|part| part == MANIFEST) {
+        return Err(format!("{name:?} is a name that is in use"));
+    }
+    Ok((parts.len() > 1).then(|| parts[1..].iter().collect()))
+}
+
+enum Copy {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// [`io::copy`] that tells a damaged archive from a full disk.
+fn copy(from: &mut impl Read, to: &mut impl io::Write) -> Result<u64, Copy> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut copied = 0;
+    loop {
+        let n = from.read(&mut buffer).map_err(Copy::Read)?;
+        if n == 0 {
+            return Ok(copied);
+        }
+        to.write_all(&buffer[..n]).map_err(Copy::Write)?;
+        copied += n as u64;
+    }
+}
+
+/// A reader that tells how much was read.
+struct Metered<R, F> {
+    inner: R,
+    count: F,
+}
+
+impl<R: Read, F: FnMut(u64) -> io::Result<()>> Read for Metered<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        (self.count)(n as u64)?;
+        Ok(n)
+    }
+}

@@ -1,0 +1,317 @@
+//! What this machine and this program can do: processor, memory, runtimes, GPUs, released models.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use sysinfo::{CpuRefreshKind, System};
+use tiny_cats_export::{Error, Generator, Model, Options, Request, runtime::RuntimeKind};
+use tiny_cats_models::pretrained;
+
+/// The command that brings CUDA.
+pub const GET_CUDA: &str = "cargo install --path . --features cuda";
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// This program's version.
+    pub version: &'static str,
+    /// The embedded runtime drew a picture.
+    pub ok: bool,
+    /// The processor.
+    pub processor: Processor,
+    /// Memory, in bytes.
+    pub memory: Space,
+    /// The disk of the working folder, in bytes.
+    pub disk: Option<Space>,
+    /// Every runtime, there or not.
+    pub runtimes: Vec<Runtime>,
+    /// NVIDIA GPUs.
+    pub cuda: Cuda,
+    /// The models in the program.
+    pub models: Vec<Released>,
+}
+
+/// The processor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Processor {
+    /// What its maker calls it; empty when the system does not say.
+    pub name: String,
+    /// The instruction set, as `x86_64`.
+    pub architecture: &'static str,
+    /// Cores, if the system says.
+    pub cores: Option<usize>,
+    /// Threads that this program may run at once.
+    pub threads: usize,
+    /// Extensions that make arithmetic fast, and whether they are there.
+    pub features: BTreeMap<&'static str, bool>,
+}
+
+/// So much of so much, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Space {
+    /// What is left.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// Something that computes models.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Runtime {
+    /// Its name, as `--runtime` takes it.
+    pub name: &'static str,
+    /// Its version, if it is there.
+    pub version: Option<String>,
+    /// The shared library that it was found in.
+    pub library: Option<PathBuf>,
+    /// How long one step of the released generator took for one picture.
+    pub milliseconds: Option<f64>,
+    /// Why it can't be used.
+    pub error: Option<String>,
+    /// The command that changes that.
+    pub fix: Option<String>,
+}
+
+/// Whether models can be computed on an NVIDIA GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cuda {
+    /// This program was built for it.
+    pub built_in: bool,
+    /// The driver's library.
+    pub driver: Option<PathBuf>,
+    /// What `nvidia-smi` says of each GPU: name, memory, driver, compute capability.
+    pub gpus: Vec<String>,
+    /// Why the first GPU can't be used.
+    pub error: Option<String>,
+    /// What changes that.
+    pub fix: Option<String>,
+}
+
+/// A model in the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Released {
+    /// Its name.
+    pub name: &'static str,
+    /// Its size in bytes.
+    pub bytes: usize,
+    /// Width and height of its pictures.
+    pub image_size: usize,
+    /// Its classes.
+    pub classes: Vec<String>,
+}
+
+/// Looks at everything. Each runtime draws the same picture in one step of the released generator.
+///
+/// # Errors
+/// When a released model in the program is damaged.
+pub fn examine() -> tiny_cats_export::Result<Report> {
+    let mut system = System::new();
+    system.refresh_memory();
+    system.refresh_cpu_list(CpuRefreshKind::nothing());
+    let mut memory = Space { free: system.available_memory(), total: system.total_memory() };
+    if let Some(limits) = system.cgroup_limits() {
+        memory =
+            Space { free: memory.free.min(limits.free_memory), total: memory.total.min(limits.total_memory) };
+    }
+    let stats = fs4::statvfs(".").ok();
+    let disk = stats.map(|s| Space { free: s.available_space(), total: s.total_space() });
+    let models =
+        pretrained::ALL.iter().map(|&(name, bytes)| released(name, bytes)).collect::<Result<_, _>>()?;
+    let runtimes = runtimes()?;
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        ok: runtimes.iter().any(|r| r.name == RuntimeKind::Tract.name() && r.error.is_none()),
+        processor: processor(&system),
+        memory,
+        disk,
+        runtimes,
+        cuda: cuda(),
+        models,
+    })
+}
+
+fn processor(system: &System) -> Processor {
+    Processor {
+        name: system.cpus().first().map_or(String::new(), |cpu| cpu.brand().trim().to_owned()),
+        architecture: env::consts::ARCH,
+        cores: System::physical_core_count(),
+        threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        features: features(),
+    }
+}
+
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+fn features() -> BTreeMap<&'static str, bool> {
+    use std::arch::is_x86_feature_detected as has;
+    // The standard library can't be asked for AMX yet.
+    let amx = raw_cpuid::CpuId::new().get_extended_feature_info().is_some_and(|f| f.has_amx_bf16());
+    BTreeMap::from([
+        ("AVX2", has!("avx2") && has!("fma")),
+        ("AVX-512", has!("avx512f") && has!("avx512bw") && has!("avx512vl")),
+        ("AVX512_BF16", has!("avx512bf16")),
+        ("AMX-BF16", amx),
+    ])
+}
+
+#[cfg(target_arch = "aarch64")]
+fn features() -> BTreeMap<&'static str, bool> {
+    use std::arch::is_aarch64_feature_detected as has;
+    BTreeMap::from([
+        ("NEON", has!("neon")),
+        ("FP16", has!("fp16")),
+        ("BF16", has!("bf16")),
+        ("SVE", has!("sve")),
+    ])
+}
+
+#[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+fn features() -> BTreeMap<&'static str, bool> {
+    BTreeMap::new()
+}
+
+fn released(name: &'static str, bytes: &[u8]) -> tiny_cats_export::Result<Released> {
+    let model = Model::from_bytes(bytes.to_vec(), name)?;
+    let meta = model.meta();
+    Ok(Released { name, bytes: bytes.len(), image_size: meta.image_size, classes: meta.classes.clone() })
+}
+
+fn runtimes() -> tiny_cats_export::Result<Vec<Runtime>> {
+    let model = Model::from_bytes(pretrained::TINYDIT.to_vec(), "the pretrained TinyDiT")?;
+    let mut first = None;
+    Ok(RuntimeKind::ALL.into_iter().map(|kind| runtime(kind, &model, &mut first)).collect())
+}
+
+/// Draws a picture on `kind`, which must be the `first` that a runtime drew.
+fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Runtime {
+    let mut found = Runtime {
+        name: kind.name(),
+        version: None,
+        library: kind.library().map(Path::to_owned),
+        milliseconds: None,
+        error: None,
+        fix: None,
+    };
+    let draw = |found: &mut Runtime| -> tiny_cats_export::Result<Vec<f32>> {
+        found.version = Some(kind.version()?);
+        let options = Options { runtime: Some(kind), batch: 1 };
+        let mut generator = Generator::from_model(model, &options)?;
+        let request = Request { steps: 1, guidance: 1.0, ..generator.request() };
+        let start = Instant::now();
+        let pictures = generator.generate(&request)?;
+        found.milliseconds = Some(start.elapsed().as_secs_f64() * 1e3);
+        Ok(pictures.into_iter().flat_map(|p| p.values.into_data()).collect())
+    };
+    found.error = match draw(&mut found) {
+        Ok(picture) => {
+            let first = first.get_or_insert_with(|| picture.clone());
+            (!alike(first, &picture)).then(|| "it draws another picture than the runtimes above".into())
+        }
+        Err(Error::Runtime { message, .. }) => Some(message),
+        Err(other) => Some(other.to_string()),
+    };
+    if found.error.is_some() {
+        found.fix = Some(how_to_get(kind));
+    }
+    found
+}
+
+/// Whether no value, most of which are between −1 and 1, differs by more than an eye would see.
+fn alike(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.01)
+}
+
+fn how_to_get(kind: RuntimeKind) -> String {
+    let built_in = match kind {
+        RuntimeKind::Ort => cfg!(feature = "ort"),
+        RuntimeKind::CandleOnnx => cfg!(feature = "candle-onnx"),
+        _ => cfg!(feature = "tract"),
+    };
+    match kind {
+        RuntimeKind::Ort if built_in && env::var_os("ORT_DYLIB_PATH").is_some() => {
+            "unset ORT_DYLIB_PATH; pip install onnxruntime".into()
+        }
+        RuntimeKind::Ort if built_in => "pip install onnxruntime".into(),
+        RuntimeKind::CandleOnnx if env::var_os("PROTOC").is_none() && on_path("protoc").is_none() => {
+            "apt install protobuf-compiler && cargo install --path . --features candle-onnx".into()
+        }
+        _ => format!("cargo install --path . --features {kind}"),
+    }
+}
+
+fn cuda() -> Cuda {
+    let built_in = cfg!(feature = "cuda");
+    let driver = cuda_driver();
+    let (error, fix) = if !built_in {
+        let toolkit = on_path("nvcc").map_or(", after installing NVIDIA's CUDA toolkit", |_| "");
+        let error = "this program was built without CUDA".to_owned();
+        (Some(error), Some(format!("{GET_CUDA}{toolkit}")))
+    } else {
+        match use_gpu() {
+            Ok(()) => (None, None),
+            Err(e) if driver.is_none() => {
+                (Some(first_line(&e)), Some("install NVIDIA's driver: its library was not found".into()))
+            }
+            Err(e) => (Some(first_line(&e)), Some("nvidia-smi shows what the driver sees".into())),
+        }
+    };
+    Cuda { built_in, driver, gpus: gpus(), error, fix }
+}
+
+/// Computes something on the first GPU.
+fn use_gpu() -> candle_core::Result<()> {
+    let device = Device::new_cuda(0)?;
+    let sum: f32 = Tensor::arange(0f32, 4.0, &device)?.sqr()?.sum_all()?.to_scalar()?;
+    if sum != 14.0 {
+        candle_core::bail!("the GPU computes 0 + 1 + 4 + 9 = {sum}");
+    }
+    Ok(())
+}
+
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// The driver's library where systems and containers keep it. It is not loaded: an ordinary build has no use for it.
+fn cuda_driver() -> Option<PathBuf> {
+    let (name, system): (_, &[&str]) = if cfg!(windows) {
+        ("nvcuda.dll", &["C:\\Windows\\System32"])
+    } else {
+        let folders = &[
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/aarch64-linux-gnu",
+            "/usr/lib64",
+            "/usr/lib",
+            "/usr/lib/wsl/lib",
+            "/usr/local/nvidia/lib64",
+            "/run/opengl-driver/lib",
+        ];
+        ("libcuda.so.1", folders)
+    };
+    let given = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let given: Vec<PathBuf> = env::split_paths(&given).filter(|p| p.is_absolute()).collect();
+    let all = given.into_iter().chain(system.iter().map(PathBuf::from));
+    all.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+fn gpus() -> Vec<String> {
+    let query = ["--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader"];
+    match Command::new("nvidia-smi").args(query).output() {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).lines().map(|line| line.trim().to_owned()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The program called `name` that a shell would run.
+fn on_path(name: &str) -> Option<PathBuf> {
+    let name = format!("{name}{}", env::consts::EXE_SUFFIX);
+    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(&name)).find(|path| path.is_file())
+}
