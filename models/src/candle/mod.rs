@@ -1,5 +1,6 @@
 //! The candle readings: [`Plain`] for inference, and the kernels that it shares with the [tape](crate::tape).
 
+mod convolution;
 mod kernels;
 pub(crate) mod ops;
 mod plain;
