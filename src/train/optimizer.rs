@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{
     Array, ParamSpec, Weights,
-    candle::Params,
+    candle::{Params, has_kernels},
     tape::{BatchStatistics, Gradients},
 };
 
@@ -258,16 +258,7 @@ impl Optimizer {
         state: &TrainingState,
         device: &Device,
     ) -> Result<Self> {
-        Self::build(settings, specs, state, device, device.is_cpu())
-    }
-
-    fn build(
-        settings: AdamW,
-        specs: &[ParamSpec],
-        state: &TrainingState,
-        device: &Device,
-        fused: bool,
-    ) -> Result<Self> {
+        let fused = has_kernels(device);
         let (trained, statistics): (Vec<_>, Vec<_>) = specs.iter().partition(|s| s.trained);
         let parts: Vec<Vec<&ParamSpec>> = if fused {
             trained.into_iter().map(|spec| vec![spec]).collect()
@@ -466,7 +457,7 @@ fn values(spec: &ParamSpec, state: &TrainingState, part: usize) -> Result<Vec<f3
 
 #[cfg(test)]
 mod tests {
-    use tiny_cats_models::{Array, Init, init};
+    use tiny_cats_models::{Array, Init, candle::with_plain_operations, init};
 
     use super::*;
 
@@ -491,9 +482,8 @@ mod tests {
     fn one_pass_does_what_candle_s_operations_do() {
         let settings = AdamW { weight_decay: 0.1, ..AdamW::default() };
         let start = init(&specs(), 0);
-        let state = TrainingState { weights: start, ..TrainingState::default() };
-        let [mut fused, mut plain] = [true, false]
-            .map(|fused| Optimizer::build(settings.clone(), &specs(), &state, &Device::Cpu, fused).unwrap());
+        let new = || Optimizer::new(settings.clone(), &specs(), &start, &Device::Cpu).unwrap();
+        let (mut fused, mut plain) = (new(), with_plain_operations(new));
         for step in 0..5 {
             let norms = [&mut fused, &mut plain].map(|o| o.step(&learnt(step), 1e-2, step).unwrap());
             assert!((norms[0] / norms[1] - 1.0).abs() < 1e-5, "{norms:?}");

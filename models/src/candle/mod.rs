@@ -7,7 +7,7 @@ mod plain;
 pub(crate) mod spatial;
 pub(crate) mod windows;
 
-pub use ops::with_plain_operations;
+pub use ops::{has_kernels, with_plain_operations};
 pub use plain::{Params, Plain};
 
 use candle_core::{DType, Device, Tensor};
