@@ -30,6 +30,9 @@ trait Operation {
     const NAME: &'static str;
     /// Whether training computes what inference does (batch normalisation does not).
     const SAME_IN_TRAINING: bool = true;
+    /// Whether candle's autograd knows its gradients: it fails on convolutions whose stride leaves another rest of the height than of
+    /// the width.
+    const KNOWN_TO_CANDLE: bool = true;
     fn inputs(&self) -> Vec<(Kind, Vec<usize>)>;
     fn params(&self) -> Vec<(Kind, Vec<usize>)>;
     fn run<T: Tensor>(&self, x: &[T], p: &[T::Param]) -> Result<T>;
@@ -286,21 +289,22 @@ fn on_runtimes<O: Operation>(op: &O) {
 fn every_reading<O: Operation>(op: &O) {
     on_runtimes(op);
     finite_differences(op);
-    if O::SAME_IN_TRAINING {
+    if O::SAME_IN_TRAINING && O::KNOWN_TO_CANDLE {
         candle_autograd(op);
     }
     fused_and_plain(op);
     items_and_cost(op);
 }
 
+/// A test of an operation; in brackets behind its name what is not true of it.
 macro_rules! operation {
-    ($name:ident $(($same:literal))?, [$(($ik:ident $($id:literal)*)),*], [$(($pk:ident $($pd:literal)*)),*], |$x:ident, $p:ident| $body:expr) => {
+    ($name:ident $(($not:ident))?, [$(($ik:ident $($id:literal)*)),*], [$(($pk:ident $($pd:literal)*)),*], |$x:ident, $p:ident| $body:expr) => {
         #[test]
         fn $name() {
             struct This;
             impl Operation for This {
                 const NAME: &'static str = stringify!($name);
-                $(const SAME_IN_TRAINING: bool = $same;)?
+                $(const $not: bool = false;)?
                 fn inputs(&self) -> Vec<(Kind, Vec<usize>)> {
                     vec![$(($ik, vec![$($id),*])),*]
                 }
@@ -323,15 +327,15 @@ mod operations {
     operation!(linear_without_bias, [(Real 5 8)], [(Real 7 8)], |x, p| x[0].linear(&p[0], None));
     operation!(linear_with_bias, [(Real 8)], [(Real 7 8), (Real 7)], |x, p| x[0].linear(&p[0], Some(&p[1])));
     operation!(conv2d_3, [(Real 2 7 6)], [(Real 4 2 3 3), (Real 4)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 1));
-    operation!(conv2d_strided, [(Real 2 7 6)], [(Real 4 2 3 3)], |x, p| x[0].conv2d(&p[0], None, 2, 1));
+    operation!(conv2d_strided(KNOWN_TO_CANDLE), [(Real 2 7 6)], [(Real 4 2 3 3)], |x, p| x[0].conv2d(&p[0], None, 2, 1));
     operation!(conv2d_1, [(Real 2 5 5)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 2, 0));
     operation!(conv2d_7, [(Real 3 9 9)], [(Real 2 3 7 7)], |x, p| x[0].conv2d(&p[0], None, 2, 3));
     operation!(conv2d_patches, [(Real 3 8 8)], [(Real 5 3 4 4), (Real 5)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 4, 0));
     operation!(conv2d_1_dense, [(Real 2 14 13)], [(Real 3 2 1 1), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 0));
-    operation!(conv2d_groups, [(Real 2 27 26)], [(Real 3 2 3 3), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 2, 1));
+    operation!(conv2d_groups(KNOWN_TO_CANDLE), [(Real 2 27 26)], [(Real 3 2 3 3), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 2, 1));
     operation!(conv2d_tiles, [(Real 2 26 25)], [(Real 3 2 5 5), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 2));
     operation!(conv2d_1_tiles, [(Real 2 26 25)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 1, 0));
-    operation!(batch_norm(false), [(Real 3 4 5)], [(Real 3), (Real 3), (Fixed 3), (Fixed 3)], |x, p| x[0].batch_norm(
+    operation!(batch_norm(SAME_IN_TRAINING), [(Real 3 4 5)], [(Real 3), (Real 3), (Fixed 3), (Fixed 3)], |x, p| x[0].batch_norm(
         &BatchNorm {
             path: "bn".into(),
             weight: p[0].clone(),

@@ -1,12 +1,13 @@
 //! The candle readings: [`Plain`] for inference, and the kernels that it shares with the [tape](crate::tape).
 
+mod convolution;
 mod kernels;
 pub(crate) mod ops;
 mod plain;
 pub(crate) mod spatial;
 pub(crate) mod windows;
 
-pub use ops::with_plain_operations;
+pub use ops::{has_kernels, with_plain_operations};
 pub use plain::{Params, Plain};
 
 use candle_core::{DType, Device, Tensor};

@@ -34,7 +34,12 @@ pub fn with_plain_operations<R>(f: impl FnOnce() -> R) -> R {
 }
 
 pub(super) fn fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && !PLAIN.get()
+    has_kernels(x.device())
+}
+
+/// Whether `device` has kernels of our own, and this thread is to use them; compositions of candle's operations compute otherwise.
+pub fn has_kernels(device: &Device) -> bool {
+    device.is_cpu() && !PLAIN.get()
 }
 
 pub(super) fn made<F: Real>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
@@ -232,7 +237,7 @@ pub(crate) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     }
     Ok(match kind {
         Activation::Gelu => (((&x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * (&x * 0.5)?)?,
-        Activation::Silu => (&x * sigmoid(&x)?)?,
+        Activation::Silu => x.silu()?,
         Activation::Relu => x.relu()?,
     })
 }

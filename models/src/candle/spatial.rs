@@ -1,9 +1,11 @@
 //! Forward and backward of the operations on pictures, `[batch, channels, height, width]`: by kernel on the CPU, by the compositions of
-//! [`windows`](super::windows) elsewhere and under [`with_plain_operations`](super::with_plain_operations).
+//! [`convolution`](super::convolution) and [`windows`](super::windows) elsewhere and under
+//! [`with_plain_operations`](super::with_plain_operations).
 
 use candle_core::Tensor;
 
 use super::{
+    convolution,
     kernels::{
         Real, batch_norm,
         conv::{self, Conv},
@@ -51,8 +53,7 @@ pub(crate) fn conv2d(
         let conv = conv(&x, &weight, stride, padding)?;
         return by_type!(x, kernel(&x, &weight, bias, conv));
     }
-    let windows = Windows::new(&x, weight.dim(2)?, stride, padding)?;
-    windows.convolve(&windows.columns(&x)?, &weight, bias)
+    convolution::forward(&x, &weight, bias, stride, padding)
 }
 
 /// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_channels`].
@@ -81,7 +82,7 @@ pub(crate) fn conv2d_backward(
         let conv = conv(&x, &weight, stride, padding)?;
         return by_type!(x, kernel(&x, &weight, &grad, conv, need_x));
     }
-    Windows::new(&x, weight.dim(2)?, stride, padding)?.convolve_backward(&x, &weight, &grad, need_x)
+    convolution::backward(&x, &weight, &grad, stride, padding, need_x)
 }
 
 /// Sum of each channel.

@@ -1,5 +1,4 @@
-//! Convolution and pooling, by gathering the windows of a picture into a matrix: works on every device, and the gradient is the
-//! matching scatter.
+//! Pooling, by gathering the windows of a picture into a matrix: works on every device, and the gradient is the matching scatter.
 
 use candle_core::{D, Tensor};
 
@@ -70,59 +69,6 @@ impl Windows {
         Ok(sum.narrow(1, 0, self.pixels)?.contiguous()?.reshape(like.shape())?)
     }
 
-    /// Windows as columns: `[batch, channels·kernel², places]`.
-    pub(crate) fn columns(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, channels, _, _) = x.dims4()?;
-        Ok(self.gather(x, 0.0)?.reshape((
-            batch,
-            channels * self.kernel * self.kernel,
-            self.places.0 * self.places.1,
-        ))?)
-    }
-
-    /// `weight` as a matrix for each item, `[batch, out, channels·kernel²]`.
-    fn matrices(weight: &Tensor, batch: usize) -> Result<Tensor> {
-        let out = weight.dim(0)?;
-        let weight = weight.contiguous()?.reshape((1, out, weight.elem_count() / out))?;
-        Ok(weight.repeat((batch, 1, 1))?)
-    }
-
-    pub(crate) fn convolve(
-        &self,
-        columns: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let (batch, out) = (columns.dim(0)?, weight.dim(0)?);
-        let mut y = Self::matrices(weight, batch)?.matmul(columns)?;
-        if let Some(bias) = bias {
-            y = y.broadcast_add(&bias.reshape((1, out, 1))?)?;
-        }
-        Ok(y.reshape((batch, out, self.places.0, self.places.1))?)
-    }
-
-    /// Gradients of `x` (where needed) and `weight`.
-    pub(crate) fn convolve_backward(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        grad: &Tensor,
-        need_x: bool,
-    ) -> Result<(Option<Tensor>, Tensor)> {
-        let (batch, out) = (x.dim(0)?, weight.dim(0)?);
-        let grad = grad.contiguous()?.reshape((batch, out, self.places.0 * self.places.1))?;
-        let columns = self.columns(x)?;
-        let grad_weight = grad.matmul(&columns.transpose(1, 2)?)?.sum(0)?.reshape(weight.shape())?;
-        drop(columns);
-        let grad_x = if need_x {
-            let grad_columns = Self::matrices(weight, batch)?.transpose(1, 2)?.contiguous()?.matmul(&grad)?;
-            Some(self.scatter(&grad_columns, x)?)
-        } else {
-            None
-        };
-        Ok((grad_x, grad_weight))
-    }
-
     fn pooled(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
         let (batch, channels, _, _) = x.dims4()?;
         Ok(y.reshape((batch, channels, self.places.0, self.places.1))?)
@@ -132,7 +78,8 @@ impl Windows {
     pub(crate) fn max(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let windows = self.gather(x, f64::from(f32::MIN))?;
         let (rows, square, places) = windows.dims3()?;
-        let index = self.index.reshape((1, square, places))?.repeat((rows, 1, 1))?;
+        let index =
+            self.index.reshape((1, square, places))?.broadcast_as((rows, square, places))?.contiguous()?;
         let winners = index.gather(&windows.argmax_keepdim(1)?, 1)?;
         Ok((self.pooled(&windows.max(1)?, x)?, self.pooled(&winners, x)?))
     }
@@ -144,7 +91,8 @@ impl Windows {
     pub(crate) fn mean_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let (rows, square) = (x.dim(0)? * x.dim(1)?, self.kernel * self.kernel);
         let grad = grad.contiguous()?.reshape((rows, 1, self.places.0 * self.places.1))?;
-        self.scatter(&(grad.repeat((1, square, 1))? / square as f64)?, x)
+        let places = grad.dim(2)?;
+        self.scatter(&(grad.broadcast_as((rows, square, places))? / square as f64)?, x)
     }
 }
 
