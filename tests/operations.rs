@@ -335,6 +335,10 @@ mod operations {
     operation!(conv2d_groups(KNOWN_TO_CANDLE), [(Real 2 27 26)], [(Real 3 2 3 3), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 2, 1));
     operation!(conv2d_tiles, [(Real 2 26 25)], [(Real 3 2 5 5), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 2));
     operation!(conv2d_1_tiles, [(Real 2 26 25)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 1, 0));
+    // Made small, so that the tolerances, which are absolute near zero, are those of its sums of many products.
+    operation!(conv2d_by_winograd, [(Real 16 18 17)], [(Real 17 16 3 3), (Real 17)], |x, p| {
+        x[0].affine(0.01, 0.0)?.conv2d(&p[0], Some(&p[1]), 1, 1)
+    });
     operation!(batch_norm(SAME_IN_TRAINING), [(Real 3 4 5)], [(Real 3), (Real 3), (Fixed 3), (Fixed 3)], |x, p| x[0].batch_norm(
         &BatchNorm {
             path: "bn".into(),

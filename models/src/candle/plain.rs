@@ -101,7 +101,7 @@ impl Tensor for Plain {
         padding: usize,
     ) -> Result<Self> {
         shape::conv2d(self.dims(), weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
-        spatial::conv2d(&self.0, weight, bias, stride, padding).map(Plain)
+        spatial::conv2d(&self.0, weight, bias, stride, padding, false).map(Plain)
     }
 
     fn batch_norm(&self, norm: &BatchNorm<CandleTensor>) -> Result<Self> {

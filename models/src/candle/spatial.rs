@@ -36,22 +36,30 @@ fn placed(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, 
     Ok((x.dim(0)?, channels, window.rows, window.cols))
 }
 
+/// Convolution; `training` allows the rounding errors of the quickest way.
 pub(crate) fn conv2d(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     stride: usize,
     padding: usize,
+    training: bool,
 ) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
+    fn kernel<F: Real>(
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        conv: Conv,
+        training: bool,
+    ) -> Result<Tensor> {
         let bias = bias.map(view::<F>).transpose()?;
-        let y = conv::forward::<F>(conv, &view(x)?, &view(weight)?, bias.as_deref());
+        let y = conv::forward::<F>(conv, &view(x)?, &view(weight)?, bias.as_deref(), training);
         made(y, placed(x, conv.out, conv.window)?)
     }
     let [x, weight] = contiguous([x, weight])?;
     if fused(&x) {
         let conv = conv(&x, &weight, stride, padding)?;
-        return by_type!(x, kernel(&x, &weight, bias, conv));
+        return by_type!(x, kernel(&x, &weight, bias, conv, training));
     }
     convolution::forward(&x, &weight, bias, stride, padding)
 }

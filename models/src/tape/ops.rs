@@ -93,11 +93,12 @@ impl Tensor for Var {
     }
 
     fn conv2d(&self, weight: &Var, bias: Option<&Var>, stride: usize, padding: usize) -> Result<Self> {
-        let y = self.plain().conv2d(&weight.value, bias.map(|b| &b.value), stride, padding)?;
         let (x, w) = (self.value.clone(), weight.value.clone());
+        crate::shape::conv2d(self.dims(), w.dims(), bias.map(|b| b.value.dims()), stride, padding)?;
+        let y = spatial::conv2d(&x, &w, bias.map(|b| &b.value), stride, padding, true)?;
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
         let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
-        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
+        Ok(self.record(y, &inputs, move |grad, slots| {
             let (grad_x, grad_weight) =
                 spatial::conv2d_backward(&x, &w, &grad, stride, padding, slot.is_some())?;
             if bias_slot.is_some() {
@@ -239,7 +240,10 @@ impl Tensor for Var {
     }
 
     fn relu(&self) -> Result<Self> {
-        self.activation(Activation::Relu)
+        let y = ops::activation(Activation::Relu, &self.value)?;
+        // The result is positive where the value is, and the next operation keeps it anyway.
+        let result = y.clone();
+        self.one(Plain::new(y), move |grad| ops::activation_backward(Activation::Relu, &result, grad))
     }
 
     fn swiglu(&self) -> Result<Self> {

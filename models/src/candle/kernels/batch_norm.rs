@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{Real, norm::sum};
 
 /// Cuts `x` into planes and sorts them by channel.
-fn by_channel<F>(x: &mut [F], channels: usize, plane: usize) -> Vec<Vec<&mut [F]>> {
+pub(super) fn by_channel<F>(x: &mut [F], channels: usize, plane: usize) -> Vec<Vec<&mut [F]>> {
     let mut sorted: Vec<Vec<&mut [F]>> = (0..channels).map(|_| Vec::new()).collect();
     for (i, plane) in x.chunks_exact_mut(plane).enumerate() {
         sorted[i % channels].push(plane);
@@ -15,7 +15,12 @@ fn by_channel<F>(x: &mut [F], channels: usize, plane: usize) -> Vec<Vec<&mut [F]
 }
 
 /// The planes of one channel.
-fn planes<F>(x: &[F], channel: usize, channels: usize, plane: usize) -> impl Iterator<Item = &[F]> + Clone {
+pub(super) fn planes<F>(
+    x: &[F],
+    channel: usize,
+    channels: usize,
+    plane: usize,
+) -> impl Iterator<Item = &[F]> + Clone {
     x.chunks_exact(plane).skip(channel).step_by(channels)
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod pointwise;
 pub(crate) mod pool;
 mod real;
 pub(crate) mod window;
+mod winograd;
 
 pub(crate) use real::{Real, by_type, sigmoid, view};
 
