@@ -1,8 +1,9 @@
 //! Training speed: pictures a second over whole optimizer steps, the drawing of the batch included.
 //!
-//! `cargo bench --bench training [-- NAME…]` times every case, or those named, and prints a line of JSON for each. With
-//! `--write FOLDER` it writes each case as `NAME.safetensors` instead: weights, a batch, and what the network makes of it, so that
-//! `peers/torch_dit.py` can show that it computes the same before it is timed. `scripts/bench` does all of it.
+//! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] NAME…]` times every case, or those named, and prints a line
+//! of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors` instead: weights, a batch, and what the network
+//! makes of it, so that `peers/torch_dit.py` can show that it computes the same before it is timed. `scripts/bench` does all of it;
+//! `scripts/gpu/check` does it on a GPU, and wants the feature `cuda` for that.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,9 +24,12 @@ use tiny_cats_models::{
     tape::Tape,
 };
 
-/// Steps before the clock starts, and steps on the clock.
-const WARM_UP: u64 = 2;
-const STEPS: u64 = 5;
+mod device;
+use device::Memory;
+
+/// Steps before the clock starts, and steps on the clock; on a GPU, where they are short, more.
+const STEPS: [u64; 2] = [2, 5];
+const GPU_STEPS: [u64; 2] = [10, 50];
 
 struct Case {
     name: &'static str,
@@ -122,8 +126,8 @@ impl Case {
         ]))
     }
 
-    /// Median pictures a second.
-    fn time(&self) -> Result<f64> {
+    /// Median pictures a second, and the most bytes in use on a GPU.
+    fn time(&self, device: &Device) -> Result<(f64, Option<u64>)> {
         let folder = tempfile::tempdir()?;
         let data = folder.path().join("cats");
         let size = self.network.image_size as u32;
@@ -137,11 +141,13 @@ impl Case {
             guidance: 1.0,
             seed: 0,
         };
-        let mut task = Dit::new(options, images, Device::Cpu)?;
+        let mut task = Dit::new(options, images, device.clone())?;
         let (specs, weights) = self.weights()?;
-        let mut optimizer = Optimizer::new(AdamW::default(), &specs, &weights, &Device::Cpu)?;
+        let mut optimizer = Optimizer::new(AdamW::default(), &specs, &weights, device)?;
+        let memory = Memory::watch(device);
+        let [warm_up, steps] = if device.is_cpu() { STEPS } else { GPU_STEPS };
         let mut times = Vec::new();
-        for step in 0..WARM_UP + STEPS {
+        for step in 0..warm_up + steps {
             let start = Instant::now();
             let (_, learnt) = learn(&mut task, &optimizer, 1, step * self.batch as u64)?;
             let norm = optimizer.step(&learnt, 1e-4, step)?;
@@ -149,12 +155,12 @@ impl Case {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);
             }
             drop(learnt);
-            if step >= WARM_UP {
+            if step >= warm_up {
                 times.push(start.elapsed().as_secs_f64());
             }
         }
         times.sort_by(f64::total_cmp);
-        Ok(self.batch as f64 / times[times.len() / 2])
+        Ok((self.batch as f64 / times[times.len() / 2], memory.map(Memory::peak)))
     }
 }
 
@@ -164,18 +170,37 @@ fn classes() -> Vec<String> {
 
 fn main() -> Result<()> {
     // cargo bench adds --bench to the arguments of every benchmark.
-    let mut args = std::env::args().skip(1).filter(|a| a != "--bench").peekable();
-    let cases = Case::all()?;
-    if args.next_if(|a| a == "--write").is_some() {
-        let folder = PathBuf::from(args.next().context("--write: expected a folder")?);
-        return cases.iter().try_for_each(|case| case.write(&folder));
-    }
-    let named: Vec<String> = args.collect();
-    if let Some(unknown) = named.iter().find(|n| cases.iter().all(|c| c.name != **n)) {
-        bail!("expected one of {}, found {unknown}", cases.each_ref().map(|c| c.name).join(", "));
+    let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
+    let mut cases = Case::all()?;
+    let (mut folder, mut device, mut named) = (None, Device::Cpu, Vec::new());
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg}: expected a value"));
+        match arg.as_str() {
+            "--write" => folder = Some(PathBuf::from(value()?)),
+            "--device" => device = device::open(&value()?)?.0,
+            // Factors of products are rounded on a GPU, as PyTorch can.
+            "--tf32" => candle_core::cuda::set_gemm_reduced_precision_f32(true),
+            "--batch" => {
+                let batch = value()?.parse().context("--batch: expected a whole number")?;
+                cases.iter_mut().for_each(|case| case.batch = batch);
+            }
+            name if cases.iter().any(|c| c.name == name) => named.push(arg),
+            unknown => {
+                bail!("expected one of {}, found {unknown}", cases.each_ref().map(|c| c.name).join(", "))
+            }
+        }
     }
     for case in cases.iter().filter(|c| named.is_empty() || named.iter().any(|n| n == c.name)) {
-        println!("{}", json!({"name": case.name, "images_per_second": case.time()?}));
+        if let Some(folder) = &folder {
+            case.write(folder)?;
+            continue;
+        }
+        let (speed, peak) = case.time(&device)?;
+        let mut line = json!({"name": case.name, "images_per_second": speed});
+        if let Some(peak) = peak {
+            line["peak_bytes"] = peak.into();
+        }
+        println!("{line}");
     }
     Ok(())
 }

@@ -1,30 +1,25 @@
 """TinyDiT and its training step in PyTorch, as its users would write it: the peer of benches/training.rs.
 
-    torch_dit.py FILE.safetensors [--threads N] [--steps N]
+    torch_dit.py FILE.safetensors [--device cpu|cuda] [--tf32] [--threads N] [--steps N]
 
 FILE is what `benches/training.rs --write` made: configuration, weights, a batch, and what our network makes of it. The prediction, the
 loss and the gradients must be equal before anything is timed. Prints a line of JSON.
 """
 
-import argparse
-import json
 import math
-import pathlib
-import statistics
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
+
+import peer
 
 SINUSOIDS = 256
 RMS_EPS = 1e-6
 # Largest difference from ours: of an element of the prediction (their size is about 1), and relative, of loss and gradients.
 PREDICTION_TOLERANCE = 1e-4
 RELATIVE_TOLERANCE = 1e-3
-WARM_UP = 2
 
 
 class RmsNorm(nn.Module):
@@ -255,28 +250,13 @@ def check(model, ours):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=pathlib.Path)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    with safe_open(args.file, "pt") as file:
-        config = json.loads(file.metadata()["tiny-cats"])["config"]
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    model = TinyDiT(config)
+    args = peer.arguments(__doc__)
+    meta, tensors = peer.load(args)
+    model = TinyDiT(meta["config"])
     model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("check/")})
     difference = check(model, tensors)
     trainer = Trainer(model, len(tensors["check/x"]))
-    times = []
-    for step in range(WARM_UP + args.steps):
-        start = time.perf_counter()
-        trainer.step()
-        if step >= WARM_UP:
-            times.append(time.perf_counter() - start)
-    speed = trainer.batch / statistics.median(times)
-    print(json.dumps({"name": args.file.stem, "images_per_second": speed, "difference": difference}))
+    peer.time(args, trainer.step, trainer.batch, difference)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
     Array, Error as ModelError, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
-    candle::{Params, Plain, to_device, to_host},
+    candle::{Params, Plain, best_device, to_device, to_host},
 };
 
 use super::RuntimeKind;
@@ -37,8 +37,7 @@ fn params(specs: Vec<ParamSpec>, weights: &Weights) -> Result<(Params, Device)> 
     if let Some(other) = weights.keys().find(|name| specs.iter().all(|spec| spec.name != **name)) {
         return Err(Error::file("weights", other, "the network has no parameter of this name"));
     }
-    let device = if cfg!(feature = "cuda") { Device::cuda_if_available(0) } else { Ok(Device::Cpu) };
-    let device = device.map_err(ModelError::from)?;
+    let device = best_device();
     Ok((Params::new(weights, DType::F32, &device)?, device))
 }
 

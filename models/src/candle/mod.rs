@@ -14,6 +14,12 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Array, Result};
 
+/// The first NVIDIA GPU, where this was built with the feature `cuda` and one can be used; else the processor.
+pub fn best_device() -> Device {
+    // candle's own choice fails where it was built for CUDA and there is no GPU.
+    if cfg!(feature = "cuda") { Device::new_cuda(0).unwrap_or(Device::Cpu) } else { Device::Cpu }
+}
+
 /// `array` on `device`, as `dtype`.
 ///
 /// # Errors
