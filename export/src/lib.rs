@@ -3,6 +3,7 @@
 mod atomic;
 mod classifier;
 mod convert;
+pub mod decode;
 mod error;
 mod font;
 mod generator;
