@@ -1,8 +1,14 @@
-//! Telling classes apart.
+//! The classes of pictures from a model file, in two calls.
 
+use std::path::Path;
+
+use image::RgbImage;
+use rayon::prelude::*;
 use tiny_cats_models::Array;
 
-use crate::Result;
+use crate::{Error, Model, ModelMeta, Options, Preprocessing, Result, decode, runtime::RuntimeKind};
+
+const MAX_BATCH: usize = 1024;
 
 /// A network that tells classes apart.
 pub trait Classify {
@@ -11,4 +17,208 @@ pub trait Classify {
     /// # Errors
     /// Those of the runtime.
     fn logits(&mut self, x: &Array) -> Result<Array>;
+}
+
+/// A class that a picture may be of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The class.
+    pub label: usize,
+    /// Its name.
+    pub class: String,
+    /// How probable it is, in the network's opinion.
+    pub probability: f64,
+}
+
+/// What a picture is taken for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// All classes, the most probable first; their probabilities sum to 1.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Prediction {
+    /// The `k` most probable classes, or all if there are fewer.
+    pub fn top(&self, k: usize) -> &[Candidate] {
+        &self.candidates[..k.min(self.candidates.len())]
+    }
+
+    /// From a picture's logits, by softmax.
+    fn new(logits: &[f32], classes: &[String]) -> Self {
+        let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let powers: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit) - highest).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        let candidate = |(label, (class, power)): (usize, (&String, &f64))| Candidate {
+            label,
+            class: class.clone(),
+            probability: power / sum,
+        };
+        let mut candidates: Vec<Candidate> = classes.iter().zip(&powers).enumerate().map(candidate).collect();
+        candidates.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+        Self { candidates }
+    }
+}
+
+/// A model that tells the classes of pictures.
+///
+/// ```no_run
+/// use tiny_cats_export::{Classifier, decode};
+///
+/// let mut breeds = Classifier::open("resnet18.onnx")?;
+/// let picture = decode::upright(&std::fs::read("cat.jpg")?)?;
+/// for prediction in breeds.classify(&[picture])? {
+///     for candidate in prediction.top(3) {
+///         println!("{} {:.1} %", candidate.class, 100.0 * candidate.probability);
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Classifier {
+    meta: ModelMeta,
+    preprocessing: Preprocessing,
+    runtime: RuntimeKind,
+    network: Box<dyn Classify + Send>,
+    batch: usize,
+}
+
+impl std::fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Classifier")
+            .field("meta", &self.meta)
+            .field("runtime", &self.runtime)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Classifier {
+    /// Opens a model file, `.onnx` or `.safetensors`, with the first runtime that is built in.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is damaged, or holds something else.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &Options::default())
+    }
+
+    /// Opens a model file.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), when the runtime is not there, and when `options` make no sense.
+    pub fn open_with(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
+        Self::from_model(&Model::open(path.as_ref())?, options)
+    }
+
+    /// Opens a model file in memory.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn from_bytes(bytes: Vec<u8>, options: &Options) -> Result<Self> {
+        Self::from_model(&Model::from_bytes(bytes, "model")?, options)
+    }
+
+    /// Readies a model that is in memory.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
+    pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
+        let (runtime, batch) = (options.runtime(), options.batch);
+        if !(1..=MAX_BATCH).contains(&batch) {
+            return Err(Error::request("batch", format!("expected 1 to {MAX_BATCH}, found {batch}")));
+        }
+        let preprocessing = model.classifier()?.preprocessing.clone();
+        let network = model.load_classifier(runtime)?;
+        Ok(Self { meta: model.meta().clone(), preprocessing, runtime, network, batch })
+    }
+
+    /// What the file says about its model.
+    pub fn meta(&self) -> &ModelMeta {
+        &self.meta
+    }
+
+    /// What computes it.
+    pub fn runtime(&self) -> RuntimeKind {
+        self.runtime
+    }
+
+    /// What `pictures` are taken for, each for itself: it does not matter which others there are.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming a picture without pixels, and those of the runtime.
+    pub fn classify(&mut self, pictures: &[RgbImage]) -> Result<Vec<Prediction>> {
+        if let Some(i) = pictures.iter().position(|picture| picture.is_empty()) {
+            return Err(Error::request("pictures", format!("number {i} has no pixels")));
+        }
+        let mut predictions = Vec::with_capacity(pictures.len());
+        for part in pictures.chunks(self.batch) {
+            let (how, size) = (&self.preprocessing, self.meta.image_size);
+            let inputs = part.par_iter().map(|picture| how.apply(picture, size)).collect();
+            predictions.extend(self.predict(inputs)?);
+        }
+        Ok(predictions)
+    }
+
+    /// What the pictures in files are taken for; of a file that is none, why not. Files are read, decoded and resized by as many threads
+    /// as there are, so that no more pictures than those are in memory at their full size.
+    ///
+    /// # Errors
+    /// Those of the runtime. What is wrong with one file is in its place, as [`Error::Picture`], and does not stop the others.
+    pub fn classify_files(&mut self, paths: &[impl AsRef<Path> + Sync]) -> Result<Vec<Result<Prediction>>> {
+        let mut results = Vec::with_capacity(paths.len());
+        for part in paths.chunks(self.batch) {
+            let (how, size) = (&self.preprocessing, self.meta.image_size);
+            let load = |path: &Path| Ok(how.apply(&decode::upright(&decode::read(path)?)?, size));
+            let named = |path: &Path| {
+                load(path).map_err(|reason: String| Error::Picture { path: path.to_owned(), reason })
+            };
+            let loaded: Vec<Result<Vec<f32>>> = part.par_iter().map(|path| named(path.as_ref())).collect();
+            let (mut inputs, mut errors) = (Vec::new(), Vec::new());
+            for result in loaded {
+                errors.push(result.map(|input| inputs.push(input)).err());
+            }
+            let mut predictions = self.predict(inputs)?.into_iter();
+            let in_place = errors.into_iter().filter_map(|error| match error {
+                Some(error) => Some(Err(error)),
+                None => predictions.next().map(Ok),
+            });
+            results.extend(in_place);
+        }
+        Ok(results)
+    }
+
+    /// What one batch of `inputs` is taken for.
+    fn predict(&mut self, inputs: Vec<Vec<f32>>) -> Result<Vec<Prediction>> {
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (n, size, classes) = (inputs.len(), self.meta.image_size, &self.meta.classes);
+        let logits = self.network.logits(&Array::new([n, 3, size, size], inputs.concat())?)?;
+        if logits.dims() != [n, classes.len()] {
+            let (expected, found) = (format!("[{n}, {}]", classes.len()), format!("{:?}", logits.dims()));
+            return Err(tiny_cats_models::Error::Shape { op: "logits", expected, found }.into());
+        }
+        if logits.data().iter().any(|logit| !logit.is_finite()) {
+            let message = "the network returned something that is no finite number; its weights are damaged";
+            return Err(self.runtime.error(message));
+        }
+        Ok(logits.data().chunks(classes.len()).map(|row| Prediction::new(row, classes)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probabilities_are_the_softmax_sorted_and_equal_ones_stay_in_order() {
+        let classes: Vec<String> = ["a", "b", "c", "d"].map(String::from).to_vec();
+        let prediction = Prediction::new(&[1.0, 3.0, -1.0, 1.0], &classes);
+        let labels: Vec<usize> = prediction.candidates.iter().map(|c| c.label).collect();
+        assert_eq!(labels, [1, 0, 3, 2]);
+        let sum = 1f64.exp() + 3f64.exp() + (-1f64).exp() + 1f64.exp();
+        assert!((prediction.candidates[0].probability - 3f64.exp() / sum).abs() < 1e-15);
+        assert_eq!(prediction.top(2)[1].class, "a");
+        assert_eq!(prediction.top(9).len(), 4);
+        // Logits whose powers no number can hold.
+        let prediction = Prediction::new(&[3e38, -3e38], &classes[..2]);
+        assert_eq!(prediction.candidates[0].probability, 1.0);
+    }
 }

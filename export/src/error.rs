@@ -24,6 +24,14 @@ pub enum Error {
         /// What was expected and what was found.
         message: String,
     },
+    /// A file that is no picture, or none that can be used.
+    #[error("{}: {reason}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A request that cannot be served.
     #[error("{field}: {message}")]
     Request {

@@ -6,28 +6,13 @@ use image::RgbImage;
 use tiny_cats_models::Array;
 
 use crate::{
-    Error, GeneratorMeta, Model, ModelMeta, Result, Sampler,
+    Error, GeneratorMeta, Model, ModelMeta, Options, Result, Sampler,
     runtime::RuntimeKind,
     sample::{Denoiser, Draw, Progress, Settings, sample},
     to_rgb,
 };
 
 const MAX_COUNT: usize = 1 << 20;
-
-/// How to open a generator.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// What computes it; `None` for the first that is built in of tract, ONNX Runtime, candle.
-    pub runtime: Option<RuntimeKind>,
-    /// Pictures drawn at once; it bounds memory and changes no picture.
-    pub batch: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { runtime: None, batch: 16 }
-    }
-}
 
 /// Which classes to draw.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,13 +128,7 @@ impl Generator {
     /// # Errors
     /// As [`open_with`](Self::open_with).
     pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
-        let runtime = options.runtime.unwrap_or(if cfg!(feature = "tract") {
-            RuntimeKind::Tract
-        } else if cfg!(feature = "ort") {
-            RuntimeKind::Ort
-        } else {
-            RuntimeKind::Candle
-        });
+        let runtime = options.runtime();
         let (task, network) = (model.generator()?.clone(), model.load_generator(runtime)?);
         Ok(Self { meta: model.meta().clone(), task, runtime, network, batch: options.batch })
     }

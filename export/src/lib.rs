@@ -1,8 +1,9 @@
-//! Writes models as ONNX, proves the file numerically, and samples from it.
+//! Writes models as ONNX, proves the file numerically, draws and classifies with it.
 
 mod atomic;
 mod classifier;
 mod convert;
+pub mod decode;
 mod error;
 mod font;
 mod generator;
@@ -10,21 +11,25 @@ mod grid;
 mod load;
 mod meta;
 pub mod onnx;
+mod options;
+mod preprocess;
 pub mod runtime;
 pub mod sample;
 
 pub use atomic::{Staged, stage, write_atomically, write_png};
-pub use classifier::Classify;
+pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
 pub use font::{draw_text, text_size};
-pub use generator::{Breed, Generator, Options, Picture, Request};
+pub use generator::{Breed, Generator, Picture, Request};
 pub use grid::{grid, to_rgb};
 pub use load::{Model, predecessor_classes};
 pub use meta::{
     ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,
     Sampler, SamplerDefaults, TaskMeta, is_class_name,
 };
+pub use options::Options;
+pub use preprocess::resize_short_side;
 #[cfg(feature = "candle")]
 mod verify;
 pub use tiny_cats_models::Network;

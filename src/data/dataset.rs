@@ -108,7 +108,7 @@ impl Dataset {
 
     /// The bytes of a picture, or why they can't be had.
     pub(super) fn read(&self, picture: &Picture) -> std::result::Result<Vec<u8>, String> {
-        scan::read(&self.root.join(&picture.path))
+        decode::read(&self.root.join(&picture.path))
     }
 }
 
@@ -142,7 +142,7 @@ struct Content {
 
 /// Looks at the header of a picture; why it is not usable.
 fn examine(path: &Path) -> std::result::Result<Content, String> {
-    let bytes = scan::read(path)?;
+    let bytes = decode::read(path)?;
     let size = decode::check(&bytes)?;
     Ok(Content { size, bytes: bytes.len() as u64, sha256: Sha256::digest(&bytes).into() })
 }

@@ -3,7 +3,6 @@
 mod augment;
 mod cache;
 mod dataset;
-mod decode;
 #[cfg(feature = "download")]
 pub mod download;
 mod error;
@@ -12,6 +11,8 @@ mod photos;
 mod scan;
 mod split;
 pub mod synth;
+
+use tiny_cats_export::decode;
 
 pub use augment::{Augmentation, Colour, Level};
 pub use cache::Images;

@@ -1,14 +1,13 @@
 //! What lies in a data folder.
 
 use std::{
-    fs::{self, File},
-    io::Read,
+    fs,
     path::{Path, PathBuf},
 };
 
 use tiny_cats_export::is_class_name;
 
-use super::{Error, OTHER, Result, decode};
+use super::{Error, OTHER, Result};
 
 /// Labels are 32 bits wide, and so are positions in an order.
 const MOST_FILES: usize = u32::MAX as usize;
@@ -94,20 +93,4 @@ pub(super) fn astray(inside: &Path, path: &Path) -> Option<String> {
 fn printable(name: &Path) -> PathBuf {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     name.to_string_lossy().chars().map(escape).collect::<String>().into()
-}
-
-/// The bytes of the file `path`, or why they can't be had.
-pub(super) fn read(path: &Path) -> std::result::Result<Vec<u8>, String> {
-    let about = |e: std::io::Error| format!("not readable: {e}");
-    let metadata = fs::metadata(path).map_err(about)?;
-    if !metadata.is_file() {
-        return Err("not a file".to_string());
-    }
-    let mut bytes = Vec::new();
-    File::open(path).map_err(about)?.take(decode::MOST_BYTES + 1).read_to_end(&mut bytes).map_err(about)?;
-    match bytes.len() as u64 {
-        0 => Err("an empty file".to_string()),
-        size if size > decode::MOST_BYTES => Err(format!("more than {} MiB", decode::MOST_BYTES >> 20)),
-        _ => Ok(bytes),
-    }
 }

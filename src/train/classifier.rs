@@ -124,7 +124,7 @@ impl Classifier {
             let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
             pixels.par_chunks_mut(3 * size * size).zip(chosen).for_each(|(out, &index)| {
                 photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, out);
-                self.normalise(out);
+                self.preprocessing.normalise(out);
             });
             let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
             let logits = to_host(&model.forward(&Plain::new(x))?.into_inner())?;
@@ -134,16 +134,6 @@ impl Classifier {
             }
         }
         Ok(confusion)
-    }
-
-    /// Values from −1 (black) to 1 as the network expects them.
-    fn normalise(&self, values: &mut [f32]) {
-        let Preprocessing { mean, std, .. } = self.preprocessing;
-        let plane = values.len() / 3;
-        for (values, (mean, std)) in values.chunks_mut(plane).zip(mean.into_iter().zip(std)) {
-            let (scale, offset) = (0.5 / std, (0.5 - mean) / std);
-            values.iter_mut().for_each(|v| *v = *v * scale + offset);
-        }
     }
 
     /// How much of picture `position` is shown in a mixture; the rest is of its neighbour in the batch.
@@ -209,7 +199,7 @@ impl Task for Classifier {
             let shape = self.train.dimensions(index);
             let view = View::draw(augmentation, seed, position + i as u64, shape, image_size as u32);
             self.train.fill(index, &view, size, out);
-            self.normalise(out);
+            self.preprocessing.normalise(out);
         });
         let smooth = self.options.label_smoothing as f32;
         let mut targets = vec![smooth / classes as f32; batch * classes];

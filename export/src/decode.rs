@@ -1,6 +1,10 @@
 //! From the bytes of a file to a picture, trusting neither its name nor its header.
 
-use std::io::Cursor;
+use std::{
+    fs::File,
+    io::{Cursor, Read},
+    path::Path,
+};
 
 use image::{
     DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
@@ -14,6 +18,22 @@ pub const MOST_BYTES: u64 = 64 << 20;
 const MOST_PIXELS: u64 = 64_000_000;
 /// Longer sides are not decoded.
 const LONGEST_SIDE: u32 = 32_768;
+
+/// The bytes of the file `path`, or why they can't be had.
+pub fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let about = |e: std::io::Error| format!("not readable: {e}");
+    let metadata = std::fs::metadata(path).map_err(about)?;
+    if !metadata.is_file() {
+        return Err("not a file".to_string());
+    }
+    let mut bytes = Vec::new();
+    File::open(path).map_err(about)?.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(about)?;
+    match bytes.len() as u64 {
+        0 => Err("an empty file".to_string()),
+        size if size > MOST_BYTES => Err(format!("more than {} MiB", MOST_BYTES >> 20)),
+        _ => Ok(bytes),
+    }
+}
 
 /// Opens `bytes` as what their content, not a name, says that they are, and checks the size that the header announces.
 fn open(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {

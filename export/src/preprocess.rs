@@ -1,0 +1,94 @@
+//! From a photograph to a classifier's input: in training, in evaluation and in use by the same functions.
+
+use image::{
+    RgbImage,
+    imageops::{self, FilterType},
+};
+
+use crate::Preprocessing;
+
+/// Of pictures that are longer than this times their short side, the middle is used.
+const LONGEST: u32 = 4;
+
+/// `picture` with a short side of `short` pixels, by the triangle filter that widens as it shrinks (what PyTorch calls antialiased
+/// bilinear); of one that is longer than four times its short side, the middle.
+///
+/// # Panics
+/// When `picture` has no pixels.
+pub fn resize_short_side(picture: &RgbImage, short: u32) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let side = width.min(height);
+    assert!(side > 0, "a picture of {width} x {height} pixels");
+    let (w, h) = (width.min(LONGEST.saturating_mul(side)), height.min(LONGEST.saturating_mul(side)));
+    let middle = imageops::crop_imm(picture, (width - w) / 2, (height - h) / 2, w, h);
+    if side == short {
+        return middle.to_image();
+    }
+    let scaled = |n: u32| ((u64::from(n) * u64::from(short) + u64::from(side) / 2) / u64::from(side)) as u32;
+    imageops::resize(&*middle, scaled(w), scaled(h), FilterType::Triangle)
+}
+
+impl Preprocessing {
+    /// `picture` as the network expects it, `[3, size, size]`: resized, the middle `size` × `size` pixels cut out, normalised.
+    ///
+    /// # Panics
+    /// When `picture` has no pixels, or `size` is more than [`resize`](Self::resize).
+    pub fn apply(&self, picture: &RgbImage, size: usize) -> Vec<f32> {
+        let picture = resize_short_side(picture, self.resize as u32);
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        let (left, top) = ((width - size) / 2, (height - size) / 2);
+        let mut out = vec![0.0; 3 * size * size];
+        for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
+            for (y, line) in plane.chunks_exact_mut(size).enumerate() {
+                let row = &picture.as_raw()[((top + y) * width + left) * 3..][..size * 3];
+                for (value, pixel) in line.iter_mut().zip(row.chunks_exact(3)) {
+                    *value = f32::from(pixel[channel]) / 127.5 - 1.0;
+                }
+            }
+        }
+        self.normalise(&mut out);
+        out
+    }
+
+    /// Makes of the values of a picture, red, then green, then blue, from −1 (black) to 1, what the network expects.
+    pub fn normalise(&self, values: &mut [f32]) {
+        let plane = values.len() / 3;
+        for (values, (mean, std)) in values.chunks_mut(plane.max(1)).zip(self.mean.into_iter().zip(self.std))
+        {
+            let (scale, offset) = (0.5 / std, (0.5 - mean) / std);
+            values.iter_mut().for_each(|v| *v = *v * scale + offset);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    #[test]
+    fn the_short_side_is_what_was_asked_for() {
+        for (width, height) in [(100, 80), (80, 100), (3, 500), (146, 146), (1, 1)] {
+            let (w, h) = resize_short_side(&RgbImage::new(width, height), 146).dimensions();
+            assert_eq!(w.min(h), 146);
+            let aspect = (f64::from(width) / f64::from(height)).clamp(0.25, 4.0);
+            assert!((f64::from(w) / f64::from(h) / aspect - 1.0).abs() < 0.01);
+        }
+    }
+
+    #[test]
+    fn the_middle_is_cut_out_and_normalised_channel_by_channel() {
+        let pixel = |x: u32, y: u32| Rgb([(x * 4) as u8, (y * 6) as u8, 255]);
+        let picture = RgbImage::from_fn(60, 40, pixel);
+        let how = Preprocessing { resize: 40, mean: [0.5, 0.25, 0.0], std: [0.25, 0.5, 2.0] };
+        let out = how.apply(&picture, 32);
+        assert_eq!(out.len(), 3 * 32 * 32);
+        for (channel, (mean, std)) in how.mean.into_iter().zip(how.std).enumerate() {
+            for (x, y) in [(0, 0), (31, 0), (7, 30), (31, 31)] {
+                let exact = (f32::from(pixel(x + 14, y + 4).0[channel]) / 255.0 - mean) / std;
+                let value = out[(channel * 32 + y as usize) * 32 + x as usize];
+                assert!((value - exact).abs() < 1e-5, "{channel} {x} {y}: {value} for {exact}");
+            }
+        }
+    }
+}
