@@ -295,7 +295,7 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights)> {
     let text = header.metadata().as_ref().and_then(|m| m.get(META_KEY));
     let text = text.ok_or_else(|| Error::file(name, META_KEY, "the file does not say what its model is"))?;
     let meta = ModelMeta::from_json(text, name)?;
-    let tensors = SafeTensors::deserialize(bytes).map_err(wrong)?;
+    let file = SafeTensors::deserialize(bytes).map_err(wrong)?;
     let array = |(key, view): (&str, safetensors::tensor::TensorView)| {
         if view.dtype() != Dtype::F32 {
             return Err(Error::file(name, key, format!("expected F32, found {:?}", view.dtype())));
@@ -303,6 +303,8 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights)> {
         let values = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         Ok((key.to_owned(), Array::new(view.shape(), values)?))
     };
-    let weights = tensors.iter().map(array).collect::<Result<_>>()?;
+    // PyTorch's batch normalisations count batches; nothing is computed from that.
+    let tensors = file.iter().filter(|(key, _)| !key.ends_with(".num_batches_tracked"));
+    let weights = tensors.map(array).collect::<Result<_>>()?;
     Ok((meta, weights))
 }

@@ -124,7 +124,7 @@ impl ModelMeta {
     /// Reads and checks the text that stands under [`META_KEY`] in `file`, which is named in errors.
     ///
     /// # Errors
-    /// [`Error::File`] when the text is too long, no JSON, of a newer format, or describes nothing that can be sampled from.
+    /// [`Error::File`] when the text is too long, no JSON, of a newer format, or describes no model.
     pub fn from_json(text: &str, file: impl std::fmt::Display) -> Result<Self> {
         let wrong =
             |field: &str, message: String| Err(Error::file(&file, format!("{META_KEY}.{field}"), message));

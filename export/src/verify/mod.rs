@@ -165,7 +165,8 @@ pub fn report_path(path: &Path) -> PathBuf {
 /// the definition itself returns no finite numbers. A runtime that disagrees is in the report.
 pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: bool) -> Result<Report> {
     // A NaN is not equal to itself, so this comes before any comparison.
-    for (name, array) in weights {
+    let (exported_meta, exported) = exported(meta, weights)?;
+    for (name, array) in weights.iter().chain(&*exported) {
         let bad = array.data().iter().filter(|v| !v.is_finite()).count();
         if bad > 0 {
             let message = format!("{name}: {bad} of {} numbers are not finite", array.data().len());
@@ -173,7 +174,6 @@ pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: 
         }
     }
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
-    let (exported_meta, exported) = exported(meta, weights)?;
     let held = model.weights()?;
     if let Some((name, _)) = exported.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
         return Err(Error::Verification(format!("{} holds another {name}", file.name())));
