@@ -12,7 +12,7 @@ use tiny_cats::checkpoint::{
     torch::{Item, TorchFile, Value, write},
 };
 use tiny_cats_export::{ModelMeta, Network, TaskMeta};
-use tiny_cats_models::{Array, TinyDitConfig, Weights};
+use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
@@ -309,5 +309,42 @@ for mmap in (False, True):
     assert file["classes"] == ["Bengal", "Ägyptische Mau"] and json.loads(file["tiny-cats"])["provenance"]["seed"] == 2**50
 "#;
     let output = Command::new(python).args(["-c", script]).arg(&path).arg(sum.to_string()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// With `TINY_CATS_PYTHON` naming a Python that has PyTorch and torchvision, torchvision's network takes a released classifier's weights
+/// strictly; otherwise the names and types that this asks for are checked.
+#[test]
+fn torchvision_takes_the_weights_of_a_released_classifier_strictly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (torch, safetensors) = (dir.path().join("breeds.pt"), dir.path().join("breeds.safetensors"));
+    let config = ResNetConfig::named("resnet18", 13).unwrap();
+    let weights = tiny_cats_models::init(&config.specs().unwrap(), 3);
+    let mut meta = ModelMeta::resnet(&config, 128, (0..13).map(|i| format!("cat {i}")).collect());
+    meta.provenance = json!({"step": 690});
+    checkpoint::write_torch(&torch, &weights, &meta).unwrap();
+    checkpoint::write_safetensors(&safetensors, &weights, &meta).unwrap();
+    for path in [&torch, &safetensors] {
+        let loaded = checkpoint::open(path, WhichWeights::Default).unwrap();
+        assert!(loaded.weights == weights && loaded.meta().unwrap() == meta);
+        assert_eq!(loaded.integers.len(), 20);
+        assert!(loaded.integers.values().all(|count| *count == [690]));
+        assert!(loaded.integers.contains_key("layer4.0.downsample.1.num_batches_tracked"));
+    }
+    let model = tiny_cats_export::Model::open(&safetensors).unwrap();
+    assert!(model.weights().unwrap() == weights);
+
+    let Some(python) = std::env::var_os("TINY_CATS_PYTHON") else { return };
+    let script = r#"
+import sys, torch, torchvision
+from safetensors.torch import load_file
+files = torch.load(sys.argv[1], weights_only=True)["model_state_dict"], load_file(sys.argv[2])
+for weights in files:
+    model = torchvision.models.resnet18(num_classes=13)
+    model.load_state_dict(weights, strict=True)
+    assert model.bn1.num_batches_tracked.item() == 690 and model.bn1.num_batches_tracked.dtype == torch.int64
+assert all(torch.equal(weight, files[1][name]) for name, weight in files[0].items())
+"#;
+    let output = Command::new(python).args(["-c", script]).args([&torch, &safetensors]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

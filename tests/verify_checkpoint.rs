@@ -4,11 +4,13 @@ use std::{path::Path, process::Output};
 
 use serde_json::{Value, json};
 use tiny_cats::checkpoint::{
-    self, TrainingState,
+    self, TrainingState, WhichWeights,
     torch::{Item, write},
 };
-use tiny_cats_export::{ModelMeta, Network, to_onnx};
-use tiny_cats_models::{Array, TinyDitConfig, Weights, init, random::noise};
+use tiny_cats_export::{ModelMeta, Network, onnx::OnnxGraph, to_onnx};
+use tiny_cats_models::{
+    Array, Head, ResNet, ResNetConfig, Scope, TinyDitConfig, Weights, fold, init, random::noise,
+};
 
 fn run(path: &Path, flags: &[&str]) -> Output {
     std::process::Command::new(env!("CARGO_BIN_EXE_verify-checkpoint"))
@@ -68,12 +70,23 @@ fn legacy() -> TinyDitConfig {
 
 /// Weights as of a trained network: no layer is zero.
 fn trained(config: &TinyDitConfig) -> Weights {
-    let mut weights = init(&Network::TinyDit(config.clone()).specs().unwrap(), 1);
+    moved(init(&Network::TinyDit(config.clone()).specs().unwrap(), 1))
+}
+
+fn moved(mut weights: Weights) -> Weights {
     for (i, array) in weights.values_mut().enumerate() {
         let n = array.data().len();
         array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(x, e)| *x += 0.1 * e);
     }
     weights
+}
+
+fn resnet() -> ResNetConfig {
+    ResNetConfig { depth: 18, width: 4, classes: 13, head: Head::Plain, batch_norm: true }
+}
+
+fn resnet_meta(config: &ResNetConfig) -> ModelMeta {
+    ModelMeta::resnet(config, 32, (0..config.classes).map(|i| format!("cat {i}")).collect())
 }
 
 fn meta(config: &TinyDitConfig) -> ModelMeta {
@@ -188,6 +201,141 @@ fn a_predecessors_checkpoint_is_recognised_and_checked_strictly() {
     ill(&path, &[], "blocks.1.norm2.bias: missing");
     ill(&path, &[], "blocks.7.odd: unexpected");
     ill(&path, &[], "final_layer.linear.bias: shape [5], expected [768]");
+}
+
+#[test]
+fn a_classifier_its_onnx_file_and_its_untrained_beginning_are_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, onnx) = (dir.path().join("breeds.pt"), dir.path().join("breeds.onnx"));
+    let (config, begun) = (resnet(), init(&resnet().specs().unwrap(), 1));
+    let meta = resnet_meta(&config);
+    checkpoint::write_torch(&path, &begun, &meta).unwrap();
+    assert_eq!(well(&path, &[])["untrained"], true);
+
+    let weights = moved(begun);
+    checkpoint::write_torch(&path, &weights, &meta).unwrap();
+    std::fs::write(&onnx, to_onnx(&meta, &weights, 17).unwrap()).unwrap();
+    let report = well(&path, &[]);
+    assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
+    assert_eq!((&report["untrained"], &report["network"]["kind"]), (&json!(false), &json!("resnet")));
+    assert!(text(&run(&path, &[])).contains("ResNet-18, width 4, 13 classes"));
+
+    let mut other = weights.clone();
+    other.get_mut("layer3.0.downsample.1.running_mean").unwrap().data_mut()[2] += 1.0;
+    std::fs::write(&onnx, to_onnx(&meta, &other, 17).unwrap()).unwrap();
+    ill(&path, &[], "output values differ");
+    let deeper = ResNetConfig { depth: 34, ..config };
+    let bytes = to_onnx(&resnet_meta(&deeper), &init(&deeper.specs().unwrap(), 1), 17).unwrap();
+    std::fs::write(&onnx, bytes).unwrap();
+    ill(&path, &[], "another network");
+    std::fs::write(&onnx, to_onnx(&self::meta(&modern()), &trained(&modern()), 17).unwrap()).unwrap();
+    ill(&path, &[], "another network");
+
+    let mut damaged = weights.clone();
+    damaged.get_mut("layer1.0.bn1.running_var").unwrap().data_mut()[0] = f32::INFINITY;
+    checkpoint::write_torch(&path, &damaged, &meta).unwrap();
+    ill(&path, &["--skip-onnx"], "layer1.0.bn1.running_var: 1 of 4 numbers are not finite");
+}
+
+/// The Python project's classifier is known by its shapes, whichever head it has, and its ONNX file says nothing about itself.
+#[test]
+fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, onnx) = (dir.path().join("cats_model.pt"), dir.path().join("cats_model.onnx"));
+    let save = |weights: &Weights| {
+        let tensors = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array)));
+        let norms = weights.keys().filter_map(|name| name.strip_suffix("running_mean"));
+        let counts = norms.map(|norm| (format!("{norm}num_batches_tracked"), Item::IntegerTensor(690)));
+        let root = Item::Dict(vec![
+            ("epoch".into(), Item::Int(9)),
+            ("model_state_dict".into(), Item::Dict(tensors.chain(counts).collect())),
+            ("optimizer_state_dict".into(), Item::Dict(Vec::new())),
+            ("val_acc".into(), Item::Float(0.93)),
+            ("timestamp".into(), Item::Str("2025-01-01T00:00:00".into())),
+        ]);
+        write(&path, &root).unwrap();
+    };
+    for (depth, head, folded) in
+        [(18, Head::Dropout, true), (34, Head::Plain, true), (50, Head::Plain, false)]
+    {
+        let config = ResNetConfig { depth, head, ..resnet() };
+        let weights = moved(init(&config.specs().unwrap(), 1));
+        save(&weights);
+        let network = serde_json::to_value(Network::ResNet(config.clone())).unwrap();
+        assert_eq!(well(&path, &["--skip-onnx"])["network"], network);
+        let loaded = checkpoint::open(&path, WhichWeights::Default).unwrap();
+        let meta = loaded.meta().unwrap();
+        assert_eq!((meta.image_size, meta.classes[6].as_str()), (224, "Maine_Coon"));
+        assert_eq!(loaded.integers["bn1.num_batches_tracked"], [690]);
+
+        // As PyTorch exports it: no metadata, and normalisations folded or not.
+        let (config, plain) =
+            if folded { fold(&config, &weights).unwrap() } else { (config, weights.clone()) };
+        let graph = OnnxGraph::new(17).unwrap();
+        let input = graph.floats("input", &[3, 224, 224]).unwrap();
+        let mut source = graph.source(&plain);
+        let model = ResNet::new(&config, &mut Scope::root(&mut source)).unwrap();
+        let logits = model.forward(&input).unwrap();
+        std::fs::write(&onnx, graph.finish(&[("output", &logits)], &[]).unwrap()).unwrap();
+        let report: Value = serde_json::from_slice(&run(&path, &["--json"]).stdout).unwrap();
+        assert_eq!(report["problems"], json!([]));
+        assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
+
+        let mut wrong = weights.clone();
+        wrong.remove("layer2.0.bn1.bias");
+        wrong.insert("layer2.0.odd".into(), Array::new([1], vec![0.0]).unwrap());
+        wrong.insert("layer4.0.bn2.weight".into(), Array::new([5], vec![0.0; 5]).unwrap());
+        save(&wrong);
+        ill(&path, &[], "layer2.0.bn1.bias: missing");
+        ill(&path, &[], "layer2.0.odd: unexpected");
+        ill(&path, &[], "layer4.0.bn2.weight: shape [5], expected [32]");
+        std::fs::remove_file(&onnx).unwrap();
+    }
+}
+
+#[test]
+fn a_backbone_is_all_but_the_head_of_the_same_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("resnet18.safetensors");
+    let theirs = ResNetConfig { classes: 1000, ..resnet() };
+    let weights = moved(init(&theirs.specs().unwrap(), 1));
+    let save = |weights: &Weights| {
+        let items = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array))).collect();
+        write(&path, &Item::Dict(items)).unwrap();
+    };
+    let wanted = ResNetConfig { head: Head::Dropout, ..resnet() };
+    let refused = |expected: &str| {
+        let line = checkpoint::backbone(&path, &wanted).unwrap_err().to_string();
+        assert_eq!(line, format!("{}: {expected}", path.display()));
+    };
+    save(&weights);
+    let mut expected = weights.clone();
+    expected.retain(|name, _| !name.starts_with("fc."));
+    assert!(checkpoint::backbone(&path, &wanted).unwrap() == expected);
+    checkpoint::write_safetensors(&path, &weights, &resnet_meta(&theirs)).unwrap();
+    assert!(checkpoint::backbone(&path, &wanted).unwrap() == expected);
+
+    let deeper = ResNetConfig { depth: 34, ..theirs.clone() };
+    save(&init(&deeper.specs().unwrap(), 1));
+    refused("holds a resnet34 of width 4; expected a resnet18 of width 4");
+    let (_, folded) = fold(&theirs, &weights).unwrap();
+    save(&folded);
+    refused(
+        "holds a resnet18 of width 4 without batch normalisation; expected a resnet18 of width 4 with batch normalisation",
+    );
+    checkpoint::write_torch(&path, &trained(&modern()), &meta(&modern())).unwrap();
+    refused("holds a TinyDiT; expected a resnet18 of width 4");
+    let mut other = weights.clone();
+    other.insert("layer1.0.conv1.weight".into(), Array::new([4, 2, 3, 3], vec![0.0; 72]).unwrap());
+    save(&other);
+    refused("layer1.0.conv1.weight: shape [4, 2, 3, 3], expected [4, 4, 3, 3]");
+    other.insert("layer1.0.conv1.weight".into(), weights["layer1.0.conv2.weight"].clone());
+    other.insert("layer1.2.conv1.weight".into(), weights["layer1.0.conv2.weight"].clone());
+    save(&other);
+    refused("layers: expected the blocks of a ResNet-18, 34 or 50, found stages of [3, 2, 2, 2]");
+    save(&Weights::from([("features.0.weight".into(), Array::new([1], vec![0.0]).unwrap())]));
+    let line = checkpoint::backbone(&path, &wanted).unwrap_err().to_string();
+    assert!(line.contains("neither a TinyDiT's nor a ResNet's"), "{line}");
 }
 
 #[test]

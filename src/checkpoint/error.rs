@@ -52,6 +52,17 @@ pub enum Problem {
         /// The ones in the file.
         found: &'static str,
     },
+    /// Another network than the one that is wanted.
+    #[error("holds a {found}; expected a {expected}")]
+    OtherNetwork {
+        /// The file's.
+        found: String,
+        /// The one that is wanted.
+        expected: String,
+    },
+    /// A tensor that the network lacks, that is not the network's, or that is damaged: its name, and what is wrong with it.
+    #[error("{0}")]
+    Misfit(String),
     /// The content was altered after it was written.
     #[error("the checksum does not match the content: the file was altered or damaged")]
     Checksum,

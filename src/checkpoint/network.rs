@@ -1,25 +1,98 @@
-//! Which network a file's weights belong to.
+//! Which network a file's weights belong to, and whether they fit it.
+
+use std::{collections::BTreeSet, path::Path};
 
 use tiny_cats_export::Network;
-use tiny_cats_models::{Layout, TinyDitConfig, Weights};
+use tiny_cats_models::{Array, Head, Layout, ResNetConfig, TinyDitConfig, Weights};
 
-use super::Problem;
+use super::{Loaded, Problem, Result, WhichWeights, open, released::BATCH_COUNT};
 
 /// The predecessor's heads are 64 wide unless its configuration says otherwise; shapes alone cannot.
 const HEAD: usize = 64;
 const MAX_DEPTH: usize = 128;
+/// A ResNet's first convolution.
+const STEM: &str = "conv1.weight";
 
-/// Recognises a network of the Python project tiny-cats-model by the names and shapes of its weights, and by the configuration
-/// beside them if there is one (keys `image_size`, `patch_size`, `embed_dim`, `depth`, `num_heads`).
+/// Recognises a network by the names and shapes of its weights: a ResNet of torchvision's or of the Python project tiny-cats-model,
+/// or a TinyDiT of that project, for which there may be a configuration beside (keys `image_size`, `patch_size`, `embed_dim`, `depth`,
+/// `num_heads`).
 ///
 /// # Errors
 /// When the weights are of no network that is known, or the configuration contradicts them.
 pub fn infer_network(weights: &Weights, config: Option<&serde_json::Value>) -> Result<Network, Problem> {
+    if weights.contains_key(STEM) {
+        resnet(weights).map(Network::ResNet)
+    } else {
+        tiny_dit(weights, config).map(Network::TinyDit)
+    }
+}
+
+/// A ResNet by its blocks, its first convolution and its head.
+fn resnet(weights: &Weights) -> Result<ResNetConfig, Problem> {
+    let has = |name: &str| weights.contains_key(name);
+    let first = |name: &str| weights.get(name).and_then(|array| array.dims().first()).copied().unwrap_or(0);
+    let blocks =
+        |stage| (0..=MAX_DEPTH).take_while(|i| has(&format!("layer{stage}.{i}.conv1.weight"))).count();
+    let blocks = [1, 2, 3, 4].map(blocks);
+    let depth = match (blocks, has("layer1.0.conv3.weight")) {
+        ([2, 2, 2, 2], false) => 18,
+        ([3, 4, 6, 3], false) => 34,
+        ([3, 4, 6, 3], true) => 50,
+        _ => {
+            let message = format!("expected the blocks of a ResNet-18, 34 or 50, found stages of {blocks:?}");
+            return Err(Problem::malformed("layers", message));
+        }
+    };
+    let (head, classes) = match first("fc.1.weight") {
+        0 => (Head::Plain, first("fc.weight")),
+        classes => (Head::Dropout, classes),
+    };
+    let config =
+        ResNetConfig { depth, width: first(STEM), classes, head, batch_norm: has("bn1.running_mean") };
+    config.validate().map_err(|e| Problem::malformed("network", e.to_string()))?;
+    Ok(config)
+}
+
+/// The weights of a ResNet's file for a network like `config` to begin with: all but the head, which may be of other classes.
+///
+/// # Errors
+/// When the file cannot be read, holds another network, or what it holds does not fit together; the first thing is named.
+pub fn backbone(path: &Path, config: &ResNetConfig) -> Result<Weights> {
+    let loaded = open(path, WhichWeights::Default)?;
+    headless(loaded, config).map_err(|p| p.at(path))
+}
+
+fn headless(mut loaded: Loaded, config: &ResNetConfig) -> Result<Weights, Problem> {
+    let other = |found: String| Problem::OtherNetwork { found, expected: config.to_string() };
+    let found = match loaded.meta()?.config {
+        Network::ResNet(found) => found,
+        Network::TinyDit(_) => return Err(other("TinyDiT".into())),
+    };
+    if (found.depth, found.width) != (config.depth, config.width) {
+        return Err(other(found.to_string()));
+    }
+    if found.batch_norm != config.batch_norm {
+        let norms = |c: &ResNetConfig| {
+            format!("{c} with{} batch normalisation", if c.batch_norm { "" } else { "out" })
+        };
+        return Err(Problem::OtherNetwork { found: norms(&found), expected: norms(config) });
+    }
+    let misfits = misfits(&loaded, &Network::ResNet(found))?.into_iter();
+    let damaged = loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array));
+    if let Some(line) = misfits.chain(damaged).next() {
+        return Err(Problem::Misfit(line));
+    }
+    loaded.weights.retain(|name, _| !name.starts_with("fc."));
+    Ok(loaded.weights)
+}
+
+/// A TinyDiT of the predecessor's.
+fn tiny_dit(weights: &Weights, config: Option<&serde_json::Value>) -> Result<TinyDitConfig, Problem> {
     let dims = |name: &str| {
         let array = weights.get(name).ok_or_else(|| {
             Problem::malformed(
                 name,
-                "missing: the file has no configuration, and these are not a TinyDiT's weights",
+                "missing: the file has no configuration, and these are neither a TinyDiT's nor a ResNet's weights",
             )
         })?;
         Ok::<_, Problem>(array.dims())
@@ -60,7 +133,34 @@ pub fn infer_network(weights: &Weights, config: Option<&serde_json::Value>) -> R
         layout: Layout::Legacy,
     };
     config.validate().map_err(|e| Problem::malformed("config", e.to_string()))?;
-    Ok(Network::TinyDit(config))
+    Ok(config)
+}
+
+/// How the tensors differ from those that the network has.
+pub(super) fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>, Problem> {
+    let specs = network.specs().map_err(|e| Problem::malformed("network", e.to_string()))?;
+    let mut lines = Vec::new();
+    for spec in &specs {
+        match loaded.weights.get(&spec.name) {
+            None => lines.push(format!("{}: missing", spec.name)),
+            Some(array) if array.dims() != spec.dims => {
+                lines.push(format!("{}: shape {:?}, expected {:?}", spec.name, array.dims(), spec.dims));
+            }
+            Some(_) => {}
+        }
+    }
+    let names: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+    // Batch normalisation counts its batches in PyTorch; nothing is computed from it.
+    let integers = loaded.integers.keys().filter(|name| !name.ends_with(BATCH_COUNT));
+    let unexpected = loaded.weights.keys().chain(integers).filter(|name| !names.contains(name.as_str()));
+    lines.extend(unexpected.map(|name| format!("{name}: unexpected")));
+    Ok(lines)
+}
+
+/// Says how many of a tensor's numbers are not finite, if any.
+pub(super) fn not_finite(name: &str, array: &Array) -> Option<String> {
+    let bad = array.data().iter().filter(|x| !x.is_finite()).count();
+    (bad > 0).then(|| format!("{name}: {bad} of {} numbers are not finite", array.data().len()))
 }
 
 #[cfg(test)]
@@ -94,5 +194,8 @@ mod tests {
             assert!(infer_network(&weights, Some(&wrong)).is_err(), "{key}: {value}");
         }
         assert!(infer_network(&Weights::new(), None).is_err());
+        // A first convolution of nothing, and no blocks.
+        let empty = Array::new([0, 3, 7, 7], Vec::new()).unwrap();
+        assert!(infer_network(&Weights::from([(STEM.into(), empty)]), None).is_err());
     }
 }

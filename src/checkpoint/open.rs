@@ -243,7 +243,7 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
             let averaged = ema.tensors();
             // Averages are kept of parameters; the running statistics are only among the raw tensors.
             let is_statistic = |name: &str| {
-                ["running_mean", "running_var", "num_batches_tracked"].iter().any(|s| name.ends_with(s))
+                ["running_mean", "running_var", released::BATCH_COUNT].iter().any(|s| name.ends_with(s))
             };
             let statistics = raw.map(Value::tensors).unwrap_or_default().into_iter().filter(|(name, _)| {
                 is_statistic(name) && !averaged.iter().any(|(a, _)| canonical(a) == canonical(name))

@@ -10,13 +10,17 @@ use super::{Problem, Result, safetensors, torch, torch::Item};
 /// The torch dictionary's key for the weights.
 pub(super) const STATE_DICT: &str = "model_state_dict";
 
+/// The last part of the names of [`batch_counts`].
+pub(super) const BATCH_COUNT: &str = "num_batches_tracked";
+
 /// Writes a released model as a safetensors file, atomically; [`open`](super::open) reads it. Equal models are equal bytes.
 ///
 /// # Errors
 /// When the file cannot be written; an older file of that name is then still there.
 pub fn write_safetensors(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<()> {
     let tensors: Vec<(String, &Array)> = weights.iter().map(|(name, array)| (name.clone(), array)).collect();
-    safetensors::write(path, &BTreeMap::from([(META_KEY, meta.to_json())]), &tensors)
+    let metadata = BTreeMap::from([(META_KEY, meta.to_json())]);
+    safetensors::write(path, &metadata, &batch_counts(weights, meta), &tensors)
 }
 
 /// Writes a released model for PyTorch, atomically: `torch.load(path, weights_only=True)` gives a dictionary of `model_state_dict`,
@@ -26,7 +30,9 @@ pub fn write_safetensors(path: &Path, weights: &Weights, meta: &ModelMeta) -> Re
 /// # Errors
 /// When the file cannot be written; an older file of that name is then still there.
 pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<()> {
-    let tensors = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array))).collect();
+    let tensors = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array)));
+    let counts = batch_counts(weights, meta).into_iter().map(|(name, n)| (name, Item::IntegerTensor(n)));
+    let tensors = tensors.chain(counts).collect();
     let config = serde_json::to_value(&meta.config).map_err(std::io::Error::from).map_err(Problem::Io);
     let root = Item::Dict(vec![
         (STATE_DICT.to_owned(), Item::Dict(tensors)),
@@ -35,6 +41,14 @@ pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<(
         (META_KEY.to_owned(), Item::Str(meta.to_json())),
     ]);
     torch::write(path, &root)
+}
+
+/// How many batches each batch normalisation has seen, which PyTorch's strict loading asks for and nothing is computed from: the
+/// provenance's `step`, where it is known.
+fn batch_counts(weights: &Weights, meta: &ModelMeta) -> Vec<(String, i64)> {
+    let step = meta.provenance["step"].as_i64().unwrap_or(0);
+    let norms = weights.keys().filter_map(|name| name.strip_suffix(".running_mean"));
+    norms.map(|norm| (format!("{norm}.{BATCH_COUNT}"), step)).collect()
 }
 
 /// Reads what [`ModelMeta::to_json`] wrote.

@@ -188,17 +188,24 @@ impl Entry {
     }
 }
 
-/// Writes `path` atomically: `tensors` in the given order, and `metadata` and the checksum in the header.
+/// Writes `path` atomically: `integers`, scalars, and `tensors` in the given order, and `metadata` and the checksum in the header.
 ///
 /// # Errors
 /// Those of [`write_atomically`].
 pub(super) fn write(
     path: &Path,
     metadata: &BTreeMap<&str, String>,
+    integers: &[(String, i64)],
     tensors: &[(String, &Array)],
 ) -> Result<(), Error> {
     let mut header = Map::new();
     let mut at = 0;
+    // The longer numbers first: PyTorch reads none that lies across their size.
+    for (name, _) in integers {
+        let end = at + size_of::<i64>();
+        header.insert(name.clone(), json!({"dtype": "I64", "shape": [], "data_offsets": [at, end]}));
+        at = end;
+    }
     for (name, array) in tensors {
         let end = at + 4 * array.data().len();
         header
@@ -221,6 +228,9 @@ pub(super) fn write(
         };
         put(file, &(header.len() as u64).to_le_bytes())?;
         put(file, &header)?;
+        for (_, integer) in integers {
+            put(file, &integer.to_le_bytes())?;
+        }
         for (_, array) in tensors {
             each_piece(array.data(), |bytes| put(file, bytes))?;
         }
@@ -264,19 +274,21 @@ mod tests {
         let path = dir.path().join("x.safetensors");
         let (a, b) = (Array::new([2, 3], vec![0.5; 6]).unwrap(), Array::new([], vec![-1.0]).unwrap());
         let metadata = BTreeMap::from([("note", "a \"sha256\":\" in a note".to_owned())]);
-        write(&path, &metadata, &[("z".into(), &a), ("a \" b".into(), &b)]).unwrap();
+        write(&path, &metadata, &[("n".into(), 7)], &[("z".into(), &a), ("a \" b".into(), &b)]).unwrap();
 
         let bytes = std::fs::read(&path).unwrap();
         let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(theirs.tensor("z").unwrap().shape(), [2, 3]);
+        assert_eq!(theirs.tensor("n").unwrap().data(), 7i64.to_le_bytes());
         assert_eq!(theirs.tensor("a \" b").unwrap().data(), (-1f32).to_le_bytes());
 
         let ours = SafeTensors::open(&path).unwrap();
         assert!(ours.has_checksum());
         assert_eq!(ours.metadata["note"], metadata["note"]);
         let stored = ours.read(|_| true).unwrap();
-        assert_eq!((stored[0].name.as_str(), &stored[0].dims[..]), ("z", &[2, 3][..]));
-        assert_eq!(stored[0].numbers, Numbers::Floats(vec![0.5; 6]));
+        assert_eq!((stored[0].name.as_str(), &stored[0].numbers), ("n", &Numbers::Integers(vec![7])));
+        assert_eq!((stored[1].name.as_str(), &stored[1].dims[..]), ("z", &[2, 3][..]));
+        assert_eq!(stored[1].numbers, Numbers::Floats(vec![0.5; 6]));
     }
 
     #[test]

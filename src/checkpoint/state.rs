@@ -50,7 +50,7 @@ impl TrainingState {
             .flat_map(|(prefix, weights)| weights.iter().map(move |(name, a)| (format!("{prefix}{name}"), a)))
             .collect();
         let meta = serde_json::json!({"version": VERSION, "meta": self.meta}).to_string();
-        safetensors::write(path, &BTreeMap::from([(KEY, meta)]), &tensors)
+        safetensors::write(path, &BTreeMap::from([(KEY, meta)]), &[], &tensors)
     }
 
     /// Reads the file.

@@ -8,25 +8,28 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
-    META_KEY, ModelMeta, Network,
+    CLASSIFIER_INPUT, META_KEY, ModelMeta, Network,
     onnx::OnnxFile,
-    runtime::{Input, run_everywhere},
+    runtime::{Input, RuntimeKind, run_everywhere},
 };
 use tiny_cats_models::{
-    Array, Head, ResNet, Scope, TinyDit, Weights,
+    Array, Head, ResNet, ResNetConfig, Scope, TinyDit, Weights,
     candle::{Params, Plain, to_device, to_host},
     count, random,
 };
 
-use super::{Format, Loaded, Problem, WhichWeights, open, torch::TorchFile};
+use super::{
+    Format, WhichWeights,
+    network::{misfits, not_finite},
+    open,
+    torch::TorchFile,
+};
 
 /// A difference between candle and a runtime is small if it is below this plus [`RELATIVE`] of the value.
 pub const ABSOLUTE: f32 = 1e-4;
 /// See [`ABSOLUTE`].
 pub const RELATIVE: f32 = 1e-3;
 const BATCH: usize = 2;
-/// An untrained network's output is zero through these.
-const OUTPUT: [&str; 2] = ["final_layer.linear.weight", "final_layer.linear.bias"];
 
 /// The ONNX file to compare with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +79,7 @@ pub struct Report {
     pub tensors: usize,
     /// Number of values in them.
     pub parameters: usize,
-    /// Whether the output layer is all zero, as in a network that was never trained.
+    /// Whether it is as networks begin: a TinyDiT's output layer all zero, a ResNet's running statistics those of no batch.
     pub untrained: bool,
     /// Least and greatest value of one forward pass.
     pub output_range: Option<[f32; 2]>,
@@ -138,9 +141,7 @@ impl Report {
         self.network = Some(meta.config.clone());
         let misfits = misfits(&loaded, &meta.config).map_err(|p| p.to_string())?;
         self.problems.extend(misfits);
-        self.untrained = OUTPUT
-            .iter()
-            .all(|name| loaded.weights.get(*name).is_some_and(|a| a.data().iter().all(|&x| x == 0.0)));
+        self.untrained = untrained(&meta.config, &loaded.weights);
         if !self.is_ok() {
             return Ok(());
         }
@@ -165,19 +166,23 @@ impl Report {
 
     fn compare(&mut self, path: &Path, meta: &ModelMeta, pass: &Pass) -> Result<(), tiny_cats_export::Error> {
         let file = OnnxFile::open(path)?;
-        if file.metadata().contains_key(META_KEY) && file.meta()?.config != meta.config {
+        let ours = file.metadata().contains_key(META_KEY);
+        if ours && exported(&file.meta()?.config) != exported(&meta.config) {
             self.problems.push(format!("{}: it is another network than the checkpoint's", path.display()));
             return Ok(());
         }
         let mut inputs = Vec::new();
         for port in file.inputs() {
             inputs.push(match port.name.as_str() {
-                // The second name is the Python project's.
-                "x" | "noise" => (port.name.as_str(), Input::Floats(&pass.x)),
+                // A generator's, the Python project's name for that, and a classifier's of both.
+                "x" | "noise" | CLASSIFIER_INPUT => (port.name.as_str(), Input::Floats(&pass.x)),
                 "t" | "timestep" => (port.name.as_str(), Input::Floats(&pass.t)),
                 "label" | "breed" => (port.name.as_str(), Input::Labels(&pass.labels)),
                 other => {
-                    let message = format!("{}: input {other:?}, expected x, t and label", path.display());
+                    let message = format!(
+                        "{}: input {other:?}, expected x, t and label, or {CLASSIFIER_INPUT}",
+                        path.display()
+                    );
                     self.problems.push(message);
                     return Ok(());
                 }
@@ -195,6 +200,8 @@ impl Report {
                     self.problems.push(format!("{kind}: output of shape {found:?}, expected {expected:?}"));
                     continue;
                 }
+                // It lacks operators that PyTorch writes and we do not.
+                Err(_) if kind == RuntimeKind::CandleOnnx && !ours => continue,
                 Err(e) => {
                     self.problems.push(e.to_string());
                     continue;
@@ -217,30 +224,24 @@ impl Report {
     }
 }
 
-fn not_finite(name: &str, array: &Array) -> Option<String> {
-    let bad = array.data().iter().filter(|x| !x.is_finite()).count();
-    (bad > 0).then(|| format!("{name}: {bad} of {} numbers are not finite", array.data().len()))
+/// Whether these are weights as a network begins with.
+fn untrained(network: &Network, weights: &Weights) -> bool {
+    let all = |suffix: &str, value: f32| {
+        let mut found = weights.iter().filter(|(name, _)| name.ends_with(suffix)).peekable();
+        found.peek().is_some() && found.all(|(_, array)| array.data().iter().all(|&v| v == value))
+    };
+    match network {
+        Network::TinyDit(_) => all("final_layer.linear.weight", 0.0) && all("final_layer.linear.bias", 0.0),
+        Network::ResNet(_) => all(".running_mean", 0.0) && all(".running_var", 1.0),
+    }
 }
 
-/// How the tensors differ from those that the network has.
-fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>, Problem> {
-    let specs = network.specs().map_err(|e| Problem::malformed("network", e.to_string()))?;
-    let mut lines = Vec::new();
-    for spec in &specs {
-        match loaded.weights.get(&spec.name) {
-            None => lines.push(format!("{}: missing", spec.name)),
-            Some(array) if array.dims() != spec.dims => {
-                lines.push(format!("{}: shape {:?}, expected {:?}", spec.name, array.dims(), spec.dims));
-            }
-            Some(_) => {}
-        }
+/// The network as an exported file holds it: a classifier's batch normalisations are folded.
+fn exported(network: &Network) -> Network {
+    match network {
+        Network::ResNet(config) => Network::ResNet(ResNetConfig { batch_norm: false, ..config.clone() }),
+        other => other.clone(),
     }
-    let names: std::collections::BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-    // Batch normalisation counts its batches in PyTorch; nothing is computed from it.
-    let integers = loaded.integers.keys().filter(|name| !name.ends_with("num_batches_tracked"));
-    let unexpected = loaded.weights.keys().chain(integers).filter(|name| !names.contains(name.as_str()));
-    lines.extend(unexpected.map(|name| format!("{name}: unexpected")));
-    Ok(lines)
 }
 
 /// One forward pass of fixed noise with candle.
@@ -310,7 +311,7 @@ impl fmt::Display for Report {
             )?;
         }
         if self.untrained {
-            line("", "untrained: the output layer is all zero".into())?;
+            line("", "untrained: nothing was learned yet".into())?;
         }
         if let Some([low, high]) = self.output_range {
             line("forward", format!("candle, outputs from {low:.3} to {high:.3}"))?;

@@ -25,7 +25,7 @@ pub struct Args {
     /// Verify the file on every runtime present; this is always done
     #[arg(long)]
     verify: bool,
-    /// Compare whole sampling trajectories too
+    /// Compare whole sampling trajectories of a generator too
     #[arg(long)]
     test: bool,
 }
@@ -53,8 +53,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn print(report: &Report) {
     for r in &report.runtimes {
         let trajectory = r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB"));
+        let same_class =
+            r.same_class.map_or(String::new(), |n| format!(", the same class for {n} of {}", report.inputs));
         println!(
-            "{} {}: agrees with {} within {:.1e} ({:.0} % of the tolerance{trajectory})",
+            "{} {}: agrees with {} within {:.1e} ({:.0} % of the tolerance{trajectory}{same_class})",
             r.runtime,
             r.version,
             report.reference,

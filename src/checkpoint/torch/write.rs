@@ -31,6 +31,8 @@ pub enum Item<'a> {
     Dict(Vec<(String, Item<'a>)>),
     /// A contiguous tensor of float32 on the CPU.
     Tensor(&'a Array),
+    /// A tensor of one int64, without axes, on the CPU.
+    IntegerTensor(i64),
 }
 
 impl From<&serde_json::Value> for Item<'_> {
@@ -59,7 +61,7 @@ pub fn write(path: &Path, root: &Item) -> Result<(), Error> {
 }
 
 fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), Problem> {
-    let mut pickle = Pickle { bytes: vec![0x80, 2], tensors: Vec::new() };
+    let mut pickle = Pickle { bytes: vec![0x80, 2], storages: Vec::new() };
     pickle.item(root);
     pickle.bytes.push(b'.');
 
@@ -79,10 +81,13 @@ fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), Problem> 
         zip.start_file(format!("archive/{name}"), options).map_err(problem)?;
         zip.write_all(bytes)?;
     }
-    for (key, array) in pickle.tensors.iter().enumerate() {
-        let large = array.data().len() as u64 >= u64::from(u32::MAX) / 4;
+    for (key, storage) in pickle.storages.iter().enumerate() {
+        let large = matches!(storage, Storage::Floats(a) if a.data().len() as u64 >= u64::from(u32::MAX) / 4);
         zip.start_file(format!("archive/data/{key}"), options.large_file(large)).map_err(problem)?;
-        each_piece(array.data(), |bytes| zip.write_all(bytes))?;
+        match storage {
+            Storage::Floats(array) => each_piece(array.data(), |bytes| zip.write_all(bytes))?,
+            Storage::Integer(integer) => zip.write_all(&integer.to_le_bytes())?,
+        }
     }
     zip.finish().map_err(problem)?;
     Ok(())
@@ -95,10 +100,16 @@ fn problem(error: ZipError) -> Problem {
     }
 }
 
+/// The numbers of a tensor.
+enum Storage<'a> {
+    Floats(&'a Array),
+    Integer(i64),
+}
+
 struct Pickle<'a> {
     bytes: Vec<u8>,
-    /// By the number that is their storage's name.
-    tensors: Vec<&'a Array>,
+    /// By the number that is their name.
+    storages: Vec<Storage<'a>>,
 }
 
 impl<'a> Pickle<'a> {
@@ -125,7 +136,8 @@ impl<'a> Pickle<'a> {
                 }
                 self.bytes.push(b'u');
             }
-            Item::Tensor(array) => self.tensor(array),
+            Item::Tensor(array) => self.tensor(array.dims(), Storage::Floats(array)),
+            Item::IntegerTensor(integer) => self.tensor(&[], Storage::Integer(*integer)),
         }
     }
 
@@ -155,21 +167,25 @@ impl<'a> Pickle<'a> {
     }
 
     /// `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks)`.
-    fn tensor(&mut self, array: &'a Array) {
-        let key = self.tensors.len();
-        self.tensors.push(array);
+    fn tensor(&mut self, dims: &[usize], storage: Storage<'a>) {
+        let (kind, len) = match storage {
+            Storage::Floats(array) => ("FloatStorage", array.data().len()),
+            Storage::Integer(_) => ("LongStorage", 1),
+        };
+        let key = self.storages.len();
+        self.storages.push(storage);
         self.bytes.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
         self.text("storage");
-        self.bytes.extend(b"ctorch\nFloatStorage\n");
+        self.bytes.extend(format!("ctorch\n{kind}\n").as_bytes());
         self.text(&key.to_string());
         self.text("cpu");
-        self.int(array.data().len() as i64);
+        self.int(len as i64);
         self.bytes.extend(b"tQ");
         self.int(0);
-        self.sizes(array.dims().iter().copied());
+        self.sizes(dims.iter().copied());
         let mut stride = 1;
         let mut strides: Vec<usize> = Vec::new();
-        for &d in array.dims().iter().rev() {
+        for &d in dims.iter().rev() {
             strides.push(stride);
             stride *= d.max(1);
         }
