@@ -7,6 +7,7 @@ mod plain;
 pub(crate) mod spatial;
 pub(crate) mod windows;
 
+pub(crate) use kernels::pointwise::add_assign;
 pub use ops::{has_kernels, with_plain_operations};
 pub use plain::{Params, Plain};
 

@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor as CandleTensor};
 
 use crate::{
     Array, ParamSpec, Result, Source,
-    candle::{Params, Plain, to_device},
+    candle::{Params, Plain, add_assign, to_device},
 };
 
 /// Gradients by parameter name.
@@ -94,12 +94,8 @@ impl InplaceOp2 for AddInPlace {
             candle_core::bail!("gradients are contiguous")
         };
         match (a, b) {
-            (CpuStorage::F32(a), CpuStorage::F32(b)) => {
-                a[a0..a1].iter_mut().zip(&b[b0..b1]).for_each(|(a, b)| *a += b);
-            }
-            (CpuStorage::F64(a), CpuStorage::F64(b)) => {
-                a[a0..a1].iter_mut().zip(&b[b0..b1]).for_each(|(a, b)| *a += b);
-            }
+            (CpuStorage::F32(a), CpuStorage::F32(b)) => add_assign(&mut a[a0..a1], &b[b0..b1]),
+            (CpuStorage::F64(a), CpuStorage::F64(b)) => add_assign(&mut a[a0..a1], &b[b0..b1]),
             _ => candle_core::bail!("gradients are f32 or f64"),
         }
         Ok(())

@@ -63,6 +63,13 @@ pub(crate) fn zip<F: Real>(a: &[F], b: &[F], f: impl Fn(F, F) -> F + Sync) -> Ve
     y
 }
 
+/// Adds `b` to `a` in place.
+pub(crate) fn add_assign<F: Real>(a: &mut [F], b: &[F]) {
+    a.par_chunks_mut(VALUES).zip(b.par_chunks(VALUES)).for_each(|(a, b)| {
+        a.iter_mut().zip(b).for_each(|(a, &b)| *a += b);
+    });
+}
+
 pub(crate) fn activation<F: Real>(kind: Activation, x: &[F]) -> Vec<F> {
     // One loop a kind, so that each becomes vector code.
     match kind {
