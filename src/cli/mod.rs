@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+pub mod classify;
 pub mod common;
 pub mod data;
 pub mod doctor;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Draws cats.
     Generate(generate::Args),
+    /// Tells the breeds of cats in pictures.
+    Classify(classify::Args),
     /// Makes training data.
     Data(data::Args),
     /// Trains a model.
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Data(args) => data::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Classify(args) => classify::run(&args),
         Command::Train(args) => train::run(args),
         Command::Export(args) => export::run(args),
         Command::Doctor(args) => doctor::run(&args),

@@ -20,6 +20,7 @@ pub use dataset::{Dataset, Picture};
 pub use error::{Error, Result};
 pub use order::Order;
 pub use photos::{Photos, View};
+pub(crate) use scan::printable;
 pub use split::{Shares, Split};
 
 /// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.

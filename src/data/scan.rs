@@ -90,7 +90,7 @@ pub(super) fn astray(inside: &Path, path: &Path) -> Option<String> {
 }
 
 /// A name of any characters as one that can be printed.
-fn printable(name: &Path) -> PathBuf {
+pub(crate) fn printable(name: &Path) -> PathBuf {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     name.to_string_lossy().chars().map(escape).collect::<String>().into()
 }

@@ -1,6 +1,8 @@
 //! Running the programs as a user does.
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub mod trained;
+
 use std::{
     path::Path,
     process::{Command, Output},

@@ -1,0 +1,183 @@
+//! From a classifier's weights to a verified file, and back from files of all kinds.
+#![cfg(feature = "candle")]
+
+mod common;
+
+use tiny_cats_export::{
+    CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, Error, ExportOptions, Generator, META_KEY, Model, ModelMeta,
+    Network, Options, PREDECESSOR_CLASSES, export,
+    onnx::{OPSETS, OnnxFile, OnnxGraph},
+    runtime::RuntimeKind,
+    to_onnx, verify,
+};
+use tiny_cats_models::{
+    Array, Head, ResNet, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, fold, init, random::noise,
+};
+
+const SIZE: usize = 40;
+
+/// A small network as after some training: no scale is zero, and the statistics are those of something.
+fn classifier(depth: usize) -> (ModelMeta, Weights) {
+    let config = ResNetConfig { depth, width: 8, classes: 13, head: Head::Dropout, batch_norm: true };
+    let mut weights = init(&config.specs().unwrap(), 1);
+    for (i, array) in weights.values_mut().enumerate().filter(|(_, array)| array.dims().len() == 1) {
+        let n = array.data().len();
+        array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(v, e)| *v += 0.2 * e.abs());
+    }
+    let classes = (0..13).map(|i| format!("Breed_{i}")).collect();
+    (ModelMeta::resnet(&config, SIZE, classes), weights)
+}
+
+fn config(meta: &ModelMeta) -> &ResNetConfig {
+    let Network::ResNet(config) = &meta.config else { panic!("{:?}", meta.config) };
+    config
+}
+
+fn present() -> impl Iterator<Item = RuntimeKind> {
+    RuntimeKind::ALL.into_iter().filter(|kind| kind.version().is_ok())
+}
+
+fn pictures(n: usize) -> Array {
+    Array::new([n, 3, SIZE, SIZE], noise(3, 0, n * 3 * SIZE * SIZE)).unwrap()
+}
+
+#[test]
+fn an_exported_file_holds_the_folded_weights_and_is_verified_on_every_runtime() {
+    for (depth, opset) in
+        [(18, *OPSETS.start()), (50, *OPSETS.start()), (18, *OPSETS.end()), (50, *OPSETS.end())]
+    {
+        let (meta, weights) = classifier(depth);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cat.onnx");
+        let options = ExportOptions { opset, ..ExportOptions::default() };
+        let report = export(&meta, &weights, &path, &options).unwrap();
+        assert!(report.passed && report.batches == [1, 3], "{report:?}");
+        for kind in common::demanded(opset) {
+            let mut found = report.runtimes.iter().filter(|r| r.runtime == kind.name());
+            let found = found.next().unwrap_or_else(|| panic!("{kind} takes no part: {:?}", report.skipped));
+            assert_eq!((found.same_class, found.trajectory_psnr), (Some(report.inputs), None));
+        }
+        let model = Model::open(&path).unwrap();
+        let (folded, plain) = fold(config(&meta), &weights).unwrap();
+        assert!(model.weights().unwrap() == plain);
+        assert_eq!(*model.meta(), ModelMeta { config: Network::ResNet(folded), ..meta });
+        assert!(model.classifier().is_ok());
+    }
+}
+
+#[test]
+fn weights_their_file_and_every_runtime_give_the_same_logits_in_every_batch() {
+    let (meta, weights) = classifier(18);
+    let file = Model::from_bytes(to_onnx(&meta, &weights, 17).unwrap(), "cat.onnx").unwrap();
+    let model = Model::from_weights(meta, weights);
+    let x = pictures(3);
+    let expected = model.load_classifier(RuntimeKind::Candle).unwrap().logits(&x).unwrap();
+    assert_eq!(expected.dims(), [3, 13]);
+    for kind in present() {
+        for model in [&model, &file] {
+            let mut network = model.load_classifier(kind).unwrap();
+            let mut found = network.logits(&x).unwrap().into_data();
+            for one in x.data().chunks(3 * SIZE * SIZE) {
+                let one = Array::new([1, 3, SIZE, SIZE], one.to_vec()).unwrap();
+                found.extend(network.logits(&one).unwrap().data());
+            }
+            let both = expected.data().iter().chain(expected.data());
+            assert!(found.iter().zip(both).all(|(a, b)| (a - b).abs() < 1e-4), "{kind}");
+        }
+    }
+}
+
+#[test]
+fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
+    let (meta, weights) = classifier(18);
+    let mut other = weights.clone();
+    other.get_mut("layer4.1.bn2.running_mean").unwrap().data_mut()[5] += 0.5;
+    let file = OnnxFile::from_bytes(to_onnx(&meta, &other, 17).unwrap(), "cat.onnx").unwrap();
+    let error = verify(&meta, &weights, &file, false).unwrap_err().to_string();
+    assert!(error.contains("layer4.1.conv2.bias"), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cat.onnx");
+    let fails = |weights: &Weights| match export(&meta, weights, &path, &ExportOptions::default()) {
+        Err(Error::Verification(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    // A negative variance is a number, and its root is none.
+    other.get_mut("bn1.running_var").unwrap().data_mut()[2] = -1.0;
+    assert!(fails(&other).contains("numbers are not finite"), "{}", fails(&other));
+    other.get_mut("bn1.running_var").unwrap().data_mut()[2] = f32::NAN;
+    assert_eq!(fails(&other), "bn1.running_var: 1 of 8 numbers are not finite");
+    other.insert("fc.weight".into(), weights["fc.1.weight"].clone());
+    let error = to_onnx(&meta, &other, 17).unwrap_err().to_string();
+    assert_eq!(error, "weights: fc.weight: the network has no parameter of this name");
+    other.remove("bn1.running_var");
+    assert!(export(&meta, &other, &path, &ExportOptions::default()).is_err());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_graph_that_computes_something_else_is_found_out() {
+    let (meta, weights) = classifier(18);
+    let bytes = to_onnx(&meta, &weights, 17).unwrap();
+    // The same weights and metadata, but every ReLU rounds up instead.
+    let mut changed = bytes.clone();
+    for place in (0..bytes.len() - 4).filter(|&i| bytes[i..].starts_with(b"Relu")) {
+        changed[place..place + 4].copy_from_slice(b"Ceil");
+    }
+    let file = OnnxFile::from_bytes(changed, "cat.onnx").unwrap();
+    let report = verify(&meta, &weights, &file, false).unwrap();
+    assert!(!report.passed && report.runtimes.iter().all(|r| !r.passed), "{report:?}");
+}
+
+#[test]
+fn a_graph_of_the_python_predecessor_is_known_by_its_convolutions_and_its_head() {
+    for (depth, head) in [(18, Head::Dropout), (34, Head::Plain), (50, Head::Plain)] {
+        let config = ResNetConfig { depth, width: 8, classes: 13, head, batch_norm: false };
+        let weights = init(&config.specs().unwrap(), 1);
+        let graph = OnnxGraph::new(17).unwrap();
+        let input = graph.floats(CLASSIFIER_INPUT, &[3, SIZE, SIZE]).unwrap();
+        let mut source = graph.source(&weights);
+        let model = ResNet::new(&config, &mut Scope::root(&mut source)).unwrap();
+        let logits = model.forward(&input).unwrap();
+        let bytes = graph.finish(&[(CLASSIFIER_OUTPUT, &logits)], &[]).unwrap();
+        let model = Model::from_bytes(bytes, "old.onnx").unwrap();
+        let expected = ModelMeta::resnet(&config, SIZE, PREDECESSOR_CLASSES.map(String::from).to_vec());
+        assert_eq!(*model.meta(), expected);
+        let found = present().map(|kind| model.load_classifier(kind).unwrap().logits(&pictures(2)).unwrap());
+        let found: Vec<Array> = found.collect();
+        for other in &found[1..] {
+            let pairs = found[0].data().iter().zip(other.data());
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-4));
+        }
+    }
+    let graph = OnnxGraph::new(17).unwrap();
+    let input = graph.floats(CLASSIFIER_INPUT, &[3, SIZE, SIZE]).unwrap();
+    let bytes = graph.finish(&[(CLASSIFIER_OUTPUT, &input.relu().unwrap())], &[]).unwrap();
+    let error = Model::from_bytes(bytes, "old.onnx").unwrap_err().to_string();
+    assert!(error.starts_with("old.onnx: graph: expected tiny-cats in the metadata or"), "{error}");
+}
+
+/// Which task a model is for is said in one line, wherever the wrong one is asked for.
+#[test]
+fn a_generator_is_no_classifier_nor_the_other_way_round() {
+    let (meta, weights) = classifier(18);
+    let bytes = to_onnx(&meta, &weights, 17).unwrap();
+    let classifier = Model::from_bytes(bytes, "breeds.onnx").unwrap();
+    let error = Generator::from_model(&classifier, &Options::default()).unwrap_err().to_string();
+    assert_eq!(error, "breeds.onnx: task: expected a generator, found a classifier of 13 classes");
+
+    let config = TinyDitConfig { depth: 1, ..TinyDitConfig::named("nano", 32, 1).unwrap() };
+    let weights = init(&config.cost().unwrap().params, 1);
+    let meta = ModelMeta::tiny_dit(&config, vec!["Other".into()]);
+    let generator = Model::from_bytes(to_onnx(&meta, &weights, 17).unwrap(), "cat.onnx").unwrap();
+    let error = generator.load_classifier(RuntimeKind::Tract).err().unwrap().to_string();
+    assert_eq!(error, "cat.onnx: task: expected a classifier, found a generator of 1 class");
+
+    // A graph whose metadata speaks of the other kind.
+    let graph = OnnxGraph::new(17).unwrap();
+    let input = graph.floats(CLASSIFIER_INPUT, &[3, 32, 32]).unwrap();
+    let output = input.relu().unwrap();
+    let bytes = graph.finish(&[("output", &output)], &[(META_KEY, meta.to_json())]).unwrap();
+    let error = Model::from_bytes(bytes, "cat.onnx").unwrap_err().to_string();
+    assert_eq!(error, "cat.onnx: inputs: expected one called x");
+}

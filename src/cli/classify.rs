@@ -1,0 +1,152 @@
+//! `tiny-cats classify`: tells the classes of pictures.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::bail;
+use serde_json::{Value, json};
+use tiny_cats_export::{Candidate, Classifier, Error, Model, Options, Prediction};
+use walkdir::{DirEntry, WalkDir};
+
+use super::common::Runtime;
+use crate::data::printable;
+
+/// More files than anybody has patience for; a list of them fits into memory.
+const MAX_FILES: usize = 1 << 20;
+
+/// What `tiny-cats classify` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Pictures (PNG, JPEG or WebP), and folders, of which all files are taken but hidden ones; links to folders are not followed in them
+    #[arg(required = true, value_name = "IMAGE|DIR")]
+    paths: Vec<PathBuf>,
+    /// The model, .onnx or .safetensors
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// How many classes to tell of each picture, the most probable first [default: 3]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Print a JSON array: of each file its path, and its most probable classes or an error
+    #[arg(long)]
+    json: bool,
+    /// What computes them [default: tract]
+    #[arg(long, value_enum)]
+    runtime: Option<Runtime>,
+    /// Pictures computed at once; changes memory, not results
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+}
+
+/// A path that could not be classified, and why.
+type Skipped = (PathBuf, String);
+
+/// Runs it. What can't be classified is reported, and the others go on.
+///
+/// # Errors
+/// When an argument makes no sense, the model cannot be used, or any file could not be classified.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    // Here and at `Args::model`: the model that comes with this program.
+    let model = Model::open(&args.model)?;
+    let mut classifier = Classifier::from_model(&model, &options)?;
+    let classes = classifier.meta().classes.len();
+    let top_k = args.top_k.unwrap_or(3.min(classes));
+    if !(1..=classes).contains(&top_k) {
+        bail!("--top-k: expected 1 to {classes}, the number of classes, found {top_k}");
+    }
+    let (files, skipped) = find(&args.paths)?;
+    let all = files.len() + skipped.len();
+    let mut report = Report { top_k, json: args.json.then(Vec::new), width: 0, failed: 0 };
+    report.width = files.iter().map(|path| shown(path).chars().count()).max().unwrap_or(0);
+    for (path, reason) in skipped {
+        report.failed(&path, &reason);
+    }
+    for part in files.chunks(args.batch) {
+        for (path, result) in part.iter().zip(classifier.classify_files(part)?) {
+            match result {
+                Ok(prediction) => report.classified(path, &prediction)?,
+                Err(Error::Picture { reason, .. }) => report.failed(path, &reason),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    if let Some(items) = &report.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(items)?)?;
+    }
+    match report.failed {
+        0 => Ok(()),
+        failed => bail!("{failed} of {all} could not be classified"),
+    }
+}
+
+/// What is told of the files.
+struct Report {
+    top_k: usize,
+    /// The items of the array, if that is to be printed.
+    json: Option<Vec<Value>>,
+    /// That of the column of paths, in characters.
+    width: usize,
+    failed: usize,
+}
+
+impl Report {
+    fn classified(&mut self, path: &Path, prediction: &Prediction) -> std::io::Result<()> {
+        let top = prediction.top(self.top_k);
+        if let Some(items) = &mut self.json {
+            let top: Vec<Value> =
+                top.iter().map(|c| json!({"class": c.class, "probability": c.probability})).collect();
+            items.push(json!({"path": path.to_string_lossy(), "top": top}));
+            return Ok(());
+        }
+        let percent = |c: &Candidate| format!("{} {:.1} %", c.class.replace('_', " "), 100.0 * c.probability);
+        let top = top.iter().map(percent).collect::<Vec<_>>().join(", ");
+        writeln!(std::io::stdout(), "{:width$}  {top}", shown(path), width = self.width)
+    }
+
+    fn failed(&mut self, path: &Path, reason: &str) {
+        self.failed += 1;
+        eprintln!("skipped {}: {reason}", shown(path));
+        if let Some(items) = &mut self.json {
+            items.push(json!({"path": path.to_string_lossy(), "error": reason}));
+        }
+    }
+}
+
+/// A path as it can be printed.
+fn shown(path: &Path) -> String {
+    printable(path).display().to_string()
+}
+
+/// The files that are named or lie in named folders, folder by folder in the order of their names, and what can't be looked into.
+fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
+    let hidden = |entry: &DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
+    let (mut files, mut skipped) = (Vec::new(), Vec::new());
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let before = files.len() + skipped.len();
+        let entries = WalkDir::new(path).sort_by_file_name().into_iter();
+        for entry in entries.filter_entry(|entry| entry.depth() == 0 || !hidden(entry)) {
+            match entry {
+                Ok(entry) if !entry.path().is_dir() => files.push(entry.into_path()),
+                Ok(_) => {}
+                Err(error) => {
+                    let reason = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
+                    skipped
+                        .push((error.path().unwrap_or(path).to_owned(), format!("not readable: {reason}")));
+                }
+            }
+            if files.len() > MAX_FILES {
+                bail!("{}: there are more than {MAX_FILES} files", path.display());
+            }
+        }
+        if files.len() + skipped.len() == before {
+            skipped.push((path.clone(), "there are no files in this folder".to_owned()));
+        }
+    }
+    Ok((files, skipped))
+}

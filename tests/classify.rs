@@ -1,0 +1,293 @@
+//! `tiny-cats classify` as a user has it.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use common::{CATS, fails, run, succeeds, trained::TRAINED};
+use image::{ImageFormat, RgbImage};
+use serde_json::Value;
+use tempfile::TempDir;
+use tiny_cats::data::{Dataset, Photos, Split, View, synth};
+use tiny_cats_export::{Classifier, Preprocessing};
+
+const MODEL: &str = "checkpoints/cats_model.safetensors";
+
+fn encoded(format: ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    synth::draw(1, 3, 0, 60).write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// A picture whose header says 20,000 × 20,000 pixels.
+fn huge(format: ImageFormat) -> Vec<u8> {
+    let mut bytes = encoded(format);
+    let side = 20_000u16.to_be_bytes();
+    if format == ImageFormat::Png {
+        bytes[16..24].copy_from_slice(&[0, 0, side[0], side[1], 0, 0, side[0], side[1]]);
+        let crc = !bytes[12..29].iter().fold(!0u32, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |c, _| (c >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(c & 1)))
+        });
+        bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    } else {
+        let frame = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).expect("a baseline frame");
+        bytes[frame + 5..frame + 9].copy_from_slice(&[side, side].concat());
+    }
+    bytes
+}
+
+fn put(root: &Path, name: &str, bytes: &[u8]) {
+    let path = root.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// Runs `classify` in the folder of the trained model.
+fn classify(args: &[&str]) -> Output {
+    run(CATS, TRAINED.0.path(), &[&["classify", "--model", MODEL], args].concat())
+}
+
+/// The array that `--json` prints.
+fn array(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {}", common::text(output)))
+}
+
+/// What `classify` takes the test pictures for: as many are right as training counted.
+#[test]
+fn it_is_as_accurate_as_training_said_and_its_runtimes_agree() {
+    let dir = TRAINED.0.path();
+    let report = fs::read(dir.join("checkpoints/cats_model_test.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let test = Dataset::open(&dir.join("synth")).unwrap().part(Split::Test);
+    let paths: Vec<String> = test.files.iter().map(|f| format!("synth/{}", f.path.display())).collect();
+    let mut probabilities: Vec<Vec<BTreeMap<String, f64>>> = Vec::new();
+    for (runtime, batch) in [("candle", "16"), ("candle", "5"), ("tract", "16"), ("tract", "1")] {
+        let mut args = vec!["--json", "--top-k", "13", "--runtime", runtime, "--batch", batch];
+        args.extend(paths.iter().map(String::as_str));
+        let output = classify(&args);
+        assert!(output.status.success(), "{}", common::text(&output));
+        let items = array(&output);
+        assert!(items.iter().zip(&paths).all(|(item, path)| item["path"] == **path));
+        let right = items.iter().zip(&test.files).filter(|(item, file)| {
+            item["top"][0]["class"].as_str() == Some(&test.classes[file.label as usize])
+        });
+        let accuracy = right.count() as f64 / paths.len() as f64;
+        assert!((accuracy - report["accuracy"].as_f64().unwrap()).abs() < 1e-9, "{runtime}: {accuracy}");
+        let of = |candidate: &Value| {
+            (candidate["class"].as_str().unwrap().to_owned(), candidate["probability"].as_f64().unwrap())
+        };
+        let all = |item: &Value| item["top"].as_array().unwrap().iter().map(of).collect();
+        probabilities.push(items.iter().map(all).collect());
+    }
+    for other in &probabilities[1..] {
+        for (a, b) in probabilities[0].iter().zip(other) {
+            assert!((a.values().sum::<f64>() - 1.0).abs() < 1e-9);
+            assert!(a.iter().all(|(class, p)| (p - b[class]).abs() < 1e-5), "{a:?} {b:?}");
+        }
+    }
+}
+
+/// A photograph of any shape, by way of a file, is the same to the classifier in training and in use, bit for bit.
+#[test]
+fn photographs_are_prepared_as_in_training() {
+    let dir = TempDir::new().unwrap();
+    let how = Preprocessing { resize: 37, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.25] };
+    let size = 32;
+    for (i, (width, height)) in
+        [(100, 80), (80, 101), (37, 50), (64, 37), (5, 9), (300, 20), (20, 301)].into_iter().enumerate()
+    {
+        let pixel = |x: u32, y: u32| image::Rgb([(x * 7 + y) as u8, (x * x + y * 3) as u8, (x ^ y) as u8]);
+        let name = format!("A/{i}.png");
+        put(dir.path(), &name, b"");
+        RgbImage::from_fn(width, height, pixel).save(dir.path().join(name)).unwrap();
+    }
+    let data = Dataset::open(dir.path()).unwrap();
+    let photos = Photos::load(&data, how.resize as u32, None).unwrap();
+    assert_eq!(photos.len(), 7);
+    for (index, path) in photos.paths().iter().enumerate() {
+        let mut training = vec![0.0; 3 * size * size];
+        photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, &mut training);
+        how.normalise(&mut training);
+        let picture = image::open(dir.path().join(path)).unwrap().into_rgb8();
+        assert!(training == how.apply(&picture, size), "{}", path.display());
+    }
+}
+
+#[test]
+fn pictures_and_folders_are_told_in_aligned_lines() {
+    let dir = TRAINED.0.path();
+    let pictures = TempDir::new_in(dir).unwrap();
+    for name in ["b/2.png", "b/10.png", "b/c/1.png", "a.png", "b/.hidden.png", "b/.git/x.png"] {
+        put(pictures.path(), name, &encoded(ImageFormat::Png));
+    }
+    put(pictures.path(), "b/3 of mine", &encoded(ImageFormat::Jpeg));
+    let (folder, single) = (pictures.path().join("b"), pictures.path().join("a.png"));
+    let output = classify(&[single.to_str().unwrap(), folder.to_str().unwrap(), "--top-k", "2"]);
+    assert!(output.status.success(), "{}", common::text(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let names: Vec<&str> =
+        text.lines().map(|line| line.split_once("  ").unwrap().0.rsplit_once("/").unwrap().1).collect();
+    assert_eq!(names, ["a.png", "10.png", "2.png", "3 of mine", "1.png"]);
+    let place = |line: &str| line.len() - line.rsplit_once("  ").unwrap().1.len();
+    assert!(text.lines().all(|line| place(line) == place(text.lines().next().unwrap())), "{text}");
+    for line in text.lines() {
+        let told = &line[place(line)..];
+        assert_eq!(told.matches(" %").count(), 2, "{line}");
+        assert!(!told.contains('_'), "{line}");
+    }
+    // Equal pictures are equal, whatever they are called; those of three formats nearly so.
+    let probability = |item: &Value| item["top"][0]["probability"].as_f64().unwrap();
+    let output = classify(&["--json", single.to_str().unwrap(), folder.join("c/1.png").to_str().unwrap()]);
+    let items = array(&output);
+    assert_eq!(items[0]["top"], items[1]["top"]);
+    assert_eq!(items[0]["top"].as_array().unwrap().len(), 3);
+    assert!(probability(&items[0]) > 1.0 / 13.0);
+}
+
+#[test]
+fn what_is_no_picture_is_reported_in_one_line_and_the_others_go_on() {
+    let dir = TRAINED.0.path();
+    let work = TempDir::new_in(dir).unwrap();
+    let root = work.path();
+    let (png, jpeg) = (encoded(ImageFormat::Png), encoded(ImageFormat::Jpeg));
+    let mut broken = png.clone();
+    let middle = png.len() / 2;
+    broken[middle..middle + 40].fill(0);
+    let bad: [(&str, &[u8], &str); 8] = [
+        ("cut.jpg", &jpeg[..jpeg.len() / 2], "a broken jpg file: its end is missing"),
+        ("cut.png", &png[..png.len() / 2], "a broken png file: its end is missing"),
+        ("damaged.png", &broken, "a broken png file: "),
+        ("empty.png", b"", "an empty file"),
+        ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a gif picture; expected PNG, JPEG or WebP"),
+        ("huge.jpg", &huge(ImageFormat::Jpeg), "20000 x 20000 pixels are too many"),
+        ("huge.png", &huge(ImageFormat::Png), "20000 x 20000 pixels are too many"),
+        ("text.png", b"hello, I am a cat", "not a picture"),
+    ];
+    for (name, bytes, _) in bad {
+        put(root, &format!("mixed/{name}"), bytes);
+    }
+    put(root, "mixed/good.jpg", &png);
+    put(root, "mixed/last/good.png", &png);
+    fs::create_dir(root.join("hollow")).unwrap();
+    let path = |name: &str| root.join(name).to_str().unwrap().to_owned();
+
+    // Each alone.
+    let mut lines: Vec<(String, &str)> =
+        bad.iter().map(|(name, _, reason)| (path(&format!("mixed/{name}")), *reason)).collect();
+    lines.push((path("missing.png"), "not readable: "));
+    lines.push((path("hollow"), "there are no files in this folder"));
+    for (name, reason) in &lines {
+        let said = fails(CATS, dir, &["classify", "--model", MODEL, name]);
+        assert!(said.starts_with(&format!("skipped {name}: {reason}")), "{said}");
+        assert!(said.ends_with("\nerror: 1 of 1 could not be classified\n"), "{said}");
+    }
+    // All together, in batches with and without a good one.
+    for batch in ["1", "3", "64"] {
+        let output =
+            classify(&["--json", "--batch", batch, &path("hollow"), &path("mixed"), &path("missing.png")]);
+        assert_eq!(output.status.code(), Some(1));
+        let items = array(&output);
+        assert_eq!(items.len(), lines.len() + 2);
+        for (name, reason) in &lines {
+            let item = items.iter().find(|item| item["path"] == **name).expect("each has its item");
+            assert!(item["error"].as_str().unwrap().starts_with(reason), "{item}");
+            assert!(item.get("top").is_none());
+        }
+        let good: Vec<&Value> = items.iter().filter(|item| item.get("error").is_none()).collect();
+        assert_eq!(good.len(), 2);
+        assert_eq!(good[0]["top"], good[1]["top"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.ends_with("error: 10 of 12 could not be classified\n"), "{said}");
+        assert_eq!(said.lines().count(), 11, "{said}");
+    }
+    // Without --json, what can be told is told.
+    let output = classify(&[&path("mixed")]);
+    assert_eq!((output.status.code(), output.stdout.iter().filter(|b| **b == b'\n').count()), (Some(1), 2));
+}
+
+#[cfg(unix)]
+#[test]
+fn loops_of_links_end_and_names_are_printed_harmlessly() {
+    use std::os::unix::fs::symlink;
+    let dir = TRAINED.0.path();
+    let work = TempDir::new_in(dir).unwrap();
+    let root = work.path();
+    put(root, "in/a.png", &encoded(ImageFormat::Png));
+    put(root, "in/b\u{1b}[2J\n.txt", b"text");
+    for (link, target) in
+        [("in/round", "."), ("in/up", ".."), ("in/self", "self"), ("in/same.png", "a.png"), ("to", "in")]
+    {
+        symlink(target, root.join(link)).unwrap();
+    }
+    // A folder is also looked through by way of a link to it; a link to a picture is the picture.
+    for folder in ["in", "to"] {
+        let output = classify(&["--json", root.join(folder).to_str().unwrap()]);
+        let items = array(&output);
+        let names: Vec<PathBuf> = items.iter().map(|item| item["path"].as_str().unwrap().into()).collect();
+        let names: Vec<&str> = names.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+        assert_eq!(names, ["a.png", "b\u{1b}[2J\n.txt", "same.png", "self"], "{items:?}");
+        assert_eq!(items[0]["top"], items[2]["top"]);
+        assert!(items[3]["error"].as_str().unwrap().starts_with("not readable: "));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("b\\u{1b}[2J\\n.txt: not a picture\n"), "{said:?}");
+        assert_eq!(said.lines().count(), 3);
+    }
+}
+
+#[test]
+fn arguments_and_models_that_make_no_sense_are_refused_in_one_line() {
+    let dir = TRAINED.0.path();
+    put(dir, "picture.png", &encoded(ImageFormat::Png));
+    let generator = tiny_cats_models::pretrained::TINYDIT;
+    put(dir, "generator.onnx", generator);
+    put(dir, "cut.safetensors", &fs::read(dir.join(MODEL)).unwrap()[..5000]);
+    let first = |args: &[&str]| fails(CATS, dir, &[&["classify", "picture.png"], args].concat());
+    for (args, expected) in [
+        (&["--model", MODEL, "--top-k", "0"][..], "error: --top-k: expected 1 to 13"),
+        (&["--model", MODEL, "--top-k", "14"], "error: --top-k: expected 1 to 13"),
+        (&["--model", MODEL, "--batch", "0"], "error: batch: expected 1 to 1024, found 0"),
+        (
+            &["--model", "generator.onnx"],
+            "error: generator.onnx: task: expected a classifier, found a generator",
+        ),
+        (&["--model", "missing.onnx"], "error: missing.onnx: No such file"),
+        (&["--model", "picture.png"], "error: picture.png: "),
+        (&["--model", "cut.safetensors"], "error: cut.safetensors: safetensors: "),
+        (
+            &["--model", "checkpoints/cats_model.pt"],
+            "error: checkpoints/cats_model.pt: format: expected .onnx",
+        ),
+    ] {
+        let said = first(args);
+        assert!(said.starts_with(expected), "{args:?}: {said}");
+    }
+    let said = fails(CATS, dir, &["classify", "--model", MODEL]);
+    assert!(said.contains("IMAGE|DIR"), "{said}");
+}
+
+/// The library says what the command line says, from an ONNX file too.
+#[test]
+fn a_program_that_embeds_it_gets_the_same() {
+    let dir = TRAINED.0.path();
+    succeeds(CATS, dir, &["export", "checkpoints/cats_model.pt", "-o", "embedded.onnx"]);
+    let picture = dir.join("synth/Siamese");
+    let path = fs::read_dir(picture).unwrap().next().unwrap().unwrap().path();
+    let output = run(CATS, dir, &["classify", "--model", "embedded.onnx", "--json", path.to_str().unwrap()]);
+    let items = array(&output);
+    let mut classifier = Classifier::open(dir.join("embedded.onnx")).unwrap();
+    let picture = image::open(&path).unwrap().into_rgb8();
+    for prediction in [
+        classifier.classify(&[picture]).unwrap().remove(0),
+        classifier.classify_files(&[path]).unwrap().remove(0).unwrap(),
+    ] {
+        let first = &prediction.candidates[0];
+        assert_eq!(items[0]["top"][0]["class"], *first.class);
+        assert_eq!(items[0]["top"][0]["probability"].as_f64().unwrap(), first.probability);
+    }
+}
