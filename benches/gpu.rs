@@ -133,6 +133,7 @@ impl Network for Judge {
             batch: BATCH,
             seed: 0,
             name: "judge".into(),
+            init: None,
         };
         Ok(Box::new(Classifier::new(options, photos, None, device.clone())?))
     }

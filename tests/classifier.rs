@@ -2,13 +2,41 @@
 
 mod common;
 
-use std::fs;
+use std::{fs, sync::LazyLock};
 
-use common::{
-    CATS, VERIFY, fails, run, succeeds, text,
-    trained::{TRAINED, train_args},
-};
+use common::{CATS, VERIFY, fails, run, succeeds, text};
 use serde_json::Value;
+use tempfile::TempDir;
+
+const NETWORK: [&str; 14] = [
+    "--width",
+    "8",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "16",
+    "--lr",
+    "3e-3",
+    "--ema-beta",
+    "0.9",
+    "--seed",
+    "1",
+    "--augmentation-level",
+    "basic",
+];
+
+fn train_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let fixed = ["train", "classifier", "synth", "--output", output];
+    fixed.iter().chain(&NETWORK).chain(more).copied().collect()
+}
+
+/// A folder with synthetic pictures in `synth` and a classifier trained on them in `checkpoints`.
+static TRAINED: LazyLock<(TempDir, String)> = LazyLock::new(|| {
+    let dir = TempDir::new().expect("a temporary folder");
+    succeeds(CATS, dir.path(), &["data", "synth", "synth", "--per-class", "20", "--size", "48"]);
+    let said = succeeds(CATS, dir.path(), &train_args("checkpoints/cats_model.pt", &["--epochs", "6"]));
+    (dir, said)
+});
 
 fn json(path: impl AsRef<std::path::Path>) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -68,9 +96,30 @@ fn what_was_trained_is_verified_and_exported() {
     let said = succeeds(CATS, dir, &["export", "checkpoints/cats_model.pt", "-o", "cats.onnx", "--test"]);
     assert!(said.contains("tract"), "{said}");
     assert_eq!(json(dir.join("cats.report.json"))["passed"], true);
+    succeeds(VERIFY, dir, &["--checkpoint", "checkpoints/cats_model.pt", "--onnx", "cats.onnx"]);
     // Neither network is taken for the other.
     let said = fails(CATS, dir, &["generate", "--model", "cats.onnx", "-o", "x.png"]);
     assert!(said.contains("cats.onnx") && said.contains("classifier"), "{said}");
+}
+
+#[test]
+fn training_goes_on_from_a_backbone_with_another_head() {
+    let dir = TRAINED.0.path();
+    succeeds(CATS, dir, &["data", "synth", "few", "--per-class", "4", "--size", "48"]);
+    for class in ["Bombay", "Sphynx", "Persian"] {
+        fs::remove_dir_all(dir.join("few").join(class)).unwrap();
+    }
+    let mut args = train_args("tuned/m.pt", &["--epochs", "1", "--init", "checkpoints/cats_model.pt"]);
+    args[2] = "few";
+    let said = succeeds(CATS, dir, &args);
+    assert!(said.contains("of 10 classes"), "{said}");
+    let mut args = train_args(
+        "x/m.pt",
+        &["--epochs", "1", "--init", "checkpoints/cats_model.pt", "--backbone", "resnet34"],
+    );
+    args[2] = "few";
+    let said = fails(CATS, dir, &args);
+    assert!(said.contains("checkpoints/cats_model.pt") && said.contains("resnet34"), "{said}");
 }
 
 #[test]
@@ -82,7 +131,10 @@ fn training_refuses_what_makes_no_sense_in_one_line() {
         (&["--crop-size", "64"], "--crop-size: expected 32 to --image-size (32), found 64"),
         (&["--epochs", "0"], "--epochs: expected at least 1"),
         (&["--lr", "0"], "--lr"),
+        (&["--mixed-precision"], "--mixed-precision: this program trains in f32 only"),
         (&["--backbone", "vgg"], "resnet50"),
+        (&["--init", "nowhere.pth"], "nowhere.pth"),
+        (&["--init", "synth/Bengal", "--no-pretrained"], "--no-pretrained"),
         (&["--resume", "checkpoints/cats_model.pt"], "cats_model.pt"),
     ] {
         let said = fails(CATS, dir, &train_args("x/m.pt", more));

@@ -1,5 +1,7 @@
 //! The classifier's task: a ResNet by cross entropy.
 
+use std::path::PathBuf;
+
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
@@ -7,6 +9,7 @@ use tiny_cats_export::{ModelMeta, Preprocessing};
 use tiny_cats_models::{
     ParamSpec, ResNet, ResNetConfig, Scope, Weights,
     candle::{Params, Plain, to_host},
+    init,
     random::{Purpose, Stream},
     resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE},
     tape::{Tape, Var},
@@ -14,6 +17,7 @@ use tiny_cats_models::{
 
 use super::{Error, Result, Score, Task};
 use crate::{
+    checkpoint,
     data::{Level, Order, Photos, View},
     evaluate::Confusion,
 };
@@ -43,6 +47,8 @@ pub struct ClassifierOptions {
     pub seed: u64,
     /// What its files are called.
     pub name: String,
+    /// A backbone to begin from, all but the head.
+    pub init: Option<PathBuf>,
 }
 
 /// Training of a classifier on photographs in memory.
@@ -164,6 +170,14 @@ impl Task for Classifier {
 
     fn specs(&self) -> Result<Vec<ParamSpec>> {
         Ok(self.options.network.specs()?)
+    }
+
+    fn initial(&self, seed: u64) -> Result<Weights> {
+        let mut weights = init(&self.specs()?, seed);
+        if let Some(path) = &self.options.init {
+            weights.extend(checkpoint::backbone(path, &self.options.network)?);
+        }
+        Ok(weights)
     }
 
     fn batch(&self) -> usize {

@@ -48,6 +48,15 @@ pub struct Args {
     /// Channels of its first stage; torchvision's networks have 64
     #[arg(long, default_value_t = 64)]
     width: usize,
+    /// Begin from the weights of this file of PyTorch or safetensors, all but the head
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Begin from random weights, as is done without --init
+    #[arg(long, conflicts_with = "init")]
+    no_pretrained: bool,
+    /// Not offered: this program trains in f32
+    #[arg(long, hide = true)]
+    mixed_precision: bool,
     /// Height and width of the pictures that the classifier is for
     #[arg(long, default_value_t = 128)]
     image_size: usize,
@@ -108,6 +117,9 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     decay("--ema-beta", args.ema_beta)?;
     not_negative(&[("--gradient-clip", args.gradient_clip), ("--weight-decay", args.weight_decay)])?;
+    if args.mixed_precision {
+        bail!("--mixed-precision: this program trains in f32 only; leave the flag out");
+    }
     if args.epochs == 0 {
         bail!("--epochs: expected at least 1, found 0");
     }
@@ -183,6 +195,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         batch,
         seed: args.seed,
         name: name.clone(),
+        init: args.init.clone(),
     };
     let mut task = Classifier::new(options, train, validation, device)?;
     let [_, released] = drive(&mut task, &plan, args.log_file.as_deref())?;
