@@ -165,7 +165,8 @@ impl Classifier {
         let mut results = Vec::with_capacity(paths.len());
         for part in paths.chunks(self.batch) {
             let (how, size) = (&self.preprocessing, self.meta.image_size);
-            let load = |path: &Path| Ok(how.apply(&decode::upright(&decode::read(path)?)?, size));
+            let load =
+                |path: &Path| decode::with_upright(&decode::read(path)?, |picture| how.apply(&picture, size));
             let named = |path: &Path| {
                 load(path).map_err(|reason: String| Error::Picture { path: path.to_owned(), reason })
             };

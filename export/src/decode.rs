@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{Cursor, Read},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 use image::{
@@ -15,9 +16,11 @@ use image::{
 /// Larger files are not read.
 pub const MOST_BYTES: u64 = 64 << 20;
 /// Pictures of more pixels are not decoded.
-const MOST_PIXELS: u64 = 64_000_000;
+pub const MOST_PIXELS: u64 = 64_000_000;
 /// Longer sides are not decoded.
-const LONGEST_SIDE: u32 = 32_768;
+pub const LONGEST_SIDE: u32 = 32_768;
+/// Pictures of more pixels are decoded one at a time.
+const LARGE_PIXELS: u64 = 8_000_000;
 
 /// The bytes of the file `path`, or why they can't be had.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
@@ -98,28 +101,44 @@ fn turned(orientation: Orientation) -> bool {
     matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH)
 }
 
-/// A picture, upright, on white where it is transparent.
-pub fn upright(bytes: &[u8]) -> Result<RgbImage, String> {
-    check(bytes)?;
+/// Decodes all of a picture, turns it upright, lays it on white where it is transparent, and hands it to `then`. Large ones are in memory
+/// one at a time, so that many threads do not need many times the memory: `then` must not wait for other threads.
+pub fn with_upright<T>(bytes: &[u8], then: impl FnOnce(RgbImage) -> T) -> Result<T, String> {
+    static LARGE: Mutex<()> = Mutex::new(());
+    let [width, height] = check(bytes)?;
+    let large = u64::from(width) * u64::from(height) > LARGE_PIXELS;
+    let _alone = large.then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
     let format = image::guess_format(bytes).map_err(|_| "not a picture".to_string())?;
     let mut decoder = open(bytes)?;
     let orientation = decoder.orientation().map_err(|e| broken(format, &e))?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(format, &e))?;
     picture.apply_orientation(orientation);
-    Ok(if picture.color().has_alpha() { on_white(&picture) } else { picture.into_rgb8() })
+    Ok(then(if picture.color().has_alpha() { on_white(picture) } else { picture.into_rgb8() }))
+}
+
+/// A picture, upright, on white where it is transparent.
+pub fn upright(bytes: &[u8]) -> Result<RgbImage, String> {
+    with_upright(bytes, |picture| picture)
 }
 
 /// The middle square of a picture, upright, on white where it is transparent, `size` × `size` pixels.
 pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
-    let picture = upright(bytes)?;
-    let side = picture.width().min(picture.height());
-    let (x, y) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
-    let crop = imageops::crop_imm(&picture, x, y, side, side);
-    Ok(imageops::resize(&*crop, size, size, FilterType::Lanczos3))
+    with_upright(bytes, |picture| {
+        let side = picture.width().min(picture.height());
+        let (x, y) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
+        resized(&picture, [x, y, side, side], [size, size])
+    })
 }
 
-fn on_white(picture: &DynamicImage) -> RgbImage {
-    let rgba = picture.to_rgba8();
+/// The part of `picture` that begins at `x`, `y` with its width and height, resized (Lanczos) to `size`,
+/// which is a width and a height, too. What of the part is not in the picture is left out.
+pub fn resized(picture: &RgbImage, [x, y, width, height]: [u32; 4], size: [u32; 2]) -> RgbImage {
+    let part = imageops::crop_imm(picture, x, y, width, height);
+    imageops::resize(&*part, size[0], size[1], FilterType::Lanczos3)
+}
+
+fn on_white(picture: DynamicImage) -> RgbImage {
+    let rgba = picture.into_rgba8();
     let over = |value: u8, alpha: u8| {
         ((u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
     };

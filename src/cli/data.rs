@@ -1,10 +1,17 @@
-//! `tiny-cats data`: makes training data.
+//! `tiny-cats data`: makes training data, and looks at it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::data::synth::{self, Manifest};
+use crate::data::{
+    Count, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats,
+    synth::{self, Manifest},
+};
 
 /// What `tiny-cats data` is called with.
 #[derive(clap::Args, Debug)]
@@ -15,11 +22,65 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
+    /// Decodes all pictures of class folders, splits them into train, val and test, and writes down what training is to use.
+    Index(Index),
+    /// Says what the pictures of class folders are like.
+    Stats(StatsArgs),
+    /// Makes class folders of pictures of one size, of class folders or of the archives of the Oxford-IIIT Pet data set.
+    Prepare(PrepareArgs),
     /// Draws synthetic cats of 12 breeds, and things that are not cats, into class folders.
     Synth(Synth),
     /// Fetches the photographs and annotations of the Oxford-IIIT Pet Dataset.
     #[cfg(feature = "download")]
     Download(super::download::Args),
+}
+
+#[derive(clap::Args, Debug)]
+struct Index {
+    /// Folder of class folders of pictures
+    dir: PathBuf,
+    /// Where the index is written; unset, index.json in the folder, where training finds it
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Shares of train, val and test. Series of numbered files are cut into stretches, so that neighbours stay together
+    #[arg(long, default_value = "80,10,10")]
+    split: Shares,
+}
+
+#[derive(clap::Args, Debug)]
+struct StatsArgs {
+    /// Folder of class folders of pictures, or an index of one
+    data: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Write a contact sheet with pictures of each class
+    #[arg(long, value_name = "PNG")]
+    sheet: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+struct PrepareArgs {
+    /// Folder of class folders, or the one that the archives of the Oxford-IIIT Pet data set were unpacked to
+    source: PathBuf,
+    /// The folder to write, new or empty
+    output: PathBuf,
+    /// Which part of each photograph is kept
+    #[arg(long, value_enum)]
+    crop: Crop,
+    /// Width and height of the squares, or the shorter side where nothing is cropped, in pixels
+    #[arg(long, value_name = "PIXELS")]
+    size: u32,
+    /// Boxes around heads: a CSV file with columns file, xmin, ymin, xmax and ymax, or a folder of PASCAL VOC's XML files; unset,
+    /// heads.csv or annotations/xmls in the source
+    #[arg(long, value_name = "FILE|DIR")]
+    boxes: Option<PathBuf>,
+    /// Make the dogs of the Oxford-IIIT Pet data set the class `other`, instead of leaving them out
+    #[arg(long)]
+    other: bool,
+    /// How pictures are written
+    #[arg(long, value_enum, default_value_t = Encoding::Jpeg)]
+    encoding: Encoding,
 }
 
 #[derive(clap::Args, Debug)]
@@ -40,20 +101,132 @@ struct Synth {
 /// Runs it.
 ///
 /// # Errors
-/// When an argument is out of range or the folder can't be written.
+/// When an argument is out of range, there is no picture that can be used, or something can't be written.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::Synth(args) => synth(args),
+        Command::Index(args) => index(&args),
+        Command::Stats(args) => stats(&args),
+        Command::Prepare(args) => prepare(args),
+        Command::Synth(args) => synth(&args),
         #[cfg(feature = "download")]
         Command::Download(args) => super::download::run(&args),
     }
 }
 
-fn synth(args: Synth) -> anyhow::Result<()> {
+fn index(args: &Index) -> anyhow::Result<()> {
+    let file = args.output.clone().unwrap_or_else(|| args.dir.join(INDEX));
+    let bar = bar()?;
+    let data = Dataset::index(&args.dir, &file, args.split, advance(&bar))?;
+    bar.finish_and_clear();
+    let counts = data.counts();
+    print_counts(&counts);
+    for (path, reason) in &data.skipped {
+        eprintln!("skipped {}: {reason}", path.display());
+    }
+    for group in data.duplicates() {
+        let files: Vec<String> =
+            group.iter().map(|picture| format!("{} ({})", picture.path.display(), picture.split)).collect();
+        let classes = if group.iter().any(|p| p.label != group[0].label) { ", in two classes" } else { "" };
+        eprintln!("the same file{classes}: {}", files.join(", "));
+    }
+    for count in counts {
+        match count {
+            Count { name, train: 1, val: 0, test: 0 } => {
+                eprintln!(
+                    "{name} has one picture only, for training: nothing measures how well it is recognised"
+                );
+            }
+            Count { name, train: 0, .. } => eprintln!("{name} has no picture for training"),
+            Count { name, test: 0, .. } => {
+                eprintln!("{name} has no picture in test: nothing measures how well it is recognised");
+            }
+            _ => {}
+        }
+    }
+    println!(
+        "{}: {} pictures in {} classes, {} left out",
+        file.display(),
+        data.files.len(),
+        data.classes.len(),
+        data.skipped.len()
+    );
+    Ok(())
+}
+
+fn stats(args: &StatsArgs) -> anyhow::Result<()> {
+    let data = Dataset::open(&args.data)?;
+    if let Some(path) = &args.sheet {
+        tiny_cats_export::write_png(path, &data.sheet(128)).with_context(|| path.display().to_string())?;
+    }
+    let bar = bar()?;
+    let index = data.index.clone();
+    let stats = data.stats(advance(&bar))?;
+    bar.finish_and_clear();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&stats)?);
+    } else {
+        print_stats(&stats, index.as_deref());
+    }
+    if let Some(path) = args.sheet.as_ref().filter(|_| !args.json) {
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+fn print_stats(stats: &Stats, index: Option<&Path>) {
+    print_counts(&stats.classes);
+    let three = |values: [f64; 3]| values.map(|value| format!("{value:.3}")).join(" ");
+    println!();
+    match index {
+        Some(path) => println!("split         by {}", path.display()),
+        None => println!("split         80,10,10; there is no {INDEX}"),
+    }
+    println!("bytes         {}", stats.bytes);
+    let side = stats.short_side;
+    println!("short side    {} to {} px, median {}", side.min, side.max, side.median);
+    let aspect = stats.aspect;
+    println!("aspect        {:.2} to {:.2}, median {:.2}", aspect.min, aspect.max, aspect.median);
+    println!("mean          {} (red, green, blue; black is 0, white 1)", three(stats.mean));
+    println!("deviation     {}", three(stats.std));
+    println!("left out      {}", stats.skipped.len());
+    println!("duplicates    {}", stats.duplicates.len());
+    for files in &stats.duplicates {
+        eprintln!("the same file: {}", files.join(", "));
+    }
+    for (path, reason) in &stats.skipped {
+        eprintln!("skipped {path}: {reason}");
+    }
+}
+
+fn prepare(args: PrepareArgs) -> anyhow::Result<()> {
+    let bar = bar()?;
+    let PrepareArgs { source, output, crop, size, boxes, other, encoding } = args;
+    let prepared = Prepare { crop, size, boxes, other, encoding }.run(&source, &output, advance(&bar))?;
+    bar.finish_and_clear();
+    for (path, reason) in &prepared.skipped {
+        eprintln!("skipped {}: {reason}", path.display());
+    }
+    let width = prepared.classes.keys().map(|name| name.chars().count()).max().unwrap_or(0);
+    for (name, count) in &prepared.classes {
+        println!("{name:width$}  {count:5}");
+    }
+    if prepared.dogs > 0 {
+        println!("{} photographs of dogs were left out; --other keeps them", prepared.dogs);
+    }
+    println!(
+        "{}: {} pictures in {} classes, {} left out",
+        output.display(),
+        prepared.classes.values().sum::<usize>(),
+        prepared.classes.len(),
+        prepared.skipped.len()
+    );
+    Ok(())
+}
+
+fn synth(args: &Synth) -> anyhow::Result<()> {
     let manifest = Manifest::new(args.per_class, args.size, args.seed)?;
-    let bar = ProgressBar::new(manifest.total())
-        .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?);
-    bar.enable_steady_tick(Duration::from_millis(200));
+    let bar = bar()?;
+    bar.set_length(manifest.total());
     synth::write(&args.dir, &manifest, |drawn| bar.inc(drawn))?;
     bar.finish_and_clear();
     println!(
@@ -63,4 +236,35 @@ fn synth(args: Synth) -> anyhow::Result<()> {
         size = args.size
     );
     Ok(())
+}
+
+fn bar() -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?;
+    let bar = ProgressBar::no_length().with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    Ok(bar)
+}
+
+/// What is called after each of so many pictures.
+fn advance(bar: &ProgressBar) -> impl Fn(u64) + Sync {
+    |all| {
+        bar.set_length(all);
+        bar.inc(1);
+    }
+}
+
+/// A table of classes and parts.
+fn print_counts(counts: &[Count]) {
+    let width = counts.iter().map(|count| count.name.chars().count()).max().unwrap_or(0).max(5);
+    let line = |name: &str, columns: [String; 4]| {
+        println!("{name:width$}{}", columns.map(|column| format!("  {column:>6}")).concat());
+    };
+    line("class", ["train", "val", "test", "all"].map(String::from));
+    let mut sums = [0; 4];
+    for Count { name, train, val, test } in counts {
+        let row = [*train, *val, *test, train + val + test];
+        sums.iter_mut().zip(row).for_each(|(sum, count)| *sum += count);
+        line(name, row.map(|count| count.to_string()));
+    }
+    line("all", sums.map(|sum| sum.to_string()));
 }

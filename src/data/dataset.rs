@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Error, Result, Shares, Split, decode,
-    scan::{self, Found},
+    Error, INDEX, Result, Shares, Split, decode,
+    index::hex,
+    scan::{self, Found, name},
 };
 
 /// A file that is a picture.
@@ -32,6 +33,10 @@ pub struct Picture {
 pub struct Dataset {
     /// The data folder.
     pub root: PathBuf,
+    /// The index that this was read from; `None` when the folder was looked through.
+    pub index: Option<PathBuf>,
+    /// How the pictures were split.
+    pub shares: Shares,
     /// The names of the classes, sorted, `other` last.
     pub classes: Vec<String>,
     /// The pictures, sorted by label, then by path.
@@ -43,21 +48,28 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Looks through the folder `root`. Content decides what is a picture, not the name of a file. Hidden files and class folders
-    /// without a picture are left out, as are links out of the folder and what is no PNG, JPEG or WebP picture or is broken: see
-    /// [`Dataset::skipped`].
+    /// Opens an index that [`Dataset::index`] wrote, or a folder: by the `index.json` in it, or else by looking through it. Content decides
+    /// what is a picture, not the name of a file. Hidden files and class folders without a picture are left out, as are links out of the
+    /// folder, what is no PNG, JPEG or WebP picture or is broken, and what has changed since it was indexed: see [`Dataset::skipped`].
     ///
     /// # Errors
-    /// When the folder can't be read, has no class folders or not one usable picture.
-    pub fn open(root: impl AsRef<Path>) -> Result<Self> {
-        let root = root.as_ref();
-        let found = scan::scan(root)?;
-        let examined = found.files.par_iter().map(|(_, path)| examine(&root.join(path))).collect();
-        Self::assemble(root, found, examined, Shares::default())
+    /// When the folder can't be read, has no class folders or not one usable picture, or the index is broken.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let index = path.join(INDEX);
+        if path.is_file() {
+            Self::open_index(path)
+        } else if index.is_file() {
+            Self::open_index(&index)
+        } else {
+            let found = scan::scan(path)?;
+            let examined = found.files.par_iter().map(|(_, file)| examine(&path.join(file))).collect();
+            Self::assemble(path, found, examined, Shares::default())
+        }
     }
 
     /// Makes classes of the folders in which there are pictures, and splits each.
-    fn assemble(
+    pub(super) fn assemble(
         root: &Path,
         found: Found,
         examined: Vec<std::result::Result<Content, String>>,
@@ -81,11 +93,7 @@ impl Dataset {
             }
         }
         if files.is_empty() {
-            let first = match skipped.first() {
-                Some((path, reason)) => format!("; {} is {reason}", path.display()),
-                None => String::new(),
-            };
-            return Err(Error::NoPictures { path: root.to_path_buf(), first });
+            return Err(Error::no_pictures(root, &skipped));
         }
         for name in folders.iter().filter(|name| !classes.contains(name)) {
             skipped.push((PathBuf::from(name), "a class folder without a usable picture".to_string()));
@@ -96,14 +104,15 @@ impl Dataset {
             class.iter_mut().zip(splits).for_each(|(picture, split)| picture.split = split);
         }
         let fingerprint = fingerprint(&files);
-        Ok(Self { root: root.to_path_buf(), classes, files, skipped, fingerprint })
+        Ok(Self { root: root.to_path_buf(), index: None, shares, classes, files, skipped, fingerprint })
     }
 
     /// The pictures of one part, with the same classes and labels; it may be that there are none. Its fingerprint is its own.
     pub fn part(&self, split: Split) -> Self {
         let files: Vec<Picture> = self.files.iter().filter(|p| p.split == split).cloned().collect();
-        let (root, classes, fingerprint) = (self.root.clone(), self.classes.clone(), fingerprint(&files));
-        Self { root, classes, files, skipped: Vec::new(), fingerprint }
+        let fingerprint = fingerprint(&files);
+        let (root, index, classes) = (self.root.clone(), self.index.clone(), self.classes.clone());
+        Self { root, index, shares: self.shares, classes, files, skipped: Vec::new(), fingerprint }
     }
 
     /// The bytes of a picture, or why they can't be had.
@@ -119,25 +128,24 @@ impl Picture {
     }
 }
 
-fn fingerprint(files: &[Picture]) -> String {
+pub(super) fn fingerprint(files: &[Picture]) -> String {
     let mut hash = Sha256::new();
     for picture in files {
-        let parts: Vec<_> = picture.path.iter().map(|part| part.to_string_lossy()).collect();
-        let name = parts.join("/");
+        let name = name(&picture.path);
         hash.update((name.len() as u64).to_le_bytes());
         hash.update(name.as_bytes());
         hash.update(picture.bytes.to_le_bytes());
         hash.update(picture.sha256);
         hash.update(picture.split.name());
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 /// What is known of a usable picture.
-struct Content {
-    size: [u32; 2],
-    bytes: u64,
-    sha256: [u8; 32],
+pub(super) struct Content {
+    pub size: [u32; 2],
+    pub bytes: u64,
+    pub sha256: [u8; 32],
 }
 
 /// Looks at the header of a picture; why it is not usable.

@@ -21,6 +21,20 @@ pub enum Error {
         /// The data folder.
         path: PathBuf,
     },
+    /// A folder has in it what was unpacked from the archives of the Oxford-IIIT Pet data set: all breeds in one folder.
+    #[error("{0}: there are no class folders but `images` and `annotations` of the Oxford-IIIT Pet data set; make class folders of them with `tiny-cats data prepare {0} NEW_FOLDER --crop centre --size 160`", path.display())]
+    Oxford {
+        /// The folder in which `images` is.
+        path: PathBuf,
+    },
+    /// An index can't be used or written.
+    #[error("{}: {reason}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// Why, in one line.
+        reason: String,
+    },
     /// There are class folders, but not one picture that can be used.
     #[error("{}: there is no usable picture; expected PNG, JPEG or WebP files in class folders{first}", path.display())]
     NoPictures {
@@ -67,6 +81,30 @@ pub enum Error {
         /// What is there.
         stray: PathBuf,
     },
+    /// A folder to be written is not empty.
+    #[error("{}: expected a new or an empty folder, found {} in it", folder.display(), stray.display())]
+    NotEmpty {
+        /// The folder.
+        folder: PathBuf,
+        /// What is there.
+        stray: PathBuf,
+    },
+    /// A folder would be written into the folder that it is made of.
+    #[error("{}: is in {}, which it is made of; expected a folder elsewhere", folder.display(), from.display())]
+    InSource {
+        /// The folder.
+        folder: PathBuf,
+        /// What it is made of.
+        from: PathBuf,
+    },
+    /// Head boxes are needed, or those that are there can't be used.
+    #[error("{}: {reason}", path.display())]
+    Boxes {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why, in one line.
+        reason: String,
+    },
     /// A picture could not be written.
     #[error("{}: can't write a picture: {reason}", folder.display())]
     Write {
@@ -84,5 +122,14 @@ impl Error {
     /// Makes an [`io::Error`] at `path` one of ours.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Self::Io { path: path.to_path_buf(), error }
+    }
+
+    /// Of the data folder `path` nothing can be used; `skipped` is what there was.
+    pub(crate) fn no_pictures(path: &Path, skipped: &[(PathBuf, String)]) -> Self {
+        let first = match skipped.first() {
+            Some((path, reason)) => format!("; {} is {reason}", path.display()),
+            None => String::new(),
+        };
+        Self::NoPictures { path: path.to_path_buf(), first }
     }
 }

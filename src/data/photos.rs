@@ -46,8 +46,9 @@ impl Photos {
             return Err(Error::OutOfRange { name: "image size", value: short.into(), low: 8, high: 1024 });
         }
         let chosen = spread(&data.files, limit);
-        let decode =
-            |picture: &&Picture| Ok(resize_short_side(&decode::upright(&data.read(picture)?)?, short));
+        let decode = |file: &&Picture| {
+            decode::with_upright(&data.read(file)?, |picture| resize_short_side(&picture, short))
+        };
         let decoded: Vec<std::result::Result<RgbImage, String>> = chosen.par_iter().map(decode).collect();
         let (mut pictures, mut labels, mut paths, mut skipped) = Default::default();
         for (file, result) in chosen.into_iter().zip(decoded) {

@@ -39,6 +39,9 @@ pub(super) fn scan(root: &Path) -> Result<Found> {
             }
         }
     }
+    if let Some(path) = oxford(&inside, root) {
+        return Err(Error::Oxford { path });
+    }
     if classes.is_empty() {
         return Err(Error::NoClasses { path: root.to_path_buf() });
     }
@@ -64,8 +67,18 @@ pub(super) fn scan(root: &Path) -> Result<Found> {
     Ok(Found { classes, files, skipped })
 }
 
+/// The folder that the archives of the Oxford-IIIT Pet data set were unpacked to, if `root` is that or the `images` in it.
+fn oxford(inside: &Path, root: &Path) -> Option<PathBuf> {
+    let unpacked = |folder: &Path| folder.join("images").is_dir() && folder.join("annotations").is_dir();
+    if unpacked(root) {
+        return Some(root.to_path_buf());
+    }
+    let above = inside.parent().filter(|above| inside.ends_with("images") && unpacked(above));
+    above.map(Path::to_path_buf)
+}
+
 /// The names in a folder that are not hidden, sorted.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).map_err(Error::io(folder))?;
     let mut names: Vec<PathBuf> =
         entries.map(|e| Ok(e.map_err(Error::io(folder))?.file_name().into())).collect::<Result<_>>()?;
@@ -87,6 +100,11 @@ pub(super) fn astray(inside: &Path, path: &Path) -> Option<String> {
         Ok(target) if !target.starts_with(inside) => Some("a link out of the data folder".to_string()),
         Ok(_) => None,
     }
+}
+
+/// A path with `/` between its parts on every system.
+pub(super) fn name(path: &Path) -> String {
+    path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
 /// A name of any characters as one that can be printed.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::draw;
-use crate::data::{BREEDS, Error, OTHER, Result};
+use crate::data::{BREEDS, Error, OTHER, Result, folder};
 
 /// The file that says of a folder what it was drawn with.
 pub const MANIFEST: &str = "SYNTHETIC.json";
@@ -79,45 +79,29 @@ fn file_name(class: &str, index: u32) -> String {
 /// # Errors
 /// When the folder holds anything else, or can't be written.
 pub fn write(folder: &Path, manifest: &Manifest, progress: impl Fn(u64) + Sync) -> Result<()> {
-    let exists = folder.try_exists().map_err(Error::io(folder))?;
-    let folder =
-        if exists { fs::canonicalize(folder).map_err(Error::io(folder))? } else { folder.to_path_buf() };
+    let (folder, exists) = folder::existing(folder)?;
     if exists && let Some(stray) = not_ours(&folder)? {
         return Err(Error::Occupied { folder, stray });
     }
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    let work = tempfile::Builder::new().prefix(".writing-").tempdir_in(parent).map_err(Error::io(parent))?;
-    let (new, old) = (work.path().join("new"), work.path().join("old"));
-    for class in classes() {
-        fs::create_dir_all(new.join(class)).map_err(Error::io(&folder))?;
-    }
-    let pictures: Vec<(usize, u32)> = (0..classes().count())
-        .flat_map(|class| (0..manifest.count).map(move |index| (class, index)))
-        .collect();
-    let names: Vec<&str> = classes().collect();
-    pictures.par_iter().try_for_each(|&(class, index)| {
-        let picture = draw(class, manifest.seed, u64::from(index), manifest.size);
-        let path = new.join(names[class]).join(file_name(names[class], index));
-        picture.save(&path).map_err(|e| Error::Write { folder: folder.clone(), reason: e.to_string() })?;
-        progress(1);
-        Ok::<(), Error>(())
-    })?;
-    let json = serde_json::to_vec_pretty(manifest)
-        .map_err(|e| Error::Write { folder: folder.clone(), reason: e.to_string() })?;
-    fs::write(new.join(MANIFEST), json).map_err(Error::io(&folder))?;
-    if exists {
-        fs::rename(&folder, &old).map_err(Error::io(&folder))?;
-    }
-    fs::rename(&new, &folder).map_err(|e| {
-        if exists && fs::rename(&old, &folder).is_err() {
-            // The earlier pictures could not be put back: at least keep them.
-            let _ = work.keep();
+    folder::replace(&folder, |new| {
+        for class in classes() {
+            fs::create_dir_all(new.join(class)).map_err(Error::io(&folder))?;
         }
-        Error::io(&folder)(e)
+        let pictures: Vec<(&str, usize, u32)> = (classes().enumerate())
+            .flat_map(|(class, name)| (0..manifest.count).map(move |index| (name, class, index)))
+            .collect();
+        pictures.par_iter().try_for_each(|&(name, class, index)| {
+            let picture = draw(class, manifest.seed, u64::from(index), manifest.size);
+            let path = new.join(name).join(file_name(name, index));
+            picture
+                .save(&path)
+                .map_err(|e| Error::Write { folder: folder.clone(), reason: e.to_string() })?;
+            progress(1);
+            Ok::<(), Error>(())
+        })?;
+        let json = serde_json::to_vec_pretty(manifest)
+            .map_err(|e| Error::Write { folder: folder.clone(), reason: e.to_string() })?;
+        fs::write(new.join(MANIFEST), json).map_err(Error::io(&folder))
     })
 }
 

@@ -1,0 +1,307 @@
+//! Boxes around heads, from a CSV file or from the XML files that the PASCAL VOC and Oxford-IIIT Pet data sets come with.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Read,
+    path::Path,
+};
+
+use super::{
+    Error, Result,
+    scan::{self, name},
+};
+
+/// Longer CSV files are not read.
+const MOST_CSV_BYTES: u64 = 64 << 20;
+/// Longer XML files are not read.
+const MOST_XML_BYTES: u64 = 1 << 20;
+/// XML files of more nodes are not read.
+const MOST_XML_NODES: u32 = 10_000;
+/// The side of the part around a head, in sides of the head's box.
+const AROUND: f64 = 1.6;
+/// By how much the aspects of a picture and of the one that a box was drawn in may differ.
+const ASPECT: f64 = 0.02;
+
+/// A box around a head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Head {
+    /// Left, upper, right and lower edge in pixels.
+    edges: [f64; 4],
+    /// Width and height of the picture that it was drawn in, where that is known.
+    of: Option<[f64; 2]>,
+}
+
+/// The boxes of many pictures.
+pub(super) struct Boxes(HashMap<String, std::result::Result<Head, String>>);
+
+impl Boxes {
+    /// Reads a CSV file with columns `file`, `xmin`, `ymin`, `xmax` and `ymax` (others are ignored), or the `.xml` files of a folder.
+    ///
+    /// # Errors
+    /// When there is no such file or folder, or none of these in it. A broken row or XML file concerns its own picture only.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let mut boxes = Self(HashMap::new());
+        if path.is_dir() {
+            boxes.read_folder(path)?;
+        } else {
+            boxes.read_csv(path)?;
+        }
+        if boxes.0.is_empty() {
+            let reason =
+                "there are no boxes; expected a CSV file of them, or a folder of XML files".to_string();
+            return Err(Error::Boxes { path: path.to_path_buf(), reason });
+        }
+        Ok(boxes)
+    }
+
+    /// The box of the picture `path`, from the data folder, or why it can't be used; `None` when it has none. A box belongs to the
+    /// pictures with its path, its file name, or its name without extension, in this order.
+    pub(super) fn of(&self, path: &Path) -> Option<std::result::Result<Head, String>> {
+        let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+        let keys = [name(path), part(path.file_name()), part(path.file_stem())];
+        keys.iter().find_map(|key| self.0.get(key)).cloned()
+    }
+
+    /// Of several boxes of one picture the largest counts.
+    fn add(&mut self, key: String, head: std::result::Result<Head, String>) {
+        let larger = match (self.0.get(&key), &head) {
+            (Some(Ok(earlier)), Ok(head)) => head.area() > earlier.area(),
+            (Some(Ok(_)), Err(_)) => false,
+            _ => true,
+        };
+        if larger {
+            self.0.insert(key, head);
+        }
+    }
+
+    fn read_csv(&mut self, path: &Path) -> Result<()> {
+        let wrong = |reason: String| Error::Boxes { path: path.to_path_buf(), reason };
+        let metadata = fs::metadata(path).map_err(Error::io(path))?;
+        if !metadata.is_file() || metadata.len() > MOST_CSV_BYTES {
+            return Err(wrong(format!("expected a CSV file of at most {} MiB", MOST_CSV_BYTES >> 20)));
+        }
+        let file = File::open(path).map_err(Error::io(path))?.take(MOST_CSV_BYTES);
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(file);
+        let header = reader.headers().map_err(|e| wrong(e.to_string()))?.clone();
+        let column = |name: &str| {
+            let place = header.iter().position(|column| column.eq_ignore_ascii_case(name));
+            place.ok_or_else(|| {
+                wrong(format!("there is no column {name}; expected file, xmin, ymin, xmax and ymax"))
+            })
+        };
+        let file = column("file")?;
+        let edges = [column("xmin")?, column("ymin")?, column("xmax")?, column("ymax")?];
+        for record in reader.records() {
+            let record = record.map_err(|e| wrong(e.to_string()))?;
+            let line = record.position().map_or(0, csv::Position::line);
+            let number = |column: usize| {
+                let text = record.get(column).unwrap_or_default();
+                let found = || {
+                    format!("{} of its box is {text:?} in line {line}; expected a number", &header[column])
+                };
+                text.parse::<f64>().map_err(|_| found())
+            };
+            let head = match edges.map(number) {
+                [Ok(left), Ok(top), Ok(right), Ok(bottom)] => Ok([left, top, right, bottom]),
+                all => Err(all.into_iter().find_map(std::result::Result::err).unwrap_or_default()),
+            };
+            let key = record.get(file).unwrap_or_default().replace('\\', "/");
+            self.add(key, head.map(|edges| Head { edges, of: None }));
+        }
+        Ok(())
+    }
+
+    fn read_folder(&mut self, folder: &Path) -> Result<()> {
+        for name in scan::list(folder)? {
+            let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(".xml")) else { continue };
+            let head = read_xml(&folder.join(&name)).map_err(|why| format!("{} is {why}", name.display()));
+            self.add(stem.to_string(), head);
+        }
+        Ok(())
+    }
+}
+
+/// The largest box in an annotation as PASCAL VOC has them.
+fn read_xml(path: &Path) -> std::result::Result<Head, String> {
+    let about = |e: std::io::Error| format!("not readable: {e}");
+    if !fs::metadata(path).map_err(about)?.is_file() {
+        return Err("not a file".to_string());
+    }
+    let mut text = String::new();
+    File::open(path).map_err(about)?.take(MOST_XML_BYTES + 1).read_to_string(&mut text).map_err(about)?;
+    if text.len() as u64 > MOST_XML_BYTES {
+        return Err(format!("more than {} MiB", MOST_XML_BYTES >> 20));
+    }
+    // Entities can only be defined in a DTD, which is an error.
+    let options =
+        roxmltree::ParsingOptions { allow_dtd: false, nodes_limit: MOST_XML_NODES, ..Default::default() };
+    let document =
+        roxmltree::Document::parse_with_options(&text, options).map_err(|e| format!("no sound XML: {e}"))?;
+    let child = |node: roxmltree::Node, name: &str| -> Option<f64> {
+        let child = node.children().find(|child| child.has_tag_name(name))?;
+        child.text()?.trim().parse().ok()
+    };
+    let root = document.root_element();
+    let of = root.children().find(|node| node.has_tag_name("size")).and_then(|size| {
+        let of = [child(size, "width")?, child(size, "height")?];
+        of.iter().all(|side| *side >= 1.0 && side.is_finite()).then_some(of)
+    });
+    let objects = root.children().filter(|node| node.has_tag_name("object"));
+    let boxes = objects.flat_map(|object| object.children().filter(|node| node.has_tag_name("bndbox")));
+    let heads = boxes.filter_map(|node| {
+        let edges = [child(node, "xmin")?, child(node, "ymin")?, child(node, "xmax")?, child(node, "ymax")?];
+        Some(Head { edges, of })
+    });
+    let largest = heads.max_by(|a, b| a.area().total_cmp(&b.area()));
+    largest.ok_or_else(|| "without an object with a bndbox of xmin, ymin, xmax and ymax".to_string())
+}
+
+impl Head {
+    fn area(&self) -> f64 {
+        let [left, top, right, bottom] = self.edges;
+        (right - left) * (bottom - top)
+    }
+
+    /// The square around the head in a picture of `width` and `height`: x, y, side. It is moved inside, and no larger than the picture.
+    pub(super) fn square(&self, [width, height]: [u32; 2]) -> std::result::Result<[u32; 3], String> {
+        let (w, h) = (f64::from(width), f64::from(height));
+        let [x, y] = match self.of {
+            Some([of_width, of_height]) if ((w / of_width) / (h / of_height) - 1.0).abs() > ASPECT => {
+                return Err(format!(
+                    "{width} x {height}, but its box is of a picture of {of_width} x {of_height}"
+                ));
+            }
+            Some([of_width, of_height]) => [w / of_width, h / of_height],
+            None => [1.0, 1.0],
+        };
+        let [left, top, right, bottom] = self.edges;
+        let (left, top, right, bottom) = (left * x, top * y, right * x, bottom * y);
+        let (across, down) = ((left + right) / 2.0, (top + bottom) / 2.0);
+        let sound = left < right && top < bottom && (0.0..=w).contains(&across) && (0.0..=h).contains(&down);
+        if !sound {
+            let [left, top, right, bottom] = self.edges;
+            return Err(format!("{width} x {height}, but its box is {left}, {top}, {right}, {bottom}"));
+        }
+        let side = (AROUND * (right - left).max(bottom - top)).round().clamp(1.0, w.min(h));
+        let place = |centre: f64, length: f64| (centre - side / 2.0).round().clamp(0.0, length - side);
+        Ok([place(across, w) as u32, place(down, h) as u32, side as u32])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(edges: [f64; 4]) -> Head {
+        Head { edges, of: None }
+    }
+
+    #[test]
+    fn the_square_is_centred_on_the_head_and_moved_inside_the_picture() {
+        for (edges, size, expected) in [
+            ([40.0, 40.0, 60.0, 60.0], [100, 100], [34, 34, 32]),
+            ([40.0, 45.0, 60.0, 55.0], [100, 100], [34, 34, 32]),
+            ([0.0, 0.0, 20.0, 20.0], [100, 100], [0, 0, 32]),
+            ([80.0, 90.0, 100.0, 110.0], [100, 100], [68, 68, 32]),
+            ([10.0, 0.0, 90.0, 80.0], [120, 90], [5, 0, 90]),
+            ([50.0, 50.0, 50.1, 50.1], [100, 100], [50, 50, 1]),
+        ] {
+            assert_eq!(head(edges).square(size).unwrap(), expected, "{edges:?}");
+        }
+        for edges in [
+            [60.0, 40.0, 40.0, 60.0],
+            [f64::NAN, 0.0, 20.0, 20.0],
+            [0.0, 0.0, f64::INFINITY, 20.0],
+            [150.0, 10.0, 170.0, 30.0],
+            [-1e300, 0.0, 1e300, 9.0],
+            [5.0, 5.0, 5.0, 9.0],
+        ] {
+            let square = head(edges).square([100, 100]);
+            // However large, a box in the picture gives a part of the picture.
+            assert!(square.is_err() || square == Ok([0, 0, 100]), "{edges:?}: {square:?}");
+        }
+    }
+
+    #[test]
+    fn a_box_of_a_larger_version_of_the_picture_is_scaled() {
+        let of = |size| Head { edges: [80.0, 80.0, 120.0, 120.0], of: Some(size) };
+        assert_eq!(of([200.0, 200.0]).square([100, 100]).unwrap(), [34, 34, 32]);
+        assert!(of([300.0, 200.0]).square([100, 100]).unwrap_err().contains("300 x 200"));
+    }
+
+    #[test]
+    fn rows_are_found_by_path_and_name_and_broken_ones_concern_one_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("heads.csv");
+        let rows = "file, xmin,ymin,xmax,ymax,by\nA/1.jpg,1,2,3,4,x\n2.jpg,1,2,3,4,x\nA/1.jpg,0,0,9,9,x\n\
+                    \"A/3, b.jpg\",1,two,3,4,x\nB\\4.jpg,1,2\n";
+        fs::write(&path, rows).unwrap();
+        let boxes = Boxes::read(&path).unwrap();
+        assert_eq!(boxes.of(Path::new("A/1.jpg")).unwrap().unwrap().edges, [0.0, 0.0, 9.0, 9.0]);
+        assert!(boxes.of(Path::new("B/2.jpg")).unwrap().is_ok());
+        assert!(boxes.of(Path::new("B/1.jpg")).is_none());
+        let why = boxes.of(Path::new("A/3, b.jpg")).unwrap().unwrap_err();
+        assert!(why.contains("ymin") && why.contains("\"two\" in line 5"), "{why}");
+        assert!(boxes.of(Path::new("B/4.jpg")).unwrap().unwrap_err().contains("xmax"));
+
+        for (text, says) in [
+            ("file,xmin,ymin,xmax\na,1,2,3\n", "no column ymax"),
+            ("", "no column file"),
+            ("file,xmin,ymin,xmax,ymax\n", "no boxes"),
+            ("file,xmin,ymin,xmax,ymax\n\u{0}\"\n", ""),
+        ] {
+            fs::write(&path, text).unwrap();
+            if let Err(error) = Boxes::read(&path) {
+                let error = error.to_string();
+                assert!(
+                    error.contains("heads.csv") && error.contains(says) && !error.contains('\n'),
+                    "{error}"
+                );
+            } else {
+                assert!(says.is_empty(), "{text:?} was read");
+            }
+        }
+        fs::write(&path, b"file,xmin,ymin,xmax,ymax\n\xff\xfe,1,2,3,4\n").unwrap();
+        assert!(Boxes::read(&path).is_err_and(|error| !error.to_string().contains('\n')));
+    }
+
+    #[test]
+    fn annotations_are_read_and_bombs_are_harmless() {
+        let dir = tempfile::tempdir().unwrap();
+        let object = |edges: &str| format!("<object><name>cat</name><bndbox>{edges}</bndbox></object>");
+        let small = object("<xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax>");
+        let large = object("<xmin>10</xmin><ymin>20.5</ymin><xmax> 30 </xmax><ymax>40</ymax>");
+        let size = "<size><width>200</width><height>100</height><depth>3</depth></size>";
+        let bomb = "<!DOCTYPE a [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;&a;&a;&a;&a;\">]>";
+        let cases = [
+            ("two", format!("<annotation>{size}{small}{large}</annotation>"), ""),
+            ("bare", format!("<annotation>{large}</annotation>"), ""),
+            ("bomb", format!("{bomb}<annotation>&b;{small}</annotation>"), "DTD"),
+            ("none", "<annotation/>".to_string(), "without an object"),
+            ("word", format!("<annotation>{}</annotation>", object("<xmin>x</xmin>")), "without an object"),
+            ("cut", format!("<annotation>{small}"), "no sound XML"),
+            ("deep", "<a>".repeat(300_000), "no sound XML"),
+            ("wide", format!("<annotation>{}</annotation>", "<a/>".repeat(20_000)), "no sound XML"),
+            ("long", " ".repeat(2 << 20), "more than 1 MiB"),
+        ];
+        for (name, text, _) in &cases {
+            fs::write(dir.path().join(format!("{name}.xml")), text).unwrap();
+        }
+        fs::create_dir(dir.path().join("folder.xml")).unwrap();
+        fs::write(dir.path().join("notes.txt"), "").unwrap();
+        let boxes = Boxes::read(dir.path()).unwrap();
+        assert_eq!(boxes.0.len(), cases.len() + 1);
+        for (name, _, says) in &cases {
+            match boxes.of(&Path::new("A").join(format!("{name}.jpg"))).unwrap() {
+                Ok(head) => {
+                    assert_eq!(head.edges, [10.0, 20.5, 30.0, 40.0], "{name}");
+                    assert_eq!(head.of.is_some(), *name == "two");
+                }
+                Err(why) => {
+                    assert!(!says.is_empty() && why.contains(says) && !why.contains('\n'), "{name}: {why}")
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The file that says what is in a data folder, once everything in it has been decoded.
+//!
+//! It is JSON with one picture a line, sorted, without times, so that two of them can be compared line by line. Like any file it may come
+//! from somebody else: nothing in it leads out of its folder, and a picture that is not the one that was indexed is not used.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    io::{self, Write},
+    path::{Component, Path, PathBuf},
+};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tiny_cats_export::{decode, is_class_name, write_atomically};
+
+use super::{
+    Dataset, Error, OTHER, Picture, Result, Shares, Split,
+    dataset::{Content, fingerprint},
+    scan::{self, Found, name},
+};
+
+/// The name of an index in its data folder.
+pub const INDEX: &str = "index.json";
+
+const FORMAT: &str = "tiny-cats index";
+const VERSION: u32 = 1;
+/// Longer files are not read.
+const MOST_BYTES: u64 = 1 << 30;
+const AGAIN: &str = "run `tiny-cats data index` again";
+
+/// What the file holds.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    format: String,
+    version: u32,
+    /// The data folder, from the folder of the index.
+    folder: PathBuf,
+    split: Shares,
+    classes: Vec<String>,
+    pictures: Vec<Entry>,
+    skipped: Vec<Skipped>,
+}
+
+/// A picture. Its class is the folder that it is in.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    path: String,
+    split: Split,
+    width: u32,
+    height: u32,
+    bytes: u64,
+    sha256: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Skipped {
+    path: String,
+    reason: String,
+}
+
+/// An index that was read. Whether the folder is still what it says has not been looked at.
+struct Index {
+    folder: PathBuf,
+    classes: Vec<String>,
+    shares: Shares,
+    pictures: Vec<Picture>,
+    skipped: HashSet<PathBuf>,
+}
+
+impl Dataset {
+    /// Decodes every picture of the folder `root`, splits them, and writes the index `file`. Pictures that an earlier index at `file`
+    /// knows by their SHA-256 are not decoded again. `progress` is called, from several threads, with the number of all files after each.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`] on a folder without index; when something else than an index is at `file`, or it can't be written.
+    pub fn index(root: &Path, file: &Path, shares: Shares, progress: impl Fn(u64) + Sync) -> Result<Self> {
+        let known: HashMap<[u8; 32], [u32; 2]> = match fs::symlink_metadata(file) {
+            Ok(_) => read(file)?.pictures.into_iter().map(|picture| (picture.sha256, picture.size)).collect(),
+            Err(_) => HashMap::new(),
+        };
+        let found = scan::scan(root)?;
+        let all = found.files.len() as u64;
+        let contents = (found.files.par_iter())
+            .map(|(_, path)| {
+                let content = decoded(&root.join(path), &known);
+                progress(all);
+                content
+            })
+            .collect();
+        let data = Self::assemble(root, found, contents, shares)?;
+        data.write_index(file)?;
+        Ok(data)
+    }
+
+    /// The pictures of the index `file` that are still what was indexed. What has changed since is in [`Dataset::skipped`].
+    pub(super) fn open_index(file: &Path) -> Result<Self> {
+        let index = read(file)?;
+        let Found { files, skipped: astray, .. } = scan::scan(&index.folder)?;
+        let astray: HashMap<PathBuf, String> = astray.into_iter().collect();
+        let present: HashSet<&PathBuf> = files.iter().map(|(_, path)| path).collect();
+        let now: Vec<_> = (index.pictures.par_iter())
+            .map(|picture| match astray.get(&picture.path) {
+                Some(reason) => Err(reason.clone()),
+                None if !present.contains(&picture.path) => {
+                    Err(format!("gone since it was indexed; {AGAIN}"))
+                }
+                None => unchanged(&index.folder.join(&picture.path), picture),
+            })
+            .collect();
+        let indexed: HashSet<&PathBuf> =
+            index.pictures.iter().map(|p| &p.path).chain(&index.skipped).collect();
+        let new: Vec<&&PathBuf> = present.iter().filter(|path| !indexed.contains(**path)).collect();
+        let mut skipped = Vec::new();
+        if let Some(first) = new.iter().min() {
+            let more =
+                if new.len() == 1 { String::new() } else { format!(", like {} others", new.len() - 1) };
+            skipped.push((first.to_path_buf(), format!("not in the index{more}; {AGAIN}")));
+        }
+        let mut pictures = Vec::new();
+        for (picture, now) in index.pictures.into_iter().zip(now) {
+            match now {
+                Ok(()) => pictures.push(picture),
+                Err(reason) => skipped.push((picture.path, reason)),
+            }
+        }
+        if pictures.is_empty() {
+            return Err(Error::no_pictures(&index.folder, &skipped));
+        }
+        Ok(Self {
+            fingerprint: fingerprint(&pictures),
+            root: index.folder,
+            index: Some(file.to_path_buf()),
+            classes: index.classes,
+            shares: index.shares,
+            files: pictures,
+            skipped,
+        })
+    }
+
+    fn write_index(&self, file: &Path) -> Result<()> {
+        let contents = Contents {
+            format: FORMAT.to_string(),
+            version: VERSION,
+            folder: folder_from(file, &self.root)?,
+            split: self.shares,
+            classes: self.classes.clone(),
+            pictures: (self.files.iter())
+                .map(|picture| Entry {
+                    path: name(&picture.path),
+                    split: picture.split,
+                    width: picture.size[0],
+                    height: picture.size[1],
+                    bytes: picture.bytes,
+                    sha256: hex(&picture.sha256),
+                })
+                .collect(),
+            skipped: (self.skipped.iter())
+                .map(|(path, reason)| Skipped { path: name(path), reason: reason.clone() })
+                .collect(),
+        };
+        write_atomically(file, |w| contents.write(w)).map_err(Error::io(file))
+    }
+}
+
+impl Contents {
+    /// One line for each element of a list.
+    fn write(&self, w: &mut impl Write) -> io::Result<()> {
+        write!(w, "{{\n\"format\": ")?;
+        serde_json::to_writer(&mut *w, &self.format)?;
+        write!(w, ",\n\"version\": {},\n\"folder\": ", self.version)?;
+        serde_json::to_writer(&mut *w, &self.folder)?;
+        write!(w, ",\n\"split\": ")?;
+        serde_json::to_writer(&mut *w, &self.split)?;
+        list(w, "classes", &self.classes)?;
+        list(w, "pictures", &self.pictures)?;
+        list(w, "skipped", &self.skipped)?;
+        w.write_all(b"\n}\n")
+    }
+}
+
+/// A field that is a list with each element on its own line.
+pub(super) fn list<T: Serialize>(w: &mut impl Write, name: &str, all: &[T]) -> io::Result<()> {
+    write!(w, ",\n\"{name}\": [")?;
+    for (i, one) in all.iter().enumerate() {
+        w.write_all(if i == 0 { b"\n" } else { b",\n" })?;
+        serde_json::to_writer(&mut *w, one)?;
+    }
+    w.write_all(b"]")
+}
+
+/// How an index at `file` names the folder `root`.
+fn folder_from(file: &Path, root: &Path) -> Result<PathBuf> {
+    let beside = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let root = fs::canonicalize(root).map_err(Error::io(root))?;
+    if fs::canonicalize(beside).map_err(Error::io(file))? == root {
+        return Ok(PathBuf::from("."));
+    }
+    if root.to_str().is_none() {
+        let reason = format!("{} is not UTF-8, so an index elsewhere can't name it", root.display());
+        return Err(Error::Index { path: file.to_path_buf(), reason });
+    }
+    Ok(root)
+}
+
+/// Size, length and SHA-256 of a picture that can be decoded.
+fn decoded(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result::Result<Content, String> {
+    let bytes = decode::read(path)?;
+    let sha256 = Sha256::digest(&bytes).into();
+    let size = match known.get(&sha256) {
+        Some(size) => *size,
+        None => decode::with_upright(&bytes, |picture| [picture.width(), picture.height()])?,
+    };
+    Ok(Content { size, bytes: bytes.len() as u64, sha256 })
+}
+
+fn unchanged(path: &Path, picture: &Picture) -> std::result::Result<(), String> {
+    let bytes = decode::read(path)?;
+    let same =
+        bytes.len() as u64 == picture.bytes && <[u8; 32]>::from(Sha256::digest(&bytes)) == picture.sha256;
+    if same { Ok(()) } else { Err(format!("changed since it was indexed; {AGAIN}")) }
+}
+
+/// Reads an index, believing nothing.
+fn read(file: &Path) -> Result<Index> {
+    let wrong = |reason: String| Error::Index { path: file.to_path_buf(), reason };
+    let metadata = fs::metadata(file).map_err(Error::io(file))?;
+    if !metadata.is_file() || metadata.len() > MOST_BYTES {
+        return Err(wrong(format!("expected a file of at most {} MiB", MOST_BYTES >> 20)));
+    }
+    let bytes = fs::read(file).map_err(Error::io(file))?;
+    #[derive(Deserialize)]
+    struct Kind {
+        format: String,
+        version: u32,
+    }
+    match serde_json::from_slice::<Kind>(&bytes) {
+        Ok(kind) if kind.format != FORMAT => return Err(wrong("is no index of a data folder".to_string())),
+        Ok(kind) if kind.version != VERSION => {
+            return Err(wrong(format!("is of version {}; expected {VERSION}; {AGAIN}", kind.version)));
+        }
+        Ok(_) => {}
+        Err(error) => return Err(wrong(format!("is no index of a data folder: {error}"))),
+    }
+    let contents: Contents = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let beside = file.parent().unwrap_or(Path::new(""));
+    contents.believe(beside).map_err(wrong)
+}
+
+impl Contents {
+    fn believe(self, beside: &Path) -> std::result::Result<Index, String> {
+        let mut labels = HashMap::new();
+        for (label, name) in self.classes.iter().enumerate() {
+            if !is_class_name(name) {
+                return Err(format!("classes[{label}] is {name:?}, which no class can be called"));
+            }
+            if labels.insert(name.clone(), label as u32).is_some() {
+                return Err(format!("classes[{label}] is {name:?} for the second time"));
+            }
+        }
+        let order = |name: &String| (name.eq_ignore_ascii_case(OTHER), name.clone());
+        if !self.classes.is_sorted_by_key(order) {
+            return Err("classes: expected them sorted, `other` last".to_string());
+        }
+        let mut seen = HashSet::new();
+        let mut pictures = Vec::with_capacity(self.pictures.len());
+        for (i, entry) in self.pictures.into_iter().enumerate() {
+            let about = |field: &str, found: &str, expected: &str| {
+                format!("pictures[{i}].{field} is {found}; expected {expected}")
+            };
+            let path = inside(&entry.path).ok_or_else(|| {
+                about("path", &format!("{:?}", entry.path), "a class folder and a file in it")
+            })?;
+            let class = path.iter().next().and_then(|folder| folder.to_str()).unwrap_or_default();
+            let label = *labels
+                .get(class)
+                .ok_or_else(|| about("path", &format!("{:?}", entry.path), "one of the classes"))?;
+            let size = [entry.width, entry.height];
+            if size.iter().any(|side| !(1..=decode::LONGEST_SIDE).contains(side))
+                || u64::from(size[0]) * u64::from(size[1]) > decode::MOST_PIXELS
+            {
+                let found = format!("{} x {}", size[0], size[1]);
+                return Err(about("width and height", &found, "the size of a picture"));
+            }
+            if !(1..=decode::MOST_BYTES).contains(&entry.bytes) {
+                return Err(about(
+                    "bytes",
+                    &entry.bytes.to_string(),
+                    &format!("1 to {}", decode::MOST_BYTES),
+                ));
+            }
+            let sha256 = unhex(&entry.sha256)
+                .ok_or_else(|| about("sha256", &format!("{:?}", entry.sha256), "64 hexadecimal digits"))?;
+            if !seen.insert(path.clone()) {
+                return Err(about("path", &format!("{:?}", entry.path), "each file once"));
+            }
+            pictures.push(Picture { path, label, split: entry.split, size, bytes: entry.bytes, sha256 });
+        }
+        pictures.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
+        let skipped = self.skipped.into_iter().map(|skipped| skipped.path.into()).collect();
+        let folder = beside.join(if self.folder == Path::new(".") { Path::new("") } else { &self.folder });
+        let folder = if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
+        Ok(Index { folder, classes: self.classes, shares: self.split, pictures, skipped })
+    }
+}
+
+/// `path` if it is `FOLDER/FILE` on this system and nothing else.
+fn inside(path: &str) -> Option<PathBuf> {
+    let (folder, file) = path.split_once('/')?;
+    let plain = |name: &str| {
+        let mut parts = Path::new(name).components();
+        let alone = parts.next() == Some(Component::Normal(name.as_ref())) && parts.next().is_none();
+        alone && !name.contains(|c: char| c.is_control() || c == '/')
+    };
+    (plain(folder) && plain(file)).then(|| Path::new(folder).join(file))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::synth;
+
+    fn put(root: &Path, name: &str, number: u64) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        synth::draw(0, 0, number, 8).save_with_format(path, image::ImageFormat::Png).unwrap();
+    }
+
+    fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..12 {
+            put(dir.path(), &format!("A/a_{number}.png"), number);
+            put(dir.path(), &format!("other/b_{number}.png"), 100 + number);
+        }
+        fs::write(dir.path().join("A/text.png"), "text").unwrap();
+        dir
+    }
+
+    fn index(dir: &Path, file: &Path) -> Dataset {
+        Dataset::index(dir, file, Shares::default(), |_| {}).unwrap()
+    }
+
+    #[test]
+    fn what_was_indexed_is_what_is_opened_and_the_file_does_not_change_by_itself() {
+        let (dir, elsewhere) = (folder(), tempfile::tempdir().unwrap());
+        let (inside, outside) = (dir.path().join(INDEX), elsewhere.path().join("cats.json"));
+        let scanned = Dataset::open(dir.path()).unwrap();
+        for file in [&inside, &outside] {
+            let written = index(dir.path(), file);
+            let bytes = fs::read(file).unwrap();
+            let opened = Dataset::open(file).unwrap();
+            assert_eq!((&opened.files, &opened.classes), (&written.files, &written.classes));
+            assert_eq!((&opened.fingerprint, &opened.skipped), (&scanned.fingerprint, &vec![]));
+            assert_eq!(opened.index.as_ref(), Some(file));
+            index(dir.path(), file);
+            assert_eq!(fs::read(file).unwrap(), bytes);
+            let text = String::from_utf8(bytes).unwrap();
+            let pictures =
+                text.lines().filter(|line| line.starts_with("{\"path\":\"") && line.contains("sha256"));
+            assert_eq!(pictures.count(), 24, "one picture a line");
+        }
+        assert_eq!(Dataset::open(dir.path()).unwrap().index, Some(inside));
+        // A folder moves with the index in it.
+        let moved = elsewhere.path().join("moved");
+        fs::rename(dir.path(), &moved).unwrap();
+        assert_eq!(Dataset::open(&moved).unwrap().fingerprint, scanned.fingerprint);
+        assert!(Dataset::open(&outside).unwrap_err().to_string().contains("No such file") || cfg!(not(unix)));
+    }
+
+    #[test]
+    fn a_split_that_was_asked_for_is_kept_and_known_pictures_are_not_decoded_again() {
+        let dir = folder();
+        let file = dir.path().join(INDEX);
+        let half = Dataset::index(dir.path(), &file, "1,1,0".parse().unwrap(), |_| {}).unwrap();
+        let counts: Vec<_> = half.counts().iter().map(|c| [c.train, c.val, c.test]).collect();
+        assert_eq!(counts, [[6, 6, 0], [6, 6, 0]]);
+        assert_eq!(Dataset::open(dir.path()).unwrap().counts(), half.counts());
+        // What the index says of a content is believed as long as the content is there.
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replacen("\"width\":8", "\"width\":7", 1)).unwrap();
+        assert_eq!(index(dir.path(), &file).files[0].size, [7, 8]);
+        fs::remove_file(&file).unwrap();
+        assert_eq!(index(dir.path(), &file).files[0].size, [8, 8]);
+    }
+
+    #[test]
+    fn what_has_changed_since_is_left_out_and_named() {
+        let dir = folder();
+        let file = dir.path().join(INDEX);
+        let before = index(dir.path(), &file);
+        put(dir.path(), "A/a_0.png", 50);
+        fs::remove_file(dir.path().join("A/a_1.png")).unwrap();
+        fs::write(dir.path().join("A/a_2.png"), "").unwrap();
+        put(dir.path(), "A/c.png", 51);
+        put(dir.path(), "B/c.png", 52);
+        let now = Dataset::open(dir.path()).unwrap();
+        assert_eq!((now.files.len(), &now.classes), (21, &before.classes));
+        assert_ne!(now.fingerprint, before.fingerprint);
+        let said = |name: &str| {
+            let found = now.skipped.iter().find(|(path, _)| path == Path::new(name));
+            found.unwrap_or_else(|| panic!("{name} is not in {:?}", now.skipped)).1.clone()
+        };
+        assert!(said("A/a_0.png").contains("changed since it was indexed; run `tiny-cats data index` again"));
+        assert!(said("A/a_1.png").contains("gone"));
+        assert!(said("A/a_2.png").contains("empty"));
+        assert!(said("A/c.png").contains("not in the index, like 1 others"));
+        assert_eq!(now.skipped.len(), 4);
+        // Its split is that of the index, whatever is left.
+        assert!(now.files.iter().all(|picture| before.files.contains(picture)));
+    }
+
+    #[test]
+    fn an_index_that_lies_is_refused_in_one_line_that_names_the_field() {
+        let dir = folder();
+        let file = dir.path().join(INDEX);
+        index(dir.path(), &file);
+        let good = fs::read_to_string(&file).unwrap();
+        let (first, width) = ("\"path\":\"A/a_0.png\"", "\"width\":8");
+        let hash = good.split("\"sha256\":\"").nth(1).unwrap()[..64].to_string();
+        for (from, to, says) in [
+            (first, "\"path\":\"/etc/passwd\"", "pictures[0].path is \"/etc/passwd\""),
+            (first, "\"path\":\"../A/a_0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"A/../a_0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"A/b/a_0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"A/./a_0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"A/\"", "pictures[0].path"),
+            (first, "\"path\":\"A\"", "pictures[0].path"),
+            (first, "\"path\":\"A/a\\n0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"C/a_0.png\"", "one of the classes"),
+            (first, "\"path\":\"A/a_1.png\"", "each file once"),
+            (first, "\"path\":3", "line"),
+            (first, "\"label\":99,\"path\":\"A/a_0.png\"", "unknown field `label`"),
+            (width, "\"width\":0", "width and height is 0 x 8"),
+            (width, "\"width\":99999", "width and height"),
+            (width, "\"width\":-8", "line"),
+            ("\"height\":8", "\"height\":4294967295", "width and height"),
+            ("\"bytes\":", "\"bytes\":9999999", "bytes"),
+            ("\"split\":\"train\"", "\"split\":\"all\"", "`train`, `val`, `test`"),
+            ("[80,10,10]", "[0,10,10]", "more than nothing for training"),
+            (&hash, "zz", "64 hexadecimal digits"),
+            ("\"A\",\n\"other\"", "\"other\",\n\"A\"", "sorted"),
+            ("\"A\",\n\"other\"", "\"A\",\n\"A\",\n\"other\"", "second time"),
+            ("\"A\",\n\"other\"", "\"A\",\n\"a\\tb\",\n\"other\"", "no class can be called"),
+            ("\"version\": 1", "\"version\": 2", "version 2; expected 1"),
+            ("tiny-cats index", "something else", "no index"),
+            ("\n}\n", "", "line"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            fs::write(&file, good.replacen(from, to, 1)).unwrap();
+            let error = Dataset::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(INDEX) && error.contains(says) && !error.contains('\n'), "{to}: {error}");
+            // Nor is it written over: it may be somebody else's.
+            assert!(Dataset::index(dir.path(), &file, Shares::default(), |_| {}).is_err());
+        }
+        for text in ["", "[]", "nothing", "{\"format\":", &"[".repeat(100_000)] {
+            fs::write(&file, text).unwrap();
+            let error = Dataset::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("no index") && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_index_leads_nowhere_through_links() {
+        let (dir, elsewhere) = (folder(), tempfile::tempdir().unwrap());
+        let file = dir.path().join(INDEX);
+        index(dir.path(), &file);
+        let out = elsewhere.path().join("x.png");
+        fs::rename(dir.path().join("A/a_0.png"), &out).unwrap();
+        std::os::unix::fs::symlink(&out, dir.path().join("A/a_0.png")).unwrap();
+        let data = Dataset::open(&file).unwrap();
+        assert_eq!((data.files.len(), data.skipped.len()), (23, 1));
+        assert!(data.skipped[0].1.contains("a link out of the data folder"), "{:?}", data.skipped);
+    }
+}

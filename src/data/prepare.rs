@@ -1,0 +1,488 @@
+//! Class folders of pictures of one size, from class folders of photographs or from the archives of the Oxford-IIIT Pet data set.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+use rayon::prelude::*;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tiny_cats_export::{decode, is_class_name};
+
+use super::{
+    Dataset, Error, OTHER, Result,
+    boxes::{Boxes, Head},
+    folder,
+    index::{hex, list},
+    scan::{self, name},
+    split,
+};
+
+/// The file that says of a folder what was made of what.
+const PREPARED: &str = "PREPARED.json";
+/// The file that says where pictures are from and under which licence; it goes where they go.
+const SOURCE: &str = "SOURCE.md";
+/// A longer one is not passed on.
+const MOST_SOURCE_BYTES: u64 = 1 << 20;
+const OXFORD: &str = "\
+# Where these pictures are from
+
+Parts of photographs of the Oxford-IIIT Pet Dataset: O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, \"Cats and Dogs\", IEEE
+Conference on Computer Vision and Pattern Recognition, 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/
+
+They were cut and resized by `tiny-cats data prepare`; PREPARED.json says how. The data set is published under the Creative Commons
+Attribution-ShareAlike 4.0 International licence (CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/), and so are these parts;
+the copyright of each photograph remains with its owner. Keep this file with them.
+";
+
+/// Which part of a photograph is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crop {
+    /// The square around the head, of 1.6 times the longer side of its box, moved inside the photograph.
+    Head,
+    /// The largest square in the middle.
+    #[value(alias = "center")]
+    Centre,
+    /// All of it; the shorter side gets the size.
+    None,
+}
+
+/// How pictures are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// With quality 92 and full colour resolution.
+    #[default]
+    Jpeg,
+    /// Without loss.
+    Png,
+}
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub struct Prepare {
+    /// Which part is kept.
+    pub crop: Crop,
+    /// Width and height of the squares, or of the shorter side, in pixels: 8 to 1024.
+    pub size: u32,
+    /// A CSV file or a folder of XML files with a box around each head; unset, what comes with the photographs.
+    pub boxes: Option<PathBuf>,
+    /// Whether the dogs of the Oxford-IIIT Pet data set become the class `other`, or are left out.
+    pub other: bool,
+    /// How pictures are written.
+    pub encoding: Encoding,
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// How many pictures of each class there are.
+    pub classes: BTreeMap<String, usize>,
+    /// What was left out, from the folder of the photographs, and why.
+    pub skipped: Vec<(PathBuf, String)>,
+    /// How many photographs of dogs were left out as such.
+    pub dogs: usize,
+}
+
+/// A line of the list of what was made of what.
+#[derive(Serialize)]
+struct Made {
+    file: String,
+    from: String,
+    sha256: String,
+    /// x, y, width and height of what was kept.
+    part: [u32; 4],
+}
+
+/// The photographs, each with its class.
+struct Photographs {
+    files: Vec<(PathBuf, String)>,
+    skipped: Vec<(PathBuf, String)>,
+    dogs: usize,
+    source: Option<Vec<u8>>,
+    boxes: PathBuf,
+}
+
+impl Prepare {
+    /// Makes `output`, which must be new or empty, of the photographs in `input`: class folders (or an index of them), or the folder that
+    /// the archives of the Oxford-IIIT Pet data set were unpacked to, where breeds are read off the names of files. Photographs without a
+    /// box are left out when heads are asked for. `progress` is called, from several threads, with the number of all photographs after
+    /// each.
+    ///
+    /// # Errors
+    /// When a setting makes no sense, there is nothing to read, or `output` is in use or can't be written; it is then as it was.
+    pub fn run(&self, input: &Path, output: &Path, progress: impl Fn(u64) + Sync) -> Result<Prepared> {
+        if !(8..=1024).contains(&self.size) {
+            return Err(Error::OutOfRange { name: "size", value: self.size.into(), low: 8, high: 1024 });
+        }
+        let (root, photographs) = match Dataset::open(input) {
+            Ok(data) => (data.root.clone(), Photographs::of_classes(data)),
+            Err(Error::Oxford { path }) => (path.clone(), Photographs::of_oxford(&path, self.other)?),
+            Err(error) => return Err(error),
+        };
+        free(output, &root)?;
+        let boxes = match (self.crop, &self.boxes) {
+            (Crop::Head, Some(path)) => Some(Boxes::read(path)?),
+            (Crop::Head, None) if !photographs.boxes.exists() => {
+                let reason = "there is no such file or folder; say where the boxes of heads are with --boxes"
+                    .to_string();
+                return Err(Error::Boxes { path: photographs.boxes, reason });
+            }
+            (Crop::Head, None) => Some(Boxes::read(&photographs.boxes)?),
+            _ => None,
+        };
+        folder::replace(output, |new| {
+            let to = |error| Error::Io { path: output.to_path_buf(), error };
+            let Photographs { files, mut skipped, dogs, source, .. } = photographs;
+            for class in files.iter().map(|(_, class)| class).collect::<BTreeSet<_>>() {
+                fs::create_dir(new.join(class)).map_err(to)?;
+            }
+            let results: Vec<std::result::Result<Made, String>> = (files.par_iter().zip(self.names(&files)))
+                .map(|((from, _), file)| {
+                    progress(files.len() as u64);
+                    match self.make(&root, from, file, boxes.as_ref()) {
+                        Ok((bytes, made)) => {
+                            fs::write(new.join(&made.file), bytes).map_err(to).map(|()| Ok(made))
+                        }
+                        Err(reason) => Ok(Err(reason)),
+                    }
+                })
+                .collect::<Result<_>>()?;
+            let (mut classes, mut made) = (BTreeMap::new(), Vec::new());
+            for ((from, class), result) in files.into_iter().zip(results) {
+                match result {
+                    Ok(one) => {
+                        *classes.entry(class).or_insert(0) += 1;
+                        made.push(one);
+                    }
+                    Err(reason) => {
+                        // Of a class without a picture no folder is left; any other is not empty, and stays.
+                        let _ = fs::remove_dir(new.join(class));
+                        skipped.push((from, reason));
+                    }
+                }
+            }
+            if made.is_empty() {
+                return Err(Error::no_pictures(&root, &skipped));
+            }
+            if let Some(source) = source {
+                fs::write(new.join(SOURCE), source).map_err(to)?;
+            }
+            self.describe(&new.join(PREPARED), &made).map_err(to)?;
+            Ok(Prepared { classes, skipped, dogs })
+        })
+    }
+
+    /// Where the new files are to be; `None` where an earlier one has the name already, on any system.
+    fn names(&self, files: &[(PathBuf, String)]) -> Vec<Option<String>> {
+        let extension = match self.encoding {
+            Encoding::Jpeg => "jpg",
+            Encoding::Png => "png",
+        };
+        let mut taken = HashSet::new();
+        (files.iter())
+            .map(|(from, class)| {
+                let stem = from.file_stem().unwrap_or_default().to_string_lossy();
+                taken.insert((class, stem.to_lowercase())).then(|| format!("{class}/{stem}.{extension}"))
+            })
+            .collect()
+    }
+
+    /// What `file`, made of the photograph `from`, is to hold.
+    fn make(
+        &self,
+        root: &Path,
+        from: &Path,
+        file: Option<String>,
+        boxes: Option<&Boxes>,
+    ) -> std::result::Result<(Vec<u8>, Made), String> {
+        let file = file.ok_or("of the same name as another picture of its class, but for the extension")?;
+        let head = match boxes {
+            Some(boxes) => Some(boxes.of(from).ok_or("without a box around its head")??),
+            None => None,
+        };
+        let photograph = decode::read(&root.join(from))?;
+        let (bytes, part) = decode::with_upright(&photograph, |picture| {
+            let (part, size) = self.part(&picture, head)?;
+            Ok::<_, String>((self.encode(&decode::resized(&picture, part, size))?, part))
+        })??;
+        let from = name(from);
+        Ok((bytes, Made { file, from, sha256: hex(&Sha256::digest(&photograph)), part }))
+    }
+
+    /// The part of `picture` that is kept, and the size that it gets.
+    fn part(
+        &self,
+        picture: &RgbImage,
+        head: Option<Head>,
+    ) -> std::result::Result<([u32; 4], [u32; 2]), String> {
+        let (width, height) = picture.dimensions();
+        let side = width.min(height);
+        Ok(match (self.crop, head) {
+            (Crop::Head, Some(head)) => {
+                let [x, y, side] = head.square([width, height])?;
+                ([x, y, side, side], [self.size; 2])
+            }
+            (Crop::None, _) => {
+                let scaled =
+                    |n: u32| (u64::from(n) * u64::from(self.size) + u64::from(side) / 2) / u64::from(side);
+                let (w, h) = (scaled(width), scaled(height));
+                if w * h > decode::MOST_PIXELS || w.max(h) > decode::LONGEST_SIDE.into() {
+                    return Err(format!(
+                        "{width} x {height}, too long to be enlarged to a short side of {}",
+                        self.size
+                    ));
+                }
+                ([0, 0, width, height], [w as u32, h as u32])
+            }
+            _ => ([(width - side) / 2, (height - side) / 2, side, side], [self.size; 2]),
+        })
+    }
+
+    fn encode(&self, picture: &RgbImage) -> std::result::Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        let (width, height) = picture.dimensions();
+        match self.encoding {
+            Encoding::Jpeg => JpegEncoder::new_with_quality(&mut bytes, 92).write_image(
+                picture,
+                width,
+                height,
+                ExtendedColorType::Rgb8,
+            ),
+            Encoding::Png => {
+                PngEncoder::new(&mut bytes).write_image(picture, width, height, ExtendedColorType::Rgb8)
+            }
+        }
+        .map_err(|error| format!("not to be written again: {error}"))?;
+        Ok(bytes)
+    }
+
+    fn describe(&self, path: &Path, made: &[Made]) -> io::Result<()> {
+        use io::Write;
+        let mut w = io::BufWriter::new(fs::File::create(path)?);
+        let about = serde_json::json!({
+            "crop": self.crop, "encoding": self.encoding, "program": concat!("tiny-cats ", env!("CARGO_PKG_VERSION")), "size": self.size,
+        });
+        write!(w, "{{\n\"made\": {about}")?;
+        list(&mut w, "pictures", made)?;
+        w.write_all(b"\n}\n")?;
+        w.flush()
+    }
+}
+
+/// Nothing must be at `output`, or an empty folder, and not in the folder that it is made of.
+fn free(output: &Path, root: &Path) -> Result<()> {
+    let (folder, exists) = folder::existing(output)?;
+    if exists && let Some(stray) = fs::read_dir(&folder).map_err(Error::io(output))?.next() {
+        let stray = stray.map_err(Error::io(output))?.file_name().into();
+        return Err(Error::NotEmpty { folder: output.to_path_buf(), stray });
+    }
+    let from = fs::canonicalize(root).map_err(Error::io(root))?;
+    let folder = std::path::absolute(folder).map_err(Error::io(output))?;
+    let there = folder.ancestors().find_map(|above| fs::canonicalize(above).ok());
+    if there.is_some_and(|there| there.starts_with(&from)) {
+        return Err(Error::InSource { folder: output.to_path_buf(), from: root.to_path_buf() });
+    }
+    Ok(())
+}
+
+impl Photographs {
+    fn of_classes(data: Dataset) -> Self {
+        let source = data.root.join(SOURCE);
+        let plain = fs::symlink_metadata(&source).is_ok_and(|m| m.is_file() && m.len() <= MOST_SOURCE_BYTES);
+        Self {
+            files: data.files.into_iter().map(|p| (p.path, data.classes[p.label as usize].clone())).collect(),
+            skipped: data.skipped,
+            dogs: 0,
+            source: if plain { fs::read(&source).ok() } else { None },
+            boxes: data.root.join("heads.csv"),
+        }
+    }
+
+    /// Cats are the files whose names begin with a capital letter.
+    fn of_oxford(root: &Path, other: bool) -> Result<Self> {
+        let inside = fs::canonicalize(root).map_err(Error::io(root))?;
+        let (mut files, mut skipped, mut dogs) = (Vec::new(), Vec::new(), 0);
+        for name in scan::list(&root.join("images"))? {
+            let path = Path::new("images").join(&name);
+            let breed = name.to_str().map(|name| split::series(name).0.trim_end_matches('_'));
+            match breed.filter(|breed| is_class_name(breed)) {
+                None => skipped.push((scan::printable(&path), "not named like Breed_12.jpg".to_string())),
+                Some(breed) => {
+                    let cat = breed.starts_with(char::is_uppercase);
+                    if !cat && !other {
+                        dogs += 1;
+                    } else if let Some(reason) = scan::astray(&inside, &root.join(&path)) {
+                        skipped.push((path, reason));
+                    } else {
+                        let class = if cat { breed } else { OTHER }.to_string();
+                        files.push((path, class));
+                    }
+                }
+            }
+        }
+        if files.is_empty() {
+            return Err(Error::no_pictures(&root.join("images"), &skipped));
+        }
+        files.sort_by(|a, b| (&a.1, &a.0).cmp(&(&b.1, &b.0)));
+        let source = Some(OXFORD.as_bytes().to_vec());
+        Ok(Self { files, skipped, dogs, source, boxes: root.join("annotations").join("xmls") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    fn prepare(crop: Crop) -> Prepare {
+        Prepare { crop, size: 16, boxes: None, other: false, encoding: Encoding::Png }
+    }
+
+    /// A picture in which red is the column and green the row.
+    fn put(root: &Path, name: &str, width: u32, height: u32) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, 0]))
+            .save_with_format(path, image::ImageFormat::Png)
+            .unwrap();
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let mut all: Vec<String> =
+            walk(folder).iter().map(|path| name(path.strip_prefix(folder).unwrap())).collect();
+        all.sort();
+        all
+    }
+
+    fn walk(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+    }
+
+    #[test]
+    fn each_way_of_cropping_keeps_its_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        put(&input, "A/1.png", 100, 60);
+        put(&input, "B/2.png", 64, 200);
+        fs::write(input.join("heads.csv"), "file,xmin,ymin,xmax,ymax\nA/1.png,85,20,95,30\n").unwrap();
+        fs::write(input.join(SOURCE), "from somewhere").unwrap();
+        let made = |crop: Crop| {
+            let output = dir.path().join(format!("{crop:?}"));
+            let prepared = prepare(crop).run(&input, &output, |all| assert_eq!(all, 2)).unwrap();
+            (output, prepared)
+        };
+        let part = |output: &Path, from: &str| -> Vec<u64> {
+            let json: serde_json::Value =
+                serde_json::from_slice(&fs::read(output.join(PREPARED)).unwrap()).unwrap();
+            let pictures = json["pictures"].as_array().unwrap();
+            let picture = pictures.iter().find(|picture| picture["from"] == from).unwrap();
+            picture["part"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
+        };
+        let (output, prepared) = made(Crop::Head);
+        assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
+        assert_eq!(
+            prepared.skipped,
+            [(PathBuf::from("B/2.png"), "without a box around its head".to_string())]
+        );
+        assert_eq!(files(&output), ["A/1.png", PREPARED, SOURCE]);
+        assert_eq!(part(&output, "A/1.png"), [82, 17, 16, 16]);
+        let head = image::open(output.join("A/1.png")).unwrap().to_rgb8();
+        assert_eq!(
+            (head.dimensions(), head.get_pixel(0, 0), head.get_pixel(15, 15)),
+            ((16, 16), &Rgb([82, 17, 0]), &Rgb([97, 32, 0]))
+        );
+
+        let (output, prepared) = made(Crop::Centre);
+        assert_eq!(prepared.classes.len(), 2);
+        assert_eq!(part(&output, "A/1.png"), [20, 0, 60, 60]);
+        assert_eq!(part(&output, "B/2.png"), [0, 68, 64, 64]);
+        let (output, _) = made(Crop::None);
+        assert_eq!(image::image_dimensions(output.join("A/1.png")).unwrap(), (27, 16));
+        assert_eq!(image::image_dimensions(output.join("B/2.png")).unwrap(), (16, 50));
+        assert_eq!(fs::read_to_string(output.join(SOURCE)).unwrap(), "from somewhere");
+    }
+
+    #[test]
+    fn breeds_are_read_off_the_names_in_the_official_archives() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        for cat in ["British_Shorthair_1.jpg", "British_Shorthair_12.jpg", "Sphynx_3.jpg"] {
+            put(&input, &format!("images/{cat}"), 40, 40);
+        }
+        put(&input, "images/pug_1.jpg", 40, 40);
+        fs::write(input.join("images/Sphynx_4.mat"), "no picture").unwrap();
+        fs::create_dir_all(input.join("annotations/xmls")).unwrap();
+        for name in ["Sphynx_3", "British_Shorthair_12", "pug_1"] {
+            let edges = "<xmin>10</xmin><ymin>10</ymin><xmax>20</xmax><ymax>20</ymax>";
+            let xml = format!("<annotation><object><bndbox>{edges}</bndbox></object></annotation>");
+            fs::write(input.join(format!("annotations/xmls/{name}.xml")), xml).unwrap();
+        }
+        for from in [&input, &input.join("images")] {
+            let error = Dataset::open(from).unwrap_err().to_string();
+            assert!(error.contains("tiny-cats data prepare") && !error.contains('\n'), "{error}");
+        }
+        let (heads, all) = (dir.path().join("heads"), dir.path().join("all"));
+        let prepared = prepare(Crop::Head).run(&input, &heads, |_| {}).unwrap();
+        assert_eq!((prepared.classes.values().sum::<usize>(), prepared.dogs), (2, 1));
+        assert_eq!(
+            files(&heads),
+            ["British_Shorthair/British_Shorthair_12.png", PREPARED, SOURCE, "Sphynx/Sphynx_3.png"]
+        );
+        let mut with_dogs = prepare(Crop::Centre);
+        (with_dogs.other, with_dogs.encoding) = (true, Encoding::Jpeg);
+        let prepared = with_dogs.run(&input.join("images"), &all, |_| {}).unwrap();
+        assert_eq!(prepared.classes[OTHER], 1);
+        assert!(
+            prepared
+                .skipped
+                .iter()
+                .any(|(path, why)| path.ends_with("Sphynx_4.mat") && why == "not a picture")
+        );
+        assert_eq!(Dataset::open(&all).unwrap().classes, ["British_Shorthair", "Sphynx", OTHER]);
+        assert!(fs::read_to_string(all.join(SOURCE)).unwrap().contains("CC BY-SA 4.0"));
+    }
+
+    #[test]
+    fn two_pictures_of_one_name_are_not_written_over_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        for name in ["A/1.png", "A/1.jpg", "B/1.png"] {
+            put(&input, name, 20, 20);
+        }
+        let prepared = prepare(Crop::Centre).run(&input, &dir.path().join("out"), |_| {}).unwrap();
+        assert_eq!(prepared.classes, [("A".to_string(), 1), ("B".to_string(), 1)].into());
+        assert!(prepared.skipped[0].1.contains("of the same name"), "{:?}", prepared.skipped);
+    }
+
+    #[test]
+    fn what_can_not_be_made_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        put(&input, "A/1.png", 20, 20);
+        let left = files(dir.path());
+        let fails = |prepare: Prepare, output: &str, says: &str| {
+            let error = prepare.run(&input, &dir.path().join(output), |_| {}).unwrap_err().to_string();
+            assert!(error.contains(says) && !error.contains('\n'), "{error}");
+            assert_eq!(files(dir.path()), left, "{says}");
+        };
+        fails(Prepare { size: 7, ..prepare(Crop::Centre) }, "out", "size is 7; expected 8 to 1024");
+        fails(Prepare { size: 2000, ..prepare(Crop::Centre) }, "out", "size is 2000");
+        fails(prepare(Crop::Head), "out", "--boxes");
+        fails(Prepare { boxes: Some(dir.path().join("no.csv")), ..prepare(Crop::Head) }, "out", "no.csv");
+        fails(Prepare { boxes: Some(input.join("A")), ..prepare(Crop::Head) }, "out", "no boxes");
+        fails(prepare(Crop::Centre), "in", "expected a new or an empty folder, found A in it");
+        fails(prepare(Crop::Centre), "in/deep/out", "which it is made of");
+        fails(prepare(Crop::Centre), "in/A/1.png/out", "");
+        // Into an empty folder it can be written.
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        prepare(Crop::Centre).run(&input, &dir.path().join("empty"), |_| {}).unwrap();
+        assert!(dir.path().join("empty/A/1.png").exists());
+        assert!(!dir.path().join("in/deep").exists());
+    }
+}

@@ -1,0 +1,256 @@
+//! What a data set is like, in numbers and in one picture.
+
+use std::collections::HashMap;
+
+use image::RgbImage;
+use rayon::prelude::*;
+use serde::Serialize;
+use tiny_cats_export::{decode, grid};
+
+use super::{Dataset, Error, Picture, Result, scan::name};
+
+/// Pictures of a class on a contact sheet.
+const COLUMNS: usize = 8;
+/// Classes on a contact sheet; it shows no more.
+const MOST_ROWS: usize = 64;
+
+/// What a data set is like.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    /// The identity of the data.
+    pub fingerprint: String,
+    /// The classes, in the order of their labels.
+    pub classes: Vec<Count>,
+    /// All pictures.
+    pub pictures: usize,
+    /// The length of all files together.
+    pub bytes: u64,
+    /// Shorter sides in pixels.
+    pub short_side: Spread,
+    /// Widths divided by heights.
+    pub aspect: Spread,
+    /// The mean of red, green and blue from 0 (black) to 1, where each picture counts the same, whatever its size.
+    pub mean: [f64; 3],
+    /// The standard deviation of red, green and blue, likewise.
+    pub std: [f64; 3],
+    /// Files of equal content.
+    pub duplicates: Vec<Vec<String>>,
+    /// What was left out, and why.
+    pub skipped: Vec<(String, String)>,
+}
+
+/// How many pictures of a class are in each part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// The class.
+    pub name: String,
+    /// For training.
+    pub train: usize,
+    /// For choosing a model.
+    pub val: usize,
+    /// For measuring it.
+    pub test: usize,
+}
+
+/// The smallest, the middle one, and the largest of some values.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// The smallest.
+    pub min: f64,
+    /// Half of the values are not larger; of an even number, the larger of the two in the middle.
+    pub median: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// `None` of no values.
+    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        Some(Self { min: *values.first()?, median: values[values.len() / 2], max: *values.last()? })
+    }
+}
+
+impl Dataset {
+    /// How many pictures of each class are in each part, in the order of their labels.
+    pub fn counts(&self) -> Vec<Count> {
+        let mut counts = vec![[0; 3]; self.classes.len()];
+        for picture in &self.files {
+            counts[picture.label as usize][picture.split as usize] += 1;
+        }
+        let named = self.classes.iter().cloned().zip(counts);
+        named.map(|(name, [train, val, test])| Count { name, train, val, test }).collect()
+    }
+
+    /// The pictures whose files are equal, in the order of the first of each.
+    pub fn duplicates(&self) -> Vec<Vec<&Picture>> {
+        let mut places: HashMap<[u8; 32], usize> = HashMap::new();
+        let mut groups: Vec<Vec<&Picture>> = Vec::new();
+        for picture in &self.files {
+            let place = *places.entry(picture.sha256).or_insert(groups.len());
+            if place == groups.len() {
+                groups.push(Vec::new());
+            }
+            groups[place].push(picture);
+        }
+        groups.retain(|group| group.len() > 1);
+        groups
+    }
+
+    /// Decodes all pictures; those that break on the way are in [`Stats::skipped`] and count nowhere. `progress` is called, from several
+    /// threads, with the number of all pictures after each.
+    ///
+    /// # Errors
+    /// When all of them break.
+    pub fn stats(mut self, progress: impl Fn(u64) + Sync) -> Result<Stats> {
+        let all = self.files.len() as u64;
+        let moments: Vec<_> = (self.files.par_iter())
+            .map(|picture| {
+                let moments =
+                    self.read(picture).and_then(|bytes| decode::with_upright(&bytes, |p| moments(&p)));
+                progress(all);
+                moments
+            })
+            .collect();
+        let (mut files, mut good) = (Vec::new(), Vec::new());
+        for (picture, moments) in std::mem::take(&mut self.files).into_iter().zip(moments) {
+            match moments {
+                Ok(moments) => {
+                    good.push(moments);
+                    files.push(picture);
+                }
+                Err(reason) => self.skipped.push((picture.path, reason)),
+            }
+        }
+        self.files = files;
+        let average = |f: fn(&[[f64; 2]; 3]) -> [f64; 3]| {
+            let sum = good.iter().map(f).fold([0.0; 3], |sum, one| std::array::from_fn(|c| sum[c] + one[c]));
+            sum.map(|sum| sum / good.len() as f64)
+        };
+        let (mean, square) = (average(|m| m.map(|[mean, _]| mean)), average(|m| m.map(|[_, square]| square)));
+        let sides = self.files.iter().map(|p| f64::from(p.size[0].min(p.size[1])));
+        let aspects = self.files.iter().map(|p| f64::from(p.size[0]) / f64::from(p.size[1]));
+        let (Some(short_side), Some(aspect)) = (Spread::of(sides), Spread::of(aspects)) else {
+            return Err(Error::no_pictures(&self.root, &self.skipped));
+        };
+        Ok(Stats {
+            classes: self.counts(),
+            pictures: self.files.len(),
+            bytes: self.files.iter().map(|picture| picture.bytes).sum(),
+            short_side,
+            aspect,
+            mean,
+            std: std::array::from_fn(|c| (square[c] - mean[c] * mean[c]).max(0.0).sqrt()),
+            duplicates: (self.duplicates().into_iter())
+                .map(|group| group.into_iter().map(|picture| name(&picture.path)).collect())
+                .collect(),
+            skipped: self.skipped.iter().map(|(path, reason)| (name(path), reason.clone())).collect(),
+            fingerprint: self.fingerprint,
+        })
+    }
+
+    /// A contact sheet: a row of pictures of each class, evenly spread over it, the middle square of each with `size` × `size` pixels.
+    /// At most 64 classes are shown, and pictures that break are left blank.
+    pub fn sheet(&self, size: u32) -> RgbImage {
+        let rows: Vec<&[Picture]> = self.files.chunk_by(|a, b| a.label == b.label).take(MOST_ROWS).collect();
+        let chosen: Vec<Option<&Picture>> = (rows.iter())
+            .flat_map(|row| {
+                let shown = row.len().min(COLUMNS);
+                (0..COLUMNS).map(move |i| (i < shown).then(|| &row[i * row.len() / shown]))
+            })
+            .collect();
+        let pictures: Vec<RgbImage> = (chosen.par_iter())
+            .map(|picture| {
+                picture
+                    .and_then(|picture| decode::square(&self.read(picture).ok()?, size).ok())
+                    .unwrap_or_default()
+            })
+            .collect();
+        let label =
+            |picture: &Option<&Picture>| picture.map_or("", |p| &self.classes[p.label as usize]).to_string();
+        let labels: Vec<String> = chosen.iter().map(label).collect();
+        grid(&pictures, COLUMNS, Some(&labels))
+    }
+}
+
+/// For each channel the mean of its values, from 0 to 1, and of their squares.
+fn moments(picture: &RgbImage) -> [[f64; 2]; 3] {
+    let mut sums = [[0u64; 2]; 3];
+    for pixel in picture.pixels() {
+        for (sum, value) in sums.iter_mut().zip(pixel.0.map(u64::from)) {
+            sum[0] += value;
+            sum[1] += value * value;
+        }
+    }
+    let pixels = picture.width() as f64 * picture.height() as f64;
+    sums.map(|[sum, squares]| [sum as f64 / 255.0 / pixels, squares as f64 / (255.0 * 255.0) / pixels])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+    use std::path::Path;
+
+    fn put(root: &Path, name: &str, picture: &RgbImage) {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        picture.save(path).unwrap();
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_pictures() {
+        let dir = tempfile::tempdir().unwrap();
+        let halves = RgbImage::from_fn(40, 20, |x, _| Rgb([if x < 20 { 0 } else { 255 }, 51, 0]));
+        put(dir.path(), "A/1.png", &halves);
+        put(dir.path(), "A/2.png", &RgbImage::from_pixel(10, 30, Rgb([255, 102, 0])));
+        put(dir.path(), "A/3.png", &RgbImage::from_pixel(8, 8, Rgb([0, 153, 0])));
+        put(dir.path(), "B/1.png", &halves);
+        let mut broken = std::fs::read(dir.path().join("A/1.png")).unwrap();
+        let middle = broken.len() / 2;
+        broken[middle..middle + 8].fill(0);
+        std::fs::write(dir.path().join("B/2.png"), broken).unwrap();
+        let stats = Dataset::open(dir.path()).unwrap().stats(|all| assert_eq!(all, 5)).unwrap();
+        assert_eq!((stats.pictures, stats.skipped.len()), (4, 1));
+        assert_eq!(stats.classes[0], Count { name: "A".into(), train: 1, val: 1, test: 1 });
+        assert_eq!(stats.short_side, Spread { min: 8.0, median: 20.0, max: 20.0 });
+        assert_eq!(stats.aspect, Spread { min: 1.0 / 3.0, median: 2.0, max: 2.0 });
+        assert_eq!(stats.duplicates, [["A/1.png", "B/1.png"]]);
+        let near = |a: [f64; 3], b: [f64; 3]| a.into_iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(near(stats.mean, [0.5, 0.35, 0.0]), "{:?}", stats.mean);
+        assert!(
+            near(
+                stats.std,
+                [0.5, f64::sqrt((0.2f64 * 0.2 * 2.0 + 0.4 * 0.4 + 0.6 * 0.6) / 4.0 - 0.35 * 0.35), 0.0]
+            ),
+            "{:?}",
+            stats.std
+        );
+    }
+
+    #[test]
+    fn the_sheet_has_a_row_for_each_class() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..20u8 {
+            put(
+                dir.path(),
+                &format!("A/{number:02}.png"),
+                &RgbImage::from_pixel(8, 8, Rgb([number * 12, 0, 0])),
+            );
+        }
+        put(dir.path(), "B/1.png", &RgbImage::from_pixel(8, 8, Rgb([0, 0, 255])));
+        let sheet = Dataset::open(dir.path()).unwrap().sheet(16);
+        let middles = |row: u32| -> Vec<Rgb<u8>> {
+            let step = sheet.width() / COLUMNS as u32;
+            (0..COLUMNS as u32)
+                .map(|i| *sheet.get_pixel(i * step + step / 2, row * sheet.height() / 2 + step / 2))
+                .collect()
+        };
+        let reds: Vec<u8> = middles(0).into_iter().map(|pixel| pixel[0]).collect();
+        assert_eq!(reds, [0, 24, 60, 84, 120, 144, 180, 204]);
+        let second = middles(1);
+        assert_eq!(second[0], Rgb([0, 0, 255]));
+        assert!(second[1..].iter().all(|pixel| *pixel == second[1] && pixel[0] > 200), "{second:?}");
+    }
+}

@@ -1,0 +1,363 @@
+//! Training data as a user has it: good, bad and hostile, through the command line.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
+use tempfile::TempDir;
+use tiny_cats::data::{Dataset, Split, synth};
+
+fn run(folder: &Path, args: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_tiny-cats");
+    Command::new(program).arg("data").args(args).current_dir(folder).output().expect("the program starts")
+}
+
+/// What it says on the standard output and error streams.
+#[track_caller]
+fn succeeds(folder: &Path, args: &[&str]) -> (String, String) {
+    let Output { status, stdout, stderr } = run(folder, args);
+    let [out, err] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(status.success(), "{args:?}: {out}{err}");
+    (out, err)
+}
+
+/// The one line of what must fail.
+#[track_caller]
+fn fails(folder: &Path, args: &[&str]) -> String {
+    let output = run(folder, args);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+    assert!(said.starts_with("error: ") && said.lines().count() == 1, "{args:?}: one line, found:\n{said}");
+    said
+}
+
+#[track_caller]
+fn line<'a>(text: &'a str, with: &str) -> &'a str {
+    let mut lines = text.lines().filter(|line| line.contains(with));
+    let line = lines.next().unwrap_or_else(|| panic!("no line with {with} in\n{text}"));
+    assert!(lines.next().is_none(), "several lines with {with} in\n{text}");
+    line
+}
+
+/// A folder with synthetic cats in `cats`: 12 of each of 13 classes.
+fn cats() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    succeeds(dir.path(), &["synth", "cats", "--per-class", "12", "--size", "32"]);
+    dir
+}
+
+fn png(seed: u64) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    synth::draw(0, seed, 0, 32).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+fn jpeg(picture: &RgbImage, exif: Option<&[u8]>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 95);
+    if let Some(exif) = exif {
+        encoder.set_exif_metadata(exif.to_vec()).unwrap();
+    }
+    encoder.write_image(picture, picture.width(), picture.height(), ExtendedColorType::Rgb8).unwrap();
+    bytes
+}
+
+/// The header of a PNG file of this size, its checksum right, and nothing behind it but the end.
+fn png_of_size(width: u32, height: u32) -> Vec<u8> {
+    let crc = |bytes: &[u8]| {
+        !bytes.iter().fold(!0u32, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |c, _| (c >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(c & 1)))
+        })
+    };
+    let mut png = png(0);
+    png[16..20].copy_from_slice(&width.to_be_bytes());
+    png[20..24].copy_from_slice(&height.to_be_bytes());
+    let sum = crc(&png[12..29]);
+    png[29..33].copy_from_slice(&sum.to_be_bytes());
+    png
+}
+
+fn jpeg_of_size(width: u16, height: u16) -> Vec<u8> {
+    let mut jpeg = jpeg(&synth::draw(0, 0, 0, 32), None);
+    let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    jpeg[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
+    jpeg[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
+    jpeg
+}
+
+#[test]
+fn an_index_is_written_used_and_renewed() {
+    let dir = cats();
+    let (out, err) = succeeds(dir.path(), &["index", "cats"]);
+    let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
+    assert_eq!(words(line(&out, "Bengal")), ["Bengal", "10", "1", "1", "12"]);
+    assert_eq!(words(line(&out, "all  ")), ["all", "130", "13", "13", "156"]);
+    assert_eq!(line(&out, "index.json"), "cats/index.json: 156 pictures in 13 classes, 0 left out");
+    assert_eq!(err, "");
+    let data = Dataset::open(dir.path().join("cats")).unwrap();
+    assert_eq!(data.index, Some(dir.path().join("cats/index.json")));
+    let test = data.part(Split::Test);
+    assert_eq!(test.files.len(), 13);
+    assert!(test.files.iter().all(|picture| picture.path.to_string_lossy().ends_with("_00011.png")));
+
+    let first = fs::read(dir.path().join("cats/index.json")).unwrap();
+    succeeds(dir.path(), &["index", "cats"]);
+    assert_eq!(fs::read(dir.path().join("cats/index.json")).unwrap(), first);
+    let (out, _) = succeeds(dir.path(), &["index", "cats", "-o", "half.json", "--split", "50,25,25"]);
+    assert_eq!(words(line(&out, "all  ")), ["all", "78", "39", "39", "156"]);
+    let (out, _) = succeeds(dir.path(), &["stats", "half.json"]);
+    assert_eq!(words(line(&out, "Sphynx")), ["Sphynx", "6", "3", "3", "12"]);
+    assert!(line(&out, "split ").contains("half.json"), "{out}");
+    let output = run(dir.path(), &["index", "cats", "--split", "0,50,50"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("more than nothing for training"));
+    fs::write(dir.path().join("notes.json"), "{}").unwrap();
+    assert!(fails(dir.path(), &["index", "cats", "-o", "notes.json"]).contains("notes.json: is no index"));
+    assert_eq!(fs::read(dir.path().join("notes.json")).unwrap(), b"{}");
+    assert!(fails(dir.path(), &["index", "cats", "-o", "no/where.json"]).contains("no/where.json"));
+}
+
+#[test]
+fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
+    let dir = cats();
+    let bengal = dir.path().join("cats/Bengal");
+    let (png, jpeg) = (png(1), jpeg(&synth::draw(1, 0, 0, 64), None));
+    let mut broken = png.clone();
+    broken[png.len() / 2..png.len() / 2 + 20].fill(0);
+    let bad: [(&str, &[u8], &str); 10] = [
+        ("empty.png", b"", "an empty file"),
+        ("cut.jpg", &jpeg[..jpeg.len() / 2], "a broken jpg file: its end is missing"),
+        ("cut.png", &png[..png.len() / 2], "a broken png file: its end is missing"),
+        ("broken.png", &broken, "a broken png file"),
+        ("animation.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a gif picture; expected PNG, JPEG or WebP"),
+        ("text.png", b"I am a cat", "not a picture"),
+        ("page.jpg", b"<!DOCTYPE html><html>404</html>", "not a picture"),
+        (
+            "huge.png",
+            &png_of_size(20_000, 20_000),
+            "20000 x 20000 pixels are too many; expected at most 64000000",
+        ),
+        (
+            "huge.jpg",
+            &jpeg_of_size(20_000, 20_000),
+            "20000 x 20000 pixels are too many; expected at most 64000000",
+        ),
+        ("flat.png", &png_of_size(32, 0), "broken"),
+    ];
+    for (name, bytes, _) in bad {
+        fs::write(bengal.join(name), bytes).unwrap();
+    }
+    fs::create_dir(bengal.join("deeper")).unwrap();
+    let (out, err) = succeeds(dir.path(), &["index", "cats"]);
+    for (name, _, reason) in bad.into_iter().chain([("deeper", &b""[..], "not a file")]) {
+        let said = line(&err, name);
+        assert!(said.starts_with("skipped cats/Bengal/") || said.starts_with("skipped Bengal/"), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+    assert!(out.contains("156 pictures in 13 classes, 11 left out"), "{out}");
+    // All that is left out is said once; what has come since is said when the index is used.
+    assert_eq!(Dataset::open(dir.path().join("cats")).unwrap().skipped, []);
+    fs::write(bengal.join("new.png"), &png).unwrap();
+    let (_, err) = succeeds(dir.path(), &["stats", "cats"]);
+    assert!(line(&err, "new.png").contains("not in the index; run `tiny-cats data index` again"));
+    let pictures = fs::read_dir(&bengal).unwrap().flatten().find(|e| {
+        e.file_name() != "new.png"
+            && e.path().extension() == Some("png".as_ref())
+            && e.file_name().to_string_lossy().contains("_0")
+    });
+    fs::write(pictures.unwrap().path(), &png).unwrap();
+    let (_, err) = succeeds(dir.path(), &["stats", "cats"]);
+    assert!(
+        line(&err, "changed since")
+            .contains("changed since it was indexed; run `tiny-cats data index` again")
+    );
+}
+
+/// A picture that says it is large takes no memory: the program has less than it would need.
+#[cfg(target_os = "linux")]
+#[test]
+fn pictures_that_are_too_large_are_refused_before_memory_is_taken() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("A")).unwrap();
+    for (name, bytes) in [
+        ("a.png", png_of_size(20_000, 20_000)),
+        ("a.jpg", jpeg_of_size(20_000, 20_000)),
+        ("b.jpg", jpeg_of_size(65_000, 65_000)),
+        ("c.png", png_of_size(0x7fff_ffff, 0x7fff_ffff)),
+        ("good.png", png(0)),
+    ] {
+        fs::write(dir.path().join("A").join(name), bytes).unwrap();
+    }
+    // A decoded picture of 20,000 x 20,000 has 1.2 GB.
+    let script = format!("ulimit -v 1000000; exec {} data index . ", env!("CARGO_BIN_EXE_tiny-cats"));
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .env("RAYON_NUM_THREADS", "2")
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("skipped A/")).count(), 4, "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_that_go_round_or_out_are_one_line_each() {
+    use std::os::unix::fs::symlink;
+    let dir = cats();
+    let cats = dir.path().join("cats");
+    fs::create_dir(dir.path().join("private")).unwrap();
+    fs::write(dir.path().join("private/diary.png"), png(5)).unwrap();
+    symlink(".", cats.join("loop")).unwrap();
+    symlink("..", cats.join("Bengal/up")).unwrap();
+    symlink("self.png", cats.join("Bengal/self.png")).unwrap();
+    symlink("../private", cats.join("out")).unwrap();
+    symlink("../../private/diary.png", cats.join("Bengal/diary.png")).unwrap();
+    symlink("../Birman/Birman_00000.png", cats.join("Bengal/same.png")).unwrap();
+    let (out, err) = succeeds(dir.path(), &["index", "cats"]);
+    for (name, reason) in [
+        (" loop:", "a link back"),
+        ("Bengal/up", "a link back"),
+        ("self.png", "leads nowhere"),
+        (" out:", "out of the data folder"),
+        ("diary.png", "out of the data folder"),
+    ] {
+        assert!(line(&err, name).contains(reason), "{err}");
+    }
+    let said = line(&err, "same.png");
+    assert!(
+        said.starts_with("the same file, in two classes: ") && said.contains("Birman_00000.png (train)"),
+        "{said}"
+    );
+    assert!(out.contains("157 pictures in 13 classes, 5 left out"), "{out}");
+    assert!(
+        !fs::read_to_string(cats.join("index.json"))
+            .unwrap()
+            .contains("\"path\":\"Bengal/diary.png\",\"split\"")
+    );
+}
+
+#[test]
+fn a_class_with_one_picture_is_trained_on_and_said() {
+    let dir = TempDir::new().unwrap();
+    for (name, seed) in
+        [("A/1.png", 1), ("B/1.png", 2), ("B/2.png", 3), ("C/1.png", 4), ("C/2.png", 4), ("C/3.png", 6)]
+    {
+        fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+        fs::write(dir.path().join(name), png(seed)).unwrap();
+    }
+    let (out, err) = succeeds(dir.path(), &["index", "."]);
+    assert!(line(&err, "A has one picture only").contains("for training"));
+    assert!(line(&err, "B has").contains("no picture in test"));
+    let said = line(&err, "the same file");
+    assert_eq!(said, "the same file: C/1.png (train), C/2.png (val)");
+    assert_eq!(err.lines().count(), 3, "{err}");
+    assert!(out.contains("6 pictures in 3 classes"), "{out}");
+}
+
+#[test]
+fn what_can_not_be_indexed_is_one_line_and_leaves_nothing() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    fs::create_dir_all(root.join("empty")).unwrap();
+    fs::create_dir_all(root.join("texts/A")).unwrap();
+    fs::write(root.join("texts/A/readme.txt"), "no picture").unwrap();
+    for folder in ["images", "annotations/xmls"] {
+        fs::create_dir_all(root.join("pets").join(folder)).unwrap();
+    }
+    fs::write(root.join("pets/images/Abyssinian_1.jpg"), jpeg(&synth::draw(0, 0, 0, 32), None)).unwrap();
+    for (folder, says) in [
+        ("nowhere", "nowhere: No such file"),
+        ("empty", "there are no class folders; expected one folder a class"),
+        ("texts", "there is no usable picture"),
+        ("texts/A/readme.txt", "readme.txt"),
+        ("pets", "tiny-cats data prepare pets"),
+        ("pets/images", "tiny-cats data prepare"),
+    ] {
+        for command in ["index", "stats"] {
+            let said = fails(root, &[command, folder]);
+            assert!(said.contains(says) || said.contains("no index"), "{said}");
+        }
+        assert!(!root.join(folder).join("index.json").exists());
+    }
+}
+
+#[test]
+fn stats_are_right_in_words_in_json_and_as_a_sheet() {
+    let dir = TempDir::new().unwrap();
+    // Stored lying; orientation 6 says that its left side is the top.
+    let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let lying = RgbImage::from_pixel(48, 24, Rgb([255, 255, 255]));
+    fs::create_dir_all(dir.path().join("A")).unwrap();
+    fs::write(dir.path().join("A/1.jpg"), jpeg(&lying, Some(exif))).unwrap();
+    RgbImage::from_pixel(20, 20, Rgb([0, 0, 0])).save(dir.path().join("A/2.png")).unwrap();
+    let (out, _) = succeeds(dir.path(), &["stats", ".", "--sheet", "sheet.png"]);
+    assert!(line(&out, "short side").ends_with("20 to 24 px, median 24"), "{out}");
+    assert!(line(&out, "aspect").ends_with("0.50 to 1.00, median 1.00"), "{out}");
+    assert!(line(&out, "mean").contains("0.500 0.500 0.500"), "{out}");
+    assert_eq!(image::open(dir.path().join("sheet.png")).unwrap().width(), 8 * 134 + 6);
+    let (out, err) = succeeds(dir.path(), &["stats", ".", "--json"]);
+    let stats: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&stats["pictures"], &stats["classes"][0]["val"]), (&2.into(), &1.into()));
+    assert_eq!(stats["aspect"]["min"], 0.5);
+    assert_eq!(err, "");
+    assert!(fails(dir.path(), &["stats", ".", "--sheet", "no/sheet.png"]).contains("no/sheet.png"));
+}
+
+#[test]
+fn heads_are_cut_out_for_training() {
+    let dir = cats();
+    let root = dir.path();
+    let mut boxes = String::from("file,xmin,ymin,xmax,ymax,drawn_by\n");
+    for number in 0..6 {
+        boxes += &format!("Siamese/Siamese_{number:05}.png,{number},4,{},14,me\n", number + 10);
+    }
+    boxes += "Siamese/Siamese_00006.png,4,4,x,14,me\nSiamese/Siamese_00007.png,90,90,99,99,me\n";
+    fs::write(root.join("boxes.csv"), boxes).unwrap();
+    let with = ["prepare", "cats", "heads", "--crop", "head", "--size", "24", "--boxes", "boxes.csv"];
+    let (out, err) = succeeds(root, &with);
+    assert!(out.contains("heads: 6 pictures in 1 classes, 150 left out"), "{out}");
+    assert!(
+        line(&err, "Siamese_00006.png").contains("xmax of its box is \"x\" in line 8; expected a number")
+    );
+    assert!(line(&err, "Siamese_00007.png").contains("32 x 32, but its box is 90, 90, 99, 99"));
+    assert!(line(&err, "Bengal_00000.png").contains("without a box around its head"));
+    let data = Dataset::open(root.join("heads")).unwrap();
+    assert!(data.files.len() == 6 && data.files.iter().all(|picture| picture.size == [24, 24]));
+    let said = fails(root, &with);
+    assert!(said.contains("heads: expected a new or an empty folder"), "{said}");
+    let said = fails(root, &["prepare", "cats", "more", "--crop", "head", "--size", "24"]);
+    assert!(said.contains("cats/heads.csv") && said.contains("--boxes"), "{said}");
+    assert!(!root.join("more").exists());
+    fs::write(root.join("bad.csv"), "name,x,y\n").unwrap();
+    let said =
+        fails(root, &["prepare", "cats", "more", "--crop", "head", "--size", "24", "--boxes", "bad.csv"]);
+    assert!(
+        said.contains("bad.csv: there is no column file; expected file, xmin, ymin, xmax and ymax"),
+        "{said}"
+    );
+    assert!(fails(root, &["prepare", "cats", "more", "--crop", "none", "--size", "4"]).contains("size is 4"));
+}
+
+/// A file may not grow beyond a block of 512 bytes: what a full disk does, without a disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_nothing_half_written() {
+    let dir = cats();
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    for command in ["index cats", "prepare cats out --crop centre --size 64", "stats cats --sheet sheet.png"]
+    {
+        let program = env!("CARGO_BIN_EXE_tiny-cats");
+        let script = format!("trap '' XFSZ; ulimit -f 1; exec {program} data {command}");
+        let output = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "{command}");
+        assert_eq!(fs::read_dir(dir.path().join("cats")).unwrap().count(), 14, "{command}");
+    }
+}
