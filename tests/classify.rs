@@ -64,7 +64,7 @@ fn it_is_as_accurate_as_training_said_and_its_runtimes_agree() {
     let dir = TRAINED.0.path();
     let report = fs::read(dir.join("checkpoints/cats_model_test.json")).unwrap();
     let report: Value = serde_json::from_slice(&report).unwrap();
-    let test = Dataset::open(&dir.join("synth")).unwrap().part(Split::Test);
+    let test = Dataset::open(dir.join("synth")).unwrap().part(Split::Test);
     let paths: Vec<String> = test.files.iter().map(|f| format!("synth/{}", f.path.display())).collect();
     let mut probabilities: Vec<Vec<BTreeMap<String, f64>>> = Vec::new();
     for (runtime, batch) in [("candle", "16"), ("candle", "5"), ("tract", "16"), ("tract", "1")] {

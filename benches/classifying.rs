@@ -1,0 +1,116 @@
+//! Classifying speed: JPEG files a second from disk to classes (read, decode, resize, network), on each runtime.
+//!
+//! `cargo bench --bench classifying -- --write FOLDER [--model FILE] [--photographs DIR]` writes what is to be classified: `model.onnx`,
+//! `files.json`, a list of paths, and `predictions.json`, the probabilities of all classes that we find for each. Without a model it is
+//! one as large as the released one, of random weights; without a folder of class folders, of which 100 files are taken, pictures are
+//! drawn. `classifying FOLDER [RUNTIME…]` times the runtimes that are present, or those named, and prints a line of JSON for each.
+//! `peers/ort_classify.py` shows that it finds the same before it is timed. `scripts/bench` does all of it.
+
+use std::{
+    fs::{self, File},
+    io::BufReader,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use image::{codecs::jpeg::JpegEncoder, imageops};
+use serde_json::json;
+use tiny_cats::data::{BREEDS, Dataset, synth};
+use tiny_cats_export::{
+    Classifier, Model, ModelMeta, Options, Prediction, onnx::DEFAULT_OPSET, runtime::RuntimeKind, to_onnx,
+};
+use tiny_cats_models::{ResNetConfig, init};
+
+const FILES: usize = 100;
+/// A photograph's usual shape in the Oxford-IIIT Pet data set.
+const SHAPE: (u32, u32) = (500, 375);
+
+fn classifier(folder: &Path, runtime: RuntimeKind) -> Result<Classifier> {
+    let options = Options { runtime: Some(runtime), ..Options::default() };
+    Ok(Classifier::open_with(folder.join("model.onnx"), &options)?)
+}
+
+fn random_model() -> Result<Model> {
+    let config = ResNetConfig { width: 32, ..ResNetConfig::named("resnet18", BREEDS.len() + 1)? };
+    let classes = BREEDS.into_iter().chain(["other"]).map(String::from).collect();
+    Ok(Model::from_weights(ModelMeta::resnet(&config, 128, classes), init(&config.specs()?, 0)))
+}
+
+/// Drawn pictures, as JPEG files.
+fn draw(folder: &Path) -> Result<Vec<PathBuf>> {
+    let draw = |i: usize| {
+        let picture = synth::draw(i % BREEDS.len(), 0, i as u64, SHAPE.0);
+        let picture = imageops::crop_imm(&picture, 0, (SHAPE.0 - SHAPE.1) / 2, SHAPE.0, SHAPE.1).to_image();
+        let path = folder.join(format!("{i}.jpg"));
+        picture.write_with_encoder(JpegEncoder::new_with_quality(File::create(&path)?, 90))?;
+        Ok(path)
+    };
+    (0..FILES).map(draw).collect()
+}
+
+fn chosen(photographs: &Path) -> Result<Vec<PathBuf>> {
+    let data = Dataset::open(photographs)?;
+    let n = data.files.len();
+    if n < FILES {
+        bail!("{}: expected at least {FILES} pictures, found {n}", photographs.display());
+    }
+    let path = |i: usize| photographs.join(&data.files[i * n / FILES].path);
+    (0..FILES).map(|i| path(i).canonicalize().with_context(|| path(i).display().to_string())).collect()
+}
+
+fn probabilities(mut prediction: Prediction) -> Vec<f64> {
+    prediction.candidates.sort_by_key(|candidate| candidate.label);
+    prediction.candidates.into_iter().map(|candidate| candidate.probability).collect()
+}
+
+fn write(folder: &Path, model: Option<PathBuf>, photographs: Option<PathBuf>) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let model = model.map_or_else(random_model, |path| Ok(Model::open(&path)?))?;
+    let files = photographs.map_or_else(|| draw(folder), |photographs| chosen(&photographs))?;
+    fs::write(folder.join("model.onnx"), to_onnx(model.meta(), &model.weights()?, DEFAULT_OPSET)?)?;
+    fs::write(folder.join("files.json"), json!(files).to_string())?;
+    let results = classifier(folder, RuntimeKind::Tract)?.classify_files(&files)?;
+    let results = results.into_iter().map(|result| Ok(probabilities(result?))).collect::<Result<Vec<_>>>()?;
+    Ok(fs::write(folder.join("predictions.json"), json!(results).to_string())?)
+}
+
+/// Files a second, the runtime being warm.
+fn time(folder: &Path, files: &[PathBuf], runtime: RuntimeKind) -> Result<f64> {
+    let mut classifier = classifier(folder, runtime)?;
+    classifier.classify_files(&files[..files.len().min(16)])?;
+    let start = Instant::now();
+    let results = classifier.classify_files(files)?;
+    let seconds = start.elapsed().as_secs_f64();
+    results.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(files.len() as f64 / seconds)
+}
+
+fn main() -> Result<()> {
+    // cargo bench adds --bench to the arguments of every benchmark.
+    let mut args = std::env::args().skip(1).filter(|a| a != "--bench").peekable();
+    let mut option = |name: &str| -> Result<Option<PathBuf>> {
+        match args.next_if(|a| a == name) {
+            Some(_) => Ok(Some(args.next().with_context(|| format!("{name}: expected a path"))?.into())),
+            None => Ok(None),
+        }
+    };
+    if let Some(folder) = option("--write")? {
+        let (model, photographs) = (option("--model")?, option("--photographs")?);
+        return write(&folder, model, photographs);
+    }
+    let folder = PathBuf::from(args.next().context("expected --write FOLDER, or such a FOLDER")?);
+    let list = folder.join("files.json");
+    let list = File::open(&list).with_context(|| list.display().to_string())?;
+    let files: Vec<PathBuf> = serde_json::from_reader(BufReader::new(list))?;
+    let named = args.map(|a| Ok(a.parse()?)).collect::<Result<Vec<RuntimeKind>>>()?;
+    // candle-onnx is there to verify files, not to classify.
+    let present = |kind: &RuntimeKind| *kind != RuntimeKind::CandleOnnx && kind.version().is_ok();
+    let runtimes =
+        if named.is_empty() { RuntimeKind::ALL.into_iter().filter(present).collect() } else { named };
+    for runtime in runtimes {
+        let speed = time(&folder, &files, runtime)?;
+        println!("{}", json!({"name": runtime.name(), "images_per_second": speed}));
+    }
+    Ok(())
+}
