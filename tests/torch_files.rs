@@ -321,7 +321,7 @@ fn torchvision_takes_the_weights_of_a_released_classifier_strictly() {
     let config = ResNetConfig::named("resnet18", 13).unwrap();
     let weights = tiny_cats_models::init(&config.specs().unwrap(), 3);
     let mut meta = ModelMeta::resnet(&config, 128, (0..13).map(|i| format!("cat {i}")).collect());
-    meta.provenance = json!({"step": 690});
+    meta.provenance = json!({"schedule": {"steps": 800}, "best": {"step": 690}});
     checkpoint::write_torch(&torch, &weights, &meta).unwrap();
     checkpoint::write_safetensors(&safetensors, &weights, &meta).unwrap();
     for path in [&torch, &safetensors] {

@@ -43,12 +43,13 @@ pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<(
     torch::write(path, &root)
 }
 
-/// How many batches each batch normalisation has seen, which PyTorch's strict loading asks for and nothing is computed from: the
-/// provenance's `step`, where it is known.
+/// How many batches each batch normalisation has seen, which PyTorch's strict loading asks for and nothing is computed from: as
+/// many as the steps of the training, where the provenance tells them.
 fn batch_counts(weights: &Weights, meta: &ModelMeta) -> Vec<(String, i64)> {
-    let step = meta.provenance["step"].as_i64().unwrap_or(0);
+    let (best, last) = (&meta.provenance["best"]["step"], &meta.provenance["schedule"]["steps"]);
+    let steps = best.as_i64().or(last.as_i64()).unwrap_or(0);
     let norms = weights.keys().filter_map(|name| name.strip_suffix(".running_mean"));
-    norms.map(|norm| (format!("{norm}.{BATCH_COUNT}"), step)).collect()
+    norms.map(|norm| (format!("{norm}.{BATCH_COUNT}"), steps)).collect()
 }
 
 /// Reads what [`ModelMeta::to_json`] wrote.
