@@ -291,3 +291,15 @@ fn a_program_that_embeds_it_gets_the_same() {
         assert_eq!(items[0]["top"][0]["probability"].as_f64().unwrap(), first.probability);
     }
 }
+
+#[test]
+fn the_released_classifier_is_in_the_program() {
+    let dir = TRAINED.0.path();
+    put(dir, "any.png", &encoded(ImageFormat::Png));
+    let items = array(&run(CATS, dir, &["classify", "--json", "--top-k", "13", "any.png"]));
+    let top = items[0]["top"].as_array().unwrap();
+    let sum: f64 = top.iter().map(|candidate| candidate["probability"].as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+    let classes: BTreeSet<&str> = top.iter().map(|candidate| candidate["class"].as_str().unwrap()).collect();
+    assert!(classes.is_superset(&tiny_cats::data::BREEDS.into()) && classes.contains("other"), "{classes:?}");
+}

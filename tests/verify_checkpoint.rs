@@ -348,3 +348,13 @@ fn what_is_no_checkpoint_gets_one_line() {
     assert_eq!(text(&run(&path, &[])).lines().count(), 1);
     assert_eq!(run(&path, &["--weights", "best"]).status.code(), Some(2));
 }
+
+#[test]
+fn the_released_models_are_whole_and_their_onnx_files_compute_the_same() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pretrained");
+    for name in ["tinydit", "resnet18-breeds"] {
+        let report = well(&folder.join(name).with_extension("safetensors"), &[]);
+        assert_eq!(report["onnx"], json!(folder.join(name).with_extension("onnx")));
+        assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
+    }
+}

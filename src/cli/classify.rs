@@ -8,6 +8,7 @@ use std::{
 use anyhow::bail;
 use serde_json::{Value, json};
 use tiny_cats_export::{Candidate, Classifier, Error, Model, Options, Prediction};
+use tiny_cats_models::pretrained;
 use walkdir::{DirEntry, WalkDir};
 
 use super::common::Runtime;
@@ -22,9 +23,9 @@ pub struct Args {
     /// Pictures (PNG, JPEG or WebP), and folders, of which all files are taken but hidden ones; links to folders are not followed in them
     #[arg(required = true, value_name = "IMAGE|DIR")]
     paths: Vec<PathBuf>,
-    /// The model, .onnx or .safetensors
+    /// The model, .onnx or .safetensors [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
-    model: PathBuf,
+    model: Option<PathBuf>,
     /// How many classes to tell of each picture, the most probable first [default: 3]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
@@ -48,8 +49,10 @@ type Skipped = (PathBuf, String);
 /// When an argument makes no sense, the model cannot be used, or any file could not be classified.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
-    // Here and at `Args::model`: the model that comes with this program.
-    let model = Model::open(&args.model)?;
+    let model = match &args.model {
+        Some(path) => Model::open(path)?,
+        None => Model::from_bytes(pretrained::CLASSIFIER.to_vec(), "the pretrained ResNet-18")?,
+    };
     let mut classifier = Classifier::from_model(&model, &options)?;
     let classes = classifier.meta().classes.len();
     let top_k = args.top_k.unwrap_or(3.min(classes));
