@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] NAME…]` times every case, or those named, and prints a line
 //! of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors` instead: weights, a batch, and what the network
-//! makes of it, so that `peers/torch_dit.py` can show that it computes the same before it is timed. `scripts/bench` does all of it;
-//! `scripts/gpu/check` does it on a GPU, and wants the feature `cuda` for that.
+//! makes of it, so that its peer (`peers/torch_dit.py`, `peers/torch_resnet.py`) can show that it computes the same before it is timed.
+//! `scripts/bench` does all of it; `scripts/gpu/check` does it on a GPU, and wants the feature `cuda` for that.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,17 +11,22 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
-    data::{BREEDS, Dataset, Images, Level, OTHER, synth},
-    train::{AdamW, Dit, DitOptions, Flow, Optimizer, learn},
+    data::{BREEDS, Dataset, Images, Level, OTHER, Photos, synth},
+    train::{
+        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Optimizer, Task, learn,
+    },
 };
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Array, Init, ParamSpec, Scope, TinyDit, TinyDitConfig, Weights, candle::to_host, init, random::noise,
-    tape::Tape,
+    Array, Init, Network, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
+    candle::{Params, to_host},
+    init,
+    random::noise,
+    tape::{Tape, Var},
 };
 
 mod device;
@@ -31,126 +36,167 @@ use device::Memory;
 const STEPS: [u64; 2] = [2, 5];
 const GPU_STEPS: [u64; 2] = [10, 50];
 
+/// Learning rate of every step.
+const RATE: f64 = 1e-4;
+/// Side of the pictures that a classifier is trained on, and the share of its targets that is spread over all classes.
+const PHOTO_SIZE: usize = 128;
+const LABEL_SMOOTHING: f64 = 0.1;
+
 struct Case {
     name: &'static str,
-    network: TinyDitConfig,
+    network: Network,
     batch: usize,
 }
 
 impl Case {
-    fn all() -> Result<[Self; 3]> {
+    fn all() -> Result<[Self; 4]> {
         let classes = BREEDS.len() + 1;
+        let dit = |name, size| Ok::<_, anyhow::Error>(TinyDitConfig::named(name, size, classes)?);
+        let resnet = ResNetConfig::named("resnet18", classes)?;
         Ok([
-            Self { name: "base-128", network: TinyDitConfig::named("base", 128, classes)?, batch: 8 },
-            Self { name: "legacy-128", network: TinyDitConfig::legacy(), batch: 8 },
-            Self { name: "tiny-32", network: TinyDitConfig::named("tiny", 32, classes)?, batch: 64 },
+            Self { name: "base-128", network: Network::TinyDit(dit("base", 128)?), batch: 8 },
+            Self { name: "legacy-128", network: Network::TinyDit(TinyDitConfig::legacy()), batch: 8 },
+            Self { name: "tiny-32", network: Network::TinyDit(dit("tiny", 32)?), batch: 64 },
+            Self { name: "resnet18-128", network: Network::ResNet(resnet), batch: 32 },
         ])
     }
 
-    /// Weights with nothing at zero, so that every part of the network shows in its output.
+    /// Weights with nothing at zero, so that every part of the network shows in its output; running statistics begin as they do.
     fn weights(&self) -> Result<(Vec<ParamSpec>, Weights)> {
-        let mut specs = self.network.cost()?.params;
-        for spec in specs.iter_mut().filter(|s| s.init == Init::Zeros) {
+        let mut specs = self.network.specs()?;
+        for spec in specs.iter_mut().filter(|s| s.trained && s.init == Init::Zeros) {
             spec.init = Init::Normal(0.02);
         }
         let weights = init(&specs, 0);
         Ok((specs, weights))
     }
 
-    /// Writes the case with `check/x`, `check/t`, `check/label`, `check/target`, `check/weight` (of each item's error), and from our
-    /// forward and backward pass `check/prediction`, `check/loss`, and `check/gradients`: the norm of each parameter's gradient, in
-    /// the order of their names.
+    /// As the command that trains such a network has it.
+    fn optimizer(&self) -> AdamW {
+        match self.network {
+            Network::TinyDit(_) => AdamW::default(),
+            Network::ResNet(_) => {
+                AdamW { betas: [0.9, 0.999], weight_decay: 0.05, ema: 0.999, ..AdamW::default() }
+            }
+        }
+    }
+
+    /// Writes the case: weights, a batch (see [`examples`] and [`photographs`]), and what our forward and backward pass makes of it (see
+    /// [`Case::pass`]).
     fn write(&self, folder: &Path) -> Result<()> {
         let (_, mut weights) = self.weights()?;
-        let [channels, height, width] = self.network.picture();
-        let len = channels * height * width;
-        let null = self.network.null_label().map(|l| l as u32);
-        let (mut x, mut target, mut examples) = (Vec::new(), Vec::new(), Vec::new());
-        for i in 0..self.batch {
-            let clean: Vec<f32> = noise(1, i as u64, len);
-            let (mut noisy, mut wanted) = (vec![0.0; len], vec![0.0; len]);
-            let label = ((i % self.network.classes) as u32, null);
-            let prediction = self.network.prediction();
-            examples.push(Flow::default().draw(
-                0,
-                i as u64,
-                prediction,
-                label,
-                &clean,
-                &mut noisy,
-                &mut wanted,
-            ));
-            x.extend(noisy);
-            target.extend(wanted);
-        }
-        let pictures = [self.batch, channels, height, width];
-        let numbers = |f: fn(&tiny_cats::train::Example) -> f32| {
-            Array::new([self.batch], examples.iter().map(f).collect())
+        let (batch, meta) = match &self.network {
+            Network::TinyDit(config) => {
+                (examples(config, self.batch)?, ModelMeta::tiny_dit(config, classes()))
+            }
+            Network::ResNet(config) => {
+                (photographs(config, self.batch)?, ModelMeta::resnet(config, PHOTO_SIZE, classes()))
+            }
         };
-        let batch = Weights::from([
-            ("check/x".into(), Array::new(pictures, x)?),
-            ("check/t".into(), numbers(|e| e.t)?),
-            ("check/label".into(), numbers(|e| e.label as f32)?),
-            ("check/target".into(), Array::new(pictures, target)?),
-            ("check/weight".into(), numbers(|e| e.weight)?),
-        ]);
         weights.extend(self.pass(&batch)?);
         weights.extend(batch);
-        let meta = ModelMeta::tiny_dit(&self.network, classes());
         Ok(write_safetensors(&folder.join(format!("{}.safetensors", self.name)), &weights, &meta)?)
     }
 
-    /// Prediction, loss and norms of gradients for a batch.
+    /// `check/prediction` and `check/loss` of a batch, `check/gradients`, the norm of each parameter's gradient in the order of their
+    /// names, and `check/NAME` of each running statistic after a step.
     fn pass(&self, batch: &Weights) -> Result<Weights> {
-        let device = Device::Cpu;
-        let get = |name: &str| Tensor::from_slice(batch[name].data(), batch[name].dims(), &device);
         let (specs, weights) = self.weights()?;
-        let optimizer = Optimizer::new(AdamW::default(), &specs, &weights, &device)?;
+        let mut optimizer = Optimizer::new(self.optimizer(), &specs, &weights, &Device::Cpu)?;
         let tape = Tape::new();
-        let mut params = optimizer.params()?;
-        let model = TinyDit::new(&self.network, &mut Scope::root(&mut tape.params(&mut params)))?;
-        let label = get("check/label")?.to_dtype(candle_core::DType::U32)?;
-        let [x, t] = [get("check/x")?, get("check/t")?].map(|v| tape.constant(v));
-        let prediction = model.forward(&x, &t, &tape.constant(label))?;
-        let loss = prediction.squared_error(&get("check/target")?, &get("check/weight")?)?;
-        let gradients = loss.backward(1.0)?;
+        let (prediction, loss) = self.forward(&tape, &mut optimizer.params()?, batch)?;
+        let statistics = vec![tape.take_statistics()];
+        let learnt = Learnt { gradients: loss.backward(1.0)?, statistics };
         let norm = |g: &Tensor| -> Result<f32> {
             let squares = to_host(g)?.data().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
             Ok(squares.sqrt() as f32)
         };
-        let norms: Vec<f32> = gradients.values().map(norm).collect::<Result<_>>()?;
-        Ok(Weights::from([
+        let norms: Vec<f32> = learnt.gradients.values().map(norm).collect::<Result<_>>()?;
+        let mut made = Weights::from([
             ("check/prediction".into(), to_host(prediction.value())?),
             ("check/loss".into(), to_host(loss.value())?),
             ("check/gradients".into(), Array::new([norms.len()], norms)?),
-        ]))
+        ]);
+        optimizer.step(&learnt, RATE, 0)?;
+        let mut after = optimizer.state(json!(null))?.weights;
+        for spec in specs.iter().filter(|s| !s.trained) {
+            let value = after.remove(&spec.name).with_context(|| format!("{} is lost", spec.name))?;
+            made.insert(format!("check/{}", spec.name), value);
+        }
+        Ok(made)
+    }
+
+    /// Prediction and loss of a batch, as in training.
+    fn forward(&self, tape: &Tape, params: &mut Params, batch: &Weights) -> Result<(Var, Var)> {
+        let get = |name: &str| Tensor::from_slice(batch[name].data(), batch[name].dims(), &Device::Cpu);
+        let (x, target) = (tape.constant(get("check/x")?), get("check/target")?);
+        let mut params = tape.params(params);
+        let scope = &mut Scope::root(&mut params);
+        Ok(match &self.network {
+            Network::TinyDit(config) => {
+                let label = tape.constant(get("check/label")?.to_dtype(DType::U32)?);
+                let t = tape.constant(get("check/t")?);
+                let prediction = TinyDit::new(config, scope)?.forward(&x, &t, &label)?;
+                let loss = prediction.squared_error(&target, &get("check/weight")?)?;
+                (prediction, loss)
+            }
+            Network::ResNet(config) => {
+                let logits = ResNet::new(config, scope)?.forward(&x)?;
+                let loss = logits.cross_entropy(&target)?;
+                (logits, loss)
+            }
+        })
+    }
+
+    /// What is trained, on pictures that are drawn for it.
+    fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
+        let size = match &self.network {
+            Network::TinyDit(config) => config.image_size,
+            Network::ResNet(_) => PHOTO_SIZE,
+        };
+        let folder = tempfile::tempdir()?;
+        let data = folder.path().join("cats");
+        synth::write(&data, &synth::Manifest::new(2, size as u32, 0)?, |_| ())?;
+        let data = Dataset::open(&data)?;
+        let (batch, seed, augmentation) = (self.batch, 0, Level::Basic);
+        Ok(match &self.network {
+            Network::TinyDit(config) => {
+                let images = Images::load(&data, size as u32, None)?;
+                let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
+                let options = DitOptions { network, flow, augmentation, batch, guidance, seed };
+                Box::new(Dit::new(options, images, device.clone())?)
+            }
+            Network::ResNet(config) => {
+                let photos = Photos::load(&data, size as u32, None)?;
+                let options = ClassifierOptions {
+                    network: config.clone(),
+                    image_size: size,
+                    crop_size: size,
+                    augmentation,
+                    mixup: 0.0,
+                    label_smoothing: LABEL_SMOOTHING,
+                    batch,
+                    seed,
+                    name: self.name.into(),
+                    init: None,
+                };
+                Box::new(Classifier::new(options, photos, None, device.clone())?)
+            }
+        })
     }
 
     /// Median pictures a second, and the most bytes in use on a GPU.
     fn time(&self, device: &Device) -> Result<(f64, Option<u64>)> {
-        let folder = tempfile::tempdir()?;
-        let data = folder.path().join("cats");
-        let size = self.network.image_size as u32;
-        synth::write(&data, &synth::Manifest::new(2, size, 0)?, |_| ())?;
-        let images = Images::load(&Dataset::open(&data)?, size, None)?;
-        let options = DitOptions {
-            network: self.network.clone(),
-            flow: Flow::default(),
-            augmentation: Level::Basic,
-            batch: self.batch,
-            guidance: 1.0,
-            seed: 0,
-        };
-        let mut task = Dit::new(options, images, device.clone())?;
+        let mut task = self.task(device)?;
         let (specs, weights) = self.weights()?;
-        let mut optimizer = Optimizer::new(AdamW::default(), &specs, &weights, device)?;
+        let mut optimizer = Optimizer::new(self.optimizer(), &specs, &weights, device)?;
         let memory = Memory::watch(device);
         let [warm_up, steps] = if device.is_cpu() { STEPS } else { GPU_STEPS };
         let mut times = Vec::new();
         for step in 0..warm_up + steps {
             let start = Instant::now();
-            let (_, learnt) = learn(&mut task, &optimizer, 1, step * self.batch as u64)?;
-            let norm = optimizer.step(&learnt, 1e-4, step)?;
+            let (_, learnt) = learn(&mut *task, &optimizer, 1, step * self.batch as u64)?;
+            let norm = optimizer.step(&learnt, RATE, step)?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);
             }
@@ -162,6 +208,42 @@ impl Case {
         times.sort_by(f64::total_cmp);
         Ok((self.batch as f64 / times[times.len() / 2], memory.map(Memory::peak)))
     }
+}
+
+/// A generator's batch: `check/x`, `check/t`, `check/label`, `check/target` and `check/weight` (of each item's error).
+fn examples(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
+    let [channels, height, width] = config.picture();
+    let len = channels * height * width;
+    let null = config.null_label().map(|l| l as u32);
+    let (mut x, mut target, mut examples) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..batch {
+        let clean: Vec<f32> = noise(1, i as u64, len);
+        let (mut noisy, mut wanted) = (vec![0.0; len], vec![0.0; len]);
+        let label = ((i % config.classes) as u32, null);
+        let prediction = config.prediction();
+        examples.push(Flow::default().draw(0, i as u64, prediction, label, &clean, &mut noisy, &mut wanted));
+        x.extend(noisy);
+        target.extend(wanted);
+    }
+    let pictures = [batch, channels, height, width];
+    let numbers = |f: fn(&Example) -> f32| Array::new([batch], examples.iter().map(f).collect());
+    Ok(Weights::from([
+        ("check/x".into(), Array::new(pictures, x)?),
+        ("check/t".into(), numbers(|e| e.t)?),
+        ("check/label".into(), numbers(|e| e.label as f32)?),
+        ("check/target".into(), Array::new(pictures, target)?),
+        ("check/weight".into(), numbers(|e| e.weight)?),
+    ]))
+}
+
+/// A classifier's batch: `check/x`, normalised, and `check/target`, the probabilities of all classes.
+fn photographs(config: &ResNetConfig, batch: usize) -> Result<Weights> {
+    let dims = [batch, 3, PHOTO_SIZE, PHOTO_SIZE];
+    let x = Array::new(dims, noise(1, 0, dims.iter().product()))?;
+    let n = config.classes;
+    let mut target = vec![(LABEL_SMOOTHING / n as f64) as f32; batch * n];
+    (0..batch).for_each(|i| target[i * n + i % n] += 1.0 - LABEL_SMOOTHING as f32);
+    Ok(Weights::from([("check/x".into(), x), ("check/target".into(), Array::new([batch, n], target)?)]))
 }
 
 fn classes() -> Vec<String> {

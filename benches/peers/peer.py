@@ -1,15 +1,21 @@
-"""What the training peers share: their arguments, where they compute, and how they are timed."""
+"""What the training peers share: their arguments, where they compute, what a step is, and how they are checked and timed."""
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
+import sys
 import threading
 import time as clock
 
 import torch
+from torch import nn
 
 WARM_UP = {"cpu": 2, "cuda": 10}
+# Largest difference from ours: of an element of the prediction (their size is about 1), and relative, of loss and gradients.
+PREDICTION_TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-3
 
 
 def arguments(doc):
@@ -29,7 +35,7 @@ def arguments(doc):
 
 
 def load(args):
-    """What the file says about the model, and its tensors, all f32, on the device."""
+    """What the file says about the model, and its tensors, on the device: f32, but for whole numbers that count batches."""
     data = bytearray(args.file.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -37,10 +43,60 @@ def load(args):
 
     def tensor(entry):
         begin, end = entry["data_offsets"]
-        values = torch.frombuffer(data, dtype=torch.float32, offset=start + begin, count=(end - begin) // 4)
+        dtype = {"F32": torch.float32, "I64": torch.int64}[entry["dtype"]]
+        values = torch.frombuffer(data, dtype=dtype, offset=start + begin, count=(end - begin) // dtype.itemsize)
         return values.reshape(entry["shape"]).to(args.device)
 
     return meta, {name: tensor(entry) for name, entry in header.items()}
+
+
+def relative(found, expected):
+    """The largest difference of an element, relative to it."""
+    return ((found - expected).abs() / expected.abs().clamp(min=1e-6)).max().item()
+
+
+def check(model, prediction, loss, ours, others):
+    """The largest difference of the prediction; ends the program where it, the loss, a gradient or one of `others`, which are relative
+    differences by name, is another."""
+    loss.backward()
+    gradients = torch.stack([p.grad.norm() for _, p in sorted(model.named_parameters())])
+    model.zero_grad()
+    difference = (prediction - ours["check/prediction"]).abs().max().item()
+    found = {"loss": relative(loss, ours["check/loss"]), "gradients": relative(gradients, ours["check/gradients"])}
+    wrong = [f"{name} by {value:.2e} of it" for name, value in (found | others).items() if not value < RELATIVE_TOLERANCE]
+    if not difference < PREDICTION_TOLERANCE:
+        wrong.insert(0, f"prediction by {difference:.2e}")
+    if wrong:
+        sys.exit(f"PyTorch and we differ: {', '.join(wrong)}")
+    return difference
+
+
+class Trainer:
+    """One step: a batch that `draw` draws, the loss that `loss` computes of it, backward, clipping, AdamW, moving average."""
+
+    def __init__(self, model, batch, betas, weight_decay, ema):
+        self.model, self.batch, self.ema_decay = model, batch, ema
+        self.step_count = 0
+        self.parameters = list(model.parameters())
+        decays = [[p for p in self.parameters if (p.dim() >= 2) == of] for of in (True, False)]
+        groups = [{"params": decays[0], "weight_decay": weight_decay}, {"params": decays[1], "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=betas, eps=1e-8, fused=True)
+        # Parameters and running statistics, which the average is of too.
+        self.state = [v for v in model.state_dict().values() if v.is_floating_point()]
+        self.ema = [v.clone() for v in self.state]
+
+    def step(self):
+        batch = self.draw()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(*batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
+        self.optimizer.step()
+        self.step_count += 1
+        decay = min(self.ema_decay, self.step_count / (self.step_count + 9))
+        torch._foreach_lerp_(self.ema, self.state, 1 - decay)
+        if not math.isfinite(loss.item()):
+            sys.exit(f"the loss is {loss.item()}")
 
 
 def tf32(on):
@@ -61,8 +117,8 @@ class Memory(threading.Thread):
             self.peak = max(self.peak, total - free)
 
 
-def time(args, step, batch, difference):
-    """Times `step`, which waits for its own end, and prints a line of JSON."""
+def time(args, trainer, difference):
+    """Times steps, each of which waits for its own end, and prints a line of JSON."""
     tf32(args.tf32)
     memory = Memory()
     if args.device == "cuda":
@@ -70,11 +126,11 @@ def time(args, step, batch, difference):
     times = []
     for number in range(WARM_UP[args.device] + args.steps):
         start = clock.perf_counter()
-        step()
+        trainer.step()
         if number >= WARM_UP[args.device]:
             times.append(clock.perf_counter() - start)
     memory.done.set()
-    speed = batch / statistics.median(times)
+    speed = trainer.batch / statistics.median(times)
     result = {"name": args.file.stem, "images_per_second": speed, "difference": difference}
     if memory.peak:
         result["peak_bytes"] = memory.peak

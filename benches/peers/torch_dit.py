@@ -7,7 +7,6 @@ loss and the gradients must be equal before anything is timed. Prints a line of 
 """
 
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,6 @@ import peer
 
 SINUSOIDS = 256
 RMS_EPS = 1e-6
-# Largest difference from ours: of an element of the prediction (their size is about 1), and relative, of loss and gradients.
-PREDICTION_TOLERANCE = 1e-4
-RELATIVE_TOLERANCE = 1e-3
 
 
 class RmsNorm(nn.Module):
@@ -186,17 +182,11 @@ def weighted_error(prediction, target, weight):
     return (weight.view(-1, 1, 1, 1) * (prediction - target) ** 2).mean()
 
 
-class Trainer:
-    """One step: a batch drawn from pictures in memory, forward, backward, clipping, AdamW, moving average."""
+class Trainer(peer.Trainer):
+    """Draws a batch from pictures in memory."""
 
     def __init__(self, model, batch):
-        self.model, self.batch = model, batch
-        self.step_count = 0
-        self.parameters = list(model.parameters())
-        self.ema = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
-        )
+        super().__init__(model, batch, betas=(0.9, 0.95), weight_decay=0.0, ema=0.9999)
         size, classes = model.config["image_size"], model.config["classes"]
         self.pictures = torch.randint(0, 256, (2 * classes, 3, size, size), dtype=torch.uint8)
         self.labels = torch.arange(2 * classes) % classes
@@ -217,36 +207,14 @@ class Trainer:
         label = torch.where(torch.rand(self.batch) < 0.1, null, label)
         return x, t, label, clean, (1 - t).clamp(min=0.05) ** -2
 
-    def step(self):
-        x, t, label, target, weight = self.draw()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = weighted_error(self.model(x, t, label), target, weight)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
-        self.optimizer.step()
-        self.step_count += 1
-        decay = min(0.9999, self.step_count / (self.step_count + 9))
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
-        if not math.isfinite(loss.item()):
-            sys.exit(f"the loss is {loss.item()}")
+    def loss(self, x, t, label, target, weight):
+        return weighted_error(self.model(x, t, label), target, weight)
 
 
 def check(model, ours):
-    """The largest difference of the prediction; ends the program where it, the loss or a gradient is another."""
     x, t, target, weight = (ours[f"check/{name}"] for name in ("x", "t", "target", "weight"))
     prediction = model(x, t, ours["check/label"].long())
-    loss = weighted_error(prediction, target, weight)
-    loss.backward()
-    gradients = torch.stack([p.grad.norm() for _, p in sorted(model.named_parameters())])
-    difference = (prediction - ours["check/prediction"]).abs().max().item()
-    relative = lambda a, b: ((a - b).abs() / b.abs().clamp(min=1e-6)).max().item()
-    others = {"loss": relative(loss, ours["check/loss"]), "gradients": relative(gradients, ours["check/gradients"])}
-    wrong = [f"{name} by {value:.2e} of it" for name, value in others.items() if not value < RELATIVE_TOLERANCE]
-    if not difference < PREDICTION_TOLERANCE:
-        wrong.insert(0, f"prediction by {difference:.2e}")
-    if wrong:
-        sys.exit(f"PyTorch and we differ: {', '.join(wrong)}")
-    return difference
+    return peer.check(model, prediction, weighted_error(prediction, target, weight), ours, {})
 
 
 def main():
@@ -255,8 +223,7 @@ def main():
     model = TinyDiT(meta["config"])
     model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("check/")})
     difference = check(model, tensors)
-    trainer = Trainer(model, len(tensors["check/x"]))
-    peer.time(args, trainer.step, trainer.batch, difference)
+    peer.time(args, Trainer(model, len(tensors["check/x"])), difference)
 
 
 if __name__ == "__main__":
