@@ -35,7 +35,7 @@ def arguments(doc):
 
 
 def load(args):
-    """What the file says about the model, and its tensors, all f32, on the device."""
+    """What the file says about the model, and its tensors, on the device: f32, but for whole numbers that count batches."""
     data = bytearray(args.file.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -43,7 +43,8 @@ def load(args):
 
     def tensor(entry):
         begin, end = entry["data_offsets"]
-        values = torch.frombuffer(data, dtype=torch.float32, offset=start + begin, count=(end - begin) // 4)
+        dtype = {"F32": torch.float32, "I64": torch.int64}[entry["dtype"]]
+        values = torch.frombuffer(data, dtype=dtype, offset=start + begin, count=(end - begin) // dtype.itemsize)
         return values.reshape(entry["shape"]).to(args.device)
 
     return meta, {name: tensor(entry) for name, entry in header.items()}

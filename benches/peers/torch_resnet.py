@@ -54,9 +54,7 @@ def main():
     if config["width"] != 64 or not config["batch_norm"]:
         sys.exit(f"{args.file}: expected one of torchvision's networks, found {config}")
     model = getattr(torchvision.models, f"resnet{config['depth']}")(num_classes=config["classes"]).train()
-    # Ours keep no count of batches.
-    counts = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
-    model.load_state_dict(counts | {k: v for k, v in tensors.items() if not k.startswith("check/")})
+    model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("check/")})
     difference = check(model, tensors)
     x = tensors["check/x"]
     peer.time(args, Trainer(model, len(x), config["classes"], x.shape[-1]), difference)
