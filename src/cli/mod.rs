@@ -65,11 +65,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, those left out that it has named already.
+/// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        if !line.ends_with(&cause) {
+        let cause = cause.lines().next().unwrap_or_default();
+        if !line.ends_with(cause) {
             let between = if line.is_empty() { "" } else { ": " };
             line += &format!("{between}{cause}");
         }
