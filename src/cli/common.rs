@@ -1,6 +1,6 @@
 //! Arguments that several commands take.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use candle_core::Device;
 use tiny_cats_export::runtime::RuntimeKind;
 
@@ -26,9 +26,7 @@ impl DeviceKind {
         match self {
             DeviceKind::Cpu => Ok(Device::Cpu),
             DeviceKind::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-            DeviceKind::Auto => Ok(Device::new_cuda(0).unwrap_or_else(|e| {
-                let reason = e.to_string();
-                let reason = reason.lines().next().unwrap_or_default();
+            DeviceKind::Auto => Ok(gpu().unwrap_or_else(|reason| {
                 eprintln!("no GPU can be used ({reason}); computing on the processor");
                 Device::Cpu
             })),
@@ -38,9 +36,18 @@ impl DeviceKind {
                      {GET_CUDA} brings it (tiny-cats doctor says what is there)"
                 )
             }
-            DeviceKind::Cuda => Device::new_cuda(0).context("--device cuda: no GPU can be used"),
+            DeviceKind::Cuda => match gpu() {
+                Ok(device) => Ok(device),
+                Err(reason) => bail!("--device cuda: no GPU can be used: {reason}"),
+            },
         }
     }
+}
+
+/// The first NVIDIA GPU, or in one line why it cannot be used.
+fn gpu() -> Result<Device, String> {
+    // With RUST_BACKTRACE, candle's errors have where they came from in their further lines.
+    Device::new_cuda(0).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
 /// Which of a checkpoint's weights.

@@ -17,12 +17,18 @@ BATCH = {"cuda": 64, "cpu": 8}
 STEPS = {"cuda": 50, "cpu": 3}
 
 
-def lines(command, allowed=(0,)):
-    """The JSON lines that a program prints; ends this one where it fails otherwise than by a check."""
+def run(command):
+    """The exit code of a program, and the JSON lines that it prints."""
     result = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True)
-    if result.returncode not in allowed:
-        sys.exit(f"{' '.join(map(str, command))}: exit code {result.returncode}")
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    return result.returncode, [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def lines(command, allowed=(0,)):
+    """The same, where another exit code ends this program."""
+    code, found = run(command)
+    if code not in allowed:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {code}")
+    return found
 
 
 def start(program):
@@ -51,23 +57,29 @@ def against_pytorch(programs, device, rounds):
     lines([*training, "--write", work])
     rows = []
     for file in sorted(work.glob("*.safetensors")):
+        peer = [sys.executable, HERE / PEERS[kind(file)], file, "--device", device, "--threads", threads(), "--steps", STEPS[device]]
         for arithmetic in [[], ["--tf32"]] if device == "cuda" else [[]]:
             ours, theirs = [], []
             for _ in range(rounds):
                 ours += lines([*training, "--device", device, *arithmetic, file.stem])
-                theirs += lines([sys.executable, HERE / PEERS[kind(file)], file, "--device", device, *arithmetic,
-                                 "--threads", threads(), "--steps", STEPS[device]])
-            speeds = [[r["images_per_second"] for r in results] for results in (ours, theirs)]
-            ratios = [o / t for o, t in zip(*speeds)]
+                code, found = run([*peer, *arithmetic])
+                theirs += found
+                if code != 0:
+                    print(f"{file.stem}: PyTorch is not compared: exit code {code}", file=sys.stderr)
+                    break
             rows.append({
                 "name": f"training {file.stem}, {'TF32' if arithmetic else 'f32'}", "batch": BATCH[device],
-                "ours": statistics.median(speeds[0]), "pytorch": statistics.median(speeds[1]),
-                "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios),
-                "difference": theirs[0]["difference"],
-                "peak_bytes": {"ours": max(r.get("peak_bytes", 0) for r in ours),
-                               "pytorch": max(r.get("peak_bytes", 0) for r in theirs)},
+                "ours": summary(ours), "pytorch": summary(theirs) if theirs else None,
+                "ratios": [o["images_per_second"] / t["images_per_second"] for o, t in zip(ours, theirs)],
+                "difference": theirs[0]["difference"] if theirs else None,
             })
     return rows
+
+
+def summary(results):
+    peaks = [r["peak_bytes"] for r in results if "peak_bytes" in r]
+    return {"images_per_second": statistics.median(r["images_per_second"] for r in results),
+            "peak_bytes": max(peaks) if peaks else None}
 
 
 def aligned(rows):
@@ -84,11 +96,14 @@ def table(checks, timings):
     aligned(rows)
     if timings:
         print()
-        rows = [("pictures a second", "ours", "PyTorch", "ours ÷ PyTorch", "memory in use, ours and PyTorch's")]
+        rows = [("pictures a second", "ours", "PyTorch", "ours ÷ PyTorch", "memory in use: ours, PyTorch")]
         for t in timings:
-            ratio = f"{t['ratio']:.2f} ({t['lowest']:.2f} to {t['highest']:.2f})"
-            memory = " and ".join(f"{t['peak_bytes'][who] / 1e6:.0f} MB" for who in ("ours", "pytorch"))
-            rows.append((f"{t['name']}, batch {t['batch']}", f"{t['ours']:.1f}", f"{t['pytorch']:.1f}", ratio, memory))
+            both = [t["ours"], t["pytorch"] or {}]
+            speeds = [f"{w['images_per_second']:.1f}" if w else "-" for w in both]
+            memory = [f"{w['peak_bytes'] / 1e6:.0f} MB" if w.get("peak_bytes") else "-" for w in both]
+            ratios = t["ratios"]
+            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
+            rows.append((f"{t['name']}, batch {t['batch']}", *speeds, ratio, ", ".join(memory)))
         aligned(rows)
 
 
