@@ -10,11 +10,11 @@ use serde_json::json;
 use tiny_cats_export::{Preprocessing, write_atomically, write_png};
 use tiny_cats_models::{ResNetConfig, Weights};
 
-use super::{batch, decay, drive, not_negative, tell_skipped};
+use super::{batch, decay, drive, not_negative, open, tell_skipped};
 use crate::{
     checkpoint::{self, WhichWeights},
     cli::common::DeviceKind,
-    data::{Dataset, Level, Photos, Split},
+    data::{Level, Photos, Split},
     train::{AdamW, Classifier, ClassifierOptions, Plan, Resume, Schedule},
 };
 
@@ -128,7 +128,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(workers.max(1)).build_global()?;
     }
     let device = args.device.device()?;
-    let data = Dataset::open(&args.data)?;
+    let data = open(&args.data)?;
     if data.classes.len() < 2 {
         bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
     }
@@ -144,7 +144,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tell_skipped(&photos.skipped);
         Ok(Some(photos))
     };
-    tell_skipped(&data.skipped);
     let train = load(Split::Train, args.limit_files)?
         .with_context(|| format!("{}: no photograph is left to train on", args.data.display()))?;
     let validation = load(Split::Validation, args.limit_files)?;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 
-use super::{batch, decay, drive, not_negative, tell_skipped};
+use super::{batch, decay, drive, not_negative, open, tell_skipped};
 use crate::{
     cli::common::DeviceKind,
-    data::{Dataset, Images, Level},
+    data::{Images, Level},
     train::{AdamW, Dit, DitOptions, Flow, Plan, Resume, Schedule},
 };
 
@@ -102,7 +102,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let min_lr = args.min_lr.unwrap_or(args.lr.min(1e-6));
     let schedule = Schedule::new(args.lr, min_lr, args.warmup_steps, 10_000, args.steps)?;
     let device = args.device.device()?;
-    let data = Dataset::open(&args.data)?;
+    let data = open(&args.data)?;
     let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
         .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
     let images = Images::load(&data, args.image_size as u32, args.limit_files)?;

@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::train::{Event, Plan, Task, train};
+use crate::{
+    data::Dataset,
+    train::{Event, Plan, Task, train},
+};
 
 /// What `tiny-cats train` is called with.
 #[derive(clap::Args, Debug)]
@@ -63,6 +66,16 @@ fn batch(asked: usize, pictures: usize) -> usize {
         eprintln!("--batch-size {asked}: there are only {pictures} pictures, so that is the batch");
     }
     asked.min(pictures)
+}
+
+/// Opens the data, and says what it goes by and what was left out.
+fn open(path: &Path) -> anyhow::Result<Dataset> {
+    let data = Dataset::open(path)?;
+    if let Some(index) = &data.index {
+        println!("{}: as indexed", index.display());
+    }
+    tell_skipped(&data.skipped);
+    Ok(data)
 }
 
 /// Says which pictures were left out.
