@@ -85,6 +85,10 @@ fn training_goes_on_from_a_backbone_with_another_head() {
     args[2] = "few";
     let said = succeeds(CATS, dir, &args);
     assert!(said.contains("of 10 classes"), "{said}");
+    // What it began from is said by name; where that lay is nobody's business.
+    let released = fs::read(dir.join("tuned/m.safetensors")).unwrap();
+    let header = String::from_utf8_lossy(&released[..20_000]).into_owned();
+    assert!(header.contains(r#"\"init\":\"cats_model.pt\""#) && !header.contains("checkpoints/"), "{header}");
     let mut args = train_args(
         "x/m.pt",
         &["--epochs", "1", "--init", "checkpoints/cats_model.pt", "--backbone", "resnet34"],
@@ -101,6 +105,10 @@ fn training_refuses_what_makes_no_sense_in_one_line() {
         (&["--mixup", "2"][..], "--mixup: expected 0 to 1, found 2"),
         (&["--label-smoothing", "1"], "--label-smoothing"),
         (&["--crop-size", "64"], "--crop-size: expected 32 to --image-size (32), found 64"),
+        (
+            &["--epochs", "2", "--warmup-epochs", "2"],
+            "--warmup-epochs: expected fewer than --epochs (2), found 2",
+        ),
         (&["--epochs", "0"], "--epochs: expected at least 1"),
         (&["--lr", "0"], "--lr"),
         (&["--mixed-precision"], "--mixed-precision: this program trains in f32 only"),
@@ -111,6 +119,10 @@ fn training_refuses_what_makes_no_sense_in_one_line() {
     ] {
         let said = fails(CATS, dir, &train_args("x/m.pt", more));
         assert!(said.contains(expected), "{more:?}: {said}");
+    }
+    for size in ["5", "5000"] {
+        let said = fails(CATS, dir, &["train", "classifier", "synth", "--image-size", size, "-o", "x/m.pt"]);
+        assert!(said.contains(&format!("--image-size: expected 32 to 1024, found {size}")), "{said}");
     }
     let said = fails(CATS, dir, &train_args("x/m.onnx", &[]));
     assert!(said.contains("--output x/m.onnx: expected the name of a .pt file"), "{said}");

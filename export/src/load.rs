@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights};
+use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights, resnet::BATCH_COUNT};
 
 use crate::{
     CLASSIFIER_INPUT, ClassifierMeta, Classify, Error, GeneratorMeta, INPUTS, META_KEY, ModelMeta, Network,
@@ -303,8 +303,7 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights)> {
         let values = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         Ok((key.to_owned(), Array::new(view.shape(), values)?))
     };
-    // PyTorch's batch normalisations count batches; nothing is computed from that.
-    let tensors = file.iter().filter(|(key, _)| !key.ends_with(".num_batches_tracked"));
+    let tensors = file.iter().filter(|(key, _)| !key.ends_with(BATCH_COUNT));
     let weights = tensors.map(array).collect::<Result<_>>()?;
     Ok((meta, weights))
 }

@@ -19,6 +19,9 @@ pub const MIN_IMAGE_SIZE: usize = 32;
 /// More than any picture that is classified whole.
 pub const MAX_IMAGE_SIZE: usize = 1024;
 
+/// The last part of the name under which PyTorch keeps how many batches a batch normalisation has seen; nothing is computed from that.
+pub const BATCH_COUNT: &str = "num_batches_tracked";
+
 /// How the classifying layer is called in files; dropout is training's, and changes nothing here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, path::Path};
 
 use tiny_cats_export::Network;
-use tiny_cats_models::{Array, Head, Layout, ResNetConfig, TinyDitConfig, Weights};
+use tiny_cats_models::{Array, Head, Layout, ResNetConfig, TinyDitConfig, Weights, resnet::BATCH_COUNT};
 
-use super::{Loaded, Problem, Result, WhichWeights, open, released::BATCH_COUNT};
+use super::{Loaded, Problem, Result, WhichWeights, open};
 
 /// The predecessor's heads are 64 wide unless its configuration says otherwise; shapes alone cannot.
 const HEAD: usize = 64;
@@ -150,7 +150,6 @@ pub(super) fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>,
         }
     }
     let names: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-    // Batch normalisation counts its batches in PyTorch; nothing is computed from it.
     let integers = loaded.integers.keys().filter(|name| !name.ends_with(BATCH_COUNT));
     let unexpected = loaded.weights.keys().chain(integers).filter(|name| !names.contains(name.as_str()));
     lines.extend(unexpected.map(|name| format!("{name}: unexpected")));

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
 
 use serde_json::Value as Json;
 use tiny_cats_export::{META_KEY, ModelMeta, Network, predecessor_classes};
-use tiny_cats_models::{Array, Weights};
+use tiny_cats_models::{Array, Weights, resnet::BATCH_COUNT};
 
 use super::{
     Problem, Result, TrainingState, infer_network,
@@ -242,9 +242,8 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
             loaded.averaged = true;
             let averaged = ema.tensors();
             // Averages are kept of parameters; the running statistics are only among the raw tensors.
-            let is_statistic = |name: &str| {
-                ["running_mean", "running_var", released::BATCH_COUNT].iter().any(|s| name.ends_with(s))
-            };
+            let is_statistic =
+                |name: &str| ["running_mean", "running_var", BATCH_COUNT].iter().any(|s| name.ends_with(s));
             let statistics = raw.map(Value::tensors).unwrap_or_default().into_iter().filter(|(name, _)| {
                 is_statistic(name) && !averaged.iter().any(|(a, _)| canonical(a) == canonical(name))
             });

@@ -3,15 +3,12 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tiny_cats_export::{META_KEY, ModelMeta};
-use tiny_cats_models::{Array, Weights};
+use tiny_cats_models::{Array, Weights, resnet::BATCH_COUNT};
 
 use super::{Problem, Result, safetensors, torch, torch::Item};
 
 /// The torch dictionary's key for the weights.
 pub(super) const STATE_DICT: &str = "model_state_dict";
-
-/// The last part of the names of [`batch_counts`].
-pub(super) const BATCH_COUNT: &str = "num_batches_tracked";
 
 /// Writes a released model as a safetensors file, atomically; [`open`](super::open) reads it. Equal models are equal bytes.
 ///
@@ -43,7 +40,7 @@ pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<(
     torch::write(path, &root)
 }
 
-/// How many batches each batch normalisation has seen, which PyTorch's strict loading asks for and nothing is computed from: as
+/// How many batches each batch normalisation has seen, which PyTorch's strict loading asks for: as
 /// many as the steps of the training, where the provenance tells them.
 fn batch_counts(weights: &Weights, meta: &ModelMeta) -> Vec<(String, i64)> {
     let (best, last) = (&meta.provenance["best"]["step"], &meta.provenance["schedule"]["steps"]);

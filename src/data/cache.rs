@@ -58,9 +58,7 @@ impl Images {
             }
         }
         if labels.is_empty() {
-            let first =
-                skipped.first().map_or(String::new(), |(path, why)| format!("; {} is {why}", path.display()));
-            return Err(Error::NoPictures { path: data.root.clone(), first });
+            return Err(Error::no_pictures(&data.root, &skipped));
         }
         pixels.truncate(labels.len() * bytes);
         let (classes, fingerprint) = (data.classes.clone(), data.fingerprint.clone());

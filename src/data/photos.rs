@@ -37,13 +37,14 @@ pub struct View {
 
 impl Photos {
     /// Decodes the pictures of `data`, turned upright, each resized (triangle filter, what PyTorch calls antialiased bilinear) so that
-    /// its short side has `short` pixels. With a limit, that many of them, evenly spread. Pictures that break on the way are left out: see [`Photos::skipped`].
+    /// its short side has `short` pixels. With a limit, that many of them, evenly spread. Pictures that break on the way are left out: see
+    /// [`Photos::skipped`].
     ///
     /// # Errors
-    /// When `short` is out of range (8 to 1024), or there is no picture that can be used.
+    /// When `short` is out of range (8 to 2048), or there is no picture that can be used.
     pub fn load(data: &Dataset, short: u32, limit: Option<usize>) -> Result<Self> {
-        if !(8..=1024).contains(&short) {
-            return Err(Error::OutOfRange { name: "image size", value: short.into(), low: 8, high: 1024 });
+        if !(8..=2048).contains(&short) {
+            return Err(Error::OutOfRange { name: "short side", value: short.into(), low: 8, high: 2048 });
         }
         let chosen = spread(&data.files, limit);
         let decode = |file: &&Picture| {
@@ -62,9 +63,7 @@ impl Photos {
             }
         }
         if pictures.is_empty() {
-            let first =
-                skipped.first().map_or(String::new(), |(path, why)| format!("; {} is {why}", path.display()));
-            return Err(Error::NoPictures { path: data.root.clone(), first });
+            return Err(Error::no_pictures(&data.root, &skipped));
         }
         let (classes, fingerprint) = (data.classes.clone(), data.fingerprint.clone());
         Ok(Self { pictures, labels, paths, classes, fingerprint, skipped })
@@ -79,11 +78,6 @@ impl Photos {
     /// The class of photograph `index`, which must be less than [`Photos::len`].
     pub fn label(&self, index: usize) -> u32 {
         self.labels[index]
-    }
-
-    /// The classes of all photographs.
-    pub fn labels(&self) -> &[u32] {
-        &self.labels
     }
 
     /// Where the photographs are, from the data folder.

@@ -45,10 +45,46 @@ pub struct ClassifierOptions {
     pub batch: usize,
     /// Order, augmentation and mixing.
     pub seed: u64,
-    /// What its files are called.
+    /// What its files are called, which changes nothing else.
+    #[serde(skip)]
     pub name: String,
-    /// A backbone to begin from, all but the head.
+    /// A backbone to begin from, all but the head; the settings hold the file's name, not where it lies.
+    #[serde(skip)]
     pub init: Option<PathBuf>,
+}
+
+impl ClassifierOptions {
+    /// # Errors
+    /// [`Error::Setting`] naming the first setting that makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        self.network.validate()?;
+        if self.batch < 2 {
+            let message = format!("expected at least 2 to normalise by, found {}", self.batch);
+            return Err(Error::setting("--batch-size", message));
+        }
+        if !(0.0..=1.0).contains(&self.mixup) {
+            return Err(Error::setting("--mixup", format!("expected 0 to 1, found {}", self.mixup)));
+        }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            let message = format!("expected 0 or more and less than 1, found {}", self.label_smoothing);
+            return Err(Error::setting("--label-smoothing", message));
+        }
+        if !(MIN_IMAGE_SIZE..=MAX_IMAGE_SIZE).contains(&self.image_size) {
+            let message = format!("expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, found {}", self.image_size);
+            return Err(Error::setting("--image-size", message));
+        }
+        if !(MIN_IMAGE_SIZE..=self.image_size).contains(&self.crop_size) {
+            let (most, found) = (self.image_size, self.crop_size);
+            let message = format!("expected {MIN_IMAGE_SIZE} to --image-size ({most}), found {found}");
+            return Err(Error::setting("--crop-size", message));
+        }
+        Ok(())
+    }
+
+    /// The shorter side of the photographs that the network is trained and evaluated on.
+    pub fn short_side(&self) -> u32 {
+        Preprocessing::imagenet(self.image_size).resize as u32
+    }
 }
 
 /// Training of a classifier on photographs in memory.
@@ -73,33 +109,10 @@ impl Classifier {
         validation: Option<Photos>,
         device: Device,
     ) -> Result<Self> {
-        options.network.validate()?;
+        options.validate()?;
         if train.classes.len() != options.network.classes {
             let expected = format!("expected the data's {} classes", train.classes.len());
             return Err(Error::setting("network", expected));
-        }
-        if options.batch < 2 {
-            let message = format!("expected at least 2 to normalise by, found {}", options.batch);
-            return Err(Error::setting("--batch-size", message));
-        }
-        if !(0.0..=1.0).contains(&options.mixup) {
-            return Err(Error::setting("--mixup", format!("expected 0 to 1, found {}", options.mixup)));
-        }
-        if !(0.0..1.0).contains(&options.label_smoothing) {
-            let message = format!("expected 0 or more and less than 1, found {}", options.label_smoothing);
-            return Err(Error::setting("--label-smoothing", message));
-        }
-        if !(MIN_IMAGE_SIZE..=MAX_IMAGE_SIZE).contains(&options.image_size) {
-            let found = options.image_size;
-            let message = format!("expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, found {found}");
-            return Err(Error::setting("--image-size", message));
-        }
-        if !(MIN_IMAGE_SIZE..=options.image_size).contains(&options.crop_size) {
-            let message = format!(
-                "expected {MIN_IMAGE_SIZE} to --image-size ({}), found {}",
-                options.image_size, options.crop_size
-            );
-            return Err(Error::setting("--crop-size", message));
         }
         let len = u32::try_from(train.len())
             .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
@@ -114,6 +127,11 @@ impl Classifier {
             meta,
             device,
         })
+    }
+
+    /// The photographs that states are chosen by.
+    pub fn validation(&self) -> Option<&Photos> {
+        self.validation.as_ref()
     }
 
     /// What the classifier with `weights` takes `photos` for.
@@ -190,8 +208,10 @@ impl Task for Classifier {
 
     fn settings(&self) -> serde_json::Value {
         let validation = self.validation.as_ref().map_or(0, Photos::len);
+        let init = self.options.init.as_ref().and_then(|path| path.file_name()?.to_str());
         serde_json::json!({
             "options": self.options,
+            "init": init,
             "data": self.train.fingerprint,
             "items": self.train.len(),
             "validation": validation,

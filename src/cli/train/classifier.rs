@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use tiny_cats_export::{Preprocessing, write_atomically, write_png};
+use tiny_cats_export::{write_atomically, write_png};
 use tiny_cats_models::{ResNetConfig, Weights};
 
 use super::{batch, decay, drive, not_negative, open, tell_skipped};
@@ -81,7 +81,7 @@ pub struct Args {
     /// Decoupled weight decay
     #[arg(long, default_value_t = 0.05)]
     weight_decay: f64,
-    /// Use that many photographs only, spread over the classes
+    /// Use that many photographs of each of training, validation and test only, spread over the classes
     #[arg(long)]
     limit_files: Option<usize>,
     /// Epochs between training states, each of which is evaluated; 0 saves the last alone
@@ -123,6 +123,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.epochs == 0 {
         bail!("--epochs: expected at least 1, found 0");
     }
+    if let Some(warmup) = args.warmup_epochs.filter(|&warmup| warmup >= args.epochs) {
+        bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", args.epochs);
+    }
     let (folder, name) = output(&args.output)?;
     if let Some(workers) = args.num_workers {
         rayon::ThreadPoolBuilder::new().num_threads(workers.max(1)).build_global()?;
@@ -132,21 +135,35 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if data.classes.len() < 2 {
         bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
     }
-    let network =
-        ResNetConfig { width: args.width, ..ResNetConfig::named(&args.backbone, data.classes.len())? };
-    let short = u32::try_from(Preprocessing::imagenet(args.image_size).resize).unwrap_or(u32::MAX);
-    let load = |split: Split, limit: Option<usize>| -> anyhow::Result<Option<Photos>> {
+    let mut options = ClassifierOptions {
+        network: ResNetConfig {
+            width: args.width,
+            ..ResNetConfig::named(&args.backbone, data.classes.len())?
+        },
+        image_size: args.image_size,
+        crop_size: args.crop_size.unwrap_or(args.image_size),
+        augmentation: args.augmentation_level,
+        mixup: args.mixup,
+        label_smoothing: args.label_smoothing,
+        batch: args.batch_size,
+        seed: args.seed,
+        name: name.clone(),
+        init: args.init.clone(),
+    };
+    options.validate()?;
+    let load = |split: Split| -> anyhow::Result<Option<Photos>> {
         let part = data.part(split);
         if part.files.is_empty() {
             return Ok(None);
         }
-        let photos = Photos::load(&part, short, limit)?;
+        let photos = Photos::load(&part, options.short_side(), args.limit_files)?;
         tell_skipped(&photos.skipped);
         Ok(Some(photos))
     };
-    let train = load(Split::Train, args.limit_files)?
+    let train = load(Split::Train)?
         .with_context(|| format!("{}: no photograph is left to train on", args.data.display()))?;
-    let validation = load(Split::Validation, args.limit_files)?;
+    let validation = load(Split::Validation)?;
+    let test = load(Split::Test)?;
     if validation.is_none() {
         eprintln!(
             "{}: too few photographs to keep any for validation: the last state is released",
@@ -160,8 +177,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         train.classes.len(),
         validation.as_ref().map_or(0, Photos::len)
     );
-    let batch = batch(args.batch_size, train.len());
-    let per_epoch = (train.len() as u64).div_ceil((batch * args.grad_accum_steps.max(1)) as u64);
+    options.batch = batch(args.batch_size, train.len());
+    let per_epoch = (train.len() as u64).div_ceil((options.batch * args.grad_accum_steps.max(1)) as u64);
     let epochs = |n: u64| n.saturating_mul(per_epoch);
     let min_lr = args.min_lr.unwrap_or(args.lr.min(1e-6));
     let schedule =
@@ -184,24 +201,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         resume: args.resume.clone().map_or(Resume::Never, Resume::From),
         device: device.clone(),
     };
-    let options = ClassifierOptions {
-        network,
-        image_size: args.image_size,
-        crop_size: args.crop_size.unwrap_or(args.image_size),
-        augmentation: args.augmentation_level,
-        mixup: args.mixup,
-        label_smoothing: args.label_smoothing,
-        batch,
-        seed: args.seed,
-        name: name.clone(),
-        init: args.init.clone(),
-    };
     let mut task = Classifier::new(options, train, validation, device)?;
     let [_, released] = drive(&mut task, &plan, args.log_file.as_deref())?;
     let weights = checkpoint::open(&released, WhichWeights::Default)?.weights;
-    for (split, words) in [(Split::Validation, "validation"), (Split::Test, "test")] {
-        if let Some(photos) = load(split, args.limit_files)? {
-            evaluate(&task, &weights, &photos, words, &folder.join(format!("{name}_{words}")))?;
+    for (photos, words) in [(task.validation(), "validation"), (test.as_ref(), "test")] {
+        if let Some(photos) = photos {
+            evaluate(&task, &weights, photos, words, &folder.join(format!("{name}_{words}")))?;
         }
     }
     Ok(())
