@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
     data::{Dataset, Images, Level, Photos},
-    train::{AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Optimizer, Task, learn},
+    train::{AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Task, learn},
 };
 use tiny_cats_models::{
     Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
@@ -77,7 +77,6 @@ impl Network for Generator {
             network: self.network.clone(),
             flow: Flow { label_dropout: 0.0, ..Flow::default() },
             augmentation: Level::None,
-            batch: BATCH,
             guidance: 1.0,
             seed: 0,
         };
@@ -130,7 +129,6 @@ impl Network for Judge {
             augmentation: Level::None,
             mixup: 0.0,
             label_smoothing: 0.0,
-            batch: BATCH,
             seed: 0,
             name: "judge".into(),
             init: None,
@@ -170,7 +168,8 @@ fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
     let before = lifted(&specs);
     let forward = network.forward(&before, device)?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
-    let (loss, learnt) = learn(&mut *task, &optimizer, 1, 0)?;
+    let mut loader = Loader::new(task.batches(), BATCH);
+    let (loss, learnt) = learn(&mut *task, &optimizer, &mut loader, 1, 0)?;
     let host = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
     let gradients = learnt.gradients.iter().map(host).collect::<Result<_>>()?;
     optimizer.step(&learnt, 1e-3, 0)?;
@@ -212,11 +211,12 @@ fn learn_by_heart<N: Network>(network: &N, device: &Device, limit: Duration) -> 
     let mut task = network.task(device)?;
     let specs = task.specs()?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial(0)?, device)?;
+    let mut loader = Loader::new(task.batches(), BATCH);
     let start = Instant::now();
     let mut losses = Vec::new();
     loop {
         let step = losses.len() as u64;
-        let (loss, learnt) = learn(&mut *task, &optimizer, 1, step * BATCH as u64)?;
+        let (loss, learnt) = learn(&mut *task, &optimizer, &mut loader, 1, step * BATCH as u64)?;
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {step}", N::NAME);
         optimizer.step(&learnt, rate * ((step + 1) as f64 / 20.0).min(1.0), step)?;
         losses.push(loss);

@@ -17,7 +17,8 @@ use tiny_cats::{
     checkpoint::write_safetensors,
     data::{BREEDS, Dataset, Images, Level, OTHER, Photos, synth},
     train::{
-        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Optimizer, Task, learn,
+        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Loader, Optimizer,
+        Task, learn,
     },
 };
 use tiny_cats_export::ModelMeta;
@@ -158,12 +159,12 @@ impl Case {
         let data = folder.path().join("cats");
         synth::write(&data, &synth::Manifest::new(2, size as u32, 0)?, |_| ())?;
         let data = Dataset::open(&data)?;
-        let (batch, seed, augmentation) = (self.batch, 0, Level::Basic);
+        let (seed, augmentation) = (0, Level::Basic);
         Ok(match &self.network {
             Network::TinyDit(config) => {
                 let images = Images::load(&data, size as u32, None)?;
                 let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
-                let options = DitOptions { network, flow, augmentation, batch, guidance, seed };
+                let options = DitOptions { network, flow, augmentation, guidance, seed };
                 Box::new(Dit::new(options, images, device.clone())?)
             }
             Network::ResNet(config) => {
@@ -175,7 +176,6 @@ impl Case {
                     augmentation,
                     mixup: 0.0,
                     label_smoothing: LABEL_SMOOTHING,
-                    batch,
                     seed,
                     name: self.name.into(),
                     init: None,
@@ -190,12 +190,13 @@ impl Case {
         let mut task = self.task(device)?;
         let (specs, weights) = self.weights()?;
         let mut optimizer = Optimizer::new(self.optimizer(), &specs, &weights, device)?;
+        let mut loader = Loader::new(task.batches(), self.batch);
         let memory = Memory::watch(device);
         let [warm_up, steps] = if device.is_cpu() { STEPS } else { GPU_STEPS };
         let mut times = Vec::new();
         for step in 0..warm_up + steps {
             let start = Instant::now();
-            let (_, learnt) = learn(&mut *task, &optimizer, 1, step * self.batch as u64)?;
+            let (_, learnt) = learn(&mut *task, &optimizer, &mut loader, 1, step * self.batch as u64)?;
             let norm = optimizer.step(&learnt, RATE, step)?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);

@@ -110,7 +110,8 @@ fn photographs_are_prepared_as_in_training() {
     let data = Dataset::open(dir.path()).unwrap();
     let photos = Photos::load(&data, how.resize as u32, None).unwrap();
     assert_eq!(photos.len(), 7);
-    for (index, path) in photos.paths().iter().enumerate() {
+    for index in 0..photos.len() {
+        let path = photos.path(index);
         let mut training = vec![0.0; 3 * size * size];
         photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, &mut training);
         how.normalise(&mut training);

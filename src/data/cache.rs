@@ -1,6 +1,6 @@
 //! All pictures of a data set, decoded once and kept in memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -12,6 +12,7 @@ pub struct Images {
     /// Row, column, channel; one picture after the other.
     pixels: Vec<u8>,
     labels: Vec<u32>,
+    paths: Vec<PathBuf>,
     /// The names of the classes, in the order of their labels.
     pub classes: Vec<String>,
     /// The fingerprint of the data set.
@@ -46,13 +47,14 @@ impl Images {
             })
             .collect();
 
-        let (mut labels, mut skipped) = (Vec::with_capacity(count), Vec::new());
+        let (mut labels, mut paths, mut skipped) = (Vec::with_capacity(count), Vec::new(), Vec::new());
         for (from, (picture, result)) in chosen.into_iter().zip(decoded).enumerate() {
             match result {
                 Ok(()) => {
                     let to = labels.len();
                     pixels.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
                     labels.push(picture.label);
+                    paths.push(picture.path.clone());
                 }
                 Err(reason) => skipped.push((picture.path.clone(), reason)),
             }
@@ -62,7 +64,7 @@ impl Images {
         }
         pixels.truncate(labels.len() * bytes);
         let (classes, fingerprint) = (data.classes.clone(), data.fingerprint.clone());
-        Ok(Self { size, pixels, labels, classes, fingerprint, skipped })
+        Ok(Self { size, pixels, labels, paths, classes, fingerprint, skipped })
     }
 
     /// How many pictures there are; never none.
@@ -79,6 +81,11 @@ impl Images {
     /// The class of picture `index`, which must be less than [`Images::len`].
     pub fn label(&self, index: usize) -> u32 {
         self.labels[index]
+    }
+
+    /// Where picture `index` is, from the data folder.
+    pub fn path(&self, index: usize) -> &Path {
+        &self.paths[index]
     }
 
     /// The labels of all pictures.

@@ -1,15 +1,17 @@
 //! The order of the training data.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tiny_cats_models::random::{Purpose, Stream};
 
 /// An endless order of `len` pictures: each epoch has each of them once, and is shuffled by a stream of its own. What comes at a
 /// position depends on the seed and the position alone, so that the number of pictures drawn so far is all there is to resume.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Order {
     seed: u64,
     len: u32,
-    epoch: u64,
-    shuffled: Vec<u32>,
+    /// An epoch, and what comes in it.
+    shuffled: Mutex<(u64, Arc<[u32]>)>,
 }
 
 impl Order {
@@ -19,17 +21,28 @@ impl Order {
     /// When `len` is 0.
     pub fn new(seed: u64, len: u32) -> Self {
         assert!(len > 0, "there is no order of nothing");
-        Self { seed, len, epoch: 0, shuffled: Vec::new() }
+        Self { seed, len, shuffled: Mutex::new((0, Arc::default())) }
     }
 
     /// The index of the picture at `position`, the number of pictures drawn before it. Quick while positions stay in one epoch.
-    pub fn at(&mut self, position: u64) -> usize {
+    pub fn at(&self, position: u64) -> usize {
         let (epoch, offset) = (position / u64::from(self.len), position % u64::from(self.len));
-        if self.shuffled.is_empty() || epoch != self.epoch {
-            self.shuffled = Stream::new(self.seed, Purpose::Order, epoch).permutation(self.len as usize);
-            self.epoch = epoch;
+        self.epoch(epoch)[offset as usize] as usize
+    }
+
+    /// The indices of the `len` pictures from `position` on.
+    pub fn range(&self, position: u64, len: usize) -> Vec<usize> {
+        (position..position + len as u64).map(|position| self.at(position)).collect()
+    }
+
+    fn epoch(&self, epoch: u64) -> Arc<[u32]> {
+        // A panic elsewhere leaves a whole permutation.
+        let mut shuffled = self.shuffled.lock().unwrap_or_else(PoisonError::into_inner);
+        if shuffled.1.is_empty() || epoch != shuffled.0 {
+            let order = Stream::new(self.seed, Purpose::Order, epoch).permutation(self.len as usize);
+            *shuffled = (epoch, order.into());
         }
-        self.shuffled[offset as usize] as usize
+        shuffled.1.clone()
     }
 }
 
@@ -40,7 +53,7 @@ mod tests {
     #[test]
     fn each_epoch_has_each_picture_once_and_its_own_order() {
         for len in [1, 2, 7, 100] {
-            let mut order = Order::new(3, len);
+            let order = Order::new(3, len);
             let epochs: Vec<Vec<usize>> =
                 (0..3).map(|e| (0..len).map(|i| order.at(u64::from(e * len + i))).collect()).collect();
             for epoch in &epochs {
@@ -54,9 +67,9 @@ mod tests {
 
     #[test]
     fn a_position_is_all_there_is_to_resume() {
-        let mut straight = Order::new(5, 13);
+        let straight = Order::new(5, 13);
         let expected: Vec<usize> = (0..60).map(|p| straight.at(p)).collect();
-        let mut jumping = Order::new(5, 13);
+        let jumping = Order::new(5, 13);
         for step in 0..60u64 {
             let position = step * 37 % 60;
             assert_eq!(jumping.at(position), expected[position as usize]);

@@ -1,6 +1,6 @@
 //! Photographs of any shape, decoded once and kept in memory, and the parts of them that a classifier is shown.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use rayon::prelude::*;
@@ -80,9 +80,9 @@ impl Photos {
         self.labels[index]
     }
 
-    /// Where the photographs are, from the data folder.
-    pub fn paths(&self) -> &[PathBuf] {
-        &self.paths
+    /// Where photograph `index` is, from the data folder.
+    pub fn path(&self, index: usize) -> &Path {
+        &self.paths[index]
     }
 
     /// Width and height of photograph `index`.

@@ -1,6 +1,6 @@
 //! The classifier's task: a ResNet by cross entropy.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -15,7 +15,7 @@ use tiny_cats_models::{
     tape::{Tape, Var},
 };
 
-use super::{Error, Result, Score, Task};
+use super::{Batch, Batches, Error, Result, Score, Task};
 use crate::{
     checkpoint,
     data::{Level, Order, Photos, View},
@@ -41,8 +41,6 @@ pub struct ClassifierOptions {
     pub mixup: f64,
     /// The share of a target that is spread over all classes (arXiv 1512.00567).
     pub label_smoothing: f64,
-    /// Pictures in a micro-batch.
-    pub batch: usize,
     /// Order, augmentation and mixing.
     pub seed: u64,
     /// What its files are called, which changes nothing else.
@@ -58,10 +56,6 @@ impl ClassifierOptions {
     /// [`Error::Setting`] naming the first setting that makes no sense.
     pub fn validate(&self) -> Result<()> {
         self.network.validate()?;
-        if self.batch < 2 {
-            let message = format!("expected at least 2 to normalise by, found {}", self.batch);
-            return Err(Error::setting("--batch-size", message));
-        }
         if !(0.0..=1.0).contains(&self.mixup) {
             return Err(Error::setting("--mixup", format!("expected 0 to 1, found {}", self.mixup)));
         }
@@ -89,13 +83,18 @@ impl ClassifierOptions {
 
 /// Training of a classifier on photographs in memory.
 pub struct Classifier {
+    data: Arc<Photographs>,
+    validation: Option<Photos>,
+    meta: ModelMeta,
+    device: Device,
+}
+
+/// What batches are made of.
+struct Photographs {
     options: ClassifierOptions,
     train: Photos,
-    validation: Option<Photos>,
     preprocessing: Preprocessing,
-    meta: ModelMeta,
     order: Order,
-    device: Device,
 }
 
 impl Classifier {
@@ -118,15 +117,9 @@ impl Classifier {
             .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
         let meta = ModelMeta::resnet(&options.network, options.image_size, train.classes.clone());
         let preprocessing = Preprocessing::imagenet(options.image_size);
-        Ok(Self {
-            order: Order::new(options.seed, len),
-            options,
-            train,
-            validation,
-            preprocessing,
-            meta,
-            device,
-        })
+        let order = Order::new(options.seed, len);
+        let data = Arc::new(Photographs { options, train, preprocessing, order });
+        Ok(Self { data, validation, meta, device })
     }
 
     /// The photographs that states are chosen by.
@@ -139,16 +132,17 @@ impl Classifier {
     /// # Errors
     /// Those of the network.
     pub fn confusion(&self, weights: &Weights, photos: &Photos) -> Result<Confusion> {
-        let size = self.options.image_size;
+        let Photographs { options, preprocessing, .. } = &*self.data;
+        let size = options.image_size;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
-        let model = ResNet::<Plain>::new(&self.options.network, &mut Scope::root(&mut params))?;
+        let model = ResNet::<Plain>::new(&options.network, &mut Scope::root(&mut params))?;
         let mut confusion = Confusion::new(&photos.classes);
         let all: Vec<usize> = (0..photos.len()).collect();
         for chosen in all.chunks(EVALUATED) {
             let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
             pixels.par_chunks_mut(3 * size * size).zip(chosen).for_each(|(out, &index)| {
                 photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, out);
-                self.preprocessing.normalise(out);
+                preprocessing.normalise(out);
             });
             let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
             let logits = to_host(&model.forward(&Plain::new(x))?.into_inner())?;
@@ -159,7 +153,9 @@ impl Classifier {
         }
         Ok(confusion)
     }
+}
 
+impl Photographs {
     /// How much of picture `position` is shown in a mixture; the rest is of its neighbour in the batch.
     fn share(&self, position: u64) -> f32 {
         let alpha = self.options.mixup;
@@ -177,56 +173,16 @@ impl Classifier {
     }
 }
 
-impl Task for Classifier {
-    fn name(&self) -> &str {
-        &self.options.name
-    }
-
-    fn released(&self) -> String {
-        self.options.name.clone()
-    }
-
-    fn specs(&self) -> Result<Vec<ParamSpec>> {
-        Ok(self.options.network.specs()?)
-    }
-
-    fn initial(&self, seed: u64) -> Result<Weights> {
-        let mut weights = init(&self.specs()?, seed);
-        if let Some(path) = &self.options.init {
-            weights.extend(checkpoint::backbone(path, &self.options.network)?);
-        }
-        Ok(weights)
-    }
-
-    fn batch(&self) -> usize {
-        self.options.batch
-    }
-
+impl Batches for Photographs {
     fn items(&self) -> usize {
         self.train.len()
     }
 
-    fn settings(&self) -> serde_json::Value {
-        let validation = self.validation.as_ref().map_or(0, Photos::len);
-        let init = self.options.init.as_ref().and_then(|path| path.file_name()?.to_str());
-        serde_json::json!({
-            "options": self.options,
-            "init": init,
-            "data": self.train.fingerprint,
-            "items": self.train.len(),
-            "validation": validation,
-        })
-    }
-
-    fn meta(&self) -> ModelMeta {
-        self.meta.clone()
-    }
-
-    fn loss(&mut self, tape: &Tape, params: &mut Params, position: u64) -> Result<Var> {
-        let (batch, size) = (self.options.batch, self.options.crop_size);
+    fn batch(&self, position: u64, batch: usize) -> Result<Batch> {
+        let size = self.options.crop_size;
         let classes = self.train.classes.len();
         let len = 3 * size * size;
-        let chosen: Vec<usize> = (position..position + batch as u64).map(|p| self.order.at(p)).collect();
+        let chosen = self.order.range(position, batch);
         let mut pure = vec![0.0; batch * len];
         pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate()).for_each(|(out, (i, &index))| {
             let ClassifierOptions { augmentation, seed, image_size, .. } = self.options;
@@ -248,10 +204,67 @@ impl Task for Classifier {
                 target[self.train.label(chosen[i]) as usize] += share * (1.0 - smooth);
             }
         });
-        let model = ResNet::new(&self.options.network, &mut Scope::root(&mut tape.params(params)))?;
-        let x = tape.constant(Tensor::from_vec(mixed, (batch, 3, size, size), &self.device)?);
-        let targets = Tensor::from_vec(targets, (batch, classes), &self.device)?;
-        Ok(model.forward(&x)?.cross_entropy(&targets)?)
+        Ok(Batch(vec![
+            Tensor::from_vec(mixed, (batch, 3, size, size), &Device::Cpu)?,
+            Tensor::from_vec(targets, (batch, classes), &Device::Cpu)?,
+        ]))
+    }
+
+    fn files(&self, position: u64, len: usize) -> Vec<PathBuf> {
+        self.order.range(position, len).into_iter().map(|i| self.train.path(i).to_owned()).collect()
+    }
+}
+
+impl Task for Classifier {
+    fn name(&self) -> &str {
+        &self.data.options.name
+    }
+
+    fn released(&self) -> String {
+        self.data.options.name.clone()
+    }
+
+    fn specs(&self) -> Result<Vec<ParamSpec>> {
+        Ok(self.data.options.network.specs()?)
+    }
+
+    fn initial(&self, seed: u64) -> Result<Weights> {
+        let mut weights = init(&self.specs()?, seed);
+        if let Some(path) = &self.data.options.init {
+            weights.extend(checkpoint::backbone(path, &self.data.options.network)?);
+        }
+        Ok(weights)
+    }
+
+    fn smallest_batch(&self) -> usize {
+        2
+    }
+
+    fn batches(&self) -> Arc<dyn Batches> {
+        self.data.clone()
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        let validation = self.validation.as_ref().map_or(0, Photos::len);
+        let Photographs { options, train, .. } = &*self.data;
+        let init = options.init.as_ref().and_then(|path| path.file_name()?.to_str());
+        serde_json::json!({
+            "options": options,
+            "init": init,
+            "data": train.fingerprint,
+            "items": train.len(),
+            "validation": validation,
+        })
+    }
+
+    fn meta(&self) -> ModelMeta {
+        self.meta.clone()
+    }
+
+    fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
+        let [x, targets] = batch.on(&self.device)?;
+        let model = ResNet::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
+        Ok(model.forward(&tape.constant(x))?.cross_entropy(&targets)?)
     }
 
     fn evaluate(&mut self, weights: &Weights) -> Result<Option<Score>> {

@@ -1,6 +1,6 @@
 //! The generator's task: TinyDiT by flow matching.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
@@ -12,7 +12,7 @@ use tiny_cats_models::{
     tape::{Tape, Var},
 };
 
-use super::{Error, Flow, Result, Task, flow::Example};
+use super::{Batch, Batches, Error, Flow, Result, Task, flow::Example};
 use crate::data::{Augmentation, Images, Level, Order};
 
 /// How a generator is trained, besides what the engine does.
@@ -24,8 +24,6 @@ pub struct DitOptions {
     pub flow: Flow,
     /// How pictures are changed.
     pub augmentation: Level,
-    /// Pictures in a micro-batch.
-    pub batch: usize,
     /// Weight of guidance in the sample grids, which changes nothing else.
     #[serde(skip)]
     pub guidance: f32,
@@ -35,10 +33,15 @@ pub struct DitOptions {
 
 /// Training of a generator on pictures in memory.
 pub struct Dit {
+    data: Arc<Pictures>,
+    device: Device,
+}
+
+/// What batches are made of.
+struct Pictures {
     options: DitOptions,
     images: Images,
     order: Order,
-    device: Device,
 }
 
 impl Dit {
@@ -54,17 +57,51 @@ impl Dit {
                 format!("expected pictures of {side} px in {classes} classes"),
             ));
         }
-        if options.batch == 0 {
-            return Err(Error::setting("--batch-size", "expected at least 1, found 0"));
-        }
         let len = u32::try_from(images.len())
             .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
-        Ok(Self { order: Order::new(options.seed, len), options, images, device })
+        let order = Order::new(options.seed, len);
+        Ok(Self { data: Arc::new(Pictures { options, images, order }), device })
+    }
+}
+
+impl Batches for Pictures {
+    fn items(&self) -> usize {
+        self.images.len()
     }
 
-    /// What a file of this model says about itself.
-    fn describe(&self) -> ModelMeta {
-        ModelMeta::tiny_dit(&self.options.network, self.images.classes.clone())
+    fn batch(&self, position: u64, batch: usize) -> Result<Batch> {
+        let DitOptions { network, flow, augmentation, seed, .. } = &self.options;
+        let len: usize = network.picture().iter().product();
+        let chosen = self.order.range(position, batch);
+        let (mut noisy, mut target) = (vec![0.0; batch * len], vec![0.0; batch * len]);
+        let null = network.null_label().map(|l| l as u32);
+        let examples: Vec<Example> = noisy
+            .par_chunks_mut(len)
+            .zip(target.par_chunks_mut(len))
+            .zip(chosen.par_iter().enumerate())
+            .map(|((noisy, target), (i, &index))| {
+                let position = position + i as u64;
+                let mut clean = vec![0.0; len];
+                let augmentation = Augmentation::draw(*augmentation, *seed, position);
+                self.images.fill_augmented(index, &augmentation, &mut clean);
+                let label = (self.images.label(index), null);
+                flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target)
+            })
+            .collect();
+        let [channels, height, width] = network.picture();
+        let picture = (batch, channels, height, width);
+        let vector = |f: fn(&Example) -> f32| Tensor::from_iter(examples.iter().map(f), &Device::Cpu);
+        Ok(Batch(vec![
+            Tensor::from_vec(noisy, picture, &Device::Cpu)?,
+            vector(|e| e.t)?,
+            Tensor::from_iter(examples.iter().map(|e| e.label), &Device::Cpu)?,
+            Tensor::from_vec(target, picture, &Device::Cpu)?,
+            vector(|e| e.weight)?,
+        ]))
+    }
+
+    fn files(&self, position: u64, len: usize) -> Vec<PathBuf> {
+        self.order.range(position, len).into_iter().map(|i| self.images.path(i).to_owned()).collect()
     }
 }
 
@@ -78,67 +115,38 @@ impl Task for Dit {
     }
 
     fn specs(&self) -> Result<Vec<ParamSpec>> {
-        Ok(self.options.network.cost()?.params)
+        Ok(self.data.options.network.cost()?.params)
     }
 
-    fn batch(&self) -> usize {
-        self.options.batch
-    }
-
-    fn items(&self) -> usize {
-        self.images.len()
+    fn batches(&self) -> Arc<dyn Batches> {
+        self.data.clone()
     }
 
     fn settings(&self) -> serde_json::Value {
-        serde_json::json!({"options": self.options, "data": self.images.fingerprint, "items": self.images.len()})
+        let Pictures { options, images, .. } = &*self.data;
+        serde_json::json!({"options": options, "data": images.fingerprint, "items": images.len()})
     }
 
     fn meta(&self) -> ModelMeta {
-        self.describe()
+        ModelMeta::tiny_dit(&self.data.options.network, self.data.images.classes.clone())
     }
 
-    fn loss(&mut self, tape: &Tape, params: &mut Params, position: u64) -> Result<Var> {
-        let DitOptions { network, flow, augmentation, batch, seed, .. } = &self.options;
-        let len: usize = network.picture().iter().product();
-        let chosen: Vec<usize> = (position..position + *batch as u64).map(|p| self.order.at(p)).collect();
-        let (mut noisy, mut target) = (vec![0.0; batch * len], vec![0.0; batch * len]);
-        let null = network.null_label().map(|l| l as u32);
-        let examples: Vec<Example> = noisy
-            .par_chunks_mut(len)
-            .zip(target.par_chunks_mut(len))
-            .zip(chosen.par_iter().enumerate())
-            .map(|((noisy, target), (i, &index))| {
-                let position = position + i as u64;
-                let mut clean = vec![0.0; len];
-                self.images.fill_augmented(
-                    index,
-                    &Augmentation::draw(*augmentation, *seed, position),
-                    &mut clean,
-                );
-                let label = (self.images.label(index), null);
-                flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target)
-            })
-            .collect();
-        let [channels, height, width] = network.picture();
-        let picture = (*batch, channels, height, width);
-        let vector = |f: fn(&Example) -> f32| Tensor::from_iter(examples.iter().map(f), &self.device);
-        let labels = Tensor::from_iter(examples.iter().map(|e| e.label), &self.device)?;
-        let model = TinyDit::new(network, &mut Scope::root(&mut tape.params(params)))?;
-        let x = tape.constant(Tensor::from_vec(noisy, picture, &self.device)?);
-        let prediction = model.forward(&x, &tape.constant(vector(|e| e.t)?), &tape.constant(labels))?;
-        let target = Tensor::from_vec(target, picture, &self.device)?;
-        Ok(prediction.squared_error(&target, &vector(|e| e.weight)?)?)
+    fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
+        let [noisy, t, labels, target, weight] = batch.on(&self.device)?;
+        let model = TinyDit::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
+        let prediction = model.forward(&tape.constant(noisy), &tape.constant(t), &tape.constant(labels))?;
+        Ok(prediction.squared_error(&target, &weight)?)
     }
 
     fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>> {
         const ROWS: usize = 4;
-        let meta = self.describe();
+        let meta = self.meta();
         let classes = meta.classes.clone();
         let model = Model::from_weights(meta, weights.clone());
         let options = Options { runtime: Some(RuntimeKind::Candle), ..Options::default() };
         let mut generator = Generator::from_model(&model, &options)?;
         let mut request = generator.request();
-        (request.count, request.guidance) = (classes.len() * ROWS, self.options.guidance);
+        (request.count, request.guidance) = (classes.len() * ROWS, self.data.options.guidance);
         let go_on = |_: sample::Progress| ControlFlow::Continue(());
         let pictures: Vec<RgbImage> =
             generator.generate_with(&request, &mut { go_on })?.into_iter().map(|p| p.image).collect();

@@ -4,6 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -19,10 +20,10 @@ use tiny_cats_models::{
     tape::{Tape, Var},
 };
 
-use super::{AdamW, Error, Learnt, Optimizer, Result, Schedule};
+use super::{AdamW, Batch, Batches, Error, Learnt, Loader, Optimizer, Result, Schedule};
 use crate::checkpoint::{self, TrainingState};
 
-/// What is trained. Whatever a task draws at random depends on its seed and the position alone.
+/// What is trained. Whatever a task draws at random depends on its seed and the position in the data alone.
 pub trait Task {
     /// What its training states are called: `NAME_step_00000100.safetensors`.
     fn name(&self) -> &str;
@@ -44,11 +45,13 @@ pub trait Task {
         Ok(init(&self.specs()?, seed))
     }
 
-    /// Items in a micro-batch.
-    fn batch(&self) -> usize;
+    /// Items that a micro-batch must have: two or more where it is normalised by its own statistics.
+    fn smallest_batch(&self) -> usize {
+        1
+    }
 
-    /// Items in the training data.
-    fn items(&self) -> usize;
+    /// What makes its batches; the workers share it.
+    fn batches(&self) -> Arc<dyn Batches>;
 
     /// All settings and the data's fingerprint: a run goes on only with the same.
     fn settings(&self) -> Value;
@@ -56,11 +59,11 @@ pub trait Task {
     /// What a released file says about the model.
     fn meta(&self) -> ModelMeta;
 
-    /// The mean loss of the [`batch`](Self::batch) items from `position` on, where `position` is the number of items drawn before.
+    /// The mean loss of a micro-batch.
     ///
     /// # Errors
     /// Those of the network.
-    fn loss(&mut self, tape: &Tape, params: &mut Params, position: u64) -> Result<Var>;
+    fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var>;
 
     /// How good the network is on data that it is not trained on; `None` where there is no measure for that.
     ///
@@ -103,6 +106,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// The optimizer.
     pub optimizer: AdamW,
+    /// Items in a micro-batch.
+    pub batch: usize,
     /// Micro-batches in a step.
     pub accumulation: usize,
     /// Steps between training states, each of which is evaluated; 0 for the last step alone.
@@ -174,15 +179,20 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
     if plan.accumulation == 0 {
         return Err(Error::setting("--gradient-accumulation-steps", "expected at least 1, found 0"));
     }
+    if plan.batch < task.smallest_batch() {
+        let message = format!("expected at least {}, found {}", task.smallest_batch(), plan.batch);
+        return Err(Error::setting("--batch-size", message));
+    }
     let specs = task.specs()?;
     let mut run = Run::new(task, plan)?;
     let (mut optimizer, first) = run.begin(task, &specs, observe)?;
     let parameters = specs.iter().map(|s| s.dims.iter().product::<usize>() as u64).sum();
     observe(Event::Begin { step: first, steps: plan.schedule.steps, parameters });
-    let per_step = (task.batch() * plan.accumulation) as u64;
+    let mut loader = Loader::new(task.batches(), plan.batch);
+    let per_step = (plan.batch * plan.accumulation) as u64;
     for step in first..plan.schedule.steps {
         let start = Instant::now();
-        let (loss, learnt) = learn(task, &optimizer, plan.accumulation, step * per_step)?;
+        let (loss, learnt) = learn(task, &optimizer, &mut loader, plan.accumulation, step * per_step)?;
         let rate = plan.schedule.rate(step);
         let norm = if loss.is_finite() { optimizer.step(&learnt, rate, step)? } else { 0.0 };
         drop(learnt);
@@ -214,13 +224,14 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
     run.publish(&optimizer, observe)
 }
 
-/// Mean loss of one step of `accumulation` micro-batches from `position` on, and what is learnt from it.
+/// Mean loss of one step of `accumulation` micro-batches from `position` on, the number of items drawn before, and what is learnt from it.
 ///
 /// # Errors
 /// Those of the task.
 pub fn learn(
     task: &mut dyn Task,
     optimizer: &Optimizer,
+    loader: &mut Loader,
     accumulation: usize,
     position: u64,
 ) -> Result<(f64, Learnt)> {
@@ -229,7 +240,8 @@ pub fn learn(
     for micro in 0..accumulation {
         let tape = Tape::new();
         let mut params = optimizer.params()?;
-        let value = task.loss(&tape, &mut params, position + (micro * task.batch()) as u64)?;
+        let batch = loader.load(position + (micro * loader.size()) as u64)?;
+        let value = task.loss(&tape, &mut params, &batch)?;
         loss += share * f64::from(value.value().to_scalar::<f32>()?);
         learnt.statistics.push(tape.take_statistics());
         for (name, gradient) in value.backward(share)? {
@@ -267,6 +279,7 @@ impl<'a> Run<'a> {
         let settings = as_read(&json!({
             "task": task.settings(),
             "optimizer": plan.optimizer,
+            "batch": plan.batch,
             "accumulation": plan.accumulation,
             "seed": plan.seed,
         }));
@@ -275,8 +288,8 @@ impl<'a> Run<'a> {
             "tiny-cats": env!("CARGO_PKG_VERSION"),
             "weights": "ema",
             "schedule": plan.schedule,
-            "items_per_step": task.batch() * plan.accumulation,
-            "items": task.items(),
+            "items_per_step": plan.batch * plan.accumulation,
+            "items": task.batches().items(),
             "settings": settings,
         });
         std::fs::create_dir_all(&plan.output)

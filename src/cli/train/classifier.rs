@@ -135,7 +135,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if data.classes.len() < 2 {
         bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
     }
-    let mut options = ClassifierOptions {
+    let options = ClassifierOptions {
         network: ResNetConfig {
             width: args.width,
             ..ResNetConfig::named(&args.backbone, data.classes.len())?
@@ -145,7 +145,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         augmentation: args.augmentation_level,
         mixup: args.mixup,
         label_smoothing: args.label_smoothing,
-        batch: args.batch_size,
         seed: args.seed,
         name: name.clone(),
         init: args.init.clone(),
@@ -177,8 +176,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         train.classes.len(),
         validation.as_ref().map_or(0, Photos::len)
     );
-    options.batch = batch(args.batch_size, train.len());
-    let per_epoch = (train.len() as u64).div_ceil((options.batch * args.grad_accum_steps.max(1)) as u64);
+    let batch = batch(args.batch_size, train.len());
+    let per_epoch = (train.len() as u64).div_ceil((batch * args.grad_accum_steps.max(1)) as u64);
     let epochs = |n: u64| n.saturating_mul(per_epoch);
     let min_lr = args.min_lr.unwrap_or(args.lr.min(1e-6));
     let schedule =
@@ -192,6 +191,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             ema: args.ema_beta,
             ..AdamW::default()
         },
+        batch,
         accumulation: args.grad_accum_steps,
         save_interval: epochs(args.save_interval),
         sample_interval: 0,

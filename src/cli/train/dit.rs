@@ -116,6 +116,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             ema: args.ema_beta,
             ..AdamW::default()
         },
+        batch,
         accumulation: args.gradient_accumulation_steps,
         save_interval: args.save_interval,
         sample_interval: args.sample_interval,
@@ -130,7 +131,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         network,
         flow: Flow { label_dropout: args.label_dropout, ..Flow::default() },
         augmentation: args.augmentation_level,
-        batch,
         guidance: args.cfg_scale,
         seed: args.seed,
     };
