@@ -270,7 +270,7 @@ impl Task for Classifier {
     fn evaluate(&mut self, weights: &Weights) -> Result<Option<Score>> {
         let Some(photos) = &self.validation else { return Ok(None) };
         let value = self.confusion(weights, photos)?.accuracy();
-        Ok(Some(Score { name: "validation_accuracy", value }))
+        Ok(Some(Score { name: "validation_accuracy", value, more: true }))
     }
 
     fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {

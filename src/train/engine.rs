@@ -20,7 +20,7 @@ use tiny_cats_models::{
     tape::{Tape, Var},
 };
 
-use super::{AdamW, Batch, Batches, Error, Learnt, Loader, Optimizer, Result, Schedule};
+use super::{AdamW, Batch, Batches, Error, Event, Learnt, Loader, Optimizer, Result, Schedule, Score, Step};
 use crate::checkpoint::{self, TrainingState};
 
 /// What is trained. Whatever a task draws at random depends on its seed and the position in the data alone.
@@ -80,15 +80,6 @@ pub trait Task {
     fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>>;
 }
 
-/// A measure of how good a network is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
-    /// What is measured.
-    pub name: &'static str,
-    /// The measure; more is better.
-    pub value: f64,
-}
-
 /// Where a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Resume {
@@ -126,46 +117,6 @@ pub struct Plan {
     pub device: Device,
 }
 
-/// What happens during a run.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// The run begins at this step.
-    Begin {
-        /// Steps done before.
-        step: u64,
-        /// Steps in all.
-        steps: u64,
-        /// Values in all parameters.
-        parameters: u64,
-    },
-    /// A step was taken.
-    Step {
-        /// Steps done.
-        step: u64,
-        /// Mean loss of the step.
-        loss: f64,
-        /// Learning rate.
-        rate: f64,
-        /// Norm of the gradient before clipping.
-        norm: f64,
-        /// Items per second of this step.
-        speed: f64,
-    },
-    /// The averaged weights were evaluated.
-    Evaluated {
-        /// Steps done.
-        step: u64,
-        /// What was found.
-        score: Score,
-        /// Whether it is the best of the run so far.
-        best: bool,
-    },
-    /// A file was written.
-    Wrote(&'a Path),
-    /// Something that the user should know.
-    Note(&'a str),
-}
-
 /// Training states that are kept.
 const KEPT: usize = 3;
 
@@ -187,7 +138,13 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
     let mut run = Run::new(task, plan)?;
     let (mut optimizer, first) = run.begin(task, &specs, observe)?;
     let parameters = specs.iter().map(|s| s.dims.iter().product::<usize>() as u64).sum();
-    observe(Event::Begin { step: first, steps: plan.schedule.steps, parameters });
+    observe(Event::Begin {
+        folder: &plan.output,
+        settings: &run.settings,
+        step: first,
+        steps: plan.schedule.steps,
+        parameters,
+    });
     let mut loader = Loader::new(task.batches(), plan.batch);
     let per_step = (plan.batch * plan.accumulation) as u64;
     for step in first..plan.schedule.steps {
@@ -203,8 +160,18 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
         }
         let done = step + 1;
         tracing::debug!(step = done, loss, rate, norm, seconds = start.elapsed().as_secs_f64());
-        let speed = per_step as f64 / start.elapsed().as_secs_f64();
-        observe(Event::Step { step: done, loss, rate, norm, speed });
+        let seconds = start.elapsed().as_secs_f64();
+        let speed = per_step as f64 / seconds;
+        observe(Event::Step(&Step {
+            step: done,
+            loss,
+            rate,
+            norm,
+            skipped: false,
+            items: per_step,
+            seconds,
+            waited: 0.0,
+        }));
         let due = |interval: u64| interval > 0 && done.is_multiple_of(interval);
         if due(plan.log_interval.max(1)) || done == plan.schedule.steps {
             run.log(&json!({"step": done, "loss": loss, "lr": rate, "gradient_norm": norm, "items_per_second": speed}))?;
@@ -393,7 +360,7 @@ impl<'a> Run<'a> {
             self.best = Some(Best { step, score: score.value });
         }
         self.log(&json!({"step": step, score.name: score.value}))?;
-        observe(Event::Evaluated { step, score, best });
+        observe(Event::Evaluated { step, scores: &[score], best });
         Ok(())
     }
 
@@ -436,7 +403,7 @@ impl<'a> Run<'a> {
         let failed = |source| Error::File { path: path.clone(), source };
         std::fs::create_dir_all(&folder).map_err(failed)?;
         write_png(&path, &picture).map_err(failed)?;
-        observe(Event::Wrote(&path));
+        observe(Event::Sampled { step, picture: &picture, path: &path });
         Ok(())
     }
 

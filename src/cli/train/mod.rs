@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     data::Dataset,
-    train::{Event, Plan, Task, train},
+    train::{Event, Plan, Step, Task, train},
 };
 
 /// What `tiny-cats train` is called with.
@@ -127,12 +127,13 @@ fn drive(task: &mut dyn Task, plan: &Plan, log: Option<&Path>) -> anyhow::Result
     };
     let mut average = None;
     let published = train(task, plan, &mut |event| match event {
-        Event::Begin { step, steps, parameters } => {
+        Event::Begin { step, steps, parameters, .. } => {
             say(format!("{parameters} parameters, steps {step} to {steps}"), true);
             bar.set_position(step);
             bar.reset_eta();
         }
-        Event::Step { step, loss, rate, norm, speed } => {
+        Event::Step(&Step { step, loss, rate, norm, items, seconds, .. }) => {
+            let speed = items as f64 / seconds;
             let smooth = average.map_or(loss, |a| 0.98 * a + 0.02 * loss);
             average = Some(smooth);
             bar.set_position(step);
@@ -144,10 +145,12 @@ fn drive(task: &mut dyn Task, plan: &Plan, log: Option<&Path>) -> anyhow::Result
                 say(line, !terminal);
             }
         }
-        Event::Evaluated { step, score, best } => {
+        Event::Evaluated { step, scores, best } => {
             let best = if best { ", the best so far" } else { "" };
-            say(format!("step {step}  {} {:.4}{best}", score.name, score.value), true);
+            let scores: Vec<String> = scores.iter().map(|s| format!("{} {:.4}", s.name, s.value)).collect();
+            say(format!("step {step}  {}{best}", scores.join("  ")), true);
         }
+        Event::Sampled { path, .. } => say(format!("wrote {}", path.display()), true),
         Event::Note(text) => bar.suspend(|| eprintln!("{text}")),
         Event::Wrote(path) => say(format!("wrote {}", path.display()), true),
     });

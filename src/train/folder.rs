@@ -1,0 +1,266 @@
+//! A run's folder: what it was asked, how it is going, and what came of it.
+//!
+//!     runs/latest -> 20261123-224501-dit-7f3a    the newest (a file with its name, where links cannot be made)
+//!     runs/20261123-224501-dit-7f3a/
+//!         run.json          the record: see [`Record`]
+//!         config.toml       the resolved configuration, which `--config` takes
+//!         lock              held while a process trains here
+//!         metrics.jsonl     one object a logged step, one an evaluation
+//!         training.log      what was said, with times
+//!         NAME_step_00001000.safetensors   training states
+//!         samples/          sample grids
+//!         NAME.pt, NAME.safetensors        the released files
+//!         loss.png          the loss curve
+
+use std::{
+    fs::{File, TryLockError},
+    io::Write,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+use tiny_cats_export::write_atomically;
+
+use super::{Error, Result};
+
+/// Where runs lie unless it is said otherwise.
+pub const RUNS: &str = "runs";
+
+const RECORD: &str = "run.json";
+const LATEST: &str = "latest";
+const LOCK: &str = "lock";
+/// A record is a page of text.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// A process trains, or was killed: then nobody holds the lock.
+    Running,
+    /// It was stopped and can go on.
+    Stopped,
+    /// It ended with an error.
+    Failed,
+    /// Its files are released.
+    Finished,
+}
+
+/// What is known of a run without reading its states: `run.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The name of its folder.
+    pub id: String,
+    /// `dit` or `classifier`.
+    pub task: String,
+    /// How it stands.
+    pub status: Status,
+    /// When it began, in seconds since 1970.
+    pub begun: u64,
+    /// When this was written, likewise.
+    pub written: u64,
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// The error that ended it.
+    pub error: Option<String>,
+    /// The newest sample grid, from the run's folder.
+    pub sample: Option<PathBuf>,
+    /// The command line.
+    pub command: Vec<String>,
+}
+
+/// An evaluation that was better than all before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// The step.
+    pub step: u64,
+    /// What was measured.
+    pub name: String,
+    /// What was found.
+    pub value: f64,
+    /// Which of the moving averages, from 0.
+    #[serde(default)]
+    pub average: usize,
+}
+
+impl Record {
+    /// Of a run that begins.
+    pub fn new(id: String, task: &str) -> Self {
+        let (begun, command) = (now(), std::env::args().collect());
+        let (status, task) = (Status::Running, task.to_owned());
+        Self {
+            id,
+            task,
+            status,
+            begun,
+            written: begun,
+            step: 0,
+            steps: 0,
+            best: None,
+            error: None,
+            sample: None,
+            command,
+        }
+    }
+
+    /// Reads `run.json` of a run's folder.
+    ///
+    /// # Errors
+    /// When it cannot be read or is none.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(RECORD);
+        let failed = |source| Error::File { path: path.clone(), source };
+        let len = std::fs::metadata(&path).map_err(failed)?.len();
+        let broken = |message: String| Error::Resume { path: path.clone(), message };
+        if len > MOST_BYTES {
+            return Err(broken(format!("expected the record of a run, found {len} bytes")));
+        }
+        let text = std::fs::read(&path).map_err(failed)?;
+        serde_json::from_slice(&text).map_err(|e| broken(format!("expected the record of a run: {e}")))
+    }
+
+    /// Writes `run.json`, atomically.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        self.written = now();
+        let path = folder.join(RECORD);
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::File { path: path.clone(), source: e.into() })?;
+        text.push(b'\n');
+        write_atomically(&path, |w| w.write_all(&text)).map_err(|source| Error::File { path, source })
+    }
+}
+
+/// Makes the folder of a new run in `root`, with an id of its own, and points `latest` to it. Two that begin at once get two folders.
+///
+/// # Errors
+/// When nothing can be written there.
+pub fn create(root: &Path, task: &str) -> Result<PathBuf> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { path, source }
+    };
+    std::fs::create_dir_all(root).map_err(failed(root))?;
+    // 2026-11-23T22:45:01Z as 20261123-224501.
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let time = time.replace(['-', ':', 'Z'], "").replace('T', "-");
+    for attempt in 0u32.. {
+        let id = format!("{time}-{task}-{:04x}", suffix(attempt));
+        let folder = root.join(&id);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => {
+                Record::new(id, task).save(&folder)?;
+                point_latest(root, &folder);
+                return Ok(folder);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && attempt < 1000 => {}
+            Err(source) => return Err(Error::File { path: folder, source }),
+        }
+    }
+    unreachable!("it ends by returning")
+}
+
+/// The runs in `root`, oldest first; folders that hold no record are none.
+///
+/// # Errors
+/// When `root` cannot be read; that there is none is no error.
+pub fn list(root: &Path) -> Result<Vec<(PathBuf, Record)>> {
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(Error::File { path: root.to_owned(), source }),
+    };
+    let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let folders = folders.filter(|path| path.is_dir() && !path.is_symlink());
+    let mut runs: Vec<_> =
+        folders.filter_map(|path| Record::load(&path).ok().map(|record| (path, record))).collect();
+    runs.sort_by(|a, b| (a.1.begun, &a.1.id).cmp(&(b.1.begun, &b.1.id)));
+    Ok(runs)
+}
+
+/// The lock of a run's folder: one process trains there at a time.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
+
+impl Lock {
+    /// Takes it; `None` where another process has it.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn take(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(LOCK);
+        let failed = |source| Error::File { path: path.clone(), source };
+        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+}
+
+/// Makes `latest` name `folder`: a link, or a file where there are none. That it fails is no reason not to train.
+fn point_latest(root: &Path, folder: &Path) {
+    let name = folder.file_name().unwrap_or_default();
+    let latest = root.join(LATEST);
+    #[cfg(unix)]
+    let done = {
+        let new = root.join(format!(".{LATEST}-{}.tmp", std::process::id()));
+        std::os::unix::fs::symlink(name, &new).and_then(|()| std::fs::rename(&new, &latest))
+    };
+    #[cfg(not(unix))]
+    let done = write_atomically(&latest, |w| w.write_all(name.as_encoded_bytes()));
+    if let Err(e) = done {
+        tracing::warn!("{}: {e}", latest.display());
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Tells apart runs that begin in the same second.
+fn suffix(attempt: u32) -> u16 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let mut hash = RandomState::new().build_hasher();
+    hash.write_u32(attempt);
+    hash.write_u32(std::process::id());
+    hash.finish() as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_run_has_a_folder_of_its_own_and_latest_is_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("runs");
+        assert_eq!(list(&root).unwrap(), []);
+        let folders: Vec<PathBuf> = std::thread::scope(|scope| {
+            let begin = |_| scope.spawn(|| create(&root, "dit").unwrap());
+            let begun: Vec<_> = (0..20).map(begin).collect();
+            begun.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let last = create(&root, "classifier").unwrap();
+        let runs = list(&root).unwrap();
+        assert_eq!(runs.len(), 21);
+        assert!(folders.iter().all(|folder| runs.iter().any(|run| run.0 == *folder)));
+        #[cfg(unix)]
+        assert_eq!(root.join("latest").canonicalize().unwrap(), last.canonicalize().unwrap());
+        let lock = Lock::take(&last).unwrap();
+        assert!(lock.is_some() && Lock::take(&last).unwrap().is_none());
+        drop(lock);
+        assert!(Lock::take(&last).unwrap().is_some());
+        std::fs::write(last.join("run.json"), "{}").unwrap();
+        assert!(Record::load(&last).unwrap_err().to_string().contains("run.json"));
+        assert_eq!(list(&root).unwrap().len(), 20);
+    }
+}
