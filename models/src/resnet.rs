@@ -157,7 +157,7 @@ impl<T: Tensor> Conv<T> {
     ) -> Result<Self> {
         let [out, input, kernel] = weight;
         let mut conv = scope.sub(name);
-        let weight = conv.param("weight", [out, input, kernel, kernel], Init::KaimingOut)?;
+        let weight = conv.matrix("weight", [out, input, kernel, kernel], Init::KaimingOut)?;
         let bias = (!batch_norm).then(|| conv.param("bias", [out], Init::Zeros)).transpose()?;
         let path = conv.path().to_owned();
         let mut norm = scope.sub(norm_after(name));
@@ -273,7 +273,7 @@ impl<T: Tensor> ResNet<T> {
         Ok(Self {
             stem,
             blocks,
-            head_weight: head.param("weight", [config.classes, features], Init::Normal(0.01))?,
+            head_weight: head.matrix("weight", [config.classes, features], Init::Normal(0.01))?,
             head_bias: head.param("bias", [config.classes], Init::Zeros)?,
             features,
         })
@@ -397,6 +397,22 @@ mod tests {
         let unknown = ResNetConfig::named("resnet19", 13).unwrap_err().to_string();
         assert_eq!(unknown, "backbone: expected one of resnet18, resnet34, resnet50, found resnet19");
         assert!(good.cost(31).is_err() && good.cost(1025).is_err());
+    }
+
+    #[test]
+    fn weight_decay_acts_on_convolutions_and_the_classifying_layer_alone() {
+        for (name, head) in [("resnet18", Head::Plain), ("resnet50", Head::Dropout)] {
+            let specs = ResNetConfig { head, ..ResNetConfig::named(name, 13).unwrap() }.specs().unwrap();
+            for spec in &specs {
+                let layer = spec.name.rsplit('.').nth(1).unwrap();
+                let norm = layer.starts_with("bn") || spec.name.contains("downsample.1");
+                let expected = spec.name.ends_with(".weight") && !norm;
+                assert_eq!(spec.decays, expected, "{name}: {}", spec.name);
+            }
+            // The stem, the convolutions and the shortcuts of the blocks, the classifying layer.
+            let convolutions = if name == "resnet18" { 1 + 16 + 3 } else { 1 + 48 + 4 };
+            assert_eq!(specs.iter().filter(|s| s.decays).count(), convolutions + 1, "{name}");
+        }
     }
 
     #[test]

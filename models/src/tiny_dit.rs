@@ -214,8 +214,15 @@ struct Linear<T: Tensor> {
 
 impl<T: Tensor> Linear<T> {
     fn new(mut scope: Scope<T>, out: usize, input: usize, bias: bool, init: Init) -> Result<Self> {
-        let weight = scope.param("weight", [out, input], init)?;
+        let weight = scope.matrix("weight", [out, input], init)?;
         let bias = bias.then(|| scope.param("bias", [out], Init::Zeros)).transpose()?;
+        Ok(Self { weight, bias, path: scope.path().to_owned() })
+    }
+
+    /// Makes `out` gates, scales and shifts of the condition; none at first, and weight decay is not to take them away again.
+    fn modulation(mut scope: Scope<T>, out: usize, width: usize) -> Result<Self> {
+        let weight = scope.param("weight", [out, width], Init::Zeros)?;
+        let bias = Some(scope.param("bias", [out], Init::Zeros)?);
         Ok(Self { weight, bias, path: scope.path().to_owned() })
     }
 
@@ -311,7 +318,7 @@ impl<T: Tensor> Block<T> {
             proj: Linear::new(scope.sub("attn").sub("proj"), width, width, true, Init::Xavier)?,
             norm2: Norm::new(scope.sub("norm2"), config)?,
             mlp: Mlp::new(scope.sub("mlp"), config)?,
-            modulation: Linear::new(scope.sub("adaLN_modulation.1"), 6 * width, width, true, Init::Zeros)?,
+            modulation: Linear::modulation(scope.sub("adaLN_modulation.1"), 6 * width, width)?,
             heads: config.heads,
             path: scope.path().to_owned(),
         })
@@ -367,7 +374,7 @@ impl<T: Tensor> TinyDit<T> {
         let patch_dims = if modern { vec![width, values] } else { vec![width, CHANNELS, patch, patch] };
         let mut embed = scope.sub("patch_embed.proj");
         let (patch_weight, patch_bias) =
-            (embed.param("weight", patch_dims, Init::Xavier)?, embed.param("bias", [width], Init::Zeros)?);
+            (embed.matrix("weight", patch_dims, Init::Xavier)?, embed.param("bias", [width], Init::Zeros)?);
         let side = config.image_size / patch;
         let positions = modern.then(|| scope.constant("positions", positions(side, width)?)).transpose()?;
         let rows = config.classes + usize::from(modern);
@@ -391,13 +398,7 @@ impl<T: Tensor> TinyDit<T> {
             time,
             blocks,
             final_norm: Norm::new(last.sub("norm_final"), config)?,
-            final_modulation: Linear::new(
-                last.sub("adaLN_modulation.1"),
-                2 * width,
-                width,
-                true,
-                Init::Zeros,
-            )?,
+            final_modulation: Linear::modulation(last.sub("adaLN_modulation.1"), 2 * width, width)?,
             output: Linear::new(last.sub("linear"), values, width, true, Init::Zeros)?,
         })
     }
@@ -493,6 +494,38 @@ mod tests {
         assert_eq!(field(&TinyDitConfig { depth: 0, ..good.clone() }), "depth");
         assert_eq!(field(&TinyDitConfig { width: usize::MAX, ..good.clone() }), "width");
         assert_eq!(field(&TinyDitConfig { image_size: 1024, patch_size: 1, ..good.clone() }), "patch_size");
+    }
+
+    #[test]
+    fn weight_decay_acts_on_matrices_but_not_on_embeddings_and_modulation() {
+        const MODERN: [&str; 8] = [
+            "patch_embed.proj.weight",
+            "t_embedder.mlp.0.weight",
+            "t_embedder.mlp.2.weight",
+            "final_layer.linear.weight",
+            "attn.qkv.weight",
+            "attn.proj.weight",
+            "mlp.w12.weight",
+            "mlp.w3.weight",
+        ];
+        const LEGACY: [&str; 8] = {
+            let mut names = MODERN;
+            names[6] = "mlp.fc1.weight";
+            names[7] = "mlp.fc2.weight";
+            names
+        };
+        let modern = TinyDitConfig::named("nano", 32, 13).unwrap();
+        for (config, decaying) in [(modern, MODERN), (TinyDitConfig::legacy(), LEGACY)] {
+            let params = config.cost().unwrap().params;
+            for spec in &params {
+                let name = match spec.name.strip_prefix("blocks.") {
+                    Some(inside) => inside.split_once('.').unwrap().1,
+                    None => &spec.name,
+                };
+                assert_eq!(spec.decays, decaying.contains(&name), "{}", spec.name);
+            }
+            assert_eq!(params.iter().filter(|p| p.decays).count(), 4 + 4 * config.depth);
+        }
     }
 
     #[test]
