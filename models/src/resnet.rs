@@ -4,10 +4,12 @@
 //! A picture enters as `[3, height, width]`, normalised as the model's file says, and leaves as one logit for each class. For inference
 //! [`fold`] works every batch normalisation into the convolution before it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Array, BatchNorm, Error, Init, ParamSpec, Result, Scope, Tensor, Weights,
+    Array, BatchNorm, Error, Init, ParamSpec, Result, Scope, TapeOptions, Tensor, Weights,
     cost::{Counter, Ledger},
 };
 
@@ -116,6 +118,18 @@ impl ResNetConfig {
         let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
         model.forward(&counter.input(&[CHANNELS, image_size, image_size]))?;
         Ok(counter.ledger())
+    }
+
+    /// The most bytes that one training step of `batch` pictures of `image_size` pixels has in use, besides weights and batch: see
+    /// [`Counter::training_bytes`].
+    ///
+    /// # Errors
+    /// As [`cost`](Self::cost).
+    pub fn training_bytes(&self, image_size: usize, batch: usize, options: TapeOptions) -> Result<u64> {
+        let mut counter = Counter::training(batch, options);
+        let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
+        let x = counter.input(&[CHANNELS, image_size, image_size]);
+        counter.training_bytes(model.forward(&x)?)
     }
 }
 
@@ -240,7 +254,7 @@ impl<T: Tensor> Block<T> {
 /// The network, for one reading.
 pub struct ResNet<T: Tensor> {
     stem: Conv<T>,
-    blocks: Vec<Block<T>>,
+    blocks: Vec<Arc<Block<T>>>,
     head_weight: T::Param,
     head_bias: T::Param,
     features: usize,
@@ -262,7 +276,7 @@ impl<T: Tensor> ResNet<T> {
             let mut layer = scope.sub(format!("layer{}", stage + 1));
             for i in 0..count {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
-                blocks.push(Block::new(layer.sub(i), config, input, inner, stride)?);
+                blocks.push(Arc::new(Block::new(layer.sub(i), config, input, inner, stride)?));
                 input = inner * config.expansion();
             }
         }
@@ -291,7 +305,8 @@ impl<T: Tensor> ResNet<T> {
         }
         let mut x = self.stem.forward(x)?.relu()?.at("maxpool").max_pool2d(3, 2, 1)?;
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            let block = block.clone();
+            x = T::checkpoint([&x], move |[x]| block.forward(x))?;
         }
         let places = x.dims()[1..].iter().product();
         x.at("avgpool").reshape(&[self.features, places])?.mean(1)

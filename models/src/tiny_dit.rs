@@ -7,9 +7,14 @@
 //! The legacy layout is that of the Python project tiny-cats-model, mistakes included, because that is what its files mean: no
 //! positions, no null class, t unscaled, and an output whose patches are not put back in their places. It predicts a velocity.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{Array, Error, Init, Result, Scope, Tensor, cost::Counter, cost::Ledger};
+use crate::{
+    Array, Error, Init, Result, Scope, TapeOptions, Tensor,
+    cost::{Counter, Ledger},
+};
 
 /// Colour channels of every picture.
 pub const CHANNELS: usize = 3;
@@ -189,6 +194,17 @@ impl TinyDitConfig {
         model.forward(&x, &t, &label)?;
         Ok(counter.ledger())
     }
+
+    /// The most bytes that one training step of `batch` items has in use, besides weights and batch: see [`Counter::training_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] as [`validate`](Self::validate).
+    pub fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
+        let mut counter = Counter::training(batch, options);
+        let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
+        let (x, t, label) = (counter.input(&self.picture()), counter.input(&[]), counter.input(&[]));
+        counter.training_bytes(model.forward(&x, &t, &label)?)
+    }
 }
 
 /// The fixed sine-cosine embedding of a square grid, `[side², width]`: half of the width for the row, half for the column
@@ -355,7 +371,7 @@ pub struct TinyDit<T: Tensor> {
     positions: Option<T::Param>,
     classes: T::Param,
     time: [Linear<T>; 2],
-    blocks: Vec<Block<T>>,
+    blocks: Vec<Arc<Block<T>>>,
     final_norm: Norm<T>,
     final_modulation: Linear<T>,
     output: Linear<T>,
@@ -386,7 +402,7 @@ impl<T: Tensor> TinyDit<T> {
             Linear::new(time.sub(2), width, width, true, Init::Normal(0.02))?,
         ];
         let blocks = (0..config.depth)
-            .map(|i| Block::new(scope.sub("blocks").sub(i), config))
+            .map(|i| Ok(Arc::new(Block::new(scope.sub("blocks").sub(i), config)?)))
             .collect::<Result<_>>()?;
         let mut last = scope.sub("final_layer");
         Ok(Self {
@@ -452,7 +468,8 @@ impl<T: Tensor> TinyDit<T> {
             t.add(&label.at("breed_embedder").embedding(&self.classes)?)?.at("condition").silu()?;
         let mut x = self.patchify(x)?;
         for block in &self.blocks {
-            x = block.forward(&x, &condition)?;
+            let block = block.clone();
+            x = T::checkpoint([&x, &condition], move |[x, condition]| block.forward(x, condition))?;
         }
         let m = self.final_modulation.forward(&condition)?.chunk(2, 0)?;
         let x = self.final_norm.forward(&x.at("final_layer"))?.scale_shift(&m[1], &m[0])?;
