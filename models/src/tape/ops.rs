@@ -2,7 +2,10 @@
 
 use candle_core::Tensor as CandleTensor;
 
-use super::{BatchStatistics, Grad, Slots, Var};
+use super::{
+    BatchStatistics, Param, Var,
+    slots::{Grad, Slots},
+};
 use crate::{
     BatchNorm, Error, Result, Tensor,
     candle::{
@@ -21,10 +24,10 @@ impl Var {
     fn record(
         &self,
         value: CandleTensor,
-        inputs: &[&Var],
+        inputs: &[Option<usize>],
         backward: impl FnOnce(Grad, &mut Slots) -> Result<()> + 'static,
     ) -> Var {
-        self.tape.record(value, inputs.iter().any(|v| v.slot.is_some()), backward)
+        self.tape.record(value, inputs.iter().any(Option::is_some), backward)
     }
 
     /// An operation on one value whose backward is the operation `back` on the gradient.
@@ -34,7 +37,7 @@ impl Var {
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
-        Ok(self.record(value.into_inner(), &[self], move |grad, slots| slots.add(slot, back(&grad)?)))
+        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| slots.add(slot, back(&grad)?)))
     }
 
     fn activation(&self, kind: Activation) -> Result<Var> {
@@ -43,12 +46,18 @@ impl Var {
         self.one(y, move |grad| ops::activation_backward(kind, &x, grad))
     }
 
-    fn norm(&self, kind: Kind, weight: Option<&Var>, bias: Option<&Var>, eps: f64, y: Plain) -> Result<Var> {
+    fn norm(
+        &self,
+        kind: Kind,
+        weight: Option<&Param>,
+        bias: Option<&Param>,
+        eps: f64,
+        y: Plain,
+    ) -> Result<Var> {
         let (x, slot) = (self.value.clone(), self.slot);
         let (weight_value, weight_slot) = (weight.map(|w| w.value.clone()), weight.and_then(|w| w.slot));
         let bias_slot = bias.and_then(|b| b.slot);
-        let inputs: Vec<&Var> = [Some(self), weight, bias].into_iter().flatten().collect();
-        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, weight_slot, bias_slot], move |grad, slots| {
             let (grad_x, params) = ops::norm_backward(kind, &x, weight_value.as_ref(), &grad, eps)?;
             slots.add(slot, grad_x)?;
             if let Some((grad_weight, grad_bias)) = params {
@@ -66,23 +75,35 @@ impl Var {
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
-        Ok(self.record(value.into_inner(), &[self], move |grad, slots| slots.add_shared(slot, &back(&grad)?)))
+        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| slots.add_shared(slot, &back(&grad)?)))
     }
 }
 
 impl Tensor for Var {
-    type Param = Var;
+    type Param = Param;
 
     fn dims(&self) -> &[usize] {
         &self.value.dims()[1..]
     }
 
-    fn linear(&self, weight: &Var, bias: Option<&Var>) -> Result<Self> {
+    fn checkpoint<const N: usize>(
+        inputs: [&Self; N],
+        block: impl Fn([&Self; N]) -> Result<Self> + 'static,
+    ) -> Result<Self> {
+        let Some(tape) = inputs.first().map(|x| x.tape.clone()).filter(|tape| tape.0.options.checkpoint)
+        else {
+            return block(inputs);
+        };
+        let y = tape.unrecorded(|| block(inputs))?.value;
+        let inputs = inputs.map(|x| (x.value.clone(), x.slot));
+        Ok(tape.record(y, true, move |grad, slots| slots.replay(inputs, block, grad)))
+    }
+
+    fn linear(&self, weight: &Param, bias: Option<&Param>) -> Result<Self> {
         let y = self.plain().linear(&weight.value, bias.map(|b| &b.value))?;
         let (x, w) = (self.value.clone(), weight.value.clone());
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
-        let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
-        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, weight_slot, bias_slot], move |grad, slots| {
             let (grad_x, grad_weight) = ops::linear_backward(&x, &w, &grad, slot.is_some())?;
             if bias_slot.is_some() {
                 slots.add(bias_slot, ops::sum_rows(&grad)?)?;
@@ -92,13 +113,12 @@ impl Tensor for Var {
         }))
     }
 
-    fn conv2d(&self, weight: &Var, bias: Option<&Var>, stride: usize, padding: usize) -> Result<Self> {
+    fn conv2d(&self, weight: &Param, bias: Option<&Param>, stride: usize, padding: usize) -> Result<Self> {
         let (x, w) = (self.value.clone(), weight.value.clone());
         crate::shape::conv2d(self.dims(), w.dims(), bias.map(|b| b.value.dims()), stride, padding)?;
         let y = spatial::conv2d(&x, &w, bias.map(|b| &b.value), stride, padding, true)?;
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
-        let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
-        Ok(self.record(y, &inputs, move |grad, slots| {
+        Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
             let (grad_x, grad_weight) =
                 spatial::conv2d_backward(&x, &w, &grad, stride, padding, slot.is_some())?;
             if bias_slot.is_some() {
@@ -109,7 +129,7 @@ impl Tensor for Var {
         }))
     }
 
-    fn batch_norm(&self, norm: &BatchNorm<Var>) -> Result<Self> {
+    fn batch_norm(&self, norm: &BatchNorm<Param>) -> Result<Self> {
         let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var];
         crate::shape::batch_norm(self.dims(), params.map(|p| p.value.dims()))?;
         let &[batch, _, height, width] = self.value.dims() else { unreachable!("checked above") };
@@ -121,9 +141,9 @@ impl Tensor for Var {
         let [y, mean, var] = spatial::batch_norm(&x, &weight, &norm.bias.value, eps)?;
         let unbiased = (&var * (n as f64 / (n - 1) as f64))?;
         let statistics = BatchStatistics { path: norm.path.clone(), mean: mean.clone(), var: unbiased };
-        self.tape.0.borrow_mut().statistics.push(statistics);
+        self.tape.0.record.borrow_mut().statistics.push(statistics);
         let (slot, weight_slot, bias_slot) = (self.slot, norm.weight.slot, norm.bias.slot);
-        Ok(self.record(y, &[self, &norm.weight, &norm.bias], move |grad, slots| {
+        Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
             let [grad_x, grad_weight, grad_bias] =
                 spatial::batch_norm_backward(&x, &weight, &mean, &var, eps, &grad)?;
             slots.add(slot, grad_x)?;
@@ -132,12 +152,12 @@ impl Tensor for Var {
         }))
     }
 
-    fn layer_norm(&self, affine: Option<(&Var, &Var)>, eps: f64) -> Result<Self> {
+    fn layer_norm(&self, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
         let y = self.plain().layer_norm(affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
         self.norm(Kind::Layer, affine.map(|a| a.0), affine.map(|a| a.1), eps, y)
     }
 
-    fn rms_norm(&self, weight: Option<&Var>, eps: f64) -> Result<Self> {
+    fn rms_norm(&self, weight: Option<&Param>, eps: f64) -> Result<Self> {
         let y = self.plain().rms_norm(weight.map(|w| &w.value), eps)?;
         self.norm(Kind::Rms, weight, None, eps, y)
     }
@@ -146,7 +166,7 @@ impl Tensor for Var {
         let y = self.plain().scale_shift(&scale.plain(), &shift.plain())?;
         let (x, s) = (self.value.clone(), scale.value.clone());
         let (slot, scale_slot, shift_slot) = (self.slot, scale.slot, shift.slot);
-        Ok(self.record(y.into_inner(), &[self, scale, shift], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, scale_slot, shift_slot], move |grad, slots| {
             let [grad_x, grad_scale, grad_shift] = ops::scale_shift_backward(&x, &s, &grad)?;
             slots.add(slot, grad_x)?;
             slots.add(scale_slot, grad_scale)?;
@@ -158,7 +178,7 @@ impl Tensor for Var {
         let y = self.plain().gated_residual(&branch.plain(), &gate.plain())?;
         let (b, g) = (branch.value.clone(), gate.value.clone());
         let (slot, branch_slot, gate_slot) = (self.slot, branch.slot, gate.slot);
-        Ok(self.record(y.into_inner(), &[self, branch, gate], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, branch_slot, gate_slot], move |grad, slots| {
             let [grad_branch, grad_gate] = ops::gated_residual_backward(&b, &g, &grad)?;
             slots.add(branch_slot, grad_branch)?;
             slots.add(gate_slot, grad_gate)?;
@@ -172,16 +192,16 @@ impl Tensor for Var {
         let (q, k, v) = (self.value.clone(), key.value.clone(), value.value.clone());
         let (y, p) = ops::attention(&q, &k, &v)?;
         let slot = [self.slot, key.slot, value.slot];
-        Ok(self.record(y, &[self, key, value], move |grad, slots| {
+        Ok(self.record(y, &slot, move |grad, slots| {
             let grads = ops::attention_backward(&q, &k, &v, &p, &grad)?;
             slot.into_iter().zip(grads).try_for_each(|(slot, grad)| slots.add(slot, grad))
         }))
     }
 
-    fn embedding(&self, table: &Var) -> Result<Self> {
+    fn embedding(&self, table: &Param) -> Result<Self> {
         let y = self.plain().embedding(&table.value)?;
         let (index, rows, slot) = (self.value.clone(), table.value.clone(), table.slot);
-        Ok(self.record(y.into_inner(), &[table], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot], move |grad, slots| {
             slots.add(slot, rows.zeros_like()?.index_add(&index, &grad, 0)?)
         }))
     }
@@ -197,10 +217,10 @@ impl Tensor for Var {
         Ok(self.tape.constant(y.into_inner()))
     }
 
-    fn add_param(&self, param: &Var) -> Result<Self> {
+    fn add_param(&self, param: &Param) -> Result<Self> {
         let y = self.plain().add_param(&param.value)?;
         let (slot, param_slot) = (self.slot, param.slot);
-        Ok(self.record(y.into_inner(), &[self, param], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, param_slot], move |grad, slots| {
             if param_slot.is_some() {
                 slots.add(param_slot, grad.sum(0)?)?;
             }
@@ -211,7 +231,7 @@ impl Tensor for Var {
     fn add(&self, other: &Self) -> Result<Self> {
         let y = self.plain().add(&other.plain())?;
         let (slot, other_slot) = (self.slot, other.slot);
-        Ok(self.record(y.into_inner(), &[self, other], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, other_slot], move |grad, slots| {
             slots.add_shared(slot, &grad)?;
             slots.add_shared(other_slot, &grad)
         }))
@@ -221,7 +241,7 @@ impl Tensor for Var {
         let y = self.plain().mul(&other.plain())?;
         let (a, b) = (self.value.clone(), other.value.clone());
         let (slot, other_slot) = (self.slot, other.slot);
-        Ok(self.record(y.into_inner(), &[self, other], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, other_slot], move |grad, slots| {
             slots.add(slot, (&*grad * b)?)?;
             slots.add(other_slot, (&*grad * a)?)
         }))
@@ -275,7 +295,7 @@ impl Tensor for Var {
         let plain: Vec<Plain> = parts.iter().map(Var::plain).collect();
         let y = Plain::concat(&plain, axis)?;
         let pieces: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.slot, p.dims()[axis])).collect();
-        let inputs: Vec<&Var> = parts.iter().collect();
+        let inputs: Vec<Option<usize>> = parts.iter().map(|p| p.slot).collect();
         Ok(parts[0].record(y.into_inner(), &inputs, move |grad, slots| {
             let mut start = 0;
             for (slot, len) in pieces {
@@ -289,9 +309,12 @@ impl Tensor for Var {
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
         let parts: Vec<CandleTensor> =
             self.plain().chunk(n, axis)?.into_iter().map(Plain::into_inner).collect();
-        let (slot, like) = (self.slot, parts[0].clone());
+        // Nothing of the parts is needed but what they look like.
+        let (slot, first) = (self.slot, &parts[0]);
+        let (shape, dtype, device) = (first.shape().clone(), first.dtype(), first.device().clone());
         Ok(self.tape.record_many(parts, slot.is_some(), move |grads, slots| {
-            let value = |g: Option<Grad>| g.map_or_else(|| like.zeros_like(), |g| Ok(g.value));
+            let zeros = || CandleTensor::zeros(&shape, dtype, &device);
+            let value = |g: Option<Grad>| g.map_or_else(zeros, |g| Ok(g.value));
             let grads: Vec<CandleTensor> =
                 grads.into_iter().map(value).collect::<candle_core::Result<_>>()?;
             // One part alone is not copied when it is joined.
