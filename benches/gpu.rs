@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
-    data::{Dataset, Images, Level, Photos},
+    data::{Cache, Dataset, Images, Level, Photos},
     train::{AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Task, learn},
 };
 use tiny_cats_models::{
@@ -71,7 +71,8 @@ impl Network for Generator {
     const HEART: (f64, f64) = (2e-3, 0.1);
 
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
-        let images = Images::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH))?;
+        let images =
+            Images::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
         ensure!(images.len() == BATCH, "{}: expected {BATCH} pictures or more", self.data.display());
         let options = DitOptions {
             network: self.network.clone(),
@@ -120,7 +121,8 @@ impl Network for Judge {
     const HEART: (f64, f64) = (1e-3, 0.05);
 
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
-        let photos = Photos::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH))?;
+        let photos =
+            Photos::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
         ensure!(photos.len() == BATCH, "{}: expected {BATCH} pictures or more", self.data.display());
         let options = ClassifierOptions {
             network: self.network.clone(),

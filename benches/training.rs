@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
-    data::{BREEDS, Dataset, Images, Level, OTHER, Photos, synth},
+    data::{BREEDS, Cache, Dataset, Images, Level, OTHER, Photos, synth},
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Loader, Optimizer,
         Task, learn,
@@ -162,13 +162,13 @@ impl Case {
         let (seed, augmentation) = (0, Level::Basic);
         Ok(match &self.network {
             Network::TinyDit(config) => {
-                let images = Images::load(&data, size as u32, None)?;
+                let images = Images::load(&data, size as u32, None, &Cache::Memory)?;
                 let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
                 let options = DitOptions { network, flow, augmentation, guidance, seed };
                 Box::new(Dit::new(options, images, device.clone())?)
             }
             Network::ResNet(config) => {
-                let photos = Photos::load(&data, size as u32, None)?;
+                let photos = Photos::load(&data, size as u32, None, &Cache::Memory)?;
                 let options = ClassifierOptions {
                     network: config.clone(),
                     image_size: size,

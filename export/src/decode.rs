@@ -7,9 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use image::{
-    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, metadata::Orientation,
-};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, metadata::Orientation};
 
 use crate::resize::{Filter, resize};
 

@@ -13,7 +13,7 @@ use tiny_cats_models::{
 };
 
 use super::{Batch, Batches, Error, Flow, Result, Task, flow::Example};
-use crate::data::{Augmentation, Images, Level, Order};
+use crate::data::{Images, Level, Order, View};
 
 /// How a generator is trained, besides what the engine does.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -31,7 +31,7 @@ pub struct DitOptions {
     pub seed: u64,
 }
 
-/// Training of a generator on pictures in memory.
+/// Training of a generator on pictures that were decoded before.
 pub struct Dit {
     data: Arc<Pictures>,
     device: Device,
@@ -82,8 +82,8 @@ impl Batches for Pictures {
             .map(|((noisy, target), (i, &index))| {
                 let position = position + i as u64;
                 let mut clean = vec![0.0; len];
-                let augmentation = Augmentation::draw(*augmentation, *seed, position);
-                self.images.fill_augmented(index, &augmentation, &mut clean);
+                let view = View::for_generator(*augmentation, *seed, position, self.images.size());
+                self.images.fill(index, &view, network.image_size, &mut clean);
                 let label = (self.images.label(index), null);
                 flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target)
             })

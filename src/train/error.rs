@@ -45,6 +45,16 @@ pub enum Error {
     /// The training data.
     #[error(transparent)]
     Data(#[from] crate::data::Error),
+    /// A micro-batch could not be made, because of a fault in this program.
+    #[error("the batch of {size} items from item {position} on: {message}")]
+    Loading {
+        /// Items drawn before it.
+        position: u64,
+        /// Items in it.
+        size: usize,
+        /// What went wrong.
+        message: String,
+    },
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),

@@ -11,9 +11,12 @@ use std::{
 pub const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
 pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify-checkpoint");
 
-/// Runs `program` in `folder`.
+/// Runs `program` in `folder`. Decoded pictures are kept where the tests' other files are.
 pub fn run(program: &str, folder: &Path, args: &[&str]) -> Output {
-    Command::new(program).args(args).current_dir(folder).output().expect("the program starts")
+    let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/cache");
+    let mut command = Command::new(program);
+    command.args(args).current_dir(folder).env("TINY_CATS_CACHE", cache);
+    command.output().expect("the program starts")
 }
 
 /// All that a program said.

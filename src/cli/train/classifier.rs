@@ -14,7 +14,7 @@ use super::{batch, decay, drive, not_negative, open, tell_skipped};
 use crate::{
     checkpoint::{self, WhichWeights},
     cli::common::DeviceKind,
-    data::{Level, Photos, Split},
+    data::{Cache, Level, Photos, Split},
     train::{AdamW, Classifier, ClassifierOptions, Plan, Resume, Schedule},
 };
 
@@ -155,8 +155,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         if part.files.is_empty() {
             return Ok(None);
         }
-        let photos = Photos::load(&part, options.short_side(), args.limit_files)?;
+        let photos = Photos::load(&part, options.short_side(), args.limit_files, &Cache::Default)?;
         tell_skipped(&photos.skipped);
+        photos.notes.iter().for_each(|note| eprintln!("{note}"));
         Ok(Some(photos))
     };
     let train = load(Split::Train)?
@@ -174,7 +175,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.data.display(),
         train.len(),
         train.classes.len(),
-        validation.as_ref().map_or(0, Photos::len)
+        validation.as_ref().map_or(0, |photos| photos.len())
     );
     let batch = batch(args.batch_size, train.len());
     let per_epoch = (train.len() as u64).div_ceil((batch * args.grad_accum_steps.max(1)) as u64);

@@ -8,7 +8,7 @@ use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 use super::{batch, decay, drive, not_negative, open, tell_skipped};
 use crate::{
     cli::common::DeviceKind,
-    data::{Images, Level},
+    data::{Cache, Images, Level},
     train::{AdamW, Dit, DitOptions, Flow, Plan, Resume, Schedule},
 };
 
@@ -105,8 +105,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let data = open(&args.data)?;
     let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
         .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
-    let images = Images::load(&data, args.image_size as u32, args.limit_files)?;
+    let images = Images::load(&data, args.image_size as u32, args.limit_files, &Cache::Default)?;
     tell_skipped(&images.skipped);
+    images.notes.iter().for_each(|note| eprintln!("{note}"));
     let batch = batch(args.batch_size, images.len());
     let plan = Plan {
         schedule,
