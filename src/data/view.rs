@@ -155,16 +155,21 @@ impl View {
         // Pixel 0 has its middle at 0.
         let middle = [0, 1].map(|axis| self.origin[axis] + self.extent[axis] / 2.0 - 0.5);
         let from_middle = |i: usize, axis: usize| ((i as f32 + 0.5) / size as f32 - 0.5) * self.extent[axis];
+        let across = (0..size).map(|i| from_middle(if self.flip { size - 1 - i } else { i }, 0));
+        let across: Vec<[f32; 2]> = across.map(|across| [across * cos, across * sin]).collect();
         let (red, rest) = out.split_at_mut(size * size);
         let (green, blue) = rest.split_at_mut(size * size);
-        let mut places = red.iter_mut().zip(green).zip(blue);
+        let mut places = vec![[0; 2]; size];
         for row in 0..size {
             let down = from_middle(row, 1);
             let start = [middle[0] - down * sin, middle[1] + down * cos];
-            for (column, ((red, green), blue)) in (0..size).zip(&mut places) {
-                let across = from_middle(if self.flip { size - 1 - column } else { column }, 0);
-                let [r, g, b] = picture.between([start[0] + across * cos, start[1] + across * sin]);
-                (*red, *green, *blue) = (r as f32, g as f32, b as f32);
+            for (place, across) in places.iter_mut().zip(&across) {
+                *place = [in_parts(start[0] + across[0]), in_parts(start[1] + across[1])];
+            }
+            let line = row * size..(row + 1) * size;
+            let line = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
+            for (&place, ((red, green), blue)) in places.iter().zip(line) {
+                [*red, *green, *blue] = picture.between(place);
             }
         }
         scale(out);
@@ -172,34 +177,49 @@ impl View {
 }
 
 impl Bytes<'_> {
-    /// The pixel at a place, across and down, that may be between pixels or outside; in `1 / PARTS²`.
-    fn between(&self, [x, y]: [f32; 2]) -> [u32; 3] {
-        let (x_parts, y_parts) = (in_parts(x), in_parts(y));
-        let (left, top) = (x_parts >> PARTS.ilog2(), y_parts >> PARTS.ilog2());
-        let inside = (left as u32 as usize) < self.width - 1 && (top as u32 as usize) < self.height - 1;
-        let (columns, rows) = if inside {
-            let tap = |first: i32, parts: i32| Tap {
-                first: first as usize,
-                second: first as usize + 1,
-                weight: parts as u32 % PARTS,
-            };
-            (tap(left, x_parts), tap(top, y_parts))
-        } else {
-            (Tap::new(x, self.width), Tap::new(y, self.height))
+    /// The pixel at a place, across and down in [`PARTS`] of a pixel, that may be between pixels or outside; in `1 / PARTS²`.
+    #[inline]
+    fn between(&self, [x, y]: [i32; 2]) -> [f32; 3] {
+        const BITS: u32 = PARTS.ilog2();
+        let (left, top) = ((x >> BITS) as u32 as usize, (y >> BITS) as u32 as usize);
+        let weights = [x, y].map(|parts| (parts as u32 % PARTS) as f32);
+        if left < self.width - 1 && top < self.height - 1 {
+            let from = (top * self.width + left) * 3;
+            // All of both pixels and of both below, and a byte of the pixels behind them, if there are any.
+            let (upper, lower) = (
+                self.bytes.get(from..from + 7),
+                self.bytes.get(from + self.width * 3..from + self.width * 3 + 7),
+            );
+            if let (Some(upper), Some(lower)) = (upper, lower) {
+                return mix([[four(upper, 0), four(upper, 3)], [four(lower, 0), four(lower, 3)]], weights);
+            }
+        }
+        let at = |x: i32, y: i32| {
+            let from = (mirrored(y, self.height) * self.width + mirrored(x, self.width)) * 3;
+            let pixel = &self.bytes[from..from + 3];
+            [f32::from(pixel[0]), f32::from(pixel[1]), f32::from(pixel[2]), 0.0]
         };
-        let pixel = |x: usize, y: usize| -> &[u8; 3] {
-            let from = (y * self.width + x) * 3;
-            self.bytes[from..from + 3].try_into().expect("three bytes")
-        };
-        let upper = [pixel(columns.first, rows.first), pixel(columns.second, rows.first)];
-        let lower = [pixel(columns.first, rows.second), pixel(columns.second, rows.second)];
-        std::array::from_fn(|c| {
-            let mix = |[a, b]: [&[u8; 3]; 2]| {
-                (PARTS - columns.weight) * u32::from(a[c]) + columns.weight * u32::from(b[c])
-            };
-            (PARTS - rows.weight) * mix(upper) + rows.weight * mix(lower)
-        })
+        let (left, top) = (x >> BITS, y >> BITS);
+        let (right, bottom) = (left.saturating_add(1), top.saturating_add(1));
+        mix([[at(left, top), at(right, top)], [at(left, bottom), at(right, bottom)]], weights)
     }
+}
+
+#[inline]
+fn four(bytes: &[u8], from: usize) -> [f32; 4] {
+    let bytes: [u8; 4] = bytes[from..from + 4].try_into().expect("four bytes");
+    bytes.map(f32::from)
+}
+
+/// What is between two pixels and the two below them, whose weights in [`PARTS`], across and down, are `weights`; in `1 / PARTS²`.
+#[inline]
+fn mix([upper, lower]: [[[f32; 4]; 2]; 2], [across, down]: [f32; 2]) -> [f32; 3] {
+    let along = |[a, b]: [[f32; 4]; 2], weight: f32| -> [f32; 4] {
+        let rest = PARTS as f32 - weight;
+        std::array::from_fn(|i| a[i] * rest + b[i] * weight)
+    };
+    let [r, g, b, _] = along([along(upper, across), along(lower, across)], down);
+    [r, g, b]
 }
 
 /// From sums of bytes by weights of [`PARTS`] in two directions to −1 for black and 1 for white.
