@@ -112,6 +112,10 @@ impl Task for Rows {
         Ok(Ledger { params: vec![spec], ..Ledger::default() })
     }
 
+    fn training_bytes(&self, batch: usize, _: TapeOptions) -> Result<u64> {
+        Ok(4 * (batch * WIDTH) as u64)
+    }
+
     fn batches(&self) -> Arc<dyn Batches> {
         self.batches.clone()
     }
@@ -162,7 +166,7 @@ fn plan(folder: &Path, steps: u64) -> Plan {
         accumulation: 1,
         halvings: 0,
         precision: Precision::F32,
-        gradient_checkpointing: false,
+        tape: TapeOptions::default(),
         workers: 0,
         save_interval: 0,
         sample_interval: 0,

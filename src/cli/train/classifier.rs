@@ -111,8 +111,9 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         if part.files.is_empty() {
             return Ok(None);
         }
-        let photos = Photos::load(&part, options.short_side(), common.limit_files)?;
+        let photos = Photos::load(&part, options.short_side(), common.limit_files, &common.cache())?;
         tell_skipped(&photos.skipped);
+        photos.notes.iter().for_each(|note| eprintln!("{note}"));
         Ok(Some(photos))
     };
     let train = load(Split::Train)?
@@ -130,7 +131,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         args.data.display(),
         train.len(),
         train.classes.len(),
-        validation.as_ref().map_or(0, Photos::len)
+        validation.as_ref().map_or(0, |photos| photos.len())
     );
     let batch = common.batch(train.len());
     let items = batch * common.gradient_accumulation_steps;

@@ -4,11 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::bail;
 use candle_core::Device;
+use tiny_cats_models::TapeOptions;
 
 use super::Job;
 use crate::{
     cli::common::DeviceKind,
-    data::Level,
+    data::{Cache, Level},
     train::{
         AdamW, Control, MOST_AVERAGES, Patience, Plan, Precision, Scaling, Schedule, Shape, folder::RUNS,
     },
@@ -101,6 +102,12 @@ pub struct Common {
     /// Threads that prepare pictures ahead; 0 prepares them when they are needed [default: one for each core at most 8]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub num_workers: Option<usize>,
+    /// Where decoded pictures are kept [default: TINY_CATS_CACHE, or tiny-cats in the user's cache folder]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub cache: Option<PathBuf>,
+    /// Keep decoded pictures in memory alone
+    #[arg(long, conflicts_with = "cache", help_heading = "Data")]
+    pub no_cache: bool,
 
     /// Steps between lines of metrics.jsonl
     #[arg(long, required = false, value_name = "STEPS", help_heading = "Watching")]
@@ -152,6 +159,15 @@ impl Common {
             }
         }
         Ok(())
+    }
+
+    /// Where decoded pictures are kept.
+    pub fn cache(&self) -> Cache {
+        match &self.cache {
+            _ if self.no_cache => Cache::Memory,
+            Some(folder) => Cache::At(folder.clone()),
+            None => Cache::Default,
+        }
     }
 
     /// Items in a micro-batch: at most as many as there are.
@@ -208,7 +224,7 @@ impl Common {
             accumulation: self.gradient_accumulation_steps,
             halvings: self.halvings,
             precision: if self.mixed_precision { Precision::Bf16 } else { self.precision },
-            gradient_checkpointing: self.gradient_checkpointing,
+            tape: TapeOptions { checkpoint: self.gradient_checkpointing },
             workers: self.num_workers.unwrap_or_else(cores),
             save_interval,
             sample_interval,

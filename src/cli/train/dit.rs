@@ -78,8 +78,9 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
         .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
     let load = |part: &Dataset| -> anyhow::Result<Images> {
-        let images = Images::load(part, args.image_size as u32, common.limit_files)?;
+        let images = Images::load(part, args.image_size as u32, common.limit_files, &common.cache())?;
         tell_skipped(&images.skipped);
+        images.notes.iter().for_each(|note| eprintln!("{note}"));
         Ok(images)
     };
     let held_out = data.part(Split::Validation);
@@ -94,7 +95,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         args.data.display(),
         train.len(),
         train.classes.len(),
-        validation.as_ref().map_or(0, Images::len)
+        validation.as_ref().map_or(0, |images| images.len())
     );
     let batch = common.batch(train.len());
     let items = batch * common.gradient_accumulation_steps;
