@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 pub mod classify;
 pub mod common;
@@ -13,6 +12,7 @@ pub mod doctor;
 pub mod download;
 pub mod export;
 pub mod generate;
+pub mod logging;
 pub mod train;
 
 /// Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
@@ -43,11 +43,7 @@ enum Command {
 /// a wrong usage has exit code 2.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
-    // RUST_LOG=tiny_cats=debug shows what happens inside.
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    logging::init();
     let result = match command {
         Command::Data(args) => data::run(args),
         Command::Generate(args) => generate::run(args),
@@ -59,7 +55,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            logging::fail(&one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -2,6 +2,7 @@
 
 mod classifier;
 mod dit;
+pub mod report;
 
 use std::{
     fs::OpenOptions,
