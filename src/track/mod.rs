@@ -3,12 +3,20 @@
 //! A tracker never stops a run and never slows it: what it is told waits in a queue of bounded size for a thread of its own, what does
 //! not fit is dropped and counted, and whatever fails is one warning.
 
+mod background;
+#[cfg(feature = "mlflow")]
+pub mod mlflow;
+mod tensorboard;
+
 use std::path::Path;
 
 use image::RgbImage;
 use serde_json::Value;
 
 use crate::train::folder::Status;
+
+pub use background::{Background, Patience};
+pub use tensorboard::tensorboard;
 
 /// The run that a tracker is told of.
 #[derive(Clone, Copy, Debug)]
