@@ -5,6 +5,8 @@ pub mod cli;
 pub mod data;
 pub mod doctor;
 pub mod evaluate;
+pub mod memory;
+pub mod track;
 pub mod train;
 
 /// The README's examples compile.

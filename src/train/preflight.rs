@@ -24,7 +24,12 @@ pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize) -> Result<
     let step = task.training_bytes(micro_batch, plan.tape)?;
     // A training state is put together in memory before it is written.
     let most = state + step.max(state);
-    tracing::info!(parameters = weights / 4, state_bytes = state, step_bytes = step, "memory that training takes");
+    tracing::info!(
+        parameters = weights / 4,
+        state_bytes = state,
+        step_bytes = step,
+        "memory that training takes"
+    );
     let device = memory::device(&plan.device).map(|device| device.total - device.allocated.min(device.total));
     let available = if plan.device.is_cpu() { memory::available() } else { device };
     if let Some(available) = available.filter(|available| *available < most) {

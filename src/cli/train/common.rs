@@ -2,14 +2,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use candle_core::Device;
 use tiny_cats_models::TapeOptions;
 
 use super::Job;
 use crate::{
-    cli::common::DeviceKind,
+    cli::{
+        common::DeviceKind,
+        logging::{self, Format},
+    },
     data::{Cache, Level},
+    track::{self, Tracker},
     train::{
         AdamW, Control, MOST_AVERAGES, Patience, Plan, Precision, Scaling, Schedule, Shape, folder::RUNS,
     },
@@ -116,6 +120,16 @@ pub struct Common {
     #[arg(long, value_name = "FILE", help_heading = "Watching")]
     pub log_file: Option<PathBuf>,
 
+    /// How lines of the logs look
+    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Watching")]
+    pub log_format: Format,
+    /// Write event files for TensorBoard: into the run's folder, or into DIR/ID
+    #[arg(long, value_name = "DIR", num_args = 0..=1, help_heading = "Watching")]
+    pub tensorboard: Option<Option<PathBuf>>,
+    /// Tell the MLflow server at this address, with the credentials of MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD
+    #[arg(long, value_name = "URI", help_heading = "Watching")]
+    pub mlflow: Option<String>,
+
     /// The folder of the run that this process is to train
     #[arg(long, hide = true)]
     pub worker: Option<PathBuf>,
@@ -128,6 +142,8 @@ pub struct Common {
 }
 
 impl Common {
+    /// Also opens the log file.
+    ///
     /// # Errors
     /// Naming the first flag that makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
@@ -158,7 +174,28 @@ impl Common {
                 bail!("{flag}: expected at least 1, found 0");
             }
         }
+        // Before anything takes time.
+        self.trackers()?;
+        if let Some(path) = &self.log_file {
+            logging::add_file(path, self.log_format)
+                .with_context(|| format!("--log-file {}", path.display()))?;
+        }
         Ok(())
+    }
+
+    /// Who else is told how the run goes.
+    ///
+    /// # Errors
+    /// When one of them cannot be.
+    pub fn trackers(&self) -> anyhow::Result<Vec<Box<dyn Tracker>>> {
+        let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
+        if let Some(folder) = &self.tensorboard {
+            trackers.push(Box::new(track::tensorboard(folder.clone())));
+        }
+        if let Some(uri) = &self.mlflow {
+            trackers.push(mlflow(uri)?);
+        }
+        Ok(trackers)
     }
 
     /// Where decoded pictures are kept.
@@ -174,7 +211,9 @@ impl Common {
     pub fn batch(&self, pictures: usize) -> usize {
         let asked = self.batch_size;
         if asked > pictures {
-            eprintln!("--batch-size {asked}: there are only {pictures} pictures, so that is the batch");
+            logging::note(&format!(
+                "--batch-size {asked}: there are only {pictures} pictures, so that is the batch"
+            ));
         }
         asked.min(pictures)
     }
@@ -237,4 +276,15 @@ impl Common {
             control: Control::default(),
         }
     }
+}
+
+#[cfg(feature = "mlflow")]
+fn mlflow(uri: &str) -> anyhow::Result<Box<dyn Tracker>> {
+    let tracker = track::mlflow::mlflow(uri, track::Patience::default());
+    Ok(Box::new(tracker.map_err(|error| anyhow::anyhow!("--mlflow: {error}"))?))
+}
+
+#[cfg(not(feature = "mlflow"))]
+fn mlflow(_uri: &str) -> anyhow::Result<Box<dyn Tracker>> {
+    bail!("--mlflow: this program was built without the feature mlflow")
 }
