@@ -6,7 +6,7 @@ use tiny_cats_export::{
     runtime::{Input, RuntimeKind, run_everywhere},
 };
 use tiny_cats_models::{
-    Array, BatchNorm, Init, Result, Scope, TapeOptions, Tensor, Weights,
+    Array, BatchNorm, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
     candle::{Plain, to_device, with_plain_operations},
     cost::{Cost, Counter},
     random::{Purpose, Stream},
@@ -76,7 +76,7 @@ fn tensors(op: &impl Operation, dtype: DType) -> Vec<(Kind, CandleTensor)> {
 }
 
 fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> Var {
-    let tape = Tape::with(TapeOptions { checkpoint: true });
+    let tape = Tape::with(TapeOptions { checkpoint: true, precision: Precision::F32 });
     let vars: Vec<Var> = all
         .iter()
         .enumerate()

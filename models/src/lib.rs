@@ -21,7 +21,7 @@ mod weights;
 
 pub use error::{Error, Result};
 pub use network::Network;
-pub use options::TapeOptions;
+pub use options::{Precision, TapeOptions};
 pub use params::{Init, ParamSpec, Scope, Source, init};
 pub use resnet::{Head, ResNet, ResNetConfig, fold};
 pub use tensor::{BatchNorm, Tensor};

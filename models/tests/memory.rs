@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::Case;
-use tiny_cats_models::{TapeOptions, tape::Tape};
+use tiny_cats_models::{Precision, TapeOptions, tape::Tape};
 
 /// Bytes in use, and the most that ever were.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -70,8 +70,8 @@ fn measured(case: &mut Case, options: TapeOptions) -> u64 {
     (PEAK.load(Relaxed) - before) as u64
 }
 
-const KEPT: TapeOptions = TapeOptions { checkpoint: false };
-const CHECKPOINTED: TapeOptions = TapeOptions { checkpoint: true };
+const KEPT: TapeOptions = TapeOptions { checkpoint: false, precision: Precision::F32 };
+const CHECKPOINTED: TapeOptions = TapeOptions { checkpoint: true, precision: Precision::F32 };
 
 #[test]
 fn a_step_takes_what_the_cost_reading_says() {

@@ -11,10 +11,10 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use candle_core::Tensor as CandleTensor;
 
-pub use crate::options::TapeOptions;
+pub use crate::options::{Precision, TapeOptions};
 use crate::{
     Array, ParamSpec, Result, Source,
-    candle::{Params, Plain, to_device},
+    candle::{Params, Plain, precision::wide_type, to_device},
 };
 use slots::{Grad, Slots};
 
@@ -204,7 +204,7 @@ impl Var {
         let mut slots = Slots::new(record.slots, self.tape.clone());
         let ones = to_device(
             &Array::new(self.value.dims(), vec![1.0; self.value.elem_count()])?,
-            self.value.dtype(),
+            wide_type(self.value.dtype()),
             self.value.device(),
         )?;
         slots.add(self.slot, (ones * scale)?)?;
