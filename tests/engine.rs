@@ -16,15 +16,14 @@ use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,
     train::{
-        AdamW, Batch, Batches, Control, Error, Event, Patience, Plan, Precision, Result, Schedule, Score,
-        Shape, Task,
+        AdamW, Batch, Batches, Control, Error, Event, Patience, Plan, Result, Schedule, Score, Shape, Task,
         folder::{Record, Status},
         train,
     },
 };
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Init, ParamSpec, Source, Tensor as _, TinyDitConfig, Weights,
+    Init, ParamSpec, Precision, Source, TapeOptions, Tensor as _, TinyDitConfig, Weights,
     candle::Params,
     cost::Ledger,
     tape::{Tape, Var},
@@ -165,7 +164,6 @@ fn plan(folder: &Path, steps: u64) -> Plan {
         batch: 8,
         accumulation: 1,
         halvings: 0,
-        precision: Precision::F32,
         tape: TapeOptions::default(),
         workers: 0,
         save_interval: 0,
@@ -352,7 +350,7 @@ fn a_run_is_stopped_in_the_middle_of_a_step_and_ends_in_the_same_bytes() {
 fn in_f16_the_loss_scale_is_found_and_overflows_do_not_stop_the_run() {
     let (_dir, folder) = folder();
     let mut plan = plan(&folder, 12);
-    plan.precision = Precision::F16;
+    plan.tape.precision = Precision::F16;
     plan.most_skipped = 2;
     // Gradients of 1e36 and more: times 65536 they are no numbers.
     let batches = Arc::new(Numbers { broken: Vec::new(), size: 3e17 });

@@ -336,6 +336,69 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
     place.same(Task::Dit, "full");
 }
 
+/// What costs time or memory, or is only watched, changes not one bit of what is learnt.
+#[test]
+fn memory_threads_and_trackers_change_nothing() {
+    let place = Place::new();
+    for (i, more) in [
+        &["--gradient-checkpointing", "--num-workers", "3", "--cache", "cache", "--tensorboard"][..],
+        &[
+            "--num-workers",
+            "0",
+            "--no-cache",
+            "--log-format",
+            "json",
+            "--log-file",
+            "log",
+            "--log-interval",
+            "1",
+        ],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for task in Task::ALL {
+            let output = format!("same-{}-{i}", task.name());
+            succeeds(CATS, place.path(), &task.arguments(&output, more));
+            place.same(task, &output);
+        }
+    }
+}
+
+/// Memory that runs out ends the process; it is begun anew with smaller micro-batches.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_process_that_ran_out_of_memory_goes_on_with_less_at_once() {
+    let place = Place::new();
+    for task in Task::ALL {
+        let output = format!("memory-{}", task.name());
+        let mut begun = place.begin(&task.arguments(&output, &["--log-interval", "1"]), &output);
+        begun.until(1);
+        let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+        // SAFETY: it sets a limit of a process that this test began; the old one is not asked for.
+        let set =
+            unsafe { libc::prlimit(begun.worker().unwrap(), libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+        let (code, said) = begun.end();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("out of memory: going on with micro-batches of half the size"), "{said}");
+        assert!(place.path().join(&output).join(task.released()[1]).exists());
+    }
+}
+
+/// What cannot fit is refused before anything is computed.
+#[cfg(target_os = "linux")]
+#[test]
+fn too_little_memory_is_seen_beforehand() {
+    let place = Place::new();
+    let arguments =
+        Task::Dit.arguments("little", &["--no-cache"]).join(" ").replace("--batch-size 8", "--batch-size 48");
+    let script = format!("ulimit -v 900000; exec {CATS} {arguments}");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(place.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("training with micro-batches of 48 takes"), "{}", text(&output));
+}
+
 #[test]
 fn accumulation_takes_the_pictures_of_a_larger_batch() {
     let place = Place::new();

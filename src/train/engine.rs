@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Instant};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tiny_cats_models::{TapeOptions, candle::Params, tape::Tape};
+use tiny_cats_models::{Precision, TapeOptions, candle::Params, tape::Tape};
 
 use super::{
     AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Step, Taken, Task,
@@ -32,9 +32,7 @@ pub struct Plan {
     pub accumulation: usize,
     /// How often memory was too small for this task before: as often the micro-batch is halved.
     pub halvings: u32,
-    /// The numbers that matrix products are computed in.
-    pub precision: Precision,
-    /// How gradients are computed.
+    /// How gradients are computed: in which precision, and whether blocks are computed again for them.
     pub tape: TapeOptions,
     /// Threads that prepare batches ahead; 0 prepares them when they are needed.
     pub workers: usize,
@@ -56,19 +54,6 @@ pub struct Plan {
     pub device: Device,
     /// What other threads reach into the run by.
     pub control: Control,
-}
-
-/// The numbers that matrix products are computed in; weights, sums and everything else are f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// 16 bits with the range of 32.
-    Bf16,
-    /// 16 bits with a small range, for which the loss is scaled.
-    F16,
 }
 
 /// When a run that no longer gets better is stopped.
@@ -178,7 +163,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
     loop {
         let (step, scale) = control.with(|live| {
             live.run.progress.micro_batch = Some(micro_batch).filter(|&n| n < plan.batch);
-            let f16 = plan.precision == Precision::F16;
+            let f16 = plan.tape.precision == Precision::F16;
             let scale = f16.then(|| *live.run.progress.loss_scale.get_or_insert_default());
             (live.run.progress.step, scale)
         });

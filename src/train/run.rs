@@ -73,7 +73,7 @@ impl Run {
             "optimizer": plan.optimizer,
             "batch": plan.batch,
             "accumulation": plan.accumulation,
-            "precision": plan.precision,
+            "precision": plan.tape.precision,
             "seed": plan.seed,
         }));
         let mut meta = task.meta();

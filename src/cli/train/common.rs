@@ -9,14 +9,12 @@ use tiny_cats_models::TapeOptions;
 use super::Job;
 use crate::{
     cli::{
-        common::DeviceKind,
+        common::{DeviceKind, PrecisionKind},
         logging::{self, Format},
     },
     data::{Cache, Level},
     track::{self, Tracker},
-    train::{
-        AdamW, Control, MOST_AVERAGES, Patience, Plan, Precision, Scaling, Schedule, Shape, folder::RUNS,
-    },
+    train::{AdamW, Control, MOST_AVERAGES, Patience, Plan, Scaling, Schedule, Shape, folder::RUNS},
 };
 
 /// What both tasks are called with. Defaults that differ are set where the task is.
@@ -79,8 +77,8 @@ pub struct Common {
     #[arg(long, required = false, value_name = "DECAY", help_heading = "Method")]
     pub weight_decay: f64,
     /// The numbers that matrix products are computed in; weights stay f32
-    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Method")]
-    pub precision: Precision,
+    #[arg(long, value_enum, default_value_t = PrecisionKind::F32, help_heading = "Method")]
+    pub precision: PrecisionKind,
     /// The same as --precision bf16
     #[arg(long, hide = true, conflicts_with = "precision")]
     pub mixed_precision: bool,
@@ -247,6 +245,7 @@ impl Common {
         device: Device,
     ) -> Plan {
         let cores = || std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        let precision = if self.mixed_precision { PrecisionKind::Bf16 } else { self.precision };
         let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
         Plan {
             folder: job.folder,
@@ -262,8 +261,7 @@ impl Common {
             batch,
             accumulation: self.gradient_accumulation_steps,
             halvings: self.halvings,
-            precision: if self.mixed_precision { Precision::Bf16 } else { self.precision },
-            tape: TapeOptions { checkpoint: self.gradient_checkpointing },
+            tape: TapeOptions { checkpoint: self.gradient_checkpointing, precision: precision.into() },
             workers: self.num_workers.unwrap_or_else(cores),
             save_interval,
             sample_interval,
