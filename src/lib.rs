@@ -1,10 +1,12 @@
 //! Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
 
+pub mod chart;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod doctor;
 pub mod evaluate;
+pub mod sweep;
 pub mod train;
 
 /// The README's examples compile.

@@ -14,7 +14,7 @@
 
 use std::{
     fs::{File, TryLockError},
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -28,7 +28,10 @@ use super::{Error, Result};
 pub const RUNS: &str = "runs";
 
 const RECORD: &str = "run.json";
-const LATEST: &str = "latest";
+/// The resolved configuration of a run.
+pub const CONFIG: &str = "config.toml";
+/// What names the newest run.
+pub const LATEST: &str = "latest";
 const LOCK: &str = "lock";
 /// A record is a page of text.
 const MOST_BYTES: u64 = 1 << 20;
@@ -114,14 +117,9 @@ impl Record {
     /// When it cannot be read or is none.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(RECORD);
-        let failed = |source| Error::File { path: path.clone(), source };
-        let len = std::fs::metadata(&path).map_err(failed)?.len();
-        let broken = |message: String| Error::Resume { path: path.clone(), message };
-        if len > MOST_BYTES {
-            return Err(broken(format!("expected the record of a run, found {len} bytes")));
-        }
-        let text = std::fs::read(&path).map_err(failed)?;
-        serde_json::from_slice(&text).map_err(|e| broken(format!("expected the record of a run: {e}")))
+        let text = read_page(&path)?;
+        let broken = |e| Error::Resume { path, message: format!("expected the record of a run: {e}") };
+        serde_json::from_slice(&text).map_err(broken)
     }
 
     /// Writes `run.json`, atomically.
@@ -136,6 +134,23 @@ impl Record {
         text.push(b'\n');
         write_atomically(&path, |w| w.write_all(&text)).map_err(|source| Error::File { path, source })
     }
+}
+
+/// Reads a file that is a page of text; what is longer, or no file, is refused before it is read.
+///
+/// # Errors
+/// When it cannot be read or is too long.
+pub fn read_page(path: &Path) -> Result<Vec<u8>> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_file() || about.len() > MOST_BYTES {
+        let found = format!("expected a file of at most {MOST_BYTES} bytes, found {} bytes", about.len());
+        let found = if about.is_file() { found } else { "expected a file".to_owned() };
+        return Err(failed(std::io::Error::other(found)));
+    }
+    let (mut text, file) = (Vec::new(), File::open(path).map_err(failed)?);
+    file.take(MOST_BYTES).read_to_end(&mut text).map_err(failed)?;
+    Ok(text)
 }
 
 /// Makes the folder of a new run in `root`, with an id of its own, and points `latest` to it. Two that begin at once get two folders.
@@ -204,6 +219,14 @@ impl Lock {
             Err(TryLockError::Error(source)) => Err(failed(source)),
         }
     }
+
+    /// Whether a process has it. Nothing is written, and who asks does not get in the way of others who ask.
+    pub fn held(folder: &Path) -> bool {
+        let path = folder.join(LOCK);
+        // Opening what is no file might wait for ever.
+        let file = if path.is_file() { File::open(path).ok() } else { None };
+        file.is_some_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
 }
 
 /// Makes `latest` name `folder`: a link, or a file where there are none. That it fails is no reason not to train.
@@ -256,8 +279,9 @@ mod tests {
         #[cfg(unix)]
         assert_eq!(root.join("latest").canonicalize().unwrap(), last.canonicalize().unwrap());
         let lock = Lock::take(&last).unwrap();
-        assert!(lock.is_some() && Lock::take(&last).unwrap().is_none());
+        assert!(lock.is_some() && Lock::take(&last).unwrap().is_none() && Lock::held(&last));
         drop(lock);
+        assert!(!Lock::held(&last) && !Lock::held(&folders[0]) && !folders[0].join("lock").exists());
         assert!(Lock::take(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();
         assert!(Record::load(&last).unwrap_err().to_string().contains("run.json"));

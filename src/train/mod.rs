@@ -8,6 +8,7 @@ mod event;
 mod flow;
 pub mod folder;
 mod loader;
+pub mod metrics;
 mod optimizer;
 mod schedule;
 
