@@ -70,7 +70,7 @@ pub struct Outcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     format: u64,
-    /// The sweep that it is of.
+    /// The sweep that it is of, its numbers as texts.
     sweep: Value,
     /// In the order of the jobs.
     pub jobs: Vec<Outcome>,
@@ -88,7 +88,7 @@ impl Ledger {
             error: None,
             seconds: 0.0,
         };
-        Self { format: FORMAT, sweep: as_read(&json!(sweep)), jobs: jobs.iter().map(outcome).collect() }
+        Self { format: FORMAT, sweep: in_words(json!(sweep)), jobs: jobs.iter().map(outcome).collect() }
     }
 
     /// That in `folder`, or a new one if there is none. What it says of jobs that the sweep does not have is left out.
@@ -163,9 +163,14 @@ impl Ledger {
     }
 }
 
-/// `value` as it is after being written and read: a number may lose its last digit, and must not count as another for that.
-fn as_read(value: &Value) -> Value {
-    serde_json::from_str(&value.to_string()).unwrap_or(Value::Null)
+/// A value with its numbers as texts: a number may lose its last digit by being written and read, and must not count as another for that.
+fn in_words(value: Value) -> Value {
+    match value {
+        Value::Number(number) => Value::String(number.to_string()),
+        Value::Array(values) => values.into_iter().map(in_words).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, in_words(value))).collect(),
+        other => other,
+    }
 }
 
 /// The first field in which two sweeps differ, with both values.
@@ -181,7 +186,7 @@ fn difference(path: &str, old: &Value, new: &Value) -> Option<String> {
         }
         _ if old == new => None,
         _ => {
-            let cut = |value: &Value| value.to_string().chars().take(60).collect::<String>();
+            let cut = |value: &Value| value.to_string().replace('"', "").chars().take(60).collect::<String>();
             let path: String = path.escape_debug().take(60).collect();
             Some(format!("{path} was {}, is {}", cut(old), cut(new)))
         }
