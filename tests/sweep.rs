@@ -105,7 +105,7 @@ fn a_dry_run_says_the_jobs_and_begins_none() {
 /// Any sweep that a file can say.
 fn any(case: u64) -> String {
     let mut random = Stream::new(12, Purpose::Order, case);
-    let grid = case % 2 == 0;
+    let grid = case.is_multiple_of(2);
     let mut setting = || match random.below(4) {
         0 => format!("{:?}", random.normal() * 10f64.powi(random.below(600) as i32 - 300)),
         1 => (random.normal() * 1e18).round().to_string().replace(".0", ""),

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 pub mod classify;
@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
 
 /// What the program takes.
 fn command() -> clap::Command {
-    Cli::command()
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line.

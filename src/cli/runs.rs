@@ -15,7 +15,7 @@ use crate::{
     chart::{Curve, draw, short},
     sweep,
     train::{
-        folder::{CONFIG, LATEST, Lock, RUNS, Record, Status, read_page},
+        folder::{CONFIGURATION, Lock, RUNS, Record, Status, latest, read_page},
         metrics::{Goal, LOSS, METRICS, Metrics, Point, best},
     },
 };
@@ -26,6 +26,8 @@ const END: u64 = 64 << 10;
 const WIDTH: usize = 80;
 /// What is printed of a text that a file holds.
 const MOST: usize = 200;
+/// What stands for the newest run.
+const LATEST: &str = "latest";
 
 /// What `tiny-cats runs` is called with.
 #[derive(clap::Args, Debug)]
@@ -154,10 +156,8 @@ fn list(root: &Path) -> anyhow::Result<Vec<Run>> {
 fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
     let folders = folders(root)?;
     if id == LATEST {
-        // A link, or a file where there are none. Only the name counts, and only if there is such a run.
-        let link = root.join(LATEST);
-        let named = std::fs::read_link(&link).ok().map(|target| name(&target));
-        let named = named.or_else(|| Some(String::from_utf8(read_page(&link).ok()?).ok()?.trim().to_owned()));
+        // Only the name counts, and only if there is such a run.
+        let named = latest(root);
         let latest = folders.iter().find(|folder| Some(name(folder)) == named).cloned();
         let newest = || Some(list(root).ok()?.pop()?.folder);
         return latest.or_else(newest).with_context(|| format!("{}: there are no runs", root.display()));
@@ -241,8 +241,9 @@ fn show(run: &Run, json: bool) -> anyhow::Result<String> {
     let metrics = Metrics::read(&run.folder.join(METRICS));
     let note = metrics.as_ref().err().map(ToString::to_string);
     let metrics = metrics.unwrap_or_default();
-    let config =
-        read_page(&run.folder.join(CONFIG)).ok().map(|text| String::from_utf8_lossy(&text).into_owned());
+    let config = read_page(&run.folder.join(CONFIGURATION))
+        .ok()
+        .map(|text| String::from_utf8_lossy(&text).into_owned());
     // The better of what increases, where the name says that it does.
     let goal = |name: &str| Goal::of(name).unwrap_or(Goal::Min);
     let best =
@@ -262,7 +263,7 @@ fn show(run: &Run, json: bool) -> anyhow::Result<String> {
     let mut out = String::new();
     about(&mut out, run)?;
     if let Some(config) = config {
-        writeln!(out, "\n{CONFIG}")?;
+        writeln!(out, "\n{CONFIGURATION}")?;
         for line in config.lines().take(MOST).filter(|line| !line.trim().is_empty()) {
             writeln!(out, "  {}", clean(line, MOST))?;
         }

@@ -1,11 +1,6 @@
 //! `tiny-cats sweep`: trains with many settings.
 
-use std::{
-    io::Write,
-    path::PathBuf,
-    process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::bail;
 use serde_json::json;
@@ -13,7 +8,7 @@ use serde_json::json;
 use super::table::{clean, table};
 use crate::{
     chart::short,
-    sweep::{End, Job, JobStatus, LOG, Outcome, Progress, Runner, STOPPED, Setting, Sweep},
+    sweep::{End, Job, JobStatus, LOG, Outcome, Progress, Runner, STOPPED, Setting, Stop, Sweep},
     train::folder::RUNS,
 };
 
@@ -79,10 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         print(&if args.json { pretty(&json!(jobs))? } else { plan(&sweep, &jobs) })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in signals() {
-        signal_hook::flag::register(signal, stop.clone())?;
-    }
+    let stop = Stop::on_signals()?;
     let program = args.program.clone().map_or_else(std::env::current_exe, Ok)?;
     let runner = Runner { program, runs: args.runs_dir.clone(), retry_failed: args.retry_failed, stop };
     let folder = runner.folder(&sweep);
@@ -137,17 +129,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("{failed} of {all} jobs failed; --retry-failed tries them again");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What stops a sweep.
-#[cfg(unix)]
-fn signals() -> Vec<i32> {
-    vec![signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]
-}
-
-#[cfg(not(unix))]
-fn signals() -> Vec<i32> {
-    vec![signal_hook::consts::SIGINT]
 }
 
 fn print(text: &str) -> std::io::Result<()> {

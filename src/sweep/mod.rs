@@ -29,10 +29,13 @@
 //!
 //! **The folder of a sweep** is `RUNS/sweeps/NAME`, where `NAME` is that of its file:
 //!
+//! ```text
 //!     sweep.json            what is asked, and how each job stands; written anew, whole, whenever a job begins or ends
 //!     lock                  held while a process works here
+//!     JOB/lock              held by the job's process
 //!     JOB/output.log        what the job said
 //!     JOB/ID/               its run; JOB is its `--runs-dir`
+//! ```
 
 mod error;
 mod file;
@@ -44,7 +47,7 @@ pub use error::{Error, Result};
 pub use file::{Method, Setting, Space, Sweep, Task, nearest};
 pub use job::Job;
 pub use ledger::{JobStatus, Ledger, Outcome};
-pub use run::{End, LOG, Progress, Runner, STOPPED};
+pub use run::{End, LOG, Progress, Runner, STOPPED, Stop};
 
 /// The folder of all sweeps, among the runs.
 pub const SWEEPS: &str = "sweeps";

@@ -2,10 +2,10 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{File, TryLockError},
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use signal_hook::consts::{SIGINT, SIGTERM};
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 
 use super::{Error, Job, JobStatus, Ledger, Outcome, Result, SWEEPS, Sweep};
@@ -40,8 +41,40 @@ pub struct Runner {
     pub runs: PathBuf,
     /// Whether jobs that failed are tried again.
     pub retry_failed: bool,
-    /// Set by a signal: it is handed on to the job, and no other begins.
-    pub stop: Arc<AtomicBool>,
+    /// What stops it.
+    pub stop: Stop,
+}
+
+/// A request to stop: it is handed on to the job, and no other begins.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    asked: Arc<AtomicBool>,
+    /// Whether it is still to be handed on.
+    untold: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// One that is made by SIGINT, SIGTERM and SIGHUP, as far as the system has them.
+    ///
+    /// # Errors
+    /// When they cannot be caught.
+    pub fn on_signals() -> std::io::Result<Self> {
+        let stop = Self::default();
+        #[cfg(unix)]
+        let signals = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP];
+        #[cfg(not(unix))]
+        let signals = [SIGINT, SIGTERM];
+        for signal in signals {
+            // In this order: who sees that there is something to be told knows that it is a stop.
+            signal_hook::flag::register(signal, stop.asked.clone())?;
+            signal_hook::flag::register(signal, stop.untold.clone())?;
+        }
+        Ok(stop)
+    }
+
+    fn asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
+    }
 }
 
 /// What happens, for those who watch.
@@ -92,11 +125,10 @@ impl Runner {
             }
             let own = folder.join(&job.name);
             std::fs::create_dir_all(&own).map_err(|e| Error::file(&own, e))?;
-            stopped = self.asked_to_stop()
-                || !self.wait_for_orphan(&own, &mut || observe(Progress::Waits(i, job)))?;
-            if stopped {
+            let Some(claim) = self.claim(&own, &mut || observe(Progress::Waits(i, job)))? else {
+                stopped = true;
                 break;
-            }
+            };
             let outcome = &mut ledger.jobs[i];
             let newest = newest(&own)?;
             // It ended when nobody was there to note it.
@@ -109,7 +141,7 @@ impl Runner {
                 ledger.save(&folder)?;
                 observe(Progress::Begins(i, job));
                 let start = Instant::now();
-                let (status, error) = self.train(job, &own)?;
+                let (status, error) = self.train(job, &own, claim)?;
                 let outcome = &mut ledger.jobs[i];
                 outcome.seconds += start.elapsed().as_secs_f64();
                 (outcome.status, outcome.error) = (status, error);
@@ -126,28 +158,33 @@ impl Runner {
         Ok(End { folder, ledger, stopped })
     }
 
-    fn asked_to_stop(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Waits while a process of an earlier call trains in the job's folder: two would get into each other's way. False when asked to stop.
-    fn wait_for_orphan(&self, own: &Path, tell: &mut dyn FnMut()) -> Result<bool> {
+    /// Takes a job's folder for a process to come, and waits while one of an earlier call still works there: two would get into each other's
+    /// way. `None` when asked to stop.
+    fn claim(&self, own: &Path, tell: &mut dyn FnMut()) -> Result<Option<File>> {
+        let path = own.join("lock");
+        let failed = |e| Error::file(&path, e);
+        let file = File::options().create(true).append(true).read(true).open(&path).map_err(failed)?;
         let mut told = false;
-        while folder::list(own)?.iter().any(|(run, _)| Lock::held(run)) {
+        while !self.stop.asked() {
+            let free = match file.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Error(e)) => return Err(failed(e)),
+            };
+            if free && !folder::list(own)?.iter().any(|(run, _)| Lock::held(run)) {
+                return Ok(Some(file));
+            }
             if !told {
                 tell();
                 told = true;
             }
-            if self.asked_to_stop() {
-                return Ok(false);
-            }
             std::thread::sleep(PAUSE);
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// Runs a job's process to its end.
-    fn train(&self, job: &Job, own: &Path) -> Result<(JobStatus, Option<String>)> {
+    fn train(&self, job: &Job, own: &Path, claim: File) -> Result<(JobStatus, Option<String>)> {
         let path = own.join(LOG);
         let log = File::options().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
         let start = log.metadata().map_or(0, |about| about.len());
@@ -156,17 +193,20 @@ impl Runner {
         place.push(own);
         let mut command = Command::new(&self.program);
         command.args(&job.arguments).arg(place).arg("--resume=auto");
-        command.stdin(Stdio::null()).stdout(log).stderr(both);
+        // The lock is the open file's, which the job has as its empty input: it is free when the job has ended, even without us.
+        command.stdin(claim).stdout(log).stderr(both);
         // A terminal's Ctrl-C is for this process, which hands it on: the job must not get it twice.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(|e| Error::file(&self.program, e))?;
+        // The lock is the job's alone.
+        drop(command);
         let mut told = false;
         let status = loop {
             if let Some(status) = child.try_wait().map_err(|e| Error::file(&self.program, e))? {
                 break status;
             }
-            if self.asked_to_stop() && !told {
+            if self.stop.untold.swap(false, Ordering::SeqCst) {
                 told = true;
                 terminate(&mut child);
             }
@@ -175,8 +215,8 @@ impl Runner {
         Ok(match status.code() {
             Some(0) => (JobStatus::Finished, None),
             Some(code) if code == i32::from(STOPPED) => (JobStatus::Stopped, None),
-            // It was told to end, and did so without further ado.
-            None if told => (JobStatus::Stopped, None),
+            // It was told to end, and did so without further ado: by the signal, or saying which it was.
+            None | Some(128..) if told => (JobStatus::Stopped, None),
             _ => (JobStatus::Failed, Some(reason(&path, start, status))),
         })
     }

@@ -1,5 +1,6 @@
 //! A run's folder: what it was asked, how it is going, and what came of it.
 //!
+//! ```text
 //!     runs/latest -> 20261123-224501-dit-7f3a    the newest (a file with its name, where links cannot be made)
 //!     runs/20261123-224501-dit-7f3a/
 //!         run.json          the record: see [`Record`]
@@ -11,10 +12,11 @@
 //!         samples/          sample grids
 //!         NAME.pt, NAME.safetensors        the released files
 //!         loss.png          the loss curve
+//! ```
 
 use std::{
     fs::{File, TryLockError},
-    io::{Read, Write},
+    io::Write,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -27,11 +29,11 @@ use super::{Error, Result};
 /// Where runs lie unless it is said otherwise.
 pub const RUNS: &str = "runs";
 
+/// The file in a run's folder that holds its resolved configuration.
+pub const CONFIGURATION: &str = "config.toml";
+
 const RECORD: &str = "run.json";
-/// The resolved configuration of a run.
-pub const CONFIG: &str = "config.toml";
-/// What names the newest run.
-pub const LATEST: &str = "latest";
+const LATEST: &str = "latest";
 const LOCK: &str = "lock";
 /// A record is a page of text.
 const MOST_BYTES: u64 = 1 << 20;
@@ -149,7 +151,7 @@ pub fn read_page(path: &Path) -> Result<Vec<u8>> {
         return Err(failed(std::io::Error::other(found)));
     }
     let (mut text, file) = (Vec::new(), File::open(path).map_err(failed)?);
-    file.take(MOST_BYTES).read_to_end(&mut text).map_err(failed)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, MOST_BYTES), &mut text).map_err(failed)?;
     Ok(text)
 }
 
@@ -198,6 +200,17 @@ pub fn list(root: &Path) -> Result<Vec<(PathBuf, Record)>> {
         folders.filter_map(|path| Record::load(&path).ok().map(|record| (path, record))).collect();
     runs.sort_by(|a, b| (a.1.begun, &a.1.id).cmp(&(b.1.begun, &b.1.id)));
     Ok(runs)
+}
+
+/// The name of the run that `latest` points to, if it does.
+pub fn latest(root: &Path) -> Option<String> {
+    let path = root.join(LATEST);
+    // A link, or a file where there are none.
+    let name = match std::fs::read_link(&path) {
+        Ok(target) => target.file_name()?.to_str()?.to_owned(),
+        Err(_) => String::from_utf8(read_page(&path).ok()?).ok()?.trim().to_owned(),
+    };
+    Some(name)
 }
 
 /// The lock of a run's folder: one process trains there at a time.
