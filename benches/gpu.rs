@@ -17,7 +17,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
     data::{Dataset, Images, Level, Photos},
-    train::{AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Task, learn},
+    train::{
+        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Taken, Task, learn,
+    },
 };
 use tiny_cats_models::{
     Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
@@ -78,9 +80,10 @@ impl Network for Generator {
             flow: Flow { label_dropout: 0.0, ..Flow::default() },
             augmentation: Level::None,
             guidance: 1.0,
+            best: false,
             seed: 0,
         };
-        Ok(Box::new(Dit::new(options, images, device.clone())?))
+        Ok(Box::new(Dit::new(options, images, None, device.clone())?))
     }
 
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array> {
@@ -164,15 +167,15 @@ struct Outcome {
 
 fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
     let mut task = network.task(device)?;
-    let specs = task.specs()?;
+    let specs = task.cost()?.params;
     let before = lifted(&specs);
     let forward = network.forward(&before, device)?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
-    let (loss, learnt) = learn(&mut *task, &optimizer, &mut loader, 1, 0)?;
+    let (loss, learnt) = learn(&mut *task, &mut optimizer.params()?, &mut loader, 1, 0, 1.0)?;
     let host = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
     let gradients = learnt.gradients.iter().map(host).collect::<Result<_>>()?;
-    optimizer.step(&learnt, 1e-3, 0)?;
+    optimizer.step(&learnt, Taken { rate: 1e-3, before: 0, scale: 1.0 })?;
     let mut changes = optimizer.state(json!(null))?.weights;
     for (name, after) in &mut changes {
         after.data_mut().iter_mut().zip(before[name].data()).for_each(|(after, before)| *after -= before);
@@ -209,16 +212,20 @@ fn idle(gradients: &Weights) -> Vec<&str> {
 fn learn_by_heart<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<(f64, u64, f64)> {
     let (rate, goal) = N::HEART;
     let mut task = network.task(device)?;
-    let specs = task.specs()?;
+    let specs = task.cost()?.params;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial(0)?, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
     let start = Instant::now();
     let mut losses = Vec::new();
     loop {
         let step = losses.len() as u64;
-        let (loss, learnt) = learn(&mut *task, &optimizer, &mut loader, 1, step * BATCH as u64)?;
+        let (loss, learnt) =
+            learn(&mut *task, &mut optimizer.params()?, &mut loader, 1, step * BATCH as u64, 1.0)?;
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {step}", N::NAME);
-        optimizer.step(&learnt, rate * ((step + 1) as f64 / 20.0).min(1.0), step)?;
+        optimizer.step(
+            &learnt,
+            Taken { rate: rate * ((step + 1) as f64 / 20.0).min(1.0), before: step, scale: 1.0 },
+        )?;
         losses.push(loss);
         let last = &losses[losses.len().saturating_sub(10)..];
         let mean = last.iter().sum::<f64>() / last.len() as f64;

@@ -77,7 +77,7 @@ impl Case {
         match self.network {
             Network::TinyDit(_) => AdamW::default(),
             Network::ResNet(_) => {
-                AdamW { betas: [0.9, 0.999], weight_decay: 0.05, ema: 0.999, ..AdamW::default() }
+                AdamW { betas: [0.9, 0.999], weight_decay: 0.05, ema: vec![0.999], ..AdamW::default() }
             }
         }
     }
@@ -118,7 +118,7 @@ impl Case {
             ("check/loss".into(), to_host(loss.value())?),
             ("check/gradients".into(), Array::new([norms.len()], norms)?),
         ]);
-        optimizer.step(&learnt, RATE, 0)?;
+        optimizer.step(&learnt, Taken { rate: RATE, before: 0, scale: 1.0 })?;
         let mut after = optimizer.state(json!(null))?.weights;
         for spec in specs.iter().filter(|s| !s.trained) {
             let value = after.remove(&spec.name).with_context(|| format!("{} is lost", spec.name))?;
@@ -164,8 +164,8 @@ impl Case {
             Network::TinyDit(config) => {
                 let images = Images::load(&data, size as u32, None)?;
                 let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
-                let options = DitOptions { network, flow, augmentation, guidance, seed };
-                Box::new(Dit::new(options, images, device.clone())?)
+                let options = DitOptions { network, flow, augmentation, guidance, best: false, seed };
+                Box::new(Dit::new(options, images, None, device.clone())?)
             }
             Network::ResNet(config) => {
                 let photos = Photos::load(&data, size as u32, None)?;
@@ -196,8 +196,9 @@ impl Case {
         let mut times = Vec::new();
         for step in 0..warm_up + steps {
             let start = Instant::now();
-            let (_, learnt) = learn(&mut *task, &optimizer, &mut loader, 1, step * self.batch as u64)?;
-            let norm = optimizer.step(&learnt, RATE, step)?;
+            let (_, learnt) =
+                learn(&mut *task, &mut optimizer.params()?, &mut loader, 1, step * self.batch as u64, 1.0)?;
+            let norm = optimizer.step(&learnt, Taken { rate: RATE, before: step, scale: 1.0 })?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);
             }

@@ -9,25 +9,17 @@ use std::{
     sync::LazyLock,
 };
 
-use common::{CATS, VERIFY, fails, run, succeeds, text};
+use common::{CATS, VERIFY, fails, run, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
-
-const NETWORK: [&str; 8] =
-    ["--image-size", "16", "--size", "nano", "--batch-size", "8", "--augmentation-level", "basic"];
-
-fn train_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let fixed = ["train", "dit", "synth", "--output", output, "--sample-interval", "0", "--lr", "1e-3"];
-    fixed.iter().chain(&NETWORK).chain(more).copied().collect()
-}
 
 /// A folder with synthetic pictures in `synth` and a model trained on them for a few steps in `checkpoints`.
 static TRAINED: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = TempDir::new().expect("a temporary folder");
-    succeeds(CATS, dir.path(), &["data", "synth", "synth", "--per-class", "3", "--size", "32"]);
-    let said =
-        succeeds(CATS, dir.path(), &train_args("checkpoints", &["--steps", "6", "--save-interval", "2"]));
-    assert!(said.contains("finished: checkpoints/tinydit_final.pt"), "{said}");
+    trained::synthetic(dir.path());
+    let said = succeeds(CATS, dir.path(), &trained::dit("checkpoints", &["--steps", "6"]));
+    let state = trained::run_folder(dir.path(), &said).join("tinydit_step_00000006.safetensors");
+    fs::rename(state, dir.path().join("checkpoints/state.safetensors")).unwrap();
     dir
 });
 
@@ -42,7 +34,7 @@ fn what_was_trained_is_verified_exported_and_draws_the_same_cats_on_every_runtim
     let dir = TRAINED.path();
     let said = succeeds(VERIFY, dir, &["checkpoints/tinydit_final.pt"]);
     assert!(said.contains("1960972 parameters"), "{said}");
-    for path in ["checkpoints/tinydit_final.safetensors", "checkpoints/tinydit_step_00000006.safetensors"] {
+    for path in ["checkpoints/tinydit_final.safetensors", "checkpoints/state.safetensors"] {
         succeeds(VERIFY, dir, &[path, "--json"]);
     }
     let said = succeeds(
@@ -81,135 +73,6 @@ fn what_was_trained_is_verified_exported_and_draws_the_same_cats_on_every_runtim
     let each = files(&dir.join("each"));
     assert_eq!(each.len(), 2);
     assert_eq!(image::open(&each[0]).unwrap().width(), 16);
-}
-
-#[test]
-fn a_resumed_run_ends_in_the_same_files_bit_for_bit() {
-    let dir = TRAINED.path();
-    let steps = ["--steps", "6", "--save-interval", "2"];
-    let resume = ["--resume", "checkpoints/tinydit_step_00000002.safetensors"];
-    succeeds(CATS, dir, &train_args("resumed", &[&steps[..], &resume[..]].concat()));
-    for name in ["tinydit_final.pt", "tinydit_final.safetensors", "tinydit_step_00000006.safetensors"] {
-        let [a, b] = ["checkpoints", "resumed"].map(|f| fs::read(dir.join(f).join(name)).unwrap());
-        assert!(a == b, "{name} differs");
-    }
-    // And another seed gives another model.
-    succeeds(CATS, dir, &train_args("other", &[&steps[..], &["--seed", "1"]].concat()));
-    let [a, b] =
-        ["checkpoints", "other"].map(|f| fs::read(dir.join(f).join("tinydit_final.safetensors")).unwrap());
-    assert!(a != b);
-
-    // A run may be made longer, aloud; anything else must be what it was.
-    let longer = [&["--steps", "8", "--save-interval", "2"], &resume[..]].concat();
-    let said = succeeds(CATS, dir, &train_args("longer", &longer));
-    assert!(said.contains("schedule.steps was 6, is 8"), "{said}");
-    let other = [&["--steps", "6", "--weight-decay", "0.1"], &resume[..]].concat();
-    let said = fails(CATS, dir, &train_args("x", &other));
-    assert!(said.contains("optimizer.weight_decay was 0.0, is 0.1"), "{said}");
-}
-
-/// Killed at any moment, a run goes on from its newest state and ends in the files of a run that was left alone.
-#[test]
-fn a_killed_run_goes_on_from_its_newest_state() {
-    let dir = TRAINED.path();
-    let more = ["--steps", "6", "--save-interval", "1"];
-    let mut child = Command::new(CATS)
-        .args(train_args("killed", &more))
-        .current_dir(dir)
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let states = || -> Vec<PathBuf> {
-        let entries = fs::read_dir(dir.join("killed")).into_iter().flatten().flatten();
-        let mut all: Vec<PathBuf> =
-            entries.map(|e| e.path()).filter(|p| p.to_string_lossy().contains("_step_")).collect();
-        all.sort();
-        all
-    };
-    while states().len() < 2 && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let newest = states().pop().unwrap().to_string_lossy().into_owned();
-    succeeds(CATS, dir, &train_args("killed", &[&more[..], &["--resume", &newest]].concat()));
-    for name in ["tinydit_final.pt", "tinydit_final.safetensors"] {
-        let [a, b] = ["checkpoints", "killed"].map(|f| fs::read(dir.join(f).join(name)).unwrap());
-        assert!(a == b, "{name} differs after a kill");
-    }
-}
-
-#[test]
-fn a_second_run_leaves_the_states_of_the_first_alone() {
-    let dir = TRAINED.path();
-    succeeds(CATS, dir, &train_args("twice", &["--steps", "4", "--save-interval", "1"]));
-    let before = files(&dir.join("twice"));
-    let kept = ["2", "3", "4"].map(|step| dir.join(format!("twice/tinydit_step_0000000{step}.safetensors")));
-    assert!(
-        kept.iter().all(|path| before.contains(path))
-            && !dir.join("twice/tinydit_step_00000001.safetensors").exists()
-    );
-    let said = fails(CATS, dir, &train_args("twice", &["--steps", "2"]));
-    assert!(said.contains("tinydit_step_00000004.safetensors: is of an earlier run"), "{said}");
-    assert_eq!(files(&dir.join("twice")), before);
-    // Going on from an earlier state removes nothing of what came later.
-    let resume =
-        ["--steps", "4", "--save-interval", "3", "--resume", "twice/tinydit_step_00000002.safetensors"];
-    succeeds(CATS, dir, &train_args("twice", &resume));
-    assert!(kept.iter().all(|path| path.exists()));
-    // Other pictures are another run.
-    let fewer =
-        ["--steps", "4", "--limit-files", "20", "--resume", "twice/tinydit_step_00000002.safetensors"];
-    let said = fails(CATS, dir, &train_args("fewer", &fewer));
-    assert!(said.contains("items was 39, is 20"), "{said}");
-}
-
-#[test]
-fn accumulation_takes_the_pictures_of_a_larger_batch() {
-    let dir = TRAINED.path();
-    let more = ["--steps", "1", "--gradient-accumulation-steps", "2", "--label-dropout", "0.5"];
-    succeeds(CATS, dir, &train_args("accumulated", &more));
-    let mut args = train_args("together", &["--steps", "1", "--label-dropout", "0.5"]);
-    let batch = args.iter().position(|a| *a == "8").unwrap();
-    args[batch] = "16";
-    succeeds(CATS, dir, &args);
-    let load = |folder: &str| {
-        TrainingState::load(&dir.join(folder).join("tinydit_step_00000001.safetensors")).unwrap()
-    };
-    let (a, b) = (load("accumulated"), load("together"));
-    for (name, a) in &a.moment1 {
-        let most = a.data().iter().fold(0f32, |m, v| m.max(v.abs()));
-        for (x, y) in a.data().iter().zip(b.moment1[name].data()) {
-            assert!((x - y).abs() <= 1e-4 * most + 1e-9, "{name}: {x} and {y}");
-        }
-    }
-}
-
-#[test]
-fn training_refuses_what_makes_no_sense_in_one_line() {
-    let dir = TRAINED.path();
-    fs::create_dir_all(dir.join("empty")).unwrap();
-    let folder = |name: &str| fails(CATS, dir, &["train", "dit", name, "--steps", "1"]);
-    assert!(folder("nowhere").contains("nowhere"));
-    assert!(folder("empty").contains("empty"));
-    let with = |more: &[&str]| fails(CATS, dir, &train_args("x", more));
-    assert!(with(&["--steps", "0"]).contains("--steps: expected at least 1"));
-    assert!(with(&["--steps", "5", "--warmup-steps", "5"]).contains("--warmup-steps"));
-    assert!(
-        with(&["--steps", "5", "--gradient-accumulation-steps", "0"])
-            .contains("--gradient-accumulation-steps")
-    );
-    assert!(with(&["--steps", "5", "--ema-beta", "1.5"]).contains("--ema-beta"));
-    assert!(
-        with(&["--steps", "5", "--resume", "checkpoints/tinydit_final.safetensors"]).contains("training")
-    );
-    assert!(
-        with(&["--steps", "1", "--resume", "checkpoints/tinydit_step_00000006.safetensors"])
-            .contains("beyond --steps 1")
-    );
-    assert!(fails(CATS, dir, &["train", "dit", "synth", "--image-size", "30"]).contains("30"));
-    assert!(!dir.join("x").join("tinydit_final.pt").exists());
 }
 
 #[test]
@@ -317,7 +180,7 @@ fn refused_by_verify(name: &str, bytes: &[u8]) {
 #[test]
 fn weights_that_are_no_numbers_are_never_exported() {
     let dir = TRAINED.path();
-    let mut state = TrainingState::load(&dir.join("checkpoints/tinydit_step_00000006.safetensors")).unwrap();
+    let mut state = TrainingState::load(&dir.join("checkpoints/state.safetensors")).unwrap();
     state.ema.values_mut().next().unwrap().data_mut()[0] = f32::NAN;
     state.save(&dir.join("nan.safetensors")).unwrap();
     let said = text(&run(VERIFY, dir, &["nan.safetensors"]));
@@ -353,7 +216,7 @@ fn a_full_disk_leaves_nothing_half_written() {
 #[test]
 fn a_network_of_other_sizes_than_its_weights_is_refused_by_name() {
     let dir = TRAINED.path();
-    let mut state = TrainingState::load(&dir.join("checkpoints/tinydit_step_00000006.safetensors")).unwrap();
+    let mut state = TrainingState::load(&dir.join("checkpoints/state.safetensors")).unwrap();
     state.meta["model"]["config"]["depth"] = 5.into();
     state.save(&dir.join("other.safetensors")).unwrap();
     let output = run(VERIFY, dir, &["other.safetensors"]);

@@ -388,4 +388,63 @@ mod jobs {
         let _ = first.stderr.take().map(|mut stderr| stderr.read_to_string(&mut rest));
         assert!(!rest.contains("panicked"));
     }
+
+    /// The real training, two jobs of it, with the sweep killed or stopped whenever: what is released is equal in every byte.
+    #[test]
+    #[ignore = "trains for a minute; run with --ignored"]
+    fn real_jobs_end_in_the_same_files_however_they_were_interrupted() {
+        let file = "task = \"dit\"\ndata = \"../synth\"\nmetric = \"loss\"\n[fixed]\nsteps = 12\nimage-size = 16\nsize = \"nano\"\n\
+                    batch-size = 8\nsave-interval = 2\nlog-interval = 1\nsample-interval = 0\naugmentation-level = \"basic\"\n\
+                    [sweep]\nlr = [1e-3, 1e-4]\n";
+        let root = TempDir::new().unwrap();
+        succeeds(CATS, root.path(), &["data", "synth", "synth", "--per-class", "3", "--size", "32"]);
+        let place = |name: &str| {
+            let dir = root.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("s.toml"), file).unwrap();
+            dir
+        };
+        let begin = |dir: &Path| {
+            let mut command = Command::new(CATS);
+            command.args(["sweep", "s.toml"]).current_dir(dir).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        // Of each job, its released file, its metrics without speeds, and how often it was begun.
+        let released = |dir: &Path| -> Vec<(Vec<u8>, Vec<(u64, f64)>)> {
+            let report: Value =
+                serde_json::from_slice(&run(CATS, dir, &["sweep", "s.toml", "--json"]).stdout).unwrap();
+            let jobs = report["jobs"].as_array().unwrap();
+            let of = |job: &Value| {
+                assert_eq!(job["status"], "finished", "{job}");
+                let run = dir.join("runs/sweeps/s").join(job["run"].as_str().unwrap());
+                let name = "tinydit_final.safetensors";
+                let file = fs::read(run.join(name)).unwrap_or_else(|e| panic!("{}: {e}", run.display()));
+                let metrics = tiny_cats::train::metrics::Metrics::read(&run.join("metrics.jsonl")).unwrap();
+                (file, metrics.training("loss").iter().map(|p| (p.step, p.value)).collect())
+            };
+            jobs.iter().map(of).collect()
+        };
+        let alone = place("alone");
+        let said = code(&begin(&alone).wait_with_output().unwrap(), 0);
+        assert!(said.contains("[2/2] lr=0.0001  finished  loss "), "{said}");
+        let expected = released(&alone);
+        assert!(expected.len() == 2 && expected[0] != expected[1]);
+        let dir = place("interrupted");
+        let steps = || {
+            let jobs = fs::read_dir(dir.join("runs/sweeps/s")).into_iter().flatten().flatten();
+            let runs = jobs.flat_map(|job| fs::read_dir(job.path()).into_iter().flatten().flatten());
+            let lines =
+                runs.map(|run| fs::read_to_string(run.path().join("metrics.jsonl")).unwrap_or_default());
+            lines.map(|lines| lines.matches("\"loss\"").count()).sum::<usize>()
+        };
+        for (after, name) in [(1, "-TERM"), (4, "-KILL"), (9, "-INT"), (14, "-KILL"), (18, "-TERM")] {
+            let child = begin(&dir);
+            until("the steps are taken", || steps() >= after);
+            signal(&child, name);
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(output.status.code(), (name != "-KILL").then_some(75), "{}", common::text(&output));
+        }
+        let said = code(&begin(&dir).wait_with_output().unwrap(), 0);
+        assert!(released(&dir) == expected, "{said}");
+    }
 }

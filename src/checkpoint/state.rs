@@ -16,11 +16,11 @@ pub(super) const KEY: &str = "tiny-cats-state";
 /// The key of the state's `meta` for the model's own.
 pub(super) const MODEL: &str = "model";
 const VERSION: u64 = 1;
-const GROUPS: [&str; 4] = ["weights.", "ema.", "adam.m.", "adam.v."];
+const GROUPS: [&str; 5] = ["weights.", "ema.", "ema2.", "adam.m.", "adam.v."];
 
 /// Weights, their running mean, the optimizer's moments, and everything else as JSON.
 ///
-/// The file is a safetensors file with the tensors' names prefixed by `weights.`, `ema.`, `adam.m.` and `adam.v.`; equal states are
+/// The file is a safetensors file with the tensors' names prefixed by `weights.`, `ema.`, `ema2.`, `adam.m.` and `adam.v.`; equal states are
 /// equal bytes, and damage to any byte is noticed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainingState {
@@ -28,6 +28,8 @@ pub struct TrainingState {
     pub weights: Weights,
     /// Their exponential moving average; may be empty.
     pub ema: Weights,
+    /// A second such average, with another decay; may be empty.
+    pub ema2: Weights,
     /// Adam's first moments; may be empty.
     pub moment1: Weights,
     /// Adam's second moments; may be empty.
@@ -43,7 +45,7 @@ impl TrainingState {
     /// # Errors
     /// When it cannot be written; an older file of that name is then still there.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let groups = [&self.weights, &self.ema, &self.moment1, &self.moment2];
+        let groups = [&self.weights, &self.ema, &self.ema2, &self.moment1, &self.moment2];
         let tensors: Vec<(String, &Array)> = GROUPS
             .iter()
             .zip(groups)
@@ -65,7 +67,8 @@ impl TrainingState {
     pub(super) fn read(file: SafeTensors, wanted: &[&str]) -> Result<Self, Problem> {
         let mut state = Self { meta: meta(&file)?, ..Self::default() };
         for Stored { name, dims, numbers } in file.read(|e| wanted.iter().any(|g| e.name.starts_with(g)))? {
-            let groups = [&mut state.weights, &mut state.ema, &mut state.moment1, &mut state.moment2];
+            let groups =
+                [&mut state.weights, &mut state.ema, &mut state.ema2, &mut state.moment1, &mut state.moment2];
             let place =
                 GROUPS.iter().zip(groups).find_map(|(g, weights)| Some((name.strip_prefix(g)?, weights)));
             let (Some((key, weights)), Numbers::Floats(data)) = (place, numbers) else {
@@ -114,6 +117,7 @@ mod tests {
         TrainingState {
             weights: weights(),
             ema: weights(),
+            ema2: weights(),
             moment1: weights(),
             moment2: weights(),
             meta: json!({"step": 12, "best": null, "streams": {"order": [1, 2]}, "text": "\"sha256\":\"0\" ä"}),

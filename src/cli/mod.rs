@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 pub mod classify;
@@ -49,7 +49,10 @@ enum Command {
 /// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
 /// a wrong usage has exit code 2.
 pub fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let (matches, Cli { command }) = match parse() {
+        Ok(parsed) => parsed,
+        Err(error) => return fail(&error),
+    };
     // RUST_LOG=tiny_cats=debug shows what happens inside.
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::from_default_env())
@@ -59,7 +62,13 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Classify(args) => classify::run(&args),
-        Command::Train(args) => train::run(args),
+        Command::Train(args) => {
+            let matches = matches.subcommand_matches("train").cloned().unwrap_or_default();
+            match train::run(&args, &matches) {
+                Ok(code) => return code,
+                Err(error) => Err(error),
+            }
+        }
         Command::Export(args) => export::run(args),
         Command::Runs(args) => runs::run(&args),
         Command::Sweep(args) => match sweep::run(&args) {
@@ -70,16 +79,27 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", one_line(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+/// The command line, whose defaults a configuration may have changed.
+fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let command = train::config::with_defaults(Cli::command(), &arguments)?;
+    let matches = command.get_matches_from(arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    Ok((matches, cli))
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {}", one_line(error));
+    ExitCode::FAILURE
 }
 
 /// What the program takes.
 fn command() -> clap::Command {
-    <Cli as clap::CommandFactory>::command()
+    Cli::command()
 }
 
 /// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line.

@@ -1,6 +1,6 @@
 //! `tiny-cats sweep`: trains with many settings.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::bail;
 use serde_json::json;
@@ -154,9 +154,10 @@ fn flags(task: &str) -> Vec<String> {
 
 /// Refuses a job that `train` would refuse, before any is begun.
 fn check(sweep: &Sweep, job: &Job) -> anyhow::Result<()> {
-    let arguments = std::iter::once("tiny-cats").chain(job.arguments.iter().map(String::as_str));
-    // Some profiles and flags are read by train itself; what is no flag or value of one is known here.
-    if let Err(error) = super::command().try_get_matches_from(arguments) {
+    let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
+    let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
+    let command = super::train::config::with_defaults(super::command(), &arguments)?;
+    if let Err(error) = command.try_get_matches_from(arguments) {
         let said = error.to_string();
         let line = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
         bail!("{}: {}: {}", sweep.path.display(), settings(job.settings.iter()), clean(line, MOST));

@@ -7,8 +7,9 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{ModelMeta, Preprocessing};
 use tiny_cats_models::{
-    ParamSpec, ResNet, ResNetConfig, Scope, Weights,
+    ResNet, ResNetConfig, Scope, Weights,
     candle::{Params, Plain, to_host},
+    cost::Ledger,
     init,
     random::{Purpose, Stream},
     resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE},
@@ -216,6 +217,10 @@ impl Batches for Photographs {
 }
 
 impl Task for Classifier {
+    fn kind(&self) -> &'static str {
+        "classifier"
+    }
+
     fn name(&self) -> &str {
         &self.data.options.name
     }
@@ -224,12 +229,12 @@ impl Task for Classifier {
         self.data.options.name.clone()
     }
 
-    fn specs(&self) -> Result<Vec<ParamSpec>> {
-        Ok(self.data.options.network.specs()?)
+    fn cost(&self) -> Result<Ledger> {
+        Ok(self.data.options.network.cost(self.data.options.crop_size)?)
     }
 
     fn initial(&self, seed: u64) -> Result<Weights> {
-        let mut weights = init(&self.specs()?, seed);
+        let mut weights = init(&self.cost()?.params, seed);
         if let Some(path) = &self.data.options.init {
             weights.extend(checkpoint::backbone(path, &self.data.options.network)?);
         }
@@ -267,10 +272,10 @@ impl Task for Classifier {
         Ok(model.forward(&tape.constant(x))?.cross_entropy(&targets)?)
     }
 
-    fn evaluate(&mut self, weights: &Weights) -> Result<Option<Score>> {
-        let Some(photos) = &self.validation else { return Ok(None) };
+    fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
+        let Some(photos) = &self.validation else { return Ok(Vec::new()) };
         let value = self.confusion(weights, photos)?.accuracy();
-        Ok(Some(Score { name: "validation_accuracy", value, more: true }))
+        Ok(vec![Score { name: "validation_accuracy", value, more: true }])
     }
 
     fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {

@@ -2,17 +2,18 @@
 
 use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{Generator, Model, ModelMeta, Options, grid, runtime::RuntimeKind, sample};
 use tiny_cats_models::{
-    ParamSpec, Scope, TinyDit, TinyDitConfig, Weights,
-    candle::Params,
+    Scope, TinyDit, TinyDitConfig, Weights,
+    candle::{Params, Plain, to_host},
+    cost::Ledger,
     tape::{Tape, Var},
 };
 
-use super::{Batch, Batches, Error, Flow, Result, Task, flow::Example};
+use super::{Batch, Batches, Error, Flow, Result, Score, Task, flow::Example};
 use crate::data::{Augmentation, Images, Level, Order};
 
 /// How a generator is trained, besides what the engine does.
@@ -27,13 +28,24 @@ pub struct DitOptions {
     /// Weight of guidance in the sample grids, which changes nothing else.
     #[serde(skip)]
     pub guidance: f32,
+    /// Whether the weights that were evaluated best are released; the flow loss says little about pictures, so usually the last are.
+    #[serde(skip)]
+    pub best: bool,
     /// Order, augmentation, times, noise and dropped labels.
     pub seed: u64,
 }
 
+/// Examples of each picture that the validation loss is the mean of.
+const DRAWS: u64 = 4;
+/// Examples that are evaluated at once: it bounds memory and changes nothing.
+const EVALUATED: u64 = 32;
+/// The seed of the validation's noise and times, the same for every run so that losses can be compared.
+const VALIDATION: u64 = 0;
+
 /// Training of a generator on pictures in memory.
 pub struct Dit {
     data: Arc<Pictures>,
+    validation: Option<Images>,
     device: Device,
 }
 
@@ -47,7 +59,12 @@ struct Pictures {
 impl Dit {
     /// # Errors
     /// [`Error::Setting`] when pictures and network do not fit together.
-    pub fn new(options: DitOptions, images: Images, device: Device) -> Result<Self> {
+    pub fn new(
+        options: DitOptions,
+        images: Images,
+        validation: Option<Images>,
+        device: Device,
+    ) -> Result<Self> {
         let network = &options.network;
         network.validate()?;
         if images.size() as usize != network.image_size || images.classes.len() != network.classes {
@@ -60,7 +77,7 @@ impl Dit {
         let len = u32::try_from(images.len())
             .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
         let order = Order::new(options.seed, len);
-        Ok(Self { data: Arc::new(Pictures { options, images, order }), device })
+        Ok(Self { data: Arc::new(Pictures { options, images, order }), validation, device })
     }
 }
 
@@ -106,6 +123,10 @@ impl Batches for Pictures {
 }
 
 impl Task for Dit {
+    fn kind(&self) -> &'static str {
+        "dit"
+    }
+
     fn name(&self) -> &str {
         "tinydit"
     }
@@ -114,8 +135,8 @@ impl Task for Dit {
         "tinydit_final".into()
     }
 
-    fn specs(&self) -> Result<Vec<ParamSpec>> {
-        Ok(self.data.options.network.cost()?.params)
+    fn cost(&self) -> Result<Ledger> {
+        Ok(self.data.options.network.cost()?)
     }
 
     fn batches(&self) -> Arc<dyn Batches> {
@@ -124,7 +145,13 @@ impl Task for Dit {
 
     fn settings(&self) -> serde_json::Value {
         let Pictures { options, images, .. } = &*self.data;
-        serde_json::json!({"options": options, "data": images.fingerprint, "items": images.len()})
+        let validation = self.validation.as_ref().map_or(0, Images::len);
+        serde_json::json!({
+            "options": options,
+            "data": images.fingerprint,
+            "items": images.len(),
+            "validation": validation,
+        })
     }
 
     fn meta(&self) -> ModelMeta {
@@ -136,6 +163,48 @@ impl Task for Dit {
         let model = TinyDit::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
         let prediction = model.forward(&tape.constant(noisy), &tape.constant(t), &tape.constant(labels))?;
         Ok(prediction.squared_error(&target, &weight)?)
+    }
+
+    /// The flow loss on pictures that were not trained on, at noise and times that never change, with their labels.
+    fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
+        let Some(images) = &self.validation else { return Ok(Vec::new()) };
+        let network = &self.data.options.network;
+        let flow = Flow { label_dropout: 0.0, ..self.data.options.flow.clone() };
+        let [channels, height, width] = network.picture();
+        let len = channels * height * width;
+        let mut params = Params::new(weights, DType::F32, &self.device)?;
+        let model = TinyDit::<Plain>::new(network, &mut Scope::root(&mut params))?;
+        let (all, mut sum) = (images.len() as u64 * DRAWS, 0.0);
+        for first in (0..all).step_by(EVALUATED as usize) {
+            let count = EVALUATED.min(all - first) as usize;
+            let (mut noisy, mut target) = (vec![0.0; count * len], vec![0.0; count * len]);
+            let draw = |(i, (noisy, target)): (usize, (&mut [f32], &mut [f32]))| {
+                let position = first + i as u64;
+                let index = (position / DRAWS) as usize;
+                let mut clean = vec![0.0; len];
+                images.fill(index, false, &mut clean);
+                let label = (images.label(index), None);
+                flow.draw(VALIDATION, position, network.prediction(), label, &clean, noisy, target)
+            };
+            let places = noisy.par_chunks_mut(len).zip(target.par_chunks_mut(len));
+            let examples: Vec<Example> = places.enumerate().map(draw).collect();
+            let tensor =
+                |values: Vec<f32>| Tensor::from_vec(values, (count, channels, height, width), &self.device);
+            let t = Tensor::from_iter(examples.iter().map(|e| e.t), &self.device)?;
+            let labels = Tensor::from_iter(examples.iter().map(|e| e.label), &self.device)?;
+            let found = model.forward(&Plain::new(tensor(noisy)?), &Plain::new(t), &Plain::new(labels))?;
+            let found = to_host(&found.into_inner())?;
+            for ((found, target), example) in found.data().chunks(len).zip(target.chunks(len)).zip(&examples)
+            {
+                let squares = found.iter().zip(target).map(|(a, b)| f64::from(a - b).powi(2));
+                sum += f64::from(example.weight) * squares.sum::<f64>() / len as f64;
+            }
+        }
+        Ok(vec![Score { name: "validation_loss", value: sum / all as f64, more: false }])
+    }
+
+    fn releases_best(&self) -> bool {
+        self.data.options.best
     }
 
     fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>> {

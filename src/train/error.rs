@@ -15,17 +15,23 @@ pub enum Error {
         message: String,
     },
     /// The loss or a gradient is no longer a number.
-    #[error(
-        "step {step}: {what} is {value}: lower --lr or --gradient-clip; the last good state is the newest training state"
-    )]
+    #[error("step {step}: the loss is {loss}, the gradient's norm {norm}, on {}", named(files))]
     NotFinite {
         /// The step, from 1.
         step: u64,
-        /// The loss, or the gradient's norm.
-        what: &'static str,
-        /// Its value.
-        value: f64,
+        /// The loss.
+        loss: f64,
+        /// The gradient's norm; 0 where the loss had none.
+        norm: f64,
+        /// The files that it was computed on.
+        files: Vec<PathBuf>,
     },
+    /// There is not enough of something, which was seen before the first step.
+    #[error("{0}")]
+    Preflight(String),
+    /// What prepares batches broke down.
+    #[error("preparing batches: {0}")]
+    Loader(String),
     /// A training state that belongs to another run.
     #[error("{path}: {message}")]
     Resume {
@@ -62,8 +68,111 @@ pub enum Error {
 /// Training's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The first of `files`, and how many more there are.
+fn named(files: &[PathBuf]) -> String {
+    const MOST: usize = 8;
+    let names: Vec<String> = files.iter().take(MOST).map(|path| path.display().to_string()).collect();
+    let more = files.len().saturating_sub(MOST);
+    names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+}
+
+/// What CUDA says of a device that another process, or a restart, may find well again.
+const LOST: [&str; 7] = [
+    "CUDA_ERROR_DEVICE_UNAVAILABLE",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+    "CUDA_ERROR_SYSTEM_NOT_READY",
+    "CUDA_ERROR_UNKNOWN",
+];
+
 impl Error {
+    /// Whether memory was too small: less at once may do.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Candle(_) | Self::Model(_)) && {
+            let said = self.to_string();
+            said.contains("CUDA_ERROR_OUT_OF_MEMORY") || said.contains("out of memory")
+        }
+    }
+
+    /// Whether the same may well succeed later: a disk or a network that did not answer, a GPU that was lost. A missing file, missing
+    /// rights and a full disk are not of that kind.
+    pub fn is_transient(&self) -> bool {
+        if let Self::Data(crate::data::Error::Io { error, .. }) = self {
+            return may_pass(error);
+        }
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                return may_pass(error);
+            }
+            cause = error.source();
+        }
+        let said = self.to_string();
+        matches!(self, Self::Candle(_) | Self::Model(_)) && LOST.iter().any(|name| said.contains(name))
+    }
+
     pub(super) fn setting(setting: &'static str, message: impl Into<String>) -> Self {
         Self::Setting { setting, message: message.into() }
+    }
+}
+
+/// Whether an error of the operating system may pass by itself.
+fn may_pass(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    // EIO and ESTALE, which have no kind of their own everywhere: a disk that failed, a network file system that went away.
+    let (eio, estale) = (5, 116);
+    matches!(
+        error.kind(),
+        ErrorKind::Interrupted
+            | ErrorKind::TimedOut
+            | ErrorKind::WouldBlock
+            | ErrorKind::ResourceBusy
+            | ErrorKind::StaleNetworkFileHandle
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::NotConnected
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+    ) || cfg!(unix)
+        && error
+            .raw_os_error()
+            .is_some_and(|code| code == eio || (cfg!(target_os = "linux") && code == estale))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn errors_that_may_pass_are_told_from_those_that_stay() {
+        let file = |source: io::Error| Error::File { path: "state".into(), source };
+        for kind in
+            [io::ErrorKind::TimedOut, io::ErrorKind::ConnectionReset, io::ErrorKind::StaleNetworkFileHandle]
+        {
+            assert!(file(kind.into()).is_transient(), "{kind}");
+        }
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::StorageFull] {
+            assert!(!file(kind.into()).is_transient(), "{kind}");
+        }
+        #[cfg(unix)]
+        assert!(file(io::Error::from_raw_os_error(5)).is_transient());
+        let candle = |text: &str| Error::Candle(candle_core::Error::Msg(text.into()));
+        assert!(candle("DriverError(CUDA_ERROR_LAUNCH_FAILED)").is_transient());
+        let memory = candle("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        assert!(memory.is_out_of_memory() && !memory.is_transient());
+        assert!(!candle("shape mismatch").is_transient() && !candle("shape mismatch").is_out_of_memory());
+        assert!(!Error::setting("--lr", "out of memory").is_out_of_memory());
+    }
+
+    #[test]
+    fn the_files_of_a_bad_batch_are_named_in_one_line() {
+        let files = (0..10).map(|i| PathBuf::from(format!("{i}.png"))).collect();
+        let said = Error::NotFinite { step: 3, loss: f64::NAN, norm: 0.0, files }.to_string();
+        assert!(said.starts_with("step 3: the loss is NaN") && said.ends_with("7.png and 2 more"), "{said}");
     }
 }

@@ -16,7 +16,7 @@
 
 use std::{
     fs::{File, TryLockError},
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -96,7 +96,9 @@ pub struct Best {
 impl Record {
     /// Of a run that begins.
     pub fn new(id: String, task: &str) -> Self {
-        let (begun, command) = (now(), std::env::args().collect());
+        // What follows is what the program tells itself.
+        let (begun, command) =
+            (now(), std::env::args().take_while(|argument| argument != "--worker").collect());
         let (status, task) = (Status::Running, task.to_owned());
         Self {
             id,
@@ -151,37 +153,41 @@ pub fn read_page(path: &Path) -> Result<Vec<u8>> {
         return Err(failed(std::io::Error::other(found)));
     }
     let (mut text, file) = (Vec::new(), File::open(path).map_err(failed)?);
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, MOST_BYTES), &mut text).map_err(failed)?;
+    file.take(MOST_BYTES).read_to_end(&mut text).map_err(failed)?;
     Ok(text)
 }
 
-/// Makes the folder of a new run in `root`, with an id of its own, and points `latest` to it. Two that begin at once get two folders.
-///
-/// # Errors
-/// When nothing can be written there.
-pub fn create(root: &Path, task: &str) -> Result<PathBuf> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::File { path, source }
-    };
-    std::fs::create_dir_all(root).map_err(failed(root))?;
+/// A folder in `root` for a new run, with an id that no other has; nothing is made yet.
+pub fn fresh(root: &Path, task: &str) -> PathBuf {
     // 2026-11-23T22:45:01Z as 20261123-224501.
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let time = time.replace(['-', ':', 'Z'], "").replace('T', "-");
-    for attempt in 0u32.. {
-        let id = format!("{time}-{task}-{:04x}", suffix(attempt));
-        let folder = root.join(&id);
-        match std::fs::create_dir(&folder) {
-            Ok(()) => {
-                Record::new(id, task).save(&folder)?;
-                point_latest(root, &folder);
-                return Ok(folder);
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && attempt < 1000 => {}
-            Err(source) => return Err(Error::File { path: folder, source }),
+    loop {
+        let folder = root.join(format!("{time}-{task}-{:06x}", chance() & 0xff_ffff));
+        if !folder.exists() {
+            return folder;
         }
     }
-    unreachable!("it ends by returning")
+}
+
+/// Begins a run in `folder`, or goes on with it: makes the folder, takes its lock, and points `latest` to it.
+///
+/// # Errors
+/// When nothing can be written there, or another process trains there.
+pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record)> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.to_owned(), source })?;
+    let lock = Lock::take(folder)?.ok_or_else(|| Error::Resume {
+        path: folder.to_owned(),
+        message: "another process trains in this folder".into(),
+    })?;
+    let id = folder.file_name().unwrap_or_default().to_string_lossy();
+    let mut record = Record::load(folder).unwrap_or_else(|_| Record::new(id.into(), task));
+    (record.status, record.error) = (Status::Running, None);
+    record.save(folder)?;
+    if let Some(root) = folder.parent() {
+        point_latest(root, folder);
+    }
+    Ok((lock, record))
 }
 
 /// The runs in `root`, oldest first; folders that hold no record are none.
@@ -262,13 +268,10 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Tells apart runs that begin in the same second.
-fn suffix(attempt: u32) -> u16 {
+/// A number that differs from call to call.
+fn chance() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
-    let mut hash = RandomState::new().build_hasher();
-    hash.write_u32(attempt);
-    hash.write_u32(std::process::id());
-    hash.finish() as u16
+    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]
@@ -281,20 +284,27 @@ mod tests {
         let root = dir.path().join("runs");
         assert_eq!(list(&root).unwrap(), []);
         let folders: Vec<PathBuf> = std::thread::scope(|scope| {
-            let begin = |_| scope.spawn(|| create(&root, "dit").unwrap());
+            let begin = |_| {
+                scope.spawn(|| {
+                    let folder = fresh(&root, "dit");
+                    begin(&folder, "dit").unwrap();
+                    folder
+                })
+            };
             let begun: Vec<_> = (0..20).map(begin).collect();
             begun.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        let last = create(&root, "classifier").unwrap();
+        let last = fresh(&root, "classifier");
+        let (lock, _) = begin(&last, "classifier").unwrap();
         let runs = list(&root).unwrap();
         assert_eq!(runs.len(), 21);
         assert!(folders.iter().all(|folder| runs.iter().any(|run| run.0 == *folder)));
         #[cfg(unix)]
         assert_eq!(root.join("latest").canonicalize().unwrap(), last.canonicalize().unwrap());
-        let lock = Lock::take(&last).unwrap();
-        assert!(lock.is_some() && Lock::take(&last).unwrap().is_none() && Lock::held(&last));
+        assert!(Lock::take(&last).unwrap().is_none() && Lock::held(&last));
+        assert!(begin(&last, "classifier").is_err());
         drop(lock);
-        assert!(!Lock::held(&last) && !Lock::held(&folders[0]) && !folders[0].join("lock").exists());
+        assert!(!Lock::held(&last) && !Lock::held(&root) && !root.join("lock").exists());
         assert!(Lock::take(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();
         assert!(Record::load(&last).unwrap_err().to_string().contains("run.json"));

@@ -1,6 +1,10 @@
 //! Batches, made while the network computes.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use candle_core::{Device, Tensor};
 
@@ -44,12 +48,13 @@ pub trait Batches: Send + Sync {
 pub struct Loader {
     batches: Arc<dyn Batches>,
     size: usize,
+    waited: Duration,
 }
 
 impl Loader {
     /// Micro-batches of `size` items.
     pub fn new(batches: Arc<dyn Batches>, size: usize) -> Self {
-        Self { batches, size }
+        Self { batches, size, waited: Duration::ZERO }
     }
 
     /// Items in a micro-batch.
@@ -57,11 +62,19 @@ impl Loader {
         self.size
     }
 
+    /// How long was waited for data since this was last asked.
+    pub fn waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+
     /// The micro-batch that begins at `position`.
     ///
     /// # Errors
     /// When data cannot be read.
     pub fn load(&mut self, position: u64) -> Result<Batch> {
-        self.batches.batch(position, self.size)
+        let begin = Instant::now();
+        let batch = self.batches.batch(position, self.size);
+        self.waited += begin.elapsed();
+        batch
     }
 }

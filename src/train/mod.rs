@@ -1,6 +1,7 @@
-//! Training: one engine; a task supplies its batch, its loss and its samples.
+//! Training: one engine; a task supplies its batch, its loss, its evaluation and its samples.
 
 mod classifier;
+mod control;
 mod dit;
 mod engine;
 mod error;
@@ -10,14 +11,20 @@ pub mod folder;
 mod loader;
 pub mod metrics;
 mod optimizer;
+mod preflight;
+mod run;
 mod schedule;
+mod task;
 
 pub use classifier::{Classifier, ClassifierOptions};
+pub use control::{Control, Stopped};
 pub use dit::{Dit, DitOptions};
-pub use engine::{Plan, Resume, Task, learn, train};
+pub use engine::{LossScale, Patience, Plan, Precision, learn, train};
 pub use error::{Error, Result};
 pub use event::{Event, Score, Step};
 pub use flow::{Example, Flow};
+pub use folder::Best;
 pub use loader::{Batch, Batches, Loader};
-pub use optimizer::{AdamW, Learnt, Optimizer};
-pub use schedule::Schedule;
+pub use optimizer::{AdamW, Learnt, MOST_AVERAGES, Optimizer, Taken};
+pub use schedule::{Scaling, Schedule, Shape};
+pub use task::Task;

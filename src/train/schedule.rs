@@ -4,9 +4,50 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
 
-/// Linear warm-up, then half a cosine (SGDR without restarts, arXiv 1608.03983) down to a floor.
+/// What the learning rate does after the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// Half a cosine down to the floor (SGDR without restarts, arXiv 1608.03983).
+    #[default]
+    Cosine,
+    /// A straight line down to the floor.
+    Linear,
+    /// It stays.
+    Constant,
+}
+
+/// How the learning rate follows the number of items in a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// In proportion (arXiv 1706.02677); the rate that is set is that of 256 items.
+    Linear,
+    /// With its square root, which suits Adam (arXiv 2205.10287); the rate that is set is that of 256 items.
+    Sqrt,
+}
+
+impl Scaling {
+    /// What the learning rate of 256 items is multiplied by for steps of `items`.
+    pub fn factor(self, items: u64) -> f64 {
+        let ratio = items as f64 / 256.0;
+        match self {
+            Self::None => 1.0,
+            Self::Linear => ratio,
+            Self::Sqrt => ratio.sqrt(),
+        }
+    }
+}
+
+/// The learning rate of each step: a linear warm-up, then a [`Shape`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
+    /// What it does after the warm-up.
+    #[serde(default)]
+    pub shape: Shape,
     /// The rate after the warm-up.
     pub peak: f64,
     /// The rate at the end.
@@ -22,7 +63,14 @@ impl Schedule {
     ///
     /// # Errors
     /// [`Error::Setting`] for a run without steps, a warm-up that fills it, or rates that are none.
-    pub fn new(peak: f64, floor: f64, warmup: Option<u64>, usual: u64, steps: u64) -> Result<Self> {
+    pub fn new(
+        shape: Shape,
+        peak: f64,
+        floor: f64,
+        warmup: Option<u64>,
+        usual: u64,
+        steps: u64,
+    ) -> Result<Self> {
         if steps == 0 {
             return Err(Error::setting("--steps", "expected at least 1, found 0"));
         }
@@ -39,7 +87,7 @@ impl Schedule {
                 format!("expected fewer than --steps ({steps}), found {warmup}"),
             ));
         }
-        Ok(Self { peak, floor, warmup, steps })
+        Ok(Self { shape, peak, floor, warmup, steps })
     }
 
     /// The rate of `step`, counted from 0.
@@ -47,8 +95,13 @@ impl Schedule {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;
         }
-        let done = (step - self.warmup) as f64 / (self.steps - self.warmup) as f64;
-        self.floor + 0.5 * (self.peak - self.floor) * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
+        let done = ((step - self.warmup) as f64 / (self.steps - self.warmup) as f64).min(1.0);
+        let left = match self.shape {
+            Shape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Shape::Linear => 1.0 - done,
+            Shape::Constant => return self.peak,
+        };
+        self.floor + (self.peak - self.floor) * left
     }
 }
 
@@ -58,22 +111,33 @@ mod tests {
 
     #[test]
     fn the_rate_rises_to_its_peak_and_falls_to_its_floor() {
-        let s = Schedule::new(1e-3, 1e-5, Some(10), 0, 100).unwrap();
-        let rates: Vec<f64> = (0..=100).map(|i| s.rate(i)).collect();
-        assert!(rates[..10].is_sorted() && rates[0] > 0.0);
-        assert!((rates[9] - 1e-3).abs() < 1e-12 && (rates[10] - 1e-3).abs() < 1e-12);
-        assert!(rates[10..].iter().rev().is_sorted());
-        assert!((rates[100] - 1e-5).abs() < 1e-12 && (s.rate(10_000) - 1e-5).abs() < 1e-12);
+        for shape in [Shape::Cosine, Shape::Linear, Shape::Constant] {
+            let s = Schedule::new(shape, 1e-3, 1e-5, Some(10), 0, 100).unwrap();
+            let rates: Vec<f64> = (0..=100).map(|i| s.rate(i)).collect();
+            assert!(rates[..10].is_sorted() && rates[0] > 0.0);
+            assert!((rates[9] - 1e-3).abs() < 1e-12 && (rates[10] - 1e-3).abs() < 1e-12);
+            assert!(rates[10..].iter().rev().is_sorted());
+            let end = if shape == Shape::Constant { 1e-3 } else { 1e-5 };
+            assert!((rates[100] - end).abs() < 1e-12 && (s.rate(10_000) - end).abs() < 1e-12);
+            let half = if shape == Shape::Constant { 1e-3 } else { 0.5 * (1e-3 + 1e-5) };
+            assert!((rates[55] - half).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn a_rate_follows_the_items_of_a_step() {
+        assert_eq!([Scaling::None, Scaling::Linear, Scaling::Sqrt].map(|s| s.factor(1024)), [1.0, 4.0, 2.0]);
+        assert_eq!([Scaling::None, Scaling::Linear, Scaling::Sqrt].map(|s| s.factor(256)), [1.0; 3]);
     }
 
     #[test]
     fn an_unset_warm_up_fits_any_run_and_a_wrong_one_is_refused() {
-        assert_eq!(Schedule::new(1.0, 0.0, None, 10_000, 100).unwrap().warmup, 5);
-        assert_eq!(Schedule::new(1.0, 0.0, None, 10_000, 1).unwrap().warmup, 0);
-        assert_eq!(Schedule::new(1.0, 0.0, None, 10_000, 400_000).unwrap().warmup, 10_000);
-        assert!(Schedule::new(1.0, 0.0, Some(100), 0, 100).is_err());
-        assert!(Schedule::new(1.0, 0.0, None, 0, 0).is_err());
-        assert!(Schedule::new(f64::NAN, 0.0, None, 0, 9).is_err());
-        assert!(Schedule::new(1e-4, 1e-3, None, 0, 9).is_err());
+        assert_eq!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 10_000, 100).unwrap().warmup, 5);
+        assert_eq!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 10_000, 1).unwrap().warmup, 0);
+        assert_eq!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 10_000, 400_000).unwrap().warmup, 10_000);
+        assert!(Schedule::new(Shape::Cosine, 1.0, 0.0, Some(100), 0, 100).is_err());
+        assert!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 0, 0).is_err());
+        assert!(Schedule::new(Shape::Cosine, f64::NAN, 0.0, None, 0, 9).is_err());
+        assert!(Schedule::new(Shape::Cosine, 1e-4, 1e-3, None, 0, 9).is_err());
     }
 }

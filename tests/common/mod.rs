@@ -4,6 +4,8 @@
 pub mod trained;
 
 use std::{
+    ffi::OsStr,
+    fmt::Debug,
     path::Path,
     process::{Command, Output},
 };
@@ -12,7 +14,7 @@ pub const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
 pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify-checkpoint");
 
 /// Runs `program` in `folder`.
-pub fn run(program: &str, folder: &Path, args: &[&str]) -> Output {
+pub fn run(program: &str, folder: &Path, args: &[impl AsRef<OsStr>]) -> Output {
     Command::new(program).args(args).current_dir(folder).output().expect("the program starts")
 }
 
@@ -23,7 +25,7 @@ pub fn text(output: &Output) -> String {
 
 /// Runs what must succeed, and returns what it said.
 #[track_caller]
-pub fn succeeds(program: &str, folder: &Path, args: &[&str]) -> String {
+pub fn succeeds(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]) -> String {
     let output = run(program, folder, args);
     assert!(output.status.success(), "{args:?}: {}", text(&output));
     text(&output)
@@ -31,7 +33,7 @@ pub fn succeeds(program: &str, folder: &Path, args: &[&str]) -> String {
 
 /// Runs what must fail, and returns its one line.
 #[track_caller]
-pub fn fails(program: &str, folder: &Path, args: &[&str]) -> String {
+pub fn fails(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]) -> String {
     let output = run(program, folder, args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {:?}: {said}", output.status);

@@ -1,6 +1,9 @@
-//! A classifier that was trained on synthetic pictures.
+//! Small networks that are trained on synthetic pictures.
 
-use std::sync::LazyLock;
+use std::{
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use tempfile::TempDir;
 
@@ -26,6 +29,40 @@ const NETWORK: [&str; 14] = [
 pub fn train_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let fixed = ["train", "classifier", "synth", "--output", output];
     fixed.iter().chain(&NETWORK).chain(more).copied().collect()
+}
+
+const GENERATOR: [&str; 12] = [
+    "--image-size",
+    "16",
+    "--size",
+    "nano",
+    "--batch-size",
+    "8",
+    "--augmentation-level",
+    "basic",
+    "--sample-interval",
+    "0",
+    "--lr",
+    "1e-3",
+];
+
+/// Synthetic pictures for a generator, in `synth`.
+pub fn synthetic(folder: &Path) {
+    succeeds(CATS, folder, &["data", "synth", "synth", "--per-class", "4", "--size", "32"]);
+}
+
+/// The arguments that train a small generator.
+pub fn dit<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let fixed = ["train", "dit", "synth", "--output", output];
+    fixed.iter().chain(&GENERATOR).chain(more).copied().collect()
+}
+
+/// The folder of the run that said this.
+#[track_caller]
+pub fn run_folder(folder: &Path, said: &str) -> PathBuf {
+    let begin = said.lines().find_map(|line| Some(line.split_once(" parameters, steps ")?.0));
+    let (run, _) = begin.and_then(|begin| begin.rsplit_once(": ")).expect("a run says where it is");
+    folder.join(run)
 }
 
 /// A folder with synthetic pictures in `synth` and a classifier trained on them in `checkpoints`, and what training said.

@@ -10,16 +10,22 @@ use serde_json::json;
 use tiny_cats_export::{write_atomically, write_png};
 use tiny_cats_models::{ResNetConfig, Weights};
 
-use super::{batch, decay, drive, not_negative, open, tell_skipped};
+use super::{Job, common::Common, drive, open, tell_skipped};
 use crate::{
     checkpoint::{self, WhichWeights},
-    cli::common::DeviceKind,
-    data::{Level, Photos, Split},
-    train::{AdamW, Classifier, ClassifierOptions, Plan, Resume, Schedule},
+    data::{Photos, Split},
+    train::{Classifier, ClassifierOptions},
 };
 
 /// What `tiny-cats train classifier` is called with.
 #[derive(clap::Args, Debug)]
+#[command(
+    args_override_self = true,
+    mut_arg("batch_size", |arg| arg.default_value("32")),
+    mut_arg("ema_beta", |arg| arg.default_value("0.999")),
+    mut_arg("weight_decay", |arg| arg.default_value("0.05")),
+    mut_arg("log_interval", |arg| arg.default_value("20"))
+)]
 pub struct Args {
     /// Folder of class folders of photographs
     #[arg(default_value = "data/cats")]
@@ -27,21 +33,6 @@ pub struct Args {
     /// How often all photographs are seen
     #[arg(long, default_value_t = 10)]
     epochs: u64,
-    /// Photographs in a micro-batch; at most as many as there are
-    #[arg(long, default_value_t = 32)]
-    batch_size: usize,
-    /// Micro-batches in a step
-    #[arg(long, default_value_t = 1, alias = "gradient-accumulation-steps")]
-    grad_accum_steps: usize,
-    /// Learning rate after the warm-up
-    #[arg(long, default_value_t = 1e-4)]
-    lr: f64,
-    /// Learning rate at the end; unset, the smaller of 1e-6 and --lr
-    #[arg(long)]
-    min_lr: Option<f64>,
-    /// Epochs of the warm-up; unset, the smaller of 2 and 5 % of the run
-    #[arg(long)]
-    warmup_epochs: Option<u64>,
     /// The network
     #[arg(long, default_value = "resnet18", value_parser = ["resnet18", "resnet34", "resnet50"])]
     backbone: String,
@@ -54,72 +45,38 @@ pub struct Args {
     /// Begin from random weights, as is done without --init
     #[arg(long, conflicts_with = "init")]
     no_pretrained: bool,
-    /// Not offered: this program trains in f32
-    #[arg(long, hide = true)]
-    mixed_precision: bool,
     /// Height and width of the pictures that the classifier is for
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_name = "PIXELS")]
     image_size: usize,
     /// Height and width of the pictures that it is trained on [default: --image-size]
-    #[arg(long)]
+    #[arg(long, value_name = "PIXELS")]
     crop_size: Option<usize>,
-    /// How much pictures are changed
-    #[arg(long, value_enum, default_value_t = Level::Full)]
-    augmentation_level: Level,
-    /// Mixes pairs of pictures by shares of Beta(this, this), at most 1; 0 mixes none
-    #[arg(long, default_value_t = 0.0)]
-    mixup: f64,
-    /// Share of the target that is spread over all classes
-    #[arg(long, default_value_t = 0.1)]
-    label_smoothing: f64,
-    /// Decay of the weights' moving average
-    #[arg(long, default_value_t = 0.999)]
-    ema_beta: f64,
-    /// The gradient's norm is cut to this; 0 cuts nothing
-    #[arg(long, default_value_t = 1.0)]
-    gradient_clip: f64,
-    /// Decoupled weight decay
-    #[arg(long, default_value_t = 0.05)]
-    weight_decay: f64,
-    /// Use that many photographs of each of training, validation and test only, spread over the classes
-    #[arg(long)]
-    limit_files: Option<usize>,
-    /// Epochs between training states, each of which is evaluated; 0 saves the last alone
-    #[arg(long, default_value_t = 1)]
-    save_interval: u64,
-    /// Steps between lines of metrics.jsonl
-    #[arg(long, default_value_t = 20)]
-    log_interval: u64,
-    /// Append what is printed during the run to this file too
-    #[arg(long, value_name = "FILE")]
-    log_file: Option<PathBuf>,
-    /// Go on from this training state
-    #[arg(long, value_name = "STATE")]
-    resume: Option<PathBuf>,
-    /// The released file; everything else is written beside it
+    /// The released file; the run's own folder is in --runs-dir
     #[arg(short, long, default_value = "checkpoints/cats_model.pt", value_name = "FILE")]
     output: PathBuf,
-    /// The same seed, data and processor give the same model
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-    /// Threads that prepare pictures and compute [default: one for each core]
-    #[arg(long, value_name = "N")]
-    num_workers: Option<usize>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
-    device: DeviceKind,
+    /// Epochs of the warm-up; unset, the smaller of 2 and 5 % of the run
+    #[arg(long, value_name = "EPOCHS", help_heading = "Method")]
+    warmup_epochs: Option<u64>,
+    /// Mixes pairs of pictures by shares of Beta(this, this), at most 1; 0 mixes none
+    #[arg(long, default_value_t = 0.0, value_name = "ALPHA", help_heading = "Method")]
+    mixup: f64,
+    /// Share of the target that is spread over all classes
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Method")]
+    label_smoothing: f64,
+    /// Epochs between training states, each of which is evaluated; 0 saves the last alone
+    #[arg(long, default_value_t = 1, value_name = "EPOCHS", help_heading = "Watching")]
+    save_interval: u64,
+    #[command(flatten)]
+    pub(super) common: Common,
 }
 
-/// Runs it.
+/// Trains in this process.
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    decay("--ema-beta", args.ema_beta)?;
-    not_negative(&[("--gradient-clip", args.gradient_clip), ("--weight-decay", args.weight_decay)])?;
-    if args.mixed_precision {
-        bail!("--mixed-precision: this program trains in f32 only; leave the flag out");
-    }
+pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
+    let common = &args.common;
+    common.validate()?;
     if args.epochs == 0 {
         bail!("--epochs: expected at least 1, found 0");
     }
@@ -127,10 +84,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", args.epochs);
     }
     let (folder, name) = output(&args.output)?;
-    if let Some(workers) = args.num_workers {
-        rayon::ThreadPoolBuilder::new().num_threads(workers.max(1)).build_global()?;
-    }
-    let device = args.device.device()?;
+    // Before anything takes time; the steps of an epoch are not known yet.
+    common.schedule(args.epochs, 1, None, 0)?;
+    let device = common.device.device()?;
     let data = open(&args.data)?;
     if data.classes.len() < 2 {
         bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
@@ -142,10 +98,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         },
         image_size: args.image_size,
         crop_size: args.crop_size.unwrap_or(args.image_size),
-        augmentation: args.augmentation_level,
+        augmentation: common.augmentation_level,
         mixup: args.mixup,
         label_smoothing: args.label_smoothing,
-        seed: args.seed,
+        seed: common.seed,
         name: name.clone(),
         init: args.init.clone(),
     };
@@ -155,7 +111,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         if part.files.is_empty() {
             return Ok(None);
         }
-        let photos = Photos::load(&part, options.short_side(), args.limit_files)?;
+        let photos = Photos::load(&part, options.short_side(), common.limit_files)?;
         tell_skipped(&photos.skipped);
         Ok(Some(photos))
     };
@@ -176,33 +132,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         train.classes.len(),
         validation.as_ref().map_or(0, Photos::len)
     );
-    let batch = batch(args.batch_size, train.len());
-    let per_epoch = (train.len() as u64).div_ceil((batch * args.grad_accum_steps.max(1)) as u64);
+    let batch = common.batch(train.len());
+    let items = batch * common.gradient_accumulation_steps;
+    let per_epoch = (train.len() as u64).div_ceil(items as u64);
     let epochs = |n: u64| n.saturating_mul(per_epoch);
-    let min_lr = args.min_lr.unwrap_or(args.lr.min(1e-6));
-    let schedule =
-        Schedule::new(args.lr, min_lr, args.warmup_epochs.map(epochs), epochs(2), epochs(args.epochs))?;
-    let plan = Plan {
-        schedule,
-        optimizer: AdamW {
-            betas: [0.9, 0.999],
-            weight_decay: args.weight_decay,
-            clip: args.gradient_clip,
-            ema: args.ema_beta,
-            ..AdamW::default()
-        },
-        batch,
-        accumulation: args.grad_accum_steps,
-        save_interval: epochs(args.save_interval),
-        sample_interval: 0,
-        log_interval: args.log_interval,
-        seed: args.seed,
-        output: folder.clone(),
-        resume: args.resume.clone().map_or(Resume::Never, Resume::From),
-        device: device.clone(),
-    };
+    let schedule = common.schedule(epochs(args.epochs), items, args.warmup_epochs.map(epochs), epochs(2))?;
+    let plan =
+        common.plan(job, schedule, batch, [0.9, 0.999], [epochs(args.save_interval), 0], device.clone());
     let mut task = Classifier::new(options, train, validation, device)?;
-    let [_, released] = drive(&mut task, &plan, args.log_file.as_deref())?;
+    let released = drive(&mut task, &plan, common, |extension| folder.join(format!("{name}.{extension}")))?;
     let weights = checkpoint::open(&released, WhichWeights::Default)?.weights;
     for (photos, words) in [(task.validation(), "validation"), (test.as_ref(), "test")] {
         if let Some(photos) = photos {

@@ -5,15 +5,21 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 
-use super::{batch, decay, drive, not_negative, open, tell_skipped};
+use super::{Job, common::Common, open, tell_skipped};
 use crate::{
-    cli::common::DeviceKind,
-    data::{Images, Level},
-    train::{AdamW, Dit, DitOptions, Flow, Plan, Resume, Schedule},
+    data::{Dataset, Images, Split},
+    train::{Dit, DitOptions, Flow},
 };
 
 /// What `tiny-cats train dit` is called with.
 #[derive(clap::Args, Debug)]
+#[command(
+    args_override_self = true,
+    mut_arg("batch_size", |arg| arg.default_value("256")),
+    mut_arg("ema_beta", |arg| arg.default_value("0.9999")),
+    mut_arg("weight_decay", |arg| arg.default_value("0")),
+    mut_arg("log_interval", |arg| arg.default_value("100"))
+)]
 pub struct Args {
     /// Folder of class folders of pictures
     #[arg(default_value = "data/cats")]
@@ -21,119 +27,91 @@ pub struct Args {
     /// Optimizer steps
     #[arg(long, default_value_t = 200_000)]
     steps: u64,
-    /// Pictures in a micro-batch; at most as many as there are pictures
-    #[arg(long, default_value_t = 256)]
-    batch_size: usize,
-    /// Micro-batches in a step
-    #[arg(long, default_value_t = 1)]
-    gradient_accumulation_steps: usize,
-    /// Learning rate after the warm-up
-    #[arg(long, default_value_t = 1e-4)]
-    lr: f64,
-    /// Learning rate at the end; unset, the smaller of 1e-6 and --lr
-    #[arg(long)]
-    min_lr: Option<f64>,
-    /// Steps of the warm-up; unset, the smaller of 10000 and 5 % of the run
-    #[arg(long)]
-    warmup_steps: Option<u64>,
     /// Height and width of the pictures
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_name = "PIXELS")]
     image_size: usize,
     /// Size of the network
     #[arg(long, default_value = "small", value_parser = clap::builder::PossibleValuesParser::new(SIZES.map(|s| s.0)))]
     size: String,
-    /// Decay of the weights' moving average
-    #[arg(long, default_value_t = 0.9999)]
-    ema_beta: f64,
-    /// The gradient's norm is cut to this; 0 cuts nothing
-    #[arg(long, default_value_t = 1.0)]
-    gradient_clip: f64,
-    /// Decoupled weight decay
-    #[arg(long, default_value_t = 0.0)]
-    weight_decay: f64,
-    /// How often a label is dropped, for guidance
-    #[arg(long, default_value_t = 0.1)]
-    label_dropout: f64,
-    /// How much pictures are changed
-    #[arg(long, value_enum, default_value_t = Level::Full)]
-    augmentation_level: Level,
-    /// Use that many pictures only, spread over the classes
-    #[arg(long)]
-    limit_files: Option<usize>,
-    /// Steps between training states; 0 saves the last step alone
-    #[arg(long, default_value_t = 10_000)]
-    save_interval: u64,
-    /// Steps between sample grids; 0 for none
-    #[arg(long, default_value_t = 5_000)]
-    sample_interval: u64,
-    /// Steps between lines of metrics.jsonl
-    #[arg(long, default_value_t = 100)]
-    log_interval: u64,
-    /// Weight of guidance in the sample grids
-    #[arg(long, default_value_t = 1.5)]
-    cfg_scale: f32,
-    /// Go on from this training state
-    #[arg(long, value_name = "STATE")]
-    resume: Option<PathBuf>,
-    /// Where everything is written
+    /// The released files' folder; the run's own is in --runs-dir
     #[arg(short, long, default_value = "checkpoints", value_name = "DIR")]
     output: PathBuf,
-    /// The same seed, data and processor give the same model
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceKind::Auto)]
-    device: DeviceKind,
+    /// Train on all pictures, those for validation and test included
+    #[arg(long, help_heading = "Data")]
+    no_validation: bool,
+    /// Steps of the warm-up; unset, the smaller of 10000 and 5 % of the run
+    #[arg(long, value_name = "STEPS", help_heading = "Method")]
+    warmup_steps: Option<u64>,
+    /// How often a label is dropped, for guidance
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Method")]
+    label_dropout: f64,
+    /// Steps between training states, each of which is evaluated; 0 saves the last step alone
+    #[arg(long, default_value_t = 10_000, value_name = "STEPS", help_heading = "Watching")]
+    save_interval: u64,
+    /// Steps between sample grids; 0 for none
+    #[arg(long, default_value_t = 5_000, value_name = "STEPS", help_heading = "Watching")]
+    sample_interval: u64,
+    /// Weight of guidance in the sample grids
+    #[arg(long, default_value_t = 1.5, value_name = "WEIGHT", help_heading = "Watching")]
+    cfg_scale: f32,
+    #[command(flatten)]
+    pub(super) common: Common,
 }
 
-/// Runs it.
+/// Trains in this process.
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
+    let common = &args.common;
+    common.validate()?;
     if !(0.0..=1.0).contains(&args.label_dropout) {
         bail!("--label-dropout: expected 0 to 1, found {}", args.label_dropout);
     }
-    decay("--ema-beta", args.ema_beta)?;
-    not_negative(&[("--gradient-clip", args.gradient_clip), ("--weight-decay", args.weight_decay)])?;
     if !args.cfg_scale.is_finite() {
         bail!("--cfg-scale: expected a number, found {}", args.cfg_scale);
     }
-    let min_lr = args.min_lr.unwrap_or(args.lr.min(1e-6));
-    let schedule = Schedule::new(args.lr, min_lr, args.warmup_steps, 10_000, args.steps)?;
-    let device = args.device.device()?;
+    // Before anything takes time; the batch is not known yet.
+    common.schedule(args.steps, 1, args.warmup_steps, 10_000)?;
+    let device = common.device.device()?;
     let data = open(&args.data)?;
     let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
         .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
-    let images = Images::load(&data, args.image_size as u32, args.limit_files)?;
-    tell_skipped(&images.skipped);
-    let batch = batch(args.batch_size, images.len());
-    let plan = Plan {
-        schedule,
-        optimizer: AdamW {
-            weight_decay: args.weight_decay,
-            clip: args.gradient_clip,
-            ema: args.ema_beta,
-            ..AdamW::default()
-        },
-        batch,
-        accumulation: args.gradient_accumulation_steps,
-        save_interval: args.save_interval,
-        sample_interval: args.sample_interval,
-        log_interval: args.log_interval,
-        seed: args.seed,
-        output: args.output.clone(),
-        resume: args.resume.clone().map_or(Resume::Never, Resume::From),
-        device: device.clone(),
+    let load = |part: &Dataset| -> anyhow::Result<Images> {
+        let images = Images::load(part, args.image_size as u32, common.limit_files)?;
+        tell_skipped(&images.skipped);
+        Ok(images)
     };
-    println!("{}: {} pictures in {} classes", args.data.display(), images.len(), images.classes.len());
+    let held_out = data.part(Split::Validation);
+    let (train, validation) = if args.no_validation {
+        (load(&data)?, None)
+    } else {
+        let validation = if held_out.files.is_empty() { None } else { Some(load(&held_out)?) };
+        (load(&data.part(Split::Train))?, validation)
+    };
+    println!(
+        "{}: {} pictures in {} classes to train on, {} to validate",
+        args.data.display(),
+        train.len(),
+        train.classes.len(),
+        validation.as_ref().map_or(0, Images::len)
+    );
+    let batch = common.batch(train.len());
+    let items = batch * common.gradient_accumulation_steps;
+    let schedule = common.schedule(args.steps, items, args.warmup_steps, 10_000)?;
+    let intervals = [args.save_interval, args.sample_interval];
+    let plan = common.plan(job, schedule, batch, [0.9, 0.95], intervals, device.clone());
     let options = DitOptions {
         network,
         flow: Flow { label_dropout: args.label_dropout, ..Flow::default() },
-        augmentation: args.augmentation_level,
+        augmentation: common.augmentation_level,
         guidance: args.cfg_scale,
-        seed: args.seed,
+        best: common.early_stopping_patience.is_some(),
+        seed: common.seed,
     };
-    drive(&mut Dit::new(options, images, device)?, &plan, None)?;
+    let mut task = Dit::new(options, train, validation, device)?;
+    super::drive(&mut task, &plan, common, |extension| {
+        args.output.join(format!("tinydit_final.{extension}"))
+    })?;
     Ok(())
 }

@@ -1,21 +1,33 @@
 //! `tiny-cats train`: trains a model.
 
 mod classifier;
+mod common;
+pub mod config;
 mod dit;
+mod stop;
+mod supervise;
 
 use std::{
     fs::OpenOptions,
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
-    time::Duration,
+    process::ExitCode,
+    time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressStyle};
+use tiny_cats_export::write_atomically;
 
+use self::{
+    common::Common,
+    config::Resolved,
+    supervise::{TRANSIENT, supervise},
+};
 use crate::{
     data::Dataset,
-    train::{Event, Plan, Step, Task, train},
+    train::{self, Event, Plan, Step, Task},
 };
 
 /// What `tiny-cats train` is called with.
@@ -33,39 +45,46 @@ enum Command {
     Classifier(Box<classifier::Args>),
 }
 
-/// Runs it.
+/// What a training process is to do.
+pub struct Job {
+    /// The run's folder.
+    folder: PathBuf,
+    /// The training state that the run begins from.
+    from: Option<PathBuf>,
+    /// All flags, as TOML.
+    configuration: String,
+}
+
+/// Runs it: a small parent process that sees to it that the run gets on, and one that trains. `matches` are those of this command.
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
-pub fn run(args: Args) -> anyhow::Result<()> {
-    match args.command {
-        Command::Dit(args) => dit::run(&args),
-        Command::Classifier(args) => classifier::run(&args),
+pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let (task, common) = match &args.command {
+        Command::Dit(args) => ("dit", &args.common),
+        Command::Classifier(args) => ("classifier", &args.common),
+    };
+    let matches = matches.subcommand_matches(task).context("the task's arguments")?;
+    let configuration = Resolved::new(task, matches);
+    let Some(folder) = &common.worker else { return supervise(common, task, &configuration) };
+    let from = Path::new(&common.resume);
+    let job = Job {
+        folder: folder.clone(),
+        from: Some(from.to_owned()).filter(|from| from.is_file()),
+        configuration: configuration.to_toml(),
+    };
+    let ended = match &args.command {
+        Command::Dit(args) => dit::run(args, job),
+        Command::Classifier(args) => classifier::run(args, job),
+    };
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.downcast_ref().is_some_and(train::Error::is_transient) => {
+            eprintln!("error: {}", super::one_line(&error));
+            Ok(ExitCode::from(TRANSIENT))
+        }
+        Err(error) => Err(error),
     }
-}
-
-/// Refuses numbers that are negative or not finite.
-fn not_negative(flags: &[(&str, f64)]) -> anyhow::Result<()> {
-    match flags.iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
-        Some((flag, value)) => bail!("{flag}: expected 0 or a positive number, found {value}"),
-        None => Ok(()),
-    }
-}
-
-/// Refuses a decay of a moving average that is none.
-fn decay(flag: &str, value: f64) -> anyhow::Result<()> {
-    if (0.0..1.0).contains(&value) {
-        return Ok(());
-    }
-    bail!("{flag}: expected 0 or more and less than 1, found {value}")
-}
-
-/// Pictures in a micro-batch: at most as many as there are.
-fn batch(asked: usize, pictures: usize) -> usize {
-    if asked > pictures {
-        eprintln!("--batch-size {asked}: there are only {pictures} pictures, so that is the batch");
-    }
-    asked.min(pictures)
 }
 
 /// Opens the data, and says what it goes by and what was left out.
@@ -100,14 +119,19 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
-/// Trains with a progress bar on a terminal, with a line every --log-interval steps elsewhere; what is printed is appended to `log` too.
-/// Returns the released files.
-fn drive(task: &mut dyn Task, plan: &Plan, log: Option<&Path>) -> anyhow::Result<[PathBuf; 2]> {
-    let open = |path: &Path| {
+/// Trains with a progress bar on a terminal, with a line every --log-interval steps elsewhere, and copies the released files to where
+/// `place` says, by their extension. Returns where the `.safetensors` is.
+fn drive(
+    task: &mut dyn Task,
+    plan: &Plan,
+    common: &Common,
+    place: impl Fn(&str) -> PathBuf,
+) -> anyhow::Result<PathBuf> {
+    let open = |path: &PathBuf| {
         let file = OpenOptions::new().create(true).append(true).open(path);
         file.with_context(|| format!("--log-file {}", path.display()))
     };
-    let mut log = log.map(open).transpose()?;
+    let mut log = common.log_file.as_ref().map(open).transpose()?;
     let bar = ProgressBar::new(plan.schedule.steps).with_style(ProgressStyle::with_template(
         "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left",
     )?);
@@ -116,6 +140,8 @@ fn drive(task: &mut dyn Task, plan: &Plan, log: Option<&Path>) -> anyhow::Result
         bar.enable_steady_tick(Duration::from_millis(500));
     }
     keep_freed_memory();
+    let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    stop::watch(&plan.control, deadline)?;
     let mut say = |line: String, show: bool| {
         if let Some(file) = &mut log {
             // A full disk will stop the run where it matters.
@@ -126,9 +152,9 @@ fn drive(task: &mut dyn Task, plan: &Plan, log: Option<&Path>) -> anyhow::Result
         }
     };
     let mut average = None;
-    let published = train(task, plan, &mut |event| match event {
-        Event::Begin { step, steps, parameters, .. } => {
-            say(format!("{parameters} parameters, steps {step} to {steps}"), true);
+    let published = train::train(task, plan, &mut |event| match event {
+        Event::Begin { step, steps, parameters, folder, .. } => {
+            say(format!("{}: {parameters} parameters, steps {step} to {steps}", folder.display()), true);
             bar.set_position(step);
             bar.reset_eta();
         }
@@ -155,7 +181,21 @@ fn drive(task: &mut dyn Task, plan: &Plan, log: Option<&Path>) -> anyhow::Result
         Event::Wrote(path) => say(format!("wrote {}", path.display()), true),
     });
     bar.finish_and_clear();
-    let [torch, safetensors] = published?;
+    let released = published?;
+    let places = ["pt", "safetensors"].map(place);
+    for (from, to) in released.iter().zip(&places) {
+        copy(from, to).with_context(|| to.display().to_string())?;
+    }
+    let [torch, safetensors] = places;
     println!("finished: {} and {}", torch.display(), safetensors.display());
-    Ok([torch, safetensors])
+    Ok(safetensors)
+}
+
+/// Copies a file so that its place has the old one or the whole new one.
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut source = std::fs::File::open(from)?;
+    Ok(write_atomically(to, |w| std::io::copy(&mut source, w).map(|_| ()))?)
 }

@@ -1,0 +1,224 @@
+//! What both tasks are called with.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::bail;
+use candle_core::Device;
+
+use super::Job;
+use crate::{
+    cli::common::DeviceKind,
+    data::Level,
+    train::{
+        AdamW, Control, MOST_AVERAGES, Patience, Plan, Precision, Scaling, Schedule, Shape, folder::RUNS,
+    },
+};
+
+/// What both tasks are called with. Defaults that differ are set where the task is.
+#[derive(clap::Args, Debug)]
+pub struct Common {
+    /// A profile (smoke, local, t4, a10, a100, h100) or a TOML file; flags override what it says
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Run")]
+    pub config: Option<String>,
+    /// Go on: `auto` with the newest unfinished run of this configuration, if any; or with this run's folder; or from this training state in
+    /// a new run
+    #[arg(long, default_value = "never", value_name = "auto|PATH|never", help_heading = "Run")]
+    pub resume: String,
+    /// Where runs lie, each in a folder of its own
+    #[arg(long, default_value = RUNS, value_name = "DIR", help_heading = "Run")]
+    pub runs_dir: PathBuf,
+    /// The same seed, data and processor give the same model
+    #[arg(long, default_value_t = 42, help_heading = "Run")]
+    pub seed: u64,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceKind::Auto, help_heading = "Run")]
+    pub device: DeviceKind,
+    /// Stop after this time, to be gone on with later (8h, 90m)
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
+    pub max_time: Option<Duration>,
+    /// How often in a row, without a new training state between, a run is begun anew after an error that may pass, or after it was killed
+    #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Run")]
+    pub max_retries: u32,
+    /// How long is waited before that; doubled each time
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
+    pub retry_initial: Duration,
+    /// The longest wait
+    #[arg(long, default_value = "300s", value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
+    pub retry_max: Duration,
+
+    /// Pictures in a micro-batch; at most as many as there are
+    #[arg(long, required = false, value_name = "N", help_heading = "Method")]
+    pub batch_size: usize,
+    /// Micro-batches in a step
+    #[arg(long, default_value_t = 1, alias = "grad-accum-steps", value_name = "N", help_heading = "Method")]
+    pub gradient_accumulation_steps: usize,
+    /// Learning rate after the warm-up
+    #[arg(long, default_value_t = 1e-4, help_heading = "Method")]
+    pub lr: f64,
+    /// Learning rate at the end; unset, the smaller of 1e-6 and --lr
+    #[arg(long, value_name = "LR", help_heading = "Method")]
+    pub min_lr: Option<f64>,
+    /// What the learning rate does after the warm-up
+    #[arg(long, value_enum, default_value_t = Shape::Cosine, help_heading = "Method")]
+    pub lr_schedule: Shape,
+    /// How the learning rate follows the pictures in a step, --lr being that of 256
+    #[arg(long, value_enum, default_value_t = Scaling::None, help_heading = "Method")]
+    pub lr_scaling: Scaling,
+    /// Decay of the weights' moving average, which is released; of two, separated by a comma, the one that is evaluated better
+    #[arg(long, required = false, value_delimiter = ',', value_name = "DECAY", help_heading = "Method")]
+    pub ema_beta: Vec<f64>,
+    /// The gradient's norm is cut to this; 0 cuts nothing
+    #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Method")]
+    pub gradient_clip: f64,
+    /// Decoupled weight decay of matrices and kernels
+    #[arg(long, required = false, value_name = "DECAY", help_heading = "Method")]
+    pub weight_decay: f64,
+    /// The numbers that matrix products are computed in; weights stay f32
+    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Method")]
+    pub precision: Precision,
+    /// The same as --precision bf16
+    #[arg(long, hide = true, conflicts_with = "precision")]
+    pub mixed_precision: bool,
+    /// Compute each block anew for its gradient instead of keeping what it computed: less memory, a third more time
+    #[arg(long, help_heading = "Method")]
+    pub gradient_checkpointing: bool,
+    /// How much pictures are changed
+    #[arg(long, value_enum, default_value_t = Level::Full, help_heading = "Method")]
+    pub augmentation_level: Level,
+    /// Stop after this many evaluations without a better one
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    pub early_stopping_patience: Option<u64>,
+    /// By how much an evaluation must be better to count
+    #[arg(long, default_value_t = 0.0, value_name = "DELTA", help_heading = "Method")]
+    pub early_stopping_min_delta: f64,
+    /// Stop after this many steps in a row whose loss or gradient is not finite; they are skipped
+    #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Method")]
+    pub max_skipped_steps: u64,
+
+    /// Use that many pictures of each part only, spread over the classes
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub limit_files: Option<usize>,
+    /// Threads that prepare pictures ahead; 0 prepares them when they are needed [default: one for each core at most 8]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub num_workers: Option<usize>,
+
+    /// Steps between lines of metrics.jsonl
+    #[arg(long, required = false, value_name = "STEPS", help_heading = "Watching")]
+    pub log_interval: u64,
+    /// Append what is logged to this file too
+    #[arg(long, value_name = "FILE", help_heading = "Watching")]
+    pub log_file: Option<PathBuf>,
+
+    /// The folder of the run that this process is to train
+    #[arg(long, hide = true)]
+    pub worker: Option<PathBuf>,
+    /// How often memory was too small
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub halvings: u32,
+    /// When to stop, in seconds since 1970
+    #[arg(long, hide = true)]
+    pub deadline: Option<u64>,
+}
+
+impl Common {
+    /// # Errors
+    /// Naming the first flag that makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        for &decay in &self.ema_beta {
+            if !(0.0..1.0).contains(&decay) {
+                bail!("--ema-beta: expected 0 or more and less than 1, found {decay}");
+            }
+        }
+        if self.ema_beta.is_empty() || self.ema_beta.len() > MOST_AVERAGES {
+            bail!("--ema-beta: expected 1 to {MOST_AVERAGES} decays, found {}", self.ema_beta.len());
+        }
+        let not_negative = [
+            ("--gradient-clip", self.gradient_clip),
+            ("--weight-decay", self.weight_decay),
+            ("--early-stopping-min-delta", self.early_stopping_min_delta),
+        ];
+        if let Some((flag, value)) =
+            not_negative.iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
+        {
+            bail!("{flag}: expected 0 or a positive number, found {value}");
+        }
+        for (flag, value) in [
+            ("--gradient-accumulation-steps", Some(self.gradient_accumulation_steps as u64)),
+            ("--early-stopping-patience", self.early_stopping_patience),
+            ("--max-skipped-steps", Some(self.max_skipped_steps)),
+        ] {
+            if value == Some(0) {
+                bail!("{flag}: expected at least 1, found 0");
+            }
+        }
+        Ok(())
+    }
+
+    /// Items in a micro-batch: at most as many as there are.
+    pub fn batch(&self, pictures: usize) -> usize {
+        let asked = self.batch_size;
+        if asked > pictures {
+            eprintln!("--batch-size {asked}: there are only {pictures} pictures, so that is the batch");
+        }
+        asked.min(pictures)
+    }
+
+    /// The learning rate over `steps` steps of `items` items, with a warm-up of `warmup` steps, or where that is not set the smaller of `usual`
+    /// and 5 % of the run.
+    ///
+    /// # Errors
+    /// Those of [`Schedule::new`].
+    pub fn schedule(
+        &self,
+        steps: u64,
+        items: usize,
+        warmup: Option<u64>,
+        usual: u64,
+    ) -> anyhow::Result<Schedule> {
+        let factor = self.lr_scaling.factor(items as u64);
+        let peak = self.lr * factor;
+        let floor = self.min_lr.map_or(peak.min(1e-6), |floor| floor * factor);
+        Ok(Schedule::new(self.lr_schedule, peak, floor, warmup, usual, steps)?)
+    }
+
+    /// The plan of a run; what follows `batch` is the task's: decays of the moments, steps between training states and between sample grids.
+    pub fn plan(
+        &self,
+        job: Job,
+        schedule: Schedule,
+        batch: usize,
+        betas: [f64; 2],
+        [save_interval, sample_interval]: [u64; 2],
+        device: Device,
+    ) -> Plan {
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
+        Plan {
+            folder: job.folder,
+            from: job.from,
+            schedule,
+            optimizer: AdamW {
+                betas,
+                weight_decay: self.weight_decay,
+                clip: self.gradient_clip,
+                ema: self.ema_beta.clone(),
+                ..AdamW::default()
+            },
+            batch,
+            accumulation: self.gradient_accumulation_steps,
+            halvings: self.halvings,
+            precision: if self.mixed_precision { Precision::Bf16 } else { self.precision },
+            gradient_checkpointing: self.gradient_checkpointing,
+            workers: self.num_workers.unwrap_or_else(cores),
+            save_interval,
+            sample_interval,
+            log_interval: self.log_interval,
+            patience: self.early_stopping_patience.map(patience),
+            most_skipped: self.max_skipped_steps,
+            seed: self.seed,
+            configuration: job.configuration,
+            device,
+            control: Control::default(),
+        }
+    }
+}

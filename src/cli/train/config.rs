@@ -1,0 +1,236 @@
+//! Configurations: profiles and files that set flags, and what was set in the end.
+//!
+//! A configuration is TOML with a table for each task, `[dit]` and `[classifier]`; its keys are the flags of `tiny-cats train`, and `data` for
+//! the folder. It changes the flags' defaults, so that whatever is said on the command line comes first, and is checked in the same way.
+
+use std::{ffi::OsString, path::Path};
+
+use anyhow::{Context, bail};
+use clap::{ArgMatches, Command, parser::ValueSource};
+use toml::{Table, Value};
+
+/// The profiles that the program brings.
+const PROFILES: [(&str, &str); 6] = [
+    ("smoke", include_str!("../../../configs/smoke.toml")),
+    ("local", include_str!("../../../configs/local.toml")),
+    ("t4", include_str!("../../../configs/t4.toml")),
+    ("a10", include_str!("../../../configs/a10.toml")),
+    ("a100", include_str!("../../../configs/a100.toml")),
+    ("h100", include_str!("../../../configs/h100.toml")),
+];
+
+/// A configuration is a page of text.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// The tasks, which are the tables of a configuration.
+const TASKS: [&str; 2] = ["dit", "classifier"];
+
+/// Flags that are about one call of the program, not about what is trained.
+const NOT_CONFIGURED: [&str; 6] = ["config", "resume", "worker", "halvings", "deadline", "help"];
+
+/// Flags that may differ between two calls of the same run.
+const NOT_COMPARED: [&str; 16] = [
+    "runs_dir",
+    "output",
+    "device",
+    "max_time",
+    "max_retries",
+    "retry_initial",
+    "retry_max",
+    "num_workers",
+    "log_interval",
+    "log_file",
+    "log_format",
+    "tensorboard",
+    "mlflow",
+    "cache",
+    "no_cache",
+    "cfg_scale",
+];
+
+/// `command` with the defaults of the configuration that `arguments` name by `--config`, where they train.
+///
+/// # Errors
+/// When the configuration cannot be read or says what no flag is.
+pub fn with_defaults(mut command: Command, arguments: &[OsString]) -> anyhow::Result<Command> {
+    let lenient = command.clone().ignore_errors(true).try_get_matches_from(arguments);
+    let Ok(matches) = lenient else { return Ok(command) };
+    let Some((task, matches)) = matches.subcommand_matches("train").and_then(ArgMatches::subcommand) else {
+        return Ok(command);
+    };
+    let Some(name) = matches.try_get_one::<String>("config").ok().flatten() else { return Ok(command) };
+    let table = read(name)?;
+    check(&command, name, &table)?;
+    let Some(Value::Table(settings)) = table.get(task).cloned() else { return Ok(command) };
+    command = command.mut_subcommand("train", |train| {
+        train.mut_subcommand(task, |mut command| {
+            for (key, value) in settings {
+                let values = values(&value);
+                command = command.mut_arg(id(&key), |arg| arg.required(false).default_values(values));
+            }
+            command
+        })
+    });
+    Ok(command)
+}
+
+/// The configuration called `name`: a profile, or a file.
+fn read(name: &str) -> anyhow::Result<Table> {
+    let text = match PROFILES.iter().find(|(profile, _)| *profile == name) {
+        Some((_, text)) => (*text).to_owned(),
+        None => {
+            let path = Path::new(name);
+            let profiles = PROFILES.map(|profile| profile.0).join(", ");
+            let about = || format!("--config {name}: expected a file or one of {profiles}");
+            let len = path.metadata().with_context(about)?.len();
+            if len > MOST_BYTES {
+                bail!("--config {name}: expected at most {MOST_BYTES} bytes, found {len}");
+            }
+            std::fs::read_to_string(path).with_context(about)?
+        }
+    };
+    text.parse().map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        anyhow::anyhow!(
+            "--config {name}: line {line}: {}",
+            error.message().lines().next().unwrap_or_default()
+        )
+    })
+}
+
+/// Refuses what is no flag, and values that the flag does not take.
+fn check(command: &Command, name: &str, table: &Table) -> anyhow::Result<()> {
+    for (task, settings) in table {
+        if !TASKS.contains(&task.as_str()) {
+            bail!("--config {name}: [{task}]: unknown table; expected [{}]", TASKS.join("] or ["));
+        }
+        let Value::Table(settings) = settings else {
+            bail!("--config {name}: {task}: expected a table [{task}]");
+        };
+        let flags = subcommand(command, task);
+        let ids: Vec<&str> = flags.get_arguments().map(|arg| arg.get_id().as_str()).collect();
+        let ids: Vec<&str> = ids.into_iter().filter(|id| !NOT_CONFIGURED.contains(id)).collect();
+        for (key, value) in settings {
+            let known = id(key);
+            if !ids.contains(&known.as_str()) {
+                let flags: Vec<String> = ids.iter().map(|id| id.replace('_', "-")).collect();
+                let meant = meant(&key.replace('_', "-"), flags.iter().map(String::as_str));
+                bail!("--config {name}: {task}.{key}: unknown key{meant}");
+            }
+            let Some(flag) = flags.get_arguments().find(|arg| arg.get_id().as_str() == known) else {
+                continue;
+            };
+            let (is_switch, values) = (!flag.get_action().takes_values(), values(value));
+            if is_switch {
+                if value.as_bool().is_none() {
+                    bail!("--config {name}: {task}.{key}: expected true or false, found {value}");
+                }
+                continue;
+            }
+            if matches!(value, Value::Table(_)) || values.is_empty() {
+                bail!("--config {name}: {task}.{key}: expected a value, found {value}");
+            }
+            let argument = if known == "data" {
+                values[0].clone()
+            } else {
+                format!("--{}={}", known.replace('_', "-"), values.join(","))
+            };
+            let arguments = ["tiny-cats", "train", task, &argument];
+            if let Err(error) = command.clone().try_get_matches_from(arguments) {
+                let said = error.to_string();
+                let said = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                bail!("--config {name}: {task}.{key}: {said}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `; did you mean …?`, where one of `known` is near.
+fn meant<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = known.map(|name| (strsim::jaro_winkler(word, name), name)).max_by(|a, b| a.0.total_cmp(&b.0));
+    near.filter(|(how, _)| *how > 0.7).map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"))
+}
+
+fn id(key: &str) -> String {
+    key.replace('-', "_")
+}
+
+/// What a flag is given for `value`.
+fn values(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(text) => vec![text.clone()],
+        Value::Array(all) => all.iter().flat_map(values).collect(),
+        Value::Table(_) => Vec::new(),
+        other => vec![other.to_string()],
+    }
+}
+
+fn subcommand<'a>(command: &'a Command, task: &str) -> &'a Command {
+    let train = command.find_subcommand("train").expect("train is a command");
+    train.find_subcommand(task).expect("a task is a command")
+}
+
+/// What all flags of a task are in the end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    task: &'static str,
+    flags: Table,
+}
+
+impl Resolved {
+    /// What `matches`, of the task's command, came to.
+    pub fn new(task: &'static str, matches: &ArgMatches) -> Self {
+        let mut flags = Table::new();
+        for id in matches.ids().map(clap::Id::as_str) {
+            // The groups of flags are no flags.
+            let group = id.starts_with(char::is_uppercase);
+            if group || NOT_CONFIGURED.contains(&id) || matches.value_source(id).is_none() {
+                continue;
+            }
+            let Ok(Some(raw)) = matches.try_get_raw(id) else { continue };
+            let mut values: Vec<Value> = raw.map(|raw| typed(&raw.to_string_lossy())).collect();
+            let value = if values.len() == 1 { values.remove(0) } else { Value::Array(values) };
+            // A switch that is off need not be said.
+            if value != Value::Boolean(false) || matches.value_source(id) != Some(ValueSource::DefaultValue) {
+                flags.insert(id.replace('_', "-"), value);
+            }
+        }
+        Self { task, flags }
+    }
+
+    /// The file that `--config` takes.
+    pub fn to_toml(&self) -> String {
+        Table::from_iter([(self.task.to_owned(), Value::Table(self.flags.clone()))]).to_string()
+    }
+
+    /// Whether the run whose `config.toml` is `text` is of the same configuration, as far as it matters.
+    pub fn is_same(&self, text: &str) -> bool {
+        let compared = |flags: &Table| -> Table {
+            let mut flags = flags.clone();
+            flags.retain(|key, _| !NOT_COMPARED.contains(&id(key).as_str()));
+            flags
+        };
+        match text.parse::<Table>() {
+            Ok(table) => {
+                matches!(table.get(self.task), Some(Value::Table(flags)) if compared(flags) == compared(&self.flags))
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+fn typed(text: &str) -> Value {
+    if let Ok(whole) = text.parse::<i64>() {
+        return Value::Integer(whole);
+    }
+    match (text.parse::<bool>(), text.parse::<f64>()) {
+        (Ok(switch), _) => Value::Boolean(switch),
+        (_, Ok(number))
+            if number.is_finite() && text.starts_with(|c: char| c.is_ascii_digit() || c == '-') =>
+        {
+            Value::Float(number)
+        }
+        _ => Value::String(text.to_owned()),
+    }
+}

@@ -1,0 +1,97 @@
+//! Stopping a run from outside: by a signal, or because its time is up.
+
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use crate::train::Control;
+
+/// The exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h.
+pub const RESUMABLE: u8 = 75;
+
+/// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished one is
+/// saved, and the process ends with [`RESUMABLE`]; a second signal ends it at once.
+///
+/// # Errors
+/// When signals cannot be caught.
+pub fn watch(control: &Control, deadline: Option<SystemTime>) -> std::io::Result<()> {
+    if let Some(deadline) = deadline {
+        let control = control.clone();
+        thread::spawn(move || {
+            let left = deadline.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+            thread::sleep(left);
+            stop(&control, "its time is up", None)
+        });
+    }
+    #[cfg(unix)]
+    {
+        use signal_hook::{
+            consts::{SIGHUP, SIGINT, SIGTERM},
+            flag,
+            iterator::Signals,
+            low_level::signal_name,
+        };
+        use std::sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        };
+        let second = Arc::new(AtomicBool::new(false));
+        let all = [SIGINT, SIGTERM, SIGHUP];
+        for signal in all {
+            flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
+        }
+        let mut signals = Signals::new(all)?;
+        let control = control.clone();
+        thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                second.store(true, Ordering::SeqCst);
+                stop(&control, signal_name(signal).unwrap_or("a signal"), Some(signal));
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Saves the last finished step and ends the process, whatever its other threads are at.
+fn stop(control: &Control, why: &str, signal: Option<i32>) {
+    // Held until the end: nothing of the run changes any more.
+    let stopped = control.stop();
+    let code = match &stopped {
+        Ok(stopped) if stopped.over => match signal {
+            Some(signal) => 128 + signal,
+            // The run is over: what is still done is quick, and worth its time.
+            None => return,
+        },
+        Ok(stopped) => {
+            match &stopped.at {
+                Some((step, path)) => say(&format!(
+                    "stopped at step {step} ({why}), saved as {}: the same command with --resume auto goes on",
+                    path.display()
+                )),
+                None => say(&format!("stopped before the first step ({why})")),
+            }
+            i32::from(RESUMABLE)
+        }
+        Err(error) => {
+            say(&format!("stopped ({why}); the last step could not be saved: {error}"));
+            i32::from(RESUMABLE)
+        }
+    };
+    let _ = std::io::stdout().flush();
+    // Not `exit`, whose clean-up would wait for, or break under, threads that still compute.
+    #[cfg(unix)]
+    // SAFETY: it ends the process and touches no memory of ours.
+    unsafe {
+        libc::_exit(code)
+    }
+    #[cfg(not(unix))]
+    std::process::exit(code)
+}
+
+fn say(line: &str) {
+    tracing::info!("{line}");
+    // Nobody may be listening any more.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

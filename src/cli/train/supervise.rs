@@ -1,0 +1,304 @@
+//! The small parent of a training process: it begins a run, and begins it anew when it was killed, ran out of memory, or met an error that may
+//! pass.
+
+use std::{
+    ffi::OsString,
+    hash::{BuildHasher, Hasher, RandomState},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, ExitStatus},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, bail};
+
+use super::{common::Common, config::Resolved, stop::RESUMABLE};
+use crate::train::folder::{self, Lock, Record, Status};
+
+/// The exit code by which a training process says that its error may pass: EX_IOERR of sysexits.h.
+pub const TRANSIENT: u8 = 74;
+
+/// How often memory may be too small: micro-batches of a millionth are no help.
+const MOST_HALVINGS: u32 = 20;
+
+/// Trains in a process of its own, and again where that helps.
+///
+/// # Errors
+/// When there is nothing to go on from, or no process can be made.
+pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<ExitCode> {
+    let (folder, from) = run_folder(common, task, configuration)?;
+    let program = std::env::current_exe().context("finding this program")?;
+    let deadline = common.max_time.map(|time| SystemTime::now() + time);
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    arguments.extend(["--worker".into(), folder.clone().into()]);
+    if let Some(from) = from {
+        arguments.push(join("--resume=", &from));
+    }
+    if let Some(deadline) = deadline {
+        let seconds = deadline.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        arguments.push(format!("--deadline={seconds}").into());
+    }
+    let signals = Signals::catch().context("catching signals")?;
+    let (mut halvings, mut retries, mut newest) = (0, 0, None);
+    loop {
+        let kills = out_of_memory_kills();
+        let mut command = Command::new(&program);
+        command.args(&arguments).arg(format!("--halvings={halvings}"));
+        let status = signals.run(command).with_context(|| program.display().to_string())?;
+        let state = newest_state(&folder);
+        if state != newest {
+            (newest, retries) = (state, 0);
+        }
+        let what = match Ended::of(status, out_of_memory_kills() > kills) {
+            Ended::Code(code) => return Ok(ExitCode::from(code)),
+            _ if signals.stopped() => return Ok(ExitCode::from(RESUMABLE)),
+            Ended::OutOfMemory if halvings < MOST_HALVINGS => {
+                halvings += 1;
+                say(
+                    &folder,
+                    "out of memory: going on with micro-batches of half the size, and twice as many in a step",
+                );
+                continue;
+            }
+            Ended::OutOfMemory => "out of memory".to_owned(),
+            Ended::Transient => "the error may pass".to_owned(),
+            Ended::Killed(how) => format!("the training process was {how}"),
+        };
+        if retries == common.max_retries {
+            say(&folder, &format!("{what}; given up after {retries} retries"));
+            return Ok(ExitCode::FAILURE);
+        }
+        let wait = back_off(common.retry_initial, common.retry_max, retries);
+        retries += 1;
+        let (wait_s, most) = (wait.as_secs_f64(), common.max_retries);
+        say(&folder, &format!("{what}: going on in {wait_s:.1} s (retry {retries} of {most})"));
+        if !signals.sleep(wait) {
+            return Ok(ExitCode::from(RESUMABLE));
+        }
+    }
+}
+
+/// The folder of the run, and the training state that it begins from.
+fn run_folder(
+    common: &Common,
+    task: &'static str,
+    configuration: &Resolved,
+) -> anyhow::Result<(PathBuf, Option<PathBuf>)> {
+    let fresh = || folder::fresh(&common.runs_dir, task);
+    match common.resume.as_str() {
+        "never" => Ok((fresh(), None)),
+        "auto" => {
+            let unfinished = |(path, record): &(PathBuf, Record)| {
+                let text = std::fs::read_to_string(path.join(folder::CONFIGURATION)).unwrap_or_default();
+                record.task == task
+                    && record.status != Status::Finished
+                    && configuration.is_same(&text)
+                    && matches!(Lock::take(path), Ok(Some(_)))
+            };
+            let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished);
+            Ok((found.map_or_else(fresh, |(path, _)| path), None))
+        }
+        path => {
+            let path = PathBuf::from(path);
+            if path.is_dir() {
+                let record = Record::load(&path)?;
+                if record.task != task {
+                    bail!("--resume {}: is a run of `train {}`", path.display(), record.task);
+                }
+                // A link such as `latest` may point elsewhere tomorrow.
+                let path = path.canonicalize().with_context(|| path.display().to_string())?;
+                return Ok((path, None));
+            }
+            if !path.exists() {
+                bail!(
+                    "--resume {}: expected auto, never, a run's folder or a training state",
+                    path.display()
+                );
+            }
+            Ok((fresh(), Some(path)))
+        }
+    }
+}
+
+/// How a training process ended.
+enum Ended {
+    /// By itself, with this code.
+    Code(u8),
+    /// With an error that may pass.
+    Transient,
+    /// Because there was too little memory.
+    OutOfMemory,
+    /// By a signal.
+    Killed(String),
+}
+
+impl Ended {
+    fn of(status: ExitStatus, memory_was_short: bool) -> Self {
+        #[cfg(unix)]
+        if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+            // Memory that cannot be had aborts a Rust program; on Linux it is more often had, and the process killed when it is used.
+            return match signal {
+                libc::SIGABRT => Self::OutOfMemory,
+                libc::SIGKILL if memory_was_short => Self::OutOfMemory,
+                _ => Self::Killed(format!("killed (signal {signal})")),
+            };
+        }
+        let _ = memory_was_short;
+        match status.code() {
+            Some(code) if code == i32::from(TRANSIENT) => Self::Transient,
+            // A panic: what it was about was said.
+            Some(101) => Self::Killed("ended by a panic".to_owned()),
+            Some(code) => Self::Code(u8::try_from(code).unwrap_or(1)),
+            None => Self::Code(1),
+        }
+    }
+}
+
+/// How often the kernel has killed a process for want of memory.
+fn out_of_memory_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The newest training state, with its time: whether a process got on.
+fn newest_state(folder: &Path) -> Option<(PathBuf, SystemTime)> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let states = entries.filter(|entry| entry.file_name().to_string_lossy().contains("_step_"));
+    states.filter_map(|state| Some((state.path(), state.metadata().ok()?.modified().ok()?))).max()
+}
+
+/// Exponential back-off, with a part of it left to chance so that many do not come back at once.
+fn back_off(initial: Duration, most: Duration, retries: u32) -> Duration {
+    let whole = initial.saturating_mul(1 << retries.min(20)).min(most);
+    let mut chance = RandomState::new().build_hasher();
+    chance.write_u32(retries);
+    whole.mul_f64(0.5 + 0.5 * (chance.finish() >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+/// Says it to the user, and in the run's log.
+fn say(folder: &Path, line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+    let log = std::fs::OpenOptions::new().append(true).open(folder.join("training.log"));
+    if let Ok(mut log) = log {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now());
+        let _ = writeln!(log, "{now} WARN {line}");
+    }
+}
+
+fn join(flag: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(flag);
+    argument.push(path);
+    argument
+}
+
+/// Signals to this process are for the training process: it is in a group of its own, so that what a terminal sends comes here alone.
+#[derive(Clone, Default)]
+struct Signals {
+    /// The training process; 0 while there is none.
+    child: Arc<AtomicU32>,
+    stopped: Arc<AtomicBool>,
+    last: Arc<AtomicI32>,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        let caught = Self::default();
+        #[cfg(unix)]
+        {
+            use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
+            let mut signals =
+                signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT])?;
+            let caught = caught.clone();
+            thread::spawn(move || {
+                for signal in signals.forever() {
+                    match signal {
+                        SIGTSTP => {
+                            caught.send(libc::SIGSTOP);
+                            let _ = signal_hook::low_level::raise(libc::SIGSTOP);
+                        }
+                        SIGCONT => caught.send(SIGCONT),
+                        signal => {
+                            caught.stopped.store(true, Ordering::SeqCst);
+                            caught.last.store(signal, Ordering::SeqCst);
+                            caught.send(signal);
+                        }
+                    }
+                }
+            });
+        }
+        Ok(caught)
+    }
+
+    #[cfg(unix)]
+    fn send(&self, signal: i32) {
+        let child = self.child.load(Ordering::SeqCst);
+        if child != 0 {
+            // SAFETY: it sends a signal to our own child, which is not reaped before `child` is set to 0.
+            unsafe { libc::kill(child as i32, signal) };
+        }
+    }
+
+    /// Runs a training process to its end.
+    fn run(&self, mut command: Command) -> std::io::Result<ExitStatus> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::process::CommandExt;
+            command.process_group(0);
+            #[cfg(target_os = "linux")]
+            // SAFETY: prctl is async-signal-safe. Without its parent, the process saves its state and ends.
+            unsafe {
+                command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                });
+            }
+        }
+        let mut child = command.spawn()?;
+        self.child.store(child.id(), Ordering::SeqCst);
+        #[cfg(unix)]
+        if self.stopped() {
+            // A signal that came before there was a process to send it to.
+            self.send(self.last.load(Ordering::SeqCst));
+        }
+        let status = wait(&mut child, &self.child);
+        self.child.store(0, Ordering::SeqCst);
+        status
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps; false when a signal came.
+    fn sleep(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while !self.stopped() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(50).min(end - Instant::now()));
+        }
+        !self.stopped()
+    }
+}
+
+/// Waits for `child`, which no longer gets signals once it has ended.
+fn wait(child: &mut std::process::Child, id: &AtomicU32) -> std::io::Result<ExitStatus> {
+    #[cfg(unix)]
+    {
+        // Until it is reaped below, its number belongs to it.
+        // SAFETY: siginfo_t is plain memory that the call fills; WNOWAIT leaves the child to be reaped.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            while libc::waitid(libc::P_PID, child.id(), &mut info, libc::WEXITED | libc::WNOWAIT) != 0
+                && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
+            {}
+        }
+        id.store(0, Ordering::SeqCst);
+    }
+    let _ = id;
+    child.wait()
+}

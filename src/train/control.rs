@@ -1,0 +1,91 @@
+//! Reaching into a run from outside: stopping it without waiting for the step at work.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{Optimizer, Result, run::Run};
+
+/// A handle to a run, for other threads than its own.
+///
+/// The weights change only between steps, in a moment, under a lock. Whoever takes the lock has the last finished step before it, and the
+/// step at work, which may take minutes, need not be waited for.
+#[derive(Clone, Default)]
+pub struct Control(Arc<Mutex<Phase>>);
+
+#[derive(Default)]
+pub(super) enum Phase {
+    /// It has not begun.
+    #[default]
+    Before,
+    /// It trains.
+    Training(Box<Live>),
+    /// Its files are released, or it failed.
+    Over,
+}
+
+/// What changes in a run.
+pub(super) struct Live {
+    pub(super) optimizer: Optimizer,
+    pub(super) run: Run,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Control")
+    }
+}
+
+/// A run that was stopped: it stays at the step it was stopped at for as long as this is held.
+pub struct Stopped<'a> {
+    /// Where the run was stopped: its step, and the training state. `None` when there is nothing to go on from, because it has not begun.
+    pub at: Option<(u64, PathBuf)>,
+    /// Whether it was over already.
+    pub over: bool,
+    _held: MutexGuard<'a, Phase>,
+}
+
+impl Control {
+    /// Saves the last finished step and holds the run there.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn stop(&self) -> Result<Stopped<'_>> {
+        let mut held = self.lock();
+        let (at, over) = match &mut *held {
+            Phase::Before => (None, false),
+            Phase::Training(live) => (Some(live.stop()?), false),
+            Phase::Over => (None, true),
+        };
+        Ok(Stopped { at, over, _held: held })
+    }
+
+    pub(super) fn set(&self, phase: Phase) {
+        *self.lock() = phase;
+    }
+
+    /// What `f` makes of the run.
+    ///
+    /// # Panics
+    /// When the run has not begun or is over: only its own thread calls this, in between.
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut Live) -> R) -> R {
+        match &mut *self.lock() {
+            Phase::Training(live) => f(live),
+            _ => unreachable!("the engine reaches into the run that it trains"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Phase> {
+        // A panic while the lock was held may have left a step half done; the run's own thread is then gone, and what it saved is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    fn stop(&mut self) -> Result<(u64, PathBuf)> {
+        let path = self.run.save(&self.optimizer)?;
+        self.run.stopped()?;
+        Ok((self.run.progress.step, path))
+    }
+}

@@ -1,0 +1,391 @@
+//! The files of a run: training states, metrics, the record, and what is released.
+
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tiny_cats_export::{ModelMeta, write_atomically, write_png};
+use tiny_cats_models::ParamSpec;
+
+use super::{
+    Best, Error, Event, LossScale, Optimizer, Plan, Result, Score, Task,
+    folder::{self, Record, Status},
+};
+use crate::checkpoint::{self, TrainingState};
+
+/// Training states that are kept, the best one apart.
+pub(super) const KEPT: usize = 5;
+
+/// Where a run stands: with the weights and the optimizer's moments all that is needed to go on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps of these that changed nothing, since the loss or the gradient was not finite.
+    #[serde(default)]
+    pub skipped: u64,
+    /// How many of the last steps were such, without one between.
+    #[serde(default)]
+    pub skipped_in_a_row: u64,
+    /// The last step that was evaluated.
+    #[serde(default)]
+    pub evaluated: u64,
+    /// The best evaluation.
+    pub best: Option<Best>,
+    /// Evaluations since then.
+    #[serde(default)]
+    pub stale: u64,
+    /// Items in a micro-batch, where memory was too small for as many as planned.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
+    /// What the loss is scaled by in f16.
+    #[serde(default)]
+    pub loss_scale: Option<LossScale>,
+}
+
+/// A run's files.
+pub(super) struct Run {
+    folder: PathBuf,
+    /// Nobody else trains here.
+    _lock: folder::Lock,
+    record: Record,
+    name: String,
+    released: String,
+    meta: ModelMeta,
+    settings: Value,
+    schedule: Value,
+    configuration: String,
+    /// The training states, oldest first.
+    states: Vec<PathBuf>,
+    pub(super) progress: Progress,
+}
+
+impl Run {
+    /// Opens the folder of `plan`, in which a run is to begin or go on.
+    pub(super) fn open(task: &dyn Task, plan: &Plan) -> Result<Self> {
+        let settings = as_read(&json!({
+            "task": task.settings(),
+            "optimizer": plan.optimizer,
+            "batch": plan.batch,
+            "accumulation": plan.accumulation,
+            "precision": plan.precision,
+            "seed": plan.seed,
+        }));
+        let mut meta = task.meta();
+        meta.provenance = json!({
+            "tiny-cats": env!("CARGO_PKG_VERSION"),
+            "weights": "ema",
+            "schedule": plan.schedule,
+            "items_per_step": plan.batch * plan.accumulation,
+            "items": task.batches().items(),
+            "settings": settings,
+        });
+        let folder = plan.folder.clone();
+        let (lock, mut record) = folder::begin(&folder, task.kind())?;
+        clear_unfinished(&folder);
+        record.steps = plan.schedule.steps;
+        let path = folder.join(folder::CONFIGURATION);
+        write_atomically(&path, |w| w.write_all(plan.configuration.as_bytes())).map_err(at(&path))?;
+        record.save(&folder)?;
+        let (name, released) = (task.name().to_owned(), task.released());
+        Ok(Self {
+            states: states(&folder, &name)?,
+            folder,
+            _lock: lock,
+            record,
+            name,
+            released,
+            meta,
+            settings,
+            schedule: as_read(&json!(plan.schedule)),
+            configuration: plan.configuration.clone(),
+            progress: Progress::default(),
+        })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn settings(&self) -> &Value {
+        &self.settings
+    }
+
+    /// Where the run stands: at the newest whole state in its folder, else at the one that the plan says to begin from, else at the beginning.
+    pub(super) fn begin(
+        &mut self,
+        task: &dyn Task,
+        plan: &Plan,
+        specs: &[ParamSpec],
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Optimizer> {
+        let Some((path, state)) = self.newest(plan, observe)? else {
+            let weights = task.initial(plan.seed)?;
+            return Optimizer::new(plan.optimizer.clone(), specs, &weights, &plan.device);
+        };
+        let fail = |message: String| Error::Resume { path: path.clone(), message };
+        if let Some(field) = difference("settings", &state.meta["settings"], &self.settings) {
+            return Err(fail(format!("was trained with other settings: {field}")));
+        }
+        if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
+            observe(Event::Note(&format!("from here on the schedule is another: {field}")));
+        }
+        self.progress = serde_json::from_value(state.meta["progress"].clone())
+            .map_err(|e| fail(format!("progress: expected where a run stands: {e}")))?;
+        let step = self.progress.step;
+        if step > plan.schedule.steps {
+            return Err(fail(format!("is at step {step}, beyond --steps {}", plan.schedule.steps)));
+        }
+        let own = self.state_path(step);
+        if path != own {
+            self.bring(&path, observe)?;
+        }
+        // What lies beyond is of a branch that is not gone on with: it stays, and is not counted.
+        self.states.retain(|state| *state <= own);
+        if let Some(best) = &self.progress.best
+            && !self.states.contains(&self.state_path(best.step))
+            && best.step != step
+        {
+            let (lost, value) = (self.state_path(best.step), best.value);
+            let said =
+                format!("{} scored best, {value:.4}, and is gone: the best is sought anew", lost.display());
+            observe(Event::Note(&said));
+            self.progress.best = None;
+        }
+        self.cut_metrics()?;
+        self.record.step = step;
+        Optimizer::restore(plan.optimizer.clone(), specs, &state, &plan.device)
+    }
+
+    /// The newest state that is whole, and where it is.
+    fn newest(
+        &mut self,
+        plan: &Plan,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Option<(PathBuf, TrainingState)>> {
+        let mut damaged = Vec::new();
+        for path in self.states.iter().rev() {
+            match TrainingState::load(path) {
+                Ok(state) => {
+                    damaged.iter().for_each(|note: &String| observe(Event::Note(note)));
+                    let found = (path.clone(), state);
+                    self.states.retain(|path| *path <= found.0);
+                    return Ok(Some(found));
+                }
+                Err(error) => damaged.push(format!("{error}: going on from the state before it")),
+            }
+        }
+        if !self.states.is_empty() {
+            let (path, message) =
+                (self.folder.clone(), format!("not one of its training states is whole: {}", damaged[0]));
+            return Err(Error::Resume { path, message });
+        }
+        let Some(path) = &plan.from else { return Ok(None) };
+        Ok(Some((path.clone(), TrainingState::load(path)?)))
+    }
+
+    /// Sees to it that what a run that goes on in another folder needs is in this one: its best state, and what was measured.
+    fn bring(&mut self, from: &Path, observe: &mut dyn FnMut(Event)) -> Result<()> {
+        let beside = |name: &std::ffi::OsStr| Some(from.with_file_name(name)).filter(|path| path.is_file());
+        if let Some(best) = &self.progress.best
+            && best.step != self.progress.step
+            && let own = self.state_path(best.step)
+            && let Some(path) = own.file_name().and_then(beside)
+        {
+            TrainingState::load(&path)?.save(&own)?;
+            self.states.push(own);
+        } else if self.progress.best.as_ref().is_some_and(|best| best.step == self.progress.step) {
+            let own = self.state_path(self.progress.step);
+            TrainingState::load(from)?.save(&own)?;
+            self.states.push(own);
+        }
+        let metrics = self.metrics();
+        if let Some(path) = metrics.file_name().and_then(beside)
+            && let Err(error) = std::fs::copy(&path, &metrics)
+        {
+            observe(Event::Note(&format!("{}: {error}: earlier metrics are left out", path.display())));
+        }
+        Ok(())
+    }
+
+    fn state_path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{}_step_{step:08}.safetensors", self.name))
+    }
+
+    /// Writes where the run stands, unless that is written; then leaves only the newest states and the best.
+    pub(super) fn save(&mut self, optimizer: &Optimizer) -> Result<PathBuf> {
+        let path = self.state_path(self.progress.step);
+        let meta = json!({
+            "model": self.meta,
+            "settings": self.settings,
+            "schedule": self.schedule,
+            "configuration": self.configuration,
+            "progress": self.progress,
+        });
+        optimizer.state(meta)?.save(&path)?;
+        self.states.retain(|state| *state != path);
+        self.states.push(path.clone());
+        let best = self.progress.best.as_ref().map(|best| self.state_path(best.step));
+        let mut spare = self.states.len().saturating_sub(KEPT);
+        for path in std::mem::take(&mut self.states) {
+            if spare > 0 && Some(&path) != best.as_ref() {
+                spare -= 1;
+                std::fs::remove_file(&path).map_err(at(&path))?;
+            } else {
+                self.states.push(path);
+            }
+        }
+        (self.record.step, self.record.best) = (self.progress.step, self.progress.best.clone());
+        self.record.save(&self.folder)?;
+        Ok(path)
+    }
+
+    /// Whether the newest state is of the step that is done.
+    pub(super) fn is_saved(&self) -> bool {
+        self.states.last().is_some_and(|path| *path == self.state_path(self.progress.step))
+    }
+
+    /// Takes note of an evaluation of moving average `average`; whether it is the best so far, by more than `min_delta`.
+    pub(super) fn consider(&mut self, score: &Score, average: usize, min_delta: f64) -> bool {
+        // Six digits survive being written as text and read, so that a resumed run has the same.
+        let value = (score.value * 1e6).round() / 1e6;
+        let gain = |best: &Best| if score.more { value - best.value } else { best.value - value };
+        let better =
+            value.is_finite() && self.progress.best.as_ref().is_none_or(|best| gain(best) > min_delta);
+        if better {
+            let (step, name) = (self.progress.step, score.name.to_owned());
+            self.progress.best = Some(Best { step, name, value, average });
+        }
+        better
+    }
+
+    /// Writes a sample grid; where.
+    pub(super) fn write_sample(&mut self, picture: &RgbImage) -> Result<PathBuf> {
+        let name = PathBuf::from("samples").join(format!("step_{:08}.png", self.progress.step));
+        let path = self.folder.join(&name);
+        std::fs::create_dir_all(self.folder.join("samples")).map_err(at(&path))?;
+        write_png(&path, picture).map_err(at(&path))?;
+        self.record.sample = Some(name);
+        Ok(path)
+    }
+
+    fn metrics(&self) -> PathBuf {
+        self.folder.join("metrics.jsonl")
+    }
+
+    /// Adds a line to `metrics.jsonl`.
+    pub(super) fn log(&self, line: &Value) -> Result<()> {
+        let path = self.metrics();
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        // One write a line: what is cut off by a crash is the last line alone.
+        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).map_err(at(&path))
+    }
+
+    /// Cuts `metrics.jsonl` back to the step and the evaluations that the state has.
+    fn cut_metrics(&self) -> Result<()> {
+        let path = self.metrics();
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let Progress { step, evaluated, .. } = self.progress;
+        let before = |line: &&str| {
+            let value: Option<Value> = serde_json::from_str(line).ok();
+            value.is_some_and(|value| {
+                let last = if value.get("loss").is_some() { step } else { evaluated };
+                value["step"].as_u64().is_some_and(|step| step <= last)
+            })
+        };
+        let kept: String = text.lines().filter(before).flat_map(|line| [line, "\n"]).collect();
+        write_atomically(&path, |w| w.write_all(kept.as_bytes())).map_err(at(&path))
+    }
+
+    /// Writes the released files: the weights that were evaluated best where `best` says so, else the last.
+    pub(super) fn publish(&mut self, optimizer: &Optimizer, best: bool) -> Result<[PathBuf; 2]> {
+        let chosen = self.progress.best.as_ref().filter(|_| best);
+        let weights = match chosen {
+            Some(best) if best.step < self.progress.step => {
+                let state = TrainingState::load(&self.state_path(best.step))?;
+                if best.average == 0 { state.ema } else { state.ema2 }
+            }
+            Some(best) => optimizer.ema(best.average.min(optimizer.averages() - 1))?,
+            None => optimizer.ema(0)?,
+        };
+        if let Some(best) = chosen {
+            self.meta.provenance["best"] =
+                json!({"step": best.step, "score": best.value, "average": best.average});
+        }
+        let paths = ["pt", "safetensors"].map(|ext| self.folder.join(format!("{}.{ext}", self.released)));
+        checkpoint::write_torch(&paths[0], &weights, &self.meta)?;
+        checkpoint::write_safetensors(&paths[1], &weights, &self.meta)?;
+        self.ended(Status::Finished, None)?;
+        Ok(paths)
+    }
+
+    /// Writes down that the run was stopped.
+    pub(super) fn stopped(&mut self) -> Result<()> {
+        self.ended(Status::Stopped, None)
+    }
+
+    /// Writes down that the run failed.
+    pub(super) fn failed(&mut self, error: &Error) -> Result<()> {
+        self.ended(Status::Failed, Some(error.to_string()))
+    }
+
+    fn ended(&mut self, status: Status, error: Option<String>) -> Result<()> {
+        (self.record.status, self.record.error) = (status, error);
+        (self.record.step, self.record.best) = (self.progress.step, self.progress.best.clone());
+        self.record.save(&self.folder)
+    }
+}
+
+/// The training states of `name` in `folder`, oldest first.
+pub(super) fn states(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let prefix = format!("{name}_step_");
+    let mut states = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(at(folder))? {
+        let path = entry.map_err(at(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(&prefix) && name.ends_with(".safetensors") {
+            states.push(path);
+        }
+    }
+    states.sort();
+    Ok(states)
+}
+
+/// Removes what a killed process had begun to write. Nobody else writes here: the lock is held.
+fn clear_unfinished(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(".writing-") && name.ends_with(".tmp") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::File { path, source }
+}
+
+/// `value` as it is after being written and read: a number may lose its last digit, and must not count as another for that.
+fn as_read(value: &Value) -> Value {
+    serde_json::from_str(&value.to_string()).unwrap_or(Value::Null)
+}
+
+/// The first field in which two settings differ, with both values.
+fn difference(path: &str, old: &Value, new: &Value) -> Option<String> {
+    match (old, new) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k)));
+            keys.map(|k| (k, a.get(k).unwrap_or(&Value::Null), b.get(k).unwrap_or(&Value::Null)))
+                .find_map(|(key, a, b)| difference(&format!("{path}.{key}"), a, b))
+        }
+        _ if old == new => None,
+        _ => Some(format!("{path} was {old}, is {new}")),
+    }
+}

@@ -1,0 +1,402 @@
+//! Training as a user has it: whatever interrupts it, it ends in the files of a run that was left alone.
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use common::{CATS, fails, run, succeeds, text, trained};
+use tempfile::TempDir;
+use tiny_cats::checkpoint::TrainingState;
+
+const STEPS: [&str; 4] = ["--steps", "12", "--save-interval", "3"];
+/// Retries need not wait.
+const QUICK: [&str; 2] = ["--retry-initial", "10ms"];
+
+/// A folder with synthetic pictures in `synth`, and what training on them for a while, undisturbed, ended in: `dit` and `classifier`.
+static UNDISTURBED: LazyLock<TempDir> = LazyLock::new(|| {
+    let dir = TempDir::new().expect("a temporary folder");
+    trained::synthetic(dir.path());
+    for task in Task::ALL {
+        succeeds(CATS, dir.path(), &task.arguments(task.name(), &[]));
+    }
+    dir
+});
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Task {
+    Dit,
+    Classifier,
+}
+
+impl Task {
+    const ALL: [Self; 2] = [Self::Dit, Self::Classifier];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dit => "dit",
+            Self::Classifier => "classifier",
+        }
+    }
+
+    fn arguments(self, output: &str, more: &[&str]) -> Vec<String> {
+        let file = format!("{output}/m.pt");
+        let fixed = match self {
+            Self::Dit => trained::dit(output, &STEPS),
+            Self::Classifier => trained::train_args(&file, &["--epochs", "3"]),
+        };
+        fixed.iter().chain(more).map(|argument| (*argument).to_owned()).collect()
+    }
+
+    fn released(self) -> [&'static str; 2] {
+        match self {
+            Self::Dit => ["tinydit_final.pt", "tinydit_final.safetensors"],
+            Self::Classifier => ["m.pt", "m.safetensors"],
+        }
+    }
+
+    /// What was released to `output` is what an undisturbed run releases.
+    #[track_caller]
+    fn same(self, output: &str) {
+        for name in self.released() {
+            let [a, b] = [self.name(), output].map(|folder| fs::read(folder_of(folder).join(name)).unwrap());
+            assert!(a == b, "{output}/{name} is another file than an undisturbed run's");
+        }
+    }
+}
+
+fn folder_of(name: &str) -> PathBuf {
+    UNDISTURBED.path().join(name)
+}
+
+/// A run that was begun in the background.
+struct Begun {
+    child: Child,
+    runs: PathBuf,
+}
+
+impl Begun {
+    fn new(arguments: &[String], runs: &str) -> Self {
+        let runs_dir = folder_of(runs);
+        let child = Command::new(CATS)
+            .args(arguments)
+            .args(["--runs-dir", runs])
+            .current_dir(UNDISTURBED.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child, runs: runs_dir }
+    }
+
+    fn states(&self) -> Vec<PathBuf> {
+        let runs = fs::read_dir(&self.runs).into_iter().flatten().flatten();
+        let runs = runs.filter(|entry| !entry.path().is_symlink());
+        let files = runs.flat_map(|run| fs::read_dir(run.path()).into_iter().flatten().flatten());
+        files.map(|file| file.path()).filter(|path| path.to_string_lossy().contains("_step_")).collect()
+    }
+
+    /// Waits until there are `count` states, or it has ended.
+    fn until(&mut self, count: usize) {
+        let start = Instant::now();
+        while self.states().len() < count && self.child.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(300), "no state after five minutes");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The process that trains.
+    #[cfg(target_os = "linux")]
+    fn worker(&self) -> Option<i32> {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    fn end(self) -> (Option<i32>, String) {
+        let output = self.child.wait_with_output().unwrap();
+        (output.status.code(), text(&output))
+    }
+}
+
+#[cfg(unix)]
+fn signal(process: i32, signal: i32) {
+    // SAFETY: it sends a signal to a process that this test began.
+    unsafe { libc::kill(process, signal) };
+}
+
+#[test]
+fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
+    let dir = UNDISTURBED.path();
+    for (task, state) in [(Task::Dit, "tinydit_step_00000003"), (Task::Classifier, "m_step_00000002")] {
+        let output = format!("from-{}", task.name());
+        let said = succeeds(CATS, dir, &task.arguments(&format!("{output}-0"), &["--runs-dir", &output]));
+        let first = trained::run_folder(dir, &said);
+        let state = first.join(format!("{state}.safetensors"));
+        let before = files(&first);
+        assert!(state.exists(), "{before:?}");
+        let state = state.to_string_lossy();
+        let said =
+            succeeds(CATS, dir, &task.arguments(&output, &["--runs-dir", &output, "--resume", &state]));
+        assert!(said.contains("steps 3 to ") || said.contains("steps 2 to "), "{said}");
+        task.same(&output);
+        assert!(
+            trained::run_folder(dir, &said) != first && files(&first) == before,
+            "the first run is left alone"
+        );
+    }
+    // A run may be made longer, aloud; anything else must be what it was.
+    let state = state_of(&folder_of("from-dit"), "tinydit_step_00000003.safetensors");
+    let resume = ["--runs-dir", "longer", "--resume", &state];
+    let said = succeeds(CATS, dir, &trained::dit("longer", &[&resume[..], &["--steps", "13"]].concat()));
+    assert!(said.contains("schedule.steps was 12, is 13"), "{said}");
+    let other = [&STEPS[..], &resume, &["--weight-decay", "0.1"]].concat();
+    let said = fails(CATS, dir, &trained::dit("x", &other));
+    assert!(said.contains("optimizer.weight_decay was 0.0, is 0.1"), "{said}");
+    let said = fails(CATS, dir, &trained::dit("x", &[&resume[..], &["--steps", "1"]].concat()));
+    assert!(said.contains("beyond --steps 1"), "{said}");
+    // Other pictures are another run.
+    let fewer = [&STEPS[..], &resume, &["--limit-files", "20"]].concat();
+    let said = fails(CATS, dir, &trained::dit("x", &fewer));
+    assert!(said.contains("items was") && said.contains("is 20"), "{said}");
+    let said = fails(CATS, dir, &trained::dit("x", &["--resume", "dit/tinydit_final.safetensors"]));
+    assert!(said.contains("not the state of a training run"), "{said}");
+    // Another seed gives another model.
+    succeeds(CATS, dir, &trained::dit("other", &[&STEPS[..], &["--seed", "1"]].concat()));
+    let [a, b] = ["dit", "other"].map(|f| fs::read(folder_of(f).join("tinydit_final.safetensors")).unwrap());
+    assert!(a != b);
+}
+
+/// The state called `name` in the oldest run in `runs`.
+fn state_of(runs: &Path, name: &str) -> String {
+    let mut found: Vec<PathBuf> = files(runs).into_iter().filter(|path| !path.is_symlink()).collect();
+    found.sort();
+    found.iter().map(|run| run.join(name)).find(|path| path.exists()).unwrap().to_string_lossy().into_owned()
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    all
+}
+
+/// The process that trains is killed: its parent begins it anew.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_killed_run_goes_on_by_itself() {
+    for task in Task::ALL {
+        let output = format!("killed-{}", task.name());
+        let mut begun = Begun::new(&task.arguments(&output, &QUICK), &output);
+        begun.until(1);
+        signal(begun.worker().unwrap(), libc::SIGKILL);
+        let (code, said) = begun.end();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("killed (signal 9): going on in"), "{said}");
+        task.same(&output);
+    }
+}
+
+/// Parent and child are killed in the same moment, as when the power goes: the same command goes on.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_whose_power_went_goes_on() {
+    for task in Task::ALL {
+        let output = format!("power-{}", task.name());
+        let arguments = task.arguments(&output, &["--resume", "auto"]);
+        let mut begun = Begun::new(&arguments, &output);
+        begun.until(1);
+        let worker = begun.worker().unwrap();
+        signal(worker, libc::SIGSTOP);
+        signal(begun.child.id() as i32, libc::SIGKILL);
+        signal(worker, libc::SIGKILL);
+        begun.end();
+        let (code, said) = Begun::new(&arguments, &output).end();
+        assert_eq!(code, Some(0), "{said}");
+        task.same(&output);
+        let runs = files(&folder_of(&output)).into_iter().filter(|path| path.is_dir() && !path.is_symlink());
+        assert_eq!(runs.count(), 1, "it went on in its own folder");
+    }
+}
+
+/// A signal to the program saves the last finished step, also in the middle of one, and ends with a code of its own.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stopped_run_says_so_and_goes_on() {
+    for (task, kind) in
+        [(Task::Dit, libc::SIGTERM), (Task::Classifier, libc::SIGINT), (Task::Dit, libc::SIGHUP)]
+    {
+        let output = format!("stopped-{}-{kind}", task.name());
+        let arguments = task.arguments(&output, &["--resume", "auto"]);
+        let mut begun = Begun::new(&arguments, &output);
+        begun.until(1);
+        std::thread::sleep(Duration::from_millis(40));
+        signal(begun.child.id() as i32, kind);
+        let asked = Instant::now();
+        let (code, said) = begun.end();
+        assert!(asked.elapsed() < Duration::from_secs(20));
+        assert_eq!(code, Some(75), "{said}");
+        assert!(said.contains("stopped at step") && said.contains("--resume auto goes on"), "{said}");
+        let (code, said) = Begun::new(&arguments, &output).end();
+        assert_eq!(code, Some(0), "{said}");
+        task.same(&output);
+    }
+    // Its time being up is the same.
+    let arguments = Task::Dit.arguments("timed", &["--resume", "auto", "--max-time", "1ms"]);
+    let (code, said) = Begun::new(&arguments, "timed").end();
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains("its time is up"), "{said}");
+    let (code, said) = Begun::new(&Task::Dit.arguments("timed", &["--resume", "auto"]), "timed").end();
+    assert_eq!(code, Some(0), "{said}");
+    Task::Dit.same("timed");
+}
+
+/// A state that was damaged is noticed, and the one before it is gone on with.
+#[test]
+fn a_damaged_state_is_left_for_the_one_before() {
+    let dir = UNDISTURBED.path();
+    let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-0", &["--runs-dir", "damaged"]));
+    let run_folder = trained::run_folder(dir, &said);
+    let newest = run_folder.join("tinydit_step_00000012.safetensors");
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, &bytes).unwrap();
+    let resume = run_folder.to_string_lossy();
+    let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-1", &["--resume", &resume]));
+    assert!(said.contains("tinydit_step_00000012.safetensors: the checksum does not match"), "{said}");
+    assert!(said.contains("going on from the state before it") && said.contains("steps 9 to 12"), "{said}");
+    Task::Dit.same("damaged-1");
+    for state in fs::read_dir(&run_folder)
+        .unwrap()
+        .flatten()
+        .filter(|f| f.file_name().to_string_lossy().contains("_step_"))
+    {
+        fs::write(state.path(), &bytes[..bytes.len() / 3]).unwrap();
+    }
+    let said = fails(CATS, dir, &Task::Dit.arguments("damaged-2", &["--resume", &resume]));
+    assert!(said.contains("not one of its training states is whole"), "{said}");
+}
+
+/// A file may not grow beyond this: what a full disk does, without a disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
+    let dir = UNDISTURBED.path();
+    let arguments = Task::Dit.arguments("full", &["--runs-dir", "full-runs", "--resume", "auto"]).join(" ");
+    let script = format!("trap '' XFSZ; ulimit -f 10000; exec {CATS} {arguments}");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains("tinydit_step_00000003.safetensors"), "{errors}");
+    assert_eq!(errors.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{errors}");
+    let left: Vec<String> = files(&folder_of("full-runs/latest"))
+        .iter()
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .filter(|name| name.contains("_step_") || name.contains("tmp"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    let output = Command::new("sh")
+        .args(["-c", &format!("exec {CATS} {arguments}")])
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    Task::Dit.same("full");
+}
+
+#[test]
+fn accumulation_takes_the_pictures_of_a_larger_batch() {
+    let dir = UNDISTURBED.path();
+    let load = |more: &[&str]| {
+        let more = [&["--steps", "1", "--label-dropout", "0.5"], more].concat();
+        let said = succeeds(CATS, dir, &trained::dit("accumulated", &more));
+        let folder = trained::run_folder(dir, &said);
+        TrainingState::load(&folder.join("tinydit_step_00000001.safetensors")).unwrap()
+    };
+    let a = load(&["--gradient-accumulation-steps", "2"]);
+    let mut b = trained::dit("accumulated", &["--steps", "1", "--label-dropout", "0.5"]);
+    let batch = b.iter().position(|a| *a == "8").unwrap();
+    b[batch] = "16";
+    let said = succeeds(CATS, dir, &b);
+    let b = TrainingState::load(&trained::run_folder(dir, &said).join("tinydit_step_00000001.safetensors"))
+        .unwrap();
+    for (name, a) in &a.moment1 {
+        let most = a.data().iter().fold(0f32, |m, v| m.max(v.abs()));
+        for (x, y) in a.data().iter().zip(b.moment1[name].data()) {
+            assert!((x - y).abs() <= 1e-4 * most + 1e-9, "{name}: {x} and {y}");
+        }
+    }
+}
+
+#[test]
+fn training_refuses_what_makes_no_sense_in_one_line() {
+    let dir = UNDISTURBED.path();
+    fs::create_dir_all(dir.join("empty")).unwrap();
+    let folder = |name: &str| fails(CATS, dir, &["train", "dit", name, "--steps", "1"]);
+    assert!(folder("nowhere").contains("nowhere"));
+    assert!(folder("empty").contains("empty"));
+    assert!(fails(CATS, dir, &["train", "dit", "synth", "--image-size", "30"]).contains("30"));
+    for (more, expected) in [
+        (&["--steps", "0"][..], "--steps: expected at least 1"),
+        (&["--steps", "5", "--warmup-steps", "5"], "--warmup-steps"),
+        (&["--steps", "5", "--gradient-accumulation-steps", "0"], "--gradient-accumulation-steps"),
+        (&["--steps", "5", "--ema-beta", "1.5"], "--ema-beta"),
+        (&["--steps", "5", "--ema-beta", "0.9,0.99,0.999"], "--ema-beta: expected 1 to 2 decays, found 3"),
+        (&["--steps", "5", "--early-stopping-patience", "0"], "--early-stopping-patience"),
+        (&["--resume", "nowhere.safetensors"], "--resume nowhere.safetensors: expected auto, never"),
+        (&["--resume", "synth"], "synth/run.json"),
+        (&["--max-time", "soon"], "--max-time"),
+    ] {
+        let arguments = [&trained::dit("x", &[])[..], more].concat();
+        let said = fails(CATS, dir, &[&arguments[..], &["--runs-dir", "refused"]].concat());
+        assert!(said.contains(expected), "{more:?}: {said}");
+    }
+    assert!(!dir.join("x").exists() && !dir.join("refused").exists(), "nothing is left");
+}
+
+/// A configuration changes defaults, flags come first, and a run's own configuration begins the same run.
+#[test]
+fn a_configuration_is_what_the_flags_would_be() {
+    let dir = UNDISTURBED.path();
+    let said = succeeds(CATS, dir, &Task::Dit.arguments("configured-0", &["--runs-dir", "configured"]));
+    let config = trained::run_folder(dir, &said).join("config.toml");
+    let config = config.to_string_lossy();
+    let again = ["train", "dit", "--config", &config, "--output", "configured"];
+    succeeds(CATS, dir, &again);
+    Task::Dit.same("configured");
+    let said = succeeds(CATS, dir, &[&again[..], &["--steps", "1", "--save-interval=0"]].concat());
+    assert!(said.contains("steps 0 to 1"), "{said}");
+    for (text, expected) in [
+        ("[dit]\nbatchsize = 8", "dit.batchsize: unknown key; did you mean batch-size?"),
+        ("[dti]\nsteps = 8", "[dti]: unknown table; expected [dit] or [classifier]"),
+        ("[dit]\nsteps = \"many\"", "dit.steps: invalid value 'many' for '--steps <STEPS>'"),
+        ("[dit]\nsteps = 8\nsteps = 9", "line 3"),
+        ("[dit]\ngradient-checkpointing = 3", "dit.gradient-checkpointing: expected true or false, found 3"),
+        ("[dit]\nresume = \"auto\"", "dit.resume: unknown key"),
+        ("steps = 8", "[steps]"),
+        ("[dit]\nlr = { a = 1 }", "dit.lr: expected a value"),
+        ("[classifier]\nbackbone = \"vgg\"", "classifier.backbone: invalid value 'vgg'"),
+    ] {
+        fs::write(dir.join("bad.toml"), text).unwrap();
+        let said = fails(CATS, dir, &["train", "dit", "synth", "--config", "bad.toml"]);
+        assert!(said.contains("bad.toml") && said.contains(expected), "{text}: {said}");
+    }
+    let said = fails(CATS, dir, &["train", "dit", "synth", "--config", "smok"]);
+    assert!(said.contains("--config smok") && said.contains("smoke, local"), "{said}");
+}
+
+#[test]
+fn two_processes_do_not_train_in_one_folder() {
+    let dir = UNDISTURBED.path();
+    let said = succeeds(CATS, dir, &Task::Dit.arguments("locked", &["--runs-dir", "locked-runs"]));
+    let folder = trained::run_folder(dir, &said);
+    let _lock = tiny_cats::train::folder::Lock::take(&folder).unwrap().unwrap();
+    let output = run(CATS, dir, &["train", "dit", "synth", "--resume", &folder.to_string_lossy()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("another process trains in this folder"), "{}", text(&output));
+}
