@@ -427,6 +427,7 @@ mod jobs {
         let alone = place("alone");
         let said = code(&begin(&alone).wait_with_output().unwrap(), 0);
         assert!(said.contains("[2/2] lr=0.0001  finished  loss "), "{said}");
+        assert!(!alone.join("checkpoints").exists(), "a job's files are its own");
         let expected = released(&alone);
         assert!(expected.len() == 2 && expected[0] != expected[1]);
         let dir = place("interrupted");

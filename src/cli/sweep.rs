@@ -205,7 +205,7 @@ fn ended(sweep: &Sweep, outcome: &Outcome) -> String {
 /// The outcomes as a table, the best first.
 fn ranking(sweep: &Sweep, end: &End) -> String {
     let keys = sweep.space.keys().map(String::as_str);
-    let head: Vec<&str> = keys.chain([sweep.metric.as_str(), "step", "status", "job"]).collect();
+    let head: Vec<&str> = keys.chain([sweep.metric.as_str(), "step", "status", "job", "error"]).collect();
     let row = |outcome: &&Outcome| {
         let point = |text: fn(&crate::train::metrics::Point) -> String| {
             outcome.metric.as_ref().map_or_else(String::new, text)
@@ -213,10 +213,13 @@ fn ranking(sweep: &Sweep, end: &End) -> String {
         let values = outcome.settings.values().map(|value| clean(&value.to_string(), 60));
         let more =
             [point(|p| short(p.value)), point(|p| p.step.to_string()), outcome.status.name().to_owned()];
-        values.chain(more).chain([outcome.job.clone()]).collect()
+        let error = outcome.error.as_ref().map_or_else(String::new, |error| clean(error, MOST));
+        values.chain(more).chain([outcome.job.clone(), error]).collect()
     };
     let rows: Vec<Vec<String>> = end.ledger.ranked(sweep.goal).iter().map(row).collect();
-    format!("{}{}\n", table(&head, &rows), end.folder.display())
+    let errors = rows.iter().any(|row| row.last().is_some_and(|error| !error.is_empty()));
+    let head = if errors { &head[..] } else { &head[..head.len() - 1] };
+    format!("{}{}\n", table(head, &rows), end.folder.display())
 }
 
 fn report(sweep: &Sweep, end: &End) -> serde_json::Value {

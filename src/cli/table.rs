@@ -12,9 +12,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let columns: Vec<(usize, bool)> = (0..head.len())
         .map(|i| {
             let widest = column(i).map(|entry| width(entry)).max().unwrap_or(0);
-            let number = |entry: &String| {
-                entry.is_empty() || entry.starts_with(|c: char| c.is_ascii_digit() || c == '-')
-            };
+            let number = |entry: &String| entry.chars().all(|c| c.is_ascii_digit() || ".-+e/".contains(c));
             (widest.max(width(head[i])), column(i).all(number))
         })
         .collect();

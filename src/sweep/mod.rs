@@ -35,6 +35,7 @@
 //!     JOB/lock              held by the job's process
 //!     JOB/output.log        what the job said
 //!     JOB/ID/               its run; JOB is its `--runs-dir`
+//!     JOB/*.pt, *.safetensors   what it released
 //! ```
 
 mod error;

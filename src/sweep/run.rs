@@ -16,7 +16,7 @@ use std::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 
-use super::{Error, Job, JobStatus, Ledger, Outcome, Result, SWEEPS, Sweep};
+use super::{Error, Job, JobStatus, Ledger, Outcome, Result, SWEEPS, Sweep, Task};
 use crate::train::{
     folder::{self, Lock, Record, Status},
     metrics::{METRICS, Metrics, Point},
@@ -141,7 +141,7 @@ impl Runner {
                 ledger.save(&folder)?;
                 observe(Progress::Begins(i, job));
                 let start = Instant::now();
-                let (status, error) = self.train(job, &own, claim)?;
+                let (status, error) = self.train(sweep.task, job, &own, claim)?;
                 let outcome = &mut ledger.jobs[i];
                 outcome.seconds += start.elapsed().as_secs_f64();
                 (outcome.status, outcome.error) = (status, error);
@@ -184,15 +184,24 @@ impl Runner {
     }
 
     /// Runs a job's process to its end.
-    fn train(&self, job: &Job, own: &Path, claim: File) -> Result<(JobStatus, Option<String>)> {
+    fn train(&self, task: Task, job: &Job, own: &Path, claim: File) -> Result<(JobStatus, Option<String>)> {
         let path = own.join(LOG);
         let log = File::options().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
         let start = log.metadata().map_or(0, |about| about.len());
         let both = log.try_clone().map_err(|e| Error::file(&path, e))?;
-        let mut place = OsString::from("--runs-dir=");
-        place.push(own);
+        // Its released files are beside its run, not in everybody's place.
+        let released = match task {
+            Task::Dit => own.to_owned(),
+            Task::Classifier => own.join("cats_model.pt"),
+        };
+        let flag = |flag: &str, path: &Path| {
+            let mut argument = OsString::from(flag);
+            argument.push(path);
+            argument
+        };
         let mut command = Command::new(&self.program);
-        command.args(&job.arguments).arg(place).arg("--resume=auto");
+        command.args(&job.arguments).args([flag("--runs-dir=", own), flag("--output=", &released)]);
+        command.arg("--resume=auto");
         // The lock is the open file's, which the job has as its empty input: it is free when the job has ended, even without us.
         command.stdin(claim).stdout(log).stderr(both);
         // A terminal's Ctrl-C is for this process, which hands it on: the job must not get it twice.
