@@ -409,8 +409,8 @@ mod jobs {
             command.args(["sweep", "s.toml"]).current_dir(dir).stdout(Stdio::piped()).stderr(Stdio::piped());
             command.spawn().unwrap()
         };
-        // Of each job, its released file, its metrics without speeds, and how often it was begun.
-        let released = |dir: &Path| -> Vec<(Vec<u8>, Vec<(u64, f64)>)> {
+        // Of each job, its released file and its losses.
+        let released = |dir: &Path| -> Vec<(Vec<u8>, Value)> {
             let report: Value =
                 serde_json::from_slice(&run(CATS, dir, &["sweep", "s.toml", "--json"]).stdout).unwrap();
             let jobs = report["jobs"].as_array().unwrap();
@@ -420,7 +420,7 @@ mod jobs {
                 let name = "tinydit_final.safetensors";
                 let file = fs::read(run.join(name)).unwrap_or_else(|e| panic!("{}: {e}", run.display()));
                 let metrics = tiny_cats::train::metrics::Metrics::read(&run.join("metrics.jsonl")).unwrap();
-                (file, metrics.training("loss").iter().map(|p| (p.step, p.value)).collect())
+                (file, serde_json::to_value(metrics.training("loss")).unwrap())
             };
             jobs.iter().map(of).collect()
         };
