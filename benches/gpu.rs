@@ -16,13 +16,13 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
-    data::{Dataset, Images, Level, Photos},
+    data::{Cache, Dataset, Images, Level, Photos},
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Taken, Task, learn,
     },
 };
 use tiny_cats_models::{
-    Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
+    Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
     candle::{Params, Plain, to_device, to_host, with_plain_operations},
     init,
     random::noise,
@@ -73,7 +73,8 @@ impl Network for Generator {
     const HEART: (f64, f64) = (2e-3, 0.1);
 
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
-        let images = Images::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH))?;
+        let images =
+            Images::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
         ensure!(images.len() == BATCH, "{}: expected {BATCH} pictures or more", self.data.display());
         let options = DitOptions {
             network: self.network.clone(),
@@ -123,7 +124,8 @@ impl Network for Judge {
     const HEART: (f64, f64) = (1e-3, 0.05);
 
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
-        let photos = Photos::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH))?;
+        let photos =
+            Photos::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
         ensure!(photos.len() == BATCH, "{}: expected {BATCH} pictures or more", self.data.display());
         let options = ClassifierOptions {
             network: self.network.clone(),
@@ -172,7 +174,8 @@ fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
     let forward = network.forward(&before, device)?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
-    let (loss, learnt) = learn(&mut *task, &mut optimizer.params()?, &mut loader, 1, 0, 1.0)?;
+    let (loss, learnt) =
+        learn(&mut *task, TapeOptions::default(), &mut optimizer.params()?, &mut loader, 1, 0, 1.0)?;
     let host = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
     let gradients = learnt.gradients.iter().map(host).collect::<Result<_>>()?;
     optimizer.step(&learnt, Taken { rate: 1e-3, before: 0, scale: 1.0 })?;
@@ -219,8 +222,15 @@ fn learn_by_heart<N: Network>(network: &N, device: &Device, limit: Duration) -> 
     let mut losses = Vec::new();
     loop {
         let step = losses.len() as u64;
-        let (loss, learnt) =
-            learn(&mut *task, &mut optimizer.params()?, &mut loader, 1, step * BATCH as u64, 1.0)?;
+        let (loss, learnt) = learn(
+            &mut *task,
+            TapeOptions::default(),
+            &mut optimizer.params()?,
+            &mut loader,
+            1,
+            step * BATCH as u64,
+            1.0,
+        )?;
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {step}", N::NAME);
         optimizer.step(
             &learnt,

@@ -1,61 +1,97 @@
-//! Loading speed: photographs a second from JPEG files to what a classifier is shown, and from memory.
+//! Loading speed: photographs a second from JPEG files to what a classifier is shown.
 //!
-//! `cargo bench --bench loading -- DIR [--size N]` prints a line of JSON for each of
-//! - `cold`: read, decoded, resized, then a random part of it, mirrored or not, written as floats: what the first epoch costs;
-//! - `cached`: the random part alone, of photographs in memory: what every other epoch costs.
+//! `cargo bench --bench loading -- DIR [--size N] [--workers N]` prints a line of JSON for each of
+//! - `cold`: read, decoded, resized and written into a new cache, then a random part of each, mirrored or not, as batches of floats: what
+//!   the first epoch of the first run costs;
+//! - `cached`: the batches alone: what every other epoch costs;
+//! - `full`: the same with tilted parts and changed colours.
 //!
-//! `peers/torch_loading.py` does the same with torchvision's DataLoader.
+//! `peers/torch_loading.py` does the first two with torchvision's DataLoader.
 
-use std::{path::PathBuf, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde_json::json;
-use tiny_cats::data::{Dataset, Level, Photos, View};
+use tiny_cats::{
+    data::{Cache, Dataset, Level, Order, Photos, View},
+    train::{Batch, Batches, Loader},
+};
 
-/// The cached epochs on the clock.
+const BATCH: usize = 32;
+/// Epochs on the clock, but for the first.
 const EPOCHS: u64 = 5;
 
-/// Shows each photograph once, as epoch `epoch` does; the sum of what is shown, so that nothing of it can be left out.
-fn epoch(photos: &Photos, size: usize, epoch: u64) -> f64 {
-    (0..photos.len())
-        .into_par_iter()
-        .map_init(
-            || vec![0.0; 3 * size * size],
-            |out, index| {
-                let position = epoch * photos.len() as u64 + index as u64;
-                let view = View::draw(Level::Medium, 0, position, photos.dimensions(index), size as u32);
-                photos.fill(index, &view, size, out);
-                f64::from(out[out.len() / 2])
-            },
-        )
-        .sum()
+struct Shown {
+    photos: Photos,
+    order: Order,
+    level: Level,
+    size: usize,
+}
+
+impl Batches for Shown {
+    fn items(&self) -> usize {
+        self.photos.len()
+    }
+
+    fn batch(&self, position: u64, len: usize) -> tiny_cats::train::Result<Batch> {
+        let values = 3 * self.size * self.size;
+        let mut out = vec![0.0; len * values];
+        let chosen = self.order.range(position, len);
+        out.par_chunks_mut(values).zip(chosen.par_iter().enumerate()).for_each(|(out, (i, &index))| {
+            let shape = self.photos.dimensions(index);
+            let view = View::for_classifier(self.level, 0, position + i as u64, shape, self.size as u32);
+            self.photos.fill(index, &view, self.size, out);
+        });
+        Ok(Batch(vec![Tensor::from_vec(out, (len, 3, self.size, self.size), &Device::Cpu)?]))
+    }
+
+    fn files(&self, _: u64, _: usize) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+/// Goes through `epochs` epochs, and says how many photographs that were.
+fn show(loader: &mut Loader, items: usize, epochs: u64) -> Result<u64> {
+    let batches = items as u64 * epochs / BATCH as u64;
+    for batch in 0..batches {
+        loader.load(batch * BATCH as u64)?;
+    }
+    Ok(batches * BATCH as u64)
 }
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let (mut folder, mut size) = (None, 128);
+    let (mut folder, mut size, mut workers) = (None, 128, 2);
     while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().and_then(|n| n.parse().ok()).context("expected a number");
         match argument.as_str() {
-            "--size" => size = arguments.next().context("--size: expected a number")?.parse()?,
+            "--size" => size = number()?,
+            "--workers" => workers = number()?,
             _ => folder = Some(PathBuf::from(argument)),
         }
     }
+    rayon::ThreadPoolBuilder::new().num_threads(workers).build_global()?;
     let data = Dataset::open(folder.context("expected a folder of class folders of photographs")?)?;
+    let cache = tempfile::tempdir()?;
+    let load = |level| -> Result<Arc<Shown>> {
+        let photos = Photos::load(&data, size as u32, None, &Cache::At(cache.path().into()))?;
+        anyhow::ensure!(photos.notes.is_empty() && photos.skipped.is_empty(), "{:?}", photos.notes);
+        let order = Order::new(0, photos.len() as u32);
+        Ok(Arc::new(Shown { photos, order, level, size }))
+    };
 
-    let begin = Instant::now();
-    let photos = Photos::load(&data, size, None)?;
-    let mut sum = epoch(&photos, size as usize, 0);
-    let cold = begin.elapsed();
-    let begin = Instant::now();
-    for number in 1..=EPOCHS {
-        sum += epoch(&photos, size as usize, number);
-    }
-    let cached = begin.elapsed() / EPOCHS as u32;
-    anyhow::ensure!(sum.is_finite(), "what is shown is no picture");
-    for (name, time) in [("cold", cold), ("cached", cached)] {
-        let speed = photos.len() as f64 / time.as_secs_f64();
-        println!("{}", json!({"name": name, "images": photos.len(), "images_per_second": speed}));
+    for (name, level, epochs) in
+        [("cold", Level::Medium, 1), ("cached", Level::Medium, EPOCHS), ("full", Level::Full, EPOCHS)]
+    {
+        // Reading a cache that is there is part of what it costs.
+        let begin = Instant::now();
+        let shown = load(level)?;
+        let mut loader = Loader::with_workers(shown.clone(), BATCH, workers, 2)?;
+        let images = show(&mut loader, shown.items(), epochs)?;
+        let speed = images as f64 / begin.elapsed().as_secs_f64();
+        println!("{}", json!({"name": name, "images": shown.items(), "images_per_second": speed}));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
-    data::{BREEDS, Dataset, Images, Level, OTHER, Photos, synth},
+    data::{BREEDS, Cache, Dataset, Images, Level, OTHER, Photos, synth},
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Loader, Optimizer,
         Task, learn,
@@ -23,7 +23,8 @@ use tiny_cats::{
 };
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Array, Init, Network, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
+    Array, Init, Network, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
+    Weights,
     candle::{Params, to_host},
     init,
     random::noise,
@@ -162,13 +163,13 @@ impl Case {
         let (seed, augmentation) = (0, Level::Basic);
         Ok(match &self.network {
             Network::TinyDit(config) => {
-                let images = Images::load(&data, size as u32, None)?;
+                let images = Images::load(&data, size as u32, None, &Cache::Memory)?;
                 let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
                 let options = DitOptions { network, flow, augmentation, guidance, best: false, seed };
                 Box::new(Dit::new(options, images, None, device.clone())?)
             }
             Network::ResNet(config) => {
-                let photos = Photos::load(&data, size as u32, None)?;
+                let photos = Photos::load(&data, size as u32, None, &Cache::Memory)?;
                 let options = ClassifierOptions {
                     network: config.clone(),
                     image_size: size,
@@ -196,8 +197,15 @@ impl Case {
         let mut times = Vec::new();
         for step in 0..warm_up + steps {
             let start = Instant::now();
-            let (_, learnt) =
-                learn(&mut *task, &mut optimizer.params()?, &mut loader, 1, step * self.batch as u64, 1.0)?;
+            let (_, learnt) = learn(
+                &mut *task,
+                TapeOptions::default(),
+                &mut optimizer.params()?,
+                &mut loader,
+                1,
+                step * self.batch as u64,
+                1.0,
+            )?;
             let norm = optimizer.step(&learnt, Taken { rate: RATE, before: step, scale: 1.0 })?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);

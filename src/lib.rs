@@ -6,7 +6,9 @@ pub mod cli;
 pub mod data;
 pub mod doctor;
 pub mod evaluate;
+pub mod memory;
 pub mod sweep;
+pub mod track;
 pub mod train;
 
 /// The README's examples compile.

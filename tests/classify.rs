@@ -13,7 +13,7 @@ use common::{CATS, fails, run, succeeds, trained::TRAINED};
 use image::{ImageFormat, RgbImage};
 use serde_json::Value;
 use tempfile::TempDir;
-use tiny_cats::data::{Dataset, Photos, Split, View, synth};
+use tiny_cats::data::{Cache, Dataset, Photos, Split, View, synth};
 use tiny_cats_export::{Classifier, Preprocessing};
 
 const MODEL: &str = "checkpoints/cats_model.safetensors";
@@ -108,7 +108,7 @@ fn photographs_are_prepared_as_in_training() {
         RgbImage::from_fn(width, height, pixel).save(dir.path().join(name)).unwrap();
     }
     let data = Dataset::open(dir.path()).unwrap();
-    let photos = Photos::load(&data, how.resize as u32, None).unwrap();
+    let photos = Photos::load(&data, how.resize as u32, None, &Cache::Memory).unwrap();
     assert_eq!(photos.len(), 7);
     for index in 0..photos.len() {
         let path = photos.path(index);

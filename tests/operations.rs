@@ -6,11 +6,11 @@ use tiny_cats_export::{
     runtime::{Input, RuntimeKind, run_everywhere},
 };
 use tiny_cats_models::{
-    Array, BatchNorm, Init, Result, Scope, Tensor, Weights,
+    Array, BatchNorm, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
     candle::{Plain, to_device, with_plain_operations},
     cost::{Cost, Counter},
     random::{Purpose, Stream},
-    tape::{Tape, Var},
+    tape::{Param, Tape, Var},
 };
 
 /// What an input or parameter holds.
@@ -76,7 +76,7 @@ fn tensors(op: &impl Operation, dtype: DType) -> Vec<(Kind, CandleTensor)> {
 }
 
 fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> Var {
-    let tape = Tape::new();
+    let tape = Tape::with(TapeOptions { checkpoint: true, precision: Precision::F32 });
     let vars: Vec<Var> = all
         .iter()
         .enumerate()
@@ -86,7 +86,8 @@ fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> Var {
         })
         .collect();
     let (x, p) = vars.split_at(op.inputs().len());
-    op.run(x, p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME))
+    let p: Vec<Param> = p.iter().cloned().map(Param::from).collect();
+    op.run(x, &p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME))
 }
 
 fn plain<O: Operation>(op: &O, all: &[CandleTensor]) -> CandleTensor {
@@ -370,6 +371,11 @@ mod operations {
     operation!(whole_slice_and_chunk, [(Real 4 6)], [], |x, p| {
         let all = x[0].slice(1, 0, 6)?.add(&x[0])?;
         all.chunk(1, 0)?[0].add(&all)?.add(&x[0].reshape(&[4, 6])?)
+    });
+    operation!(checkpoint, [(Real 5 8), (Real 5 8)], [(Real 8 8)], |x, p| {
+        let weight = p[0].clone();
+        let y = T::checkpoint([&x[0], &x[1]], move |[a, b]| a.linear(&weight, None)?.silu()?.mul(b)?.add(a))?;
+        y.linear(&p[0], None)?.add(&x[1])
     });
     operation!(mul, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].mul(&x[1])?.mul(&x[0]));
     operation!(affine, [(Real 5 8)], [], |x, p| x[0].affine(-2.5, 0.75));

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{CATS, fails, run, succeeds, text, trained};
+use common::{CATS, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
 
@@ -19,14 +19,59 @@ const STEPS: [&str; 4] = ["--steps", "12", "--save-interval", "3"];
 const QUICK: [&str; 2] = ["--retry-initial", "10ms"];
 
 /// A folder with synthetic pictures in `synth`, and what training on them for a while, undisturbed, ended in: `dit` and `classifier`.
-static UNDISTURBED: LazyLock<TempDir> = LazyLock::new(|| {
-    let dir = TempDir::new().expect("a temporary folder");
-    trained::synthetic(dir.path());
-    for task in Task::ALL {
-        succeeds(CATS, dir.path(), &task.arguments(task.name(), &[]));
-    }
-    dir
+static UNDISTURBED: LazyLock<PathBuf> = LazyLock::new(|| {
+    shared("training", |dir| {
+        trained::synthetic(dir);
+        for task in Task::ALL {
+            succeeds(CATS, dir, &task.arguments(task.name(), &[]));
+        }
+        std::fs::remove_dir_all(dir.join("runs")).unwrap();
+    })
 });
+
+/// A folder for one test, with the same pictures in `synth`.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let pictures = UNDISTURBED.join("synth");
+        for class in fs::read_dir(&pictures).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
+            let copy = dir.path().join("synth").join(class.file_name());
+            fs::create_dir_all(&copy).unwrap();
+            for picture in fs::read_dir(class.path()).unwrap().flatten() {
+                fs::copy(picture.path(), copy.join(picture.file_name())).unwrap();
+            }
+        }
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// What was released to `output` is what an undisturbed run releases.
+    #[track_caller]
+    fn same(&self, task: Task, output: &str) {
+        for name in task.released() {
+            let [a, b] = [UNDISTURBED.join(task.name()), self.path().join(output)]
+                .map(|folder| fs::read(folder.join(name)).unwrap());
+            assert!(a == b, "{output}/{name} is another file than an undisturbed run's");
+        }
+    }
+
+    fn begin(&self, arguments: &[String], runs: &str) -> Begun {
+        let child = Command::new(CATS)
+            .args(arguments)
+            .args(["--runs-dir", runs])
+            .current_dir(self.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Begun { child, runs: self.path().join(runs) }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Task {
@@ -59,19 +104,6 @@ impl Task {
             Self::Classifier => ["m.pt", "m.safetensors"],
         }
     }
-
-    /// What was released to `output` is what an undisturbed run releases.
-    #[track_caller]
-    fn same(self, output: &str) {
-        for name in self.released() {
-            let [a, b] = [self.name(), output].map(|folder| fs::read(folder_of(folder).join(name)).unwrap());
-            assert!(a == b, "{output}/{name} is another file than an undisturbed run's");
-        }
-    }
-}
-
-fn folder_of(name: &str) -> PathBuf {
-    UNDISTURBED.path().join(name)
 }
 
 /// A run that was begun in the background.
@@ -81,19 +113,6 @@ struct Begun {
 }
 
 impl Begun {
-    fn new(arguments: &[String], runs: &str) -> Self {
-        let runs_dir = folder_of(runs);
-        let child = Command::new(CATS)
-            .args(arguments)
-            .args(["--runs-dir", runs])
-            .current_dir(UNDISTURBED.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Self { child, runs: runs_dir }
-    }
-
     fn states(&self) -> Vec<PathBuf> {
         let runs = fs::read_dir(&self.runs).into_iter().flatten().flatten();
         let runs = runs.filter(|entry| !entry.path().is_symlink());
@@ -132,7 +151,8 @@ fn signal(process: i32, signal: i32) {
 
 #[test]
 fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
-    let dir = UNDISTURBED.path();
+    let place = Place::new();
+    let dir = place.path();
     for (task, state) in [(Task::Dit, "tinydit_step_00000003"), (Task::Classifier, "m_step_00000002")] {
         let output = format!("from-{}", task.name());
         let said = succeeds(CATS, dir, &task.arguments(&format!("{output}-0"), &["--runs-dir", &output]));
@@ -144,14 +164,14 @@ fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
         let said =
             succeeds(CATS, dir, &task.arguments(&output, &["--runs-dir", &output, "--resume", &state]));
         assert!(said.contains("steps 3 to ") || said.contains("steps 2 to "), "{said}");
-        task.same(&output);
+        place.same(task, &output);
         assert!(
             trained::run_folder(dir, &said) != first && files(&first) == before,
             "the first run is left alone"
         );
     }
     // A run may be made longer, aloud; anything else must be what it was.
-    let state = state_of(&folder_of("from-dit"), "tinydit_step_00000003.safetensors");
+    let state = state_of(&dir.join("from-dit"), "tinydit_step_00000003.safetensors");
     let resume = ["--runs-dir", "longer", "--resume", &state];
     let said = succeeds(CATS, dir, &trained::dit("longer", &[&resume[..], &["--steps", "13"]].concat()));
     assert!(said.contains("schedule.steps was 12, is 13"), "{said}");
@@ -164,11 +184,12 @@ fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
     let fewer = [&STEPS[..], &resume, &["--limit-files", "20"]].concat();
     let said = fails(CATS, dir, &trained::dit("x", &fewer));
     assert!(said.contains("items was") && said.contains("is 20"), "{said}");
-    let said = fails(CATS, dir, &trained::dit("x", &["--resume", "dit/tinydit_final.safetensors"]));
+    let said = fails(CATS, dir, &trained::dit("x", &["--resume", "longer/tinydit_final.safetensors"]));
     assert!(said.contains("not the state of a training run"), "{said}");
     // Another seed gives another model.
     succeeds(CATS, dir, &trained::dit("other", &[&STEPS[..], &["--seed", "1"]].concat()));
-    let [a, b] = ["dit", "other"].map(|f| fs::read(folder_of(f).join("tinydit_final.safetensors")).unwrap());
+    let [a, b] = [UNDISTURBED.join("dit"), dir.join("other")]
+        .map(|folder| fs::read(folder.join("tinydit_final.safetensors")).unwrap());
     assert!(a != b);
 }
 
@@ -189,15 +210,16 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_killed_run_goes_on_by_itself() {
+    let place = Place::new();
     for task in Task::ALL {
         let output = format!("killed-{}", task.name());
-        let mut begun = Begun::new(&task.arguments(&output, &QUICK), &output);
+        let mut begun = place.begin(&task.arguments(&output, &QUICK), &output);
         begun.until(1);
         signal(begun.worker().unwrap(), libc::SIGKILL);
         let (code, said) = begun.end();
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("killed (signal 9): going on in"), "{said}");
-        task.same(&output);
+        place.same(task, &output);
     }
 }
 
@@ -205,20 +227,22 @@ fn a_killed_run_goes_on_by_itself() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_run_whose_power_went_goes_on() {
+    let place = Place::new();
+    let dir = place.path();
     for task in Task::ALL {
         let output = format!("power-{}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        let mut begun = Begun::new(&arguments, &output);
+        let mut begun = place.begin(&arguments, &output);
         begun.until(1);
         let worker = begun.worker().unwrap();
         signal(worker, libc::SIGSTOP);
         signal(begun.child.id() as i32, libc::SIGKILL);
         signal(worker, libc::SIGKILL);
         begun.end();
-        let (code, said) = Begun::new(&arguments, &output).end();
+        let (code, said) = place.begin(&arguments, &output).end();
         assert_eq!(code, Some(0), "{said}");
-        task.same(&output);
-        let runs = files(&folder_of(&output)).into_iter().filter(|path| path.is_dir() && !path.is_symlink());
+        place.same(task, &output);
+        let runs = files(&dir.join(&output)).into_iter().filter(|path| path.is_dir() && !path.is_symlink());
         assert_eq!(runs.count(), 1, "it went on in its own folder");
     }
 }
@@ -227,12 +251,13 @@ fn a_run_whose_power_went_goes_on() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_stopped_run_says_so_and_goes_on() {
+    let place = Place::new();
     for (task, kind) in
         [(Task::Dit, libc::SIGTERM), (Task::Classifier, libc::SIGINT), (Task::Dit, libc::SIGHUP)]
     {
         let output = format!("stopped-{}-{kind}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        let mut begun = Begun::new(&arguments, &output);
+        let mut begun = place.begin(&arguments, &output);
         begun.until(1);
         std::thread::sleep(Duration::from_millis(40));
         signal(begun.child.id() as i32, kind);
@@ -241,24 +266,25 @@ fn a_stopped_run_says_so_and_goes_on() {
         assert!(asked.elapsed() < Duration::from_secs(20));
         assert_eq!(code, Some(75), "{said}");
         assert!(said.contains("stopped at step") && said.contains("--resume auto goes on"), "{said}");
-        let (code, said) = Begun::new(&arguments, &output).end();
+        let (code, said) = place.begin(&arguments, &output).end();
         assert_eq!(code, Some(0), "{said}");
-        task.same(&output);
+        place.same(task, &output);
     }
     // Its time being up is the same.
     let arguments = Task::Dit.arguments("timed", &["--resume", "auto", "--max-time", "1ms"]);
-    let (code, said) = Begun::new(&arguments, "timed").end();
+    let (code, said) = place.begin(&arguments, "timed").end();
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("its time is up"), "{said}");
-    let (code, said) = Begun::new(&Task::Dit.arguments("timed", &["--resume", "auto"]), "timed").end();
+    let (code, said) = place.begin(&Task::Dit.arguments("timed", &["--resume", "auto"]), "timed").end();
     assert_eq!(code, Some(0), "{said}");
-    Task::Dit.same("timed");
+    place.same(Task::Dit, "timed");
 }
 
 /// A state that was damaged is noticed, and the one before it is gone on with.
 #[test]
 fn a_damaged_state_is_left_for_the_one_before() {
-    let dir = UNDISTURBED.path();
+    let place = Place::new();
+    let dir = place.path();
     let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-0", &["--runs-dir", "damaged"]));
     let run_folder = trained::run_folder(dir, &said);
     let newest = run_folder.join("tinydit_step_00000012.safetensors");
@@ -270,7 +296,7 @@ fn a_damaged_state_is_left_for_the_one_before() {
     let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-1", &["--resume", &resume]));
     assert!(said.contains("tinydit_step_00000012.safetensors: the checksum does not match"), "{said}");
     assert!(said.contains("going on from the state before it") && said.contains("steps 9 to 12"), "{said}");
-    Task::Dit.same("damaged-1");
+    place.same(Task::Dit, "damaged-1");
     for state in fs::read_dir(&run_folder)
         .unwrap()
         .flatten()
@@ -286,7 +312,8 @@ fn a_damaged_state_is_left_for_the_one_before() {
 #[cfg(unix)]
 #[test]
 fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
-    let dir = UNDISTURBED.path();
+    let place = Place::new();
+    let dir = place.path();
     let arguments = Task::Dit.arguments("full", &["--runs-dir", "full-runs", "--resume", "auto"]).join(" ");
     let script = format!("trap '' XFSZ; ulimit -f 10000; exec {CATS} {arguments}");
     let output = Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
@@ -294,7 +321,7 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("tinydit_step_00000003.safetensors"), "{errors}");
     assert_eq!(errors.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{errors}");
-    let left: Vec<String> = files(&folder_of("full-runs/latest"))
+    let left: Vec<String> = files(&dir.join("full-runs/latest"))
         .iter()
         .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
         .filter(|name| name.contains("_step_") || name.contains("tmp"))
@@ -306,12 +333,76 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    Task::Dit.same("full");
+    place.same(Task::Dit, "full");
+}
+
+/// What costs time or memory, or is only watched, changes not one bit of what is learnt.
+#[test]
+fn memory_threads_and_trackers_change_nothing() {
+    let place = Place::new();
+    for (i, more) in [
+        &["--gradient-checkpointing", "--num-workers", "3", "--cache", "cache", "--tensorboard"][..],
+        &[
+            "--num-workers",
+            "0",
+            "--no-cache",
+            "--log-format",
+            "json",
+            "--log-file",
+            "log",
+            "--log-interval",
+            "1",
+        ],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for task in Task::ALL {
+            let output = format!("same-{}-{i}", task.name());
+            succeeds(CATS, place.path(), &task.arguments(&output, more));
+            place.same(task, &output);
+        }
+    }
+}
+
+/// Memory that runs out ends the process; it is begun anew with smaller micro-batches.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_process_that_ran_out_of_memory_goes_on_with_less_at_once() {
+    let place = Place::new();
+    for task in Task::ALL {
+        let output = format!("memory-{}", task.name());
+        let mut begun = place.begin(&task.arguments(&output, &["--log-interval", "1"]), &output);
+        begun.until(1);
+        let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+        // SAFETY: it sets a limit of a process that this test began; the old one is not asked for.
+        let set =
+            unsafe { libc::prlimit(begun.worker().unwrap(), libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+        let (code, said) = begun.end();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("out of memory: going on with micro-batches of half the size"), "{said}");
+        assert!(place.path().join(&output).join(task.released()[1]).exists());
+    }
+}
+
+/// What cannot fit is refused before anything is computed.
+#[cfg(target_os = "linux")]
+#[test]
+fn too_little_memory_is_seen_beforehand() {
+    let place = Place::new();
+    let arguments =
+        Task::Dit.arguments("little", &["--no-cache"]).join(" ").replace("--batch-size 8", "--batch-size 48");
+    let script = format!("ulimit -v 900000; exec {CATS} {arguments}");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(place.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("training with micro-batches of 48 takes"), "{}", text(&output));
 }
 
 #[test]
 fn accumulation_takes_the_pictures_of_a_larger_batch() {
-    let dir = UNDISTURBED.path();
+    let place = Place::new();
+    let dir = place.path();
     let load = |more: &[&str]| {
         let more = [&["--steps", "1", "--label-dropout", "0.5"], more].concat();
         let said = succeeds(CATS, dir, &trained::dit("accumulated", &more));
@@ -335,7 +426,8 @@ fn accumulation_takes_the_pictures_of_a_larger_batch() {
 
 #[test]
 fn training_refuses_what_makes_no_sense_in_one_line() {
-    let dir = UNDISTURBED.path();
+    let place = Place::new();
+    let dir = place.path();
     fs::create_dir_all(dir.join("empty")).unwrap();
     let folder = |name: &str| fails(CATS, dir, &["train", "dit", name, "--steps", "1"]);
     assert!(folder("nowhere").contains("nowhere"));
@@ -362,13 +454,14 @@ fn training_refuses_what_makes_no_sense_in_one_line() {
 /// A configuration changes defaults, flags come first, and a run's own configuration begins the same run.
 #[test]
 fn a_configuration_is_what_the_flags_would_be() {
-    let dir = UNDISTURBED.path();
+    let place = Place::new();
+    let dir = place.path();
     let said = succeeds(CATS, dir, &Task::Dit.arguments("configured-0", &["--runs-dir", "configured"]));
     let config = trained::run_folder(dir, &said).join("config.toml");
     let config = config.to_string_lossy();
     let again = ["train", "dit", "--config", &config, "--output", "configured"];
     succeeds(CATS, dir, &again);
-    Task::Dit.same("configured");
+    place.same(Task::Dit, "configured");
     let said = succeeds(CATS, dir, &[&again[..], &["--steps", "1", "--save-interval=0"]].concat());
     assert!(said.contains("steps 0 to 1"), "{said}");
     for (text, expected) in [
@@ -392,7 +485,8 @@ fn a_configuration_is_what_the_flags_would_be() {
 
 #[test]
 fn two_processes_do_not_train_in_one_folder() {
-    let dir = UNDISTURBED.path();
+    let place = Place::new();
+    let dir = place.path();
     let said = succeeds(CATS, dir, &Task::Dit.arguments("locked", &["--runs-dir", "locked-runs"]));
     let folder = trained::run_folder(dir, &said);
     let _lock = tiny_cats::train::folder::Lock::take(&folder).unwrap().unwrap();

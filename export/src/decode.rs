@@ -7,11 +7,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use image::{
-    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage,
-    imageops::{self, FilterType},
-    metadata::Orientation,
-};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, metadata::Orientation};
+
+use crate::resize::{Filter, resize};
 
 /// Larger files are not read.
 pub const MOST_BYTES: u64 = 64 << 20;
@@ -130,11 +128,9 @@ pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
     })
 }
 
-/// The part of `picture` that begins at `x`, `y` with its width and height, resized (Lanczos) to `size`,
-/// which is a width and a height, too. What of the part is not in the picture is left out.
-pub fn resized(picture: &RgbImage, [x, y, width, height]: [u32; 4], size: [u32; 2]) -> RgbImage {
-    let part = imageops::crop_imm(picture, x, y, width, height);
-    imageops::resize(&*part, size[0], size[1], FilterType::Lanczos3)
+/// The `part` of `picture`, x, y, width and height, resized (Lanczos) to `size`, a width and a height. What of the part is not in the picture is left out.
+pub fn resized(picture: &RgbImage, part: [u32; 4], size: [u32; 2]) -> RgbImage {
+    resize(picture, part, size, Filter::Lanczos3)
 }
 
 fn on_white(picture: DynamicImage) -> RgbImage {

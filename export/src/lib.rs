@@ -13,6 +13,7 @@ mod meta;
 pub mod onnx;
 mod options;
 mod preprocess;
+mod resize;
 pub mod runtime;
 pub mod sample;
 
@@ -29,7 +30,7 @@ pub use meta::{
     Sampler, SamplerDefaults, TaskMeta, is_class_name,
 };
 pub use options::Options;
-pub use preprocess::resize_short_side;
+pub use preprocess::{resize_short_side, short_side_size};
 #[cfg(feature = "candle")]
 mod verify;
 pub use tiny_cats_models::Network;

@@ -1,31 +1,42 @@
 //! From a photograph to a classifier's input: in training, in evaluation and in use by the same functions.
 
-use image::{
-    RgbImage,
-    imageops::{self, FilterType},
-};
+use image::RgbImage;
 
-use crate::Preprocessing;
+use crate::{
+    Preprocessing,
+    resize::{Filter, resize},
+};
 
 /// Of pictures that are longer than this times their short side, the middle is used.
 const LONGEST: u32 = 4;
 
 /// `picture` with a short side of `short` pixels, by the triangle filter that widens as it shrinks (what PyTorch calls antialiased
-/// bilinear); of one that is longer than four times its short side, the middle.
+/// bilinear); of one that is longer than four times its short side, the middle. Its size is [`short_side_size`].
 ///
 /// # Panics
 /// When `picture` has no pixels.
 pub fn resize_short_side(picture: &RgbImage, short: u32) -> RgbImage {
-    let (width, height) = picture.dimensions();
+    let [width, height] = [picture.width(), picture.height()];
+    let [w, h] = middle([width, height]);
+    let size = short_side_size([width, height], short);
+    resize(picture, [(width - w) / 2, (height - h) / 2, w, h], size, Filter::Triangle)
+}
+
+/// Width and height of what [`resize_short_side`] makes of a picture of this width and height.
+///
+/// # Panics
+/// When one of them is 0.
+pub fn short_side_size([width, height]: [u32; 2], short: u32) -> [u32; 2] {
     let side = width.min(height);
     assert!(side > 0, "a picture of {width} x {height} pixels");
-    let (w, h) = (width.min(LONGEST.saturating_mul(side)), height.min(LONGEST.saturating_mul(side)));
-    let middle = imageops::crop_imm(picture, (width - w) / 2, (height - h) / 2, w, h);
-    if side == short {
-        return middle.to_image();
-    }
-    let scaled = |n: u32| ((u64::from(n) * u64::from(short) + u64::from(side) / 2) / u64::from(side)) as u32;
-    imageops::resize(&*middle, scaled(w), scaled(h), FilterType::Triangle)
+    let half = u64::from(side) / 2;
+    middle([width, height]).map(|n| ((u64::from(n) * u64::from(short) + half) / u64::from(side)) as u32)
+}
+
+/// Width and height of the part that is used.
+fn middle([width, height]: [u32; 2]) -> [u32; 2] {
+    let most = LONGEST.saturating_mul(width.min(height));
+    [width.min(most), height.min(most)]
 }
 
 impl Preprocessing {

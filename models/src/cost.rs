@@ -1,8 +1,13 @@
 //! The cost reading: counts what a network takes without computing anything.
 
+mod operation;
+mod pass;
+
 use std::{cell::RefCell, rc::Rc};
 
-use crate::{Array, BatchNorm, ParamSpec, Result, Source, Tensor, shape};
+use crate::{Array, BatchNorm, ParamSpec, Result, Source, TapeOptions, Tensor, pieces, shape};
+use operation::Operation;
+use pass::{Memory, Meter, Node, Slots};
 
 /// What one operation takes for one item of a batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +42,7 @@ impl Ledger {
         self.entries.iter().map(|e| e.flops).sum()
     }
 
-    /// Bytes of all results of one forward pass for one item in f32: what training keeps when it keeps everything.
+    /// Bytes of all results of one forward pass for one item in f32. What training keeps at once is [`Counter::training_bytes`].
     pub fn activation_bytes(&self) -> u64 {
         self.entries.iter().map(|e| e.bytes).sum()
     }
@@ -45,24 +50,90 @@ impl Ledger {
 
 /// A counter: the [`Source`] of [`Cost`] parameters and the place where operations are written down.
 #[derive(Clone, Debug, Default)]
-pub struct Counter(Rc<RefCell<Ledger>>);
+pub struct Counter(Rc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    ledger: RefCell<Ledger>,
+    /// Items of the batch that is trained on; 0 where memory is not counted.
+    batch: usize,
+    options: TapeOptions,
+    meter: Rc<Meter>,
+    record: RefCell<Record>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    nodes: Vec<Node>,
+    slots: usize,
+    /// Whether operations are not recorded: they are inside a block that will be computed again.
+    paused: bool,
+    /// Whether operations are not counted: they are computed again.
+    again: bool,
+}
 
 impl Counter {
-    /// A value that enters the network, of these sizes after the batch.
+    /// Also counts the memory of one training step of `batch` items: see [`training_bytes`](Self::training_bytes).
+    pub fn training(batch: usize, options: TapeOptions) -> Self {
+        Self(Rc::new(State { batch, options, ..State::default() }))
+    }
+
+    /// A value that enters the network, of these sizes after the batch. Its memory is not counted.
     pub fn input(&self, dims: &[usize]) -> Cost {
-        Cost { dims: dims.to_vec(), module: String::new(), counter: self.clone() }
+        let memory = Memory::new(0, &self.0.meter);
+        Cost { dims: dims.to_vec(), module: String::new(), counter: self.clone(), memory, slot: None }
     }
 
     /// What has been counted so far.
     pub fn ledger(&self) -> Ledger {
-        self.0.borrow().clone()
+        self.0.ledger.borrow().clone()
     }
+
+    /// The most bytes that a forward pass to `output` and the way back from its loss have in use at once: what the tape keeps, gradients
+    /// on their way, and those of the parameters, which stay. Weights and batch are not among them. 0 unless this was made by
+    /// [`Counter::training`].
+    ///
+    /// # Errors
+    /// Those of a block that is gone through again, if it is another then.
+    pub fn training_bytes(&self, output: Cost) -> Result<u64> {
+        // The loss keeps the weighted difference, and makes a gradient of it by way of another.
+        let (bytes, slot) = (self.bytes(&output.dims), output.slot);
+        let kept = Memory::new(bytes, &self.0.meter);
+        drop(output);
+        let mut slots = Slots::new(self);
+        let other = Memory::new(bytes, &self.0.meter);
+        slots.add(slot, bytes);
+        drop((kept, other));
+        let record = self.0.record.take();
+        slots.run(record.nodes)?;
+        Ok(self.0.meter.peak.get())
+    }
+
+    /// How many partial sums of its weights' gradient a convolution with these outputs has on the CPU.
+    fn partial_sums(&self, weight: &[usize], stride: usize, [rows, cols]: [usize; 2]) -> u64 {
+        let items = self.0.batch;
+        let tiles = pieces::winograd_tiles(rows, cols);
+        if pieces::by_winograd([weight[0], weight[1], weight[2]], stride, tiles, items) {
+            return 0;
+        }
+        items.div_ceil(pieces::part(items, rows * cols)) as u64
+    }
+
+    /// Bytes of so many values in f32 for each item of the batch.
+    fn bytes(&self, dims: &[usize]) -> u64 {
+        bytes(dims).saturating_mul(self.0.batch as u64)
+    }
+}
+
+/// Bytes of so many values in f32.
+fn bytes(dims: &[usize]) -> u64 {
+    dims.iter().fold(size_of::<f32>() as u64, |n, &d| n.saturating_mul(d as u64))
 }
 
 impl Source<Cost> for Counter {
     fn param(&mut self, spec: ParamSpec) -> Result<Vec<usize>> {
         let dims = spec.dims.clone();
-        self.0.borrow_mut().params.push(spec);
+        self.0.ledger.borrow_mut().params.push(spec);
         Ok(dims)
     }
 
@@ -77,27 +148,25 @@ pub struct Cost {
     dims: Vec<usize>,
     module: String,
     counter: Counter,
+    memory: Memory,
+    /// Where its gradient goes; none for what no parameter reaches.
+    slot: Option<usize>,
 }
 
 impl Cost {
-    fn entry(&self, op: &'static str, dims: Vec<usize>, flops: usize, bytes: usize) -> Self {
-        let entry = Entry { module: self.module.clone(), op, flops: flops as u64, bytes: bytes as u64 };
-        self.counter.0.borrow_mut().entries.push(entry);
-        Self { dims, ..self.clone() }
-    }
-
     /// An operation whose result is new memory and takes `each` operations for each of its values.
-    fn made(&self, op: &'static str, dims: Vec<usize>, each: usize) -> Result<Self> {
+    fn made(&self, op: &'static str, dims: Vec<usize>, each: usize) -> Operation<'_> {
         let n: usize = dims.iter().product();
-        Ok(self.entry(op, dims, n * each, n * size_of::<f32>()))
+        Operation::new(self, op, dims, n * each)
     }
 
-    /// An operation whose result is its input seen otherwise.
-    fn view(&self, op: &'static str, dims: Vec<usize>) -> Result<Self> {
-        Ok(self.entry(op, dims, 0, 0))
+    /// An operation on each value alone.
+    fn each(&self, op: &'static str, each: usize) -> Operation<'_> {
+        self.made(op, self.dims.clone(), each)
     }
 }
 
+/// What each operation takes, and what it keeps for its way back: as [`tape`](crate::tape) has it.
 impl Tensor for Cost {
     type Param = Vec<usize>;
 
@@ -109,9 +178,20 @@ impl Tensor for Cost {
         Self { module: module.to_owned(), ..self.clone() }
     }
 
+    fn checkpoint<const N: usize>(
+        inputs: [&Self; N],
+        block: impl Fn([&Self; N]) -> Result<Self> + 'static,
+    ) -> Result<Self> {
+        match inputs.first() {
+            Some(x) if x.counter.0.options.checkpoint => x.counter.clone().checkpoint(inputs, block),
+            _ => block(inputs),
+        }
+    }
+
     fn linear(&self, weight: &Vec<usize>, bias: Option<&Vec<usize>>) -> Result<Self> {
         let dims = shape::linear(&self.dims, weight, bias.map(Vec::as_slice))?;
-        self.made("linear", dims, 2 * weight[1] + usize::from(bias.is_some()))
+        let each = 2 * weight[1] + usize::from(bias.is_some());
+        Ok(self.made("linear", dims, each).keeps(self).to(self).params([Some(weight), bias]).done())
     }
 
     fn conv2d(
@@ -122,128 +202,142 @@ impl Tensor for Cost {
         padding: usize,
     ) -> Result<Self> {
         let dims = shape::conv2d(&self.dims, weight, bias.map(Vec::as_slice), stride, padding)?;
-        self.made("conv2d", dims, 2 * weight[1..].iter().product::<usize>() + usize::from(bias.is_some()))
+        let each = 2 * weight[1..].iter().product::<usize>() + usize::from(bias.is_some());
+        let sums = bytes(weight) * self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
+        let made = self.made("conv2d", dims, each).keeps(self).to(self).params([Some(weight), bias]);
+        Ok(made.scratch(sums).done())
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Vec<usize>>) -> Result<Self> {
         let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var].map(Vec::as_slice);
-        self.made("batch_norm", shape::batch_norm(&self.dims, params)?, 2)
+        shape::batch_norm(&self.dims, params)?;
+        let trained = [Some(&norm.weight), Some(&norm.bias)];
+        Ok(self.each("batch_norm", 2).keeps(self).to(self).params(trained).done())
     }
 
-    fn layer_norm(&self, affine: Option<(&Vec<usize>, &Vec<usize>)>, eps: f64) -> Result<Self> {
-        let _ = eps;
-        let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.as_slice(), b.as_slice()]).collect();
-        let each = if params.is_empty() { 7 } else { 9 };
-        self.made("layer_norm", shape::norm("layer_norm", &self.dims, &params)?, each)
+    fn layer_norm(&self, affine: Option<(&Vec<usize>, &Vec<usize>)>, _eps: f64) -> Result<Self> {
+        let params = [affine.map(|a| a.0), affine.map(|a| a.1)];
+        let given: Vec<&[usize]> = params.iter().flatten().map(|p| p.as_slice()).collect();
+        shape::norm("layer_norm", &self.dims, &given)?;
+        let each = if affine.is_some() { 9 } else { 7 };
+        Ok(self.each("layer_norm", each).keeps(self).to(self).params(params).done())
     }
 
-    fn rms_norm(&self, weight: Option<&Vec<usize>>, eps: f64) -> Result<Self> {
-        let _ = eps;
-        let params: Vec<&[usize]> = weight.iter().map(|w| w.as_slice()).collect();
-        self.made("rms_norm", shape::norm("rms_norm", &self.dims, &params)?, 3 + params.len())
+    fn rms_norm(&self, weight: Option<&Vec<usize>>, _eps: f64) -> Result<Self> {
+        let given: Vec<&[usize]> = weight.iter().map(|w| w.as_slice()).collect();
+        shape::norm("rms_norm", &self.dims, &given)?;
+        Ok(self.each("rms_norm", 3 + given.len()).keeps(self).to(self).params([weight]).done())
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
-        self.made("scale_shift", shape::modulation("scale_shift", &self.dims, [&scale.dims, &shift.dims])?, 3)
+        shape::modulation("scale_shift", &self.dims, [&scale.dims, &shift.dims])?;
+        Ok(self.each("scale_shift", 3).keeps(self).keeps(scale).to(self).to(scale).to(shift).done())
     }
 
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
         shape::same("gated_residual", &self.dims, &branch.dims)?;
-        self.made(
-            "gated_residual",
-            shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?,
-            2,
-        )
+        shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?;
+        let made = self.each("gated_residual", 2).keeps(branch).keeps(gate);
+        Ok(made.to(branch).to(gate).passes(self).done())
     }
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
         let dims = shape::attention(&self.dims, &key.dims, &value.dims)?;
         let (tokens, heads) = (dims[0], dims[1]);
         let n: usize = dims.iter().product();
-        let scores = tokens * tokens * heads;
-        Ok(self.entry("attention", dims, 4 * n * tokens + 5 * scores, size_of::<f32>() * (n + scores)))
+        let scores = [heads, tokens, tokens];
+        let flops = 4 * n * tokens + 5 * scores.iter().product::<usize>();
+        let made = Operation::new(self, "attention", dims, flops).keeps(self).keeps(key).keeps(value);
+        Ok(made.keeps_own(&scores).to(self).to(key).to(value).done())
     }
 
     fn embedding(&self, table: &Vec<usize>) -> Result<Self> {
-        self.made("embedding", shape::embedding(&self.dims, table)?, 0)
+        let dims = shape::embedding(&self.dims, table)?;
+        Ok(self.made("embedding", dims, 0).keeps(self).params([Some(table)]).done())
     }
 
     fn sinusoids(&self, width: usize, _period: f64, _scale: f64) -> Result<Self> {
-        self.made("sinusoids", shape::sinusoids(&self.dims, width)?, 2)
+        Ok(self.made("sinusoids", shape::sinusoids(&self.dims, width)?, 2).done())
     }
 
     fn add_param(&self, param: &Vec<usize>) -> Result<Self> {
         shape::same("add_param", &self.dims, param)?;
-        self.made("add_param", self.dims.clone(), 1)
+        Ok(self.each("add_param", 1).params([Some(param)]).passes(self).done())
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", &self.dims, &other.dims)?;
-        self.made("add", self.dims.clone(), 1)
+        Ok(self.each("add", 1).shares(self).shares(other).done())
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
         shape::same("mul", &self.dims, &other.dims)?;
-        self.made("mul", self.dims.clone(), 1)
+        Ok(self.each("mul", 1).keeps(self).keeps(other).to(self).to(other).done())
     }
 
     fn affine(&self, _factor: f64, _offset: f64) -> Result<Self> {
-        self.made("affine", self.dims.clone(), 2)
+        Ok(self.each("affine", 2).to(self).done())
     }
 
     fn gelu(&self) -> Result<Self> {
-        self.made("gelu", self.dims.clone(), 5)
+        Ok(self.each("gelu", 5).keeps(self).to(self).done())
     }
 
     fn silu(&self) -> Result<Self> {
-        self.made("silu", self.dims.clone(), 4)
+        Ok(self.each("silu", 4).keeps(self).to(self).done())
     }
 
     fn relu(&self) -> Result<Self> {
-        self.made("relu", self.dims.clone(), 1)
+        Ok(self.each("relu", 1).keeps_result().to(self).done())
     }
 
     fn swiglu(&self) -> Result<Self> {
-        self.made("swiglu", shape::swiglu(&self.dims)?, 5)
+        Ok(self.made("swiglu", shape::swiglu(&self.dims)?, 5).keeps(self).to(self).done())
     }
 
     fn softmax(&self) -> Result<Self> {
-        self.made("softmax", shape::softmax(&self.dims)?, 5)
+        Ok(self.made("softmax", shape::softmax(&self.dims)?, 5).keeps_result().to(self).done())
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
-        self.view("reshape", shape::reshape(&self.dims, dims)?)
+        Ok(Operation::view(self, "reshape", shape::reshape(&self.dims, dims)?).shares(self).done())
     }
 
     fn permute(&self, order: &[usize]) -> Result<Self> {
-        self.made("permute", shape::permute(&self.dims, order)?, 0)
+        Ok(self.made("permute", shape::permute(&self.dims, order)?, 0).to(self).done())
     }
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let dims: Vec<&[usize]> = parts.iter().map(Tensor::dims).collect();
         let joined = shape::concat(&dims, axis)?;
-        parts[0].made("concat", joined, 0)
+        let made = parts[0].made("concat", joined, 0);
+        Ok(parts.iter().fold(made, Operation::to).done())
     }
 
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
         let dims = shape::chunk(&self.dims, n, axis)?;
-        (0..n).map(|_| self.made("chunk", dims.clone(), 0)).collect()
+        Ok(self.made("chunk", dims, 0).to(self).parts(n))
     }
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
-        self.made("slice", shape::slice(&self.dims, axis, start, len)?, 0)
+        Ok(self.made("slice", shape::slice(&self.dims, axis, start, len)?, 0).to(self).done())
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
-        self.made("mean", dims, self.dims[axis])
+        let spread = self.counter.bytes(&self.dims);
+        Ok(self.made("mean", dims, self.dims[axis]).to(self).scratch(spread).done())
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
-        self.made("max_pool2d", shape::pool2d(&self.dims, kernel, stride, padding)?, kernel * kernel)
+        let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
+        // Where the winners were.
+        let winners = dims.clone();
+        Ok(self.made("max_pool2d", dims, kernel * kernel).keeps_own(&winners).to(self).done())
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
-        self.made("avg_pool2d", shape::pool2d(&self.dims, kernel, stride, 0)?, kernel * kernel)
+        let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
+        Ok(self.made("avg_pool2d", dims, kernel * kernel).keeps(self).to(self).done())
     }
 }

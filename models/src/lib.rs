@@ -5,7 +5,9 @@ pub mod candle;
 pub mod cost;
 mod error;
 mod network;
+mod options;
 mod params;
+mod pieces;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;
 pub mod random;
@@ -19,6 +21,7 @@ mod weights;
 
 pub use error::{Error, Result};
 pub use network::Network;
+pub use options::{Precision, TapeOptions};
 pub use params::{Init, ParamSpec, Scope, Source, init};
 pub use resnet::{Head, ResNet, ResNetConfig, fold};
 pub use tensor::{BatchNorm, Tensor};

@@ -31,6 +31,9 @@ pub struct ParamSpec {
     pub init: Init,
     /// False for running statistics, which no gradient reaches.
     pub trained: bool,
+    /// Whether weight decay acts on it: on the matrices of linear layers and the kernels of convolutions, not on biases,
+    /// normalisations, embeddings, and what makes gates, scales and shifts.
+    pub decays: bool,
 }
 
 /// Hands parameters to a model that is being built for the reading `T`.
@@ -72,15 +75,22 @@ impl<'a, T: Tensor> Scope<'a, T> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// A parameter that training changes.
+    /// A parameter that training changes, and no weight decay: a bias, a normalisation's scale, an embedding.
     pub fn param(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
-        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: true };
+        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: true, decays: false };
+        self.source.param(spec)
+    }
+
+    /// The matrix of a linear layer or the kernels of a convolution, which weight decay acts on.
+    pub fn matrix(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
+        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: true, decays: true };
         self.source.param(spec)
     }
 
     /// A running statistic: kept in files, not reached by gradients.
     pub fn statistic(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
-        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: false };
+        let spec =
+            ParamSpec { name: self.name(name), dims: dims.into(), init, trained: false, decays: false };
         self.source.param(spec)
     }
 
@@ -123,8 +133,13 @@ mod tests {
 
     #[test]
     fn a_parameter_begins_the_same_whatever_stands_before_it_in_size() {
-        let spec =
-            |n| ParamSpec { name: format!("p{n}"), dims: vec![n, 4], init: Init::Normal(1.0), trained: true };
+        let spec = |n| ParamSpec {
+            name: format!("p{n}"),
+            dims: vec![n, 4],
+            init: Init::Normal(1.0),
+            trained: true,
+            decays: true,
+        };
         let a = init(&[spec(3), spec(5)], 7);
         let b = init(&[spec(9), spec(5)], 7);
         assert_eq!(a["p5"], b["p5"]);

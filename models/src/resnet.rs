@@ -4,10 +4,12 @@
 //! A picture enters as `[3, height, width]`, normalised as the model's file says, and leaves as one logit for each class. For inference
 //! [`fold`] works every batch normalisation into the convolution before it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Array, BatchNorm, Error, Init, ParamSpec, Result, Scope, Tensor, Weights,
+    Array, BatchNorm, Error, Init, ParamSpec, Result, Scope, TapeOptions, Tensor, Weights,
     cost::{Counter, Ledger},
 };
 
@@ -117,6 +119,18 @@ impl ResNetConfig {
         model.forward(&counter.input(&[CHANNELS, image_size, image_size]))?;
         Ok(counter.ledger())
     }
+
+    /// The most bytes that one training step of `batch` pictures of `image_size` pixels has in use, besides weights and batch: see
+    /// [`Counter::training_bytes`].
+    ///
+    /// # Errors
+    /// As [`cost`](Self::cost).
+    pub fn training_bytes(&self, image_size: usize, batch: usize, options: TapeOptions) -> Result<u64> {
+        let mut counter = Counter::training(batch, options);
+        let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
+        let x = counter.input(&[CHANNELS, image_size, image_size]);
+        counter.training_bytes(model.forward(&x)?)
+    }
 }
 
 /// `resnet18`, with its width where that is not torchvision's.
@@ -157,7 +171,7 @@ impl<T: Tensor> Conv<T> {
     ) -> Result<Self> {
         let [out, input, kernel] = weight;
         let mut conv = scope.sub(name);
-        let weight = conv.param("weight", [out, input, kernel, kernel], Init::KaimingOut)?;
+        let weight = conv.matrix("weight", [out, input, kernel, kernel], Init::KaimingOut)?;
         let bias = (!batch_norm).then(|| conv.param("bias", [out], Init::Zeros)).transpose()?;
         let path = conv.path().to_owned();
         let mut norm = scope.sub(norm_after(name));
@@ -240,7 +254,7 @@ impl<T: Tensor> Block<T> {
 /// The network, for one reading.
 pub struct ResNet<T: Tensor> {
     stem: Conv<T>,
-    blocks: Vec<Block<T>>,
+    blocks: Vec<Arc<Block<T>>>,
     head_weight: T::Param,
     head_bias: T::Param,
     features: usize,
@@ -262,7 +276,7 @@ impl<T: Tensor> ResNet<T> {
             let mut layer = scope.sub(format!("layer{}", stage + 1));
             for i in 0..count {
                 let stride = if i == 0 && stage > 0 { 2 } else { 1 };
-                blocks.push(Block::new(layer.sub(i), config, input, inner, stride)?);
+                blocks.push(Arc::new(Block::new(layer.sub(i), config, input, inner, stride)?));
                 input = inner * config.expansion();
             }
         }
@@ -273,7 +287,7 @@ impl<T: Tensor> ResNet<T> {
         Ok(Self {
             stem,
             blocks,
-            head_weight: head.param("weight", [config.classes, features], Init::Normal(0.01))?,
+            head_weight: head.matrix("weight", [config.classes, features], Init::Normal(0.01))?,
             head_bias: head.param("bias", [config.classes], Init::Zeros)?,
             features,
         })
@@ -291,7 +305,8 @@ impl<T: Tensor> ResNet<T> {
         }
         let mut x = self.stem.forward(x)?.relu()?.at("maxpool").max_pool2d(3, 2, 1)?;
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            let block = block.clone();
+            x = T::checkpoint([&x], move |[x]| block.forward(x))?;
         }
         let places = x.dims()[1..].iter().product();
         x.at("avgpool").reshape(&[self.features, places])?.mean(1)
@@ -397,6 +412,22 @@ mod tests {
         let unknown = ResNetConfig::named("resnet19", 13).unwrap_err().to_string();
         assert_eq!(unknown, "backbone: expected one of resnet18, resnet34, resnet50, found resnet19");
         assert!(good.cost(31).is_err() && good.cost(1025).is_err());
+    }
+
+    #[test]
+    fn weight_decay_acts_on_convolutions_and_the_classifying_layer_alone() {
+        for (name, head) in [("resnet18", Head::Plain), ("resnet50", Head::Dropout)] {
+            let specs = ResNetConfig { head, ..ResNetConfig::named(name, 13).unwrap() }.specs().unwrap();
+            for spec in &specs {
+                let layer = spec.name.rsplit('.').nth(1).unwrap();
+                let norm = layer.starts_with("bn") || spec.name.contains("downsample.1");
+                let expected = spec.name.ends_with(".weight") && !norm;
+                assert_eq!(spec.decays, expected, "{name}: {}", spec.name);
+            }
+            // The stem, the convolutions and the shortcuts of the blocks, the classifying layer.
+            let convolutions = if name == "resnet18" { 1 + 16 + 3 } else { 1 + 48 + 4 };
+            assert_eq!(specs.iter().filter(|s| s.decays).count(), convolutions + 1, "{name}");
+        }
     }
 
     #[test]

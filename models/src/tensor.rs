@@ -29,7 +29,7 @@ pub struct BatchNorm<P> {
 /// A value that flows through a network: `[batch, ..]` numbers, or something that stands for them.
 ///
 /// All methods return [`Error::Shape`](crate::Error::Shape) when shapes do not fit together.
-pub trait Tensor: Clone {
+pub trait Tensor: Clone + 'static {
     /// What holds a parameter in this reading.
     type Param: Clone;
 
@@ -39,6 +39,15 @@ pub trait Tensor: Clone {
     /// Names the module that the following operations belong to (`blocks.0.attn`). Readings that keep names or statistics use it.
     fn at(&self, _module: &str) -> Self {
         self.clone()
+    }
+
+    /// What `block` makes of `inputs`. Training may keep the inputs alone and compute the block again on the way back (gradient
+    /// checkpointing; Chen et al., arXiv 1604.06174): it must make the same each time, and parameters are all that it may hold on to.
+    fn checkpoint<const N: usize>(
+        inputs: [&Self; N],
+        block: impl Fn([&Self; N]) -> Result<Self> + 'static,
+    ) -> Result<Self> {
+        block(inputs)
     }
 
     /// `x·Wᵀ + b` over the last axis. `weight` is `[out, in]`, `bias` `[out]`.

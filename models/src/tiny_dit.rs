@@ -7,9 +7,14 @@
 //! The legacy layout is that of the Python project tiny-cats-model, mistakes included, because that is what its files mean: no
 //! positions, no null class, t unscaled, and an output whose patches are not put back in their places. It predicts a velocity.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{Array, Error, Init, Result, Scope, Tensor, cost::Counter, cost::Ledger};
+use crate::{
+    Array, Error, Init, Result, Scope, TapeOptions, Tensor,
+    cost::{Counter, Ledger},
+};
 
 /// Colour channels of every picture.
 pub const CHANNELS: usize = 3;
@@ -189,6 +194,17 @@ impl TinyDitConfig {
         model.forward(&x, &t, &label)?;
         Ok(counter.ledger())
     }
+
+    /// The most bytes that one training step of `batch` items has in use, besides weights and batch: see [`Counter::training_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] as [`validate`](Self::validate).
+    pub fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
+        let mut counter = Counter::training(batch, options);
+        let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
+        let (x, t, label) = (counter.input(&self.picture()), counter.input(&[]), counter.input(&[]));
+        counter.training_bytes(model.forward(&x, &t, &label)?)
+    }
 }
 
 /// The fixed sine-cosine embedding of a square grid, `[side², width]`: half of the width for the row, half for the column
@@ -214,8 +230,15 @@ struct Linear<T: Tensor> {
 
 impl<T: Tensor> Linear<T> {
     fn new(mut scope: Scope<T>, out: usize, input: usize, bias: bool, init: Init) -> Result<Self> {
-        let weight = scope.param("weight", [out, input], init)?;
+        let weight = scope.matrix("weight", [out, input], init)?;
         let bias = bias.then(|| scope.param("bias", [out], Init::Zeros)).transpose()?;
+        Ok(Self { weight, bias, path: scope.path().to_owned() })
+    }
+
+    /// Makes `out` gates, scales and shifts of the condition; none at first, and weight decay is not to take them away again.
+    fn modulation(mut scope: Scope<T>, out: usize, width: usize) -> Result<Self> {
+        let weight = scope.param("weight", [out, width], Init::Zeros)?;
+        let bias = Some(scope.param("bias", [out], Init::Zeros)?);
         Ok(Self { weight, bias, path: scope.path().to_owned() })
     }
 
@@ -311,7 +334,7 @@ impl<T: Tensor> Block<T> {
             proj: Linear::new(scope.sub("attn").sub("proj"), width, width, true, Init::Xavier)?,
             norm2: Norm::new(scope.sub("norm2"), config)?,
             mlp: Mlp::new(scope.sub("mlp"), config)?,
-            modulation: Linear::new(scope.sub("adaLN_modulation.1"), 6 * width, width, true, Init::Zeros)?,
+            modulation: Linear::modulation(scope.sub("adaLN_modulation.1"), 6 * width, width)?,
             heads: config.heads,
             path: scope.path().to_owned(),
         })
@@ -348,7 +371,7 @@ pub struct TinyDit<T: Tensor> {
     positions: Option<T::Param>,
     classes: T::Param,
     time: [Linear<T>; 2],
-    blocks: Vec<Block<T>>,
+    blocks: Vec<Arc<Block<T>>>,
     final_norm: Norm<T>,
     final_modulation: Linear<T>,
     output: Linear<T>,
@@ -367,7 +390,7 @@ impl<T: Tensor> TinyDit<T> {
         let patch_dims = if modern { vec![width, values] } else { vec![width, CHANNELS, patch, patch] };
         let mut embed = scope.sub("patch_embed.proj");
         let (patch_weight, patch_bias) =
-            (embed.param("weight", patch_dims, Init::Xavier)?, embed.param("bias", [width], Init::Zeros)?);
+            (embed.matrix("weight", patch_dims, Init::Xavier)?, embed.param("bias", [width], Init::Zeros)?);
         let side = config.image_size / patch;
         let positions = modern.then(|| scope.constant("positions", positions(side, width)?)).transpose()?;
         let rows = config.classes + usize::from(modern);
@@ -379,7 +402,7 @@ impl<T: Tensor> TinyDit<T> {
             Linear::new(time.sub(2), width, width, true, Init::Normal(0.02))?,
         ];
         let blocks = (0..config.depth)
-            .map(|i| Block::new(scope.sub("blocks").sub(i), config))
+            .map(|i| Ok(Arc::new(Block::new(scope.sub("blocks").sub(i), config)?)))
             .collect::<Result<_>>()?;
         let mut last = scope.sub("final_layer");
         Ok(Self {
@@ -391,13 +414,7 @@ impl<T: Tensor> TinyDit<T> {
             time,
             blocks,
             final_norm: Norm::new(last.sub("norm_final"), config)?,
-            final_modulation: Linear::new(
-                last.sub("adaLN_modulation.1"),
-                2 * width,
-                width,
-                true,
-                Init::Zeros,
-            )?,
+            final_modulation: Linear::modulation(last.sub("adaLN_modulation.1"), 2 * width, width)?,
             output: Linear::new(last.sub("linear"), values, width, true, Init::Zeros)?,
         })
     }
@@ -451,7 +468,8 @@ impl<T: Tensor> TinyDit<T> {
             t.add(&label.at("breed_embedder").embedding(&self.classes)?)?.at("condition").silu()?;
         let mut x = self.patchify(x)?;
         for block in &self.blocks {
-            x = block.forward(&x, &condition)?;
+            let block = block.clone();
+            x = T::checkpoint([&x, &condition], move |[x, condition]| block.forward(x, condition))?;
         }
         let m = self.final_modulation.forward(&condition)?.chunk(2, 0)?;
         let x = self.final_norm.forward(&x.at("final_layer"))?.scale_shift(&m[1], &m[0])?;
@@ -493,6 +511,38 @@ mod tests {
         assert_eq!(field(&TinyDitConfig { depth: 0, ..good.clone() }), "depth");
         assert_eq!(field(&TinyDitConfig { width: usize::MAX, ..good.clone() }), "width");
         assert_eq!(field(&TinyDitConfig { image_size: 1024, patch_size: 1, ..good.clone() }), "patch_size");
+    }
+
+    #[test]
+    fn weight_decay_acts_on_matrices_but_not_on_embeddings_and_modulation() {
+        const MODERN: [&str; 8] = [
+            "patch_embed.proj.weight",
+            "t_embedder.mlp.0.weight",
+            "t_embedder.mlp.2.weight",
+            "final_layer.linear.weight",
+            "attn.qkv.weight",
+            "attn.proj.weight",
+            "mlp.w12.weight",
+            "mlp.w3.weight",
+        ];
+        const LEGACY: [&str; 8] = {
+            let mut names = MODERN;
+            names[6] = "mlp.fc1.weight";
+            names[7] = "mlp.fc2.weight";
+            names
+        };
+        let modern = TinyDitConfig::named("nano", 32, 13).unwrap();
+        for (config, decaying) in [(modern, MODERN), (TinyDitConfig::legacy(), LEGACY)] {
+            let params = config.cost().unwrap().params;
+            for spec in &params {
+                let name = match spec.name.strip_prefix("blocks.") {
+                    Some(inside) => inside.split_once('.').unwrap().1,
+                    None => &spec.name,
+                };
+                assert_eq!(spec.decays, decaying.contains(&name), "{}", spec.name);
+            }
+            assert_eq!(params.iter().filter(|p| p.decays).count(), 4 + 4 * config.depth);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use anyhow::bail;
 use candle_core::Device;
 use tiny_cats_export::runtime::RuntimeKind;
+use tiny_cats_models::Precision;
 
 use crate::{checkpoint::WhichWeights, doctor::GET_CUDA};
 
@@ -48,6 +49,27 @@ impl DeviceKind {
 fn gpu() -> Result<Device, String> {
     // With RUST_BACKTRACE, candle's errors have where they came from in their further lines.
     Device::new_cuda(0).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
+/// What products are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PrecisionKind {
+    /// 32 bits.
+    F32,
+    /// 16 bits with the range of 32.
+    Bf16,
+    /// 16 bits with a small range, for which the loss is scaled.
+    F16,
+}
+
+impl From<PrecisionKind> for Precision {
+    fn from(kind: PrecisionKind) -> Self {
+        match kind {
+            PrecisionKind::F32 => Self::F32,
+            PrecisionKind::Bf16 => Self::Bf16,
+            PrecisionKind::F16 => Self::F16,
+        }
+    }
 }
 
 /// Which of a checkpoint's weights.

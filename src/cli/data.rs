@@ -9,7 +9,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::{
-    Count, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats,
+    Cache, Count, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats, cache,
     synth::{self, Manifest},
 };
 
@@ -30,6 +30,8 @@ enum Command {
     Prepare(PrepareArgs),
     /// Draws synthetic cats of 12 breeds, and things that are not cats, into class folders.
     Synth(Synth),
+    /// Lists the files of decoded pictures that training keeps, or deletes them.
+    Cache(CacheArgs),
     /// Fetches the photographs and annotations of the Oxford-IIIT Pet Dataset.
     #[cfg(feature = "download")]
     Download(super::download::Args),
@@ -98,6 +100,16 @@ struct Synth {
     seed: u64,
 }
 
+#[derive(clap::Args, Debug)]
+struct CacheArgs {
+    /// The folder; unset, TINY_CATS_CACHE, or tiny-cats in the system's folder for caches
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Delete them; the next training decodes its pictures again
+    #[arg(long)]
+    clear: bool,
+}
+
 /// Runs it.
 ///
 /// # Errors
@@ -108,6 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Stats(args) => stats(&args),
         Command::Prepare(args) => prepare(args),
         Command::Synth(args) => synth(&args),
+        Command::Cache(args) => decoded(args),
         #[cfg(feature = "download")]
         Command::Download(args) => super::download::run(&args),
     }
@@ -236,6 +249,25 @@ fn synth(args: &Synth) -> anyhow::Result<()> {
         size = args.size
     );
     Ok(())
+}
+
+fn decoded(args: CacheArgs) -> anyhow::Result<()> {
+    let folder = args.cache.map_or(Cache::Default, Cache::At).folder();
+    let folder = folder.context("there is no folder for caches; name one with --cache")?;
+    let files = if args.clear { cache::clear(&folder)? } else { cache::list(&folder)? };
+    for file in &files {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+        let unfinished = if file.finished { "" } else { "  unfinished" };
+        println!("{:>9}  {name}{unfinished}", megabytes(file.bytes));
+    }
+    let all = megabytes(files.iter().map(|file| file.bytes).sum());
+    let deleted = if args.clear { " deleted" } else { "" };
+    println!("{}: {} files of decoded pictures{deleted}, {all}", folder.display(), files.len());
+    Ok(())
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 fn bar() -> anyhow::Result<ProgressBar> {

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 pub mod classify;
 pub mod common;
@@ -13,6 +12,7 @@ pub mod doctor;
 pub mod download;
 pub mod export;
 pub mod generate;
+pub mod logging;
 pub mod runs;
 pub mod sweep;
 mod table;
@@ -53,11 +53,7 @@ pub fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return fail(&error),
     };
-    // RUST_LOG=tiny_cats=debug shows what happens inside.
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    logging::init();
     let result = match command {
         Command::Data(args) => data::run(args),
         Command::Generate(args) => generate::run(args),
@@ -93,7 +89,7 @@ fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {}", one_line(error));
+    logging::fail(&one_line(error));
     ExitCode::FAILURE
 }
 

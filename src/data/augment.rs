@@ -3,18 +3,26 @@
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::random::{Purpose, Stream};
 
-/// How much training pictures are changed: for the generator as said here (a generator draws what it is shown, so changes are small),
-/// for the classifier as [`View::draw`](super::View::draw) says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+use super::View;
+
+/// How much training pictures are changed. Each level does what the one before it does, by the same random numbers, and more.
+///
+/// A classifier is to overlook how a photograph was taken, so it is shown many ways ([`View::for_classifier`]). A generator draws what it
+/// is shown: changes *leak* into its pictures unless the data are as likely to show the changed picture as the unchanged one (Karras et al.
+/// 2020, arXiv 2006.06676, section 2.2). Its changes ([`View::for_generator`]) are therefore such as lie within what photographs of the
+/// same cats differ by anyway, and never show what no photograph shows: no border, neither black nor mirrored.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Not at all.
     None,
     /// Half of them are mirrored.
     Basic,
-    /// Besides, a part of 85 to 100 % of their side is shown.
+    /// Besides, a part is shown, at a place and of a size drawn for each.
     Medium,
-    /// Besides, brightness, contrast and saturation vary by up to 10 %.
+    /// Besides, it is tilted and its colours vary.
     #[default]
     Full,
 }
@@ -56,71 +64,103 @@ impl Colour {
     }
 }
 
-/// What is done to one picture.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Augmentation {
-    /// Whether it is mirrored.
-    pub flip: bool,
-    /// The side of the part that is shown, 1 for all of the picture.
-    pub zoom: f32,
-    /// Where that part begins, across and down; at most `1 − zoom`.
-    pub offset: [f32; 2],
-    /// How its colours are changed.
-    pub colour: Colour,
-}
+/// The random numbers of one picture.
+struct Draw(Stream);
 
-impl Augmentation {
-    /// What is done to the picture at `position` (of [`Order`](super::Order)): it depends on nothing else but the seed.
-    pub fn draw(level: Level, seed: u64, position: u64) -> Self {
-        let mut stream = Stream::new(seed, Purpose::Augment, position);
-        let mut range = |low: f32, high: f32| low + (high - low) * stream.uniform() as f32;
-        let mut all = Self { flip: false, zoom: 1.0, offset: [0.0; 2], colour: Colour::default() };
-        if level != Level::None {
-            all.flip = range(0.0, 1.0) <= 0.5;
-        }
-        if matches!(level, Level::Medium | Level::Full) {
-            all.zoom = range(0.85, 1.0);
-            all.offset = [range(0.0, 1.0 - all.zoom), range(0.0, 1.0 - all.zoom)];
-        }
-        if level == Level::Full {
-            all.colour = Colour {
-                brightness: range(-0.1, 0.1),
-                contrast: range(0.9, 1.1),
-                saturation: range(0.9, 1.1),
-            };
-        }
-        all
+impl Draw {
+    fn new(seed: u64, position: u64) -> Self {
+        Self(Stream::new(seed, Purpose::Augment, position))
     }
 
-    /// Changes the `3 · side²` values of a picture, all but the mirroring.
-    pub(super) fn apply(&self, side: usize, values: &mut [f32]) {
-        if self.zoom < 1.0 {
-            let lines = [0, 1].map(|axis| self.taps(side, self.offset[axis]));
-            for plane in values.chunks_exact_mut(side * side) {
-                let from = plane.to_vec();
-                for (line, &(top, bottom, down)) in plane.chunks_exact_mut(side).zip(&lines[1]) {
-                    for (value, &(left, right, across)) in line.iter_mut().zip(&lines[0]) {
-                        let at = |row: usize| {
-                            from[row * side + left] * (1.0 - across) + from[row * side + right] * across
-                        };
-                        *value = at(top) * (1.0 - down) + at(bottom) * down;
-                    }
+    fn range(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * self.0.uniform() as f32
+    }
+
+    fn flip(&mut self) -> bool {
+        self.range(0.0, 1.0) <= 0.5
+    }
+
+    fn colour(&mut self, most: f32) -> Colour {
+        Colour {
+            brightness: self.range(-most, most),
+            contrast: self.range(1.0 - most, 1.0 + most),
+            saturation: self.range(1.0 - most, 1.0 + most),
+        }
+    }
+}
+
+impl View {
+    /// What a generator is shown of a square picture of `side` pixels at `position` (of [`Order`](super::Order)); it depends on nothing
+    /// else but the seed.
+    ///
+    /// - [`Level::Basic`] mirrors: a mirrored cat is a cat.
+    /// - [`Level::Medium`] shows a square of 90 to 100 % of the side, so that the picture is enlarged and shifted by less than heads differ
+    ///   in size and place where they were cut out by their boxes.
+    /// - [`Level::Full`] tilts that square by up to 5°, as heads are held, but never so far that a corner leaves the picture; brightness,
+    ///   contrast and saturation vary by up to 4 %, as exposure does. More would blur what tells a Russian Blue from a Bombay.
+    pub fn for_generator(level: Level, seed: u64, position: u64, side: u32) -> Self {
+        const SMALLEST: f32 = 0.9;
+        let mut draw = Draw::new(seed, position);
+        let mut view = Self::all((side, side));
+        if level >= Level::Basic {
+            view.flip = draw.flip();
+        }
+        if level >= Level::Medium {
+            let side = side as f32;
+            let part = draw.range(SMALLEST, 1.0);
+            // In shares of the room that is left, so that tilting takes from the room and not from the part.
+            let place = [draw.range(-0.5, 0.5), draw.range(-0.5, 0.5)];
+            let mut room = 1.0 - part;
+            if level == Level::Full {
+                // The box around a square of side p that is tilted by a has the side p·(cos a + sin a) = p·√2·sin(45° + a).
+                let fits = (1.0 / (part * std::f32::consts::SQRT_2)).min(1.0).asin();
+                let most = (fits - std::f32::consts::FRAC_PI_4).clamp(0.0, 5f32.to_radians());
+                view.tilt = draw.range(-most, most);
+                room = (1.0 - part * (view.tilt.cos() + view.tilt.abs().sin())).max(0.0);
+                view.colour = draw.colour(0.04);
+            }
+            view.extent = [part * side; 2];
+            view.origin = place.map(|place| ((1.0 - part) * 0.5 + place * room) * side);
+        }
+        view
+    }
+
+    /// What a classifier is shown of a photograph of this width and height at `position` (of [`Order`](super::Order)); it depends on
+    /// nothing else but the seed.
+    ///
+    /// - [`Level::None`] shows the middle `side` pixels, [`Level::Basic`] mirrors half of them.
+    /// - [`Level::Medium`] shows instead a part of 30 to 100 % of the area with an aspect of 3:4 to 4:3 (arXiv 1409.4842).
+    /// - [`Level::Full`] tilts that part by up to 10° and shifts it by up to 5 % of its sides; what of it then lies outside of the
+    ///   photograph is mirrored at its border. Brightness, contrast and saturation vary by up to 30 %.
+    pub fn for_classifier(level: Level, seed: u64, position: u64, shape: (u32, u32), side: u32) -> Self {
+        const TRIES: usize = 10;
+        let mut draw = Draw::new(seed, position);
+        let mut view = Self::middle(shape, side);
+        if level >= Level::Basic {
+            view.flip = draw.flip();
+        }
+        if level >= Level::Medium {
+            let (width, height) = (shape.0 as f32, shape.1 as f32);
+            for _ in 0..TRIES {
+                let area = width * height * draw.range(0.3, 1.0);
+                let aspect = draw.range((0.75f32).ln(), (4.0f32 / 3.0).ln()).exp();
+                let extent = [(area * aspect).sqrt(), (area / aspect).sqrt()];
+                if extent[0] <= width && extent[1] <= height {
+                    view.origin = [draw.range(0.0, width - extent[0]), draw.range(0.0, height - extent[1])];
+                    view.extent = extent;
+                    break;
                 }
             }
         }
-        self.colour.apply(values);
-    }
-
-    /// Along one axis, the two pixels that each pixel of the part is between, and how near it is to the second.
-    fn taps(&self, side: usize, offset: f32) -> Vec<(usize, usize, f32)> {
-        (0..side)
-            .map(|i| {
-                let place =
-                    (offset * side as f32 + (i as f32 + 0.5) * self.zoom - 0.5).clamp(0.0, side as f32 - 1.0);
-                let first = place as usize;
-                (first, (first + 1).min(side - 1), place - first as f32)
-            })
-            .collect()
+        if level == Level::Full {
+            let most = 10f32.to_radians();
+            view.tilt = draw.range(-most, most);
+            for (origin, extent) in view.origin.iter_mut().zip(view.extent) {
+                *origin += extent * draw.range(-0.05, 0.05);
+            }
+            view.colour = draw.colour(0.3);
+        }
+        view
     }
 }
 
@@ -128,36 +168,60 @@ impl Augmentation {
 mod tests {
     use super::*;
 
-    #[test]
-    fn each_level_changes_what_it_says_and_keeps_the_range() {
-        let picture: Vec<f32> = (0..3 * 256).map(|i| ((i * 37 % 256) as f32) / 127.5 - 1.0).collect();
-        let mut flips = 0;
-        for position in 0..200 {
-            let of = |level| Augmentation::draw(level, 1, position);
-            let (none, basic, medium, full) =
-                (of(Level::None), of(Level::Basic), of(Level::Medium), of(Level::Full));
-            assert_eq!(full, of(Level::Full));
-            assert_eq!(basic, Augmentation { flip: basic.flip, ..none });
-            assert_eq!((medium.flip, full.flip), (basic.flip, basic.flip));
-            assert_eq!((medium.zoom, medium.offset), (full.zoom, full.offset));
-            assert!((0.85..=1.0).contains(&full.zoom) && full.offset.iter().all(|o| o + full.zoom <= 1.0));
-            flips += u32::from(basic.flip);
-            let mut changed = picture.clone();
-            full.apply(16, &mut changed);
-            assert!(changed != picture && changed.iter().all(|v| v.abs() <= 1.0));
-        }
-        assert!((70..130).contains(&flips), "{flips}");
+    const LEVELS: [Level; 4] = [Level::None, Level::Basic, Level::Medium, Level::Full];
+
+    /// The corners of what a view shows.
+    fn corners(view: &View) -> [[f32; 2]; 4] {
+        [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]].map(|[x, y]| {
+            let (x, y) = (x * view.extent[0], y * view.extent[1]);
+            let (sin, cos) = view.tilt.sin_cos();
+            let middle = [0, 1].map(|i| view.origin[i] + view.extent[i] / 2.0);
+            [middle[0] + x * cos - y * sin, middle[1] + x * sin + y * cos]
+        })
     }
 
     #[test]
-    fn a_part_of_a_ramp_is_the_ramp_in_the_part() {
-        let side = 20;
-        let mut values: Vec<f32> = (0..3 * side * side).map(|i| (i % side) as f32 * 0.1 - 1.0).collect();
-        let part = Augmentation { zoom: 0.8, offset: [0.1, 0.2], ..Augmentation::draw(Level::None, 0, 0) };
-        part.apply(side, &mut values);
-        for (i, value) in values.iter().enumerate() {
-            let place = 2.0 + ((i % side) as f32 + 0.5) * 0.8 - 0.5;
-            assert!((value - (place * 0.1 - 1.0)).abs() < 1e-5);
+    fn a_generator_never_sees_beyond_a_picture_and_levels_build_on_each_other() {
+        let (side, mut flips, mut most) = (64, 0, 0.0f32);
+        for position in 0..2000 {
+            let draw = |level| View::for_generator(level, 1, position, side);
+            let [none, basic, medium, full] = LEVELS.map(draw);
+            assert_eq!(full, draw(Level::Full));
+            assert_eq!(none, View::all((side, side)));
+            assert_eq!(basic, View { flip: basic.flip, ..none });
+            assert_eq!(medium, View { origin: medium.origin, extent: medium.extent, ..basic });
+            assert_eq!((full.flip, full.extent), (medium.flip, medium.extent));
+            assert!((0.9 * 64.0..=64.0).contains(&medium.extent[0]));
+            for view in [medium, full] {
+                let inside =
+                    |[x, y]: [f32; 2]| (-1e-3..=64.001).contains(&x) && (-1e-3..=64.001).contains(&y);
+                assert!(corners(&view).into_iter().all(inside), "{view:?}");
+            }
+            flips += u32::from(basic.flip);
+            most = most.max(full.tilt.abs().to_degrees());
+        }
+        assert!((900..1100).contains(&flips), "{flips}");
+        assert!((4.0..=5.001).contains(&most), "{most}");
+    }
+
+    #[test]
+    fn a_classifier_s_levels_build_on_each_other_whatever_the_photograph_s_shape() {
+        for (i, shape) in [(160, 240), (240, 160), (16, 1000), (1000, 16), (8, 8)].into_iter().enumerate() {
+            for position in 0..300 {
+                let draw = |level| View::for_classifier(level, i as u64, position, shape, 128);
+                let [none, basic, medium, full] = LEVELS.map(draw);
+                assert_eq!(full, draw(Level::Full));
+                assert_eq!(none, View::middle(shape, 128));
+                assert_eq!(basic, View { flip: basic.flip, ..none });
+                assert_eq!(medium, View { origin: medium.origin, extent: medium.extent, ..basic });
+                assert_eq!((full.flip, full.extent), (medium.flip, medium.extent));
+                assert!(full.tilt.abs().to_degrees() <= 10.001);
+                for (axis, len) in [shape.0, shape.1].into_iter().enumerate() {
+                    let (origin, extent) = (medium.origin[axis], medium.extent[axis]);
+                    assert!(origin >= 0.0 && origin + extent <= len as f32 + 1e-3 && extent > 0.0);
+                    assert!((full.origin[axis] - origin).abs() <= 0.0501 * extent);
+                }
+            }
         }
     }
 }

@@ -1,220 +1,366 @@
-//! All pictures of a data set, decoded once and kept in memory.
+//! Files of decoded pictures, so that each is decoded once and not once a run.
+//!
+//! A file is named by what it is made of, form and SHA-256 of each picture in order, so that it never has to be brought up to date: what
+//! is wanted is there, or is not. It holds nothing but the pictures' pixels, then JSON that says which could not be decoded and why, then
+//! [`Trailer`]. Where each picture's pixels are follows from the data set. Programs map it into memory: what is in use of it is in the
+//! system's page cache, which is shared by all runs and given up when memory is short.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
-use rayon::prelude::*;
+use memmap2::Mmap;
+use tempfile::{NamedTempFile, TempPath};
 
-use super::{Augmentation, Dataset, Error, Picture, Result, decode};
+use super::{Error, Result, index::hex};
 
-/// The pictures of a data set as squares of one size.
-pub struct Images {
-    size: u32,
-    /// Row, column, channel; one picture after the other.
-    pixels: Vec<u8>,
-    labels: Vec<u32>,
-    paths: Vec<PathBuf>,
-    /// The names of the classes, in the order of their labels.
-    pub classes: Vec<String>,
-    /// The fingerprint of the data set.
-    pub fingerprint: String,
-    /// What could not be decoded, from the data folder, and why.
-    pub skipped: Vec<(PathBuf, String)>,
+/// Where decoded pictures are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// In the folder that `TINY_CATS_CACHE` names; unset, in `tiny-cats` in the folder that the system has for caches, which on Linux is
+    /// `XDG_CACHE_HOME` or `~/.cache`; without any, in memory.
+    #[default]
+    Default,
+    /// In files in this folder.
+    At(PathBuf),
+    /// In this program's memory, until it ends.
+    Memory,
 }
 
-impl Images {
-    /// Decodes the pictures of `data`, turned upright, the middle square of each resized (Lanczos) to `size` × `size`, 8 to 1024.
-    /// With a limit, that many of them, evenly spread. Pictures that break on the way are left out: see [`Images::skipped`].
-    ///
-    /// # Errors
-    /// When `size` is out of range, memory is too small, or no picture is left.
-    pub fn load(data: &Dataset, size: u32, limit: Option<usize>) -> Result<Self> {
-        if !(8..=1024).contains(&size) {
-            return Err(Error::OutOfRange { name: "image size", value: size.into(), low: 8, high: 1024 });
-        }
-        let chosen = spread(&data.files, limit);
-        let count = chosen.len();
-        let bytes = size as usize * size as usize * 3;
-        let mut pixels: Vec<u8> = Vec::new();
-        let memory = || Error::Memory { count, size };
-        pixels.try_reserve_exact(count.checked_mul(bytes).ok_or_else(memory)?).map_err(|_| memory())?;
-        pixels.resize(count * bytes, 0);
-
-        let decoded: Vec<_> = (pixels.par_chunks_exact_mut(bytes).zip(&chosen))
-            .map(|(place, picture)| {
-                let square = decode::square(&data.read(picture)?, size)?;
-                place.copy_from_slice(&square);
-                Ok::<_, String>(())
-            })
-            .collect();
-
-        let (mut labels, mut paths, mut skipped) = (Vec::with_capacity(count), Vec::new(), Vec::new());
-        for (from, (picture, result)) in chosen.into_iter().zip(decoded).enumerate() {
-            match result {
-                Ok(()) => {
-                    let to = labels.len();
-                    pixels.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
-                    labels.push(picture.label);
-                    paths.push(picture.path.clone());
-                }
-                Err(reason) => skipped.push((picture.path.clone(), reason)),
+impl Cache {
+    /// The folder, if there is to be one.
+    pub fn folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Default => {
+                default_folder(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
             }
+            Self::At(folder) => Some(folder.clone()),
+            Self::Memory => None,
         }
-        if labels.is_empty() {
-            return Err(Error::no_pictures(&data.root, &skipped));
-        }
-        pixels.truncate(labels.len() * bytes);
-        let (classes, fingerprint) = (data.classes.clone(), data.fingerprint.clone());
-        Ok(Self { size, pixels, labels, paths, classes, fingerprint, skipped })
-    }
-
-    /// How many pictures there are; never none.
-    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Width and height of each picture.
-    pub fn size(&self) -> u32 {
-        self.size
-    }
-
-    /// The class of picture `index`, which must be less than [`Images::len`].
-    pub fn label(&self, index: usize) -> u32 {
-        self.labels[index]
-    }
-
-    /// Where picture `index` is, from the data folder.
-    pub fn path(&self, index: usize) -> &Path {
-        &self.paths[index]
-    }
-
-    /// The labels of all pictures.
-    pub fn labels(&self) -> &[u32] {
-        &self.labels
-    }
-
-    /// The bytes of picture `index`, in row, column, channel order.
-    fn bytes(&self, index: usize) -> &[u8] {
-        let bytes = self.size as usize * self.size as usize * 3;
-        &self.pixels[index * bytes..(index + 1) * bytes]
-    }
-
-    /// Writes picture `index`, mirrored if `flip`, into the `3 · size²` values of `out`: channel, row, column, from −1 (black) to 1.
-    ///
-    /// # Panics
-    /// When there is no such picture, or `out` has another length.
-    pub fn fill(&self, index: usize, flip: bool, out: &mut [f32]) {
-        let (side, bytes) = (self.size as usize, self.bytes(index));
-        assert_eq!(out.len(), bytes.len(), "the place for a picture has the wrong size");
-        for (channel, plane) in out.chunks_exact_mut(side * side).enumerate() {
-            for (row, line) in plane.chunks_exact_mut(side).enumerate() {
-                let from = bytes[row * side * 3..(row + 1) * side * 3].iter().skip(channel).step_by(3);
-                let values = from.map(|&byte| f32::from(byte) / 127.5 - 1.0);
-                if flip {
-                    line.iter_mut().rev().zip(values).for_each(|(place, value)| *place = value);
-                } else {
-                    line.iter_mut().zip(values).for_each(|(place, value)| *place = value);
-                }
-            }
-        }
-    }
-
-    /// Like [`Images::fill`], with the picture changed by `augmentation`.
-    ///
-    /// # Panics
-    /// When there is no such picture, or `out` has another length.
-    pub fn fill_augmented(&self, index: usize, augmentation: &Augmentation, out: &mut [f32]) {
-        self.fill(index, augmentation.flip, out);
-        augmentation.apply(self.size as usize, out);
     }
 }
 
-/// All files, or as many as `limit` says, evenly spread; at least one where there is one.
-pub(super) fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
-    let all = files.len();
-    let count = limit.map_or(all, |limit| limit.max(1).min(all));
-    (0..count).map(|i| &files[i * all / count]).collect()
+fn default_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let caches = || {
+        // The XDG base directory specification: a path that is not absolute is to be ignored.
+        let named = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+        named.or_else(|| {
+            if cfg!(windows) {
+                return variable("LOCALAPPDATA");
+            }
+            let home = variable("HOME")?;
+            Some(home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }))
+        })
+    };
+    variable("TINY_CATS_CACHE").or_else(|| Some(caches()?.join("tiny-cats")))
+}
+
+const EXTENSION: &str = "pixels";
+const UNFINISHED: &str = ".writing-";
+/// What nobody has written to for so long belongs to a program that was killed.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+/// Reasons why pictures could not be decoded are not read beyond this.
+const MOST_REASONS: u64 = 1 << 28;
+/// What is left free on a disk.
+const SPARE: u64 = 64 << 20;
+
+/// A file of decoded pictures, or what is left of one that was not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was written.
+    pub written: Option<SystemTime>,
+    /// Whether it is whole; what is not may be being written by another program at this moment.
+    pub finished: bool,
+}
+
+/// The files of decoded pictures in `folder`, sorted by name; other files are none of ours. A folder that is not there has none.
+///
+/// # Errors
+/// When the folder can't be read.
+pub fn list(folder: &Path) -> Result<Vec<CacheFile>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io(folder))?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let Some(finished) = path.file_name().and_then(|name| finished(name.to_str()?)) else { continue };
+        // It may be gone by now.
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_file() {
+            files.push(CacheFile {
+                path,
+                bytes: metadata.len(),
+                written: metadata.modified().ok(),
+                finished,
+            });
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
+
+/// Deletes the files of decoded pictures in `folder`, and returns them. Programs that use them now are not disturbed, but for those that
+/// are writing one, which will keep their pictures in memory.
+///
+/// # Errors
+/// When one can't be deleted.
+pub fn clear(folder: &Path) -> Result<Vec<CacheFile>> {
+    let files = list(folder)?;
+    for file in &files {
+        remove(&file.path).map_err(Error::io(&file.path))?;
+    }
+    Ok(files)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether a file of this name is one of decoded pictures, and finished.
+fn finished(name: &str) -> Option<bool> {
+    if name.starts_with(UNFINISHED) && name.ends_with(&format!(".{EXTENSION}")) {
+        return Some(false);
+    }
+    let (rest, hash) = name.strip_suffix(&format!(".{EXTENSION}"))?.rsplit_once('-')?;
+    let (_, size) = rest.rsplit_once('-')?;
+    let sound =
+        hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()) && size.parse::<u32>().is_ok();
+    sound.then_some(true)
+}
+
+/// What a file is made of.
+pub(super) struct Key {
+    /// The beginning of its name.
+    pub kind: String,
+    /// SHA-256 over everything that its pixels depend on.
+    pub hash: [u8; 32],
+    /// How many bytes of pixels there are.
+    pub pixels: u64,
+}
+
+/// The end of a file. It is written last, so that what is cut off has none.
+struct Trailer {
+    hash: [u8; 32],
+    pixels: u64,
+    reasons: u64,
+}
+
+impl Trailer {
+    const MAGIC: &[u8; 16] = b"tiny-cats pixels";
+    const LEN: u64 = 16 + 32 + 8 + 8 + 4;
+
+    /// With a checksum (CRC-32C) over itself and `reasons`.
+    fn bytes(&self, reasons: &[u8]) -> Vec<u8> {
+        let mut bytes = Self::MAGIC.to_vec();
+        bytes.extend(self.hash);
+        bytes.extend(self.pixels.to_le_bytes());
+        bytes.extend(self.reasons.to_le_bytes());
+        bytes.extend(crc32c::crc32c_append(crc32c::crc32c(reasons), &bytes).to_le_bytes());
+        bytes
+    }
+}
+
+/// Which pictures could not be decoded, by number, and why.
+pub(super) type Reasons = Vec<(usize, String)>;
+
+/// Bytes of a file in memory.
+pub(super) struct Mapped {
+    map: Mmap,
+    /// Deleted when it is no longer needed, because it was not put at its place; after the map, which some systems want gone by then.
+    _temporary: Option<TempPath>,
+}
+
+impl Mapped {
+    fn new(file: &File, temporary: Option<TempPath>) -> io::Result<Self> {
+        // SAFETY: the file is in the user's own cache folder under a name that this program gave it, and is never written to once it is
+        // finished; whoever changes or cuts it nevertheless can do anything else to the user's programs too.
+        let map = unsafe { Mmap::map(file)? };
+        Ok(Self { map, _temporary: temporary })
+    }
+
+    /// The pixels.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl Key {
+    fn path(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}-{}.{EXTENSION}", self.kind, hex(&self.hash)))
+    }
+
+    /// The file of these pictures in `folder`; `None` where there is none, and why there is none where one is not what it should be.
+    pub(super) fn open(&self, folder: &Path) -> std::result::Result<Option<(Mapped, Reasons)>, String> {
+        let path = self.path(folder);
+        let about = |what: &str| format!("{}: {what}; it is made anew", path.display());
+        let file = match File::open(&path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            file => file.map_err(|e| about(&e.to_string()))?,
+        };
+        let metadata = file.metadata().map_err(|e| about(&e.to_string()))?;
+        let reasons = metadata.len().checked_sub(self.pixels).and_then(|rest| rest.checked_sub(Trailer::LEN));
+        let (true, Some(reasons)) = (metadata.is_file(), reasons.filter(|&len| len <= MOST_REASONS)) else {
+            let expected = self.pixels + Trailer::LEN;
+            return Err(about(&format!("{} bytes, expected {expected} or a few more", metadata.len())));
+        };
+        let mapped = Mapped::new(&file, None).map_err(|e| about(&e.to_string()))?;
+        // The pixels may be many, and are taken to be what was written; the rest is checked to the last bit.
+        let (text, trailer) = mapped.bytes()[self.pixels as usize..].split_at(reasons as usize);
+        if trailer != (Trailer { hash: self.hash, pixels: self.pixels, reasons }).bytes(text) {
+            return Err(about("its end is damaged"));
+        }
+        let reasons = serde_json::from_slice(text).map_err(|e| about(&e.to_string()))?;
+        Ok(Some((mapped, reasons)))
+    }
+
+    /// Makes the file of these pictures in `folder`. `write` is to write the pixels, and returns which pictures could not be decoded, and
+    /// whether that will be the same next time; if not, the file is used now and then deleted.
+    ///
+    /// It is written to a temporary name beside its place, synced, and renamed: several programs may do so at the same time, and of one
+    /// that is killed nothing is left that is used.
+    pub(super) fn create(
+        &self,
+        folder: &Path,
+        write: impl FnOnce(&File) -> io::Result<(Reasons, bool)>,
+    ) -> io::Result<(Mapped, Reasons)> {
+        fs::create_dir_all(folder)?;
+        forget_abandoned(folder);
+        let needed = self.pixels.saturating_add(SPARE);
+        let free = fs4::available_space(folder)?;
+        if free < needed {
+            let reason = format!("{} MiB are free, {} needed", free >> 20, needed.div_ceil(1 << 20));
+            return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
+        }
+        let temporary = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .suffix(&format!(".{EXTENSION}"))
+            .tempfile_in(folder)?;
+        let file = temporary.as_file();
+        file.set_len(self.pixels)?;
+        let (reasons, lasting) = write(file)?;
+        let text = serde_json::to_vec(&reasons)?;
+        let trailer = Trailer { hash: self.hash, pixels: self.pixels, reasons: text.len() as u64 };
+        let end = [&text[..], &trailer.bytes(&text)].concat();
+        write_at(file, &end, self.pixels)?;
+        let mapped = |temporary: NamedTempFile| {
+            let (file, path) = temporary.into_parts();
+            Mapped::new(&file, Some(path))
+        };
+        if !lasting {
+            return Ok((mapped(temporary)?, reasons));
+        }
+        #[cfg(unix)]
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        file.sync_all()?;
+        match temporary.persist(self.path(folder)) {
+            Ok(file) => Ok((Mapped::new(&file, None)?, reasons)),
+            // Some systems do not replace a file that another program has mapped; it is the same.
+            Err(error) => Ok((mapped(error.file)?, reasons)),
+        }
+    }
+}
+
+/// Deletes what programs that were killed left behind.
+fn forget_abandoned(folder: &Path) {
+    let old =
+        |file: &CacheFile| file.written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > ABANDONED);
+    for file in list(folder).unwrap_or_default().iter().filter(|file| !file.finished && old(file)) {
+        // It is in nobody's way.
+        let _ = remove(&file.path);
+    }
+}
+
+/// Writes all of `bytes` at `offset`; several threads may do so at the same time at different places.
+#[cfg(unix)]
+pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+/// Writes all of `bytes` at `offset`; several threads may do so at the same time at different places.
+#[cfg(windows)]
+pub(super) fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        (bytes, offset) = (&bytes[written..], offset + written as u64);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Level;
-    use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, Rgba, RgbaImage, codecs::jpeg::JpegEncoder};
 
-    fn folder(pictures: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Dataset) {
+    #[test]
+    fn the_folder_is_the_one_that_was_asked_for() {
+        let folder = |set: &[(&str, &str)]| {
+            default_folder(|name| set.iter().find(|(n, _)| *n == name).map(|(_, value)| PathBuf::from(value)))
+        };
+        let ours = ("TINY_CATS_CACHE", "/ours");
+        assert_eq!(folder(&[ours, ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home")]), Some("/ours".into()));
+        assert_eq!(folder(&[]), None);
+        if cfg!(target_os = "linux") {
+            let xdg = [("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home")];
+            assert_eq!(folder(&xdg), Some("/xdg/tiny-cats".into()));
+            assert_eq!(folder(&xdg[1..]), Some("/home/.cache/tiny-cats".into()));
+            assert_eq!(folder(&[("XDG_CACHE_HOME", "rel"), xdg[1]]), Some("/home/.cache/tiny-cats".into()));
+        }
+        assert_eq!(Cache::Memory.folder(), None);
+        assert_eq!(Cache::At("x".into()).folder(), Some("x".into()));
+    }
+
+    #[test]
+    fn only_files_of_ours_are_listed_and_deleted() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("A")).unwrap();
-        for (name, bytes) in pictures {
-            std::fs::write(dir.path().join("A").join(name), bytes).unwrap();
+        let hash = "0123456789abcdef".repeat(4);
+        let (squares, photographs) =
+            (format!("squares-64-{hash}.pixels"), format!("photographs-8-{hash}.pixels"));
+        let theirs = ["a.pixels", "squares-64-12.pixels", "notes.txt", ".writing-x.tmp", &hash];
+        for name in [&squares, &photographs, ".writing-abc.pixels"].into_iter().chain(theirs) {
+            fs::write(dir.path().join(name), name).unwrap();
         }
-        let data = Dataset::open(dir.path()).unwrap();
-        (dir, data)
-    }
-
-    fn png(picture: impl Into<image::DynamicImage>) -> Vec<u8> {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        picture.into().write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-        bytes.into_inner()
+        fs::create_dir(dir.path().join(squares.replace("64-", "32-"))).unwrap();
+        let found = list(dir.path()).unwrap();
+        let names: Vec<_> =
+            found.iter().map(|f| (f.path.file_name().unwrap().to_str().unwrap(), f.finished)).collect();
+        assert_eq!(names, [(".writing-abc.pixels", false), (&*photographs, true), (&*squares, true)]);
+        assert_eq!(found[1].bytes, photographs.len() as u64);
+        assert_eq!(clear(dir.path()).unwrap(), found);
+        assert!(list(dir.path()).unwrap().is_empty());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), theirs.len() + 1);
+        assert!(list(&dir.path().join("missing")).unwrap().is_empty());
     }
 
     #[test]
-    fn values_are_those_of_the_pixels_in_channel_row_column_order() {
-        let picture = RgbImage::from_fn(8, 8, |x, y| Rgb([(x * 30) as u8, (y * 30) as u8, 255]));
-        let (_dir, data) = folder(&[("a.png", png(picture.clone()))]);
-        let images = Images::load(&data, 8, None).unwrap();
-        let (mut plain, mut flipped) = (vec![0.0; 192], vec![0.0; 192]);
-        images.fill(0, false, &mut plain);
-        images.fill(0, true, &mut flipped);
-        for (x, y, pixel) in picture.enumerate_pixels() {
-            for channel in 0..3 {
-                let at = |x: u32| channel * 64 + (y * 8 + x) as usize;
-                assert_eq!(plain[at(x)], f32::from(pixel[channel]) / 127.5 - 1.0);
-                assert_eq!(plain[at(x)], flipped[at(7 - x)]);
-            }
+    fn what_a_killed_program_left_is_forgotten_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, age) in [(".writing-old.pixels", 2 * ABANDONED), (".writing-new.pixels", Duration::ZERO)] {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
         }
-        assert_eq!(tiny_cats_export::to_rgb(&plain, 8), picture);
-        let none = Augmentation::draw(Level::None, 0, 0);
-        images.fill_augmented(0, &none, &mut flipped);
-        assert_eq!(plain, flipped);
-    }
-
-    #[test]
-    fn pictures_are_turned_upright_cropped_to_the_middle_and_laid_on_white() {
-        // Stored lying: its top is red, and orientation 6 says that its left side is the top.
-        let lying =
-            RgbImage::from_fn(16, 32, |_, y| if y < 16 { Rgb([250, 0, 0]) } else { Rgb([0, 0, 250]) });
-        let mut jpeg = Vec::new();
-        let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, 100);
-        let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
-        encoder.set_exif_metadata(exif).unwrap();
-        encoder.write_image(&lying, 16, 32, ExtendedColorType::Rgb8).unwrap();
-        let clear = RgbaImage::from_fn(32, 8, |x, _| {
-            if (12..20).contains(&x) { Rgba([10, 20, 30, 0]) } else { Rgba([0, 0, 0, 255]) }
-        });
-        let (_dir, data) = folder(&[("a.jpg", jpeg), ("b.png", png(clear))]);
-        let images = Images::load(&data, 8, None).unwrap();
-        let mut out = vec![0.0; 192];
-        images.fill(0, false, &mut out);
-        // Turned clockwise, what was at the top is at the right.
-        assert!(out[..64].chunks(8).all(|row| row[0] < -0.9 && row[7] > 0.9), "{:?}", &out[..64]);
-        images.fill(1, false, &mut out);
-        assert!(out.iter().all(|&value| value == 1.0));
-    }
-
-    #[test]
-    fn a_limit_takes_pictures_from_all_over() {
-        let pictures: Vec<_> = (0..10u8).map(|i| RgbImage::from_pixel(8, 8, Rgb([i * 25; 3]))).collect();
-        let named: Vec<_> = pictures.iter().map(|p| (p.get_pixel(0, 0)[0], png(p.clone()))).collect();
-        let named: Vec<_> = named.iter().map(|(v, bytes)| (format!("{v:03}.png"), bytes.clone())).collect();
-        let named: Vec<_> = named.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
-        let (_dir, data) = folder(&named);
-        for (limit, expected) in [(0, vec![0]), (2, vec![0, 125]), (5, vec![0, 50, 100, 150, 200])] {
-            let images = Images::load(&data, 8, Some(limit)).unwrap();
-            let first: Vec<u8> = (0..images.len()).map(|i| images.bytes(i)[0]).collect();
-            assert_eq!(first, expected);
-        }
-        assert_eq!(Images::load(&data, 8, Some(99)).unwrap().len(), 10);
-        assert!(Images::load(&data, 7, None).is_err());
+        let key = Key { kind: "squares-8".into(), hash: [7; 32], pixels: 3 };
+        let write = |file: &File| write_at(file, b"abc", 0).map(|()| (vec![(5, "why".to_string())], true));
+        key.create(dir.path(), write).unwrap();
+        let names: Vec<_> = list(dir.path()).unwrap().into_iter().map(|file| file.path).collect();
+        assert_eq!(names, [dir.path().join(".writing-new.pixels"), key.path(dir.path())]);
+        let (mapped, reasons) = key.open(dir.path()).unwrap().unwrap();
+        assert_eq!((&mapped.bytes()[..3], reasons), (&b"abc"[..], vec![(5, "why".to_string())]));
     }
 }

@@ -158,7 +158,7 @@ fn examine(path: &Path) -> std::result::Result<Content, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Images, synth};
+    use crate::data::{Cache, Images, synth};
     use image::ImageFormat;
     use std::fs;
 
@@ -291,7 +291,7 @@ mod tests {
         let mut moved = all.files.clone();
         moved[0].split = Split::Test;
         assert_ne!(fingerprint(&moved), all.fingerprint);
-        assert_eq!(Images::load(&parts[2], 8, None).unwrap().len(), 1);
+        assert_eq!(Images::load(&parts[2], 8, None, &Cache::Memory).unwrap().len(), 1);
         assert!(parts[0].part(Split::Test).files.is_empty());
     }
 
@@ -330,7 +330,7 @@ mod tests {
         let middle = png.len() / 2;
         png[middle..middle + 40].fill(0);
         put(dir.path(), "A/bad.png", &png);
-        let images = Images::load(&Dataset::open(dir.path()).unwrap(), 16, None).unwrap();
+        let images = Images::load(&Dataset::open(dir.path()).unwrap(), 16, None, &Cache::Memory).unwrap();
         assert_eq!((images.len(), images.skipped.len()), (1, 1));
         assert!(images.skipped[0].1.contains("broken png"), "{:?}", images.skipped);
     }

@@ -5,13 +5,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
-    io::{self, Write},
+    fs::{self, File},
+    io::{self, BufReader, Read, Write},
     path::{Component, Path, PathBuf},
 };
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 use tiny_cats_export::{decode, is_class_name, write_atomically};
 
@@ -53,7 +53,18 @@ struct Entry {
     width: u32,
     height: u32,
     bytes: u64,
-    sha256: String,
+    #[serde(serialize_with = "write_hex", deserialize_with = "read_hex")]
+    sha256: [u8; 32],
+}
+
+fn write_hex<S: Serializer>(sha256: &[u8; 32], to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(&hex(sha256))
+}
+
+fn read_hex<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<[u8; 32], D::Error> {
+    let text = String::deserialize(from)?;
+    unhex(&text)
+        .ok_or_else(|| D::Error::custom(format!("sha256 is {text:?}; expected 64 hexadecimal digits")))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -156,7 +167,7 @@ impl Dataset {
                     width: picture.size[0],
                     height: picture.size[1],
                     bytes: picture.bytes,
-                    sha256: hex(&picture.sha256),
+                    sha256: picture.sha256,
                 })
                 .collect(),
             skipped: (self.skipped.iter())
@@ -228,6 +239,10 @@ fn unchanged(path: &Path, picture: &Picture) -> std::result::Result<(), String> 
     if same { Ok(()) } else { Err(format!("changed since it was indexed; {AGAIN}")) }
 }
 
+fn other_version(version: u32) -> String {
+    format!("is of version {version}; expected {VERSION}; {AGAIN}")
+}
+
 /// Reads an index, believing nothing.
 fn read(file: &Path) -> Result<Index> {
     let wrong = |reason: String| Error::Index { path: file.to_path_buf(), reason };
@@ -235,21 +250,30 @@ fn read(file: &Path) -> Result<Index> {
     if !metadata.is_file() || metadata.len() > MOST_BYTES {
         return Err(wrong(format!("expected a file of at most {} MiB", MOST_BYTES >> 20)));
     }
-    let bytes = fs::read(file).map_err(Error::io(file))?;
-    #[derive(Deserialize)]
-    struct Kind {
-        format: String,
-        version: u32,
-    }
-    match serde_json::from_slice::<Kind>(&bytes) {
-        Ok(kind) if kind.format != FORMAT => return Err(wrong("is no index of a data folder".to_string())),
-        Ok(kind) if kind.version != VERSION => {
-            return Err(wrong(format!("is of version {}; expected {VERSION}; {AGAIN}", kind.version)));
+    // Read piece by piece: of a million pictures the text alone would take 200 MB.
+    let text = || Ok(BufReader::new(File::open(file).map_err(Error::io(file))?.take(MOST_BYTES)));
+    let contents: Contents = match serde_json::from_reader(text()?) {
+        Ok(contents) => contents,
+        Err(error) => {
+            #[derive(Deserialize)]
+            struct Kind {
+                format: String,
+                version: u32,
+            }
+            return Err(wrong(match serde_json::from_reader(text()?) {
+                Ok(Kind { format, .. }) if format != FORMAT => "is no index of a data folder".to_string(),
+                Ok(Kind { version, .. }) if version != VERSION => other_version(version),
+                Ok(_) => error.to_string(),
+                Err(error) => format!("is no index of a data folder: {error}"),
+            }));
         }
-        Ok(_) => {}
-        Err(error) => return Err(wrong(format!("is no index of a data folder: {error}"))),
+    };
+    if contents.format != FORMAT {
+        return Err(wrong("is no index of a data folder".to_string()));
     }
-    let contents: Contents = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    if contents.version != VERSION {
+        return Err(wrong(other_version(contents.version)));
+    }
     let beside = file.parent().unwrap_or(Path::new(""));
     contents.believe(beside).map_err(wrong)
 }
@@ -269,7 +293,6 @@ impl Contents {
         if !self.classes.is_sorted_by_key(order) {
             return Err("classes: expected them sorted, `other` last".to_string());
         }
-        let mut seen = HashSet::new();
         let mut pictures = Vec::with_capacity(self.pictures.len());
         for (i, entry) in self.pictures.into_iter().enumerate() {
             let about = |field: &str, found: &str, expected: &str| {
@@ -296,14 +319,14 @@ impl Contents {
                     &format!("1 to {}", decode::MOST_BYTES),
                 ));
             }
-            let sha256 = unhex(&entry.sha256)
-                .ok_or_else(|| about("sha256", &format!("{:?}", entry.sha256), "64 hexadecimal digits"))?;
-            if !seen.insert(path.clone()) {
-                return Err(about("path", &format!("{:?}", entry.path), "each file once"));
-            }
-            pictures.push(Picture { path, label, split: entry.split, size, bytes: entry.bytes, sha256 });
+            let Entry { split, bytes, sha256, .. } = entry;
+            pictures.push(Picture { path, label, split, size, bytes, sha256 });
         }
         pictures.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
+        if let Some(twice) = pictures.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            let path = name(&twice[0].path);
+            return Err(format!("pictures: path {path:?} is there twice; expected each file once"));
+        }
         let skipped = self.skipped.into_iter().map(|skipped| skipped.path.into()).collect();
         let folder = beside.join(if self.folder == Path::new(".") { Path::new("") } else { &self.folder });
         let folder = if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };

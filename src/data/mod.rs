@@ -2,7 +2,7 @@
 
 mod augment;
 mod boxes;
-mod cache;
+pub mod cache;
 mod dataset;
 #[cfg(feature = "download")]
 pub mod download;
@@ -10,26 +10,28 @@ mod error;
 mod folder;
 mod index;
 mod order;
-mod photos;
 mod prepare;
+mod resident;
 mod scan;
 mod split;
 mod stats;
 pub mod synth;
+mod view;
 
 use tiny_cats_export::decode;
 
-pub use augment::{Augmentation, Colour, Level};
-pub use cache::Images;
+pub use augment::{Colour, Level};
+pub use cache::Cache;
 pub use dataset::{Dataset, Picture};
 pub use error::{Error, Result};
 pub use index::INDEX;
 pub use order::Order;
-pub use photos::{Photos, View};
 pub use prepare::{Crop, Encoding, Prepare, Prepared};
+pub use resident::{Images, Photos, Resident};
 pub(crate) use scan::printable;
 pub use split::{Shares, Split};
 pub use stats::{Count, Spread, Stats};
+pub use view::View;
 
 /// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.
 pub const BREEDS: [&str; 12] = [

@@ -10,8 +10,9 @@ use tiny_cats_models::random::{Purpose, Stream};
 pub struct Order {
     seed: u64,
     len: u32,
-    /// An epoch, and what comes in it.
-    shuffled: Mutex<(u64, Arc<[u32]>)>,
+    /// The epochs that were needed last, and what comes in them. Two, since batches around the end of an epoch are made at the same time
+    /// by several threads: with one, each of them would shuffle the other's away.
+    shuffled: Mutex<[Option<(u64, Arc<[u32]>)>; 2]>,
 }
 
 impl Order {
@@ -21,7 +22,7 @@ impl Order {
     /// When `len` is 0.
     pub fn new(seed: u64, len: u32) -> Self {
         assert!(len > 0, "there is no order of nothing");
-        Self { seed, len, shuffled: Mutex::new((0, Arc::default())) }
+        Self { seed, len, shuffled: Mutex::default() }
     }
 
     /// The index of the picture at `position`, the number of pictures drawn before it. Quick while positions stay in one epoch.
@@ -32,17 +33,27 @@ impl Order {
 
     /// The indices of the `len` pictures from `position` on.
     pub fn range(&self, position: u64, len: usize) -> Vec<usize> {
-        (position..position + len as u64).map(|position| self.at(position)).collect()
+        let mut range = Vec::with_capacity(len);
+        while range.len() < len {
+            let position = position + range.len() as u64;
+            let (epoch, offset) = (position / u64::from(self.len), position % u64::from(self.len));
+            let missing = len - range.len();
+            range.extend(self.epoch(epoch)[offset as usize..].iter().take(missing).map(|&i| i as usize));
+        }
+        range
     }
 
     fn epoch(&self, epoch: u64) -> Arc<[u32]> {
-        // A panic elsewhere leaves a whole permutation.
+        // A panic elsewhere leaves whole permutations.
         let mut shuffled = self.shuffled.lock().unwrap_or_else(PoisonError::into_inner);
-        if shuffled.1.is_empty() || epoch != shuffled.0 {
-            let order = Stream::new(self.seed, Purpose::Order, epoch).permutation(self.len as usize);
-            *shuffled = (epoch, order.into());
+        if let Some((_, order)) = shuffled.iter().flatten().find(|known| known.0 == epoch) {
+            return order.clone();
         }
-        shuffled.1.clone()
+        let order: Arc<[u32]> =
+            Stream::new(self.seed, Purpose::Order, epoch).permutation(self.len as usize).into();
+        let [newest, oldest] = &mut *shuffled;
+        *oldest = newest.replace((epoch, order.clone()));
+        order
     }
 }
 
@@ -77,5 +88,8 @@ mod tests {
         }
         assert_ne!(expected[..13], (0..13).map(|p| Order::new(6, 13).at(p)).collect::<Vec<_>>());
         assert!(jumping.at(u64::MAX) < 13);
+        for (position, len) in [(0, 60), (5, 8), (12, 2), (26, 1), (30, 0)] {
+            assert_eq!(jumping.range(position, len), expected[position as usize..][..len]);
+        }
     }
 }

@@ -7,7 +7,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{ModelMeta, Preprocessing};
 use tiny_cats_models::{
-    ResNet, ResNetConfig, Scope, Weights,
+    ResNet, ResNetConfig, Scope, TapeOptions, Weights,
     candle::{Params, Plain, to_host},
     cost::Ledger,
     init,
@@ -82,7 +82,7 @@ impl ClassifierOptions {
     }
 }
 
-/// Training of a classifier on photographs in memory.
+/// Training of a classifier on photographs that were decoded before.
 pub struct Classifier {
     data: Arc<Photographs>,
     validation: Option<Photos>,
@@ -188,7 +188,8 @@ impl Batches for Photographs {
         pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate()).for_each(|(out, (i, &index))| {
             let ClassifierOptions { augmentation, seed, image_size, .. } = self.options;
             let shape = self.train.dimensions(index);
-            let view = View::draw(augmentation, seed, position + i as u64, shape, image_size as u32);
+            let view =
+                View::for_classifier(augmentation, seed, position + i as u64, shape, image_size as u32);
             self.train.fill(index, &view, size, out);
             self.preprocessing.normalise(out);
         });
@@ -245,12 +246,17 @@ impl Task for Classifier {
         2
     }
 
+    fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
+        let ClassifierOptions { network, crop_size, .. } = &self.data.options;
+        Ok(network.training_bytes(*crop_size, batch, options)?)
+    }
+
     fn batches(&self) -> Arc<dyn Batches> {
         self.data.clone()
     }
 
     fn settings(&self) -> serde_json::Value {
-        let validation = self.validation.as_ref().map_or(0, Photos::len);
+        let validation = self.validation.as_ref().map_or(0, |photos| photos.len());
         let Photographs { options, train, .. } = &*self.data;
         let init = options.init.as_ref().and_then(|path| path.file_name()?.to_str());
         serde_json::json!({

@@ -7,14 +7,14 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{Generator, Model, ModelMeta, Options, grid, runtime::RuntimeKind, sample};
 use tiny_cats_models::{
-    Scope, TinyDit, TinyDitConfig, Weights,
+    Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
     candle::{Params, Plain, to_host},
     cost::Ledger,
     tape::{Tape, Var},
 };
 
 use super::{Batch, Batches, Error, Flow, Result, Score, Task, flow::Example};
-use crate::data::{Augmentation, Images, Level, Order};
+use crate::data::{Images, Level, Order, View};
 
 /// How a generator is trained, besides what the engine does.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -99,8 +99,8 @@ impl Batches for Pictures {
             .map(|((noisy, target), (i, &index))| {
                 let position = position + i as u64;
                 let mut clean = vec![0.0; len];
-                let augmentation = Augmentation::draw(*augmentation, *seed, position);
-                self.images.fill_augmented(index, &augmentation, &mut clean);
+                let view = View::for_generator(*augmentation, *seed, position, self.images.size());
+                self.images.fill(index, &view, network.image_size, &mut clean);
                 let label = (self.images.label(index), null);
                 flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target)
             })
@@ -139,13 +139,17 @@ impl Task for Dit {
         Ok(self.data.options.network.cost()?)
     }
 
+    fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
+        Ok(self.data.options.network.training_bytes(batch, options)?)
+    }
+
     fn batches(&self) -> Arc<dyn Batches> {
         self.data.clone()
     }
 
     fn settings(&self) -> serde_json::Value {
         let Pictures { options, images, .. } = &*self.data;
-        let validation = self.validation.as_ref().map_or(0, Images::len);
+        let validation = self.validation.as_ref().map_or(0, |images| images.len());
         serde_json::json!({
             "options": options,
             "data": images.fingerprint,
@@ -182,7 +186,8 @@ impl Task for Dit {
                 let position = first + i as u64;
                 let index = (position / DRAWS) as usize;
                 let mut clean = vec![0.0; len];
-                images.fill(index, false, &mut clean);
+                let all = View::middle(images.dimensions(index), height as u32);
+                images.fill(index, &all, height, &mut clean);
                 let label = (images.label(index), None);
                 flow.draw(VALIDATION, position, network.prediction(), label, &clean, noisy, target)
             };

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Instant};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tiny_cats_models::{candle::Params, tape::Tape};
+use tiny_cats_models::{Precision, TapeOptions, candle::Params, tape::Tape};
 
 use super::{
     AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Step, Taken, Task,
@@ -32,10 +32,8 @@ pub struct Plan {
     pub accumulation: usize,
     /// How often memory was too small for this task before: as often the micro-batch is halved.
     pub halvings: u32,
-    /// The numbers that matrix products are computed in.
-    pub precision: Precision,
-    /// Whether each block is computed anew for its gradient instead of being kept (arXiv 1604.06174).
-    pub gradient_checkpointing: bool,
+    /// How gradients are computed: in which precision, and whether blocks are computed again for them.
+    pub tape: TapeOptions,
     /// Threads that prepare batches ahead; 0 prepares them when they are needed.
     pub workers: usize,
     /// Steps between training states, each of which is evaluated; 0 for the last step alone.
@@ -56,19 +54,6 @@ pub struct Plan {
     pub device: Device,
     /// What other threads reach into the run by.
     pub control: Control,
-}
-
-/// The numbers that matrix products are computed in; weights, sums and everything else are f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// 16 bits with the range of 32.
-    Bf16,
-    /// 16 bits with a small range, for which the loss is scaled.
-    F16,
 }
 
 /// When a run that no longer gets better is stopped.
@@ -94,6 +79,9 @@ pub struct LossScale {
 const GROWTH: u32 = 2000;
 /// Overflows above this scale are how the scale is found; below it, something is wrong.
 const SMALLEST_SCALE: f64 = 1.0;
+
+/// Micro-batches that are ready or in work beside the one that is learnt from.
+const AHEAD: usize = 2;
 
 impl Default for LossScale {
     fn default() -> Self {
@@ -170,12 +158,12 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
     let steps = plan.schedule.steps;
     let control = &plan.control;
     let mut micro_batch = first_micro_batch(task, plan);
-    let mut loader = loader(task, plan, micro_batch);
-    preflight::check(task, plan, observe)?;
+    let mut loader = loader(task, plan, micro_batch)?;
+    preflight::check(task, plan, micro_batch)?;
     loop {
         let (step, scale) = control.with(|live| {
             live.run.progress.micro_batch = Some(micro_batch).filter(|&n| n < plan.batch);
-            let f16 = plan.precision == Precision::F16;
+            let f16 = plan.tape.precision == Precision::F16;
             let scale = f16.then(|| *live.run.progress.loss_scale.get_or_insert_default());
             (live.run.progress.step, scale)
         });
@@ -188,13 +176,13 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
         let mut params = control.with(|live| live.optimizer.params())?;
         let accumulation = per_step as usize / micro_batch;
         let factor = scale.map_or(1.0, |scale| scale.value);
-        let learnt = learn(task, &mut params, &mut loader, accumulation, step * per_step, factor);
+        let learnt = learn(task, plan.tape, &mut params, &mut loader, accumulation, step * per_step, factor);
         drop(params);
         let (loss, learnt) = match learnt {
             Err(error) if error.is_out_of_memory() => {
                 micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
                 observe(Event::Note(&out_of_memory(task, micro_batch, per_step)));
-                loader = self::loader(task, plan, micro_batch);
+                loader = self::loader(task, plan, micro_batch)?;
                 continue;
             }
             learnt => learnt?,
@@ -327,6 +315,7 @@ fn sample(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut(E
 /// Those of the task.
 pub fn learn(
     task: &mut dyn Task,
+    tape: TapeOptions,
     params: &mut Params,
     loader: &mut Loader,
     accumulation: usize,
@@ -336,7 +325,7 @@ pub fn learn(
     let share = 1.0 / accumulation as f64;
     let (mut loss, mut learnt) = (0.0, Learnt::default());
     for micro in 0..accumulation {
-        let tape = Tape::new();
+        let tape = Tape::with(tape);
         let batch = loader.load(position + (micro * loader.size()) as u64)?;
         let value = task.loss(&tape, params, &batch)?;
         loss += share * f64::from(value.value().to_scalar::<f32>()?);
@@ -352,9 +341,8 @@ pub fn learn(
     Ok((loss, learnt))
 }
 
-fn loader(task: &dyn Task, plan: &Plan, micro_batch: usize) -> Loader {
-    let _ = plan.workers;
-    Loader::new(task.batches(), micro_batch)
+fn loader(task: &dyn Task, plan: &Plan, micro_batch: usize) -> Result<Loader> {
+    Loader::with_workers(task.batches(), micro_batch, plan.workers, AHEAD)
 }
 
 /// Whether something that is done every `interval` steps, and at the last of `steps`, is to be done at `step`.

@@ -29,9 +29,6 @@ pub enum Error {
     /// There is not enough of something, which was seen before the first step.
     #[error("{0}")]
     Preflight(String),
-    /// What prepares batches broke down.
-    #[error("preparing batches: {0}")]
-    Loader(String),
     /// A training state that belongs to another run.
     #[error("{path}: {message}")]
     Resume {
@@ -51,6 +48,16 @@ pub enum Error {
     /// The training data.
     #[error(transparent)]
     Data(#[from] crate::data::Error),
+    /// A micro-batch could not be made, because of a fault in this program.
+    #[error("the batch of {size} items from item {position} on: {message}")]
+    Loading {
+        /// Items drawn before it.
+        position: u64,
+        /// Items in it.
+        size: usize,
+        /// What went wrong.
+        message: String,
+    },
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),

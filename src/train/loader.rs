@@ -1,14 +1,22 @@
 //! Batches, made while the network computes.
 
 use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, sync_channel},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use candle_core::{Device, Tensor};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::Result;
+use super::{Error, Result};
 
 /// A micro-batch in the processor's memory: what its task's loss expects, in its order.
 #[derive(Clone, Debug)]
@@ -44,37 +52,295 @@ pub trait Batches: Send + Sync {
     fn files(&self, position: u64, len: usize) -> Vec<PathBuf>;
 }
 
-/// Hands out micro-batches of one size.
+/// Hands out micro-batches of one size: made when they are asked for, or ahead of that by threads of its own. What is in them is the same.
 pub struct Loader {
-    batches: Arc<dyn Batches>,
-    size: usize,
+    maker: Maker,
+    ahead: Option<Ahead>,
     waited: Duration,
 }
 
+/// What makes micro-batches of one size.
+#[derive(Clone)]
+struct Maker {
+    batches: Arc<dyn Batches>,
+    size: usize,
+}
+
+/// Threads that make micro-batches ahead, and what they have made.
+struct Ahead {
+    pool: Option<ThreadPool>,
+    threads: Vec<JoinHandle<()>>,
+    /// How many micro-batches may be ready or in work.
+    most: usize,
+    /// Those, with the positions that they begin at, in this order.
+    queue: VecDeque<(u64, Receiver<Result<Batch>>)>,
+    /// Set when nobody will ask for what is in the queue any more.
+    dropped: Arc<AtomicBool>,
+}
+
 impl Loader {
-    /// Micro-batches of `size` items.
+    /// Micro-batches of `size` items, made when they are asked for, with all cores.
     pub fn new(batches: Arc<dyn Batches>, size: usize) -> Self {
-        Self { batches, size, waited: Duration::ZERO }
+        Self { maker: Maker { batches, size }, ahead: None, waited: Duration::ZERO }
+    }
+
+    /// Micro-batches of `size` items, made by `workers` threads before they are asked for; at most `ahead` of them (at least one) are
+    /// ready or in work at any time. With no workers they are made as by [`Loader::new`].
+    ///
+    /// # Errors
+    /// When the threads can't be started.
+    pub fn with_workers(
+        batches: Arc<dyn Batches>,
+        size: usize,
+        workers: usize,
+        ahead: usize,
+    ) -> Result<Self> {
+        let mut loader = Self::new(batches, size);
+        if workers > 0 {
+            loader.ahead = Some(Ahead::new(workers, ahead)?);
+        }
+        Ok(loader)
     }
 
     /// Items in a micro-batch.
     pub fn size(&self) -> usize {
-        self.size
+        self.maker.size
     }
 
-    /// How long was waited for data since this was last asked.
+    /// The micro-batch that begins at `position`. Workers go on with those that follow it; asked for another one, they leave what they have
+    /// and begin anew there.
+    ///
+    /// # Errors
+    /// When data cannot be read; [`Error::Loading`] when what makes the batch panics.
+    pub fn load(&mut self, position: u64) -> Result<Batch> {
+        let start = Instant::now();
+        let batch = match &mut self.ahead {
+            Some(ahead) => ahead.load(&self.maker, position),
+            None => self.maker.make(position),
+        };
+        self.waited += start.elapsed();
+        batch
+    }
+
+    /// How long [`Loader::load`] has taken since this was last asked: the time that the network waited for its data.
     pub fn waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
+}
 
-    /// The micro-batch that begins at `position`.
-    ///
-    /// # Errors
-    /// When data cannot be read.
-    pub fn load(&mut self, position: u64) -> Result<Batch> {
-        let begin = Instant::now();
-        let batch = self.batches.batch(position, self.size);
-        self.waited += begin.elapsed();
+impl Maker {
+    /// Makes a micro-batch; a panic on the way is an error.
+    fn make(&self, position: u64) -> Result<Batch> {
+        // What is made is given up after a panic, and nothing that makes it is left half-changed: it is the same for all.
+        let made = catch_unwind(AssertUnwindSafe(|| self.batches.batch(position, self.size)));
+        made.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            Err(self.failed(position, text.unwrap_or("a panic").to_string()))
+        })
+    }
+
+    fn failed(&self, position: u64, message: String) -> Error {
+        Error::Loading { position, size: self.size, message }
+    }
+}
+
+impl Ahead {
+    fn new(workers: usize, most: usize) -> Result<Self> {
+        let mut threads = Vec::with_capacity(workers);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|i| format!("loader-{i}"))
+            .spawn_handler(|thread| {
+                let builder = std::thread::Builder::new().name(thread.name().unwrap_or_default().to_owned());
+                threads.push(builder.spawn(|| thread.run())?);
+                Ok(())
+            })
+            .build()
+            .map_err(|error| Error::setting("--num-workers", error.to_string()))?;
+        let dropped = Arc::default();
+        Ok(Self { pool: Some(pool), threads, most: most.max(1), queue: VecDeque::new(), dropped })
+    }
+
+    fn load(&mut self, maker: &Maker, position: u64) -> Result<Batch> {
+        if self.queue.front().is_some_and(|(first, _)| *first != position) {
+            self.give_up();
+        }
+        self.fill(maker, position);
+        let Some((_, made)) = self.queue.pop_front() else {
+            return Err(maker.failed(position, "there is no worker".to_string()));
+        };
+        let batch =
+            made.recv().unwrap_or_else(|_| Err(maker.failed(position, "its worker is gone".to_string())));
+        if let Some(next) = position.checked_add(maker.size as u64) {
+            self.fill(maker, next);
+        }
         batch
+    }
+
+    /// Has micro-batches made, the first of them at `position`, until there are as many as may be.
+    fn fill(&mut self, maker: &Maker, mut position: u64) {
+        while self.queue.len() < self.most {
+            if let Some((last, _)) = self.queue.back() {
+                let Some(next) = last.checked_add(maker.size as u64) else { return };
+                position = next;
+            }
+            let (give, made) = sync_channel(1);
+            let (maker, dropped) = (maker.clone(), self.dropped.clone());
+            let Some(pool) = &self.pool else { return };
+            pool.spawn_fifo(move || {
+                if !dropped.load(Ordering::Relaxed) {
+                    // Nobody may be there to take it any more.
+                    let _ = give.send(maker.make(position));
+                }
+            });
+            self.queue.push_back((position, made));
+        }
+    }
+
+    /// Empties the queue; when it returns, no worker is at work.
+    fn give_up(&mut self) {
+        self.dropped.store(true, Ordering::Relaxed);
+        for (_, made) in self.queue.drain(..) {
+            // What has begun is waited for, so that there never is more in work than there may be.
+            let _ = made.recv();
+        }
+        self.dropped = Arc::default();
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.give_up();
+        // Its threads end when the pool is gone.
+        self.pool = None;
+        for thread in self.threads.drain(..) {
+            // Whatever a thread panicked with, there is nothing left to be said about it.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, atomic::AtomicUsize};
+
+    use rayon::prelude::*;
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    use super::*;
+
+    /// Batches of their positions, made slowly and by several threads; where `fails` says so, not at all.
+    #[derive(Default)]
+    struct Numbers {
+        fails: Option<fn(u64)>,
+        working: AtomicUsize,
+        most: AtomicUsize,
+        made: Mutex<Vec<u64>>,
+    }
+
+    impl Batches for Numbers {
+        fn items(&self) -> usize {
+            100
+        }
+
+        fn batch(&self, position: u64, len: usize) -> Result<Batch> {
+            let working = self.working.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(working, Ordering::SeqCst);
+            let values: Vec<f32> = (0..len as u64)
+                .into_par_iter()
+                .map(|i| Stream::new(1, Purpose::Training, position + i).normal() as f32)
+                .collect();
+            std::thread::sleep(Duration::from_millis(1 + position % 3));
+            self.working.fetch_sub(1, Ordering::SeqCst);
+            self.made.lock().unwrap().push(position);
+            if let Some(fails) = self.fails {
+                fails(position);
+            }
+            if position == 77_000 {
+                return Err(Error::setting("data", "gone"));
+            }
+            Ok(Batch(vec![Tensor::from_vec(values, len, &Device::Cpu)?]))
+        }
+
+        fn files(&self, _: u64, _: usize) -> Vec<PathBuf> {
+            Vec::new()
+        }
+    }
+
+    fn values(batch: &Batch) -> Vec<f32> {
+        batch.0[0].to_vec1().unwrap()
+    }
+
+    #[test]
+    fn what_is_in_a_batch_does_not_depend_on_who_makes_it_or_when() {
+        // Runs of batches that follow each other, between jumps.
+        let mut stream = Stream::new(2, Purpose::Order, 0);
+        let mut positions = Vec::new();
+        for _ in 0..12 {
+            let start = u64::from(stream.below(1000));
+            positions.extend((0..u64::from(1 + stream.below(5))).map(|i| start + i * 8));
+        }
+        let all = |mut loader: Loader| -> Vec<Vec<f32>> {
+            positions.iter().map(|&position| values(&loader.load(position).unwrap())).collect()
+        };
+        let expected = all(Loader::new(Arc::new(Numbers::default()), 8));
+        for workers in [0, 1, 3] {
+            for ahead in [0, 1, 2, 5] {
+                let numbers = Arc::new(Numbers::default());
+                assert!(all(Loader::with_workers(numbers.clone(), 8, workers, ahead).unwrap()) == expected);
+                assert!(
+                    numbers.most.load(Ordering::SeqCst) <= ahead.max(1),
+                    "{workers} workers, {ahead} ahead"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn workers_are_ahead_but_no_further_than_they_may_be() {
+        let numbers = Arc::new(Numbers::default());
+        let mut loader = Loader::with_workers(numbers.clone(), 8, 2, 2).unwrap();
+        loader.load(0).unwrap();
+        let asked = Instant::now();
+        while numbers.made.lock().unwrap().len() < 3 {
+            assert!(asked.elapsed() < Duration::from_secs(30), "nothing is made ahead");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // However long the network takes, there is no fourth.
+        std::thread::sleep(Duration::from_millis(50));
+        let mut made = numbers.made.lock().unwrap().clone();
+        made.sort_unstable();
+        assert_eq!(made, [0, 8, 16]);
+        assert!(loader.waited() > Duration::ZERO && loader.waited() == Duration::ZERO);
+        loader.load(8).unwrap();
+        assert!(loader.waited() > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_panic_or_an_error_of_a_worker_is_an_error_and_the_loader_goes_on() {
+        for workers in [0, 2] {
+            let fails = Some((|position| assert!(position != 16, "no batch at {position}")) as fn(u64));
+            let numbers = Arc::new(Numbers { fails, ..Numbers::default() });
+            let mut loader = Loader::with_workers(numbers, 8, workers, 3).unwrap();
+            assert!(loader.load(8).is_ok());
+            let error = loader.load(16).unwrap_err().to_string();
+            assert_eq!(error, "the batch of 8 items from item 16 on: no batch at 16");
+            assert!(loader.load(24).is_ok() && loader.load(16).is_err() && loader.load(8).is_ok());
+            assert_eq!(loader.load(77_000).unwrap_err().to_string(), "data: gone");
+            assert!(loader.load(u64::MAX - 9).is_ok());
+        }
+    }
+
+    #[test]
+    fn no_worker_outlives_its_loader() {
+        let numbers = Arc::new(Numbers::default());
+        for loads in [0, 1, 3] {
+            let mut loader = Loader::with_workers(numbers.clone(), 8, 3, 4).unwrap();
+            (0..loads).for_each(|i| drop(loader.load(i * 8).unwrap()));
+            drop(loader);
+            // Whoever is still at work has a share of it.
+            assert_eq!((Arc::strong_count(&numbers), numbers.working.load(Ordering::SeqCst)), (1, 0));
+        }
     }
 }

@@ -19,7 +19,7 @@ mod task;
 pub use classifier::{Classifier, ClassifierOptions};
 pub use control::{Control, Stopped};
 pub use dit::{Dit, DitOptions};
-pub use engine::{LossScale, Patience, Plan, Precision, learn, train};
+pub use engine::{LossScale, Patience, Plan, learn, train};
 pub use error::{Error, Result};
 pub use event::{Event, Score, Step};
 pub use flow::{Example, Flow};

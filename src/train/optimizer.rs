@@ -500,6 +500,7 @@ mod tests {
             dims: dims.into(),
             init: Init::Normal(1.0),
             trained: true,
+            decays: dims.len() > 1,
         };
         vec![spec("a", &[300, 200]), spec("b", &[7]), spec("c", &[20, 30])]
     }
@@ -604,6 +605,7 @@ mod tests {
             dims: vec![2],
             init: Init::Zeros,
             trained: false,
+            decays: false,
         };
         let specs = [specs(), vec![statistic("running_mean"), statistic("running_var")]].concat();
         let start = init(&specs, 0);

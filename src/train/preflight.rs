@@ -1,14 +1,15 @@
 //! What is looked at before the first step, so that a run does not fail in the night for what could be seen in the evening.
 
-use super::{Error, Event, Plan, Result, Task, run::KEPT};
+use super::{Error, Plan, Result, Task, run::KEPT};
+use crate::memory;
 
-/// Looks whether there is room for what the run will write.
+/// Looks whether there is room for what the run will write, and memory for its steps. That the data can be read and that every parameter has
+/// a gradient shows in the first step, before which nothing is changed.
 ///
 /// # Errors
-/// [`Error::Preflight`] saying what there is too little of.
-pub(super) fn check(task: &dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Result<()> {
-    let ledger = task.cost()?;
-    let weights = 4 * ledger.parameters();
+/// [`Error::Preflight`] saying what there is too little of, and what would help.
+pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize) -> Result<()> {
+    let weights = 4 * task.cost()?.parameters();
     // Weights, two moments, and the moving averages.
     let state = weights * (3 + plan.optimizer.ema.len() as u64);
     // The best apart from the newest, one that is being written, and the two released files.
@@ -20,7 +21,26 @@ pub(super) fn check(task: &dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)
         let message = format!("{folder}: training states need {needed}, {free} are free");
         return Err(Error::Preflight(message));
     }
-    let _ = observe;
+    let step = task.training_bytes(micro_batch, plan.tape)?;
+    // A training state is put together in memory before it is written.
+    let most = state + step.max(state);
+    tracing::info!(
+        parameters = weights / 4,
+        state_bytes = state,
+        step_bytes = step,
+        "memory that training takes"
+    );
+    let device = memory::device(&plan.device).map(|device| device.total - device.allocated.min(device.total));
+    let available = if plan.device.is_cpu() { memory::available() } else { device };
+    if let Some(available) = available.filter(|available| *available < most) {
+        let (most, available) = (megabytes(most), megabytes(available));
+        let checkpointing = if plan.tape.checkpoint { "" } else { ", or --gradient-checkpointing" };
+        let message = format!(
+            "training with micro-batches of {micro_batch} takes {most}, {available} are available: choose a smaller --batch-size and more \
+             --gradient-accumulation-steps{checkpointing}"
+        );
+        return Err(Error::Preflight(message));
+    }
     Ok(())
 }
 

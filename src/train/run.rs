@@ -73,7 +73,7 @@ impl Run {
             "optimizer": plan.optimizer,
             "batch": plan.batch,
             "accumulation": plan.accumulation,
-            "precision": plan.precision,
+            "precision": plan.tape.precision,
             "seed": plan.seed,
         }));
         let mut meta = task.meta();
@@ -132,14 +132,14 @@ impl Run {
         if let Some(field) = difference("settings", &state.meta["settings"], &self.settings) {
             return Err(fail(format!("was trained with other settings: {field}")));
         }
-        if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
-            observe(Event::Note(&format!("from here on the schedule is another: {field}")));
-        }
         self.progress = serde_json::from_value(state.meta["progress"].clone())
             .map_err(|e| fail(format!("progress: expected where a run stands: {e}")))?;
         let step = self.progress.step;
         if step > plan.schedule.steps {
             return Err(fail(format!("is at step {step}, beyond --steps {}", plan.schedule.steps)));
+        }
+        if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
+            observe(Event::Note(&format!("from here on the schedule is another: {field}")));
         }
         let own = self.state_path(step);
         if path != own {

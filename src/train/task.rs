@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde_json::Value;
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Weights,
+    TapeOptions, Weights,
     candle::Params,
     cost::Ledger,
     init,
@@ -31,6 +31,12 @@ pub trait Task {
     /// # Errors
     /// When there is no such network.
     fn cost(&self) -> Result<Ledger>;
+
+    /// The most bytes that learning from a micro-batch of `batch` items has in use, besides weights and batch.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64>;
 
     /// The weights that a run begins with.
     ///

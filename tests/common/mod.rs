@@ -6,7 +6,7 @@ pub mod trained;
 use std::{
     ffi::OsStr,
     fmt::Debug,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -43,4 +43,26 @@ pub fn fails(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]) -
         assert_eq!(errors.len(), 1, "{args:?}: one line, found:\n{said}");
     }
     said
+}
+
+/// A folder that `build` has filled, once for all processes of this test program, whatever their number; it stays until the program is built
+/// anew. Nothing else is to be written there.
+pub fn shared(name: &str, build: impl FnOnce(&Path)) -> PathBuf {
+    let program = std::env::current_exe().and_then(|path| path.metadata()?.modified()).expect("this program");
+    let age = program.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = root.join(format!("{name}-{age}"));
+    let lock = std::fs::File::create(root.join(format!("{name}.lock"))).expect("a lock");
+    lock.lock().expect("a lock");
+    if !folder.join("done").exists() {
+        for old in std::fs::read_dir(root).expect("a folder").flatten() {
+            if old.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+                std::fs::remove_dir_all(old.path()).expect("an old folder is removed");
+            }
+        }
+        std::fs::create_dir_all(&folder).expect("a folder");
+        build(&folder);
+        std::fs::write(folder.join("done"), "").expect("a file");
+    }
+    folder
 }

@@ -4,6 +4,7 @@ mod convolution;
 mod kernels;
 pub(crate) mod ops;
 mod plain;
+pub(crate) mod precision;
 pub(crate) mod spatial;
 pub(crate) mod windows;
 

@@ -15,6 +15,7 @@ use super::kernels::{
     view,
 };
 pub(crate) use super::kernels::{norm::Kind, pointwise::Activation};
+use super::precision::{is_half, wide};
 use crate::Result;
 
 thread_local! {
@@ -40,6 +41,12 @@ pub(super) fn fused(x: &Tensor) -> bool {
 /// Whether `device` has kernels of our own, and this thread is to use them; compositions of candle's operations compute otherwise.
 pub fn has_kernels(device: &Device) -> bool {
     device.is_cpu() && !PLAIN.get()
+}
+
+/// Whether the kernels are to compute what comes in halves. They know f32: the factors are exact in it, the sums are taken in it, and
+/// the result is rounded once, as where a device multiplies halves.
+pub(super) fn widened(x: &Tensor) -> bool {
+    fused(x) && is_half(x.dtype())
 }
 
 pub(super) fn made<F: Real>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
@@ -98,6 +105,10 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     ) -> Result<Tensor> {
         made(kernel::<F>(x, weight, bias)?, dims)
     }
+    if widened(x) {
+        let bias = bias.map(wide).transpose()?;
+        return Ok(linear(&wide(x)?, &wide(weight)?, bias.as_ref())?.to_dtype(x.dtype())?);
+    }
     let [x, weight] = contiguous([x, weight])?;
     let mut dims = x.dims().to_vec();
     *dims.last_mut().expect("checked by the reading") = weight.dim(0)?;
@@ -130,6 +141,11 @@ pub(crate) fn linear_backward(
             matrix::linear_backward::<F>(&view(x)?, &view(weight)?, &view(grad)?, input, out, need_x);
         let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
         Ok((grad_x, made(grad_weight, weight.shape())?))
+    }
+    if widened(x) {
+        let (grad_x, grad_weight) = linear_backward(&wide(x)?, &wide(weight)?, &wide(grad)?, need_x)?;
+        let grad_x = grad_x.map(|g| g.to_dtype(x.dtype())).transpose()?;
+        return Ok((grad_x, grad_weight.to_dtype(x.dtype())?));
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
     if fused(&x) {
@@ -413,13 +429,17 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, T
         let (y, p) = attention::forward::<F>(&view(q)?, &view(k)?, &view(v)?, s);
         Ok((made(y, q.shape())?, made(p, (q.dim(0)?, s.heads, s.tokens, s.tokens))?))
     }
+    if widened(q) {
+        let (y, p) = attention(&wide(q)?, &wide(k)?, &wide(v)?)?;
+        return Ok((y.to_dtype(q.dtype())?, p.to_dtype(q.dtype())?));
+    }
     let [q, k, v] = contiguous([q, k, v])?;
     if fused(&q) {
         return by_type!(q, kernel(&q, &k, &v));
     }
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let scores = (swapped(&q)?.matmul(&swapped(&k)?.transpose(2, 3)?)? * scale)?;
-    let p = softmax(&scores)?;
+    let p = softmax(&wide(&scores)?)?.to_dtype(q.dtype())?;
     Ok((swapped(&p.matmul(&swapped(&v)?)?)?, p))
 }
 
@@ -436,6 +456,11 @@ pub(crate) fn attention_backward(
             attention::backward::<F>(&view(q)?, &view(k)?, &view(v)?, &view(p)?, &view(grad)?, sizes(q)?);
         Ok([made(gq, q.shape())?, made(gk, q.shape())?, made(gv, q.shape())?])
     }
+    if widened(q) {
+        let grads = attention_backward(&wide(q)?, &wide(k)?, &wide(v)?, &wide(p)?, &wide(grad)?)?;
+        let [gq, gk, gv] = grads.each_ref().map(|g| g.to_dtype(q.dtype()));
+        return Ok([gq?, gk?, gv?]);
+    }
     let [q, k, v, p, grad] = contiguous([q, k, v, p, grad])?;
     if fused(&q) {
         return by_type!(q, kernel(&q, &k, &v, &p, &grad));
@@ -443,7 +468,7 @@ pub(crate) fn attention_backward(
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let (q, k, v, grad) = (swapped(&q)?, swapped(&k)?, swapped(&v)?, swapped(&grad)?);
     let grad_p = grad.matmul(&v.transpose(2, 3)?)?;
-    let grad_scores = (softmax_backward(&p, &grad_p)? * scale)?;
+    let grad_scores = (softmax_backward(&wide(&p)?, &wide(&grad_p)?)? * scale)?.to_dtype(q.dtype())?;
     Ok([
         swapped(&grad_scores.matmul(&k)?)?,
         swapped(&grad_scores.transpose(2, 3)?.matmul(&q)?)?,

@@ -12,7 +12,8 @@ use super::{
         pool, view,
         window::Window,
     },
-    ops::{contiguous, fused, made},
+    ops::{contiguous, fused, made, widened},
+    precision::wide,
     windows::{self, Windows},
 };
 use crate::{Error, Result, candle::kernels::by_type, shape};
@@ -56,6 +57,11 @@ pub(crate) fn conv2d(
         let y = conv::forward::<F>(conv, &view(x)?, &view(weight)?, bias.as_deref(), training);
         made(y, placed(x, conv.out, conv.window)?)
     }
+    if widened(x) {
+        let bias = bias.map(wide).transpose()?;
+        let y = conv2d(&wide(x)?, &wide(weight)?, bias.as_ref(), stride, padding, training)?;
+        return Ok(y.to_dtype(x.dtype())?);
+    }
     let [x, weight] = contiguous([x, weight])?;
     if fused(&x) {
         let conv = conv(&x, &weight, stride, padding)?;
@@ -84,6 +90,12 @@ pub(crate) fn conv2d_backward(
             conv::backward::<F>(conv, &view(x)?, &view(weight)?, &view(grad)?, need_x);
         let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
         Ok((grad_x, made(grad_weight, weight.shape())?))
+    }
+    if widened(x) {
+        let (wide_x, weight, grad) = (wide(x)?, wide(weight)?, wide(grad)?);
+        let (grad_x, grad_weight) = conv2d_backward(&wide_x, &weight, &grad, stride, padding, need_x)?;
+        let grad_x = grad_x.map(|g| g.to_dtype(x.dtype())).transpose()?;
+        return Ok((grad_x, grad_weight.to_dtype(x.dtype())?));
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
     if fused(&x) {

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor as CandleTensor};
 
 use super::Var;
-use crate::{Error, Result};
+use crate::{Error, Result, candle::precision::wide};
 
 impl Var {
     /// Weighted mean squared error: the mean over all values of `weight·(self − target)²`, as a scalar.
@@ -20,7 +20,7 @@ impl Var {
         let n = target.elem_count() as f64;
         let column: Vec<usize> =
             std::iter::once(weight.dims()[0]).chain(target.dims()[1..].iter().map(|_| 1)).collect();
-        let difference = (&self.value - target)?;
+        let difference = (wide(&self.value)? - target)?;
         let weighted = difference.broadcast_mul(&weight.reshape(column)?)?;
         let loss = ((&weighted * &difference)?.sum_all()? / n)?;
         let slot = self.slot;
@@ -42,7 +42,8 @@ impl Var {
         }
         let batch = dims[0] as f64;
         // Less the largest, so that no exponential overflows.
-        let logits = self.value.broadcast_sub(&self.value.max_keepdim(D::Minus1)?)?;
+        let logits = wide(&self.value)?;
+        let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         let sum = logits.exp()?.sum_keepdim(D::Minus1)?;
         let log_probabilities = logits.broadcast_sub(&sum.log()?)?;
         let loss = ((target * &log_probabilities)?.sum_all()? * (-1.0 / batch))?;

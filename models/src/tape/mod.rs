@@ -5,15 +5,18 @@
 
 mod loss;
 mod ops;
+mod slots;
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor as CandleTensor};
+use candle_core::Tensor as CandleTensor;
 
+pub use crate::options::{Precision, TapeOptions};
 use crate::{
     Array, ParamSpec, Result, Source,
-    candle::{Params, Plain, add_assign, to_device},
+    candle::{Params, Plain, precision::wide_type, to_device},
 };
+use slots::{Grad, Slots};
 
 /// Gradients by parameter name.
 pub type Gradients = BTreeMap<String, CandleTensor>;
@@ -42,11 +45,19 @@ struct Record {
     slots: usize,
     leaves: Vec<(String, usize)>,
     statistics: Vec<BatchStatistics>,
+    /// Whether operations compute and are not recorded: they are inside a block that will be computed again.
+    paused: bool,
 }
 
 /// The record of one forward pass.
 #[derive(Clone, Default)]
-pub struct Tape(Rc<RefCell<Record>>);
+pub struct Tape(Rc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    options: TapeOptions,
+    record: RefCell<Record>,
+}
 
 /// A value on a tape.
 #[derive(Clone)]
@@ -57,83 +68,35 @@ pub struct Var {
     tape: Tape,
 }
 
-/// Gradients on their way back.
-#[derive(Default)]
-struct Slots(Vec<Option<Grad>>);
-
-/// A gradient.
-struct Grad {
+/// A parameter on a tape. It does not hold the tape, so what is recorded may hold it.
+#[derive(Clone)]
+pub struct Param {
     value: CandleTensor,
-    /// Whether nothing else looks at its memory, so that it may be added to in place.
-    owned: bool,
-}
-
-impl std::ops::Deref for Grad {
-    type Target = CandleTensor;
-
-    fn deref(&self) -> &CandleTensor {
-        &self.value
-    }
-}
-
-struct AddInPlace;
-
-impl InplaceOp2 for AddInPlace {
-    fn name(&self) -> &'static str {
-        "add-in-place"
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &mut CpuStorage,
-        la: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> candle_core::Result<()> {
-        let (Some((a0, a1)), Some((b0, b1))) = (la.contiguous_offsets(), lb.contiguous_offsets()) else {
-            candle_core::bail!("gradients are contiguous")
-        };
-        match (a, b) {
-            (CpuStorage::F32(a), CpuStorage::F32(b)) => add_assign(&mut a[a0..a1], &b[b0..b1]),
-            (CpuStorage::F64(a), CpuStorage::F64(b)) => add_assign(&mut a[a0..a1], &b[b0..b1]),
-            _ => candle_core::bail!("gradients are f32 or f64"),
-        }
-        Ok(())
-    }
-}
-
-impl Slots {
-    /// Adds a gradient that was made for this slot alone.
-    fn add(&mut self, slot: Option<usize>, value: CandleTensor) -> Result<()> {
-        self.pass(slot, Grad { value, owned: true })
-    }
-
-    /// Adds a gradient whose memory others may look at.
-    fn add_shared(&mut self, slot: Option<usize>, value: &CandleTensor) -> Result<()> {
-        self.pass(slot, Grad { value: value.clone(), owned: false })
-    }
-
-    /// Adds a gradient as it came.
-    fn pass(&mut self, slot: Option<usize>, grad: Grad) -> Result<()> {
-        let Some(slot) = slot else { return Ok(()) };
-        let grad = if grad.is_contiguous() { grad } else { Grad { value: grad.contiguous()?, owned: true } };
-        let sum = match self.0[slot].take() {
-            None => grad,
-            Some(old) if old.owned && old.device().is_cpu() => {
-                old.inplace_op2(&grad, &AddInPlace)?;
-                old
-            }
-            Some(old) => Grad { value: (&old.value + &grad.value)?, owned: true },
-        };
-        self.0[slot] = Some(sum);
-        Ok(())
-    }
+    slot: Option<usize>,
 }
 
 impl Tape {
-    /// An empty tape.
+    /// An empty tape that keeps whatever the way back needs.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty tape.
+    pub fn with(options: TapeOptions) -> Self {
+        Self(Rc::new(Shared { options, record: RefCell::default() }))
+    }
+
+    /// The record; the tape is empty then.
+    fn take(&self) -> Record {
+        self.0.record.take()
+    }
+
+    /// Runs `block` without recording it.
+    fn unrecorded<R>(&self, block: impl FnOnce() -> Result<R>) -> Result<R> {
+        let before = std::mem::replace(&mut self.0.record.borrow_mut().paused, true);
+        let result = block();
+        self.0.record.borrow_mut().paused = before;
+        result
     }
 
     /// A value that no gradient is wanted for: pictures, times, labels (`u32`).
@@ -144,7 +107,7 @@ impl Tape {
     /// A value whose gradient [`Var::backward`] returns under `name`. Asked for again under the same name, it is the same leaf, so that
     /// a parameter used twice has one gradient.
     pub fn leaf(&self, name: &str, value: CandleTensor) -> Var {
-        let mut record = self.0.borrow_mut();
+        let mut record = self.0.record.borrow_mut();
         if let Some(&(_, slot)) = record.leaves.iter().find(|(known, _)| known == name) {
             return Var { value, slot: Some(slot), tape: self.clone() };
         }
@@ -161,7 +124,7 @@ impl Tape {
 
     /// What the batch normalisations of this pass saw.
     pub fn take_statistics(&self) -> Vec<BatchStatistics> {
-        std::mem::take(&mut self.0.borrow_mut().statistics)
+        std::mem::take(&mut self.0.record.borrow_mut().statistics)
     }
 
     /// Records an operation with several results.
@@ -171,10 +134,10 @@ impl Tape {
         needed: bool,
         backward: impl FnOnce(Vec<Option<Grad>>, &mut Slots) -> Result<()> + 'static,
     ) -> Vec<Var> {
-        if !needed {
+        let mut record = self.0.record.borrow_mut();
+        if !needed || record.paused {
             return values.into_iter().map(|v| self.constant(v)).collect();
         }
-        let mut record = self.0.borrow_mut();
         let outputs: Vec<usize> = (record.slots..record.slots + values.len()).collect();
         record.slots += values.len();
         record.nodes.push(Node { outputs: outputs.clone(), backward: Box::new(backward) });
@@ -204,14 +167,20 @@ pub struct TapeParams<'a> {
 }
 
 impl Source<Var> for TapeParams<'_> {
-    fn param(&mut self, spec: ParamSpec) -> Result<Var> {
+    fn param(&mut self, spec: ParamSpec) -> Result<Param> {
         let (name, trained) = (spec.name.clone(), spec.trained);
         let value = <Params as Source<Plain>>::param(self.params, spec)?;
-        Ok(if trained { self.tape.leaf(&name, value) } else { self.tape.constant(value) })
+        Ok(if trained { self.tape.leaf(&name, value) } else { self.tape.constant(value) }.into())
     }
 
-    fn constant(&mut self, name: &str, value: Array) -> Result<Var> {
-        Ok(self.tape.constant(<Params as Source<Plain>>::constant(self.params, name, value)?))
+    fn constant(&mut self, name: &str, value: Array) -> Result<Param> {
+        Ok(self.tape.constant(<Params as Source<Plain>>::constant(self.params, name, value)?).into())
+    }
+}
+
+impl From<Var> for Param {
+    fn from(Var { value, slot, .. }: Var) -> Self {
+        Self { value, slot }
     }
 }
 
@@ -231,21 +200,16 @@ impl Var {
     /// # Errors
     /// Those of candle.
     pub fn backward(&self, scale: f64) -> Result<Gradients> {
-        let record = std::mem::take(&mut *self.tape.0.borrow_mut());
-        let mut slots = Slots((0..record.slots).map(|_| None).collect());
+        let record = self.tape.take();
+        let mut slots = Slots::new(record.slots, self.tape.clone());
         let ones = to_device(
             &Array::new(self.value.dims(), vec![1.0; self.value.elem_count()])?,
-            self.value.dtype(),
+            wide_type(self.value.dtype()),
             self.value.device(),
         )?;
         slots.add(self.slot, (ones * scale)?)?;
-        for node in record.nodes.into_iter().rev() {
-            let grads: Vec<_> = node.outputs.iter().map(|&o| slots.0[o].take()).collect();
-            if grads.iter().any(Option::is_some) {
-                (node.backward)(grads, &mut slots)?;
-            }
-        }
-        let take = |(name, slot): (String, usize)| slots.0[slot].take().map(|g| (name, g.value));
+        slots.run(record.nodes)?;
+        let take = |(name, slot)| slots.take(slot).map(|gradient| (name, gradient));
         Ok(record.leaves.into_iter().filter_map(take).collect())
     }
 }

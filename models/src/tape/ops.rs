@@ -1,30 +1,50 @@
 //! The vocabulary on the tape.
 
-use candle_core::Tensor as CandleTensor;
+use candle_core::{DType, Tensor as CandleTensor};
 
-use super::{BatchStatistics, Grad, Slots, Var};
+use super::{
+    BatchStatistics, Param, Var,
+    slots::{Grad, Slots},
+};
 use crate::{
     BatchNorm, Error, Result, Tensor,
     candle::{
         Plain,
         ops::{self, Activation, Kind},
+        precision::{factor, wide, wide_type},
         spatial,
     },
 };
 
 impl Var {
-    /// The value in the inference reading, which checks shapes and computes where nothing need be saved.
-    fn plain(&self) -> Plain {
+    /// The value in the inference reading, which checks shapes and computes where nothing need be saved; not in halves.
+    fn plain(&self) -> Result<Plain> {
+        Ok(Plain::new(wide(&self.value)?))
+    }
+
+    /// The value in the inference reading as it is, to be moved.
+    fn as_it_is(&self) -> Plain {
         Plain::new(self.value.clone())
+    }
+
+    /// The type of the factors of products, where that is another than the values'.
+    fn factors(&self) -> Option<DType> {
+        self.tape.0.options.precision.factors()
+    }
+
+    /// The type of what is computed of two values one by one: halves of halves alone.
+    fn common_type(&self, other: &Var) -> DType {
+        let (a, b) = (self.value.dtype(), other.value.dtype());
+        if a == b { a } else { wide_type(a) }
     }
 
     fn record(
         &self,
         value: CandleTensor,
-        inputs: &[&Var],
+        inputs: &[Option<usize>],
         backward: impl FnOnce(Grad, &mut Slots) -> Result<()> + 'static,
     ) -> Var {
-        self.tape.record(value, inputs.iter().any(|v| v.slot.is_some()), backward)
+        self.tape.record(value, inputs.iter().any(Option::is_some), backward)
     }
 
     /// An operation on one value whose backward is the operation `back` on the gradient.
@@ -34,22 +54,28 @@ impl Var {
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
-        Ok(self.record(value.into_inner(), &[self], move |grad, slots| slots.add(slot, back(&grad)?)))
+        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| slots.add(slot, back(&grad)?)))
     }
 
     fn activation(&self, kind: Activation) -> Result<Var> {
         let x = self.value.clone();
-        let y = Plain::new(ops::activation(kind, &x)?);
-        self.one(y, move |grad| ops::activation_backward(kind, &x, grad))
+        let y = Plain::new(ops::activation(kind, &wide(&x)?)?.to_dtype(x.dtype())?);
+        self.one(y, move |grad| ops::activation_backward(kind, &wide(&x)?, grad))
     }
 
-    fn norm(&self, kind: Kind, weight: Option<&Var>, bias: Option<&Var>, eps: f64, y: Plain) -> Result<Var> {
+    fn norm(
+        &self,
+        kind: Kind,
+        weight: Option<&Param>,
+        bias: Option<&Param>,
+        eps: f64,
+        y: Plain,
+    ) -> Result<Var> {
         let (x, slot) = (self.value.clone(), self.slot);
         let (weight_value, weight_slot) = (weight.map(|w| w.value.clone()), weight.and_then(|w| w.slot));
         let bias_slot = bias.and_then(|b| b.slot);
-        let inputs: Vec<&Var> = [Some(self), weight, bias].into_iter().flatten().collect();
-        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
-            let (grad_x, params) = ops::norm_backward(kind, &x, weight_value.as_ref(), &grad, eps)?;
+        Ok(self.record(y.into_inner(), &[slot, weight_slot, bias_slot], move |grad, slots| {
+            let (grad_x, params) = ops::norm_backward(kind, &wide(&x)?, weight_value.as_ref(), &grad, eps)?;
             slots.add(slot, grad_x)?;
             if let Some((grad_weight, grad_bias)) = params {
                 slots.add(weight_slot, grad_weight)?;
@@ -66,50 +92,68 @@ impl Var {
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
-        Ok(self.record(value.into_inner(), &[self], move |grad, slots| slots.add_shared(slot, &back(&grad)?)))
+        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| slots.add_shared(slot, &back(&grad)?)))
     }
 }
 
 impl Tensor for Var {
-    type Param = Var;
+    type Param = Param;
 
     fn dims(&self) -> &[usize] {
         &self.value.dims()[1..]
     }
 
-    fn linear(&self, weight: &Var, bias: Option<&Var>) -> Result<Self> {
-        let y = self.plain().linear(&weight.value, bias.map(|b| &b.value))?;
-        let (x, w) = (self.value.clone(), weight.value.clone());
+    fn checkpoint<const N: usize>(
+        inputs: [&Self; N],
+        block: impl Fn([&Self; N]) -> Result<Self> + 'static,
+    ) -> Result<Self> {
+        let Some(tape) = inputs.first().map(|x| x.tape.clone()).filter(|tape| tape.0.options.checkpoint)
+        else {
+            return block(inputs);
+        };
+        let y = tape.unrecorded(|| block(inputs))?.value;
+        let inputs = inputs.map(|x| (x.value.clone(), x.slot));
+        Ok(tape.record(y, true, move |grad, slots| slots.replay(inputs, block, grad)))
+    }
+
+    fn linear(&self, weight: &Param, bias: Option<&Param>) -> Result<Self> {
+        let (factors, w) = (self.factors(), weight.value.clone());
+        crate::shape::linear(self.dims(), w.dims(), bias.map(|b| b.value.dims()))?;
+        let x = factor(factors, &self.value)?;
+        let b = bias.map(|b| factor(factors, &b.value)).transpose()?;
+        let y = ops::linear(&x, &factor(factors, &w)?, b.as_ref())?;
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
-        let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
-        Ok(self.record(y.into_inner(), &inputs, move |grad, slots| {
-            let (grad_x, grad_weight) = ops::linear_backward(&x, &w, &grad, slot.is_some())?;
+        Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
             if bias_slot.is_some() {
                 slots.add(bias_slot, ops::sum_rows(&grad)?)?;
             }
-            slots.add(weight_slot, grad_weight)?;
-            grad_x.map_or(Ok(()), |g| slots.add(slot, g))
+            let (w, grad) = (factor(factors, &w)?, factor(factors, &grad)?);
+            let (grad_x, grad_weight) = ops::linear_backward(&x, &w, &grad, slot.is_some())?;
+            slots.add(weight_slot, wide(&grad_weight)?)?;
+            grad_x.map_or(Ok(()), |g| slots.add(slot, wide(&g)?))
         }))
     }
 
-    fn conv2d(&self, weight: &Var, bias: Option<&Var>, stride: usize, padding: usize) -> Result<Self> {
-        let (x, w) = (self.value.clone(), weight.value.clone());
+    fn conv2d(&self, weight: &Param, bias: Option<&Param>, stride: usize, padding: usize) -> Result<Self> {
+        let (factors, w) = (self.factors(), weight.value.clone());
         crate::shape::conv2d(self.dims(), w.dims(), bias.map(|b| b.value.dims()), stride, padding)?;
-        let y = spatial::conv2d(&x, &w, bias.map(|b| &b.value), stride, padding, true)?;
+        let x = factor(factors, &self.value)?;
+        let b = bias.map(|b| factor(factors, &b.value)).transpose()?;
+        let y = spatial::conv2d(&x, &factor(factors, &w)?, b.as_ref(), stride, padding, true)?;
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
-        let inputs: Vec<&Var> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
-        Ok(self.record(y, &inputs, move |grad, slots| {
-            let (grad_x, grad_weight) =
-                spatial::conv2d_backward(&x, &w, &grad, stride, padding, slot.is_some())?;
+        Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
             if bias_slot.is_some() {
                 slots.add(bias_slot, spatial::sum_channels(&grad)?)?;
             }
-            slots.add(weight_slot, grad_weight)?;
-            grad_x.map_or(Ok(()), |g| slots.add(slot, g))
+            let (w, grad) = (factor(factors, &w)?, factor(factors, &grad)?);
+            let (grad_x, grad_weight) =
+                spatial::conv2d_backward(&x, &w, &grad, stride, padding, slot.is_some())?;
+            slots.add(weight_slot, wide(&grad_weight)?)?;
+            grad_x.map_or(Ok(()), |g| slots.add(slot, wide(&g)?))
         }))
     }
 
-    fn batch_norm(&self, norm: &BatchNorm<Var>) -> Result<Self> {
+    fn batch_norm(&self, norm: &BatchNorm<Param>) -> Result<Self> {
         let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var];
         crate::shape::batch_norm(self.dims(), params.map(|p| p.value.dims()))?;
         let &[batch, _, height, width] = self.value.dims() else { unreachable!("checked above") };
@@ -118,36 +162,37 @@ impl Tensor for Var {
             return Err(Error::shape("batch_norm", "at least two values a channel to train on", n));
         }
         let (x, weight, eps) = (self.value.clone(), norm.weight.value.clone(), norm.eps);
-        let [y, mean, var] = spatial::batch_norm(&x, &weight, &norm.bias.value, eps)?;
+        let [y, mean, var] = spatial::batch_norm(&wide(&x)?, &weight, &norm.bias.value, eps)?;
+        let y = y.to_dtype(x.dtype())?;
         let unbiased = (&var * (n as f64 / (n - 1) as f64))?;
         let statistics = BatchStatistics { path: norm.path.clone(), mean: mean.clone(), var: unbiased };
-        self.tape.0.borrow_mut().statistics.push(statistics);
+        self.tape.0.record.borrow_mut().statistics.push(statistics);
         let (slot, weight_slot, bias_slot) = (self.slot, norm.weight.slot, norm.bias.slot);
-        Ok(self.record(y, &[self, &norm.weight, &norm.bias], move |grad, slots| {
+        Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
             let [grad_x, grad_weight, grad_bias] =
-                spatial::batch_norm_backward(&x, &weight, &mean, &var, eps, &grad)?;
+                spatial::batch_norm_backward(&wide(&x)?, &weight, &mean, &var, eps, &grad)?;
             slots.add(slot, grad_x)?;
             slots.add(weight_slot, grad_weight)?;
             slots.add(bias_slot, grad_bias)
         }))
     }
 
-    fn layer_norm(&self, affine: Option<(&Var, &Var)>, eps: f64) -> Result<Self> {
-        let y = self.plain().layer_norm(affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
+    fn layer_norm(&self, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
+        let y = self.plain()?.layer_norm(affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
         self.norm(Kind::Layer, affine.map(|a| a.0), affine.map(|a| a.1), eps, y)
     }
 
-    fn rms_norm(&self, weight: Option<&Var>, eps: f64) -> Result<Self> {
-        let y = self.plain().rms_norm(weight.map(|w| &w.value), eps)?;
+    fn rms_norm(&self, weight: Option<&Param>, eps: f64) -> Result<Self> {
+        let y = self.plain()?.rms_norm(weight.map(|w| &w.value), eps)?;
         self.norm(Kind::Rms, weight, None, eps, y)
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
-        let y = self.plain().scale_shift(&scale.plain(), &shift.plain())?;
+        let y = self.plain()?.scale_shift(&scale.plain()?, &shift.plain()?)?;
         let (x, s) = (self.value.clone(), scale.value.clone());
         let (slot, scale_slot, shift_slot) = (self.slot, scale.slot, shift.slot);
-        Ok(self.record(y.into_inner(), &[self, scale, shift], move |grad, slots| {
-            let [grad_x, grad_scale, grad_shift] = ops::scale_shift_backward(&x, &s, &grad)?;
+        Ok(self.record(y.into_inner(), &[slot, scale_slot, shift_slot], move |grad, slots| {
+            let [grad_x, grad_scale, grad_shift] = ops::scale_shift_backward(&wide(&x)?, &wide(&s)?, &grad)?;
             slots.add(slot, grad_x)?;
             slots.add(scale_slot, grad_scale)?;
             slots.add(shift_slot, grad_shift)
@@ -155,11 +200,11 @@ impl Tensor for Var {
     }
 
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
-        let y = self.plain().gated_residual(&branch.plain(), &gate.plain())?;
+        let y = self.plain()?.gated_residual(&branch.plain()?, &gate.plain()?)?;
         let (b, g) = (branch.value.clone(), gate.value.clone());
         let (slot, branch_slot, gate_slot) = (self.slot, branch.slot, gate.slot);
-        Ok(self.record(y.into_inner(), &[self, branch, gate], move |grad, slots| {
-            let [grad_branch, grad_gate] = ops::gated_residual_backward(&b, &g, &grad)?;
+        Ok(self.record(y.into_inner(), &[slot, branch_slot, gate_slot], move |grad, slots| {
+            let [grad_branch, grad_gate] = ops::gated_residual_backward(&wide(&b)?, &wide(&g)?, &grad)?;
             slots.add(branch_slot, grad_branch)?;
             slots.add(gate_slot, grad_gate)?;
             // The result's gradient becomes that of `x` as it is.
@@ -169,25 +214,27 @@ impl Tensor for Var {
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
         crate::shape::attention(self.dims(), key.dims(), value.dims())?;
-        let (q, k, v) = (self.value.clone(), key.value.clone(), value.value.clone());
+        let factors = self.factors();
+        let [q, k, v] = [self, key, value].map(|x| factor(factors, &x.value));
+        let (q, k, v) = (q?, k?, v?);
         let (y, p) = ops::attention(&q, &k, &v)?;
         let slot = [self.slot, key.slot, value.slot];
-        Ok(self.record(y, &[self, key, value], move |grad, slots| {
-            let grads = ops::attention_backward(&q, &k, &v, &p, &grad)?;
-            slot.into_iter().zip(grads).try_for_each(|(slot, grad)| slots.add(slot, grad))
+        Ok(self.record(y, &slot, move |grad, slots| {
+            let grads = ops::attention_backward(&q, &k, &v, &p, &factor(factors, &grad)?)?;
+            slot.into_iter().zip(grads).try_for_each(|(slot, grad)| slots.add(slot, wide(&grad)?))
         }))
     }
 
-    fn embedding(&self, table: &Var) -> Result<Self> {
-        let y = self.plain().embedding(&table.value)?;
+    fn embedding(&self, table: &Param) -> Result<Self> {
+        let y = self.as_it_is().embedding(&table.value)?;
         let (index, rows, slot) = (self.value.clone(), table.value.clone(), table.slot);
-        Ok(self.record(y.into_inner(), &[table], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot], move |grad, slots| {
             slots.add(slot, rows.zeros_like()?.index_add(&index, &grad, 0)?)
         }))
     }
 
     fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
-        let y = self.plain().sinusoids(width, period, scale)?;
+        let y = self.plain()?.sinusoids(width, period, scale)?;
         if self.slot.is_some() {
             return Err(Error::Unsupported {
                 reading: "training".into(),
@@ -197,10 +244,10 @@ impl Tensor for Var {
         Ok(self.tape.constant(y.into_inner()))
     }
 
-    fn add_param(&self, param: &Var) -> Result<Self> {
-        let y = self.plain().add_param(&param.value)?;
+    fn add_param(&self, param: &Param) -> Result<Self> {
+        let y = self.plain()?.add_param(&param.value)?;
         let (slot, param_slot) = (self.slot, param.slot);
-        Ok(self.record(y.into_inner(), &[self, param], move |grad, slots| {
+        Ok(self.record(y.into_inner(), &[slot, param_slot], move |grad, slots| {
             if param_slot.is_some() {
                 slots.add(param_slot, grad.sum(0)?)?;
             }
@@ -209,26 +256,27 @@ impl Tensor for Var {
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
-        let y = self.plain().add(&other.plain())?;
+        let y = self.plain()?.add(&other.plain()?)?.into_inner().to_dtype(self.common_type(other))?;
         let (slot, other_slot) = (self.slot, other.slot);
-        Ok(self.record(y.into_inner(), &[self, other], move |grad, slots| {
+        Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
             slots.add_shared(slot, &grad)?;
             slots.add_shared(other_slot, &grad)
         }))
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
-        let y = self.plain().mul(&other.plain())?;
+        let y = self.plain()?.mul(&other.plain()?)?.into_inner().to_dtype(self.common_type(other))?;
         let (a, b) = (self.value.clone(), other.value.clone());
         let (slot, other_slot) = (self.slot, other.slot);
-        Ok(self.record(y.into_inner(), &[self, other], move |grad, slots| {
-            slots.add(slot, (&*grad * b)?)?;
-            slots.add(other_slot, (&*grad * a)?)
+        Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
+            slots.add(slot, (&*grad * wide(&b)?)?)?;
+            slots.add(other_slot, (&*grad * wide(&a)?)?)
         }))
     }
 
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
-        self.one(self.plain().affine(factor, offset)?, move |grad| Ok((grad * factor)?))
+        let y = self.plain()?.affine(factor, offset)?.into_inner().to_dtype(self.value.dtype())?;
+        self.one(Plain::new(y), move |grad| Ok((grad * factor)?))
     }
 
     fn gelu(&self) -> Result<Self> {
@@ -240,30 +288,31 @@ impl Tensor for Var {
     }
 
     fn relu(&self) -> Result<Self> {
-        let y = ops::activation(Activation::Relu, &self.value)?;
+        let y = ops::activation(Activation::Relu, &wide(&self.value)?)?.to_dtype(self.value.dtype())?;
         // The result is positive where the value is, and the next operation keeps it anyway.
         let result = y.clone();
-        self.one(Plain::new(y), move |grad| ops::activation_backward(Activation::Relu, &result, grad))
+        self.one(Plain::new(y), move |grad| ops::activation_backward(Activation::Relu, &wide(&result)?, grad))
     }
 
     fn swiglu(&self) -> Result<Self> {
         let x = self.value.clone();
-        self.one(self.plain().swiglu()?, move |grad| ops::swiglu_backward(&x, grad))
+        let y = self.plain()?.swiglu()?.into_inner().to_dtype(x.dtype())?;
+        self.one(Plain::new(y), move |grad| ops::swiglu_backward(&wide(&x)?, grad))
     }
 
     fn softmax(&self) -> Result<Self> {
-        let y = self.plain().softmax()?;
+        let y = self.plain()?.softmax()?;
         let result = y.clone().into_inner();
         self.one(y, move |grad| ops::softmax_backward(&result, grad))
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
         let shape = self.value.shape().clone();
-        self.moved(self.plain().reshape(dims)?, move |grad| Ok(grad.reshape(shape)?))
+        self.moved(self.as_it_is().reshape(dims)?, move |grad| Ok(grad.reshape(shape)?))
     }
 
     fn permute(&self, order: &[usize]) -> Result<Self> {
-        let y = self.plain().permute(order)?;
+        let y = self.as_it_is().permute(order)?;
         let mut back = vec![0; order.len() + 1];
         for (i, &axis) in order.iter().enumerate() {
             back[axis + 1] = i + 1;
@@ -272,10 +321,12 @@ impl Tensor for Var {
     }
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
-        let plain: Vec<Plain> = parts.iter().map(Var::plain).collect();
+        let mixed = parts.windows(2).any(|p| p[0].value.dtype() != p[1].value.dtype());
+        let plain = |part: &Var| if mixed { part.plain() } else { Ok(part.as_it_is()) };
+        let plain: Vec<Plain> = parts.iter().map(plain).collect::<Result<_>>()?;
         let y = Plain::concat(&plain, axis)?;
         let pieces: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.slot, p.dims()[axis])).collect();
-        let inputs: Vec<&Var> = parts.iter().collect();
+        let inputs: Vec<Option<usize>> = parts.iter().map(|p| p.slot).collect();
         Ok(parts[0].record(y.into_inner(), &inputs, move |grad, slots| {
             let mut start = 0;
             for (slot, len) in pieces {
@@ -288,10 +339,14 @@ impl Tensor for Var {
 
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
         let parts: Vec<CandleTensor> =
-            self.plain().chunk(n, axis)?.into_iter().map(Plain::into_inner).collect();
-        let (slot, like) = (self.slot, parts[0].clone());
+            self.as_it_is().chunk(n, axis)?.into_iter().map(Plain::into_inner).collect();
+        // Nothing of the parts is needed but what they look like.
+        let (slot, first) = (self.slot, &parts[0]);
+        let (shape, dtype, device) =
+            (first.shape().clone(), wide_type(first.dtype()), first.device().clone());
         Ok(self.tape.record_many(parts, slot.is_some(), move |grads, slots| {
-            let value = |g: Option<Grad>| g.map_or_else(|| like.zeros_like(), |g| Ok(g.value));
+            let zeros = || CandleTensor::zeros(&shape, dtype, &device);
+            let value = |g: Option<Grad>| g.map_or_else(zeros, |g| Ok(g.value));
             let grads: Vec<CandleTensor> =
                 grads.into_iter().map(value).collect::<candle_core::Result<_>>()?;
             // One part alone is not copied when it is joined.
@@ -301,28 +356,29 @@ impl Tensor for Var {
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
         let rest = self.dims().get(axis).map_or(0, |n| n.saturating_sub(start + len));
-        let y = self.plain().slice(axis, start, len)?;
+        let y = self.as_it_is().slice(axis, start, len)?;
         self.moved(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let shape = self.value.shape().clone();
         let n = self.dims().get(axis).copied().unwrap_or(1) as f64;
-        self.one(self.plain().mean(axis)?, move |grad| {
+        self.one(self.plain()?.mean(axis)?, move |grad| {
             Ok((grad.unsqueeze(axis + 1)?.broadcast_as(shape)?.contiguous()? / n)?)
         })
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         crate::shape::pool2d(self.dims(), kernel, stride, padding)?;
-        let (y, winners) = spatial::max_pool2d(&self.value, kernel, stride, padding)?;
+        let (y, winners) = spatial::max_pool2d(&wide(&self.value)?, kernel, stride, padding)?;
+        let y = y.to_dtype(self.value.dtype())?;
         let (height, width) = (self.dims()[1], self.dims()[2]);
         self.one(Plain::new(y), move |grad| spatial::max_pool2d_backward(&winners, grad, height, width))
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
-        let y = self.plain().avg_pool2d(kernel, stride)?;
         let x = self.value.clone();
-        self.one(y, move |grad| spatial::avg_pool2d_backward(&x, grad, kernel, stride))
+        let y = self.plain()?.avg_pool2d(kernel, stride)?.into_inner().to_dtype(x.dtype())?;
+        self.one(Plain::new(y), move |grad| spatial::avg_pool2d_backward(&wide(&x)?, grad, kernel, stride))
     }
 }

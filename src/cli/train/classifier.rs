@@ -13,6 +13,7 @@ use tiny_cats_models::{ResNetConfig, Weights};
 use super::{Job, common::Common, drive, open, tell_skipped};
 use crate::{
     checkpoint::{self, WhichWeights},
+    cli::logging,
     data::{Photos, Split},
     train::{Classifier, ClassifierOptions},
 };
@@ -111,8 +112,9 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         if part.files.is_empty() {
             return Ok(None);
         }
-        let photos = Photos::load(&part, options.short_side(), common.limit_files)?;
+        let photos = Photos::load(&part, options.short_side(), common.limit_files, &common.cache())?;
         tell_skipped(&photos.skipped);
+        photos.notes.iter().for_each(|note| logging::note(note));
         Ok(Some(photos))
     };
     let train = load(Split::Train)?
@@ -120,18 +122,18 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let validation = load(Split::Validation)?;
     let test = load(Split::Test)?;
     if validation.is_none() {
-        eprintln!(
-            "{}: too few photographs to keep any for validation: the last state is released",
-            args.data.display()
-        );
+        let data = args.data.display();
+        logging::note(&format!(
+            "{data}: too few photographs to keep any for validation: the last state is released"
+        ));
     }
-    println!(
+    logging::say(&format!(
         "{}: {} photographs of {} classes to train on, {} to validate",
         args.data.display(),
         train.len(),
         train.classes.len(),
-        validation.as_ref().map_or(0, Photos::len)
-    );
+        validation.as_ref().map_or(0, |photos| photos.len())
+    ));
     let batch = common.batch(train.len());
     let items = batch * common.gradient_accumulation_steps;
     let per_epoch = (train.len() as u64).div_ceil(items as u64);

@@ -2,16 +2,19 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use candle_core::Device;
+use tiny_cats_models::TapeOptions;
 
 use super::Job;
 use crate::{
-    cli::common::DeviceKind,
-    data::Level,
-    train::{
-        AdamW, Control, MOST_AVERAGES, Patience, Plan, Precision, Scaling, Schedule, Shape, folder::RUNS,
+    cli::{
+        common::{DeviceKind, PrecisionKind},
+        logging::{self, Format},
     },
+    data::{Cache, Level},
+    track::{self, Tracker},
+    train::{AdamW, Control, MOST_AVERAGES, Patience, Plan, Scaling, Schedule, Shape, folder::RUNS},
 };
 
 /// What both tasks are called with. Defaults that differ are set where the task is.
@@ -74,8 +77,8 @@ pub struct Common {
     #[arg(long, required = false, value_name = "DECAY", help_heading = "Method")]
     pub weight_decay: f64,
     /// The numbers that matrix products are computed in; weights stay f32
-    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Method")]
-    pub precision: Precision,
+    #[arg(long, value_enum, default_value_t = PrecisionKind::F32, help_heading = "Method")]
+    pub precision: PrecisionKind,
     /// The same as --precision bf16
     #[arg(long, hide = true, conflicts_with = "precision")]
     pub mixed_precision: bool,
@@ -101,6 +104,12 @@ pub struct Common {
     /// Threads that prepare pictures ahead; 0 prepares them when they are needed [default: one for each core at most 8]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub num_workers: Option<usize>,
+    /// Where decoded pictures are kept [default: TINY_CATS_CACHE, or tiny-cats in the user's cache folder]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub cache: Option<PathBuf>,
+    /// Keep decoded pictures in memory alone
+    #[arg(long, conflicts_with = "cache", help_heading = "Data")]
+    pub no_cache: bool,
 
     /// Steps between lines of metrics.jsonl
     #[arg(long, required = false, value_name = "STEPS", help_heading = "Watching")]
@@ -108,6 +117,16 @@ pub struct Common {
     /// Append what is logged to this file too
     #[arg(long, value_name = "FILE", help_heading = "Watching")]
     pub log_file: Option<PathBuf>,
+
+    /// How lines of the logs look
+    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Watching")]
+    pub log_format: Format,
+    /// Write event files for TensorBoard: into the run's folder, or into DIR/ID
+    #[arg(long, value_name = "DIR", num_args = 0..=1, help_heading = "Watching")]
+    pub tensorboard: Option<Option<PathBuf>>,
+    /// Tell the MLflow server at this address, with the credentials of MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD
+    #[arg(long, value_name = "URI", help_heading = "Watching")]
+    pub mlflow: Option<String>,
 
     /// The folder of the run that this process is to train
     #[arg(long, hide = true)]
@@ -121,6 +140,8 @@ pub struct Common {
 }
 
 impl Common {
+    /// Also opens the log file.
+    ///
     /// # Errors
     /// Naming the first flag that makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
@@ -151,14 +172,46 @@ impl Common {
                 bail!("{flag}: expected at least 1, found 0");
             }
         }
+        // Before anything takes time.
+        self.trackers()?;
+        if let Some(path) = &self.log_file {
+            logging::add_file(path, self.log_format)
+                .with_context(|| format!("--log-file {}", path.display()))?;
+        }
         Ok(())
+    }
+
+    /// Who else is told how the run goes.
+    ///
+    /// # Errors
+    /// When one of them cannot be.
+    pub fn trackers(&self) -> anyhow::Result<Vec<Box<dyn Tracker>>> {
+        let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
+        if let Some(folder) = &self.tensorboard {
+            trackers.push(Box::new(track::tensorboard(folder.clone())));
+        }
+        if let Some(uri) = &self.mlflow {
+            trackers.push(mlflow(uri)?);
+        }
+        Ok(trackers)
+    }
+
+    /// Where decoded pictures are kept.
+    pub fn cache(&self) -> Cache {
+        match &self.cache {
+            _ if self.no_cache => Cache::Memory,
+            Some(folder) => Cache::At(folder.clone()),
+            None => Cache::Default,
+        }
     }
 
     /// Items in a micro-batch: at most as many as there are.
     pub fn batch(&self, pictures: usize) -> usize {
         let asked = self.batch_size;
         if asked > pictures {
-            eprintln!("--batch-size {asked}: there are only {pictures} pictures, so that is the batch");
+            logging::note(&format!(
+                "--batch-size {asked}: there are only {pictures} pictures, so that is the batch"
+            ));
         }
         asked.min(pictures)
     }
@@ -192,6 +245,7 @@ impl Common {
         device: Device,
     ) -> Plan {
         let cores = || std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        let precision = if self.mixed_precision { PrecisionKind::Bf16 } else { self.precision };
         let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
         Plan {
             folder: job.folder,
@@ -207,8 +261,7 @@ impl Common {
             batch,
             accumulation: self.gradient_accumulation_steps,
             halvings: self.halvings,
-            precision: if self.mixed_precision { Precision::Bf16 } else { self.precision },
-            gradient_checkpointing: self.gradient_checkpointing,
+            tape: TapeOptions { checkpoint: self.gradient_checkpointing, precision: precision.into() },
             workers: self.num_workers.unwrap_or_else(cores),
             save_interval,
             sample_interval,
@@ -221,4 +274,15 @@ impl Common {
             control: Control::default(),
         }
     }
+}
+
+#[cfg(feature = "mlflow")]
+fn mlflow(uri: &str) -> anyhow::Result<Box<dyn Tracker>> {
+    let tracker = track::mlflow::mlflow(uri, track::Patience::default());
+    Ok(Box::new(tracker.map_err(|error| anyhow::anyhow!("--mlflow: {error}"))?))
+}
+
+#[cfg(not(feature = "mlflow"))]
+fn mlflow(_uri: &str) -> anyhow::Result<Box<dyn Tracker>> {
+    bail!("--mlflow: this program was built without the feature mlflow")
 }

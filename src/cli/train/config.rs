@@ -90,7 +90,8 @@ fn read(name: &str) -> anyhow::Result<Table> {
         }
     };
     text.parse().map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let before = |span: std::ops::Range<usize>| text.get(..span.start).unwrap_or_default();
+        let line = 1 + error.span().map_or(0, |span| before(span).matches('\n').count());
         anyhow::anyhow!(
             "--config {name}: line {line}: {}",
             error.message().lines().next().unwrap_or_default()

@@ -7,6 +7,7 @@ use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 
 use super::{Job, common::Common, open, tell_skipped};
 use crate::{
+    cli::logging,
     data::{Dataset, Images, Split},
     train::{Dit, DitOptions, Flow},
 };
@@ -78,8 +79,9 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
         .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
     let load = |part: &Dataset| -> anyhow::Result<Images> {
-        let images = Images::load(part, args.image_size as u32, common.limit_files)?;
+        let images = Images::load(part, args.image_size as u32, common.limit_files, &common.cache())?;
         tell_skipped(&images.skipped);
+        images.notes.iter().for_each(|note| logging::note(note));
         Ok(images)
     };
     let held_out = data.part(Split::Validation);
@@ -89,13 +91,13 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         let validation = if held_out.files.is_empty() { None } else { Some(load(&held_out)?) };
         (load(&data.part(Split::Train))?, validation)
     };
-    println!(
+    logging::say(&format!(
         "{}: {} pictures in {} classes to train on, {} to validate",
         args.data.display(),
         train.len(),
         train.classes.len(),
-        validation.as_ref().map_or(0, Images::len)
-    );
+        validation.as_ref().map_or(0, |images| images.len())
+    ));
     let batch = common.batch(train.len());
     let items = batch * common.gradient_accumulation_steps;
     let schedule = common.schedule(args.steps, items, args.warmup_steps, 10_000)?;

@@ -4,30 +4,31 @@ mod classifier;
 mod common;
 pub mod config;
 mod dit;
+pub mod report;
 mod stop;
 mod supervise;
 
 use std::{
-    fs::OpenOptions,
-    io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
 use clap::ArgMatches;
-use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_export::write_atomically;
 
 use self::{
     common::Common,
     config::Resolved,
+    report::{Options, Reporter},
     supervise::{TRANSIENT, supervise},
 };
 use crate::{
+    cli::logging,
     data::Dataset,
-    train::{self, Event, Plan, Step, Task},
+    train::{self, Plan, Task, folder::Status},
 };
 
 /// What `tiny-cats train` is called with.
@@ -80,7 +81,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.downcast_ref().is_some_and(train::Error::is_transient) => {
-            eprintln!("error: {}", super::one_line(&error));
+            logging::fail(&super::one_line(&error));
             Ok(ExitCode::from(TRANSIENT))
         }
         Err(error) => Err(error),
@@ -91,7 +92,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 fn open(path: &Path) -> anyhow::Result<Dataset> {
     let data = Dataset::open(path)?;
     if let Some(index) = &data.index {
-        println!("{}: as indexed", index.display());
+        logging::say(&format!("{}: as indexed", index.display()));
     }
     tell_skipped(&data.skipped);
     Ok(data)
@@ -100,7 +101,7 @@ fn open(path: &Path) -> anyhow::Result<Dataset> {
 /// Says which pictures were left out.
 fn tell_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
-        eprintln!("skipped {}: {why}", path.display());
+        logging::note(&format!("skipped {}: {why}", path.display()));
     }
 }
 
@@ -119,75 +120,43 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
-/// Trains with a progress bar on a terminal, with a line every --log-interval steps elsewhere, and copies the released files to where
-/// `place` says, by their extension. Returns where the `.safetensors` is.
+/// Trains, reports how it goes, and copies the released files to where `place` says, by their extension. Returns where the `.safetensors` is.
 fn drive(
     task: &mut dyn Task,
     plan: &Plan,
     common: &Common,
     place: impl Fn(&str) -> PathBuf,
 ) -> anyhow::Result<PathBuf> {
-    let open = |path: &PathBuf| {
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        file.with_context(|| format!("--log-file {}", path.display()))
-    };
-    let mut log = common.log_file.as_ref().map(open).transpose()?;
-    let bar = ProgressBar::new(plan.schedule.steps).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left",
-    )?);
-    let terminal = std::io::stderr().is_terminal();
-    if terminal {
-        bar.enable_steady_tick(Duration::from_millis(500));
-    }
     keep_freed_memory();
-    let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    stop::watch(&plan.control, deadline)?;
-    let mut say = |line: String, show: bool| {
-        if let Some(file) = &mut log {
-            // A full disk will stop the run where it matters.
-            let _ = writeln!(file, "{line}");
-        }
-        if show {
-            bar.suspend(|| println!("{line}"));
+    let reporter = Reporter::new(Options {
+        steps: plan.schedule.steps,
+        log_interval: plan.log_interval,
+        trackers: common.trackers()?,
+        log_format: common.log_format,
+        device: Some(plan.device.clone()),
+    })?;
+    let reporter = Arc::new(Mutex::new(Some(reporter)));
+    let finish = |reporter: &Mutex<Option<Reporter>>, status| {
+        if let Some(reporter) = reporter.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            reporter.finish(status);
         }
     };
-    let mut average = None;
-    let published = train::train(task, plan, &mut |event| match event {
-        Event::Begin { step, steps, parameters, folder, .. } => {
-            say(format!("{}: {parameters} parameters, steps {step} to {steps}", folder.display()), true);
-            bar.set_position(step);
-            bar.reset_eta();
+    let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    let stopped = reporter.clone();
+    stop::watch(&plan.control, deadline, move || finish(&stopped, Status::Stopped))?;
+    let published = train::train(task, plan, &mut |event| {
+        if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
+            reporter.observe(event);
         }
-        Event::Step(&Step { step, loss, rate, norm, items, seconds, .. }) => {
-            let speed = items as f64 / seconds;
-            let smooth = average.map_or(loss, |a| 0.98 * a + 0.02 * loss);
-            average = Some(smooth);
-            bar.set_position(step);
-            bar.set_message(format!("loss {smooth:.4}  {speed:.1} pictures/s"));
-            if step.is_multiple_of(plan.log_interval.max(1)) || step == plan.schedule.steps {
-                let line = format!(
-                    "step {step}  loss {smooth:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} pictures/s"
-                );
-                say(line, !terminal);
-            }
-        }
-        Event::Evaluated { step, scores, best } => {
-            let best = if best { ", the best so far" } else { "" };
-            let scores: Vec<String> = scores.iter().map(|s| format!("{} {:.4}", s.name, s.value)).collect();
-            say(format!("step {step}  {}{best}", scores.join("  ")), true);
-        }
-        Event::Sampled { path, .. } => say(format!("wrote {}", path.display()), true),
-        Event::Note(text) => bar.suspend(|| eprintln!("{text}")),
-        Event::Wrote(path) => say(format!("wrote {}", path.display()), true),
     });
-    bar.finish_and_clear();
+    finish(&reporter, if published.is_ok() { Status::Finished } else { Status::Failed });
     let released = published?;
     let places = ["pt", "safetensors"].map(place);
     for (from, to) in released.iter().zip(&places) {
         copy(from, to).with_context(|| to.display().to_string())?;
     }
     let [torch, safetensors] = places;
-    println!("finished: {} and {}", torch.display(), safetensors.display());
+    logging::say(&format!("finished: {} and {}", torch.display(), safetensors.display()));
     Ok(safetensors)
 }
 

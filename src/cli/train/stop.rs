@@ -6,23 +6,27 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::train::Control;
+use crate::{cli::logging, train::Control};
 
 /// The exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h.
 pub const RESUMABLE: u8 = 75;
 
 /// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished one is
-/// saved, and the process ends with [`RESUMABLE`]; a second signal ends it at once.
+/// saved, `finish` is called, and the process ends with [`RESUMABLE`]; a second signal ends it at once.
 ///
 /// # Errors
 /// When signals cannot be caught.
-pub fn watch(control: &Control, deadline: Option<SystemTime>) -> std::io::Result<()> {
+pub fn watch(
+    control: &Control,
+    deadline: Option<SystemTime>,
+    finish: impl Fn() + Clone + Send + 'static,
+) -> std::io::Result<()> {
     if let Some(deadline) = deadline {
-        let control = control.clone();
+        let (control, finish) = (control.clone(), finish.clone());
         thread::spawn(move || {
             let left = deadline.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
             thread::sleep(left);
-            stop(&control, "its time is up", None)
+            stop(&control, "its time is up", None, &finish)
         });
     }
     #[cfg(unix)]
@@ -47,7 +51,7 @@ pub fn watch(control: &Control, deadline: Option<SystemTime>) -> std::io::Result
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 second.store(true, Ordering::SeqCst);
-                stop(&control, signal_name(signal).unwrap_or("a signal"), Some(signal));
+                stop(&control, signal_name(signal).unwrap_or("a signal"), Some(signal), &finish);
             }
         });
     }
@@ -55,7 +59,7 @@ pub fn watch(control: &Control, deadline: Option<SystemTime>) -> std::io::Result
 }
 
 /// Saves the last finished step and ends the process, whatever its other threads are at.
-fn stop(control: &Control, why: &str, signal: Option<i32>) {
+fn stop(control: &Control, why: &str, signal: Option<i32>, finish: &dyn Fn()) {
     // Held until the end: nothing of the run changes any more.
     let stopped = control.stop();
     let code = match &stopped {
@@ -66,16 +70,18 @@ fn stop(control: &Control, why: &str, signal: Option<i32>) {
         },
         Ok(stopped) => {
             match &stopped.at {
-                Some((step, path)) => say(&format!(
+                Some((step, path)) => logging::note(&format!(
                     "stopped at step {step} ({why}), saved as {}: the same command with --resume auto goes on",
                     path.display()
                 )),
-                None => say(&format!("stopped before the first step ({why})")),
+                None => logging::note(&format!("stopped before the first step ({why})")),
             }
+            finish();
             i32::from(RESUMABLE)
         }
         Err(error) => {
-            say(&format!("stopped ({why}); the last step could not be saved: {error}"));
+            logging::note(&format!("stopped ({why}); the last step could not be saved: {error}"));
+            finish();
             i32::from(RESUMABLE)
         }
     };
@@ -88,10 +94,4 @@ fn stop(control: &Control, why: &str, signal: Option<i32>) {
     }
     #[cfg(not(unix))]
     std::process::exit(code)
-}
-
-fn say(line: &str) {
-    tracing::info!("{line}");
-    // Nobody may be listening any more.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

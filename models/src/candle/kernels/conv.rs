@@ -11,11 +11,7 @@ use super::{
     window::Window,
     winograd,
 };
-
-/// Outputs that a tile aims at: enough for a good product, few enough that their columns stay in cache.
-const TILE: usize = 512;
-/// Pieces of the batch that have a gradient of the weights each.
-const PARTIALS: usize = 16;
+use crate::pieces::{self, TILE};
 
 /// Sizes of a convolution.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +44,7 @@ impl Conv {
 
     /// Items that are worth a task.
     fn group(self) -> usize {
-        (TILE / self.window.places()).max(1)
+        pieces::group(self.window.places())
     }
 
     /// Outputs of a tile, for each channel.
@@ -234,7 +230,7 @@ pub(super) fn backward_by_columns<F: Real>(
     need_x: bool,
 ) -> (Option<Vec<F>>, Vec<F>) {
     let (column, items) = (conv.column(), x.len() / conv.input());
-    let part = items.div_ceil(PARTIALS).next_multiple_of(conv.group());
+    let part = pieces::part(items, conv.window.places());
     let mut grad_x = vec![F::of(0.0); if need_x { x.len() } else { 0 }];
     let parts: Vec<&mut [F]> = if need_x {
         grad_x.chunks_mut(part * conv.input()).collect()

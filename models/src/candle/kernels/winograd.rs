@@ -13,19 +13,16 @@ use super::{
     matrix::{Strides, product},
     window::Window,
 };
+use crate::pieces::{self, WINOGRAD_TILE};
 
 /// Outputs along an edge of a tile.
-const OUT: usize = 4;
+const OUT: usize = WINOGRAD_TILE;
 /// Inputs along an edge of a tile.
 const IN: usize = 6;
 /// Points of the space of U, V and M.
 const POINTS: usize = IN * IN;
 /// Values of V and M that are worked on together, so that they stay in cache.
 const BLOCK: usize = 2 << 20;
-/// Fewer tiles do not pay for transforming the weights.
-const MIN_TILES: usize = 32;
-/// Fewer channels do not pay for transforming the tiles.
-const MIN_CHANNELS: usize = 16;
 /// Tiles that are transformed together, which becomes vector code.
 const LANES: usize = 16;
 
@@ -182,7 +179,7 @@ struct Tiles {
 
 /// Tiles of one item.
 fn tiles_per_item(window: Window) -> usize {
-    window.rows.div_ceil(OUT) * window.cols.div_ceil(OUT)
+    pieces::winograd_tiles(window.rows, window.cols)
 }
 
 impl Tiles {
@@ -365,9 +362,7 @@ fn transform_weights_back<F: Real>(conv: Conv, values: &[F]) -> Vec<F> {
 /// Whether a convolution of `items` can go this way, and gains by it.
 pub(super) fn pays(conv: Conv, items: usize) -> bool {
     let w = conv.window;
-    (w.kernel, w.stride) == (3, 1)
-        && items * tiles_per_item(w) >= MIN_TILES
-        && conv.channels.min(conv.out) >= MIN_CHANNELS
+    pieces::by_winograd([conv.out, conv.channels, w.kernel], w.stride, tiles_per_item(w), items)
 }
 
 /// Items of a block, and the room that V and M of a block take.

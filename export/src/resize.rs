@@ -1,0 +1,195 @@
+//! Resizing by a separable filter.
+//!
+//! The sums are those of `image::imageops::resize`, in f32 and in the same order, so that the pixels are the same to the last bit; they are
+//! taken over whole rows, which processors do several times as fast.
+
+use std::f32::consts::PI;
+
+use image::RgbImage;
+
+/// Values of a row that are summed at once: what fits into registers.
+const LANES: usize = 32;
+
+/// How much a pixel weighs at a distance, in pixels of the coarser of both pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filter {
+    /// 1 − |x| up to 1: linear interpolation that widens as it shrinks.
+    Triangle,
+    /// sinc(x) · sinc(x/3) up to 3.
+    Lanczos3,
+}
+
+impl Filter {
+    /// Where it ends.
+    fn support(self) -> f32 {
+        match self {
+            Self::Triangle => 1.0,
+            Self::Lanczos3 => 3.0,
+        }
+    }
+
+    fn weight(self, x: f32) -> f32 {
+        let sinc = |x: f32| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
+        match self {
+            _ if x.abs() >= self.support() => 0.0,
+            Self::Triangle => 1.0 - x.abs(),
+            Self::Lanczos3 => sinc(x) * sinc(x / 3.0),
+        }
+    }
+}
+
+/// What each of the new pixels along an axis is the weighted sum of.
+struct Axis {
+    /// The first of the old pixels, and where its weight is; that of the last is before the next one's first.
+    first: Vec<(usize, usize)>,
+    weights: Vec<f32>,
+}
+
+impl Axis {
+    /// From `old` to `new` pixels, neither of which is 0.
+    fn new(filter: Filter, old: u32, new: u32) -> Self {
+        let ratio = old as f32 / new as f32;
+        let scale = ratio.max(1.0);
+        let reach = filter.support() * scale;
+        let (mut first, mut weights) = (Vec::with_capacity(new as usize), Vec::new());
+        for i in 0..new {
+            let middle = (i as f32 + 0.5) * ratio;
+            let left = ((middle - reach).floor() as i64).clamp(0, i64::from(old) - 1);
+            let right = ((middle + reach).ceil() as i64).clamp(left + 1, i64::from(old));
+            first.push((left as usize, weights.len()));
+            // Pixel i has its middle at i + 0.5.
+            let own = (left..right).map(|i| filter.weight((i as f32 - (middle - 0.5)) / scale));
+            weights.extend(own);
+            let own = &mut weights[first[first.len() - 1].1..];
+            let sum = own.iter().fold(0.0, |sum, weight| sum + weight);
+            own.iter_mut().for_each(|weight| *weight /= sum);
+        }
+        Self { first, weights }
+    }
+
+    /// For each of the new pixels the first of the old ones, and the weights from it on.
+    fn iter(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        let ends = self.first.iter().skip(1).map(|(_, at)| *at).chain([self.weights.len()]);
+        self.first.iter().zip(ends).map(|(&(first, from), to)| (first, &self.weights[from..to]))
+    }
+}
+
+/// The part of `picture` that begins at `x`, `y` with its width and height, resized to `size`, a width and a height; none of these four
+/// may be 0. What of the part is not in the picture is left out.
+pub(crate) fn resize(
+    picture: &RgbImage,
+    [x, y, width, height]: [u32; 4],
+    [new_width, new_height]: [u32; 2],
+    filter: Filter,
+) -> RgbImage {
+    let (x, y) = (x.min(picture.width()), y.min(picture.height()));
+    let (width, height) = (width.min(picture.width() - x), height.min(picture.height() - y));
+    let mut out = RgbImage::new(new_width, new_height);
+    if width == 0 || height == 0 || new_width == 0 || new_height == 0 {
+        return out;
+    }
+    let (stride, len) = (picture.width() as usize * 3, width as usize * 3);
+    let part = &picture.as_raw()[y as usize * stride + x as usize * 3..];
+    let rows = out.chunks_exact_mut(new_width as usize * 3);
+    if (width, height) == (new_width, new_height) {
+        rows.zip(part.chunks(stride)).for_each(|(row, from)| row.copy_from_slice(&from[..len]));
+        return out;
+    }
+    let (across, down) = (Axis::new(filter, width, new_width), Axis::new(filter, height, new_height));
+    // A value more than there are, so that four can be read at each pixel.
+    let mut column_sums = vec![0.0f32; len + 1];
+    let mut sums = vec![0.0f32; new_width as usize * 3];
+    for (row, (top, weights)) in rows.zip(down.iter()) {
+        sum_rows(&part[top * stride..], stride, weights, &mut column_sums[..len]);
+        for (sum, (left, weights)) in sums.chunks_exact_mut(3).zip(across.iter()) {
+            let mut four = [0.0f32; 4];
+            for (pixel, weight) in column_sums[left * 3..].windows(4).step_by(3).zip(weights) {
+                for (sum, value) in four.iter_mut().zip(pixel) {
+                    *sum += value * weight;
+                }
+            }
+            sum.copy_from_slice(&four[..3]);
+        }
+        row.iter_mut().zip(&sums).for_each(|(value, &sum)| *value = round(sum));
+    }
+    out
+}
+
+/// Sums rows that are `stride` apart, the first ones of `rows`, each by its weight.
+fn sum_rows(rows: &[u8], stride: usize, weights: &[f32], sums: &mut [f32]) {
+    let whole = sums.len() / LANES * LANES;
+    for (block, sums) in sums[..whole].chunks_exact_mut(LANES).enumerate() {
+        let mut lanes = [0.0f32; LANES];
+        for (i, weight) in weights.iter().enumerate() {
+            let from = &rows[i * stride + block * LANES..][..LANES];
+            for (lane, &value) in lanes.iter_mut().zip(from) {
+                *lane += f32::from(value) * weight;
+            }
+        }
+        sums.copy_from_slice(&lanes);
+    }
+    for (column, sum) in sums.iter_mut().enumerate().skip(whole) {
+        *sum = 0.0;
+        for (i, weight) in weights.iter().enumerate() {
+            *sum += f32::from(rows[i * stride + column]) * weight;
+        }
+    }
+}
+
+/// The nearest byte, of a half the upper one.
+fn round(value: f32) -> u8 {
+    let value = value.clamp(0.0, 255.0);
+    let whole = value as i32;
+    (whole + i32::from(value - whole as f32 >= 0.5)) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{
+        Rgb,
+        imageops::{self, FilterType},
+    };
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    #[test]
+    fn pixels_are_those_of_the_image_crate_to_the_last_bit() {
+        let mut stream = Stream::new(1, Purpose::Synthetic, 0);
+        let mut below = |n: u32| 1 + stream.below(n);
+        for case in 0..200 {
+            let [width, height, new_width, new_height] = [(); 4].map(|()| below(90));
+            // Noise, and flat parts of the darkest and the brightest, beyond which Lanczos' sums lie.
+            let picture = RgbImage::from_fn(width, height, |x, y| {
+                let value = (x / 7 * 31 + y / 5 * 17) % 3;
+                Rgb([(below(256) - 1) as u8, (value * 127) as u8, if x > y { 255 } else { 0 }])
+            });
+            let [x, y] = [below(width) - 1, below(height) - 1];
+            let part = [x, y, below(90), below(90)];
+            let (new_width, new_height) = match case % 4 {
+                0 => (part[2].min(width - x), part[3].min(height - y)),
+                1 => (part[2].min(width - x), new_height),
+                _ => (new_width, new_height),
+            };
+            let cut = imageops::crop_imm(&picture, part[0], part[1], part[2], part[3]);
+            for (ours, theirs) in
+                [(Filter::Triangle, FilterType::Triangle), (Filter::Lanczos3, FilterType::Lanczos3)]
+            {
+                let expected = imageops::resize(&*cut, new_width, new_height, theirs);
+                let found = resize(&picture, part, [new_width, new_height], ours);
+                assert!(found == expected, "{case}: {width}x{height} {part:?} to {new_width}x{new_height}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_constant_stays_constant() {
+        for value in [0, 1, 127, 200, 255] {
+            let picture = RgbImage::from_pixel(61, 43, Rgb([value; 3]));
+            for filter in [Filter::Triangle, Filter::Lanczos3] {
+                for size in [[16, 9], [64, 64], [200, 3]] {
+                    assert!(resize(&picture, [0, 0, 61, 43], size, filter).iter().all(|&v| v == value));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! An operation of the cost reading, from what it takes to what the tape records of it.
+
+use super::{
+    Cost, Counter, Entry, bytes,
+    pass::{Backward, Gradient, Memory, Node},
+};
+use crate::Result;
+
+/// An operation that is being written down: [`done`](Self::done) does so.
+pub(super) struct Operation<'a> {
+    x: &'a Cost,
+    op: &'static str,
+    dims: Vec<usize>,
+    flops: usize,
+    /// The result's memory; none where it is new.
+    view: Option<Memory>,
+    kept: Vec<Memory>,
+    keeps_result: bool,
+    inputs: Vec<(Option<usize>, Gradient)>,
+    params: Vec<u64>,
+    scratch: u64,
+    /// Bytes of its own that it keeps for each item.
+    own: u64,
+}
+
+impl<'a> Operation<'a> {
+    /// Makes new memory from `x` and others.
+    pub(super) fn new(x: &'a Cost, op: &'static str, dims: Vec<usize>, flops: usize) -> Self {
+        let (view, kept, inputs, params) = (None, Vec::new(), Vec::new(), Vec::new());
+        Self { x, op, dims, flops, view, kept, keeps_result: false, inputs, params, scratch: 0, own: 0 }
+    }
+
+    /// Sees `x` otherwise.
+    pub(super) fn view(x: &'a Cost, op: &'static str, dims: Vec<usize>) -> Self {
+        Self { view: Some(x.memory.clone()), ..Self::new(x, op, dims, 0) }
+    }
+
+    /// Keeps a value.
+    pub(super) fn keeps(mut self, value: &Cost) -> Self {
+        self.kept.push(value.memory.clone());
+        self
+    }
+
+    /// Keeps so many values of its own.
+    pub(super) fn keeps_own(mut self, dims: &[usize]) -> Self {
+        let counter = &self.x.counter;
+        self.kept.push(Memory::new(counter.bytes(dims), &counter.0.meter));
+        self.own += bytes(dims);
+        self
+    }
+
+    /// Keeps its result.
+    pub(super) fn keeps_result(self) -> Self {
+        Self { keeps_result: true, ..self }
+    }
+
+    /// Makes a gradient for `input`.
+    pub(super) fn to(mut self, input: &Cost) -> Self {
+        self.inputs.push((input.slot, Gradient::New(input.counter.bytes(&input.dims))));
+        self
+    }
+
+    /// Hands its result's gradient to `input`, and perhaps to others.
+    pub(super) fn shares(mut self, input: &Cost) -> Self {
+        self.inputs.push((input.slot, Gradient::Shared));
+        self
+    }
+
+    /// Hands its result's gradient to `input` alone.
+    pub(super) fn passes(mut self, input: &Cost) -> Self {
+        self.inputs.push((input.slot, Gradient::Passed));
+        self
+    }
+
+    /// Makes gradients for parameters.
+    pub(super) fn params<const N: usize>(mut self, params: [Option<&Vec<usize>>; N]) -> Self {
+        self.params.extend(params.into_iter().flatten().map(|dims| bytes(dims)));
+        self
+    }
+
+    /// Has so many bytes in use for itself on the way back.
+    pub(super) fn scratch(self, scratch: u64) -> Self {
+        Self { scratch, ..self }
+    }
+
+    /// The result.
+    pub(super) fn done(self) -> Cost {
+        self.parts(1).pop().expect("one part")
+    }
+
+    /// `n` results of one size.
+    pub(super) fn parts(self, n: usize) -> Vec<Cost> {
+        let Self { x, op, dims, view, mut kept, inputs, params, scratch, .. } = self;
+        let state = &x.counter.0;
+        let mut record = state.record.borrow_mut();
+        if !record.again {
+            let bytes = if view.is_some() { 0 } else { bytes(&dims) + self.own };
+            let entry = Entry { module: x.module.clone(), op, flops: self.flops as u64, bytes };
+            state.ledger.borrow_mut().entries.extend(std::iter::repeat_n(entry, n));
+        }
+        let new = || Memory::new(x.counter.bytes(&dims), &state.meter);
+        let memory: Vec<Memory> = (0..n).map(|_| view.clone().unwrap_or_else(new)).collect();
+        let needed = !params.is_empty() || inputs.iter().any(|(slot, _)| slot.is_some());
+        let recorded = needed && !record.paused;
+        let first = record.slots;
+        if recorded {
+            record.slots += n;
+            if self.keeps_result {
+                kept.extend(memory.iter().cloned());
+            }
+            let backward = Backward::Operation { kept, inputs, params, scratch };
+            record.nodes.push(Node { outputs: (first..first + n).collect(), backward });
+        }
+        let part = |(i, memory)| Cost {
+            dims: dims.clone(),
+            module: x.module.clone(),
+            counter: x.counter.clone(),
+            memory,
+            slot: recorded.then_some(first + i),
+        };
+        memory.into_iter().enumerate().map(part).collect()
+    }
+}
+
+impl Counter {
+    /// As the tape does it: the block's inputs are kept alone, and on the way back the block is gone through again.
+    pub(super) fn checkpoint<const N: usize>(
+        self,
+        inputs: [&Cost; N],
+        block: impl Fn([&Cost; N]) -> Result<Cost> + 'static,
+    ) -> Result<Cost> {
+        let before = std::mem::replace(&mut self.0.record.borrow_mut().paused, true);
+        let y = block(inputs);
+        let mut record = self.0.record.borrow_mut();
+        record.paused = before;
+        let y = y?;
+        if before {
+            return Ok(y);
+        }
+        let slot = record.slots;
+        record.slots += 1;
+        let held = inputs.map(|x| (x.dims.clone(), x.memory.clone(), x.slot));
+        let again = move |counter: &Counter| {
+            let inputs = held.map(|(dims, memory, slot)| Cost {
+                dims,
+                module: String::new(),
+                counter: counter.clone(),
+                memory,
+                slot,
+            });
+            block(inputs.each_ref()).map(|y| y.slot)
+        };
+        record.nodes.push(Node { outputs: vec![slot], backward: Backward::Block(Box::new(again)) });
+        drop(record);
+        Ok(Cost { slot: Some(slot), ..y })
+    }
+}

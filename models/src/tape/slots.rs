@@ -1,0 +1,124 @@
+//! Gradients on their way back.
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor as CandleTensor};
+
+use super::{Node, Tape, Var};
+use crate::{Result, candle::add_assign};
+
+/// A gradient.
+pub(super) struct Grad {
+    pub(super) value: CandleTensor,
+    /// Whether nothing else looks at its memory, so that it may be added to in place.
+    owned: bool,
+}
+
+impl std::ops::Deref for Grad {
+    type Target = CandleTensor;
+
+    fn deref(&self) -> &CandleTensor {
+        &self.value
+    }
+}
+
+struct AddInPlace;
+
+impl InplaceOp2 for AddInPlace {
+    fn name(&self) -> &'static str {
+        "add-in-place"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &mut CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> candle_core::Result<()> {
+        let (Some((a0, a1)), Some((b0, b1))) = (la.contiguous_offsets(), lb.contiguous_offsets()) else {
+            candle_core::bail!("gradients are contiguous")
+        };
+        match (a, b) {
+            (CpuStorage::F32(a), CpuStorage::F32(b)) => add_assign(&mut a[a0..a1], &b[b0..b1]),
+            (CpuStorage::F64(a), CpuStorage::F64(b)) => add_assign(&mut a[a0..a1], &b[b0..b1]),
+            _ => candle_core::bail!("gradients are f32 or f64"),
+        }
+        Ok(())
+    }
+}
+
+/// Gradients on their way back, and the tape that they go back along.
+pub(super) struct Slots {
+    grads: Vec<Option<Grad>>,
+    tape: Tape,
+}
+
+impl Slots {
+    /// As many empty ones.
+    pub(super) fn new(slots: usize, tape: Tape) -> Self {
+        Self { grads: (0..slots).map(|_| None).collect(), tape }
+    }
+
+    /// The gradient that has come together in a slot.
+    pub(super) fn take(&mut self, slot: usize) -> Option<CandleTensor> {
+        self.grads[slot].take().map(|grad| grad.value)
+    }
+
+    /// Goes back through `nodes`, the last first. Each is freed as soon as it is done with.
+    pub(super) fn run(&mut self, nodes: Vec<Node>) -> Result<()> {
+        for node in nodes.into_iter().rev() {
+            let grads: Vec<_> = node.outputs.iter().map(|&o| self.grads[o].take()).collect();
+            if grads.iter().any(Option::is_some) {
+                (node.backward)(grads, self)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes a block again, from the values of its inputs and the slots of their gradients, and goes back through it. What is recorded
+    /// meanwhile gets slots behind all others. Statistics were reported the first time.
+    pub(super) fn replay<const N: usize>(
+        &mut self,
+        inputs: [(CandleTensor, Option<usize>); N],
+        block: impl Fn([&Var; N]) -> Result<Var>,
+        grad: Grad,
+    ) -> Result<()> {
+        let first = self.grads.len();
+        self.tape.0.record.borrow_mut().slots = first;
+        let slot = {
+            let inputs = inputs.map(|(value, slot)| Var { value, slot, tape: self.tape.clone() });
+            block(inputs.each_ref())?.slot
+        };
+        let record = self.tape.take();
+        self.grads.resize_with(record.slots, || None);
+        self.pass(slot, grad)?;
+        self.run(record.nodes)?;
+        self.grads.truncate(first);
+        Ok(())
+    }
+
+    /// Adds a gradient that was made for this slot alone.
+    pub(super) fn add(&mut self, slot: Option<usize>, value: CandleTensor) -> Result<()> {
+        self.pass(slot, Grad { value, owned: true })
+    }
+
+    /// Adds a gradient whose memory others may look at.
+    pub(super) fn add_shared(&mut self, slot: Option<usize>, value: &CandleTensor) -> Result<()> {
+        self.pass(slot, Grad { value: value.clone(), owned: false })
+    }
+
+    /// Adds a gradient as it came.
+    pub(super) fn pass(&mut self, slot: Option<usize>, grad: Grad) -> Result<()> {
+        let Some(slot) = slot else { return Ok(()) };
+        let grad = if grad.is_contiguous() { grad } else { Grad { value: grad.contiguous()?, owned: true } };
+        let sum = match self.grads[slot].take() {
+            None => grad,
+            Some(old) if old.owned && old.device().is_cpu() => {
+                old.inplace_op2(&grad, &AddInPlace)?;
+                old
+            }
+            Some(old) => Grad { value: (&old.value + &grad.value)?, owned: true },
+        };
+        self.grads[slot] = Some(sum);
+        Ok(())
+    }
+}

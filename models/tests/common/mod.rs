@@ -1,0 +1,93 @@
+//! Networks to train for a step.
+#![allow(dead_code, reason = "each test uses some of it")]
+
+use candle_core::{DType, Device, Tensor};
+use tiny_cats_models::{
+    Init, Network, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
+    candle::Params,
+    init,
+    random::noise,
+    tape::{BatchStatistics, Gradients, Tape, Var},
+};
+
+/// A network, its weights, of which none are zero, and a batch.
+pub struct Case {
+    pub network: Network,
+    params: Params,
+    inputs: Vec<Tensor>,
+    target: Tensor,
+}
+
+fn random(stream: u64, dims: &[usize]) -> Tensor {
+    Tensor::from_vec(noise(1, stream, dims.iter().product()), dims, &Device::Cpu).unwrap()
+}
+
+impl Case {
+    pub fn new(network: Network, side: usize, batch: usize) -> Self {
+        let mut specs = network.specs().unwrap();
+        for spec in specs.iter_mut().filter(|s| s.trained && s.init == Init::Zeros) {
+            spec.init = Init::Normal(0.1);
+        }
+        let params = Params::new(&init(&specs, 0), DType::F32, &Device::Cpu).unwrap();
+        let picture = [batch, 3, side, side];
+        let x = random(0, &picture);
+        let (inputs, target) = match &network {
+            Network::TinyDit(config) => {
+                let t = Tensor::from_iter((0..batch).map(|i| (i as f32 + 0.5) / batch as f32), &Device::Cpu);
+                let labels = Tensor::from_iter((0..batch).map(|i| (i % config.classes) as u32), &Device::Cpu);
+                (vec![x, t.unwrap(), labels.unwrap()], random(1, &picture))
+            }
+            Network::ResNet(config) => {
+                let target = (Tensor::ones((batch, config.classes), DType::F32, &Device::Cpu).unwrap()
+                    / config.classes as f64)
+                    .unwrap();
+                (vec![x], target)
+            }
+        };
+        Self { network, params, inputs, target }
+    }
+
+    pub fn dit(size: &str, side: usize, batch: usize) -> Self {
+        Self::new(Network::TinyDit(TinyDitConfig::named(size, side, 13).unwrap()), side, batch)
+    }
+
+    pub fn resnet(name: &str, side: usize, batch: usize) -> Self {
+        Self::new(Network::ResNet(ResNetConfig::named(name, 13).unwrap()), side, batch)
+    }
+
+    /// Bytes that one step is to have in use, besides weights and batch.
+    pub fn predicted(&self, options: TapeOptions) -> u64 {
+        let &[batch, _, side, _] = self.inputs[0].dims() else { unreachable!("pictures") };
+        match &self.network {
+            Network::TinyDit(config) => config.training_bytes(batch, options).unwrap(),
+            Network::ResNet(config) => config.training_bytes(side, batch, options).unwrap(),
+        }
+    }
+
+    pub fn loss(&mut self, tape: &Tape) -> Var {
+        let mut params = tape.params(&mut self.params);
+        let scope = &mut Scope::root(&mut params);
+        let x: Vec<Var> = self.inputs.iter().map(|x| tape.constant(x.clone())).collect();
+        match &self.network {
+            Network::TinyDit(config) => {
+                let y = TinyDit::new(config, scope).unwrap().forward(&x[0], &x[1], &x[2]).unwrap();
+                let weight = Tensor::ones(x[0].value().dims()[0], DType::F32, &Device::Cpu).unwrap();
+                y.squared_error(&self.target, &weight).unwrap()
+            }
+            Network::ResNet(config) => {
+                let y = ResNet::new(config, scope).unwrap().forward(&x[0]).unwrap();
+                y.cross_entropy(&self.target).unwrap()
+            }
+        }
+    }
+
+    /// One step from a gradient of `scale` on: the loss, what batch normalisations saw, the gradients.
+    pub fn step(&mut self, options: TapeOptions, scale: f64) -> (f32, Vec<BatchStatistics>, Gradients) {
+        let tape = Tape::with(options);
+        let loss = self.loss(&tape);
+        let (value, statistics) = (loss.value().to_scalar().unwrap(), tape.take_statistics());
+        let gradients = loss.backward(scale).unwrap();
+        assert!(tape.take_statistics().is_empty(), "statistics are reported once");
+        (value, statistics, gradients)
+    }
+}

@@ -1,0 +1,121 @@
+//! What a training step has in use, counted by the allocator, and what the cost reading says of it.
+#![cfg(feature = "candle")]
+
+mod common;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use common::Case;
+use tiny_cats_models::{Precision, TapeOptions, tape::Tape};
+
+/// Bytes in use, and the most that ever were.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+fn add(size: usize) {
+    PEAK.fetch_max(LIVE.fetch_add(size, Relaxed) + size, Relaxed);
+}
+
+// SAFETY: everything is the system allocator's; only sizes are counted.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: what is asked of this allocator is asked of that one.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        add(size);
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Nothing else allocates while one looks.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The most bytes that a step has in use, besides weights and batch, once the kernels have their scratch memory.
+fn measured(case: &mut Case, options: TapeOptions) -> u64 {
+    case.step(options, 1.0);
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    case.step(options, 1.0);
+    (PEAK.load(Relaxed) - before) as u64
+}
+
+const KEPT: TapeOptions = TapeOptions { checkpoint: false, precision: Precision::F32 };
+const CHECKPOINTED: TapeOptions = TapeOptions { checkpoint: true, precision: Precision::F32 };
+
+#[test]
+fn a_step_takes_what_the_cost_reading_says() {
+    let _turn = turn();
+    for (name, mut case) in [
+        ("nano", Case::dit("nano", 32, 6)),
+        ("tiny", Case::dit("tiny", 64, 8)),
+        ("small", Case::dit("small", 128, 2)),
+        ("resnet18", Case::resnet("resnet18", 96, 4)),
+        ("resnet50", Case::resnet("resnet50", 64, 6)),
+    ] {
+        for options in [KEPT, CHECKPOINTED] {
+            let (found, said) = (measured(&mut case, options) as f64, case.predicted(options) as f64);
+            println!("{name}, {options:?}: {:.1} MB, said {:.1} MB", found / 1e6, said / 1e6);
+            assert!((said / found - 1.0).abs() < 0.05, "{name}, {options:?}: {found} bytes, said {said}");
+        }
+    }
+}
+
+#[test]
+fn computing_blocks_again_takes_less_memory() {
+    let _turn = turn();
+    // What both have: gradients of the parameters, 22 MB of the first and 45 MB of the second, and the second's stem, which is not a
+    // block and has the largest pictures.
+    for (name, mut case, most) in [
+        ("tiny, of depth 8", Case::dit("tiny", 32, 12), 0.35),
+        ("resnet18", Case::resnet("resnet18", 64, 48), 0.85),
+    ] {
+        let (all, few) = (measured(&mut case, KEPT) as f64, measured(&mut case, CHECKPOINTED) as f64);
+        println!("{name}: {:.1} MB, {:.1} MB checkpointed", all / 1e6, few / 1e6);
+        assert!(few < most * all, "{name}: {few} bytes of {all}");
+    }
+}
+
+#[test]
+fn a_tape_that_nobody_goes_back_along_frees_what_it_kept() {
+    let _turn = turn();
+    for mut case in [Case::dit("nano", 32, 4), Case::resnet("resnet18", 32, 4)] {
+        for options in [KEPT, CHECKPOINTED] {
+            case.loss(&Tape::with(options));
+            let before = LIVE.load(Relaxed);
+            case.loss(&Tape::with(options));
+            let left = LIVE.load(Relaxed).saturating_sub(before);
+            assert!(left < 1 << 16, "{left} bytes are left");
+        }
+    }
+}

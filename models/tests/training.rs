@@ -1,0 +1,118 @@
+//! Whole networks on the tape: its options change what a step takes, not what it learns.
+#![cfg(feature = "candle")]
+
+mod common;
+
+use candle_core::{DType, Tensor};
+use common::Case;
+use tiny_cats_models::{Head, Layout, Network, Precision, ResNetConfig, TapeOptions, TinyDitConfig};
+
+/// A small one of every kind.
+fn cases() -> Vec<Case> {
+    let dit = |layout| TinyDitConfig {
+        image_size: 16,
+        patch_size: 4,
+        width: 32,
+        depth: 3,
+        heads: 4,
+        mlp_width: 64,
+        classes: 5,
+        layout,
+    };
+    let resnet = |depth| ResNetConfig { depth, width: 8, classes: 5, head: Head::Plain, batch_norm: true };
+    vec![
+        Case::new(Network::TinyDit(dit(Layout::Modern)), 16, 4),
+        Case::new(Network::TinyDit(dit(Layout::Legacy)), 16, 4),
+        Case::new(Network::ResNet(resnet(18)), 64, 4),
+        Case::new(Network::ResNet(resnet(50)), 64, 4),
+    ]
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    values(tensor).into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_block_that_is_computed_again_gives_the_same_bit_for_bit() {
+    for mut case in cases() {
+        let (loss, statistics, gradients) = case.step(TapeOptions::default(), 1.0);
+        let (again, seen, found) =
+            case.step(TapeOptions { checkpoint: true, precision: Precision::F32 }, 1.0);
+        let name = format!("{:?}", case.network);
+        assert_eq!(loss.to_bits(), again.to_bits(), "{name}");
+        assert_eq!(statistics.len(), seen.len(), "{name}");
+        for (a, b) in statistics.iter().zip(&seen) {
+            assert_eq!((&a.path, bits(&a.mean), bits(&a.var)), (&b.path, bits(&b.mean), bits(&b.var)));
+        }
+        assert!(gradients.keys().eq(found.keys()), "{name}");
+        for (parameter, gradient) in gradients {
+            assert!(values(&gradient).iter().any(|v| *v != 0.0), "{name}: {parameter} is not learnt");
+            assert_eq!(bits(&gradient), bits(&found[&parameter]), "{name}: {parameter}");
+        }
+    }
+}
+
+fn in_precision(precision: Precision) -> TapeOptions {
+    TapeOptions { precision, ..TapeOptions::default() }
+}
+
+/// `a·b`, in f64.
+fn inner(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+#[test]
+fn halves_learn_what_f32_learns() {
+    // A scaled loss is what makes the small gradients of f16 more than zero.
+    for (precision, scale, least) in [(Precision::Bf16, 1.0, 0.99), (Precision::F16, 1024.0, 0.999)] {
+        for checkpoint in [false, true] {
+            for mut case in cases() {
+                let (loss, _, expected) = case.step(TapeOptions::default(), 1.0);
+                let options = TapeOptions { checkpoint, ..in_precision(precision) };
+                let (rounded, statistics, found) = case.step(options, scale);
+                let name = format!("{precision:?}, {:?}", case.network);
+                assert!((rounded / loss - 1.0).abs() < 0.02, "{name}: loss {rounded}, in f32 {loss}");
+                assert!(statistics.iter().all(|s| s.mean.dtype() == DType::F32), "{name}");
+                assert!(expected.keys().eq(found.keys()), "{name}");
+                let (mut along, mut squares) = (0.0, [0.0; 2]);
+                for (parameter, expected) in &expected {
+                    assert_eq!(found[parameter].dtype(), DType::F32, "{name}: {parameter}");
+                    let (a, b) = (values(&found[parameter]), values(expected));
+                    assert!(a.iter().all(|v| v.is_finite()), "{name}: {parameter}");
+                    assert!(a.iter().any(|v| *v != 0.0), "{name}: {parameter} is not learnt");
+                    along += inner(&a, &b);
+                    squares[0] += inner(&a, &a);
+                    squares[1] += inner(&b, &b);
+                }
+                let cosine = along / (squares[0] * squares[1]).sqrt();
+                println!("{name}: cosine {cosine:.6}");
+                assert!(cosine > least, "{name}: cosine {cosine}");
+                let length = (squares[0] / squares[1]).sqrt() / scale;
+                assert!((length - 1.0).abs() < 0.05, "{name}: {length} times as long");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_overflows_in_f16_shows_and_passes() {
+    for mut case in cases() {
+        let options = in_precision(Precision::F16);
+        let (before, _, expected) = case.step(options, 1.0);
+        let (loss, _, overflown) = case.step(options, 1e9);
+        assert!(loss.is_finite(), "the loss is scaled behind itself");
+        let found = overflown.values().any(|g| values(g).iter().any(|v| !v.is_finite()));
+        assert!(found, "{:?}: nothing shows", case.network);
+        // Of that nothing is left.
+        let (after, _, again) = case.step(options, 1.0);
+        assert_eq!(before.to_bits(), after.to_bits());
+        assert!(expected.iter().all(|(name, gradient)| bits(gradient) == bits(&again[name])));
+        // bf16 has the exponents of f32.
+        let (_, _, found) = case.step(in_precision(Precision::Bf16), 1e9);
+        assert!(found.values().all(|g| values(g).iter().all(|v| v.is_finite())), "{:?}", case.network);
+    }
+}

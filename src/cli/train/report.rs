@@ -1,0 +1,249 @@
+//! What a training run shows: a progress bar or lines, a log, pictures of its course, and what trackers are told.
+
+use std::{
+    io::IsTerminal,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use candle_core::Device;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    cli::logging,
+    memory,
+    track::{Run, Tracker, flat},
+    train::{Event, Step, folder::Status},
+};
+
+/// The share of a step's loss in the loss that is shown.
+const NEW: f64 = 0.02;
+/// The system is asked for the memory in use no more often than this.
+const MEMORY: Duration = Duration::from_secs(1);
+/// Waiting for data is worth a word when it takes more than this share of the time.
+const WAITING: f64 = 0.01;
+/// Notes from before a run's folder is known that are kept for its log.
+const MOST_EARLY: usize = 100;
+
+/// How a run is reported.
+#[derive(Default)]
+pub struct Options {
+    /// Steps in all.
+    pub steps: u64,
+    /// Steps between lines.
+    pub log_interval: u64,
+    /// Who else is told.
+    pub trackers: Vec<Box<dyn Tracker>>,
+    /// Lines of the log in the run's folder.
+    pub log_format: logging::Format,
+    /// Where it computes, to show a GPU's memory.
+    pub device: Option<Device>,
+}
+
+/// Reports a run. What it holds does not grow with the run.
+pub struct Reporter {
+    options: Options,
+    bar: ProgressBar,
+    /// Somebody looks at the bar.
+    terminal: bool,
+    /// The loss, smoothed over some fifty steps.
+    loss: Option<f64>,
+    /// Since the last line.
+    since: Interval,
+    memory: Option<(Instant, String)>,
+    /// What was said before there was a folder to log to; `None` from then on.
+    early: Option<Vec<String>>,
+    ended: bool,
+}
+
+/// Steps between two lines.
+#[derive(Clone, Copy, Debug, Default)]
+struct Interval {
+    items: u64,
+    seconds: f64,
+    waited: f64,
+    skipped: u64,
+}
+
+impl Interval {
+    fn add(&mut self, step: &Step) {
+        self.items += step.items;
+        self.seconds += step.seconds;
+        self.waited += step.waited;
+        self.skipped += u64::from(step.skipped);
+    }
+
+    fn speed(&self) -> f64 {
+        if self.seconds > 0.0 { self.items as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// The share of the time that was spent waiting, and the number of steps that were skipped, where there is anything to say.
+    fn remarks(&self) -> String {
+        let mut remarks = String::new();
+        let share = self.waited / self.seconds;
+        if share > WAITING {
+            remarks += &format!("  {:.0} % waiting for data", 100.0 * share);
+        }
+        if self.skipped > 0 {
+            remarks += &format!("  {} skipped", self.skipped);
+        }
+        remarks
+    }
+}
+
+impl Reporter {
+    /// With a progress bar on a terminal, with a line every [`log_interval`](Options::log_interval) steps elsewhere.
+    ///
+    /// # Errors
+    /// None yet; what cannot be reported is never a reason not to train.
+    pub fn new(options: Options) -> anyhow::Result<Self> {
+        let style = "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left";
+        let bar = ProgressBar::new(options.steps).with_style(ProgressStyle::with_template(style)?);
+        let terminal = std::io::stderr().is_terminal();
+        if terminal {
+            bar.enable_steady_tick(Duration::from_millis(500));
+        }
+        logging::print_above(&bar);
+        let (since, early) = (Interval::default(), Some(Vec::new()));
+        Ok(Self { options, bar, terminal, loss: None, since, memory: None, early, ended: false })
+    }
+
+    /// Reports what happens.
+    pub fn observe(&mut self, event: Event) {
+        match event {
+            Event::Begin { folder, settings, step, steps, parameters } => {
+                self.begin(folder, step);
+                let folder_name = folder.display();
+                self.say(&format!("{folder_name}: {parameters} parameters, steps {step} to {steps}"));
+                self.bar.set_length(steps);
+                self.bar.set_position(step);
+                self.bar.reset_eta();
+                self.options.steps = steps;
+                let (id, settings) = (name(folder), flat(settings));
+                let run = Run { id: &id, folder, step, settings: &settings };
+                self.options.trackers.iter_mut().for_each(|tracker| tracker.begin(&run));
+            }
+            Event::Step(step) => self.step(step),
+            Event::Evaluated { step, scores, best } => {
+                let best = if best { ", the best so far" } else { "" };
+                let words: Vec<String> =
+                    scores.iter().map(|s| format!("{} {:.4}", s.name, s.value)).collect();
+                self.say(&format!("step {step}  {}{best}", words.join("  ")));
+                let values: Vec<(&str, f64)> = scores.iter().map(|s| (s.name, s.value)).collect();
+                self.track(step, &values);
+            }
+            Event::Sampled { step, picture, path } => {
+                self.say(&format!("wrote {}", path.display()));
+                let trackers = self.options.trackers.iter_mut();
+                trackers.for_each(|tracker| tracker.picture(step, "samples", picture));
+            }
+            Event::Wrote(path) => self.say(&format!("wrote {}", path.display())),
+            Event::Note(text) => {
+                logging::note(text);
+                self.keep_early(text);
+            }
+        }
+    }
+
+    /// The run ended like that. Without it, a run whose reporter goes away has failed.
+    pub fn finish(mut self, status: Status) {
+        self.end(status);
+    }
+
+    /// From here on the run's folder has a log.
+    fn begin(&mut self, folder: &Path, step: u64) {
+        logging::add_run_file(&folder.join("training.log"), self.options.log_format);
+        let word = if step == 0 { "begins" } else { "goes on" };
+        self.early.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
+        logging::log(&format!("{} {word} with tiny-cats {}", name(folder), env!("CARGO_PKG_VERSION")));
+    }
+
+    fn step(&mut self, now: &Step) {
+        self.since.add(now);
+        if now.loss.is_finite() {
+            self.loss = Some(self.loss.map_or(now.loss, |old| old + NEW * (now.loss - old)));
+        }
+        let loss = self.loss.unwrap_or(now.loss);
+        let Step { step, rate, norm, .. } = *now;
+        let logged = step.is_multiple_of(self.options.log_interval.max(1)) || step == self.options.steps;
+        if self.terminal {
+            let speed = if now.seconds > 0.0 { now.items as f64 / now.seconds } else { 0.0 };
+            let memory = self.memory();
+            self.bar.set_position(step);
+            self.bar.set_message(format!("loss {loss:.4}  lr {rate:.2e}  {speed:.1} pictures/s{memory}"));
+        }
+        if logged {
+            let (speed, remarks, memory) = (self.since.speed(), self.since.remarks(), self.memory());
+            let line = format!(
+                "step {step}  loss {loss:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} pictures/s{memory}{remarks}"
+            );
+            if self.terminal {
+                logging::log(&line);
+            } else {
+                self.say(&line);
+            }
+            self.since = Interval::default();
+            let values =
+                [("loss", now.loss), ("lr", rate), ("gradient_norm", norm), ("items_per_second", speed)];
+            self.track(step, &values);
+        }
+    }
+
+    fn track(&mut self, step: u64, values: &[(&str, f64)]) {
+        self.options.trackers.iter_mut().for_each(|tracker| tracker.scalars(step, values));
+    }
+
+    fn say(&mut self, line: &str) {
+        logging::say(line);
+        self.keep_early(line);
+    }
+
+    fn keep_early(&mut self, line: &str) {
+        if let Some(early) = self.early.as_mut().filter(|early| early.len() < MOST_EARLY) {
+            early.push(line.to_owned());
+        }
+    }
+
+    /// How much memory is in use, to be appended to a line; empty where the system does not say.
+    fn memory(&mut self) -> String {
+        let now = Instant::now();
+        if let Some((asked, said)) = &self.memory
+            && now.duration_since(*asked) < MEMORY
+        {
+            return said.clone();
+        }
+        let process = memory::process().map(|bytes| format!("  {}", size(bytes)));
+        let gpu = self.options.device.as_ref().and_then(memory::device);
+        let gpu = gpu.map(|gpu| format!("  GPU {} of {}", size(gpu.reserved), size(gpu.total)));
+        let said = process.unwrap_or_default() + &gpu.unwrap_or_default();
+        self.memory = Some((now, said.clone()));
+        said
+    }
+
+    fn end(&mut self, status: Status) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.bar.finish_and_clear();
+        self.options.trackers.iter_mut().for_each(|tracker| tracker.end(status));
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.end(Status::Failed);
+    }
+}
+
+/// The name of a run: that of its folder, however that is written.
+fn name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
+}
+
+fn size(bytes: u64) -> String {
+    match bytes as f64 / (1 << 20) as f64 {
+        mebi if mebi < 1000.0 => format!("{mebi:.0} MiB"),
+        mebi => format!("{:.1} GiB", mebi / 1024.0),
+    }
+}

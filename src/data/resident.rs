@@ -1,0 +1,594 @@
+//! All pictures of a data set, decoded once, as bytes that batches are made of.
+
+use std::{
+    io,
+    ops::Deref,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use image::RgbImage;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use tiny_cats_export::{resize_short_side, short_side_size};
+
+use super::{
+    Cache, Dataset, Error, Picture, Result, View,
+    cache::{Key, Mapped, Reasons, write_at},
+    decode,
+    view::Bytes,
+};
+
+/// To be raised whenever pixels change that a file of the cache may hold.
+const VERSION: u32 = 1;
+
+/// What is made of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// The middle square, with so many pixels on each side.
+    Square(u32),
+    /// All of it (but see [`resize_short_side`]), with so many pixels on the shorter side.
+    ShortSide(u32),
+}
+
+impl Form {
+    /// What files of it are called.
+    fn kind(self) -> String {
+        match self {
+            Self::Square(size) => format!("squares-{size}"),
+            Self::ShortSide(size) => format!("photographs-{size}"),
+        }
+    }
+
+    /// Width and height of what is made of a picture of `size`, a width and a height.
+    fn of(self, size: [u32; 2]) -> [u32; 2] {
+        match self {
+            Self::Square(side) => [side; 2],
+            Self::ShortSide(short) => short_side_size(size, short),
+        }
+    }
+
+    fn decode(self, bytes: &[u8]) -> std::result::Result<RgbImage, String> {
+        match self {
+            Self::Square(size) => decode::square(bytes, size),
+            Self::ShortSide(short) => decode::with_upright(bytes, |p| resize_short_side(&p, short)),
+        }
+    }
+}
+
+/// Why there are no pixels of a picture.
+enum Missing {
+    /// It can't be decoded, and never will be.
+    Broken(String),
+    /// Its file is not what it was.
+    Changed(String),
+}
+
+enum Pixels {
+    Mapped(Mapped),
+    Memory(Vec<u8>),
+}
+
+/// The pictures of a data set as bytes, in memory or in a file that is mapped.
+pub struct Resident {
+    pixels: Pixels,
+    /// Width and height of each picture, and where its bytes begin: row, column, channel.
+    places: Vec<([u32; 2], usize)>,
+    labels: Vec<u32>,
+    paths: Vec<PathBuf>,
+    /// The names of the classes, in the order of their labels.
+    pub classes: Vec<String>,
+    /// The fingerprint of the data set.
+    pub fingerprint: String,
+    /// What could not be decoded, from the data folder, and why.
+    pub skipped: Vec<(PathBuf, String)>,
+    /// What the user should know about the cache: that a file in it was damaged, or that there can't be one. A line each.
+    pub notes: Vec<String>,
+}
+
+/// The pictures of a data set as squares of one size.
+pub struct Images {
+    size: u32,
+    pictures: Resident,
+}
+
+/// The pictures of a data set, each with its own shape.
+pub struct Photos(Resident);
+
+impl Resident {
+    fn load(data: &Dataset, form: Form, limit: Option<usize>, cache: &Cache) -> Result<Self> {
+        let chosen = spread(&data.files, limit);
+        if chosen.is_empty() {
+            return Err(Error::no_pictures(&data.root, &data.skipped));
+        }
+        let (Form::Square(size) | Form::ShortSide(size)) = form;
+        let too_many = || Error::Memory { count: chosen.len(), size };
+        let mut places = Vec::with_capacity(chosen.len());
+        let mut total = 0usize;
+        for picture in &chosen {
+            let shape = form.of(picture.size);
+            places.push((shape, total));
+            let bytes = shape.iter().try_fold(3usize, |bytes, &side| bytes.checked_mul(side as usize));
+            total = bytes.and_then(|bytes| total.checked_add(bytes)).ok_or_else(too_many)?;
+        }
+        let key = Key { kind: form.kind(), hash: hash(form, &chosen), pixels: total as u64 };
+        let mut notes = Vec::new();
+        let file = cache.folder().and_then(|folder| {
+            let found = key.open(&folder).unwrap_or_else(|note| {
+                notes.push(note);
+                None
+            });
+            found.or_else(|| {
+                let made = key.create(&folder, |file| {
+                    let offsets = places.par_iter().map(|&(_, offset)| offset as u64);
+                    decode_all(data, form, &chosen, offsets, |offset, bytes| write_at(file, bytes, offset))
+                });
+                let said = |error| format!("{}: {error}; the pictures are kept in memory", folder.display());
+                made.map_err(|error| notes.push(said(error))).ok()
+            })
+        });
+        let (pixels, reasons) = match file {
+            Some((mapped, reasons)) => (Pixels::Mapped(mapped), reasons),
+            None => {
+                let mut pixels = Vec::new();
+                pixels.try_reserve_exact(total).map_err(|_| too_many())?;
+                pixels.resize(total, 0);
+                let mut rest = &mut pixels[..];
+                let ends = places.iter().skip(1).map(|place| place.1).chain([total]);
+                let parts = places.iter().zip(ends).map(|(&(_, from), to)| to - from);
+                let parts: Vec<&mut [u8]> = parts
+                    .map(|len| rest.split_off_mut(..len).expect("the places lie one after another"))
+                    .collect();
+                let put = |place: &mut [u8], bytes: &[u8]| -> io::Result<()> {
+                    place.copy_from_slice(bytes);
+                    Ok(())
+                };
+                let (reasons, _) = decode_all(data, form, &chosen, parts.into_par_iter(), put)
+                    .map_err(Error::io(&data.root))?;
+                (Pixels::Memory(pixels), reasons)
+            }
+        };
+        let mut reasons = reasons.into_iter().peekable();
+        let (mut labels, mut paths, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        let mut kept = Vec::with_capacity(chosen.len());
+        for ((i, picture), place) in chosen.into_iter().enumerate().zip(places) {
+            if let Some((_, reason)) = reasons.next_if(|(number, _)| *number == i) {
+                skipped.push((picture.path.clone(), reason));
+            } else {
+                kept.push(place);
+                labels.push(picture.label);
+                paths.push(picture.path.clone());
+            }
+        }
+        if labels.is_empty() {
+            return Err(Error::no_pictures(&data.root, &skipped));
+        }
+        let (classes, fingerprint) = (data.classes.clone(), data.fingerprint.clone());
+        Ok(Self { pixels, places: kept, labels, paths, classes, fingerprint, skipped, notes })
+    }
+
+    /// How many pictures there are; never none.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// The class of picture `index`, which must be less than [`Resident::len`].
+    pub fn label(&self, index: usize) -> u32 {
+        self.labels[index]
+    }
+
+    /// The labels of all pictures.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    /// Where picture `index` is, from the data folder.
+    pub fn path(&self, index: usize) -> &Path {
+        &self.paths[index]
+    }
+
+    /// Width and height of picture `index`.
+    pub fn dimensions(&self, index: usize) -> (u32, u32) {
+        let [width, height] = self.places[index].0;
+        (width, height)
+    }
+
+    /// Writes what `view` shows of picture `index` into the `3 · size²` values of `out`: channel, row, column, from −1 (black) to 1.
+    /// Between pixels it is interpolated linearly.
+    ///
+    /// # Panics
+    /// When there is no such picture, or `out` has another length.
+    pub fn fill(&self, index: usize, view: &View, size: usize, out: &mut [f32]) {
+        view.fill(self.picture(index), size, out);
+    }
+
+    fn picture(&self, index: usize) -> Bytes<'_> {
+        let ([width, height], offset) = self.places[index];
+        let (width, height) = (width as usize, height as usize);
+        let all = match &self.pixels {
+            Pixels::Mapped(mapped) => mapped.bytes(),
+            Pixels::Memory(bytes) => bytes,
+        };
+        Bytes { bytes: &all[offset..offset + 3 * width * height], width, height }
+    }
+}
+
+/// Decodes `chosen` with all cores and hands the bytes of each to `put`, with its place. In memory is one picture a thread. Returns which
+/// pictures are missing, in order, and whether they always will be.
+fn decode_all<P: Send>(
+    data: &Dataset,
+    form: Form,
+    chosen: &[&Picture],
+    places: impl IndexedParallelIterator<Item = P>,
+    put: impl Fn(P, &[u8]) -> io::Result<()> + Sync,
+) -> io::Result<(Reasons, bool)> {
+    let lasting = AtomicBool::new(true);
+    let missing: Vec<(usize, String)> = (chosen.par_iter().zip(places).enumerate())
+        .map(|(i, (picture, place))| {
+            let reason = match decode_one(data, form, picture) {
+                Ok(pixels) => return put(place, &pixels).map(|()| None),
+                Err(Missing::Broken(reason)) => reason,
+                Err(Missing::Changed(reason)) => {
+                    lasting.store(false, Ordering::Relaxed);
+                    reason
+                }
+            };
+            Ok(Some((i, reason)))
+        })
+        .filter_map(io::Result::transpose)
+        .collect::<io::Result<_>>()?;
+    Ok((missing, lasting.into_inner()))
+}
+
+fn decode_one(data: &Dataset, form: Form, picture: &Picture) -> std::result::Result<RgbImage, Missing> {
+    let bytes = data.read(picture).map_err(Missing::Changed)?;
+    // What is kept under the name of a content must be of that content.
+    if <[u8; 32]>::from(Sha256::digest(&bytes)) != picture.sha256 {
+        return Err(Missing::Changed("changed since the data were opened".to_string()));
+    }
+    let pixels = form.decode(&bytes).map_err(Missing::Broken)?;
+    if [pixels.width(), pixels.height()] != form.of(picture.size) {
+        let [width, height] = picture.size;
+        return Err(Missing::Broken(format!("not a picture of {width} x {height}, as the index says")));
+    }
+    Ok(pixels)
+}
+
+/// SHA-256 over everything that the pixels depend on.
+fn hash(form: Form, chosen: &[&Picture]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(form.kind());
+    hash.update([0]);
+    hash.update(VERSION.to_le_bytes());
+    for picture in chosen {
+        hash.update(picture.sha256);
+        picture.size.iter().for_each(|side| hash.update(side.to_le_bytes()));
+    }
+    hash.finalize().into()
+}
+
+impl Images {
+    /// Decodes the pictures of `data`, turned upright, the middle square of each resized (Lanczos) to `size` × `size`, 8 to 1024, or takes
+    /// them from `cache`. With a limit, that many of them, evenly spread. Pictures that break on the way are left out: see
+    /// [`Resident::skipped`].
+    ///
+    /// # Errors
+    /// When `size` is out of range, memory is too small, or no picture is left.
+    pub fn load(data: &Dataset, size: u32, limit: Option<usize>, cache: &Cache) -> Result<Self> {
+        if !(8..=1024).contains(&size) {
+            return Err(Error::OutOfRange { name: "image size", value: size.into(), low: 8, high: 1024 });
+        }
+        Ok(Self { size, pictures: Resident::load(data, Form::Square(size), limit, cache)? })
+    }
+
+    /// Width and height of each picture.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+}
+
+impl Photos {
+    /// Decodes the pictures of `data`, turned upright, each resized (triangle filter, what PyTorch calls antialiased bilinear) so that
+    /// its short side has `short` pixels, or takes them from `cache`. With a limit, that many of them, evenly spread. Pictures that break
+    /// on the way are left out: see [`Resident::skipped`].
+    ///
+    /// # Errors
+    /// When `short` is out of range (8 to 2048), memory is too small, or there is no picture that can be used.
+    pub fn load(data: &Dataset, short: u32, limit: Option<usize>, cache: &Cache) -> Result<Self> {
+        if !(8..=2048).contains(&short) {
+            return Err(Error::OutOfRange { name: "short side", value: short.into(), low: 8, high: 2048 });
+        }
+        Ok(Self(Resident::load(data, Form::ShortSide(short), limit, cache)?))
+    }
+}
+
+impl Deref for Images {
+    type Target = Resident;
+
+    fn deref(&self) -> &Resident {
+        &self.pictures
+    }
+}
+
+impl Deref for Photos {
+    type Target = Resident;
+
+    fn deref(&self) -> &Resident {
+        &self.0
+    }
+}
+
+/// All files, or as many as `limit` says, evenly spread; at least one where there is one.
+fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
+    let all = files.len();
+    let count = limit.map_or(all, |limit| limit.max(1).min(all));
+    (0..count).map(|i| &files[i * all / count]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, Rgba, RgbaImage, codecs::jpeg::JpegEncoder};
+
+    fn folder(pictures: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, Dataset) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("A")).unwrap();
+        for (name, bytes) in pictures {
+            std::fs::write(dir.path().join("A").join(name), bytes).unwrap();
+        }
+        let data = Dataset::open(dir.path()).unwrap();
+        (dir, data)
+    }
+
+    fn memory(data: &Dataset, limit: Option<usize>) -> Result<Images> {
+        Images::load(data, 8, limit, &Cache::Memory)
+    }
+
+    fn png(picture: impl Into<image::DynamicImage>) -> Vec<u8> {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture.into().write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn values_are_those_of_the_pixels_in_channel_row_column_order() {
+        let picture = RgbImage::from_fn(8, 8, |x, y| Rgb([(x * 30) as u8, (y * 30) as u8, 255]));
+        let (_dir, data) = folder(&[("a.png", png(picture.clone()))]);
+        let images = memory(&data, None).unwrap();
+        let (mut plain, mut flipped) = (vec![0.0; 192], vec![0.0; 192]);
+        let all = View::all((8, 8));
+        images.fill(0, &all, 8, &mut plain);
+        images.fill(0, &View { flip: true, ..all }, 8, &mut flipped);
+        for (x, y, pixel) in picture.enumerate_pixels() {
+            for channel in 0..3 {
+                let at = |x: u32| channel * 64 + (y * 8 + x) as usize;
+                assert_eq!(plain[at(x)], f32::from(pixel[channel]) / 127.5 - 1.0);
+                assert_eq!(plain[at(x)], flipped[at(7 - x)]);
+            }
+        }
+        assert_eq!(tiny_cats_export::to_rgb(&plain, 8), picture);
+    }
+
+    #[test]
+    fn pictures_are_turned_upright_cropped_to_the_middle_and_laid_on_white() {
+        // Stored lying: its top is red, and orientation 6 says that its left side is the top.
+        let lying =
+            RgbImage::from_fn(16, 32, |_, y| if y < 16 { Rgb([250, 0, 0]) } else { Rgb([0, 0, 250]) });
+        let mut jpeg = Vec::new();
+        let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, 100);
+        let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
+        encoder.set_exif_metadata(exif).unwrap();
+        encoder.write_image(&lying, 16, 32, ExtendedColorType::Rgb8).unwrap();
+        let clear = RgbaImage::from_fn(32, 8, |x, _| {
+            if (12..20).contains(&x) { Rgba([10, 20, 30, 0]) } else { Rgba([0, 0, 0, 255]) }
+        });
+        let (_dir, data) = folder(&[("a.jpg", jpeg), ("b.png", png(clear))]);
+        let images = memory(&data, None).unwrap();
+        let mut out = vec![0.0; 192];
+        images.fill(0, &View::all((8, 8)), 8, &mut out);
+        // Turned clockwise, what was at the top is at the right.
+        assert!(out[..64].chunks(8).all(|row| row[0] < -0.9 && row[7] > 0.9), "{:?}", &out[..64]);
+        images.fill(1, &View::all((8, 8)), 8, &mut out);
+        assert!(out.iter().all(|&value| value == 1.0));
+    }
+
+    #[test]
+    fn a_limit_takes_pictures_from_all_over() {
+        let pictures: Vec<_> = (0..10u8).map(|i| RgbImage::from_pixel(8, 8, Rgb([i * 25; 3]))).collect();
+        let named: Vec<_> = pictures.iter().map(|p| (p.get_pixel(0, 0)[0], png(p.clone()))).collect();
+        let named: Vec<_> = named.iter().map(|(v, bytes)| (format!("{v:03}.png"), bytes.clone())).collect();
+        let named: Vec<_> = named.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+        let (_dir, data) = folder(&named);
+        for (limit, expected) in [(0, vec![0]), (2, vec![0, 125]), (5, vec![0, 50, 100, 150, 200])] {
+            let images = memory(&data, Some(limit)).unwrap();
+            let first: Vec<u8> = (0..images.len()).map(|i| images.picture(i).bytes[0]).collect();
+            assert_eq!(first, expected);
+        }
+        assert_eq!(memory(&data, Some(99)).unwrap().len(), 10);
+        assert!(Images::load(&data, 7, None, &Cache::Memory).is_err());
+    }
+
+    /// Ten pictures of several shapes, the last of which breaks behind its header.
+    fn mixed() -> (tempfile::TempDir, Dataset) {
+        let picture =
+            |i: u32| RgbImage::from_fn(9 + i * 3, 30 - i * 2, |x, y| Rgb([(x * y) as u8, y as u8, i as u8]));
+        let mut files: Vec<_> = (0..10).map(|i| (format!("{i}.png"), png(picture(i)))).collect();
+        let last = &mut files[9].1;
+        let middle = last.len() / 2;
+        last[middle..middle + 20].fill(0);
+        let named: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+        folder(&named)
+    }
+
+    /// Everything that a network could see of pictures.
+    fn shown(pictures: &Resident) -> Vec<((u32, u32), u32, PathBuf, Vec<u8>)> {
+        let of = |i: usize| {
+            (
+                pictures.dimensions(i),
+                pictures.label(i),
+                pictures.path(i).into(),
+                pictures.picture(i).bytes.into(),
+            )
+        };
+        (0..pictures.len()).map(of).collect()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn pictures_are_the_same_from_memory_a_new_file_and_an_old_one() {
+        let (_dir, data) = mixed();
+        let folder = tempfile::tempdir().unwrap();
+        let at = Cache::At(folder.path().join("a/b"));
+        let load = |cache: &Cache, square: bool| -> (Vec<_>, Vec<_>, Vec<String>) {
+            let (images, photos);
+            let pictures: &Resident = if square {
+                images = Images::load(&data, 16, None, cache).unwrap();
+                &images
+            } else {
+                photos = Photos::load(&data, 16, None, cache).unwrap();
+                &photos
+            };
+            (shown(pictures), pictures.skipped.clone(), pictures.notes.clone())
+        };
+        for square in [true, false] {
+            let expected = load(&Cache::Memory, square);
+            assert_eq!((expected.0.len(), expected.1.len(), expected.2.len()), (9, 1, 0));
+            assert!(expected.1[0].1.contains("broken png"), "{:?}", expected.1);
+            assert_eq!(load(&at, square), expected);
+            let before = names(&folder.path().join("a/b"));
+            assert_eq!(load(&at, square), expected);
+            assert_eq!(names(&folder.path().join("a/b")), before);
+        }
+        // One file for each form, and nothing else; what is in them has nothing to do with when or where they were made.
+        let other = tempfile::tempdir().unwrap();
+        Photos::load(&data, 16, None, &Cache::At(other.path().into())).unwrap();
+        let (all, again) = (names(&folder.path().join("a/b")), names(other.path()));
+        assert_eq!((all.len(), again.len()), (2, 1));
+        assert!(all[0].starts_with("photographs-16-") && all[1].starts_with("squares-16-"), "{all:?}");
+        let bytes = |folder: &Path, name: &str| std::fs::read(folder.join(name)).unwrap();
+        assert!(bytes(other.path(), &again[0]) == bytes(&folder.path().join("a/b"), &all[0]));
+    }
+
+    #[test]
+    fn a_file_is_of_its_pictures_their_order_and_their_size_alone() {
+        let (dir, data) = mixed();
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::At(folder.path().into());
+        let count = |data: &Dataset, size: u32, limit: Option<usize>| {
+            assert!(Images::load(data, size, limit, &cache).unwrap().notes.is_empty());
+            names(folder.path()).len()
+        };
+        assert_eq!(count(&data, 8, None), 1);
+        assert_eq!(count(&data, 9, None), 2);
+        assert_eq!(count(&data, 8, Some(5)), 3);
+        // Names and classes are none of it.
+        std::fs::rename(dir.path().join("A"), dir.path().join("B")).unwrap();
+        let renamed = Dataset::open(dir.path()).unwrap();
+        assert_ne!(renamed.fingerprint, data.fingerprint);
+        assert_eq!(count(&renamed, 8, None), 3);
+        assert_eq!(Images::load(&renamed, 8, None, &cache).unwrap().path(0), Path::new("B/0.png"));
+        let mut turned = renamed;
+        turned.files.reverse();
+        assert_eq!(count(&turned, 8, None), 4);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_altered_is_noticed_and_made_anew() {
+        let (_dir, data) = mixed();
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::At(folder.path().into());
+        let load = || Photos::load(&data, 12, None, &cache).unwrap();
+        let expected = shown(&load());
+        let path = folder.path().join(&names(folder.path())[0]);
+        let good = std::fs::read(&path).unwrap();
+        let end = good.len();
+        let mut bad: Vec<Vec<u8>> =
+            [0, 1, 100, end / 2, end - 300, end - 1].iter().map(|&len| good[..len].to_vec()).collect();
+        bad.push([&good[..], b"x"].concat());
+        // Of the trailer and of the reasons before it each bit counts.
+        for place in (end - 68 - 20..end).step_by(3) {
+            let mut bytes = good.clone();
+            bytes[place] ^= 1 << (place % 8);
+            bad.push(bytes);
+        }
+        for bytes in bad {
+            std::fs::write(&path, &bytes).unwrap();
+            let photos = load();
+            assert!(shown(&photos) == expected);
+            let [note] = &photos.notes[..] else { panic!("{} bytes: {:?}", bytes.len(), photos.notes) };
+            assert!(note.contains("made anew") && !note.contains('\n'), "{note}");
+            assert!(std::fs::read(&path).unwrap() == good);
+        }
+        assert_eq!(names(folder.path()).len(), 1);
+    }
+
+    #[test]
+    fn where_no_file_can_be_the_pictures_are_in_memory_and_that_is_said() {
+        let (_dir, data) = mixed();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let file = elsewhere.path().join("file");
+        std::fs::write(&file, "no folder").unwrap();
+        let expected = shown(&memory(&data, None).unwrap());
+        let images = Images::load(&data, 8, None, &Cache::At(file)).unwrap();
+        assert!(shown(&images) == expected);
+        assert!(images.notes.len() == 1 && images.notes[0].contains("kept in memory"), "{:?}", images.notes);
+        // A disk that is full in the middle leaves nothing behind.
+        let key = Key { kind: "squares-8".into(), hash: [0; 32], pixels: 1 << 20 };
+        let full = |file: &std::fs::File| {
+            write_at(file, &[1; 1 << 16], 1 << 10)?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        };
+        let folder = elsewhere.path().join("folder");
+        assert!(key.create(&folder, full).is_err() && names(&folder).is_empty());
+        // One that is too small is left alone.
+        let key = Key { pixels: u64::MAX / 2, ..key };
+        assert!(key.create(&folder, |_| panic!("written to")).is_err() && names(&folder).is_empty());
+    }
+
+    #[test]
+    fn what_changed_since_is_not_kept_under_the_name_of_what_it_was() {
+        let (dir, data) = mixed();
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::At(folder.path().into());
+        let path = dir.path().join("A/3.png");
+        let before = std::fs::read(&path).unwrap();
+        std::fs::copy(dir.path().join("A/4.png"), &path).unwrap();
+        let images = Images::load(&data, 8, None, &cache).unwrap();
+        assert_eq!(images.len(), 8);
+        assert!(images.skipped[0].1.contains("changed since"), "{:?}", images.skipped);
+        drop(images);
+        assert!(names(folder.path()).is_empty());
+        std::fs::write(&path, before).unwrap();
+        assert_eq!(Images::load(&data, 8, None, &cache).unwrap().len(), 9);
+        // An index that says another size of a picture is not believed.
+        let mut lying = data;
+        lying.files[0].size = [300, 2];
+        let photos = Photos::load(&lying, 8, None, &cache).unwrap();
+        assert!(photos.skipped[0].1.contains("as the index says"), "{:?}", photos.skipped);
+    }
+
+    #[test]
+    fn many_at_once_make_the_same_file() {
+        let (_dir, data) = mixed();
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::At(folder.path().into());
+        let expected = shown(&memory(&data, None).unwrap());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let images = Images::load(&data, 8, None, &cache).unwrap();
+                    assert!(images.notes.is_empty() && shown(&images) == expected, "{:?}", images.notes);
+                });
+            }
+        });
+        assert_eq!(names(folder.path()).len(), 1);
+    }
+}

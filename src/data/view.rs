@@ -1,0 +1,357 @@
+//! What of a picture is shown, and how.
+
+use super::Colour;
+
+/// A part of a picture, perhaps tilted and mirrored, its colours perhaps changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct View {
+    /// Left and upper edge of the part before it is tilted, in pixels of the picture.
+    pub origin: [f32; 2],
+    /// Width and height of the part, likewise.
+    pub extent: [f32; 2],
+    /// The angle by which the part is tilted about its middle, in radians; what is shown appears to be tilted the other way.
+    pub tilt: f32,
+    /// Whether what is shown is mirrored.
+    pub flip: bool,
+    /// How its colours are changed.
+    pub colour: Colour,
+}
+
+/// Weights are whole numbers of this part of a pixel. Sums of bytes by such weights are exact in 24 bits, hence in f32: a constant stays a
+/// constant, nothing leaves the range of the pixels it is between, and no order of summing gives anything else.
+const PARTS: u32 = 256;
+
+/// A picture as bytes, row by row, three to a pixel.
+#[derive(Clone, Copy)]
+pub(super) struct Bytes<'a> {
+    pub bytes: &'a [u8],
+    pub width: usize,
+    pub height: usize,
+}
+
+/// Two neighbouring pixels along an axis, and the weight of the second in [`PARTS`].
+#[derive(Clone, Copy)]
+struct Tap {
+    first: usize,
+    second: usize,
+    weight: u32,
+}
+
+impl Tap {
+    /// The pixels that `place` is between, of an axis of `len`, on which pixel 0 is at 0.
+    fn new(place: f32, len: usize) -> Self {
+        let parts = in_parts(place);
+        let pixel = parts.div_euclid(PARTS as i32);
+        let (first, second) = (mirrored(pixel, len), mirrored(pixel.saturating_add(1), len));
+        Self { first, second, weight: parts.rem_euclid(PARTS as i32) as u32 }
+    }
+}
+
+/// `place` in [`PARTS`] of a pixel, to the nearest.
+fn in_parts(place: f32) -> i32 {
+    let parts = place * PARTS as f32 + 0.5;
+    // Rounded down; `f32::floor` is a function call on the processors that programs are built for by default.
+    let whole = parts as i32;
+    whole.saturating_sub(i32::from(whole as f32 > parts))
+}
+
+/// The pixel that is seen at `pixel` when those of an axis of `len` are mirrored at its ends, the last ones included, again and again.
+fn mirrored(pixel: i32, len: usize) -> usize {
+    let place = i64::from(pixel).rem_euclid(2 * len as i64) as usize;
+    if place < len { place } else { 2 * len - 1 - place }
+}
+
+impl View {
+    /// All of a picture of this width and height, unchanged.
+    pub fn all((width, height): (u32, u32)) -> Self {
+        let extent = [width as f32, height as f32];
+        Self { origin: [0.0; 2], extent, tilt: 0.0, flip: false, colour: Colour::default() }
+    }
+
+    /// The middle square of `side` pixels, unchanged, of a picture of this width and height.
+    pub fn middle((width, height): (u32, u32), side: u32) -> Self {
+        let side = side.min(width).min(height);
+        let origin = [width, height].map(|n| ((n - side) / 2) as f32);
+        Self { origin, ..Self::all((side, side)) }
+    }
+
+    /// Writes what is shown of `picture` into the `3 · size²` values of `out`: channel, row, column, from −1 (black) to 1. Between pixels
+    /// it is interpolated linearly; beyond its borders the picture is mirrored.
+    pub(super) fn fill(&self, picture: Bytes, size: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), 3 * size * size, "the place for a picture has the wrong size");
+        if self.tilt == 0.0 {
+            match self.whole_pixels(picture, size) {
+                Some([left, top]) => self.copy(picture, [left, top], size, out),
+                None => self.straight(picture, size, out),
+            }
+        } else {
+            self.tilted(picture, size, out);
+        }
+        self.colour.apply(out);
+    }
+
+    /// Left and upper edge when what is shown are the pixels themselves.
+    fn whole_pixels(&self, picture: Bytes, size: usize) -> Option<[usize; 2]> {
+        let [left, top] = self.origin.map(|edge| edge as usize);
+        let whole = self.extent == [size as f32; 2] && self.origin == [left as f32, top as f32];
+        (whole && left + size <= picture.width && top + size <= picture.height).then_some([left, top])
+    }
+
+    fn copy(&self, picture: Bytes, [left, top]: [usize; 2], size: usize, out: &mut [f32]) {
+        for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
+            for (row, line) in plane.chunks_exact_mut(size).enumerate() {
+                let from = &picture.bytes[((top + row) * picture.width + left) * 3..][..size * 3];
+                let values = from.iter().skip(channel).step_by(3).map(|&byte| f32::from(byte) / 127.5 - 1.0);
+                if self.flip {
+                    line.iter_mut().rev().zip(values).for_each(|(place, value)| *place = value);
+                } else {
+                    line.iter_mut().zip(values).for_each(|(place, value)| *place = value);
+                }
+            }
+        }
+    }
+
+    /// What is not tilted: between rows first, for all columns at once, then between columns.
+    fn straight(&self, picture: Bytes, size: usize, out: &mut [f32]) {
+        let taps = |axis: usize, len: usize| -> Vec<Tap> {
+            let step = self.extent[axis] / size as f32;
+            (0..size).map(|i| Tap::new(self.origin[axis] + (i as f32 + 0.5) * step - 0.5, len)).collect()
+        };
+        let (mut columns, rows) = (taps(0, picture.width), taps(1, picture.height));
+        if self.flip {
+            columns.reverse();
+        }
+        let (mut low, mut high) = (picture.width, 0);
+        for tap in &columns {
+            (low, high) = (low.min(tap.first).min(tap.second), high.max(tap.first).max(tap.second));
+        }
+        for tap in &mut columns {
+            (tap.first, tap.second) = ((tap.first - low) * 3, (tap.second - low) * 3);
+        }
+        // At most 255 · 256.
+        let mut mixed = vec![0u16; (high + 1 - low) * 3];
+        let (red, rest) = out.split_at_mut(size * size);
+        let (green, blue) = rest.split_at_mut(size * size);
+        for (i, row) in rows.iter().enumerate() {
+            let line = |y: usize| &picture.bytes[(y * picture.width + low) * 3..][..mixed.len()];
+            let (upper, lower) = (line(row.first), line(row.second));
+            let weight = row.weight as u16;
+            for (mixed, (&a, &b)) in mixed.iter_mut().zip(upper.iter().zip(lower)) {
+                *mixed = (PARTS as u16 - weight) * u16::from(a) + weight * u16::from(b);
+            }
+            let line = i * size..(i + 1) * size;
+            let places = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
+            for (tap, ((red, green), blue)) in columns.iter().zip(places) {
+                let (a, b) = (&mixed[tap.first..tap.first + 3], &mixed[tap.second..tap.second + 3]);
+                let of = |c: usize| (PARTS - tap.weight) * u32::from(a[c]) + tap.weight * u32::from(b[c]);
+                (*red, *green, *blue) = (of(0) as f32, of(1) as f32, of(2) as f32);
+            }
+        }
+        scale(out);
+    }
+
+    fn tilted(&self, picture: Bytes, size: usize, out: &mut [f32]) {
+        let (sin, cos) = self.tilt.sin_cos();
+        // Pixel 0 has its middle at 0.
+        let middle = [0, 1].map(|axis| self.origin[axis] + self.extent[axis] / 2.0 - 0.5);
+        let from_middle = |i: usize, axis: usize| ((i as f32 + 0.5) / size as f32 - 0.5) * self.extent[axis];
+        let across = (0..size).map(|i| from_middle(if self.flip { size - 1 - i } else { i }, 0));
+        let across: Vec<[f32; 2]> = across.map(|across| [across * cos, across * sin]).collect();
+        let (red, rest) = out.split_at_mut(size * size);
+        let (green, blue) = rest.split_at_mut(size * size);
+        let mut places = vec![[0; 2]; size];
+        for row in 0..size {
+            let down = from_middle(row, 1);
+            let start = [middle[0] - down * sin, middle[1] + down * cos];
+            for (place, across) in places.iter_mut().zip(&across) {
+                *place = [in_parts(start[0] + across[0]), in_parts(start[1] + across[1])];
+            }
+            let line = row * size..(row + 1) * size;
+            let line = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
+            for (&place, ((red, green), blue)) in places.iter().zip(line) {
+                [*red, *green, *blue] = picture.between(place);
+            }
+        }
+        scale(out);
+    }
+}
+
+impl Bytes<'_> {
+    /// The pixel at a place, across and down in [`PARTS`] of a pixel, that may be between pixels or outside; in `1 / PARTS²`.
+    #[inline]
+    fn between(&self, [x, y]: [i32; 2]) -> [f32; 3] {
+        const BITS: u32 = PARTS.ilog2();
+        let (left, top) = ((x >> BITS) as u32 as usize, (y >> BITS) as u32 as usize);
+        let weights = [x, y].map(|parts| (parts as u32 % PARTS) as f32);
+        if left < self.width - 1 && top < self.height - 1 {
+            let from = (top * self.width + left) * 3;
+            // All of both pixels and of both below, and a byte of the pixels behind them, if there are any.
+            let (upper, lower) = (
+                self.bytes.get(from..from + 7),
+                self.bytes.get(from + self.width * 3..from + self.width * 3 + 7),
+            );
+            if let (Some(upper), Some(lower)) = (upper, lower) {
+                return mix([[four(upper, 0), four(upper, 3)], [four(lower, 0), four(lower, 3)]], weights);
+            }
+        }
+        let at = |x: i32, y: i32| {
+            let from = (mirrored(y, self.height) * self.width + mirrored(x, self.width)) * 3;
+            let pixel = &self.bytes[from..from + 3];
+            [f32::from(pixel[0]), f32::from(pixel[1]), f32::from(pixel[2]), 0.0]
+        };
+        let (left, top) = (x >> BITS, y >> BITS);
+        let (right, bottom) = (left.saturating_add(1), top.saturating_add(1));
+        mix([[at(left, top), at(right, top)], [at(left, bottom), at(right, bottom)]], weights)
+    }
+}
+
+#[inline]
+fn four(bytes: &[u8], from: usize) -> [f32; 4] {
+    let bytes: [u8; 4] = bytes[from..from + 4].try_into().expect("four bytes");
+    bytes.map(f32::from)
+}
+
+/// What is between two pixels and the two below them, whose weights in [`PARTS`], across and down, are `weights`; in `1 / PARTS²`.
+#[inline]
+fn mix([upper, lower]: [[[f32; 4]; 2]; 2], [across, down]: [f32; 2]) -> [f32; 3] {
+    let along = |[a, b]: [[f32; 4]; 2], weight: f32| -> [f32; 4] {
+        let rest = PARTS as f32 - weight;
+        std::array::from_fn(|i| a[i] * rest + b[i] * weight)
+    };
+    let [r, g, b, _] = along([along(upper, across), along(lower, across)], down);
+    [r, g, b]
+}
+
+/// From sums of bytes by weights of [`PARTS`] in two directions to −1 for black and 1 for white.
+fn scale(values: &mut [f32]) {
+    const ONE: f32 = 1.0 / (PARTS * PARTS) as f32;
+    values.iter_mut().for_each(|value| *value = *value * ONE / 127.5 - 1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, RgbImage, imageops};
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    use super::*;
+    use crate::data::Level;
+
+    const LEVELS: [Level; 4] = [Level::None, Level::Basic, Level::Medium, Level::Full];
+
+    fn fill(picture: &RgbImage, view: &View, size: usize) -> Vec<f32> {
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        let mut out = vec![0.0; 3 * size * size];
+        view.fill(Bytes { bytes: picture.as_raw(), width, height }, size, &mut out);
+        out
+    }
+
+    #[test]
+    fn the_middle_is_the_pixels_themselves() {
+        let picture = RgbImage::from_fn(12, 8, |x, y| Rgb([(x * 20) as u8, (y * 30) as u8, 255]));
+        let view = View::middle((12, 8), 8);
+        let middle = imageops::crop_imm(&picture, 2, 0, 8, 8).to_image();
+        let plain = fill(&picture, &view, 8);
+        assert_eq!(tiny_cats_export::to_rgb(&plain, 8), middle);
+        let flipped = fill(&picture, &View { flip: true, ..view }, 8);
+        assert_eq!(tiny_cats_export::to_rgb(&flipped, 8), imageops::flip_horizontal(&middle));
+        // By any of the three ways.
+        let mut out = vec![0.0; 192];
+        let bytes = Bytes { bytes: picture.as_raw(), width: 12, height: 8 };
+        for (view, expected) in [(view, &plain), (View { flip: true, ..view }, &flipped)] {
+            view.straight(bytes, 8, &mut out);
+            assert_eq!(&out, expected);
+            view.tilted(bytes, 8, &mut out);
+            assert_eq!(&out, expected);
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_ramp_is_the_ramp_in_the_part_tilted_or_not() {
+        let picture = RgbImage::from_fn(40, 20, |x, y| Rgb([(x * 6) as u8, (y * 12) as u8, 0]));
+        let view = View { origin: [7.0, 4.0], extent: [24.0, 10.0], ..View::all((40, 20)) };
+        // Half a 256th of a pixel in each direction, times the ramp.
+        let near = |a: f32, b: f32| (a - b).abs() <= 12.0 / 512.0 / 127.5 + 1e-5;
+        for tilt in [0.0f32, 0.1, -0.2] {
+            for flip in [false, true] {
+                let out = fill(&picture, &View { tilt, flip, ..view }, 16);
+                for i in 0..256 {
+                    let column = if flip { 15 - i % 16 } else { i % 16 };
+                    let (x, y) = (column as f32 + 0.5 - 8.0, (i / 16) as f32 + 0.5 - 8.0);
+                    let (x, y) = (x * 1.5, y * 10.0 / 16.0);
+                    let across = 19.0 - 0.5 + x * tilt.cos() - y * tilt.sin();
+                    let down = 9.0 - 0.5 + x * tilt.sin() + y * tilt.cos();
+                    assert!(near(out[i], across * 6.0 / 127.5 - 1.0), "{tilt} {i}");
+                    assert!(near(out[256 + i], down * 12.0 / 127.5 - 1.0), "{tilt} {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_view_shows_what_is_not_in_the_picture() {
+        let mut stream = Stream::new(7, Purpose::Synthetic, 0);
+        for position in 0..150 {
+            let [width, height] = [(); 2].map(|()| 1 + stream.below(40));
+            let (low, span) = (stream.below(200) as u8, 1 + stream.below(55));
+            let picture =
+                RgbImage::from_fn(
+                    width,
+                    height,
+                    |_, _| Rgb([(); 3].map(|()| low + stream.below(span) as u8)),
+                );
+            let range = picture.iter().fold((255, 0), |(a, b), &v| (a.min(v), b.max(v)));
+            let constant = RgbImage::from_pixel(width, height, Rgb([low, 255 - low, 77]));
+            let side = width.min(height);
+            let mut views: Vec<View> = LEVELS
+                .iter()
+                .flat_map(|&level| {
+                    let square = View::for_generator(level, 3, position, side);
+                    [square, View::for_classifier(level, 3, position, (width, height), side)]
+                })
+                .collect();
+            // Far outside, and larger than the picture.
+            let mut far = views[views.len() - 1];
+            far.origin = [stream.normal() as f32 * 300.0, stream.normal() as f32 * 300.0];
+            far.extent = [1.0 + stream.below(200) as f32; 2];
+            views.extend([far, View { tilt: 0.0, ..far }, View { tilt: 3.0, ..far }]);
+            for view in views {
+                let view = View { colour: Colour::default(), ..view };
+                let value = |byte: u8| f32::from(byte) / 127.5 - 1.0;
+                let out = fill(&picture, &view, 11);
+                let inside = out.iter().all(|v| (value(range.0)..=value(range.1)).contains(v));
+                assert!(inside, "{view:?} of {width}x{height}");
+                let out = fill(&constant, &view, 11);
+                for (plane, byte) in out.chunks(121).zip([low, 255 - low, 77]) {
+                    assert!(plane.iter().all(|&v| v == value(byte)), "{view:?} of {width}x{height}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn beyond_its_border_a_picture_is_its_own_mirror() {
+        let picture =
+            RgbImage::from_fn(6, 6, |x, y| Rgb([(x * 40) as u8, (y * 40) as u8, (x * y * 7) as u8]));
+        let view = |x: f32, y: f32| View { origin: [x, y], ..View::all((6, 6)) };
+        let plain = tiny_cats_export::to_rgb(&fill(&picture, &view(0.0, 0.0), 6), 6);
+        let shown = |x, y| tiny_cats_export::to_rgb(&fill(&picture, &view(x, y), 6), 6);
+        assert_eq!(shown(6.0, 0.0), imageops::flip_horizontal(&plain));
+        assert_eq!(shown(-6.0, 0.0), imageops::flip_horizontal(&plain));
+        assert_eq!(shown(0.0, -6.0), imageops::flip_vertical(&plain));
+        assert_eq!(shown(12.0, 24.0), plain);
+        for pixel in -9..9 {
+            assert_eq!(mirrored(pixel, 1), 0);
+            assert_eq!(mirrored(pixel, 3), [0, 1, 2, 2, 1, 0][pixel.rem_euclid(6) as usize]);
+        }
+    }
+
+    #[test]
+    fn places_are_rounded_to_the_nearest_part() {
+        for (place, parts) in
+            [(0.0, 0), (1.0, 256), (-1.0, -256), (-0.5, -128), (0.75, 192), (-0.001, 0), (-0.003, -1)]
+        {
+            assert_eq!(in_parts(place), parts, "{place}");
+        }
+        assert_eq!((in_parts(f32::MAX), in_parts(f32::MIN), in_parts(f32::NAN)), (i32::MAX, i32::MIN, 0));
+    }
+}

@@ -1,0 +1,208 @@
+//! How much memory this process has, had at most, and may still take; and the same of a GPU.
+
+use candle_core::Device as Compute;
+
+/// Bytes of this process that are in memory now; `None` where the system does not say.
+pub fn process() -> Option<u64> {
+    system::process()
+}
+
+/// The most bytes of this process that were in memory at one time; `None` where the system does not say.
+pub fn peak() -> Option<u64> {
+    system::peak()
+}
+
+/// Bytes that this process can still take before the system, its container (cgroup) or its own limit on address space (`ulimit -v`)
+/// refuses or kills it: the least of them. `None` where the system does not say.
+pub fn available() -> Option<u64> {
+    system::available()
+}
+
+/// Memory of a GPU, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// In use by tensors of this process.
+    pub allocated: u64,
+    /// Held by this process, for tensors to come too.
+    pub reserved: u64,
+    /// All that the GPU has.
+    pub total: u64,
+}
+
+/// What `device` has; `None` of a processor, and of a GPU that does not say.
+#[cfg(feature = "cuda")]
+pub fn device(device: &Compute) -> Option<Device> {
+    use candle_core::cuda_backend::cudarc::driver::{result, sys::CUmemPool_attribute as Attribute};
+    let stream = device.as_cuda_device().ok()?.cuda_stream();
+    let context = stream.context();
+    let (free, total) = context.mem_get_info().ok()?;
+    if !context.has_async_alloc() {
+        // Without a pool nobody keeps what is freed, and only the sum over all processes is known.
+        let used = total.saturating_sub(free) as u64;
+        return Some(Device { allocated: used, reserved: used, total: total as u64 });
+    }
+    // SAFETY: the device is the context's.
+    let pool = unsafe { result::device::get_mem_pool(context.cu_device()) }.ok()?;
+    let read = |attribute: Attribute| {
+        let mut bytes = 0u64;
+        // SAFETY: the pool is the device's, and both attributes are of the type cuuint64_t.
+        unsafe { result::mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(&mut bytes).cast()) }
+            .ok()?;
+        Some(bytes)
+    };
+    Some(Device {
+        allocated: read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
+        reserved: read(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?,
+        total: total as u64,
+    })
+}
+
+/// What `device` has; `None` of a processor, and of a GPU that does not say.
+#[cfg(not(feature = "cuda"))]
+pub fn device(_device: &Compute) -> Option<Device> {
+    None
+}
+
+#[cfg(target_os = "linux")]
+mod system {
+    use std::{
+        fs::File,
+        io::Read,
+        path::{Path, PathBuf},
+    };
+
+    pub fn process() -> Option<u64> {
+        kibibytes(&read("/proc/self/status")?, "VmRSS:")
+    }
+
+    pub fn peak() -> Option<u64> {
+        kibibytes(&read("/proc/self/status")?, "VmHWM:")
+    }
+
+    pub fn available() -> Option<u64> {
+        let machine = kibibytes(&read("/proc/meminfo")?, "MemAvailable:");
+        let groups = read("/proc/self/cgroup").and_then(|text| cgroups(&text, Path::new("/sys/fs/cgroup")));
+        [machine, groups, address_space()].into_iter().flatten().min()
+    }
+
+    fn read(path: impl AsRef<Path>) -> Option<String> {
+        let mut text = String::new();
+        // The system's own files are short; nobody else's are read.
+        File::open(path).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    /// The number of the line that begins with `name`, in bytes.
+    fn kibibytes(text: &str, name: &str) -> Option<u64> {
+        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+        rest.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+    }
+
+    /// What is left of RLIMIT_AS, if it is set.
+    fn address_space() -> Option<u64> {
+        let limits = read("/proc/self/limits")?;
+        let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+        let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
+        Some(limit.saturating_sub(kibibytes(&read("/proc/self/status")?, "VmSize:")?))
+    }
+
+    /// The least that a group of `/proc/self/cgroup`, or one that it lies in, leaves; `None` where none has a limit. Version 2 has one
+    /// hierarchy, with an empty name; version 1 has one of its own for memory. In a container only the innermost group may be
+    /// seen, as the root.
+    pub(super) fn cgroups(text: &str, root: &Path) -> Option<u64> {
+        let mut left = None;
+        for line in text.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            let (base, files) = if controllers.is_empty() {
+                (root.to_owned(), ["memory.max", "memory.current", "inactive_file"])
+            } else if controllers.split(',').any(|c| c == "memory") {
+                let files = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"];
+                (root.join("memory"), files)
+            } else {
+                continue;
+            };
+            let mut group = Some(Path::new(path.trim_start_matches('/')));
+            while let Some(path) = group {
+                left = left.into_iter().chain(group_left(&base.join(path), &files)).min();
+                group = path.parent();
+            }
+        }
+        left
+    }
+
+    /// What one group leaves: its limit, less what it uses and cannot drop at once.
+    fn group_left(group: &PathBuf, [limit, usage, cache]: &[&str; 3]) -> Option<u64> {
+        let number = |file: &str| read(group.join(file))?.trim().parse::<u64>().ok();
+        let limit = number(limit)?;
+        let stat = read(group.join("memory.stat")).unwrap_or_default();
+        let cache = stat.lines().find_map(|line| line.strip_prefix(*cache)?.trim().parse().ok());
+        Some(limit.saturating_sub(number(usage)?.saturating_sub(cache.unwrap_or(0))))
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use sysinfo::{ProcessesToUpdate, System};
+
+    pub fn process() -> Option<u64> {
+        let id = sysinfo::get_current_pid().ok()?;
+        let mut system = System::new();
+        system.refresh_processes(ProcessesToUpdate::Some(&[id]), true);
+        Some(system.process(id)?.memory())
+    }
+
+    pub fn peak() -> Option<u64> {
+        None
+    }
+
+    pub fn available() -> Option<u64> {
+        let mut system = System::new();
+        system.refresh_memory();
+        Some(system.available_memory())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_seen() {
+        let taken: u64 = 256 << 20;
+        let Some(before) = process() else { return assert!(!cfg!(target_os = "linux")) };
+        let held = std::hint::black_box(vec![1u8; taken as usize]);
+        let during = process().unwrap();
+        // Other tests of this process may take and free some at the same time.
+        assert!(during >= before + taken / 2, "{before}, then {during}");
+        drop(held);
+        assert!(peak().is_none_or(|peak| peak >= before + taken / 2));
+        assert!(available().unwrap() > 0);
+        assert_eq!(device(&Compute::Cpu), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_container_leaves_the_least_that_any_group_around_it_leaves() {
+        use std::fs::{create_dir_all, write};
+        let dir = tempfile::tempdir().unwrap();
+        let group = |path: &str, files: &[(&str, &str)]| {
+            create_dir_all(dir.path().join(path)).unwrap();
+            files.iter().for_each(|(name, text)| write(dir.path().join(path).join(name), text).unwrap());
+        };
+        let found = |text: &str| system::cgroups(text, dir.path());
+        assert_eq!(found("0::/a/b\n5:memory:/c\nnonsense\n"), None);
+        group("a/b", &[("memory.max", "max\n"), ("memory.current", "10\n")]);
+        assert_eq!(found("0::/a/b\n"), None);
+        let stat = ("memory.stat", "anon 5\ninactive_file 30\n");
+        group("a", &[("memory.max", "1000\n"), ("memory.current", "400\n"), stat]);
+        assert_eq!(found("0::/a/b\n"), Some(630));
+        group("a/b", &[("memory.max", "500\n"), ("memory.current", "499\n")]);
+        assert_eq!(found("0::/a/b\n"), Some(1));
+        // Version 1, seen from inside a container: the path is not there, the root is the group.
+        let stat = ("memory.stat", "total_inactive_file 100\n");
+        group("memory", &[("memory.limit_in_bytes", "2000\n"), ("memory.usage_in_bytes", "3000\n"), stat]);
+        assert_eq!(found("3:cpu:/\n4:memory:/elsewhere/x\n"), Some(0));
+        assert_eq!(found("4:cpu,memory:/elsewhere/x\n0::/a\n"), Some(0));
+    }
+}

@@ -1,0 +1,459 @@
+//! A tracker that works in the background: a queue of bounded size, and a thread that empties it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use image::RgbImage;
+
+use super::{Run, Tracker};
+use crate::train::folder::Status;
+
+/// Messages that wait at most: at a line every hundred steps, a server may be away for some hundred thousand steps.
+const MOST: usize = 4096;
+/// Bytes of pictures that wait at most.
+const MOST_BYTES: usize = 64 << 20;
+/// Messages that are delivered at once.
+const BATCH: usize = 256;
+
+/// The thread looks around at least so often.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What is to be delivered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// When it was said.
+    pub time: SystemTime,
+    /// After so many steps.
+    pub step: u64,
+    /// What was said.
+    pub body: Body,
+}
+
+/// What a [`Message`] says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// Names and numbers.
+    Scalars(Vec<(String, f64)>),
+    /// A name and a picture.
+    Picture(String, RgbImage),
+}
+
+impl Message {
+    fn bytes(&self) -> usize {
+        match &self.body {
+            Body::Scalars(values) => values.iter().map(|(name, _)| name.len() + 32).sum(),
+            Body::Picture(_, picture) => picture.as_raw().len(),
+        }
+    }
+}
+
+/// Why something was not delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Perhaps it can be, later.
+    Passing(String),
+    /// What is first in the queue, so many messages, cannot be, ever.
+    Refused(usize, String),
+    /// Nothing can be, ever.
+    Lasting(String),
+}
+
+impl Failure {
+    fn reason(&self) -> &str {
+        match self {
+            Self::Passing(reason) | Self::Refused(_, reason) | Self::Lasting(reason) => reason,
+        }
+    }
+}
+
+/// Who messages are delivered to, in a thread of its own.
+pub trait Sink: Send {
+    /// Delivers messages, first things first, and takes those that are delivered from the queue. It is called with an empty queue when the
+    /// run begins.
+    ///
+    /// # Errors
+    /// When something could not be delivered.
+    fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure>;
+
+    /// The run ended like that, and nothing more comes.
+    ///
+    /// # Errors
+    /// When that could not be told.
+    fn close(&mut self, status: Status) -> Result<(), Failure>;
+}
+
+/// How long a tracker tries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// A request takes at most this long.
+    pub request: Duration,
+    /// The wait after a first failure. It doubles with each in a row.
+    pub first_wait: Duration,
+    /// No wait is longer.
+    pub longest_wait: Duration,
+    /// The end of a run waits at most this long for what is still to be delivered.
+    pub end: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(10),
+            first_wait: Duration::from_secs(1),
+            longest_wait: Duration::from_secs(60),
+            end: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Makes the sink for a run.
+type Open = Box<dyn FnMut(&Run) -> Box<dyn Sink> + Send>;
+
+/// A [`Tracker`] whose work is done by a [`Sink`] in the background.
+pub struct Background {
+    name: String,
+    open: Open,
+    patience: Patience,
+    shared: Option<Arc<Shared>>,
+}
+
+/// What the run and the thread share. It is locked for moments only, never while something is delivered.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Message>,
+    bytes: usize,
+    /// Messages that did not fit or were refused.
+    lost: u64,
+    /// How the run ended.
+    ended: Option<Status>,
+    /// The thread is through.
+    done: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `until` holds, or for so long.
+    fn wait(&self, longest: Duration, until: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let waited = self.changed.wait_timeout_while(self.lock(), longest, |state| !until(state));
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Background {
+    /// A tracker that is called `name` in warnings; `open` makes its sink when the run begins, and must not wait for anything.
+    pub fn new(
+        name: String,
+        patience: Patience,
+        open: impl FnMut(&Run) -> Box<dyn Sink> + Send + 'static,
+    ) -> Self {
+        Self { name, open: Box::new(open), patience, shared: None }
+    }
+
+    fn push(&self, step: u64, body: Body) {
+        let Some(shared) = &self.shared else { return };
+        let message = Message { time: SystemTime::now(), step, body };
+        let bytes = message.bytes();
+        let mut state = shared.lock();
+        if state.done || state.queue.len() >= MOST || state.bytes + bytes > MOST_BYTES {
+            state.lost += 1;
+        } else {
+            state.bytes += bytes;
+            state.queue.push_back(message);
+            shared.changed.notify_all();
+        }
+    }
+
+    /// Messages that were lost so far.
+    pub fn lost(&self) -> u64 {
+        self.shared.as_ref().map_or(0, |shared| shared.lock().lost)
+    }
+}
+
+impl Tracker for Background {
+    fn begin(&mut self, run: &Run) {
+        let shared = Arc::new(Shared::default());
+        let mut worker = Worker {
+            name: self.name.clone(),
+            sink: (self.open)(run),
+            patience: self.patience.clone(),
+            shared: shared.clone(),
+            batch: VecDeque::new(),
+            warned: false,
+        };
+        match thread::Builder::new().name("tracker".into()).spawn(move || worker.work()) {
+            Ok(_) => self.shared = Some(shared),
+            Err(e) => tracing::warn!("{}: {e}: it is not told of this run", self.name),
+        }
+    }
+
+    fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
+        self.push(
+            step,
+            Body::Scalars(values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()),
+        );
+    }
+
+    fn picture(&mut self, step: u64, name: &str, picture: &RgbImage) {
+        self.push(step, Body::Picture(name.to_owned(), picture.clone()));
+    }
+
+    fn end(&mut self, status: Status) {
+        let Some(shared) = self.shared.take() else { return };
+        shared.lock().ended = Some(status);
+        shared.changed.notify_all();
+        let (lost, done) = {
+            let state = shared.wait(self.patience.end, |state| state.done);
+            (state.lost + if state.done { 0 } else { state.queue.len() as u64 }, state.done)
+        };
+        if !done {
+            let waited = self.patience.end.as_secs_f64();
+            tracing::warn!("{}: still busy after {waited:.0} s: the rest is lost to it", self.name);
+        } else if lost > 0 {
+            tracing::warn!("{}: {lost} messages of this run are lost to it", self.name);
+        }
+    }
+}
+
+/// The thread.
+struct Worker {
+    name: String,
+    sink: Box<dyn Sink>,
+    patience: Patience,
+    shared: Arc<Shared>,
+    /// What is being delivered.
+    batch: VecDeque<Message>,
+    warned: bool,
+}
+
+/// Whatever happens to the thread, nobody waits for it in vain.
+struct Done<'a>(&'a Shared);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.done = true;
+        state.lost += state.queue.len() as u64;
+        state.queue.clear();
+        self.0.changed.notify_all();
+    }
+}
+
+impl Worker {
+    fn work(&mut self) {
+        let shared = self.shared.clone();
+        let _done = Done(&shared);
+        let mut failures = 0;
+        loop {
+            let failure = self.sink.deliver(&mut self.batch).err();
+            let left = self.batch.len();
+            match failure {
+                None => failures = 0,
+                Some(failure) => {
+                    self.warn(&failure);
+                    match failure {
+                        Failure::Passing(_) if shared.lock().ended.is_none() => {
+                            let wait = self.patience.first_wait.saturating_mul(1 << failures.min(16));
+                            failures += 1;
+                            drop(shared.wait(wait.min(self.patience.longest_wait), |s| s.ended.is_some()));
+                            continue;
+                        }
+                        Failure::Refused(count, _) => {
+                            self.batch.drain(..count.min(left));
+                            shared.lock().lost += count.min(left) as u64;
+                            // Something refused it when there was nothing: it will do so again.
+                            if left > 0 {
+                                continue;
+                            }
+                        }
+                        Failure::Passing(_) | Failure::Lasting(_) => {}
+                    }
+                    shared.lock().lost += self.batch.len() as u64;
+                    return;
+                }
+            }
+            let mut state = shared.wait(IDLE, |s| s.ended.is_some() || !s.queue.is_empty());
+            let take = state.queue.len().min(BATCH);
+            let taken: Vec<Message> = state.queue.drain(..take).collect();
+            state.bytes -= taken.iter().map(Message::bytes).sum::<usize>();
+            self.batch.extend(taken);
+            if let (true, Some(status)) = (self.batch.is_empty(), state.ended) {
+                drop(state);
+                if let Err(failure) = self.sink.close(status) {
+                    self.warn(&failure);
+                }
+                return;
+            }
+        }
+    }
+
+    /// One warning for a run: who looks at it will look at the rest.
+    fn warn(&mut self, failure: &Failure) {
+        let reason = plain(failure.reason());
+        if std::mem::replace(&mut self.warned, true) {
+            tracing::debug!("{}: {reason}", self.name);
+        } else {
+            let outlook = match failure {
+                Failure::Passing(_) => "it is tried again, and training goes on",
+                Failure::Refused(..) => "that is lost to it, and training goes on",
+                Failure::Lasting(_) => "it is not told of this run, and training goes on",
+            };
+            tracing::warn!("{}: {reason}: {outlook}", self.name);
+        }
+    }
+}
+
+/// What somebody else says, as one short line.
+pub fn plain(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+/// When it was, in seconds since 1970.
+pub fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc::{Receiver, Sender, channel},
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// What was delivered, and a script of failures.
+    struct Script(Sender<Vec<Message>>, Box<dyn FnMut() -> Option<Failure> + Send>);
+
+    impl Sink for Script {
+        fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure> {
+            if let Some(failure) = self.1() {
+                return Err(failure);
+            }
+            let _ = self.0.send(queue.drain(..).collect());
+            Ok(())
+        }
+
+        fn close(&mut self, status: Status) -> Result<(), Failure> {
+            assert_eq!(status, Status::Finished);
+            Ok(())
+        }
+    }
+
+    fn tracker(
+        script: impl Fn() -> Box<dyn FnMut() -> Option<Failure> + Send> + Send + 'static,
+    ) -> (Background, Receiver<Vec<Message>>) {
+        let (send, receive) = channel();
+        let millis = Duration::from_millis;
+        let patience = Patience {
+            request: millis(50),
+            first_wait: millis(1),
+            longest_wait: millis(4),
+            end: millis(300),
+        };
+        let mut tracker =
+            Background::new("test".into(), patience, move |_| Box::new(Script(send.clone(), script())));
+        let folder = std::path::Path::new(".");
+        tracker.begin(&Run { id: "a", folder, step: 0, settings: &[] });
+        (tracker, receive)
+    }
+
+    /// The steps of the next `count` messages.
+    fn steps(received: &Receiver<Vec<Message>>, count: usize) -> Vec<u64> {
+        let mut steps = Vec::new();
+        while steps.len() < count {
+            let messages = received.recv_timeout(Duration::from_secs(20)).expect("more is delivered");
+            steps.extend(messages.iter().map(|message| message.step));
+        }
+        steps
+    }
+
+    fn until(holds: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !holds() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn what_fails_for_a_while_is_delivered_all_the_same_and_in_order() {
+        let (mut tracker, received) = tracker(|| {
+            let mut n = 0;
+            Box::new(move || {
+                n += 1;
+                (n % 3 != 0).then(|| Failure::Passing("no".into()))
+            })
+        });
+        for step in 0..50 {
+            tracker.scalars(step, &[("loss", 1.0)]);
+            thread::sleep(Duration::from_micros(100));
+        }
+        assert_eq!(steps(&received, 50), (0..50).collect::<Vec<_>>());
+        tracker.end(Status::Finished);
+    }
+
+    #[test]
+    fn what_is_refused_is_lost_alone() {
+        let (mut tracker, received) = tracker(|| {
+            let mut n = 0;
+            Box::new(move || {
+                n += 1;
+                (n == 2).then(|| Failure::Refused(1, "no".into()))
+            })
+        });
+        (0..3).for_each(|step| tracker.scalars(step, &[]));
+        assert_eq!(steps(&received, 2), [1, 2]);
+        assert_eq!(tracker.lost(), 1);
+        tracker.end(Status::Finished);
+    }
+
+    #[test]
+    fn a_tracker_that_never_answers_holds_up_nothing_and_bounded_memory() {
+        let (mut tracker, _received) = tracker(|| {
+            Box::new(|| {
+                thread::sleep(Duration::from_secs(3600));
+                None
+            })
+        });
+        let start = Instant::now();
+        (0..1_000_000).for_each(|step| tracker.scalars(step, &[("loss", 1.0), ("lr", 1e-3)]));
+        let picture = RgbImage::new(1000, 1000);
+        (0..100).for_each(|step| tracker.picture(step, "samples", &picture));
+        let lost = tracker.lost();
+        assert!(lost > 990_000, "{lost}");
+        let state = tracker.shared.as_ref().unwrap().lock();
+        assert!(state.queue.len() <= MOST && state.bytes <= MOST_BYTES);
+        drop(state);
+        tracker.end(Status::Finished);
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn one_that_is_off_or_dies_is_left_alone() {
+        let (mut off, _received) = tracker(|| Box::new(|| Some(Failure::Lasting("no".into()))));
+        let (mut dead, _received) =
+            tracker(|| Box::new(|| std::panic::resume_unwind(Box::new("as a panic does"))));
+        for tracker in [&mut off, &mut dead] {
+            until(|| tracker.shared.as_ref().unwrap().lock().done);
+            tracker.scalars(1, &[]);
+            assert_eq!(tracker.lost(), 1);
+            let start = Instant::now();
+            tracker.end(Status::Finished);
+            assert!(start.elapsed() < Duration::from_millis(200));
+        }
+    }
+}
