@@ -1,11 +1,13 @@
 //! Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
 
+pub mod chart;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod doctor;
 pub mod evaluate;
 pub mod memory;
+pub mod sweep;
 pub mod track;
 pub mod train;
 

@@ -13,6 +13,9 @@ pub mod download;
 pub mod export;
 pub mod generate;
 pub mod logging;
+pub mod runs;
+pub mod sweep;
+mod table;
 pub mod train;
 
 /// Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
@@ -35,6 +38,10 @@ enum Command {
     Train(train::Args),
     /// Writes a checkpoint as ONNX, and proves that the file is the model.
     Export(export::Args),
+    /// Lists runs, and shows one.
+    Runs(runs::Args),
+    /// Trains with many settings, and says which are best.
+    Sweep(sweep::Args),
     /// Says what this machine and this program can do, what is missing, and how to get it.
     Doctor(doctor::Args),
 }
@@ -59,6 +66,11 @@ pub fn main() -> ExitCode {
             }
         }
         Command::Export(args) => export::run(args),
+        Command::Runs(args) => runs::run(&args),
+        Command::Sweep(args) => match sweep::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {
@@ -79,6 +91,11 @@ fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
 fn fail(error: &anyhow::Error) -> ExitCode {
     logging::fail(&one_line(error));
     ExitCode::FAILURE
+}
+
+/// What the program takes.
+fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line.

@@ -1,5 +1,6 @@
 //! A run's folder: what it was asked, how it is going, and what came of it.
 //!
+//! ```text
 //!     runs/latest -> 20261123-224501-dit-7f3a    the newest (a file with its name, where links cannot be made)
 //!     runs/20261123-224501-dit-7f3a/
 //!         run.json          the record: see [`Record`]
@@ -11,10 +12,11 @@
 //!         samples/          sample grids
 //!         NAME.pt, NAME.safetensors        the released files
 //!         loss.png          the loss curve
+//! ```
 
 use std::{
     fs::{File, TryLockError},
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -119,14 +121,9 @@ impl Record {
     /// When it cannot be read or is none.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(RECORD);
-        let failed = |source| Error::File { path: path.clone(), source };
-        let len = std::fs::metadata(&path).map_err(failed)?.len();
-        let broken = |message: String| Error::Resume { path: path.clone(), message };
-        if len > MOST_BYTES {
-            return Err(broken(format!("expected the record of a run, found {len} bytes")));
-        }
-        let text = std::fs::read(&path).map_err(failed)?;
-        serde_json::from_slice(&text).map_err(|e| broken(format!("expected the record of a run: {e}")))
+        let text = read_page(&path)?;
+        let broken = |e| Error::Resume { path, message: format!("expected the record of a run: {e}") };
+        serde_json::from_slice(&text).map_err(broken)
     }
 
     /// Writes `run.json`, atomically.
@@ -141,6 +138,23 @@ impl Record {
         text.push(b'\n');
         write_atomically(&path, |w| w.write_all(&text)).map_err(|source| Error::File { path, source })
     }
+}
+
+/// Reads a file that is a page of text; what is longer, or no file, is refused before it is read.
+///
+/// # Errors
+/// When it cannot be read or is too long.
+pub fn read_page(path: &Path) -> Result<Vec<u8>> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_file() || about.len() > MOST_BYTES {
+        let found = format!("expected a file of at most {MOST_BYTES} bytes, found {} bytes", about.len());
+        let found = if about.is_file() { found } else { "expected a file".to_owned() };
+        return Err(failed(std::io::Error::other(found)));
+    }
+    let (mut text, file) = (Vec::new(), File::open(path).map_err(failed)?);
+    file.take(MOST_BYTES).read_to_end(&mut text).map_err(failed)?;
+    Ok(text)
 }
 
 /// A folder in `root` for a new run, with an id that no other has; nothing is made yet.
@@ -194,6 +208,17 @@ pub fn list(root: &Path) -> Result<Vec<(PathBuf, Record)>> {
     Ok(runs)
 }
 
+/// The name of the run that `latest` points to, if it does.
+pub fn latest(root: &Path) -> Option<String> {
+    let path = root.join(LATEST);
+    // A link, or a file where there are none.
+    let name = match std::fs::read_link(&path) {
+        Ok(target) => target.file_name()?.to_str()?.to_owned(),
+        Err(_) => String::from_utf8(read_page(&path).ok()?).ok()?.trim().to_owned(),
+    };
+    Some(name)
+}
+
 /// The lock of a run's folder: one process trains there at a time.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
@@ -212,6 +237,14 @@ impl Lock {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => Err(failed(source)),
         }
+    }
+
+    /// Whether a process has it. Nothing is written, and who asks does not get in the way of others who ask.
+    pub fn held(folder: &Path) -> bool {
+        let path = folder.join(LOCK);
+        // Opening what is no file might wait for ever.
+        let file = if path.is_file() { File::open(path).ok() } else { None };
+        file.is_some_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 }
 
@@ -268,9 +301,10 @@ mod tests {
         assert!(folders.iter().all(|folder| runs.iter().any(|run| run.0 == *folder)));
         #[cfg(unix)]
         assert_eq!(root.join("latest").canonicalize().unwrap(), last.canonicalize().unwrap());
-        assert!(Lock::take(&last).unwrap().is_none());
+        assert!(Lock::take(&last).unwrap().is_none() && Lock::held(&last));
         assert!(begin(&last, "classifier").is_err());
         drop(lock);
+        assert!(!Lock::held(&last) && !Lock::held(&root) && !root.join("lock").exists());
         assert!(Lock::take(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();
         assert!(Record::load(&last).unwrap_err().to_string().contains("run.json"));

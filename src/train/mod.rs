@@ -9,6 +9,7 @@ mod event;
 mod flow;
 pub mod folder;
 mod loader;
+pub mod metrics;
 mod optimizer;
 mod preflight;
 mod run;

@@ -1,0 +1,327 @@
+//! Curves in a terminal, of Braille characters, whose eight dots make a fine grid.
+
+use std::fmt::Write as _;
+
+use crate::train::metrics::Point;
+
+/// The narrowest chart: room for its legend.
+const NARROWEST: usize = 60;
+/// Lines of the plot itself.
+const LINES: usize = 12;
+/// A character's dots, by column and line.
+const DOTS: [[u8; 4]; 2] = [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
+/// Room for the numbers of an axis; [`short`] takes no more.
+const LABEL: usize = 10;
+/// What the second curve is drawn with. It has one column in every terminal.
+const MARK: char = 'o';
+
+/// A curve, its points in the order of their steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Curve<'a> {
+    /// What it is of.
+    pub name: &'a str,
+    /// Its points. Those that are not finite are gaps.
+    pub points: &'a [Point],
+}
+
+/// The range of what is drawn along one axis; empty while `low > high`.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    low: f64,
+    high: f64,
+}
+
+impl Range {
+    const EMPTY: Self = Self { low: f64::INFINITY, high: f64::NEG_INFINITY };
+
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        values
+            .filter(|v| v.is_finite())
+            .fold(Self::EMPTY, |range, v| Self { low: range.low.min(v), high: range.high.max(v) })
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { low: self.low.min(other.low), high: self.high.max(other.high) }
+    }
+
+    /// Where `value` lies among `n` places, 0 the lowest. Halves, so that the greatest numbers have a difference.
+    fn place(self, value: f64, n: usize) -> usize {
+        let share = (value / 2.0 - self.low / 2.0) / (self.high / 2.0 - self.low / 2.0);
+        // A range of one value has no shares: it lies in the middle.
+        let share = if share.is_finite() { share } else { 0.5 };
+        ((share * n as f64) as usize).min(n - 1)
+    }
+
+    fn at(self, share: f64) -> f64 {
+        self.low * (1.0 - share) + self.high * share
+    }
+}
+
+/// What lies in one column of the plot.
+#[derive(Clone, Copy, Default)]
+struct Column {
+    /// Points, finite or not.
+    points: u32,
+    /// Finite ones.
+    finite: u32,
+    /// The mean of those.
+    mean: f64,
+}
+
+/// The points by columns, each with its mean: a million points are drawn as what they are on average.
+fn columns(points: &[Point], steps: Range, n: usize) -> Vec<Column> {
+    let mut columns = vec![Column::default(); n];
+    for point in points {
+        let column = &mut columns[steps.place(point.step as f64, n)];
+        column.points += 1;
+        if point.value.is_finite() {
+            column.finite += 1;
+            let weight = 1.0 / f64::from(column.finite);
+            column.mean = column.mean * (1.0 - weight) + point.value * weight;
+        }
+    }
+    columns
+}
+
+fn means(columns: &[Column]) -> impl Iterator<Item = f64> {
+    columns.iter().filter(|c| c.finite > 0).map(|c| c.mean)
+}
+
+/// A number for an axis or a table: some five digits.
+pub fn short(value: f64) -> String {
+    let size = value.abs();
+    if !value.is_finite() {
+        return "not finite".to_owned();
+    }
+    if size != 0.0 && !(1e-3..1e5).contains(&size) {
+        return format!("{value:.2e}");
+    }
+    let before = if size < 1.0 { 0 } else { size.log10() as usize };
+    format!("{value:.*}", 4usize.saturating_sub(before))
+}
+
+/// Draws `first`, and over it `second` as marks, on the same scale where `same`, else on one of its own at the right. Every line has at most
+/// `width` characters, but `width` counts as at least 60. `colour` is for terminals.
+pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, colour: bool) -> String {
+    let width = width.max(NARROWEST);
+    let second = second.filter(|curve| curve.points.iter().any(|p| p.value.is_finite()));
+    if !first.points.iter().any(|p| p.value.is_finite()) && second.is_none() {
+        let what = if first.points.is_empty() { "has been logged" } else { "that is logged is finite" };
+        return format!("no {} {what}\n", first.name);
+    }
+    let all = first.points.iter().chain(second.iter().flat_map(|curve| curve.points));
+    let steps = Range::of(all.map(|p| p.step as f64));
+    let own = second.is_some() && !same;
+    let plot = width - LABEL - 2 - if own { LABEL + 2 } else { 0 };
+    let dots = columns(first.points, steps, 2 * plot);
+    let marks = second.map_or(Vec::new(), |curve| columns(curve.points, steps, plot));
+    let mut scales = [Range::of(means(&dots)), Range::of(means(&marks))];
+    if !own || scales[0].low > scales[0].high {
+        scales = [scales[0].and(scales[1]); 2];
+    }
+    let cells = paint(&dots, &marks, scales, plot);
+
+    let (dim, bright, reset) = if colour { ("\x1b[36m", "\x1b[33m", "\x1b[0m") } else { ("", "", "") };
+    let cut = |name: &str, most: usize| name.chars().take(most).collect::<String>();
+    let mut out = format!("{:LABEL$}  {dim}{}{reset}", "", cut(first.name, 10));
+    if let Some(second) = second {
+        let axis = if own { " (right)" } else { "" };
+        let _ = write!(out, "   {bright}{MARK} {}{axis}{reset}", cut(second.name, 24));
+    }
+    out.push('\n');
+    for (line, cells) in cells.iter().enumerate() {
+        let share = 1.0 - line as f64 / (LINES - 1) as f64;
+        let labelled = [0, LINES / 2, LINES - 1].contains(&line);
+        let [left, right] = scales.map(|scale| if labelled { short(scale.at(share)) } else { String::new() });
+        let axis = if labelled { ['┤', '├'] } else { ['│', '│'] };
+        let _ = write!(out, "{left:>LABEL$} {}", axis[0]);
+        let mut last = "";
+        for &cell in cells {
+            let new = if cell == MARK { bright } else { dim };
+            if new != last && cell != ' ' {
+                let _ = write!(out, "{new}");
+                last = new;
+            }
+            out.push(cell);
+        }
+        out.push_str(if last.is_empty() { "" } else { reset });
+        if own {
+            let _ = write!(out, "{} {right}", axis[1]);
+        }
+        out.truncate(out.trim_end().len());
+        out.push('\n');
+    }
+    let _ = writeln!(out, "{:LABEL$} └{}", "", "─".repeat(plot));
+    let whole = |step: f64| if step < 1e9 { step.to_string() } else { short(step) };
+    let (from, to) = (whole(steps.low), format!("step {}", whole(steps.high)));
+    let room = plot.saturating_sub(from.len());
+    let _ = writeln!(out, "{:LABEL$}  {from}{to:>room$}", "");
+    let missing = first.points.iter().filter(|p| !p.value.is_finite()).count();
+    if missing > 0 {
+        let _ = writeln!(out, "{:LABEL$}  {missing} of {} not finite", "", first.points.len());
+    }
+    out
+}
+
+/// The plot's characters, line by line from the top.
+fn paint(dots: &[Column], marks: &[Column], scales: [Range; 2], plot: usize) -> Vec<Vec<char>> {
+    let mut bits = vec![vec![0u8; plot]; LINES];
+    let mut set = |x: usize, y: usize| {
+        let y = 4 * LINES - 1 - y;
+        bits[y / 4][x / 2] |= DOTS[x % 2][y % 4];
+    };
+    let mut before: Option<(usize, usize)> = None;
+    for (x, column) in dots.iter().enumerate() {
+        if column.finite == 0 {
+            // Between two logged steps the curve goes on; where what was logged is not finite, it does not.
+            before = before.filter(|_| column.points == 0);
+            continue;
+        }
+        let y = scales[0].place(column.mean, 4 * LINES);
+        let (from, mut last) = before.unwrap_or((x, y));
+        for step in 0..=x - from {
+            let here = match x - from {
+                0 => y,
+                width => {
+                    let start = before.map_or(y, |(_, y)| y);
+                    (start * (width - step) + y * step + width / 2) / width
+                }
+            };
+            (last.min(here)..=last.max(here)).for_each(|y| set(from + step, y));
+            last = here;
+        }
+        before = Some((x, y));
+    }
+    let braille = |bits: u8| char::from_u32(0x2800 + u32::from(bits)).filter(|_| bits > 0).unwrap_or(' ');
+    let mut cells: Vec<Vec<char>> =
+        bits.into_iter().map(|line| line.into_iter().map(braille).collect()).collect();
+    for (x, column) in marks.iter().enumerate().filter(|(_, column)| column.finite > 0) {
+        cells[LINES - 1 - scales[1].place(column.mean, LINES)][x] = MARK;
+    }
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    use super::*;
+
+    fn points(values: impl IntoIterator<Item = f64>) -> Vec<Point> {
+        values.into_iter().enumerate().map(|(i, value)| Point { step: 10 * (i as u64 + 1), value }).collect()
+    }
+
+    fn curve<'a>(name: &'a str, points: &'a [Point]) -> Curve<'a> {
+        Curve { name, points }
+    }
+
+    #[test]
+    fn a_falling_curve_falls_and_its_scores_are_marked() {
+        let loss = points((0..100).map(|i| 2.0 - f64::from(i) / 100.0));
+        let score = [Point { step: 500, value: 0.25 }, Point { step: 1000, value: 0.75 }];
+        let said = draw(curve("loss", &loss), Some(curve("validation_accuracy", &score)), false, 60, false);
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), LINES + 3, "{said}");
+        assert!(lines[0].contains("loss   o validation_accuracy (right)"), "{said}");
+        assert!(lines[1].starts_with("    1.9950 ┤"), "{said}");
+        assert!(lines[LINES].contains("0.2500") && lines[1].ends_with("0.7500"), "{said}");
+        assert!(lines[LINES + 2].ends_with("step 1000"), "{said}");
+        // The leftmost dots are above those at the right.
+        let column = |line: &str, x: usize| line.chars().nth(x).unwrap_or(' ');
+        let first = |x: usize| lines[1..=LINES].iter().position(|line| column(line, x) != ' ').unwrap();
+        assert_eq!(first(12), 0, "{said}");
+        assert!(
+            (13..45).all(|x| first(x - 1) <= first(x) || column(lines[1 + first(x)], x) == MARK),
+            "{said}"
+        );
+        assert_eq!(
+            said.matches(MARK).count() - "loss o validation_accuracy step".matches('o').count(),
+            2,
+            "{said}"
+        );
+        // Without colours there is nothing but text.
+        assert!(!said.contains('\x1b'));
+        let coloured = draw(curve("loss", &loss), None, false, 60, true);
+        let plain = coloured.replace("\x1b[36m", "").replace("\x1b[0m", "");
+        let plain: String = plain.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
+        assert_eq!(plain, draw(curve("loss", &loss), None, false, 60, false));
+    }
+
+    /// Whatever a file holds, a chart has its lines, none too wide.
+    #[test]
+    fn any_points_make_a_chart_that_fits() {
+        let odd = [
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            f64::MAX,
+            f64::MIN,
+            5e-324,
+            1e-9,
+        ];
+        for case in 0..400 {
+            let mut random = Stream::new(1, Purpose::Order, case);
+            let mut some = |most: u32| {
+                let n = random.below(most);
+                let mut step = 0u64;
+                let point = |_| {
+                    step = step.saturating_add(u64::from(random.below(3)).saturating_pow(random.below(70)));
+                    let value = match random.below(3) {
+                        0 => odd[random.below(odd.len() as u32) as usize],
+                        1 => random.uniform(),
+                        _ => random.normal() * 10f64.powi(random.below(600) as i32 - 300),
+                    };
+                    Point { step, value }
+                };
+                (0..n).map(point).collect::<Vec<_>>()
+            };
+            let (loss, score) = (some(1 << (case % 10)), some(12));
+            let width = 20 + (case as usize * 7) % 200;
+            let said = draw(curve("loss", &loss), Some(curve("score", &score)), case % 2 == 0, width, false);
+            let finite = loss.iter().chain(&score).filter(|p| p.value.is_finite()).count();
+            let missing = loss.iter().any(|p| !p.value.is_finite());
+            let lines = if finite == 0 { 1 } else { LINES + 3 + usize::from(missing) };
+            assert_eq!(said.lines().count(), lines, "{case}:\n{said}");
+            for line in said.lines() {
+                assert!(line.chars().count() <= width.max(NARROWEST), "{case}, {width}:\n{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn few_points_and_constant_ones_are_drawn_and_none_is_said() {
+        assert_eq!(draw(curve("loss", &[]), None, true, 80, false), "no loss has been logged\n");
+        let none = points([f64::NAN]);
+        assert_eq!(draw(curve("loss", &none), None, true, 80, false), "no loss that is logged is finite\n");
+        let braille = |said: &str| said.chars().filter(|c| ('\u{2801}'..='\u{28ff}').contains(c)).count();
+        assert_eq!(braille(&draw(curve("loss", &points([1.5])), None, true, 80, false)), 1);
+        let said = draw(curve("loss", &points([1.5; 9])), None, true, 80, false);
+        assert_eq!(braille(&said), 80 - LABEL - 2, "{said}");
+        // What is not finite interrupts the curve and is counted.
+        let gap = points([1.0, 1.0, f64::NAN, 1.0, 1.0]);
+        let said = draw(curve("loss", &gap), None, true, 80, false);
+        assert!(braille(&said) < 80 - LABEL - 2 - 20 && said.contains("1 of 5 not finite"), "{said}");
+    }
+
+    #[test]
+    fn numbers_have_some_five_digits() {
+        for (value, said) in [
+            (0.0, "0.0000"),
+            (0.25, "0.2500"),
+            (1.5, "1.5000"),
+            (12.345, "12.345"),
+            (99_999.0, "99999"),
+            (1e5, "1.00e5"),
+            (-1e-5, "-1.00e-5"),
+            (f64::MAX, "1.80e308"),
+            (f64::NAN, "not finite"),
+        ] {
+            assert_eq!(short(value), said);
+            assert!(short(-value).len() <= LABEL);
+        }
+    }
+}

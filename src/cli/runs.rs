@@ -1,0 +1,326 @@
+//! `tiny-cats runs`: lists runs, and shows one.
+
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use super::table::{clean, table};
+use crate::{
+    chart::{Curve, draw, short},
+    sweep,
+    train::{
+        folder::{CONFIGURATION, Lock, RUNS, Record, Status, latest, read_page},
+        metrics::{Goal, LOSS, METRICS, Metrics, Point, best},
+    },
+};
+
+/// The end of `metrics.jsonl` in which the last loss is looked for: some hundreds of lines.
+const END: u64 = 64 << 10;
+/// Where there is no terminal that has a width.
+const WIDTH: usize = 80;
+/// What is printed of a text that a file holds.
+const MOST: usize = 200;
+/// What stands for the newest run.
+const LATEST: &str = "latest";
+
+/// What `tiny-cats runs` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Where the runs lie
+    #[arg(long, default_value = RUNS, value_name = "DIR", global = true)]
+    runs_dir: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Shows a run: its record, its configuration, its best evaluations and its loss curve.
+    Show {
+        /// The run: `latest`, its id, or as much of the id's beginning or end as no other run has
+        #[arg(default_value = LATEST)]
+        id: String,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When there is no such folder or no such run. A run that cannot be read is a line of the list.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let said = match &args.command {
+        None => {
+            let runs = list(&args.runs_dir)?;
+            if args.json {
+                pretty(&runs.iter().map(Run::json).collect())?
+            } else {
+                lines(&runs, &args.runs_dir)
+            }
+        }
+        Some(Command::Show { id }) => {
+            let run = Run::open(find(&args.runs_dir, id)?);
+            show(&run, args.json)?
+        }
+    };
+    // Not print!, which panics when a reader such as head has had enough.
+    Ok(std::io::stdout().write_all(said.as_bytes())?)
+}
+
+fn pretty(value: &Value) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// A run's folder, and what could be read of it.
+struct Run {
+    folder: PathBuf,
+    id: String,
+    /// The record, or why there is none.
+    record: Result<Record, String>,
+    /// `killed` and `broken` are found out here; the others are the record's.
+    status: &'static str,
+    /// The last loss that was logged.
+    loss: Option<Point>,
+}
+
+impl Run {
+    fn open(folder: PathBuf) -> Self {
+        let id = name(&folder);
+        let record = Record::load(&folder).map_err(|e| e.to_string());
+        let status = match &record {
+            Err(_) => "broken",
+            Ok(record) => match record.status {
+                Status::Running if Lock::held(&folder) => "running",
+                Status::Running => "killed",
+                Status::Stopped => "stopped",
+                Status::Failed => "failed",
+                Status::Finished => "finished",
+            },
+        };
+        let metrics = Metrics::tail(&folder.join(METRICS), END).unwrap_or_default();
+        let loss = metrics.training(LOSS).last().copied();
+        Self { folder, id, record, status, loss }
+    }
+
+    /// The newest sample grid, from where the program was called.
+    fn sample(&self) -> Option<PathBuf> {
+        Some(self.folder.join(self.record.as_ref().ok()?.sample.as_ref()?))
+    }
+
+    fn json(&self) -> Value {
+        let mut json = match &self.record {
+            Ok(record) => json!(record),
+            Err(error) => json!({"id": self.id, "error": error}),
+        };
+        json["status"] = json!(self.status);
+        json["folder"] = json!(self.folder.to_string_lossy());
+        json["loss"] = json!(self.loss);
+        json["sample"] = json!(self.sample().map(|path| path.to_string_lossy().into_owned()));
+        json
+    }
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The folders in which runs are looked for, by name.
+fn folders(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(root).with_context(|| format!("--runs-dir {}", root.display()))?;
+    let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let run = |path: &PathBuf| {
+        let name = name(path);
+        path.is_dir() && !path.is_symlink() && !name.starts_with('.') && name != sweep::SWEEPS
+    };
+    let mut folders: Vec<_> = folders.filter(run).collect();
+    folders.sort();
+    Ok(folders)
+}
+
+/// All runs, the newest last; those that cannot be read come first.
+fn list(root: &Path) -> anyhow::Result<Vec<Run>> {
+    let mut runs: Vec<Run> = folders(root)?.into_iter().map(Run::open).collect();
+    runs.sort_by_key(|run| run.record.as_ref().map_or(0, |record| record.begun));
+    Ok(runs)
+}
+
+/// The folder of a run by its id, or as much of it as no other has.
+fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
+    let folders = folders(root)?;
+    if id == LATEST {
+        // Only the name counts, and only if there is such a run.
+        let named = latest(root);
+        let latest = folders.iter().find(|folder| Some(name(folder)) == named).cloned();
+        let newest = || Some(list(root).ok()?.pop()?.folder);
+        return latest.or_else(newest).with_context(|| format!("{}: there are no runs", root.display()));
+    }
+    let names: Vec<String> = folders.iter().map(|folder| name(folder)).collect();
+    if let Some(exact) = names.iter().position(|name| name == id) {
+        return Ok(folders[exact].clone());
+    }
+    let like = |i: &usize| !id.is_empty() && (names[*i].starts_with(id) || names[*i].ends_with(id));
+    match (0..names.len()).filter(like).collect::<Vec<_>>()[..] {
+        [one] => Ok(folders[one].clone()),
+        [] => {
+            let near = sweep::nearest(id, names.iter().map(String::as_str));
+            let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
+            bail!("{}: no run {}{near}", root.display(), clean(id, MOST))
+        }
+        [first, second, ..] => bail!(
+            "{}: several runs are {}, such as {} and {}",
+            root.display(),
+            clean(id, MOST),
+            clean(&names[first], MOST),
+            clean(&names[second], MOST)
+        ),
+    }
+}
+
+/// Seconds since 1970 as a time that people read.
+fn time(seconds: u64) -> String {
+    // Later years than 9999 have no such form.
+    let time = (seconds < 253_402_300_800).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    time.map_or_else(
+        || "unknown".to_owned(),
+        |time| humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', ""),
+    )
+}
+
+fn score(name: &str, value: f64, step: u64) -> String {
+    format!("{} {} at {step}", clean(name, 40), short(value))
+}
+
+fn lines(runs: &[Run], root: &Path) -> String {
+    if runs.is_empty() {
+        return format!("{}: there are no runs\n", root.display());
+    }
+    let row = |run: &Run| -> Vec<String> {
+        let id = clean(&run.id, 60);
+        let Ok(record) = &run.record else {
+            return vec![id, String::new(), run.status.to_owned()];
+        };
+        let best = record.best.as_ref().map(|best| score(&best.name, best.value, best.step));
+        let sample = run.sample().map(|path| clean(&path.to_string_lossy(), MOST));
+        vec![
+            id,
+            clean(&record.task, 20),
+            run.status.to_owned(),
+            format!("{}/{}", record.step, record.steps),
+            best.unwrap_or_default(),
+            run.loss.map_or_else(String::new, |loss| short(loss.value)),
+            time(record.begun),
+            sample.unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<_> = runs.iter().map(row).collect();
+    let head = ["id", "task", "status", "steps", "best", "loss", "begun (UTC)", "sample"];
+    let mut said = String::new();
+    for (line, run) in table(&head, &rows).lines().zip(std::iter::once(None).chain(runs.iter().map(Some))) {
+        said += line;
+        // Why it is broken takes the place of all that is not known.
+        if let Some(Err(error)) = run.map(|run| &run.record) {
+            let _ = write!(said, ": {}", clean(error, MOST));
+        }
+        said.push('\n');
+    }
+    said
+}
+
+fn show(run: &Run, json: bool) -> anyhow::Result<String> {
+    if let Err(error) = &run.record {
+        bail!("{}", clean(error, 2 * MOST));
+    }
+    let metrics = Metrics::read(&run.folder.join(METRICS));
+    let note = metrics.as_ref().err().map(ToString::to_string);
+    let metrics = metrics.unwrap_or_default();
+    let config = read_page(&run.folder.join(CONFIGURATION))
+        .ok()
+        .map(|text| String::from_utf8_lossy(&text).into_owned());
+    // The better of what increases, where the name says that it does.
+    let goal = |name: &str| Goal::of(name).unwrap_or(Goal::Min);
+    let best =
+        metrics.evaluations().filter_map(|(name, points)| Some((name, best(points, goal(name))?, points)));
+    let best: Vec<(&str, Point, &[Point])> = best.collect();
+    if json {
+        let mut said = run.json();
+        said["config"] = json!(config.and_then(|text| text.parse::<toml::Table>().ok()));
+        let evaluations = best.iter().map(|(name, at, points)| {
+            json!({"name": name, "best": at, "last": points.last(), "evaluations": points.len()})
+        });
+        said["evaluations"] = evaluations.collect();
+        said["metrics"] = json!(run.folder.join(METRICS).to_string_lossy());
+        said["unreadable_lines"] = json!(metrics.unreadable);
+        return pretty(&said);
+    }
+    let mut out = String::new();
+    about(&mut out, run)?;
+    if let Some(config) = config {
+        writeln!(out, "\n{CONFIGURATION}")?;
+        for line in config.lines().take(MOST).filter(|line| !line.trim().is_empty()) {
+            writeln!(out, "  {}", clean(line, MOST))?;
+        }
+    }
+    if !best.is_empty() {
+        writeln!(out)?;
+        let row = |(name, at, points): &(&str, Point, &[Point])| {
+            let last = points.last().map_or(f64::NAN, |point| point.value);
+            vec![clean(name, 40), short(at.value), at.step.to_string(), short(last), points.len().to_string()]
+        };
+        let rows: Vec<_> = best.iter().map(row).collect();
+        out += &table(&["evaluation", "best", "step", "last", "times"], &rows);
+    }
+    writeln!(out)?;
+    let decides = run.record.as_ref().ok().and_then(|record| record.best.as_ref()).map(|best| &best.name);
+    let scores: Vec<_> = metrics.evaluations().collect();
+    let chosen =
+        scores.iter().find(|(name, _)| Some(*name) == decides.map(String::as_str)).or(scores.first());
+    let title = chosen.map_or(String::new(), |(name, _)| clean(name, 40));
+    let second = chosen.map(|(_, points)| Curve { name: &title, points });
+    let same = title == format!("validation_{LOSS}");
+    let terminal = std::io::stdout().is_terminal();
+    let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| usize::from(width.0));
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    out += &draw(Curve { name: LOSS, points: metrics.training(LOSS) }, second, same, width.min(160), colour);
+    if metrics.unreadable > 0 {
+        writeln!(out, "{METRICS}: {} lines are none and were left out", metrics.unreadable)?;
+    }
+    if metrics.omitted > 0 {
+        writeln!(out, "{METRICS}: the first {} MiB were left out", metrics.omitted >> 20)?;
+    }
+    if let Some(note) = note {
+        writeln!(out, "{}", clean(&note, MOST))?;
+    }
+    Ok(out)
+}
+
+/// What its record says.
+fn about(out: &mut String, run: &Run) -> std::fmt::Result {
+    let Ok(record) = &run.record else { return Ok(()) };
+    let mut row = |name: &str, text: &str| {
+        if text.is_empty() { Ok(()) } else { writeln!(out, "{name:<10}{}", clean(text, 5 * MOST)) }
+    };
+    row("run", &run.id)?;
+    row("task", &record.task)?;
+    row("status", run.status)?;
+    row("step", &format!("{} of {}", record.step, record.steps))?;
+    row("begun", &format!("{} UTC", time(record.begun)))?;
+    row("written", &format!("{} UTC", time(record.written)))?;
+    let best = record.best.as_ref().map(|best| score(&best.name, best.value, best.step));
+    row("best", &best.unwrap_or_default())?;
+    row(
+        "loss",
+        &run.loss.map_or_else(String::new, |loss| format!("{} at {}", short(loss.value), loss.step)),
+    )?;
+    row("error", record.error.as_deref().unwrap_or_default())?;
+    row("sample", &run.sample().map_or_else(String::new, |path| path.to_string_lossy().into_owned()))?;
+    row("command", &record.command.join(" "))?;
+    row("folder", &run.folder.to_string_lossy())
+}

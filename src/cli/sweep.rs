@@ -1,0 +1,232 @@
+//! `tiny-cats sweep`: trains with many settings.
+
+use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
+
+use anyhow::bail;
+use serde_json::json;
+
+use super::table::{clean, table};
+use crate::{
+    chart::short,
+    sweep::{End, Job, JobStatus, LOG, Outcome, Progress, Runner, STOPPED, Setting, Stop, Sweep},
+    train::folder::RUNS,
+};
+
+/// What is printed of a text that a file holds.
+const MOST: usize = 200;
+
+const FILE_FORMAT: &str = r#"The file:
+  task = "dit"                 # or "classifier"
+  data = "data/cats"           # unset, what `train` takes
+  config = "smoke"             # a profile or file for `train --config`; may be left out
+  method = "grid"              # every combination; or "random", which needs `jobs` and takes `seed`
+  metric = "validation_loss"   # what decides; a classifier's default is "validation_accuracy"
+  goal = "min"                 # or "max"; unset, by the metric's name
+
+  [fixed]                      # flags of `train` without their dashes; `true` for one that takes no value
+  steps = 200
+
+  [sweep]
+  lr = [1e-4, 3e-4, 1e-3]
+  weight-decay = { low = 1e-4, high = 1e-1, scale = "log" }   # "random" only
+
+Everything is written into RUNS/sweeps/NAME, NAME being the file's: sweep.json, and a folder for each job with its runs and output.log.
+Called again, it passes over what is finished and goes on with the rest. `tiny-cats runs --runs-dir RUNS/sweeps/NAME/JOB` shows a job's run.
+
+Exit codes: 0 when at least one job has finished, 1 when none has, 2 for a wrong usage, 75 when it was stopped and can go on."#;
+
+/// What `tiny-cats sweep` is called with.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = FILE_FORMAT)]
+pub struct Args {
+    /// What is trained, and which settings are tried; --help describes it
+    #[arg(value_name = "FILE.toml")]
+    file: PathBuf,
+    /// Where runs lie
+    #[arg(long, default_value = RUNS, value_name = "DIR")]
+    runs_dir: PathBuf,
+    /// Print the jobs, and run none
+    #[arg(long)]
+    dry_run: bool,
+    /// Try jobs again that have failed
+    #[arg(long)]
+    retry_failed: bool,
+    /// Print the outcome as JSON; a line for each job goes to the standard error stream
+    #[arg(long)]
+    json: bool,
+    /// Run this program for the jobs instead of this one
+    #[arg(long, value_name = "PROGRAM", hide = true)]
+    program: Option<PathBuf>,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the file makes no sense, a job cannot be begun, or none has finished.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let sweep = Sweep::load(&args.file)?;
+    sweep.check_keys(&flags(sweep.task.name()))?;
+    let jobs = sweep.jobs()?;
+    for job in &jobs {
+        check(&sweep, job)?;
+    }
+    if args.dry_run {
+        print(&if args.json { pretty(&json!(jobs))? } else { plan(&sweep, &jobs) })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let stop = Stop::on_signals()?;
+    let program = args.program.clone().map_or_else(std::env::current_exe, Ok)?;
+    let runner = Runner { program, runs: args.runs_dir.clone(), retry_failed: args.retry_failed, stop };
+    let folder = runner.folder(&sweep);
+    let bar = indicatif::ProgressBar::new_spinner();
+    bar.enable_steady_tick(std::time::Duration::from_millis(500));
+    let all = jobs.len();
+    let end = runner.run(&sweep, &jobs, &mut |progress| match progress {
+        Progress::Begins(i, job) => {
+            let log = folder.join(&job.name).join(LOG);
+            bar.set_message(format!(
+                "[{}/{all}] {}  ({})",
+                i + 1,
+                settings(job.settings.iter()),
+                log.display()
+            ));
+        }
+        Progress::Waits(i, job) => {
+            let text = format!(
+                "[{}/{all}] {}: is still trained by another process, which is waited for",
+                i + 1,
+                job.name
+            );
+            bar.suspend(|| eprintln!("{text}"));
+        }
+        Progress::Ended(i, outcome) => {
+            let line = format!("[{}/{all}] {}", i + 1, ended(&sweep, outcome));
+            // That nobody reads it any more is no reason to stop.
+            bar.suspend(|| {
+                let _ = if args.json {
+                    writeln!(std::io::stderr(), "{line}")
+                } else {
+                    writeln!(std::io::stdout(), "{line}")
+                };
+            });
+        }
+    })?;
+    bar.finish_and_clear();
+    print(&if args.json {
+        pretty(&report(&sweep, &end))?
+    } else {
+        "\n".to_owned() + &ranking(&sweep, &end)
+    })?;
+    if end.stopped {
+        eprintln!("stopped; the same command goes on");
+        return Ok(ExitCode::from(STOPPED));
+    }
+    if end.ledger.count(JobStatus::Finished) == 0 {
+        bail!("{}: none of {all} jobs has finished", end.folder.display());
+    }
+    let failed = end.ledger.count(JobStatus::Failed);
+    if failed > 0 {
+        eprintln!("{failed} of {all} jobs failed; --retry-failed tries them again");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(text: &str) -> std::io::Result<()> {
+    // Not print!, which panics when a reader such as head has had enough.
+    std::io::stdout().write_all(text.as_bytes())
+}
+
+fn pretty(value: &serde_json::Value) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// The flags of `train TASK`, without their dashes.
+fn flags(task: &str) -> Vec<String> {
+    let command = super::command();
+    let task = command.find_subcommand("train").and_then(|train| train.find_subcommand(task));
+    let arguments = task.into_iter().flat_map(clap::Command::get_arguments);
+    let names = arguments.flat_map(|argument| {
+        let others = argument.get_all_aliases().unwrap_or_default();
+        argument.get_long().into_iter().chain(others).map(str::to_owned).collect::<Vec<_>>()
+    });
+    names.collect()
+}
+
+/// Refuses a job that `train` would refuse, before any is begun.
+fn check(sweep: &Sweep, job: &Job) -> anyhow::Result<()> {
+    let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
+    let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
+    let command = super::train::config::with_defaults(super::command(), &arguments)?;
+    if let Err(error) = command.try_get_matches_from(arguments) {
+        let said = error.to_string();
+        let line = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        bail!("{}: {}: {}", sweep.path.display(), settings(job.settings.iter()), clean(line, MOST));
+    }
+    Ok(())
+}
+
+/// What differs, on one line.
+fn settings<'a>(settings: impl Iterator<Item = (&'a String, &'a Setting)>) -> String {
+    let each = settings.map(|(key, value)| format!("{key}={}", clean(&value.to_string(), 60)));
+    each.collect::<Vec<_>>().join(" ")
+}
+
+fn plan(sweep: &Sweep, jobs: &[Job]) -> String {
+    let head: Vec<&str> = sweep.space.keys().map(String::as_str).chain(["job"]).collect();
+    let row = |job: &Job| {
+        let values = job.settings.values().map(|value| clean(&value.to_string(), 60));
+        values.chain([job.name.clone()]).collect()
+    };
+    let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
+    format!("{}\n{} jobs: tiny-cats {}\n", table(&head, &rows).trim_end(), jobs.len(), shared(jobs))
+}
+
+/// The arguments that all jobs have.
+fn shared(jobs: &[Job]) -> String {
+    let Some(first) = jobs.first() else { return String::new() };
+    let shared =
+        first.arguments.iter().filter(|argument| jobs.iter().all(|job| job.arguments.contains(argument)));
+    clean(&shared.map(String::as_str).collect::<Vec<_>>().join(" "), 5 * MOST)
+}
+
+/// What became of a job, on one line.
+fn ended(sweep: &Sweep, outcome: &Outcome) -> String {
+    let mut line = format!("{}  {}", settings(outcome.settings.iter()), outcome.status.name());
+    match (&outcome.error, outcome.metric) {
+        (Some(error), _) => line += &format!(": {}", clean(error, MOST)),
+        (None, Some(point)) => {
+            line += &format!("  {} {} at {}", sweep.metric, short(point.value), point.step)
+        }
+        (None, None) => line += &format!("  no {}", sweep.metric),
+    }
+    line + &format!("  {:.0} s", outcome.seconds)
+}
+
+/// The outcomes as a table, the best first.
+fn ranking(sweep: &Sweep, end: &End) -> String {
+    let keys = sweep.space.keys().map(String::as_str);
+    let head: Vec<&str> = keys.chain([sweep.metric.as_str(), "step", "status", "job", "error"]).collect();
+    let row = |outcome: &&Outcome| {
+        let point = |text: fn(&crate::train::metrics::Point) -> String| {
+            outcome.metric.as_ref().map_or_else(String::new, text)
+        };
+        let values = outcome.settings.values().map(|value| clean(&value.to_string(), 60));
+        let more =
+            [point(|p| short(p.value)), point(|p| p.step.to_string()), outcome.status.name().to_owned()];
+        let error = outcome.error.as_ref().map_or_else(String::new, |error| clean(error, MOST));
+        values.chain(more).chain([outcome.job.clone(), error]).collect()
+    };
+    let rows: Vec<Vec<String>> = end.ledger.ranked(sweep.goal).iter().map(row).collect();
+    let errors = rows.iter().any(|row| row.last().is_some_and(|error| !error.is_empty()));
+    let head = if errors { &head[..] } else { &head[..head.len() - 1] };
+    format!("{}{}\n", table(head, &rows), end.folder.display())
+}
+
+fn report(sweep: &Sweep, end: &End) -> serde_json::Value {
+    json!({
+        "sweep": sweep,
+        "folder": end.folder.to_string_lossy(),
+        "stopped": end.stopped,
+        "jobs": end.ledger.ranked(sweep.goal),
+    })
+}

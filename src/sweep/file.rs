@@ -1,0 +1,431 @@
+//! The file of a sweep: read, and refused where it makes no sense.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::{Error, Result};
+use crate::train::{folder::read_page, metrics::Goal};
+
+/// Keys that are swept or fixed.
+const MOST_KEYS: usize = 64;
+/// Values of one key.
+const MOST_VALUES: usize = 1000;
+/// Characters of a text.
+const MOST_TEXT: usize = 1000;
+/// Flags that say where a job's files are, which is the sweep's business, or that have a field of their own.
+const RESERVED: [&str; 9] =
+    ["runs-dir", "output", "resume", "config", "data", "help", "worker", "halvings", "deadline"];
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// The generator.
+    Dit,
+    /// The classifier.
+    Classifier,
+}
+
+impl Task {
+    /// The subcommand of `train`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dit => "dit",
+            Self::Classifier => "classifier",
+        }
+    }
+}
+
+/// A setting's value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    /// A flag without a value, given or not.
+    Switch(bool),
+    /// A whole number.
+    Whole(i64),
+    /// A number, finite.
+    Number(f64),
+    /// Anything else.
+    Text(String),
+}
+
+/// As on the command line, and as the same number is always written.
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Switch(value) => write!(f, "{value}"),
+            Self::Whole(value) => write!(f, "{value}"),
+            Self::Number(value) => write!(f, "{value:?}"),
+            Self::Text(value) => f.write_str(value),
+        }
+    }
+}
+
+/// What a key may be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Space {
+    /// One of these, of which no two are equal.
+    Values(Vec<Setting>),
+    /// A whole number of a range.
+    Whole {
+        /// The least.
+        low: i64,
+        /// The greatest.
+        high: i64,
+        /// Whether its logarithm is uniform.
+        log: bool,
+    },
+    /// A number of a range.
+    Number {
+        /// The least.
+        low: f64,
+        /// The greatest.
+        high: f64,
+        /// Whether its logarithm is uniform.
+        log: bool,
+    },
+}
+
+/// Which combinations are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Every one.
+    Grid,
+    /// As many as asked, at random.
+    Random {
+        /// How many.
+        jobs: usize,
+        /// The same seed draws the same.
+        seed: u64,
+    },
+}
+
+/// A sweep, as its file says it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// Its file.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// The file's name without extension: that of the sweep's folder.
+    pub name: String,
+    /// What is trained.
+    pub task: Task,
+    /// On which data; `None` for what `train` takes.
+    pub data: Option<String>,
+    /// A profile, or a file with settings.
+    pub config: Option<String>,
+    /// Which combinations.
+    pub method: Method,
+    /// What decides.
+    pub metric: String,
+    /// Which of it is better.
+    pub goal: Goal,
+    /// Flags that all jobs have.
+    pub fixed: BTreeMap<String, Setting>,
+    /// Flags that differ.
+    pub space: BTreeMap<String, Space>,
+}
+
+impl Sweep {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a field makes no sense.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = String::from_utf8(read_page(path)?).map_err(|e| Error::file(path, e))?;
+        Self::parse(path, &text)
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// When a field makes no sense.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let table: Table = text.parse().map_err(|e| Error::file(path, e))?;
+        let mut fields = Fields { path, table };
+        let task = match fields.text("task")?.as_deref() {
+            Some("dit") => Task::Dit,
+            Some("classifier") => Task::Classifier,
+            found => return Err(fields.wrong("task", expected(r#""dit" or "classifier""#, found))),
+        };
+        let (data, config) = (fields.text("data")?, fields.text("config")?);
+        if let Some(name) = data.as_ref().filter(|name| name.starts_with('-') || name.is_empty()) {
+            return Err(fields.wrong("data", expected("a folder", Some(name))));
+        }
+        let method = match fields.text("method")?.as_deref() {
+            None | Some("grid") => Method::Grid,
+            Some("random") => {
+                let jobs = fields.whole("jobs", 1)?.and_then(|jobs| usize::try_from(jobs).ok());
+                let jobs =
+                    jobs.ok_or_else(|| fields.wrong("jobs", "expected how many, as a whole number"))?;
+                Method::Random { jobs, seed: fields.whole("seed", 0)?.unwrap_or(0) }
+            }
+            found => return Err(fields.wrong("method", expected(r#""grid" or "random""#, found))),
+        };
+        let metric = fields.text("metric")?.unwrap_or_else(|| match task {
+            Task::Dit => "validation_loss".to_owned(),
+            Task::Classifier => "validation_accuracy".to_owned(),
+        });
+        let goal = match fields.text("goal")?.as_deref() {
+            None => Goal::of(&metric).ok_or_else(|| {
+                fields.wrong(
+                    "goal",
+                    format!(r#"expected "min" or "max", as the name {metric} does not say it"#),
+                )
+            })?,
+            Some("min") => Goal::Min,
+            Some("max") => Goal::Max,
+            found => return Err(fields.wrong("goal", expected(r#""min" or "max""#, found))),
+        };
+        let mut fixed = BTreeMap::new();
+        for (key, value) in fields.section("fixed")? {
+            let field = format!("fixed.{key}");
+            fixed.insert(key, fields.setting(&field, value)?);
+        }
+        let mut space = BTreeMap::new();
+        for (key, value) in fields.section("sweep")? {
+            let field = format!("sweep.{key}");
+            if fixed.contains_key(&key) {
+                return Err(fields.wrong(&field, "is fixed too: leave it out of one of the tables"));
+            }
+            space.insert(key, fields.space(&field, value, method)?);
+        }
+        if space.is_empty() {
+            return Err(fields.wrong("sweep", "expected a table of what is tried, such as lr = [1e-4, 1e-3]"));
+        }
+        fields.nothing_left(method)?;
+        let name = name(path)?;
+        Ok(Self { path: path.to_owned(), name, task, data, config, method, metric, goal, fixed, space })
+    }
+
+    /// Refuses keys that are none of `flags`, with the nearest that is.
+    ///
+    /// # Errors
+    /// When there is such a key.
+    pub fn check_keys(&self, flags: &[String]) -> Result<()> {
+        let fixed = self.fixed.keys().map(|key| ("fixed", key));
+        let space = self.space.keys().map(|key| ("sweep", key));
+        match fixed.chain(space).find(|(_, key)| !flags.contains(key)) {
+            None => Ok(()),
+            Some((table, key)) => {
+                let near = nearest(key, flags.iter().map(String::as_str));
+                let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
+                let message =
+                    format!("train {} has no flag --{}{near}", self.task.name(), key.escape_debug());
+                Err(self.wrong(&format!("{table}.{}", key.escape_debug()), message))
+            }
+        }
+    }
+
+    pub(super) fn wrong(&self, field: &str, message: impl Into<String>) -> Error {
+        Error::Field { path: self.path.clone(), field: field.to_owned(), message: message.into() }
+    }
+}
+
+/// The name of a sweep's folder: that of its file, with nothing in it that a folder cannot be called.
+fn name(path: &Path) -> Result<String> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let allowed = |c: char| c.is_alphanumeric() || "-_.,+=".contains(c);
+    if stem.is_empty() || stem.len() > 100 || stem.starts_with('.') || !stem.chars().all(allowed) {
+        return Err(Error::file(path, "expected a file name of letters, digits, -, _ and ."));
+    }
+    Ok(stem.into_owned())
+}
+
+/// The one of `names` that is likest to `name`, if any is like it at all.
+pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // What is longer than any name is like none, and would take long to compare.
+    let name: String = name.chars().take(100).collect();
+    let like = names.map(|other| (strsim::jaro_winkler(&name, other), other));
+    like.filter(|(like, _)| *like > 0.6).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other)
+}
+
+fn expected(what: &str, found: Option<&str>) -> String {
+    match found {
+        Some(found) => format!("expected {what}, found {}", cut(found)),
+        None => format!("expected {what}"),
+    }
+}
+
+/// A value of the file as it can be shown.
+fn cut(text: &str) -> String {
+    let short: String = text.escape_debug().take(40).collect();
+    if short.len() < text.len() { format!("{short:?}…") } else { format!("{text:?}") }
+}
+
+/// What is left of a file's table.
+struct Fields<'a> {
+    path: &'a Path,
+    table: Table,
+}
+
+impl Fields<'_> {
+    fn wrong(&self, field: &str, message: impl Into<String>) -> Error {
+        Error::Field { path: self.path.to_owned(), field: field.to_owned(), message: message.into() }
+    }
+
+    fn text(&mut self, field: &str) -> Result<Option<String>> {
+        match self.table.remove(field) {
+            None => Ok(None),
+            Some(value) => match self.setting(field, value)? {
+                Setting::Text(text) => Ok(Some(text)),
+                found => Err(self.wrong(field, expected("a text", Some(&found.to_string())))),
+            },
+        }
+    }
+
+    fn whole(&mut self, field: &str, least: u64) -> Result<Option<u64>> {
+        match self.table.remove(field) {
+            None => Ok(None),
+            Some(Value::Integer(n)) if u64::try_from(n).is_ok_and(|n| n >= least) => Ok(Some(n as u64)),
+            Some(found) => {
+                let what = format!("a whole number, at least {least}");
+                Err(self.wrong(field, expected(&what, Some(&found.to_string()))))
+            }
+        }
+    }
+
+    /// The entries of a table, each key a flag.
+    fn section(&mut self, field: &str) -> Result<Table> {
+        let table = match self.table.remove(field) {
+            None => Table::new(),
+            Some(Value::Table(table)) => table,
+            Some(found) => return Err(self.wrong(field, expected("a table", Some(&found.to_string())))),
+        };
+        if table.len() > MOST_KEYS {
+            let message = format!("expected at most {MOST_KEYS} keys, found {}", table.len());
+            return Err(self.wrong(field, message));
+        }
+        for key in table.keys() {
+            let flag = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            let field = format!("{field}.{}", key.escape_debug().take(60).collect::<String>());
+            if key.is_empty() || key.starts_with('-') || !key.chars().all(flag) {
+                return Err(
+                    self.wrong(&field, "expected a flag of train without its dashes, such as batch-size")
+                );
+            }
+            if RESERVED.contains(&key.as_str()) {
+                let message = match key.as_str() {
+                    "data" | "config" => "belongs to the beginning of the file, above all tables",
+                    _ => "is not for a file to say: the sweep sees to it",
+                };
+                return Err(self.wrong(&field, message));
+            }
+        }
+        Ok(table)
+    }
+
+    fn setting(&self, field: &str, value: Value) -> Result<Setting> {
+        match value {
+            Value::Boolean(value) => Ok(Setting::Switch(value)),
+            Value::Integer(value) => Ok(Setting::Whole(value)),
+            Value::Float(value) if value.is_finite() => Ok(Setting::Number(value)),
+            Value::String(text) if text.len() <= MOST_TEXT && !text.chars().any(char::is_control) => {
+                Ok(Setting::Text(text))
+            }
+            found => {
+                Err(self.wrong(field, expected("a text, a number, true or false", Some(&found.to_string()))))
+            }
+        }
+    }
+
+    fn space(&self, field: &str, value: Value, method: Method) -> Result<Space> {
+        let mut table = match value {
+            Value::Array(values) => return self.values(field, values),
+            Value::Table(table) => table,
+            found => {
+                let what = "a list of values, or a range as { low = …, high = … }";
+                return Err(self.wrong(field, expected(what, Some(&found.to_string()))));
+            }
+        };
+        if let Some(values) = table.remove("values") {
+            self.only(field, &table, &["values"])?;
+            let Value::Array(values) = values else {
+                return Err(self.wrong(field, expected("a list as values", Some(&values.to_string()))));
+            };
+            return self.values(field, values);
+        }
+        let (low, high, scale) = (table.remove("low"), table.remove("high"), table.remove("scale"));
+        self.only(field, &table, &["low", "high", "scale", "values"])?;
+        if method == Method::Grid {
+            return Err(self.wrong(field, r#"a range is for method = "random"; a grid has values"#));
+        }
+        let log = match scale.as_ref().map(Value::as_str) {
+            None | Some(Some("linear")) => false,
+            Some(Some("log")) => true,
+            Some(_) => return Err(self.wrong(field, r#"scale: expected "linear" or "log""#)),
+        };
+        let number = |value: &Option<Value>| match value {
+            Some(Value::Integer(n)) => Some(*n as f64),
+            Some(Value::Float(x)) if x.is_finite() => Some(*x),
+            _ => None,
+        };
+        let (Some(least), Some(most)) = (number(&low), number(&high)) else {
+            return Err(self.wrong(field, "expected numbers as low and high"));
+        };
+        if least >= most || (log && least <= 0.0) || !(most - least).is_finite() {
+            let positive = if log { "positive and " } else { "" };
+            let message =
+                format!("expected low to be {positive}less than high, found {least:?} and {most:?}");
+            return Err(self.wrong(field, message));
+        }
+        Ok(match (low, high) {
+            // Beyond, not every whole number is one of the numbers that are drawn.
+            (Some(Value::Integer(low)), Some(Value::Integer(high)))
+                if low.abs().max(high.abs()) < 1 << 53 =>
+            {
+                Space::Whole { low, high, log }
+            }
+            _ => Space::Number { low: least, high: most, log },
+        })
+    }
+
+    fn values(&self, field: &str, values: Vec<Value>) -> Result<Space> {
+        if values.is_empty() || values.len() > MOST_VALUES {
+            let message = format!("expected 1 to {MOST_VALUES} values, found {}", values.len());
+            return Err(self.wrong(field, message));
+        }
+        let values =
+            values.into_iter().map(|value| self.setting(field, value)).collect::<Result<Vec<_>>>()?;
+        let mut written: Vec<String> = values.iter().map(Setting::to_string).collect();
+        written.sort();
+        match written.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(self.wrong(field, format!("has {} twice", cut(&pair[0])))),
+            None => Ok(Space::Values(values)),
+        }
+    }
+
+    /// Refuses what else is in a table.
+    fn only(&self, field: &str, table: &Table, known: &[&str]) -> Result<()> {
+        let Some(key) = table.keys().next() else { return Ok(()) };
+        let near = nearest(key, known.iter().copied())
+            .map_or(String::new(), |near| format!("; the nearest is {near}"));
+        let known = known.join(", ");
+        Err(self.wrong(field, format!("expected {known}, found {}{near}", cut(key))))
+    }
+
+    /// Refuses what is left when all that is known was taken.
+    fn nothing_left(&self, method: Method) -> Result<()> {
+        const KNOWN: [&str; 10] =
+            ["task", "data", "config", "method", "metric", "goal", "fixed", "sweep", "jobs", "seed"];
+        let Some(key) = self.table.keys().next() else { return Ok(()) };
+        if method == Method::Grid && ["jobs", "seed"].contains(&key.as_str()) {
+            return Err(self.wrong(key, r#"is for method = "random""#));
+        }
+        let near = nearest(key, KNOWN.into_iter());
+        let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
+        let place =
+            if near.is_empty() { "; flags of train belong into the table fixed or sweep" } else { "" };
+        let field = key.escape_debug().take(60).collect::<String>();
+        Err(self.wrong(&field, format!("there is no such field{near}{place}")))
+    }
+}

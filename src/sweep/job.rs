@@ -1,0 +1,275 @@
+//! A sweep as jobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tiny_cats_models::random::{Purpose, Stream};
+
+use super::{Method, Result, Setting, Space, Sweep};
+
+/// More than anybody has patience for.
+const MOST_JOBS: usize = 10_000;
+/// Characters of a job's name before its hash.
+const MOST_NAME: usize = 80;
+
+/// One training of a sweep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// What differs, and eight hexadecimal digits of the hash of its arguments: `lr=0.0003-1f2e3d4c`. No two jobs have the same, and a folder
+    /// can be called so.
+    pub name: String,
+    /// What differs, by flag.
+    pub settings: BTreeMap<String, Setting>,
+    /// What `tiny-cats` is called with, but for where its files go.
+    pub arguments: Vec<String>,
+}
+
+impl Sweep {
+    /// The jobs: of a grid every combination once, the last key's values next to each other; of a random sweep as many different ones as asked.
+    /// The same file has the same jobs in the same order.
+    ///
+    /// # Errors
+    /// When there are more than 10,000, or fewer different ones than asked.
+    pub fn jobs(&self) -> Result<Vec<Job>> {
+        let combinations = match self.method {
+            Method::Grid => self.grid()?,
+            Method::Random { jobs, seed } => self.random(jobs, seed)?,
+        };
+        Ok(combinations.into_iter().map(|settings| self.job(settings)).collect())
+    }
+
+    fn grid(&self) -> Result<Vec<BTreeMap<String, Setting>>> {
+        let mut all = vec![BTreeMap::new()];
+        for (key, space) in &self.space {
+            // The file's reader lets no range into a grid.
+            let Space::Values(values) = space else { continue };
+            if all.len() * values.len() > MOST_JOBS {
+                return Err(
+                    self.wrong("sweep", format!("expected at most {MOST_JOBS} combinations, found more"))
+                );
+            }
+            let with = |settings: &BTreeMap<String, Setting>, value: &Setting| {
+                let mut settings = settings.clone();
+                settings.insert(key.clone(), value.clone());
+                settings
+            };
+            all = all.iter().flat_map(|s| values.iter().map(move |value| with(s, value))).collect();
+        }
+        Ok(all)
+    }
+
+    fn random(&self, jobs: usize, seed: u64) -> Result<Vec<BTreeMap<String, Setting>>> {
+        if jobs > MOST_JOBS {
+            return Err(self.wrong("jobs", format!("expected at most {MOST_JOBS}, found {jobs}")));
+        }
+        let seeds: Vec<(&String, &Space, u64)> =
+            self.space.iter().map(|(key, space)| (key, space, seed_of(seed, key))).collect();
+        let (mut all, mut seen) = (Vec::new(), BTreeSet::new());
+        // Of n combinations all are seen after some n ln n draws.
+        for index in 0..100 * jobs as u64 {
+            let draw = |&(key, space, seed): &(&String, &Space, u64)| {
+                (key.clone(), space.draw(&mut Stream::new(seed, Purpose::Order, index)))
+            };
+            let settings: BTreeMap<String, Setting> = seeds.iter().map(draw).collect();
+            if seen.insert(settings.values().map(Setting::to_string).collect::<Vec<_>>()) {
+                all.push(settings);
+            }
+            if all.len() == jobs {
+                return Ok(all);
+            }
+        }
+        let found = all.len();
+        Err(self.wrong(
+            "jobs",
+            format!("expected at most as many as there are combinations, found {jobs} of {found}"),
+        ))
+    }
+
+    fn job(&self, settings: BTreeMap<String, Setting>) -> Job {
+        let mut arguments = vec!["train".to_owned(), self.task.name().to_owned()];
+        arguments.extend(self.data.clone());
+        arguments.extend(self.config.as_ref().map(|config| format!("--config={config}")));
+        let all: BTreeMap<_, _> = self.fixed.iter().chain(&settings).collect();
+        arguments.extend(all.into_iter().filter_map(|(key, value)| match value {
+            Setting::Switch(false) => None,
+            Setting::Switch(true) => Some(format!("--{key}")),
+            value => Some(format!("--{key}={value}")),
+        }));
+        Job { name: name(&settings, &arguments), settings, arguments }
+    }
+}
+
+/// A name that is made of nothing but what is given.
+fn name(settings: &BTreeMap<String, Setting>, arguments: &[String]) -> String {
+    let mut hash = Sha256::new();
+    for argument in arguments {
+        // No argument is the beginning of two.
+        hash.update((argument.len() as u64).to_le_bytes());
+        hash.update(argument);
+    }
+    let hash: String = hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._+-=".contains(c) { c } else { '_' };
+    let text: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let text: String = text.join("_").chars().map(plain).take(MOST_NAME).collect();
+    format!("{text}-{hash}")
+}
+
+/// The seed of a key's draws: see the [module](super).
+fn seed_of(seed: u64, key: &str) -> u64 {
+    let hash =
+        Sha256::new().chain_update("tiny-cats sweep").chain_update(seed.to_le_bytes()).chain_update(key);
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl Space {
+    /// One of its values; see the [module](super).
+    fn draw(&self, stream: &mut Stream) -> Setting {
+        match *self {
+            // The file's reader lets no empty list pass, and none that has 2³² values.
+            Self::Values(ref values) => values[stream.below(values.len() as u32) as usize].clone(),
+            Self::Number { low, high, log } => {
+                let drawn = between(stream.uniform(), low, high, log);
+                let rounded: f64 = format!("{drawn:.5e}").parse().unwrap_or(drawn);
+                Setting::Number(rounded.clamp(low, high))
+            }
+            Self::Whole { low, high, log } => {
+                // Every whole number has a share of the same width, those at the ends too.
+                let (from, to) = (low as f64, high as f64 + 1.0);
+                let drawn = between(stream.uniform(), from, to, log);
+                Setting::Whole((drawn.floor() as i64).clamp(low, high))
+            }
+        }
+    }
+}
+
+fn between(share: f64, low: f64, high: f64, log: bool) -> f64 {
+    if log { low * (high / low).powf(share) } else { low + share * (high - low) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn sweep(text: &str) -> Sweep {
+        Sweep::parse(Path::new("s.toml"), text).unwrap()
+    }
+
+    fn number(setting: &Setting) -> f64 {
+        match setting {
+            Setting::Number(x) => *x,
+            Setting::Whole(n) => *n as f64,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_grid_has_every_combination_exactly_once() {
+        for case in 0..60 {
+            let mut random = Stream::new(3, Purpose::Order, case);
+            let lens: Vec<u32> = (0..=random.below(4)).map(|_| 1 + random.below(5)).collect();
+            let line = |(i, n): (usize, &u32)| {
+                let values: Vec<String> = (0..*n).map(|v| (v * v).to_string()).collect();
+                format!("k{i} = [{}]\n", values.join(", "))
+            };
+            let text: String = lens.iter().enumerate().map(line).collect();
+            let jobs = sweep(&format!("task = \"dit\"\n[fixed]\nz = 1\n[sweep]\n{text}")).jobs().unwrap();
+            assert_eq!(jobs.len() as u32, lens.iter().product::<u32>());
+            let points: BTreeSet<Vec<String>> =
+                jobs.iter().map(|job| job.settings.values().map(Setting::to_string).collect()).collect();
+            assert_eq!(points.len(), jobs.len(), "{text}");
+            for point in &points {
+                let inside = |(value, n): (&String, &u32)| (0..*n).any(|v| (v * v).to_string() == *value);
+                assert!(
+                    point.iter().zip(&lens).all(inside) && point.len() == lens.len(),
+                    "{text}: {point:?}"
+                );
+            }
+            let names: BTreeSet<&String> = jobs.iter().map(|job| &job.name).collect();
+            assert_eq!(names.len(), jobs.len());
+        }
+    }
+
+    /// Names are what others go by who run jobs elsewhere: a change of them strands work that is done.
+    #[test]
+    fn a_job_is_its_arguments_and_has_a_name_that_never_changes() {
+        let sweep = sweep(
+            "task = \"classifier\"\ndata = \"data/cats\"\nconfig = \"smoke\"\n[fixed]\nepochs = 2\nno-pretrained = true\n\
+             [sweep]\nlr = [1e-4, 1e-5]\nbackbone = [\"resnet18\"]\nmixed-precision = [false]",
+        );
+        let jobs = sweep.jobs().unwrap();
+        let shared =
+            ["train", "classifier", "data/cats", "--config=smoke", "--backbone=resnet18", "--epochs=2"];
+        assert_eq!(jobs[0].arguments, [&shared[..], &["--lr=0.0001", "--no-pretrained"]].concat());
+        assert_eq!(jobs[1].arguments, [&shared[..], &["--lr=1e-5", "--no-pretrained"]].concat());
+        assert_eq!(jobs[0].name, "backbone=resnet18_lr=0.0001_mixed-precision=false-8f2233e5");
+        let odd = "task = \"dit\"\n[sweep]\nx = [\"../../ü \", \"\", \"-\"]\ny = [\"LONG\"]";
+        let odd = self::sweep(&odd.replace("LONG", &"y".repeat(900))).jobs().unwrap();
+        for job in odd {
+            assert!(job.name.len() <= MOST_NAME + 9 && !job.name.contains(['/', ' ', 'ü']), "{}", job.name);
+        }
+    }
+
+    #[test]
+    fn random_draws_are_those_of_their_seed_and_lie_within_their_bounds() {
+        let text = |seed: u64, more: &str| {
+            format!(
+                "task = \"dit\"\nmethod = \"random\"\njobs = 2000\nseed = {seed}\n[sweep]\n{more}\
+                 lr = {{ low = 1e-4, high = 1e-1, scale = \"log\" }}\n\
+                 weight-decay = {{ low = -0.5, high = 1 }}\nsteps = {{ low = 1, high = 4 }}"
+            )
+        };
+        let jobs = sweep(&text(7, "")).jobs().unwrap();
+        assert_eq!(jobs, sweep(&text(7, "")).jobs().unwrap());
+        let of =
+            |jobs: &[Job], key: &str| jobs.iter().map(|job| number(&job.settings[key])).collect::<Vec<f64>>();
+        let rates = of(&jobs, "lr");
+        // As another program computes them by what the module says.
+        assert_eq!(rates[..4], [0.0178495, 0.00815365, 0.000245088, 0.000142986]);
+        assert_ne!(rates, of(&sweep(&text(8, "")).jobs().unwrap(), "lr"));
+        // Another key changes nothing of these.
+        assert_eq!(rates, of(&sweep(&text(7, "size = [\"nano\"]\n")).jobs().unwrap(), "lr"));
+        assert!(rates.iter().all(|x| (1e-4..=1e-1).contains(x)));
+        assert!(of(&jobs, "weight-decay").iter().all(|x| (-0.5..=1.0).contains(x)));
+        for n in 1..=4 {
+            let share = of(&jobs, "steps").iter().filter(|x| **x == f64::from(n)).count();
+            assert!((400..600).contains(&share), "{n} was drawn {share} times of 2000");
+        }
+        // Kolmogorov and Smirnov: the greatest distance to the uniform distribution stays below 1.95 / √n in 999 of 1000 seeds.
+        let uniform = |mut shares: Vec<f64>| {
+            shares.sort_by(f64::total_cmp);
+            let n = shares.len() as f64;
+            shares
+                .iter()
+                .enumerate()
+                .map(|(i, x)| (x - i as f64 / n).abs().max((x - (i + 1) as f64 / n).abs()))
+                .fold(0.0, f64::max)
+        };
+        assert!(uniform(rates.iter().map(|x| (x / 1e-4).log10() / 3.0).collect()) < 1.95 / 2000f64.sqrt());
+        assert!(uniform(rates.iter().map(|x| x / 1e-1).collect()) > 0.3, "it is not uniform itself");
+        assert!(
+            uniform(of(&jobs, "weight-decay").iter().map(|x| (x + 0.5) / 1.5).collect())
+                < 1.95 / 2000f64.sqrt()
+        );
+    }
+
+    #[test]
+    fn random_jobs_differ_and_too_many_are_refused() {
+        let text = |jobs: usize| {
+            format!(
+                "task = \"dit\"\nmethod = \"random\"\njobs = {jobs}\n[sweep]\nx = [1, 2, 3]\ny = {{ values = [1, 2] }}"
+            )
+        };
+        let jobs = sweep(&text(6)).jobs().unwrap();
+        assert_eq!(jobs.iter().map(|job| &job.name).collect::<BTreeSet<_>>().len(), 6);
+        assert!(sweep(&text(7)).jobs().unwrap_err().to_string().contains("jobs: expected at most"));
+        assert!(sweep(&text(10_001)).jobs().is_err());
+        let values: Vec<String> = (0..101).map(|i| i.to_string()).collect();
+        let large = format!("task = \"dit\"\n[sweep]\nx = [{0}]\ny = [{0}]", values.join(","));
+        assert!(sweep(&large).jobs().unwrap_err().to_string().contains("10000"));
+    }
+}

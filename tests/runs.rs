@@ -1,0 +1,261 @@
+//! `tiny-cats runs` over folders as training leaves them, as a crash leaves them, and as nobody should.
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use common::{CATS, fails, run, succeeds, text};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tiny_cats::train::folder::{Best, Lock, Record, Status};
+
+/// A run in `root` as training writes it.
+fn begin(root: &Path, status: Status, lines: &[Value]) -> PathBuf {
+    let count = fs::read_dir(root).map_or(0, |entries| entries.count());
+    let folder = root.join(format!("20261123-22450{count}-dit-{:04x}", 7919 * (count + 1)));
+    fs::create_dir_all(&folder).unwrap();
+    let mut record = Record::new(id(&folder), "dit");
+    (record.status, record.step, record.steps) = (status, 40, 200);
+    record.begun += count as u64;
+    record.save(&folder).unwrap();
+    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    fs::write(folder.join("metrics.jsonl"), lines).unwrap();
+    fs::write(folder.join("config.toml"), "[dit]\nbatch-size = 64\n").unwrap();
+    folder
+}
+
+fn id(folder: &Path) -> String {
+    folder.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+fn listed(dir: &Path) -> Vec<Value> {
+    let output = run(CATS, dir, &["runs", "--json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap()
+}
+
+#[test]
+fn runs_are_listed_with_what_became_of_them_the_newest_last() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("runs");
+    fs::create_dir_all(root.join("sweeps/s")).unwrap();
+    assert!(succeeds(CATS, dir.path(), &["runs"]).contains("there are no runs"));
+    let loss = |step: u64| json!({"step": step, "loss": 1.0 / step as f64, "lr": 1e-4});
+    let lines = [loss(10), loss(20), json!({"step": 20, "validation_loss": 0.5})];
+    let finished = begin(&root, Status::Finished, &lines);
+    let killed = begin(&root, Status::Running, &lines[..1]);
+    let running = begin(&root, Status::Running, &[]);
+    let stopped = begin(&root, Status::Stopped, &lines);
+    let failed = begin(&root, Status::Failed, &lines);
+    let _lock = Lock::take(&running).unwrap().unwrap();
+    drop(Lock::take(&killed).unwrap().unwrap());
+    let mut record = Record::load(&finished).unwrap();
+    record.best = Some(Best { step: 20, name: "validation_loss".into(), value: 0.5, average: 0 });
+    record.sample = Some("samples/step_00000020.png".into());
+    record.save(&finished).unwrap();
+
+    let all = listed(dir.path());
+    let status = |folder: &Path| all.iter().find(|run| run["id"] == id(folder)).unwrap()["status"].clone();
+    let order: Vec<_> = all.iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(order, [&finished, &killed, &running, &stopped, &failed].map(|folder| id(folder)));
+    for (folder, word) in [
+        (&finished, "finished"),
+        (&killed, "killed"),
+        (&running, "running"),
+        (&stopped, "stopped"),
+        (&failed, "failed"),
+    ] {
+        assert_eq!(status(folder), word);
+    }
+    assert_eq!(all[0]["loss"], json!({"step": 20, "value": 0.05}));
+    assert_eq!((&all[0]["step"], &all[0]["steps"], &all[2]["loss"]), (&json!(40), &json!(200), &Value::Null));
+    let said = succeeds(CATS, dir.path(), &["runs"]);
+    let line = said.lines().find(|line| line.starts_with(&id(&finished))).unwrap();
+    for part in
+        ["dit", "finished", "40/200", "validation_loss 0.5000 at 20", "0.0500", "samples/step_00000020.png"]
+    {
+        assert!(line.contains(part), "{part}: {said}");
+    }
+    assert_eq!(said.lines().count(), 6, "{said}");
+    // Looking at a run leaves nothing in it.
+    assert!(!failed.join("lock").exists());
+}
+
+#[test]
+fn a_run_is_shown_by_its_id_or_a_part_that_only_it_has() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("runs");
+    let mut lines: Vec<Value> =
+        (1..=50).map(|i| json!({"step": 10 * i, "loss": 1.0 / f64::from(i), "lr": 1e-4})).collect();
+    lines.push(json!({"step": 250, "validation_accuracy": 0.5, "validation_loss": 0.4}));
+    lines.push(json!({"step": 500, "validation_accuracy": 0.25, "validation_loss": 0.2}));
+    let first = begin(&root, Status::Finished, &lines);
+    let second = begin(&root, Status::Stopped, &[]);
+    let other = root.join("alone");
+    fs::create_dir(&other).unwrap();
+    fs::copy(first.join("run.json"), other.join("run.json")).unwrap();
+
+    let show = |args: &[&str]| succeeds(CATS, dir.path(), &[&["runs", "show"], args].concat());
+    let said = show(&[&id(&first)]);
+    for part in [
+        "status    finished",
+        "batch-size = 64",
+        "validation_accuracy  0.5000   250  0.2500",
+        "step 500",
+        "┤⢹",
+        "o ",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains('\x1b') && said.lines().all(|line| line.chars().count() <= 200), "{said}");
+    let shown: Value = serde_json::from_str(&show(&["--json", &id(&first)])).unwrap();
+    assert_eq!(shown["config"]["dit"]["batch-size"], 64);
+    let score = &shown["evaluations"][0];
+    assert_eq!((&score["name"], &score["best"]["step"]), (&json!("validation_accuracy"), &json!(250)));
+    assert_eq!(shown["evaluations"][1]["best"], json!({"step": 500, "value": 0.2}));
+
+    // What the link names, or the file where there are none; the newest without it, and where it leads elsewhere.
+    let latest = root.join("latest");
+    for (named, expected) in [(id(&first), &first), (String::new(), &second), ("../../etc".into(), &second)] {
+        fs::write(&latest, &named).unwrap();
+        assert!(show(&["latest"]).contains(&id(expected)), "{named}");
+        #[cfg(unix)]
+        if !named.is_empty() {
+            fs::remove_file(&latest).unwrap();
+            std::os::unix::fs::symlink(&named, &latest).unwrap();
+            assert!(show(&[]).contains(&id(expected)), "{named}");
+            fs::remove_file(&latest).unwrap();
+        }
+    }
+    assert!(show(&[]).contains("no loss has been logged"));
+    assert!(show(&["al"]).contains("alone"));
+    let tail = &id(&first)[id(&first).len() - 8..];
+    assert!(show(&[tail]).contains(&id(&first)));
+    let several = fails(CATS, dir.path(), &["runs", "show", "20"]);
+    assert!(several.contains("several runs"), "{several}");
+    let none = fails(CATS, dir.path(), &["runs", "show", "alnoe"]);
+    assert!(none.contains("the nearest is alone"), "{none}");
+    assert!(fails(CATS, dir.path(), &["runs", "show", ""]).contains("no run"));
+    assert!(fails(CATS, dir.path(), &["runs", "--runs-dir", "nowhere"]).contains("--runs-dir nowhere"));
+}
+
+/// What lies in a folder of runs may be anybody's.
+#[test]
+fn what_cannot_be_read_is_a_line_and_the_others_are_listed() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("runs");
+    let whole = begin(&root, Status::Finished, &[json!({"step": 1, "loss": 2.0})]);
+    let record = fs::read(whole.join("run.json")).unwrap();
+    let broken = |name: &str, text: &[u8]| {
+        fs::create_dir(root.join(name)).unwrap();
+        fs::write(root.join(name).join("run.json"), text).unwrap();
+    };
+    fs::create_dir(root.join("empty")).unwrap();
+    for len in [0, 1, 2, record.len() / 2, record.len() - 3] {
+        broken(&format!("cut-{len}"), &record[..len]);
+    }
+    broken("deep", "[".repeat(500_000).as_bytes());
+    broken("long", &vec![b' '; 2 << 20]);
+    broken("bytes", &[0xff; 100]);
+    fs::create_dir_all(root.join("folder/run.json")).unwrap();
+    fs::write(root.join("file"), "no folder").unwrap();
+    let mut lines = 10;
+    #[cfg(unix)]
+    {
+        // Reading these would never end.
+        for (name, target) in [("endless", "/dev/zero"), ("loop", "run.json")] {
+            fs::create_dir(root.join(name)).unwrap();
+            std::os::unix::fs::symlink(target, root.join(name).join("run.json")).unwrap();
+        }
+        lines += 2;
+        broken("pipe", &record);
+        for name in ["metrics.jsonl", "config.toml", "lock"] {
+            assert!(Command::new("mkfifo").arg(root.join("pipe").join(name)).status().unwrap().success());
+        }
+    }
+    broken("escape\u{1b}[31m", b"{}");
+    // Records that are none of a run that ever was.
+    let strange = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut value: Value = serde_json::from_slice(&record).unwrap();
+        change(&mut value);
+        broken(name, &serde_json::to_vec(&value).unwrap());
+    };
+    strange("time", &|value| value["begun"] = json!(u64::MAX));
+    strange("steps", &|value| (value["step"], value["steps"]) = (json!(u64::MAX), json!(0)));
+    strange("words", &|value| {
+        value["task"] = json!("x\u{1b}]0;y\u{7}\n".repeat(1000));
+        value["error"] = value["task"].clone();
+        value["sample"] = json!("/etc/passwd\n");
+        value["best"] = json!({"step": 1, "name": "a\nb", "value": 1e308});
+    });
+    let whole_metrics =
+        "{\"step\":1,\"loss\":1.0}\n{\"step\":2,\"loss\":null}\n{\"step\":3,\"a\\u001b[2J\":5}\n{\"st";
+    for name in ["time", "steps", "words"] {
+        fs::write(root.join(name).join("metrics.jsonl"), whole_metrics).unwrap();
+        fs::write(root.join(name).join("config.toml"), "\u{1b}[2J = [[[\n").unwrap();
+    }
+
+    let said = succeeds(CATS, dir.path(), &["runs"]);
+    assert!(!said.contains('\x1b') && !said.contains('\u{7}'), "{said:?}");
+    assert_eq!(said.lines().filter(|line| line.contains("broken: ")).count(), lines + 1, "{said}");
+    assert!(said.lines().last().unwrap().starts_with("time"), "{said}");
+    let all = listed(dir.path());
+    assert_eq!(all.len(), said.lines().count() - 1);
+    assert!(!all.iter().any(|run| run["id"] == "file"));
+    for run in &all {
+        let id = run["id"].as_str().unwrap();
+        if run["status"] == "broken" {
+            assert!(fails(CATS, dir.path(), &["runs", "show", id]).contains("run.json"), "{id}");
+        } else {
+            let said = succeeds(CATS, dir.path(), &["runs", "show", id]);
+            assert!(!said.contains('\x1b') && !said.contains('\u{7}'), "{said:?}");
+            succeeds(CATS, dir.path(), &["runs", "show", id, "--json"]);
+        }
+    }
+}
+
+/// A hundred thousand lines here; a million take ten times as long.
+#[test]
+fn a_long_run_is_shown_and_a_file_with_a_hole_too() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("runs");
+    let folder = begin(&root, Status::Finished, &[]);
+    let line =
+        |step: u64| format!("{{\"step\":{step},\"loss\":{},\"lr\":0.0001}}\n", 1.0 / (step as f64).sqrt());
+    fs::write(folder.join("metrics.jsonl"), (1..=100_000).map(line).collect::<String>()).unwrap();
+    let said = succeeds(CATS, dir.path(), &["runs", "show"]);
+    assert!(said.contains("step 100000") && said.contains('⢹'), "{said}");
+    // Four terabytes of nothing, and then a line.
+    let hole = begin(&root, Status::Finished, &[]);
+    let file = fs::File::options().write(true).open(hole.join("metrics.jsonl")).unwrap();
+    if file.set_len(1 << 42).is_ok() {
+        let mut file = fs::File::options().append(true).open(hole.join("metrics.jsonl")).unwrap();
+        std::io::Write::write_all(&mut file, b"\n{\"step\":5,\"loss\":0.5}\n").unwrap();
+        assert!(succeeds(CATS, dir.path(), &["runs"]).contains("0.5000"));
+        let said = succeeds(CATS, dir.path(), &["runs", "show", &id(&hole)]);
+        assert!(said.contains("the first 4194048 MiB were left out") && said.contains("step 5"), "{said}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_had_enough_makes_no_panic() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("runs");
+    for _ in 0..3 {
+        begin(&root, Status::Finished, &[json!({"step": 1, "loss": 2.0})]);
+    }
+    for args in [&["runs"][..], &["runs", "--json"], &["runs", "show"]] {
+        let mut child = Command::new(CATS);
+        child.args(args).current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output);
+        assert!(output.status.code().is_some() && !said.contains("panicked"), "{said}");
+        assert!(said.lines().count() <= 1, "{said}");
+    }
+}
