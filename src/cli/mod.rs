@@ -11,6 +11,7 @@ pub mod data;
 pub mod doctor;
 #[cfg(feature = "download")]
 pub mod download;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod train;
@@ -33,6 +34,8 @@ enum Command {
     Data(data::Args),
     /// Trains a model.
     Train(train::Args),
+    /// Says how good a trained model is.
+    Eval(eval::Args),
     /// Writes a checkpoint as ONNX, and proves that the file is the model.
     Export(export::Args),
     /// Says what this machine and this program can do, what is missing, and how to get it.
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Classify(args) => classify::run(&args),
         Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(&args),
         Command::Export(args) => export::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -130,7 +130,7 @@ impl Images {
 }
 
 /// All files, or as many as `limit` says, evenly spread; at least one where there is one.
-pub(super) fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
+pub(crate) fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
     let all = files.len();
     let count = limit.map_or(all, |limit| limit.max(1).min(all));
     (0..count).map(|i| &files[i * all / count]).collect()

@@ -21,6 +21,7 @@ use tiny_cats_export::decode;
 
 pub use augment::{Augmentation, Colour, Level};
 pub use cache::Images;
+pub(crate) use cache::spread;
 pub use dataset::{Dataset, Picture};
 pub use error::{Error, Result};
 pub use index::INDEX;
