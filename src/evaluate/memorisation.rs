@@ -7,6 +7,11 @@ use super::{Error, Features, Result, bootstrap::quantile, features::comparable, 
 
 /// The share of pictures of the training data that count as near to another one of it.
 const NEAR: f64 = 0.05;
+/// A picture is a copy if it is this much nearer to one training picture than to the [`NEXT`] nearest on average (Carlini et al. 2023,
+/// arXiv 2301.13188, section 4.2).
+const COPY: f64 = 0.5;
+/// How many training pictures, the nearest included, a copy is compared with.
+pub const NEXT: usize = 50;
 
 /// The training picture that a picture is nearest to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -20,9 +25,13 @@ pub struct Nearest {
 /// How near drawn pictures come to training pictures.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Memorisation {
-    /// The share of drawn pictures that are no farther from a training picture than `threshold`. It is 5 % where pictures are drawn as
-    /// the training pictures were, and much more where they are repeated.
+    /// The share of drawn pictures that are no farther from a training picture than `threshold`. It is about 5 % where pictures are drawn
+    /// as the training pictures were, and much more where they are repeated; but also where they are smooth or grey, for such pictures
+    /// are near to all others.
     pub share: f64,
+    /// The share of drawn pictures that are at most half as far from one training picture as from the [`NEXT`] nearest on average, which
+    /// smooth pictures are not.
+    pub copied: f64,
     /// The distance within which the nearest 5 % of training pictures have another one.
     pub threshold: f64,
     /// The median of the drawn pictures' distances to the nearest training picture.
@@ -63,17 +72,17 @@ pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memorisa
             return Err(Error::shape(format!("variants of {} pictures", first.len()), other.len()));
         }
     }
+    // The nearest, and the mean distance of the next ones.
     let nearest = |picture: &[f32], itself: Option<usize>| {
-        let mut best = Nearest { index: 0, distance: f64::INFINITY };
-        for index in (0..first.len()).filter(|&index| Some(index) != itself) {
-            for variant in training {
-                let distance = squared(picture, variant.row(index));
-                if distance < best.distance {
-                    best = Nearest { index, distance };
-                }
-            }
-        }
-        Nearest { distance: best.distance.sqrt(), ..best }
+        let distance = |index: usize| {
+            let variants = training.iter().map(|variant| squared(picture, variant.row(index)));
+            Nearest { index, distance: variants.fold(f64::INFINITY, f64::min).sqrt() }
+        };
+        let others = (0..first.len()).filter(|&index| Some(index) != itself);
+        let mut all: Vec<Nearest> = others.map(distance).collect();
+        all.sort_by(|a, b| a.distance.total_cmp(&b.distance));
+        let next = &all[..all.len().min(NEXT)];
+        (all[0], next.iter().map(|n| n.distance).sum::<f64>() / next.len() as f64)
     };
     let sorted = |all: &[Nearest]| {
         let mut distances: Vec<f64> = all.iter().map(|n| n.distance).collect();
@@ -81,15 +90,17 @@ pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memorisa
         distances
     };
     let own: Vec<Nearest> =
-        (0..first.len()).into_par_iter().map(|i| nearest(first.row(i), Some(i))).collect();
+        (0..first.len()).into_par_iter().map(|i| nearest(first.row(i), Some(i)).0).collect();
     let own = sorted(&own);
     let threshold = quantile(&own, NEAR);
-    let nearest: Vec<Nearest> =
-        (0..drawn.len()).into_par_iter().map(|i| nearest(drawn.row(i), None)).collect();
+    let (nearest, next): (Vec<Nearest>, Vec<f64>) =
+        (0..drawn.len()).into_par_iter().map(|i| nearest(drawn.row(i), None)).unzip();
     let distances = sorted(&nearest);
     let near = distances.iter().filter(|&&distance| distance <= threshold).count();
+    let copied = nearest.iter().zip(&next).filter(|(n, next)| n.distance <= COPY * **next).count();
     Ok(Memorisation {
         share: near as f64 / drawn.len() as f64,
+        copied: copied as f64 / drawn.len() as f64,
         threshold,
         median: quantile(&distances, 0.5),
         training_median: quantile(&own, 0.5),
@@ -107,7 +118,7 @@ mod tests {
         let training = normal(1, 120, 16, 0.0);
         let new = normal(2, 120, 16, 0.0);
         let fresh = memorisation(&[&training], &new).unwrap();
-        assert!(fresh.share < 0.12, "{fresh:?}");
+        assert!(fresh.share < 0.12 && fresh.copied == 0.0, "{fresh:?}");
         assert!((fresh.median / fresh.training_median - 1.0).abs() < 0.1);
         // Every second one is a copy, a little changed.
         let mixed: Vec<f32> = (0..120)
@@ -119,9 +130,17 @@ mod tests {
             .collect();
         let copied = memorisation(&[&training], &Features::new(16, mixed).unwrap()).unwrap();
         assert!((0.5..0.6).contains(&copied.share), "{}", copied.share);
+        assert_eq!(copied.copied, 0.5);
         for &i in &copied.closest()[..60] {
             assert_eq!((i % 2, copied.nearest[i].index), (0, 119 - i));
         }
+    }
+
+    #[test]
+    fn a_picture_that_is_near_to_all_is_no_copy() {
+        let training = normal(1, 120, 16, 0.0);
+        let grey = memorisation(&[&training], &Features::new(16, vec![0.0; 16 * 30]).unwrap()).unwrap();
+        assert_eq!((grey.share, grey.copied), (1.0, 0.0));
     }
 
     #[test]

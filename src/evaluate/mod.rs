@@ -25,7 +25,7 @@ pub use error::{Error, Result};
 pub use features::{Features, MOST_FEATURES};
 pub use frechet::{Moments, frechet_distance, frechet_interval};
 pub use kernel::{Kernel, kernel_distance};
-pub use memorisation::{Memorisation, Nearest, memorisation};
+pub use memorisation::{Memorisation, NEXT, Nearest, memorisation};
 pub use neighbours::{
     DENSITY_NEIGHBOURS, DensityCoverage, PRECISION_NEIGHBOURS, PrecisionRecall, density_coverage,
     precision_recall,

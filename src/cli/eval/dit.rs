@@ -20,8 +20,8 @@ use crate::{
     cli::common::Runtime,
     data::{Dataset, Images},
     evaluate::{
-        Comparing, Comparison, Confusion, Features, Interval, Memorisation, compare, halves, memorisation,
-        proportional,
+        Comparing, Comparison, Confusion, Features, Interval, Memorisation, NEXT, compare, halves,
+        memorisation, proportional,
     },
 };
 
@@ -35,6 +35,8 @@ const RESAMPLES: usize = 200;
 const MOST_RESAMPLED: usize = 512;
 /// Pixels are compared at this size, or the drawn pictures' own if that is smaller.
 const COMPARED: u32 = 32;
+/// A classifier that finds the breed of a smaller share of real pictures is no judge of drawn ones.
+const TRUSTED: f64 = 0.5;
 /// Pairs on the sheet, of each kind.
 const PAIRS: usize = 12;
 
@@ -81,11 +83,11 @@ pub struct Args {
     #[arg(long, value_name = "PIXELS", requires = "features")]
     features_resize: Option<usize>,
     /// Mean of red, green and blue from 0 to 1, for an ONNX file of others [default: ImageNet's]
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',', num_args = 3, requires = "features")]
-    features_mean: Option<Vec<f32>>,
+    #[arg(long, value_name = "R,G,B", value_parser = three, requires = "features")]
+    features_mean: Option<[f32; 3]>,
     /// Standard deviations, likewise [default: ImageNet's]
-    #[arg(long, value_name = "R,G,B", value_delimiter = ',', num_args = 3, requires = "features")]
-    features_std: Option<Vec<f32>>,
+    #[arg(long, value_name = "R,G,B", value_parser = three, requires = "features")]
+    features_std: Option<[f32; 3]>,
     /// The classifier that is to find the breed that was asked for [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
@@ -104,6 +106,13 @@ pub struct Args {
     /// Pictures computed at once; changes memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
+}
+
+/// Three numbers with commas between them.
+fn three(text: &str) -> Result<[f32; 3], String> {
+    let numbers: Option<Vec<f32>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
+    let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
+    numbers.ok_or_else(|| "expected three numbers like 0.5,0.5,0.5".to_owned())
 }
 
 /// Runs it.
@@ -290,15 +299,12 @@ fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor
             if file.metadata().contains_key(META_KEY) {
                 of_classifier(Some(path))?
             } else {
-                let three = |values: &Option<Vec<f32>>| {
-                    values.as_ref().and_then(|values| <[f32; 3]>::try_from(values.as_slice()).ok())
-                };
                 let preprocessing = |size| {
                     let default = Preprocessing::imagenet(size);
                     Preprocessing {
                         resize: args.features_resize.unwrap_or(default.resize),
-                        mean: three(&args.features_mean).unwrap_or(default.mean),
-                        std: three(&args.features_std).unwrap_or(default.std),
+                        mean: args.features_mean.unwrap_or(default.mean),
+                        std: args.features_std.unwrap_or(default.std),
                     }
                 };
                 let extractor = FeatureExtractor::from_graph(&file, preprocessing, options)?;
@@ -440,6 +446,12 @@ fn tell_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
             println!("{name:<39} {:>10} {:>10}", percent(drawn.recall(i)), percent(real.recall(i)));
         }
     }
+    if real.total() > 0 && real.accuracy() < TRUSTED {
+        let share = percent(Some(real.accuracy()));
+        eprintln!(
+            "warning: breed as asked: {judge} finds the breed of {share} of the real pictures at this size, so it is no judge of drawn ones"
+        );
+    }
     let [low, high] = drawn.interval();
     println!(
         "{:<39} {:>10} {:>10}  (drawn: {} of {}, 95 % interval {:.1} to {:.1} %)",
@@ -468,23 +480,27 @@ impl Nearness {
     }
 
     fn tell(&self) {
-        println!(
-            "\nnearest real picture            nearer than real ones' nearest 5 %   median (of real ones to others)"
-        );
-        let Memorisation { share, median, training_median, .. } = &self.pixels;
-        let line = |name: &str, share: f64, median: f64, own: f64| {
-            println!("{name:<31} {:>34.1} %   {median:.3} ({own:.3})", 100.0 * share);
+        let median = "median distance (of real ones to others)";
+        println!("\n{:<30} {:>10} {:>10}   {median}", "nearest real picture", "near", "copied");
+        let line = |name: &str, by: &Memorisation, scale: &dyn Fn(f64) -> f64| {
+            let [near, copied] = [by.share, by.copied].map(|share| format!("{:.1} %", 100.0 * share));
+            let (median, own) = (scale(by.median), scale(by.training_median));
+            println!("{name:<30} {near:>10} {copied:>10}   {median:.3} ({own:.3})");
         };
-        line("by pixels, or mirrored ones'", *share, self.mean(*median), self.mean(*training_median));
-        let Memorisation { share, median, training_median, .. } = &self.features;
-        line("by features", *share, *median, *training_median);
+        line("by pixels, mirrored or not", &self.pixels, &|distance| self.mean(distance));
+        line("by features", &self.features, &|distance| distance);
+        println!(
+            "near: as the nearest 5 % of real pictures are to each other, and smooth pictures easily are;"
+        );
+        println!("copied: at most half as far from one real picture as from the {NEXT} nearest on average");
     }
 
     fn report(&self) -> Value {
-        let Memorisation { share, threshold, median, training_median, .. } = &self.pixels;
+        let Memorisation { share, copied, threshold, median, training_median, .. } = &self.pixels;
         json!({
             "pixels": {
                 "share": share,
+                "copied": copied,
                 "threshold": self.mean(*threshold),
                 "median": self.mean(*median),
                 "training_median": self.mean(*training_median),
