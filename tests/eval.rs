@@ -39,7 +39,7 @@ static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     let weights = init(&config.cost().unwrap().params, 5);
     let meta = ModelMeta::tiny_dit(&config, classes);
     checkpoint::write_safetensors(&path.join("pen.safetensors"), &weights, &meta).unwrap();
-    fs::write(path.join("pixels.onnx"), graph(&[3, 16, 16], |x| x.reshape(&[768]).unwrap())).unwrap();
+    fs::write(path.join("pixels.onnx"), graph(&[3, 8, 8], |x| x.reshape(&[192]).unwrap())).unwrap();
     dir
 });
 
@@ -211,7 +211,7 @@ fn the_real_pictures_themselves_are_perfect_and_memorised() {
 #[test]
 fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
     let dir = WORK.path();
-    let how = ["--features-resize", "16", "--features-mean", "0.5,0.5,0.5", "--features-std", "0.5,0.5,0.5"];
+    let how = ["--features-resize", "8", "--features-mean", "0.5,0.5,0.5", "--features-std", "0.5,0.5,0.5"];
     let data = Dataset::open(dir.join("synth")).unwrap();
     for runtime in ["tract", "ort"] {
         if runtime == "ort" && tiny_cats_export::runtime::RuntimeKind::Ort.version().is_err() {
@@ -221,7 +221,7 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
             "--images",
             "synth/Bengal",
             "--image-size",
-            "16",
+            "8",
             "--features",
             "pixels.onnx",
             "--json",
@@ -230,17 +230,17 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
         let judge = ["--classifier", "judge.onnx", "--bootstrap", "0", "--runtime", runtime];
         eval(&[&["dit", "synth"], &judge[..], &rest, &how].concat());
         let report = read(&dir.join("p.json"));
-        let images = Images::load(&data, 16, None).unwrap();
+        let images = Images::load(&data, 8, None).unwrap();
         let row = |i: usize| {
-            let mut values = vec![0.0; 768];
+            let mut values = vec![0.0; 192];
             images.fill(i, false, &mut values);
-            let bytes = to_rgb(&values, 16);
+            let bytes = to_rgb(&values, 8);
             let plane = |channel: usize| bytes.pixels().map(move |p| f32::from(p[channel]) / 127.5 - 1.0);
             (0..3).flat_map(plane).collect::<Vec<f32>>()
         };
         let all: Vec<usize> = (0..images.len()).collect();
         let of =
-            |chosen: &[usize]| Features::new(768, chosen.iter().flat_map(|&i| row(i)).collect()).unwrap();
+            |chosen: &[usize]| Features::new(192, chosen.iter().flat_map(|&i| row(i)).collect()).unwrap();
         let bengals: Vec<usize> = all.iter().copied().filter(|&i| images.label(i) == 1).collect();
         let real = of(&all);
         let expected = frechet_distance(&real, &of(&bengals)).unwrap();
@@ -250,7 +250,7 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
         let expected = frechet_distance(&a, &b).unwrap();
         let found = report["real_halves"]["frechet"].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");
-        assert_eq!(report["features"]["preprocessing"]["resize"], 16);
+        assert_eq!(report["features"]["preprocessing"]["resize"], 8);
         assert_eq!(report["results"]["frechet_interval"], Value::Null);
     }
 }
@@ -324,7 +324,7 @@ fn what_makes_no_sense_is_refused_in_one_line() {
             &["--features", "damaged.onnx"],
             "error: tract: the network returned features that are no finite numbers",
         ),
-        (&images, &["--features", "pixels.onnx", "--features-resize", "15"], "error: resize: expected 16 to"),
+        (&images, &["--features", "pixels.onnx", "--features-resize", "7"], "error: resize: expected 8 to"),
         (
             &images,
             &["--features", "pixels.onnx", "--features-std", "1,0,1"],
@@ -337,11 +337,15 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         ),
         (&images, &["--features", "judge.onnx", "--features-resize", "64"], "error: --features-resize"),
         (
-            &images,
+            &["dit", "synth", "--images", "synth/Bengal"],
             &["--features", "judge.onnx", "--bootstrap", "1000000000"],
             "error: bootstrap: expected at most",
         ),
-        (&images, &["--features", "judge.onnx", "--image-size", "100000"], "error: image size is"),
+        (
+            &images,
+            &["--features", "judge.onnx", "--image-size", "100000"],
+            "error: --image-size: expected 8 to 1024, found 100000",
+        ),
         (&images, &["--batch", "0"], "error: batch: expected 1 to 1024, found 0"),
         (&images, &["--json", "missing/d.json"], "error: --json missing/d.json: expected a file in a folder"),
         (&images, &["--json", "d.txt"], "error: --json d.txt: expected a name that ends in .json"),

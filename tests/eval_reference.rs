@@ -27,7 +27,7 @@ fn features(name: &str, side: &str, rows: usize, dims: usize) -> Features {
     let [a, b] = ["a", "b"].map(|part| uniform(&format!("{name}.{side}.{part}"), rows * dims));
     let u: Vec<f64> = (0..rows * dims).map(|i| (a[i] + b[i] - 1.0) * (1 + i % dims % 4) as f64).collect();
     let value = |i: usize| {
-        let x = if i % dims == 0 { u[i] } else { u[i] + u[i - 1] / 2.0 };
+        let x = if i.is_multiple_of(dims) { u[i] } else { u[i] + u[i - 1] / 2.0 };
         (if side == "real" { x } else { 1.25 * x + 0.25 }) as f32
     };
     Features::new(dims, (0..rows * dims).map(value).collect()).unwrap()

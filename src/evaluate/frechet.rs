@@ -99,7 +99,7 @@ impl Moments {
 fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
     let dims = covariance.nrows();
     let mut remaining: Vec<f64> = covariance.diagonal().iter().copied().collect();
-    let negligible = remaining.iter().copied().fold(0.0, f64::max) * f64::EPSILON;
+    let negligible = remaining.iter().copied().fold(0.0, f64::max) * f64::EPSILON * dims as f64;
     let mut factor = DMatrix::zeros(dims, dims);
     let mut rank = 0;
     while rank < dims {

@@ -125,6 +125,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(n) = args.samples.filter(|n| !(2..=MAX_SAMPLES).contains(n)) {
         bail!("--samples: expected 2 to {MAX_SAMPLES}, found {n}");
     }
+    if let Some(size) = args.image_size.filter(|size| !(8..=drawn::MAX_SIZE).contains(size)) {
+        bail!("--image-size: expected 8 to {}, found {size}", drawn::MAX_SIZE);
+    }
     if let Some(n) = args.limit_files.filter(|&n| n < 2) {
         bail!("--limit-files: expected at least 2, found {n}");
     }

@@ -16,6 +16,8 @@ use super::{bar, hex};
 
 /// More files than anybody has patience for; a list of them fits into memory.
 const MAX_FILES: usize = 1 << 20;
+/// Larger pictures are not compared.
+pub const MAX_SIZE: u32 = 1024;
 /// Drawn pictures are kept in memory, for the nearest ones to be shown.
 const MAX_BYTES: usize = 4 << 30;
 
@@ -71,7 +73,13 @@ pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyh
     }
     let square = |bytes: &[u8]| match size {
         Some(size) => decode::square(bytes, size),
-        None => decode::upright(bytes),
+        // By the header, before there is memory for all its pixels.
+        None => match decode::check(bytes)? {
+            [width, height] if width.max(height) > MAX_SIZE => {
+                Err(format!("{width} x {height} pixels; expected at most {MAX_SIZE} px, or --image-size"))
+            }
+            _ => decode::upright(bytes),
+        },
     };
     let read = |path: &PathBuf| {
         let bytes = decode::read(path)?;
@@ -80,7 +88,7 @@ pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyh
     let (mut hash, mut first) = (Sha256::new(), None);
     let mut drawn = Drawn { images: Vec::new(), labels: Vec::new(), fingerprint: None, skipped: Vec::new() };
     let progress = bar(files.len() as u64, "drawn pictures read")?;
-    for part in files.chunks(256) {
+    for part in files.chunks(64) {
         let pictures: Vec<Result<_, String>> = part.par_iter().map(read).collect();
         for (path, picture) in part.iter().zip(pictures) {
             let (image, sha256) = match picture {
