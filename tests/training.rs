@@ -379,7 +379,8 @@ fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("out of memory: going on with micro-batches of half the size"), "{said}");
         let run = files(&place.path().join(&output)).into_iter().find(|path| path.join("run.json").exists());
-        let states = files(&run.unwrap()).into_iter().filter(|path| path.to_string_lossy().contains("_step_"));
+        let states =
+            files(&run.unwrap()).into_iter().filter(|path| path.to_string_lossy().contains("_step_"));
         let last = TrainingState::load(&states.max().unwrap()).unwrap();
         let whole = if task == Task::Dit { 8 } else { 16 };
         assert_eq!(last.meta["progress"]["micro_batch"], whole / 2);

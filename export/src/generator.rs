@@ -182,7 +182,7 @@ impl Generator {
     pub fn generate_with(
         &mut self,
         request: &Request,
-        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+        progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<Picture>> {
         if !(1..=MAX_COUNT).contains(&request.count) {
             return Err(Error::request(
@@ -196,10 +196,30 @@ impl Generator {
             Breed::Named(name) => Some(self.label(name)?),
         };
         let labels: Vec<usize> = (0..request.count).map(|i| label.unwrap_or(i % classes)).collect();
+        self.draw(&labels, 0, request, progress)
+    }
+
+    /// Draws a picture of each of `labels`, numbered from `first`: as [`generate_with`](Self::generate_with), whatever `request` says
+    /// of breed and count.
+    ///
+    /// # Errors
+    /// As [`generate_with`](Self::generate_with), and [`Error::Request`] for a label of no class.
+    pub fn draw(
+        &mut self,
+        labels: &[usize],
+        first: u64,
+        request: &Request,
+        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<Picture>> {
+        let classes = self.meta.classes.len();
+        if let Some(label) = labels.iter().find(|&&label| label >= classes) {
+            return Err(Error::request("label", format!("expected less than {classes}, found {label}")));
+        }
+        let index = |i: usize| first.wrapping_add(i as u64);
         let draws: Vec<Draw> = labels
             .iter()
             .enumerate()
-            .map(|(i, &label)| Draw { index: i as u64, label: label as i64 })
+            .map(|(i, &label)| Draw { index: index(i), label: label as i64 })
             .collect();
         let settings = Settings {
             sampler: request.sampler,
@@ -215,7 +235,7 @@ impl Generator {
             label: labels[i],
             class: self.meta.classes[labels[i]].clone(),
             seed: request.seed,
-            index: i as u64,
+            index: index(i),
             image: to_rgb(&to_unit(values.data(), self.task.value_range), size as u32),
             values,
         };

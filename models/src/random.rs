@@ -30,6 +30,8 @@ pub enum Purpose {
     Augment = 4,
     /// Synthetic pictures.
     Synthetic = 5,
+    /// Samples of an evaluation: resamples, subsets, halves.
+    Evaluation = 6,
 }
 
 /// A seeded stream of numbers.

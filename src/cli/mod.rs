@@ -10,6 +10,7 @@ pub mod data;
 pub mod doctor;
 #[cfg(feature = "download")]
 pub mod download;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod logging;
@@ -36,6 +37,8 @@ enum Command {
     Data(data::Args),
     /// Trains a model.
     Train(train::Args),
+    /// Says how good a trained model is.
+    Eval(eval::Args),
     /// Writes a checkpoint as ONNX, and proves that the file is the model.
     Export(export::Args),
     /// Lists runs, and shows one.
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
                 Err(error) => Err(error),
             }
         }
+        Command::Eval(args) => eval::run(&args),
         Command::Export(args) => export::run(args),
         Command::Runs(args) => runs::run(&args),
         Command::Sweep(args) => match sweep::run(&args) {

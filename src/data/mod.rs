@@ -27,6 +27,7 @@ pub use error::{Error, Result};
 pub use index::INDEX;
 pub use order::Order;
 pub use prepare::{Crop, Encoding, Prepare, Prepared};
+pub(crate) use resident::spread;
 pub use resident::{Images, Photos, Resident};
 pub(crate) use scan::printable;
 pub use split::{Shares, Split};

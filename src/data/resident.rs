@@ -320,7 +320,7 @@ impl Deref for Photos {
 }
 
 /// All files, or as many as `limit` says, evenly spread; at least one where there is one.
-fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
+pub(crate) fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
     let all = files.len();
     let count = limit.map_or(all, |limit| limit.max(1).min(all));
     (0..count).map(|i| &files[i * all / count]).collect()

@@ -6,6 +6,8 @@ use image::{Rgb, RgbImage, imageops};
 use serde::Serialize;
 use tiny_cats_export::{draw_text, text_size};
 
+use super::wilson;
+
 /// How often pictures of each class were taken for each class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Confusion {
@@ -46,15 +48,7 @@ impl Confusion {
 
     /// The 95 % interval of the accuracy (Wilson 1927), which holds for few pictures too.
     pub fn interval(&self) -> [f64; 2] {
-        const Z: f64 = 1.959_964;
-        let n = f64::from(self.total());
-        if n == 0.0 {
-            return [0.0, 1.0];
-        }
-        let p = self.accuracy();
-        let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-        let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-        [centre - half, centre + half]
+        wilson(self.correct(), self.total())
     }
 
     /// The share of a class's pictures that were taken for it; none where there are no pictures of it.

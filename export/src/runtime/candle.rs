@@ -31,6 +31,12 @@ impl Definition<ResNet<Plain>> {
         let (mut params, device) = params(config.specs()?, weights)?;
         Ok(Self { model: ResNet::new(config, &mut Scope::root(&mut params))?, device })
     }
+
+    /// What the classifying layer is given, `[n, features]`, of normalised pictures `x` `[n, 3, size, size]`.
+    pub fn features(&self, x: &Array) -> Result<Array> {
+        let x = to_device(x, DType::F32, &self.device)?;
+        Ok(to_host(&self.model.features(&Plain::new(x))?.into_inner())?)
+    }
 }
 
 fn params(specs: Vec<ParamSpec>, weights: &Weights) -> Result<(Params, Device)> {

@@ -1,0 +1,208 @@
+//! What a network sees in pictures, as numbers, for comparing sets of them.
+
+use image::RgbImage;
+use rayon::prelude::*;
+use tiny_cats_models::{Array, ResNet, Scope, resnet};
+
+use crate::{
+    CLASSIFIER_INPUT, Error, Model, ModelMeta, Network, Options, Preprocessing, Result,
+    convert::exported,
+    onnx::{DEFAULT_OPSET, DataType, OnnxFile, OnnxGraph},
+    runtime::{Input, RuntimeKind},
+};
+
+const OUTPUT: &str = "features";
+const MAX_BATCH: usize = 1024;
+/// More features for a picture are refused.
+const MOST_FEATURES: usize = 1 << 16;
+/// Larger pictures are not made for any network.
+const MOST_PIXELS: usize = 2 * resnet::MAX_IMAGE_SIZE;
+
+type Compute = Box<dyn FnMut(&Array) -> Result<Array> + Send>;
+
+/// A network that makes numbers of pictures: a classifier without its last layer, or any ONNX file that does so.
+pub struct FeatureExtractor {
+    size: usize,
+    preprocessing: Preprocessing,
+    runtime: RuntimeKind,
+    batch: usize,
+    compute: Compute,
+}
+
+impl std::fmt::Debug for FeatureExtractor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FeatureExtractor")
+            .field("size", &self.size)
+            .field("preprocessing", &self.preprocessing)
+            .field("runtime", &self.runtime)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FeatureExtractor {
+    /// What the last layer of a classifier of ours is given: of a ResNet, the mean over all places of its last channels. Pictures are
+    /// prepared as the model's file says.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is no classifier, [`Error::Request`] for options that make no sense, and those of the runtime.
+    pub fn from_classifier(model: &Model, options: &Options) -> Result<Self> {
+        let preprocessing = model.classifier()?.preprocessing.clone();
+        let (runtime, meta) = (options.runtime(), model.meta());
+        let compute = match runtime.runs_graphs() {
+            true => {
+                let file = OnnxFile::from_bytes(graph(meta, model)?, "features")?;
+                session(&file, runtime)?
+            }
+            false => definition(model)?,
+        };
+        Self { size: meta.image_size, preprocessing, runtime, batch: options.batch, compute }.checked()
+    }
+
+    /// An ONNX file with one input `[batch, 3, size, size]`, and `[batch, features]` or `[batch, features, 1, 1]` as its first output.
+    /// Pictures are prepared by `preprocessing`, or unless that is given as for torchvision's networks ([`Preprocessing::imagenet`]).
+    ///
+    /// # Errors
+    /// [`Error::File`] when the file is no such network, [`Error::Request`] for options that make no sense, and those of the runtime.
+    pub fn from_graph(
+        file: &OnnxFile,
+        preprocessing: impl FnOnce(usize) -> Preprocessing,
+        options: &Options,
+    ) -> Result<Self> {
+        let [input] = file.inputs() else {
+            let found = file.inputs().len();
+            return Err(no_extractor(file, format!("expected one input, a picture, found {found}")));
+        };
+        let (size, single) = match (input.dtype, &input.dims[..]) {
+            (Some(DataType::Float), &[batch @ (None | Some(1)), Some(3), Some(height), Some(width)])
+                if height == width && (1..=MOST_PIXELS).contains(&height) =>
+            {
+                (height, batch.is_some())
+            }
+            (_, dims) => {
+                let found = dims.iter().map(|d| d.map_or("any".to_owned(), |d| d.to_string()));
+                let found = found.collect::<Vec<_>>().join(", ");
+                let expected =
+                    format!("expected 32-bit floats [batch, 3, size, size] of at most {MOST_PIXELS} pixels");
+                return Err(no_extractor(file, format!("{}: {expected}, found [{found}]", input.name)));
+            }
+        };
+        let runtime = options.runtime();
+        let compute = session(file, runtime)?;
+        let batch = if single { options.batch.min(1) } else { options.batch };
+        Self { size, preprocessing: preprocessing(size), runtime, batch, compute }.checked()
+    }
+
+    fn checked(self) -> Result<Self> {
+        let Preprocessing { resize, mean, std } = &self.preprocessing;
+        if !(1..=MAX_BATCH).contains(&self.batch) {
+            return Err(Error::request("batch", format!("expected 1 to {MAX_BATCH}, found {}", self.batch)));
+        }
+        if !(self.size..=2 * MOST_PIXELS).contains(resize) {
+            let (least, most) = (self.size, 2 * MOST_PIXELS);
+            return Err(Error::request("resize", format!("expected {least} to {most}, found {resize}")));
+        }
+        let ends = mean.iter().zip(std).flat_map(|(mean, std)| [-mean / std, (1.0 - mean) / std]);
+        if !(ends.into_iter().all(f32::is_finite) && std.iter().all(|&std| std > 0.0)) {
+            let message =
+                format!("expected finite means and positive deviations, found {mean:?} and {std:?}");
+            return Err(Error::request("preprocessing", message));
+        }
+        Ok(self)
+    }
+
+    /// How pictures are prepared.
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
+    }
+
+    /// Height and width of the network's input.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// What computes it.
+    pub fn runtime(&self) -> RuntimeKind {
+        self.runtime
+    }
+
+    /// The features of at least one picture, `[pictures, features]`, each for itself: it does not matter which others there are.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming a picture without pixels or saying that there is none, those of the runtime, and [`Error::Runtime`] when the
+    /// network returns something else than a row of finite numbers for each picture.
+    pub fn extract(&mut self, pictures: &[RgbImage]) -> Result<Array> {
+        if pictures.is_empty() {
+            return Err(Error::request("pictures", "expected at least one"));
+        }
+        if let Some(i) = pictures.iter().position(|picture| picture.is_empty()) {
+            return Err(Error::request("pictures", format!("number {i} has no pixels")));
+        }
+        let (mut features, mut data) = (None, Vec::new());
+        for part in pictures.chunks(self.batch) {
+            let (how, size) = (&self.preprocessing, self.size);
+            let inputs: Vec<Vec<f32>> = part.par_iter().map(|picture| how.apply(picture, size)).collect();
+            let output = (self.compute)(&Array::new([part.len(), 3, size, size], inputs.concat())?)?;
+            let row = match *output.dims() {
+                [n, row] | [n, row, 1, 1] if n == part.len() && (1..=MOST_FEATURES).contains(&row) => row,
+                ref found => {
+                    return Err(self.runtime.error(format!(
+                        "the features' file is no feature extractor: expected an output of [{}, features], at most {MOST_FEATURES} of \
+                         them, found {found:?}",
+                        part.len()
+                    )));
+                }
+            };
+            if *features.get_or_insert(row) != row {
+                return Err(self
+                    .runtime
+                    .error("the network returned another number of features than before"));
+            }
+            if output.data().iter().any(|value| !value.is_finite()) {
+                let message =
+                    "the network returned features that are no finite numbers; its weights are damaged";
+                return Err(self.runtime.error(message));
+            }
+            data.extend(output.into_data());
+        }
+        Ok(Array::new([pictures.len(), features.unwrap_or(0)], data)?)
+    }
+}
+
+fn no_extractor(file: &OnnxFile, message: String) -> Error {
+    Error::file(file.name(), "inputs", message)
+}
+
+fn session(file: &OnnxFile, runtime: RuntimeKind) -> Result<Compute> {
+    let name = file.inputs().first().map(|port| port.name.clone()).unwrap_or_default();
+    let mut session = runtime.load(file)?;
+    Ok(Box::new(move |x| session.run(&[(&name, Input::Floats(x))])))
+}
+
+/// The graph of a classifier up to its last layer.
+fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
+    let weights = model.weights()?;
+    let (meta, weights) = exported(meta, &weights)?;
+    let Network::ResNet(config) = &meta.config else {
+        return Err(Error::request("features", "expected a classifier"));
+    };
+    let graph = OnnxGraph::new(DEFAULT_OPSET)?;
+    let mut source = graph.source(&weights);
+    let input = graph.floats(CLASSIFIER_INPUT, &[resnet::CHANNELS, meta.image_size, meta.image_size])?;
+    let features = ResNet::new(config, &mut Scope::root(&mut source))?.features(&input)?;
+    source.finish()?;
+    graph.finish(&[(OUTPUT, &features)], &[])
+}
+
+#[cfg(feature = "candle")]
+fn definition(model: &Model) -> Result<Compute> {
+    let Network::ResNet(config) = &model.meta().config else {
+        return Err(Error::request("features", "expected a classifier"));
+    };
+    let network = crate::runtime::candle::Definition::resnet(config, &model.weights()?)?;
+    Ok(Box::new(move |x| network.features(x)))
+}
+
+#[cfg(not(feature = "candle"))]
+fn definition(_: &Model) -> Result<Compute> {
+    Err(RuntimeKind::Candle.absent())
+}

@@ -1,0 +1,119 @@
+//! `tiny-cats eval classifier`: says how often a classifier is right.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use serde_json::json;
+use tiny_cats_export::{Classifier, Error, Options, write_png};
+use tiny_cats_models::pretrained;
+
+use super::{Opened, Part, bar, labels, skipped_json, tell_skipped, writable, write_json};
+use crate::{cli::common::Runtime, data::spread, evaluate::Classification};
+
+/// What `tiny-cats eval classifier` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Folder of class folders of photographs
+    data: PathBuf,
+    /// The model, .onnx, .safetensors or .pt [default: the one that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Which photographs
+    #[arg(long, value_enum, default_value_t = Part::Test)]
+    split: Part,
+    /// Use that many photographs only, spread over the classes
+    #[arg(long, value_name = "N")]
+    limit_files: Option<usize>,
+    /// Write all figures there, with what they were measured on
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
+    /// Draw what is taken for what
+    #[arg(long, value_name = "FILE.png")]
+    confusion: Option<PathBuf>,
+    /// What computes it [default: tract]
+    #[arg(long, value_enum)]
+    runtime: Option<Runtime>,
+    /// Photographs computed at once; changes memory, not results
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+}
+
+/// Runs it. Photographs that cannot be used are told, and the others go on.
+///
+/// # Errors
+/// When an argument makes no sense, the model or the data cannot be used, or a class of the data is none of the model's.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    writable("--json", args.json.as_deref(), "json")?;
+    writable("--confusion", args.confusion.as_deref(), "png")?;
+    if args.limit_files == Some(0) {
+        bail!("--limit-files: expected at least 1, found 0");
+    }
+    let opened = Opened::new(args.model.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
+    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let mut classifier =
+        Classifier::from_model(&opened.model, &options).with_context(|| opened.file.clone())?;
+    let data = args.split.open(&args.data)?;
+    let known = labels(&data.classes, &classifier.meta().classes);
+    let files = spread(&data.files, args.limit_files);
+    if let Some(file) = files.iter().find(|file| known[file.label as usize].is_none()) {
+        bail!(
+            "{}: the model knows no class {:?}; its classes are {}",
+            args.data.display(),
+            data.classes[file.label as usize],
+            classifier.meta().classes.join(", ")
+        );
+    }
+    let mut result = Classification::new(&classifier.meta().classes);
+    let mut skipped = Vec::new();
+    let progress = bar(files.len() as u64, "photographs")?;
+    for part in files.chunks(args.batch) {
+        let paths: Vec<PathBuf> = part.iter().map(|file| data.root.join(&file.path)).collect();
+        for (file, prediction) in part.iter().zip(classifier.classify_files(&paths)?) {
+            match (prediction, known[file.label as usize]) {
+                (Ok(prediction), Some(truth)) => result.add(truth, &prediction),
+                (Err(Error::Picture { reason, .. }), _) => skipped.push((file.path.clone(), reason)),
+                (Err(error), _) => return Err(error.into()),
+                (Ok(_), None) => {}
+            }
+        }
+        progress.inc(part.len() as u64);
+    }
+    progress.finish_and_clear();
+    tell_skipped(&skipped);
+    if result.total() == 0 {
+        bail!("{}: not one of {} photographs could be decoded", args.data.display(), files.len());
+    }
+    println!(
+        "{} photographs ({}), {} on {}\n",
+        result.total(),
+        args.split.name(),
+        opened.file,
+        classifier.runtime()
+    );
+    println!("{result}");
+    if let Some(path) = &args.confusion {
+        write_png(path, &result.confusion.picture()).with_context(|| path.display().to_string())?;
+        println!("wrote {}", path.display());
+    }
+    if let Some(path) = &args.json {
+        let report = json!({
+            "evaluation": "classifier",
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": opened.provenance(),
+            "data": {
+                "fingerprint": data.fingerprint,
+                "split": args.split.name(),
+                "pictures": files.len(),
+                "limit_files": args.limit_files,
+                "skipped": skipped_json(&skipped),
+            },
+            "runtime": classifier.runtime().name(),
+            "preprocessing": classifier.meta().classifier().map(|task| &task.preprocessing),
+            "image_size": classifier.meta().image_size,
+            "results": result.report(),
+        });
+        write_json(path, &report)?;
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}

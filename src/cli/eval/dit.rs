@@ -1,0 +1,530 @@
+//! `tiny-cats eval dit`: says how near drawn pictures are to real ones.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use image::{RgbImage, imageops};
+use serde_json::{Value, json};
+use tiny_cats_export::{
+    Classifier, FeatureExtractor, Generator, META_KEY, Options, Preprocessing, Sampler, decode, grid,
+    onnx::OnnxFile, to_rgb, write_png,
+};
+use tiny_cats_models::pretrained;
+
+use super::{
+    Opened, Part, bar,
+    drawn::{self, Drawn},
+    file_name, is_checkpoint, labels, sha256, skipped_json, tell_skipped, writable, write_json,
+};
+use crate::{
+    cli::common::Runtime,
+    data::{Cache, Dataset, Images, View},
+    evaluate::{
+        Comparing, Comparison, Confusion, Features, Interval, Memorisation, NEXT, compare, halves,
+        memorisation, proportional,
+    },
+};
+
+/// Unless told otherwise, at most that many pictures are drawn.
+const MOST_DRAWN: usize = 2048;
+/// More than anybody has patience for.
+const MAX_SAMPLES: usize = 100_000;
+/// Resamples for intervals, unless told otherwise.
+const RESAMPLES: usize = 200;
+/// With more features, the Fréchet distance's interval would take hours, and is made only when asked for.
+const MOST_RESAMPLED: usize = 512;
+/// Pixels are compared at this size, or the drawn pictures' own if that is smaller.
+const COMPARED: u32 = 32;
+/// A classifier that finds the breed of a smaller share of real pictures is no judge of drawn ones.
+const TRUSTED: f64 = 0.5;
+/// Pairs on the sheet, of each kind.
+const PAIRS: usize = 12;
+
+/// What `tiny-cats eval dit` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Folder of class folders of the pictures that the generator learned from
+    data: PathBuf,
+    /// The generator, .onnx, .safetensors or .pt [default: the one that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Compare the pictures in this folder instead of drawing some
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "samples", "cfg", "steps", "sampler"])]
+    images: Option<PathBuf>,
+    /// Bring both sides to this height and width first [default: the generator's, or that of the pictures in --images]
+    #[arg(long, value_name = "PIXELS", requires = "images")]
+    image_size: Option<u32>,
+    /// Which real pictures
+    #[arg(long, value_enum, default_value_t = Part::All)]
+    split: Part,
+    /// Use that many real pictures only, spread over the classes
+    #[arg(long, value_name = "N")]
+    limit_files: Option<usize>,
+    /// How many pictures to draw, of each class in proportion to the real ones [default: as many as there are real ones, at most 2048]
+    #[arg(long, value_name = "N")]
+    samples: Option<usize>,
+    /// Weight of classifier-free guidance; 1 is none [default: what the model advises]
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    cfg: Option<f32>,
+    /// Steps from noise to picture [default: what the model advises]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// How a step is taken: heun, euler or midpoint [default: what the model advises]
+    #[arg(long)]
+    sampler: Option<Sampler>,
+    /// The same seed gives the same pictures and intervals
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// What makes features of pictures: a classifier of this program, without its last layer, or any ONNX file with one input
+    /// [batch, 3, size, size] and an output [batch, features] [default: the classifier that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    features: Option<PathBuf>,
+    /// Shorter side after resizing, before the middle is cut out for an ONNX file of others [default: 8/7 of its input's size]
+    #[arg(long, value_name = "PIXELS", requires = "features")]
+    features_resize: Option<usize>,
+    /// Mean of red, green and blue from 0 to 1, for an ONNX file of others [default: ImageNet's]
+    #[arg(long, value_name = "R,G,B", value_parser = three, requires = "features")]
+    features_mean: Option<[f32; 3]>,
+    /// Standard deviations, likewise [default: ImageNet's]
+    #[arg(long, value_name = "R,G,B", value_parser = three, requires = "features")]
+    features_std: Option<[f32; 3]>,
+    /// The classifier that is to find the breed that was asked for [default: the one that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    classifier: Option<PathBuf>,
+    /// Resamples for the intervals [default: 200; for the Fréchet distance 0 with more than 512 features]
+    #[arg(long, value_name = "N")]
+    bootstrap: Option<usize>,
+    /// Write all figures there, with what they were measured on
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
+    /// Show the drawn pictures that are nearest to a real one, each beside it
+    #[arg(long, value_name = "FILE.png")]
+    sheet: Option<PathBuf>,
+    /// What computes all networks [default: tract]
+    #[arg(long, value_enum)]
+    runtime: Option<Runtime>,
+    /// Pictures computed at once; changes memory, not results
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+}
+
+/// Three numbers with commas between them.
+fn three(text: &str) -> Result<[f32; 3], String> {
+    let numbers: Option<Vec<f32>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
+    let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
+    numbers.ok_or_else(|| "expected three numbers like 0.5,0.5,0.5".to_owned())
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    writable("--json", args.json.as_deref(), "json")?;
+    writable("--sheet", args.sheet.as_deref(), "png")?;
+    if let Some(n) = args.samples.filter(|n| !(2..=MAX_SAMPLES).contains(n)) {
+        bail!("--samples: expected 2 to {MAX_SAMPLES}, found {n}");
+    }
+    if let Some(size) = args.image_size.filter(|size| !(8..=drawn::MAX_SIZE).contains(size)) {
+        bail!("--image-size: expected 8 to {}, found {size}", drawn::MAX_SIZE);
+    }
+    if let Some(n) = args.limit_files.filter(|&n| n < 2) {
+        bail!("--limit-files: expected at least 2, found {n}");
+    }
+    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let (mut extractor, of_features) = extractor(args, &options)?;
+    let judge = Opened::new(args.classifier.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
+    let mut classifier =
+        Classifier::from_model(&judge.model, &options).with_context(|| judge.file.clone())?;
+    let data = args.split.open(&args.data)?;
+    let (drawn, real, by) = match &args.images {
+        Some(folder) => {
+            let drawn = drawn::from_folder(folder, args.image_size, &data.classes)?;
+            tell_skipped(&drawn.skipped);
+            let Some(first) = drawn.images.first() else {
+                bail!("--images {}: there is no usable picture", folder.display());
+            };
+            let real = Images::load(&data, first.width(), args.limit_files, &Cache::Default)?;
+            let by = json!({"fingerprint": drawn.fingerprint, "skipped": skipped_json(&drawn.skipped)});
+            (drawn, real, by)
+        }
+        None => draw(args, &options, &data)?,
+    };
+    tell_skipped(&real.skipped);
+    let size = real.size();
+    let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
+    let paths: Vec<String> = (0..real.len()).map(|i| file_name(real.path(i))).collect();
+    let real_images: Vec<RgbImage> = pictures(&real);
+
+    let real_features = extract(&mut extractor, &real_images, args.batch, "real pictures")?;
+    let features = extract(&mut extractor, &drawn.images, args.batch, "drawn pictures")?;
+    let how = Comparing {
+        frechet_resamples: match args.bootstrap {
+            None if features.dims() > MOST_RESAMPLED => 0,
+            asked => asked.unwrap_or(RESAMPLES),
+        },
+        kernel_resamples: args.bootstrap.unwrap_or(RESAMPLES),
+        seed: args.seed,
+    };
+    let comparison = compare(&real_features, &features, &how)?;
+    // Four pictures are the fewest of which both halves have two.
+    let floor = match real.len() {
+        ..4 => None,
+        _ => {
+            let [a, b] = halves(&real_features, args.seed)?;
+            Some(compare(&a, &b, &Comparing { frechet_resamples: 0, kernel_resamples: 0, ..how })?)
+        }
+    };
+    let plain = pixels(&real_images, false)?;
+    let near = Nearness {
+        pixels: memorisation(&[&plain, &pixels(&real_images, true)?], &pixels(&drawn.images, false)?)?,
+        features: memorisation(&[&real_features], &features)?,
+        values: plain.dims(),
+    };
+    let known = labels(&data.classes, &classifier.meta().classes);
+    let breeds = [(&drawn.images, &drawn.labels), (&real_images, &of_real)]
+        .map(|(images, labels)| agreement(&mut classifier, images, labels, &known, args.batch));
+    let [by_drawn, by_real] = breeds;
+    let (by_drawn, by_real) = (by_drawn?, by_real?);
+
+    println!(
+        "{} drawn and {} real pictures ({}) of {size} px, by {} features of {}\n",
+        comparison.drawn,
+        comparison.real,
+        args.split.name(),
+        comparison.features,
+        of_features["file"].as_str().unwrap_or_default()
+    );
+    tell(&comparison, floor.as_ref());
+    near.tell();
+    tell_breeds(&by_drawn, &by_real, &judge.file);
+    for warning in &comparison.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if let Some(path) = &args.sheet {
+        let sheet = near.sheet(&drawn.images, &real_images, &paths);
+        write_png(path, &sheet).with_context(|| path.display().to_string())?;
+        println!("wrote {}", path.display());
+    }
+    if let Some(path) = &args.json {
+        let report = json!({
+            "evaluation": "generator",
+            "version": env!("CARGO_PKG_VERSION"),
+            "drawn": by,
+            "data": {
+                "fingerprint": data.fingerprint,
+                "split": args.split.name(),
+                "pictures": real.len(),
+                "limit_files": args.limit_files,
+                "skipped": skipped_json(&real.skipped),
+            },
+            "image_size": size,
+            "features": of_features,
+            "runtime": extractor.runtime().name(),
+            "comparing": how,
+            "results": comparison,
+            "real_halves": floor,
+            "nearest_training_picture": near.report(),
+            "breed_as_asked": {"classifier": judge.provenance(), "drawn": breed_report(&by_drawn), "real": breed_report(&by_real)},
+        });
+        write_json(path, &report)?;
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// Draws pictures of the classes of `data` in their proportions; also returns the real ones, and how it was done.
+fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn, Images, Value)> {
+    let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
+    let mut generator = Generator::from_model(&opened.model, options).with_context(|| opened.file.clone())?;
+    let classes = generator.meta().classes.clone();
+    let known = labels(&data.classes, &classes);
+    let unknown = |label: &u32| known[*label as usize].is_none();
+    if let Some(file) = data.files.iter().find(|file| unknown(&file.label)) {
+        bail!(
+            "{}: the generator draws no {:?}; it draws {}",
+            args.data.display(),
+            data.classes[file.label as usize],
+            classes.join(", ")
+        );
+    }
+    let real = Images::load(data, generator.meta().image_size as u32, args.limit_files, &Cache::Default)?;
+    let mut counts = vec![0; classes.len()];
+    for label in real.labels().iter().filter_map(|&label| known[label as usize]) {
+        counts[label] += 1;
+    }
+    let samples = args.samples.unwrap_or(real.len().clamp(2, MOST_DRAWN));
+    let counts = proportional(&counts, samples);
+    let mut request = generator.request();
+    request.seed = args.seed;
+    request.steps = args.steps.unwrap_or(request.steps);
+    request.sampler = args.sampler.unwrap_or(request.sampler);
+    request.guidance = args.cfg.unwrap_or(request.guidance);
+    let mut drawn = drawn::draw(&mut generator, &counts, &request, args.batch)?;
+    // From the generator's labels to the data's.
+    let back = labels(&classes, &data.classes);
+    drawn.labels.iter_mut().for_each(|label| *label = label.and_then(|label| back[label]));
+    let by = json!({
+        "model": opened.provenance(),
+        "samples": samples,
+        "of_each_class": counts,
+        "classes": classes,
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "guidance": request.guidance,
+        "seed": request.seed,
+        "runtime": generator.runtime().name(),
+    });
+    Ok((drawn, real, by))
+}
+
+/// What makes features of pictures, and which file that is.
+fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor, Value)> {
+    let released = (pretrained::CLASSIFIER, "resnet18-breeds.onnx");
+    let of_classifier = |path: Option<&Path>| -> anyhow::Result<_> {
+        if args.features_resize.is_some() || args.features_mean.is_some() || args.features_std.is_some() {
+            bail!(
+                "--features-resize, --features-mean, --features-std: the file says itself how pictures are prepared"
+            );
+        }
+        let opened = Opened::new(path, released)?;
+        let extractor =
+            FeatureExtractor::from_classifier(&opened.model, options).with_context(|| opened.file.clone())?;
+        Ok((extractor, opened.provenance(), "before the last layer"))
+    };
+    let (extractor, mut from, output) = match args.features.as_deref() {
+        None => of_classifier(None)?,
+        Some(path) if is_checkpoint(path).with_context(|| path.display().to_string())? => {
+            of_classifier(Some(path))?
+        }
+        Some(path) => {
+            let file = OnnxFile::open(path)?;
+            if file.metadata().contains_key(META_KEY) {
+                of_classifier(Some(path))?
+            } else {
+                let preprocessing = |size| {
+                    let default = Preprocessing::imagenet(size);
+                    Preprocessing {
+                        resize: args.features_resize.unwrap_or(default.resize),
+                        mean: args.features_mean.unwrap_or(default.mean),
+                        std: args.features_std.unwrap_or(default.std),
+                    }
+                };
+                let extractor = FeatureExtractor::from_graph(&file, preprocessing, options)?;
+                let sha256 = sha256(path).with_context(|| path.display().to_string())?;
+                (extractor, json!({"file": file_name(path), "sha256": sha256}), "the first output")
+            }
+        }
+    };
+    from["output"] = output.into();
+    from["image_size"] = extractor.size().into();
+    from["preprocessing"] = serde_json::to_value(extractor.preprocessing())?;
+    Ok((extractor, from))
+}
+
+fn extract(
+    extractor: &mut FeatureExtractor,
+    images: &[RgbImage],
+    batch: usize,
+    what: &str,
+) -> anyhow::Result<Features> {
+    let progress = bar(images.len() as u64, what)?;
+    let (mut dims, mut data) = (0, Vec::new());
+    for part in images.chunks(batch) {
+        let features = extractor.extract(part)?;
+        dims = features.dims().last().copied().unwrap_or(0);
+        data.extend(features.into_data());
+        progress.inc(part.len() as u64);
+    }
+    progress.finish_and_clear();
+    Ok(Features::new(dims, data)?)
+}
+
+fn pictures(images: &Images) -> Vec<RgbImage> {
+    let mut values = vec![0.0; 3 * (images.size() * images.size()) as usize];
+    let picture = |i| {
+        let all = View::middle(images.dimensions(i), images.size());
+        images.fill(i, &all, images.size() as usize, &mut values);
+        to_rgb(&values, images.size())
+    };
+    (0..images.len()).map(picture).collect()
+}
+
+/// The pixels themselves as features, from −1 (black) to 1, perhaps mirrored.
+fn pixels(images: &[RgbImage], mirrored: bool) -> anyhow::Result<Features> {
+    let side = images.first().map_or(1, RgbImage::width).min(COMPARED);
+    let values = images.iter().flat_map(|image| {
+        let (width, height) = image.dimensions();
+        let mut small = match width == side {
+            true => image.clone(),
+            false => decode::resized(image, [0, 0, width, height], [side, side]),
+        };
+        if mirrored {
+            imageops::flip_horizontal_in_place(&mut small);
+        }
+        small.into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0)
+    });
+    Ok(Features::new(3 * (side * side) as usize, values.collect())?)
+}
+
+/// What the classifier takes pictures for whose class it knows: by the labels of its own.
+fn agreement(
+    classifier: &mut Classifier,
+    images: &[RgbImage],
+    labels: &[Option<usize>],
+    known: &[Option<usize>],
+    batch: usize,
+) -> anyhow::Result<Confusion> {
+    let mut confusion = Confusion::new(&classifier.meta().classes);
+    let progress = bar(images.len() as u64, "pictures classified")?;
+    for (images, labels) in images.chunks(batch).zip(labels.chunks(batch)) {
+        for (prediction, label) in classifier.classify(images)?.into_iter().zip(labels) {
+            let truth = label.and_then(|label| known[label]);
+            if let (Some(truth), Some(best)) = (truth, prediction.candidates.first()) {
+                confusion.add(truth, best.label);
+            }
+        }
+        progress.inc(images.len() as u64);
+    }
+    progress.finish_and_clear();
+    Ok(confusion)
+}
+
+fn breed_report(confusion: &Confusion) -> Value {
+    let class = |(i, name): (usize, &String)| {
+        let pictures: u32 = confusion.counts[i].iter().sum();
+        (pictures > 0).then(|| json!({"class": name, "pictures": pictures, "share": confusion.recall(i)}))
+    };
+    json!({
+        "pictures": confusion.total(),
+        "share": confusion.accuracy(),
+        "interval": confusion.interval(),
+        "per_class": confusion.classes.iter().enumerate().filter_map(class).collect::<Vec<_>>(),
+        "confusion": confusion,
+    })
+}
+
+fn tell(comparison: &Comparison, floor: Option<&Comparison>) {
+    let half = floor.map_or_else(String::new, |f| format!("real halves ({} and {})", f.real, f.drawn));
+    println!("{:<30} {:>10}  {:<22} {half:>26}", "", "drawn", "95 % interval");
+    let line = |name: &str, value: Option<f64>, interval: Option<Interval>, floor: Option<f64>| {
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+        let interval = interval.map_or_else(String::new, |i| format!("{:.4} to {:.4}", i.low, i.high));
+        println!("{name:<30} {:>10}  {interval:<22} {:>26}", number(value), number(floor));
+    };
+    let thousand =
+        |interval: Interval| Interval { low: 1e3 * interval.low, high: 1e3 * interval.high, ..interval };
+    let Comparison { frechet, frechet_interval, kernel, .. } = comparison;
+    line("Fréchet distance", Some(*frechet), *frechet_interval, floor.map(|f| f.frechet));
+    line(
+        "kernel distance × 1000",
+        Some(1e3 * kernel.distance),
+        kernel.interval.map(thousand),
+        floor.map(|f| 1e3 * f.kernel.distance),
+    );
+    let of_subsets = format!("  of {} subsets of {}", kernel.subsets, kernel.subset_size);
+    let (mean, deviation) = (1e3 * kernel.subset_mean, 1e3 * kernel.subset_deviation);
+    println!("{of_subsets:<30} {mean:>10.4}  ± {deviation:.4}");
+    let of = |pick: fn(&Comparison) -> Option<f64>| (pick(comparison), floor.and_then(pick));
+    for (name, (value, floor)) in [
+        ("precision", of(|c| Some(c.precision_recall?.precision))),
+        ("recall", of(|c| Some(c.precision_recall?.recall))),
+        ("density", of(|c| Some(c.density_coverage?.density))),
+        ("coverage", of(|c| Some(c.density_coverage?.coverage))),
+    ] {
+        line(name, value, None, floor);
+    }
+}
+
+fn tell_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
+    let percent =
+        |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+    if drawn.total() == 0 {
+        println!("\nbreed as asked: of no drawn picture a breed is known that {judge} knows");
+        return;
+    }
+    println!("\nbreed as asked, by {judge:<20} {:>10} {:>10}", "drawn", "real");
+    for (i, name) in drawn.classes.iter().enumerate() {
+        if drawn.recall(i).is_some() || real.recall(i).is_some() {
+            let name = name.replace('_', " ");
+            println!("{name:<39} {:>10} {:>10}", percent(drawn.recall(i)), percent(real.recall(i)));
+        }
+    }
+    if real.total() > 0 && real.accuracy() < TRUSTED {
+        let share = percent(Some(real.accuracy()));
+        eprintln!(
+            "warning: breed as asked: {judge} finds the breed of {share} of the real pictures at this size, so it is no judge of drawn ones"
+        );
+    }
+    let [low, high] = drawn.interval();
+    println!(
+        "{:<39} {:>10} {:>10}  (drawn: {} of {}, 95 % interval {:.1} to {:.1} %)",
+        "all",
+        percent(Some(drawn.accuracy())),
+        percent((real.total() > 0).then(|| real.accuracy())),
+        drawn.correct(),
+        drawn.total(),
+        100.0 * low,
+        100.0 * high
+    );
+}
+
+/// How near drawn pictures come to real ones.
+struct Nearness {
+    pixels: Memorisation,
+    features: Memorisation,
+    /// Values of a picture's pixels.
+    values: usize,
+}
+
+impl Nearness {
+    /// From a distance of pixels to the root mean square of their differences.
+    fn mean(&self, distance: f64) -> f64 {
+        distance / (self.values as f64).sqrt()
+    }
+
+    fn tell(&self) {
+        let median = "median distance (of real ones to others)";
+        println!("\n{:<30} {:>10} {:>10}   {median}", "nearest real picture", "near", "copied");
+        let line = |name: &str, by: &Memorisation, scale: &dyn Fn(f64) -> f64| {
+            let [near, copied] = [by.share, by.copied].map(|share| format!("{:.1} %", 100.0 * share));
+            let (median, own) = (scale(by.median), scale(by.training_median));
+            println!("{name:<30} {near:>10} {copied:>10}   {median:.3} ({own:.3})");
+        };
+        line("by pixels, mirrored or not", &self.pixels, &|distance| self.mean(distance));
+        line("by features", &self.features, &|distance| distance);
+        println!(
+            "near: as the nearest 5 % of real pictures are to each other, and smooth pictures easily are;"
+        );
+        println!("copied: at most half as far from one real picture as from the {NEXT} nearest on average");
+    }
+
+    fn report(&self) -> Value {
+        let Memorisation { share, copied, threshold, median, training_median, .. } = &self.pixels;
+        json!({
+            "pixels": {
+                "share": share,
+                "copied": copied,
+                "threshold": self.mean(*threshold),
+                "median": self.mean(*median),
+                "training_median": self.mean(*training_median),
+                "distance": "root mean square of differences of values in [-1, 1], mirrored or not",
+            },
+            "features": self.features,
+        })
+    }
+
+    /// The drawn pictures that are nearest by pixels, then those by features, each with the real picture that it is nearest to.
+    fn sheet(&self, drawn: &[RgbImage], real: &[RgbImage], paths: &[String]) -> RgbImage {
+        let (mut images, mut captions) = (Vec::new(), Vec::new());
+        for (name, by) in [("pixels", &self.pixels), ("features", &self.features)] {
+            for i in by.closest().into_iter().take(PAIRS) {
+                let nearest = by.nearest[i];
+                let distance = if name == "pixels" { self.mean(nearest.distance) } else { nearest.distance };
+                images.extend([drawn[i].clone(), real[nearest.index].clone()]);
+                captions.extend([format!("{i}, {name} {distance:.2}"), paths[nearest.index].clone()]);
+            }
+        }
+        grid(&images, 6, Some(&captions))
+    }
+}

@@ -1,0 +1,158 @@
+//! The pictures that are compared: drawn for it, or from a folder.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use image::RgbImage;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use tiny_cats_export::{Generator, Request, decode};
+use walkdir::WalkDir;
+
+use super::{bar, hex};
+
+/// More files than anybody has patience for; a list of them fits into memory.
+const MAX_FILES: usize = 1 << 20;
+/// Larger pictures are not compared.
+pub const MAX_SIZE: u32 = 1024;
+/// Drawn pictures are kept in memory, for the nearest ones to be shown.
+const MAX_BYTES: usize = 4 << 30;
+
+/// Pictures that were drawn by a generator.
+pub struct Drawn {
+    /// All of one size.
+    pub images: Vec<RgbImage>,
+    /// For each the class that it was drawn as, where that is known.
+    pub labels: Vec<Option<usize>>,
+    /// SHA-256 over the files that they are from, in hexadecimal; none when they were drawn just now.
+    pub fingerprint: Option<String>,
+    /// Files that are none, and why.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+/// Draws `counts[label]` pictures of each class.
+pub fn draw(
+    generator: &mut Generator,
+    counts: &[usize],
+    request: &Request,
+    batch: usize,
+) -> anyhow::Result<Drawn> {
+    let labels: Vec<usize> =
+        counts.iter().enumerate().flat_map(|(label, &count)| std::iter::repeat_n(label, count)).collect();
+    fits(labels.len(), generator.meta().image_size)?;
+    let progress = bar(labels.len() as u64, "pictures drawn")?;
+    let mut images = Vec::with_capacity(labels.len());
+    for part in labels.chunks(batch.max(1)) {
+        let pictures = generator.draw(part, images.len() as u64, request, |_| ControlFlow::Continue(()))?;
+        images.extend(pictures.into_iter().map(|picture| picture.image));
+        progress.inc(part.len() as u64);
+    }
+    progress.finish_and_clear();
+    let labels = labels.into_iter().map(Some).collect();
+    Ok(Drawn { images, labels, fingerprint: None, skipped: Vec::new() })
+}
+
+/// The pictures in a folder and the folders in it, their middle squares made `size` pixels wide; without a size, they must all be squares
+/// of one. Of one in a folder called like a class, or whose name begins like one, that is its class.
+pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyhow::Result<Drawn> {
+    let mut files = Vec::new();
+    let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
+    let entries = WalkDir::new(folder).sort_by_file_name().into_iter();
+    for entry in entries.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
+        let entry =
+            entry.map_err(std::io::Error::from).with_context(|| format!("--images {}", folder.display()))?;
+        if !entry.path().is_dir() {
+            files.push(entry.into_path());
+        }
+        if files.len() > MAX_FILES {
+            bail!("--images {}: there are more than {MAX_FILES} files", folder.display());
+        }
+    }
+    let square = |bytes: &[u8]| match size {
+        Some(size) => decode::square(bytes, size),
+        // By the header, before there is memory for all its pixels.
+        None => match decode::check(bytes)? {
+            [width, height] if width.max(height) > MAX_SIZE => {
+                Err(format!("{width} x {height} pixels; expected at most {MAX_SIZE} px, or --image-size"))
+            }
+            _ => decode::upright(bytes),
+        },
+    };
+    let read = |path: &PathBuf| {
+        let bytes = decode::read(path)?;
+        Ok::<_, String>((square(&bytes)?, <[u8; 32]>::from(Sha256::digest(&bytes))))
+    };
+    let (mut hash, mut first) = (Sha256::new(), None);
+    let mut drawn = Drawn { images: Vec::new(), labels: Vec::new(), fingerprint: None, skipped: Vec::new() };
+    let progress = bar(files.len() as u64, "drawn pictures read")?;
+    for part in files.chunks(64) {
+        let pictures: Vec<Result<_, String>> = part.par_iter().map(read).collect();
+        for (path, picture) in part.iter().zip(pictures) {
+            let (image, sha256) = match picture {
+                Ok(picture) => picture,
+                Err(reason) => {
+                    drawn.skipped.push((path.clone(), reason));
+                    continue;
+                }
+            };
+            let (width, height) = image.dimensions();
+            let expected = *first.get_or_insert(width);
+            if (width, height) != (expected, expected) {
+                bail!(
+                    "{}: is of {width} x {height} pixels; expected squares of {expected} as the others, or --image-size",
+                    path.display()
+                );
+            }
+            fits(drawn.images.len() + 1, width as usize)?;
+            drawn.labels.push(class_of(path.strip_prefix(folder).unwrap_or(path), classes));
+            drawn.images.push(image);
+            hash.update(sha256);
+        }
+        progress.inc(part.len() as u64);
+    }
+    progress.finish_and_clear();
+    drawn.fingerprint = Some(hex(&hash.finalize()));
+    Ok(drawn)
+}
+
+fn fits(pictures: usize, size: usize) -> anyhow::Result<()> {
+    match pictures.checked_mul(3 * size * size) {
+        Some(bytes) if bytes <= MAX_BYTES => Ok(()),
+        _ => bail!("{pictures} drawn pictures of {size} px do not fit into {} GiB", MAX_BYTES >> 30),
+    }
+}
+
+/// The class of a file, by its folder or the beginning of its name.
+fn class_of(path: &Path, classes: &[String]) -> Option<usize> {
+    let parent = path.parent().and_then(|parent| parent.file_name()).and_then(|name| name.to_str());
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let begins = |class: &String| name.strip_prefix(class.as_str()).is_some_and(|rest| rest.starts_with('_'));
+    let in_folder = classes.iter().position(|class| Some(class.as_str()) == parent);
+    // The longest, where one class is called like the beginning of another.
+    let by_name = || (0..classes.len()).filter(|&i| begins(&classes[i])).max_by_key(|&i| classes[i].len());
+    in_folder.or_else(by_name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_is_known_by_the_folder_or_the_beginning_of_the_name() {
+        let classes: Vec<String> = ["Cat", "Cat_Blue", "Dog"].map(String::from).to_vec();
+        for (path, class) in [
+            ("Dog/a.png", Some(2)),
+            ("x/Dog/Cat_1.png", Some(2)),
+            ("Cat_seed1_0001.png", Some(0)),
+            ("Cat_Blue_seed1_0001.png", Some(1)),
+            ("x/Cat_1.png", Some(0)),
+            ("Category.png", None),
+            ("1.png", None),
+        ] {
+            assert_eq!(class_of(Path::new(path), &classes), class, "{path}");
+        }
+    }
+}

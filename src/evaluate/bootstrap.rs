@@ -1,0 +1,106 @@
+//! How sure a figure is.
+
+use serde::Serialize;
+use tiny_cats_models::random::{Purpose, Stream};
+
+use super::{Error, Result};
+
+/// The 97.5 % quantile of the standard normal distribution.
+const Z: f64 = 1.959_963_984_540_054;
+/// More resamples say nothing more.
+const MOST_RESAMPLES: usize = 100_000;
+
+/// The 95 % interval of a share of which `part` of `of` were counted (Wilson 1927), which holds for few pictures too.
+pub fn wilson(part: u32, of: u32) -> [f64; 2] {
+    let n = f64::from(of);
+    if of == 0 {
+        return [0.0, 1.0];
+    }
+    let p = f64::from(part) / n;
+    let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    [centre - half, centre + half]
+}
+
+/// How much a figure varies from sample to sample, by the bootstrap (Efron 1979): both sets of pictures are drawn anew, with
+/// replacement, and the figure computed again.
+///
+/// A resample has fewer different pictures than the sample, and a figure that depends on their number, as the Fréchet distance does, is
+/// larger for it. So the percentiles are of the resamples' deviations from their own mean: the interval is that of the figure for as many
+/// pictures, not of its limit for infinitely many.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Interval {
+    /// The figure plus the 2.5 % quantile of the resamples' deviations from their mean.
+    pub low: f64,
+    /// The figure plus their 97.5 % quantile.
+    pub high: f64,
+    /// By how much the resamples' mean is above the figure: about as much as the figure is above its limit for infinitely many pictures.
+    pub bias: f64,
+    /// How many resamples.
+    pub resamples: usize,
+}
+
+impl Interval {
+    /// Of the resamples of a figure; none of fewer than two.
+    pub(super) fn new(figure: f64, mut resampled: Vec<f64>) -> Option<Self> {
+        if resampled.len() < 2 {
+            return None;
+        }
+        resampled.sort_by(f64::total_cmp);
+        let mean = resampled.iter().sum::<f64>() / resampled.len() as f64;
+        let at = |share| figure + quantile(&resampled, share) - mean;
+        Some(Self { low: at(0.025), high: at(0.975), bias: mean - figure, resamples: resampled.len() })
+    }
+}
+
+/// The value below which this share of sorted numbers, at least one, lies; linear between neighbours, as NumPy's default is.
+pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let low = place as usize;
+    let high = (low + 1).min(sorted.len() - 1);
+    sorted[low] + (sorted[high] - sorted[low]) * place.fract()
+}
+
+/// How often each of `n` pictures is in resample number `number`; `side` tells the two sets apart.
+pub(super) fn resample(seed: u64, number: usize, side: u64, n: usize) -> Vec<f64> {
+    let mut stream = Stream::new(seed, Purpose::Evaluation, 2 * number as u64 + side);
+    let mut counts = vec![0.0; n];
+    for _ in 0..n {
+        counts[stream.below(n as u32) as usize] += 1.0;
+    }
+    counts
+}
+
+/// # Errors
+/// [`Error::Setting`] for more resamples than anybody has patience for.
+pub(super) fn check_resamples(resamples: usize) -> Result<()> {
+    if resamples <= MOST_RESAMPLES {
+        return Ok(());
+    }
+    let message = format!("expected at most {MOST_RESAMPLES} resamples, found {resamples}");
+    Err(Error::Setting { setting: "bootstrap", message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_is_as_wide_as_the_resamples_and_lies_around_the_figure() {
+        let resampled: Vec<f64> = (0..=1000).rev().map(f64::from).collect();
+        let interval = Interval::new(100.0, resampled).unwrap();
+        assert_eq!((interval.low, interval.high), (100.0 + 25.0 - 500.0, 100.0 + 975.0 - 500.0));
+        assert_eq!((interval.bias, interval.resamples), (400.0, 1001));
+        assert_eq!(Interval::new(1.0, vec![1.0]), None);
+    }
+
+    #[test]
+    fn a_resample_has_as_many_pictures_and_is_like_no_other() {
+        let counts = resample(1, 0, 0, 50);
+        assert_eq!(counts.iter().sum::<f64>(), 50.0);
+        assert_eq!(counts, resample(1, 0, 0, 50));
+        for other in [resample(2, 0, 0, 50), resample(1, 1, 0, 50), resample(1, 0, 1, 50)] {
+            assert_ne!(counts, other);
+        }
+    }
+}

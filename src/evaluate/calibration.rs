@@ -1,0 +1,98 @@
+//! Whether a classifier is right as often as it says.
+
+use serde::Serialize;
+
+/// Intervals of confidence, of equal width.
+pub const BINS: usize = 15;
+
+/// The pictures that a classifier was about as sure of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Bin {
+    /// How many.
+    pub pictures: u32,
+    /// How many of them were taken for what they are.
+    pub correct: u32,
+    /// The sum of the highest probabilities.
+    sum: f64,
+}
+
+impl Bin {
+    /// The mean of the highest probabilities; none where there are no pictures.
+    pub fn confidence(&self) -> Option<f64> {
+        (self.pictures > 0).then(|| self.sum / f64::from(self.pictures))
+    }
+
+    /// The share of pictures that were taken for what they are; none where there are no pictures.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.pictures > 0).then(|| f64::from(self.correct) / f64::from(self.pictures))
+    }
+}
+
+/// Pictures by how sure a classifier was of them (Guo et al. 2017, arXiv 1706.04599).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Calibration {
+    /// Bin `i` of [`BINS`] has the pictures whose highest probability is more than `i / BINS` and at most `(i + 1) / BINS`.
+    pub bins: [Bin; BINS],
+    log_likelihood: f64,
+}
+
+impl Calibration {
+    /// Counts a picture that was taken for something with probability `confidence`, rightly or not, and that is what it is with
+    /// probability `of_truth`.
+    pub fn add(&mut self, confidence: f64, correct: bool, of_truth: f64) {
+        let bin = ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
+        let bin = &mut self.bins[bin];
+        bin.pictures += 1;
+        bin.correct += u32::from(correct);
+        bin.sum += confidence;
+        // A probability too small for a number is still none that is impossible.
+        self.log_likelihood += of_truth.max(f64::MIN_POSITIVE).ln();
+    }
+
+    /// Pictures counted.
+    pub fn total(&self) -> u32 {
+        self.bins.iter().map(|bin| bin.pictures).sum()
+    }
+
+    /// The expected calibration error: the mean over pictures of the difference, in each bin, between the share that was right and the mean
+    /// confidence. 0 of none.
+    pub fn error(&self) -> f64 {
+        let gap = |bin: &Bin| (f64::from(bin.correct) - bin.sum).abs();
+        self.bins.iter().map(gap).sum::<f64>() / f64::from(self.total().max(1))
+    }
+
+    /// The mean of −ln p of what pictures are; 0 of none.
+    pub fn negative_log_likelihood(&self) -> f64 {
+        -self.log_likelihood / f64::from(self.total().max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_have_their_upper_ends_and_the_error_is_the_mean_gap() {
+        let mut calibration = Calibration::default();
+        assert_eq!((calibration.error(), calibration.negative_log_likelihood()), (0.0, 0.0));
+        for (confidence, correct) in [(0.2, true), (0.2, false), (1.0, true), (0.95, false), (0.0, false)] {
+            calibration.add(confidence, correct, 0.5);
+        }
+        let counts: Vec<u32> = calibration.bins.iter().map(|bin| bin.pictures).collect();
+        assert_eq!(counts, [1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        let expected = (0.0 + 2.0 * (0.5f64 - 0.2).abs() + 2.0 * (0.5f64 - 0.975).abs()) / 5.0;
+        assert!((calibration.error() - expected).abs() < 1e-12, "{}", calibration.error());
+        assert!((calibration.negative_log_likelihood() - 2f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_classifier_that_is_right_as_often_as_it_says_has_no_error() {
+        let mut calibration = Calibration::default();
+        for confidence in [0.3, 0.5, 0.8] {
+            (0..10).for_each(|i| calibration.add(confidence, f64::from(i) < 10.0 * confidence, confidence));
+        }
+        assert!(calibration.error() < 1e-12);
+        calibration.add(1.0, false, 0.0);
+        assert!(calibration.negative_log_likelihood().is_finite());
+    }
+}

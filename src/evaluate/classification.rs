@@ -1,0 +1,156 @@
+//! What a classifier makes of pictures whose classes are known.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+use tiny_cats_export::Prediction;
+
+use super::{Calibration, Confusion, wilson};
+
+/// How many of the most probable classes may have the right one among them.
+const TOP: usize = 3;
+
+/// A classifier's predictions, counted one by one: it takes no more memory for more pictures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classification {
+    /// What is taken for what.
+    pub confusion: Confusion,
+    /// How far the probabilities can be believed.
+    pub calibration: Calibration,
+    among_top: u32,
+}
+
+impl Classification {
+    /// Of nothing yet.
+    pub fn new(classes: &[String]) -> Self {
+        Self { confusion: Confusion::new(classes), calibration: Calibration::default(), among_top: 0 }
+    }
+
+    /// Counts what a picture of class `truth` is taken for.
+    ///
+    /// # Panics
+    /// When a label is not less than the number of classes.
+    pub fn add(&mut self, truth: usize, prediction: &Prediction) {
+        let Some(best) = prediction.candidates.first() else { return };
+        self.confusion.add(truth, best.label);
+        self.among_top += u32::from(prediction.top(TOP).iter().any(|candidate| candidate.label == truth));
+        let of_truth = prediction.candidates.iter().find(|candidate| candidate.label == truth);
+        let of_truth = of_truth.map_or(0.0, |candidate| candidate.probability);
+        self.calibration.add(best.probability, best.label == truth, of_truth);
+    }
+
+    /// Pictures counted.
+    pub fn total(&self) -> u32 {
+        self.confusion.total()
+    }
+
+    /// Pictures whose class is among the three most probable.
+    pub fn among_top(&self) -> u32 {
+        self.among_top
+    }
+
+    /// All of it, for programs.
+    pub fn report(&self) -> Value {
+        let Self { confusion, calibration, .. } = self;
+        let share = |part| f64::from(part) / f64::from(self.total().max(1));
+        let class = |(i, name): (usize, &String)| {
+            let pictures: u32 = confusion.counts[i].iter().sum();
+            json!({
+                "class": name,
+                "pictures": pictures,
+                "recall": confusion.recall(i),
+                "recall_interval": wilson(confusion.counts[i][i], pictures),
+                "precision": confusion.precision(i),
+            })
+        };
+        let width = 1.0 / calibration.bins.len() as f64;
+        let bin = |(i, bin): (usize, &super::Bin)| {
+            json!({
+                "from": i as f64 * width,
+                "to": (i + 1) as f64 * width,
+                "pictures": bin.pictures,
+                "confidence": bin.confidence(),
+                "accuracy": bin.accuracy(),
+            })
+        };
+        json!({
+            "pictures": self.total(),
+            "top1": {"accuracy": confusion.accuracy(), "correct": confusion.correct(), "interval": confusion.interval()},
+            "top3": {
+                "accuracy": share(self.among_top),
+                "correct": self.among_top,
+                "interval": wilson(self.among_top, self.total()),
+            },
+            "mean_recall": confusion.mean_recall(),
+            "per_class": confusion.classes.iter().enumerate().map(class).collect::<Vec<_>>(),
+            "negative_log_likelihood": calibration.negative_log_likelihood(),
+            "expected_calibration_error": calibration.error(),
+            "reliability": calibration.bins.iter().enumerate().map(bin).collect::<Vec<_>>(),
+            "confusion": confusion,
+        })
+    }
+}
+
+impl fmt::Display for Classification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+        writeln!(f, "{}", self.confusion)?;
+        let [low, high] = wilson(self.among_top, self.total());
+        let share = f64::from(self.among_top) / f64::from(self.total().max(1));
+        writeln!(
+            f,
+            "the right class among the first {TOP}: {} ({} of {}; 95 % interval {:.1} to {:.1} %)\n",
+            percent(share),
+            self.among_top,
+            self.total(),
+            100.0 * low,
+            100.0 * high
+        )?;
+        writeln!(f, "confidence       pictures  mean confidence  accuracy")?;
+        let bins = self.calibration.bins.iter().enumerate().filter(|(_, bin)| bin.pictures > 0);
+        for (i, bin) in bins {
+            let ends = [i, i + 1].map(|i| 100.0 * i as f64 / self.calibration.bins.len() as f64);
+            let [confidence, accuracy] =
+                [bin.confidence(), bin.accuracy()].map(|v| percent(v.unwrap_or(0.0)));
+            let of = format!("{:.1} to {:.1} %", ends[0], ends[1]);
+            writeln!(f, "{of:<16} {:>8}  {confidence:>15}  {accuracy:>8}", bin.pictures)?;
+        }
+        write!(
+            f,
+            "expected calibration error {} ({} bins), negative log-likelihood {:.4}",
+            percent(self.calibration.error()),
+            self.calibration.bins.len(),
+            self.calibration.negative_log_likelihood()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tiny_cats_export::Candidate;
+
+    #[test]
+    fn each_picture_is_counted_once_everywhere() {
+        let classes: Vec<String> = ["a", "b", "c", "d"].map(String::from).to_vec();
+        let mut all = Classification::new(&classes);
+        // The most probable first: labels with probabilities 0.4, 0.3, 0.2, 0.1.
+        for (truth, order) in [(0, [0, 1, 2, 3]), (1, [0, 1, 2, 3]), (3, [2, 1, 0, 3]), (2, [3, 1, 2, 0])] {
+            let candidate = |(label, probability): (usize, f64)| Candidate {
+                label,
+                class: classes[label].clone(),
+                probability,
+            };
+            let candidates = order.into_iter().zip([0.4, 0.3, 0.2, 0.1]).map(candidate).collect();
+            all.add(truth, &Prediction { candidates });
+        }
+        assert_eq!((all.total(), all.confusion.correct(), all.among_top()), (4, 1, 3));
+        assert_eq!(all.calibration.total(), 4);
+        let likelihood = -[0.4f64, 0.3, 0.1, 0.2].iter().map(|p| p.ln()).sum::<f64>() / 4.0;
+        let report = all.report();
+        assert!((report["negative_log_likelihood"].as_f64().unwrap() - likelihood).abs() < 1e-12);
+        assert!((report["expected_calibration_error"].as_f64().unwrap() - 0.15).abs() < 1e-12);
+        assert_eq!(report["per_class"][2]["recall"], 0.0);
+        assert!(all.to_string().contains("among the first 3: 75.0 % (3 of 4;"), "{all}");
+    }
+}

@@ -1,0 +1,174 @@
+//! All measures of how near drawn pictures are to real ones.
+
+use serde::Serialize;
+use tiny_cats_models::random::{Purpose, Stream};
+
+use super::{
+    DENSITY_NEIGHBOURS, DensityCoverage, Features, Interval, Kernel, PRECISION_NEIGHBOURS, PrecisionRecall,
+    Result, density_coverage, frechet_distance, frechet_interval, kernel_distance, precision_recall,
+};
+
+/// Pictures in a subset of the kernel distance, or as many as there are.
+const SUBSET: usize = 1000;
+const SUBSETS: usize = 100;
+/// The number of the stream that halves are drawn from, away from those of resamples and subsets.
+const HALVES: u64 = 1 << 48;
+
+/// How [`compare`] compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Comparing {
+    /// Resamples for the Fréchet distance's interval; they take time with the number of features cubed.
+    pub frechet_resamples: usize,
+    /// Resamples for the kernel distance's interval.
+    pub kernel_resamples: usize,
+    /// Which resamples and subsets.
+    pub seed: u64,
+}
+
+/// How near two sets of pictures are.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// How many real pictures.
+    pub real: usize,
+    /// How many drawn ones.
+    pub drawn: usize,
+    /// Numbers that stand for each picture.
+    pub features: usize,
+    /// The [Fréchet distance](frechet_distance).
+    pub frechet: f64,
+    /// Its interval; none without resamples.
+    pub frechet_interval: Option<Interval>,
+    /// The [kernel distance](kernel_distance).
+    pub kernel: Kernel,
+    /// Improved precision and recall; none for too few pictures.
+    pub precision_recall: Option<PrecisionRecall>,
+    /// Density and coverage; none for too few pictures.
+    pub density_coverage: Option<DensityCoverage>,
+    /// What to mind in reading these, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// Compares two sets of pictures by their features.
+///
+/// # Errors
+/// As [`frechet_distance`] and [`kernel_distance`]: fewer than two pictures on a side, features of different kinds or too many of them, too
+/// many resamples.
+pub fn compare(real: &Features, drawn: &Features, how: &Comparing) -> Result<Comparison> {
+    let fewest = real.len().min(drawn.len());
+    let frechet = frechet_distance(real, drawn)?;
+    let interval = match how.frechet_resamples {
+        0 => None,
+        resamples => frechet_interval(real, drawn, resamples, how.seed)?,
+    };
+    let subsets = (SUBSETS, fewest.min(SUBSET));
+    let kernel = kernel_distance(real, drawn, subsets, how.kernel_resamples, how.seed)?;
+    let mut warnings = Vec::new();
+    if fewest <= real.dims() {
+        warnings.push(format!(
+            "Fréchet distance: {fewest} pictures are too few for {} features: it says more about their number than about them; expected \
+             more pictures than features",
+            real.dims()
+        ));
+    }
+    let mut enough = |measure: &str, neighbours: usize| {
+        if fewest <= neighbours {
+            let expected = format!("expected more than {neighbours} on each side");
+            warnings.push(format!("{measure}: left out for too few pictures; {expected}, found {fewest}"));
+        }
+        fewest > neighbours
+    };
+    let precision = enough("precision and recall", PRECISION_NEIGHBOURS)
+        .then(|| precision_recall(real, drawn, PRECISION_NEIGHBOURS))
+        .transpose()?;
+    let density = enough("density and coverage", DENSITY_NEIGHBOURS)
+        .then(|| density_coverage(real, drawn, DENSITY_NEIGHBOURS))
+        .transpose()?;
+    Ok(Comparison {
+        real: real.len(),
+        drawn: drawn.len(),
+        features: real.dims(),
+        frechet,
+        frechet_interval: interval,
+        kernel,
+        precision_recall: precision,
+        density_coverage: density,
+        warnings,
+    })
+}
+
+/// Two random halves of a set, without a picture in common: how near they are is about as near as drawn pictures can come, for half as
+/// many pictures.
+///
+/// # Errors
+/// [`Shape`](super::Error::Shape) for a single picture.
+pub fn halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
+    let order = Stream::new(seed, Purpose::Evaluation, HALVES).permutation(features.len());
+    let order: Vec<usize> = order.into_iter().map(|index| index as usize).collect();
+    let (a, b) = order.split_at(features.len() / 2);
+    Ok([features.select(a)?, features.select(b)?])
+}
+
+/// How many pictures of each class to draw, `total` in all, so that they are in proportion to `counts`: by the method of largest
+/// remainders, the earlier class first where they are equal. All 0 when all counts are.
+pub fn proportional(counts: &[usize], total: usize) -> Vec<usize> {
+    let all: u128 = counts.iter().map(|&count| count as u128).sum();
+    if all == 0 {
+        return vec![0; counts.len()];
+    }
+    let exact: Vec<u128> = counts.iter().map(|&count| count as u128 * total as u128).collect();
+    let mut shares: Vec<usize> = exact.iter().map(|exact| (exact / all) as usize).collect();
+    let mut order: Vec<usize> = (0..counts.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(exact[i] % all));
+    let left = total - shares.iter().sum::<usize>();
+    order.into_iter().take(left).for_each(|i| shares[i] += 1);
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::features::tests::normal;
+
+    #[test]
+    fn shares_are_within_one_of_their_proportion_and_sum_up() {
+        assert_eq!(proportional(&[1, 1, 1], 2), [1, 1, 0]);
+        assert_eq!(proportional(&[3, 0, 1], 8), [6, 0, 2]);
+        assert_eq!(proportional(&[0, 0], 8), [0, 0]);
+        let counts = [98, 100, 93, 81, 100, 92, 3, 0, 88, 100];
+        for total in [0, 1, 2, 7, 100, 755, 2048] {
+            let shares = proportional(&counts, total);
+            assert_eq!(shares.iter().sum::<usize>(), total);
+            for (&share, &count) in shares.iter().zip(&counts) {
+                let exact = total as f64 * count as f64 / counts.iter().sum::<usize>() as f64;
+                assert!((share as f64 - exact).abs() < 1.0, "{share} for {exact}");
+                assert!(count > 0 || share == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn halves_have_each_picture_once() {
+        let all = normal(1, 21, 2, 0.0);
+        let halves = halves(&all, 5).unwrap();
+        assert_eq!([halves[0].len(), halves[1].len()], [10, 11]);
+        let rows = |f: &Features| (0..f.len()).map(|i| f.row(i).to_vec()).collect::<Vec<_>>();
+        let mut both: Vec<Vec<f32>> = halves.iter().flat_map(rows).collect();
+        let mut each = rows(&all);
+        both.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        each.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        assert_eq!(both, each);
+    }
+
+    #[test]
+    fn too_few_pictures_are_warned_of_or_refused() {
+        let how = Comparing { frechet_resamples: 0, kernel_resamples: 0, seed: 0 };
+        let of = |n| compare(&normal(1, n, 4, 0.0), &normal(2, 40, 4, 0.0), &how);
+        let warnings = |n| of(n).unwrap().warnings;
+        assert_eq!(warnings(6), Vec::<String>::new());
+        assert!(warnings(5)[0].starts_with("density and coverage: left out"));
+        assert!(warnings(4)[0].contains("4 pictures are too few for 4 features"));
+        let few = of(3).unwrap();
+        assert_eq!((few.warnings.len(), few.precision_recall, few.density_coverage), (3, None, None));
+        assert!(of(1).is_err());
+    }
+}

@@ -1,0 +1,106 @@
+//! What a network sees in pictures, as numbers.
+
+use nalgebra::DMatrix;
+
+use super::{Error, Result};
+
+/// More numbers for one picture than these are refused, before anything grows with their square.
+pub const MOST_FEATURES: usize = 1 << 16;
+
+/// Features of pictures, `[pictures, dims]`: a row of finite numbers for each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Features {
+    dims: usize,
+    data: Vec<f32>,
+}
+
+impl Features {
+    /// Of `data.len() / dims` pictures, one row after the other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there is no whole number of rows, at least one, of 1 to [`MOST_FEATURES`] numbers; [`Error::NotFinite`].
+    pub fn new(dims: usize, data: Vec<f32>) -> Result<Self> {
+        if !(1..=MOST_FEATURES).contains(&dims) {
+            return Err(Error::shape(format!("1 to {MOST_FEATURES} numbers for each picture"), dims));
+        }
+        if data.is_empty() || !data.len().is_multiple_of(dims) {
+            let expected = format!("{dims} numbers for each picture, at least one picture");
+            return Err(Error::shape(expected, format!("{} numbers", data.len())));
+        }
+        match data.iter().position(|value| !value.is_finite()) {
+            Some(place) => Err(Error::NotFinite { row: place / dims }),
+            None => Ok(Self { dims, data }),
+        }
+    }
+
+    /// How many pictures there are; never none.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.data.len() / self.dims
+    }
+
+    /// How many numbers there are for each.
+    pub fn dims(&self) -> usize {
+        self.dims
+    }
+
+    /// Those of picture `index`.
+    ///
+    /// # Panics
+    /// When there is no such picture.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.data[index * self.dims..(index + 1) * self.dims]
+    }
+
+    /// Those of some of the pictures, in this order.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are none of them.
+    ///
+    /// # Panics
+    /// When there is no such picture.
+    pub fn select(&self, indices: &[usize]) -> Result<Self> {
+        Self::new(self.dims, indices.iter().flat_map(|&index| self.row(index)).copied().collect())
+    }
+
+    /// Those of pictures `from` to `to`, each a column, in f64.
+    pub(super) fn columns(&self, from: usize, to: usize) -> DMatrix<f64> {
+        let values = self.data[from * self.dims..to * self.dims].iter().map(|&value| f64::from(value));
+        DMatrix::from_iterator(self.dims, to - from, values)
+    }
+}
+
+/// That two sets can be compared by `measure`: of the same kind, and `least` pictures or more in each.
+pub(super) fn comparable(a: &Features, b: &Features, measure: &'static str, least: usize) -> Result<()> {
+    if a.dims() != b.dims() {
+        return Err(Error::shape(format!("{} numbers for each picture", a.dims()), b.dims()));
+    }
+    match a.len().min(b.len()) {
+        found if found < least => Err(Error::TooFew { measure, expected: least, found }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    /// Normal numbers, `shift` added to each.
+    pub fn normal(stream: u64, rows: usize, dims: usize, shift: f32) -> Features {
+        let numbers = Stream::new(9, Purpose::Evaluation, stream).normals(rows * dims);
+        Features::new(dims, numbers.into_iter().map(|v| v + shift).collect()).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_features_is_refused_by_what_is_wrong() {
+        let said = |dims, data| Features::new(dims, data).unwrap_err().to_string();
+        assert!(said(0, vec![1.0]).contains("expected 1 to 65536"), "{}", said(0, vec![1.0]));
+        assert!(said(usize::MAX, vec![1.0]).contains("expected 1 to 65536"));
+        assert!(said(2, vec![1.0; 3]).contains("found 3 numbers"));
+        assert!(said(2, vec![]).contains("at least one picture"));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(said(2, vec![0.0, 0.0, 1.0, bad]).contains("picture 1 hold"));
+        }
+    }
+}

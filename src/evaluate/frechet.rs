@@ -1,0 +1,305 @@
+//! The Fréchet distance (Heusel et al. 2017, arXiv 1706.08500; on Inception's features it is the FID).
+
+use nalgebra::{DMatrix, DVector};
+use rayon::prelude::*;
+
+use super::{
+    Error, Features, Interval, Result,
+    bootstrap::{check_resamples, resample},
+    features::comparable,
+};
+
+/// Means and covariances are summed in so many parts, one after the other within each: a fixed number, whatever the threads.
+const PARTS: usize = 8;
+/// Pictures that are multiplied at once.
+const CHUNK: usize = 256;
+/// Features of which a covariance is computed; it has the square of them as entries.
+const MOST: usize = 4096;
+
+/// Mean and covariance of features.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    mean: DVector<f64>,
+    covariance: DMatrix<f64>,
+}
+
+impl Moments {
+    /// Those of a sample: the sum of squared deviations is divided by the number of pictures less one.
+    ///
+    /// # Errors
+    /// [`Error::TooFew`] for a single picture, [`Error::Shape`] for more than 4096 features.
+    pub fn new(features: &Features) -> Result<Self> {
+        Self::weighted(features, &vec![1.0; features.len()])
+    }
+
+    /// The same, each picture counted as often as `weights` says.
+    fn weighted(features: &Features, weights: &[f64]) -> Result<Self> {
+        let (n, dims) = (features.len(), features.dims());
+        if n < 2 {
+            return Err(Error::TooFew { measure: "Fréchet distance", expected: 2, found: n });
+        }
+        if dims > MOST {
+            return Err(Error::shape(format!("at most {MOST} of which to take a covariance"), dims));
+        }
+        let part = n.div_ceil(PARTS);
+        let ranges: Vec<(usize, usize)> =
+            (0..n).step_by(part).map(|from| (from, (from + part).min(n))).collect();
+        let total: f64 = weights.iter().sum();
+        let sums: Vec<DVector<f64>> = (ranges.par_iter())
+            .map(|&(from, to)| {
+                let mut sum = DVector::zeros(dims);
+                for (i, &weight) in weights.iter().enumerate().take(to).skip(from) {
+                    sum.iter_mut().zip(features.row(i)).for_each(|(sum, &v)| *sum += weight * f64::from(v));
+                }
+                sum
+            })
+            .collect();
+        let mean = sums.into_iter().reduce(|a, b| a + b).unwrap_or_else(|| DVector::zeros(dims)) / total;
+        let products: Vec<DMatrix<f64>> = (ranges.par_iter())
+            .map(|&(from, to)| {
+                let mut product = DMatrix::zeros(dims, dims);
+                for from in (from..to).step_by(CHUNK) {
+                    let to = to.min(from + CHUNK);
+                    let mut centred = features.columns(from, to);
+                    for (mut column, weight) in centred.column_iter_mut().zip(&weights[from..to]) {
+                        column -= &mean;
+                        column *= weight.sqrt();
+                    }
+                    product.gemm(1.0, &centred, &centred.transpose(), 1.0);
+                }
+                product
+            })
+            .collect();
+        let product = products.into_iter().reduce(|a, b| a + b).unwrap_or_else(|| DMatrix::zeros(dims, dims));
+        Ok(Self { mean, covariance: product / (total - 1.0) })
+    }
+
+    /// The Fréchet (2-Wasserstein) distance, squared, of two normal distributions with these moments:
+    /// ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½. With Σ₁ = LLᵀ the eigenvalues of Σ₁Σ₂ are, but for zeros, those of the symmetric
+    /// LᵀΣ₂L, which are real and, but for rounding, not negative.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for features of different kinds.
+    pub fn distance(&self, other: &Self) -> Result<f64> {
+        let (dims, found) = (self.mean.len(), other.mean.len());
+        if dims != found {
+            return Err(Error::shape(format!("{dims} numbers for each picture"), found));
+        }
+        let apart = (&self.mean - &other.mean).norm_squared();
+        let factor = factor(&self.covariance);
+        let product = factor.transpose() * (&other.covariance * &factor);
+        let common = roots((&product + product.transpose()) * 0.5);
+        let distance = apart + self.covariance.trace() + other.covariance.trace() - 2.0 * common;
+        Ok(distance.max(0.0))
+    }
+}
+
+/// A matrix L with as many columns as the covariance has rank, and LLᵀ the covariance: Cholesky's decomposition, in which the largest
+/// remaining variance comes next until only rounding errors are left. There is always one, and nothing has to converge.
+fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
+    let dims = covariance.nrows();
+    let mut remaining: Vec<f64> = covariance.diagonal().iter().copied().collect();
+    let negligible = remaining.iter().copied().fold(0.0, f64::max) * f64::EPSILON * dims as f64;
+    let mut factor = DMatrix::zeros(dims, dims);
+    let mut rank = 0;
+    while rank < dims {
+        let next = (0..dims).fold(0, |best, i| if remaining[i] > remaining[best] { i } else { best });
+        if remaining[next] <= negligible {
+            break;
+        }
+        let explained = factor.columns(0, rank) * factor.row(next).columns(0, rank).transpose();
+        let mut column: DVector<f64> = (covariance.column(next) - explained) / remaining[next].sqrt();
+        column[next] = remaining[next].sqrt();
+        for (i, (left, value)) in remaining.iter_mut().zip(column.iter_mut()).enumerate() {
+            // What has been a pivot is explained, but for rounding.
+            if *left == f64::NEG_INFINITY {
+                *value = 0.0;
+            } else if i == next {
+                *left = f64::NEG_INFINITY;
+            } else {
+                *left -= *value * *value;
+            }
+        }
+        factor.set_column(rank, &column);
+        rank += 1;
+    }
+    factor.resize_horizontally(rank, 0.0)
+}
+
+/// The sum of the square roots of a symmetric matrix's positive eigenvalues: those of the tridiagonal matrix that it is similar to, each by
+/// bisection (Givens 1954), which ends after a known number of steps whatever the matrix.
+fn roots(symmetric: DMatrix<f64>) -> f64 {
+    /// Halvings of an interval from 0 to a bound of all eigenvalues: below it all is rounding.
+    const HALVINGS: usize = 64;
+    let largest = symmetric.amax();
+    if largest <= 0.0 {
+        return 0.0;
+    }
+    let scaled = symmetric / largest;
+    let (diagonal, beside) = match scaled.nrows() {
+        1 => (vec![scaled[0]], Vec::new()),
+        _ => {
+            let (diagonal, beside) = scaled.symmetric_tridiagonalize().unpack_tridiagonal();
+            (diagonal.as_slice().to_vec(), beside.as_slice().to_vec())
+        }
+    };
+    let n = diagonal.len();
+    let reach = |i: usize| {
+        let left = if i > 0 { beside[i - 1].abs() } else { 0.0 };
+        diagonal[i].abs() + left + beside.get(i).map_or(0.0, |b| b.abs())
+    };
+    let bound = (0..n).map(reach).fold(0.0, f64::max);
+    let squares: Vec<f64> = std::iter::once(0.0).chain(beside.iter().map(|b| b * b)).collect();
+    // By Sylvester's law of inertia the pivots of T − xI have as many negative ones as there are eigenvalues below x.
+    let below = |x: f64| {
+        let (mut pivot, mut count) = (1.0, 0);
+        for (d, square) in diagonal.iter().zip(&squares) {
+            pivot = d - x - square / pivot;
+            if pivot.abs() < f64::MIN_POSITIVE {
+                pivot = -f64::MIN_POSITIVE;
+            }
+            count += usize::from(pivot < 0.0);
+        }
+        count
+    };
+    let root = |k: usize| {
+        let (mut low, mut high) = (0.0, bound);
+        for _ in 0..HALVINGS {
+            let middle = 0.5 * (low + high);
+            if below(middle) > k { high = middle } else { low = middle }
+        }
+        low.sqrt()
+    };
+    (0..n).map(root).sum::<f64>() * largest.sqrt()
+}
+
+/// The Fréchet distance of two sets of pictures. It depends on how many there are: it compares with others for as many pictures only,
+/// and with fewer pictures than features it says more about the number of pictures than about them.
+///
+/// # Errors
+/// [`Error::TooFew`] for fewer than two pictures on a side, [`Error::Shape`] for features of different kinds or more than 4096.
+pub fn frechet_distance(real: &Features, drawn: &Features) -> Result<f64> {
+    comparable(real, drawn, "Fréchet distance", 2)?;
+    Moments::new(real)?.distance(&Moments::new(drawn)?)
+}
+
+/// The interval of the [distance](frechet_distance) from `resamples` resamples; none of fewer than two. Takes time with the number of
+/// features cubed.
+///
+/// # Errors
+/// As [`frechet_distance`], and [`Error::Setting`] for too many resamples.
+pub fn frechet_interval(
+    real: &Features,
+    drawn: &Features,
+    resamples: usize,
+    seed: u64,
+) -> Result<Option<Interval>> {
+    check_resamples(resamples)?;
+    let figure = frechet_distance(real, drawn)?;
+    let resampled = |number| {
+        let moments = |features: &Features, side| {
+            Moments::weighted(features, &resample(seed, number, side, features.len()))
+        };
+        moments(real, 0)?.distance(&moments(drawn, 1)?)
+    };
+    let resampled: Vec<f64> = (0..resamples).into_par_iter().map(resampled).collect::<Result<_>>()?;
+    Ok(Interval::new(figure, resampled))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::features::tests::normal;
+
+    fn scale(a: &Features) -> f64 {
+        Moments::new(a).unwrap().covariance.trace()
+    }
+
+    #[test]
+    fn it_is_a_distance() {
+        // With fewer pictures than features too, where covariances are singular.
+        for (n, m, dims) in [(60, 40, 6), (5, 9, 12), (2, 2, 3), (700, 300, 1)] {
+            let (a, b) = (normal(1, n, dims, 0.0), normal(2, m, dims, 0.5));
+            let (ab, ba) = (frechet_distance(&a, &b).unwrap(), frechet_distance(&b, &a).unwrap());
+            assert!(ab > 0.0 && (ab - ba).abs() < 1e-6 * scale(&a), "{ab} {ba}");
+            assert!(frechet_distance(&a, &a).unwrap() < 1e-6 * scale(&a));
+            let far = normal(2, m, dims, 3.0);
+            assert!(frechet_distance(&a, &far).unwrap() > ab);
+        }
+    }
+
+    #[test]
+    fn it_is_that_of_normal_distributions_where_that_is_known() {
+        // In one dimension (μ₁ − μ₂)² + (σ₁ − σ₂)².
+        let of = |values: &[f32]| Features::new(1, values.to_vec()).unwrap();
+        let distance = frechet_distance(&of(&[-1.0, 1.0]), &of(&[1.0, 5.0])).unwrap();
+        assert!((distance - (9.0 + 2.0)).abs() < 1e-12, "{distance}");
+        // A shift of every feature, whatever their covariance.
+        let (a, b) = (normal(3, 50, 7, 0.0), normal(3, 50, 7, 2.0));
+        let distance = frechet_distance(&a, &b).unwrap();
+        assert!((distance - 28.0).abs() < 1e-5, "{distance}");
+    }
+
+    /// Against nalgebra's iteration, on well and badly conditioned matrices, and where all is known.
+    #[test]
+    fn factors_and_roots_are_those_of_the_matrix() {
+        for (n, dims) in [(40, 12), (5, 12), (2, 9), (30, 1), (3, 2)] {
+            let Moments { covariance, .. } = Moments::new(&normal(7, n, dims, 0.0)).unwrap();
+            let factor = factor(&covariance);
+            assert_eq!(factor.ncols(), dims.min(n - 1));
+            assert!((&factor * factor.transpose() - &covariance).amax() < 1e-12 * covariance.amax());
+            let eigenvalues = covariance.clone().symmetric_eigen().eigenvalues;
+            let expected: f64 = eigenvalues.iter().map(|value| value.max(0.0).sqrt()).sum();
+            let found = roots(covariance);
+            assert!((found - expected).abs() < 1e-6 * expected, "{found}, expected {expected}");
+        }
+        assert_eq!((roots(DMatrix::zeros(4, 4)), roots(DMatrix::zeros(0, 0))), (0.0, 0.0));
+        for n in [1, 2, 300] {
+            assert!((roots(DMatrix::identity(n, n) * 9.0) - 3.0 * n as f64).abs() < 1e-9);
+        }
+        assert_eq!(factor(&DMatrix::zeros(4, 4)).ncols(), 0);
+        // All pictures alike, and alike but for one number.
+        let alike = Features::new(30, vec![0.5; 30 * 40]).unwrap();
+        assert_eq!(frechet_distance(&alike, &alike).unwrap(), 0.0);
+        let mut numbers = vec![0.5; 30 * 40];
+        numbers[7] = 0.75;
+        let one = Features::new(30, numbers).unwrap();
+        assert!(
+            frechet_distance(&one, &alike).unwrap() > 0.0 && frechet_distance(&one, &one).unwrap() < 1e-9
+        );
+    }
+
+    #[test]
+    fn counting_a_picture_twice_is_having_it_twice() {
+        let a = normal(4, 9, 4, 0.0);
+        let mut weights = vec![1.0; 9];
+        (weights[2], weights[5]) = (3.0, 0.0);
+        let same = a.select(&[0, 1, 2, 2, 2, 3, 4, 6, 7, 8]).unwrap();
+        let (a, b) = (Moments::weighted(&a, &weights).unwrap(), Moments::new(&same).unwrap());
+        assert!((a.mean - b.mean).amax() < 1e-12 && (a.covariance - b.covariance).amax() < 1e-12);
+    }
+
+    #[test]
+    fn an_interval_repeats_and_narrows_with_more_pictures() {
+        let interval =
+            |n| frechet_interval(&normal(5, n, 2, 0.0), &normal(6, n, 2, 1.0), 60, 3).unwrap().unwrap();
+        let (few, many) = (interval(30), interval(480));
+        assert_eq!(few, interval(30));
+        assert!(few.high - few.low > 2.0 * (many.high - many.low), "{few:?} {many:?}");
+        assert!(many.low < 2.0 && many.high > 2.0, "{many:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_refused() {
+        let said = |a: &Features, b: &Features| frechet_distance(a, b).unwrap_err().to_string();
+        let (one, two) = (normal(1, 1, 3, 0.0), normal(1, 2, 3, 0.0));
+        assert!(said(&one, &two).contains("expected at least 2 pictures on each side, found 1"));
+        assert!(said(&two, &normal(1, 2, 4, 0.0)).contains("expected 3 numbers for each picture, found 4"));
+        assert!(said(&normal(1, 2, 5000, 0.0), &normal(2, 2, 5000, 0.0)).contains("at most 4096"));
+        assert!(frechet_interval(&two, &two, usize::MAX, 0).is_err());
+        // The largest and smallest numbers that there are.
+        let huge = Features::new(2, vec![3e38, -3e38, -3e38, 3e38, 1e38, 0.0]).unwrap();
+        let tiny = Features::new(2, vec![1e-44, 0.0, 0.0, 1e-44]).unwrap();
+        assert!(frechet_distance(&huge, &tiny).unwrap().is_finite());
+    }
+}

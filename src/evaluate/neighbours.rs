@@ -1,0 +1,153 @@
+//! What nearest neighbours say about two sets of pictures: precision and recall, density and coverage.
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::{Features, Result, features::comparable};
+
+/// Neighbours for precision and recall, as their authors advise.
+pub const PRECISION_NEIGHBOURS: usize = 3;
+/// Neighbours for density and coverage, as their authors advise.
+pub const DENSITY_NEIGHBOURS: usize = 5;
+
+/// Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991). A picture is in the manifold of a set if it is no farther
+/// from one of the set's pictures than that one's k-th nearest neighbour in the set. Both depend on the numbers of pictures, and mean most
+/// where these are equal.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PrecisionRecall {
+    /// The share of drawn pictures in the manifold of the real ones: how many could be real.
+    pub precision: f64,
+    /// The share of real pictures in the manifold of the drawn ones: how many could have been drawn.
+    pub recall: f64,
+    /// k.
+    pub neighbours: usize,
+}
+
+/// Density and coverage (Naeem et al. 2020, arXiv 2002.09797): precision and recall by the manifold of the real pictures alone, and with
+/// less weight on outliers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DensityCoverage {
+    /// In how many balls of real pictures, each as large as the distance to its k-th nearest neighbour, a drawn picture lies on average,
+    /// divided by k: about 1 where both sets are from one distribution, and not bounded by that.
+    pub density: f64,
+    /// The share of real pictures with a drawn picture in their ball.
+    pub coverage: f64,
+    /// k.
+    pub neighbours: usize,
+}
+
+/// Improved precision and recall with balls that reach to the `k`-th nearest neighbour, and include it.
+///
+/// # Errors
+/// [`TooFew`](super::Error::TooFew) for `k` pictures or fewer on a side, [`Shape`](super::Error::Shape) for features of different kinds.
+pub fn precision_recall(real: &Features, drawn: &Features, k: usize) -> Result<PrecisionRecall> {
+    comparable(real, drawn, "precision and recall", k.max(1).saturating_add(1))?;
+    let (of_real, of_drawn) = (radii(real, k), radii(drawn, k));
+    Ok(PrecisionRecall {
+        precision: inside(drawn, real, &of_real),
+        recall: inside(real, drawn, &of_drawn),
+        neighbours: k,
+    })
+}
+
+/// The share of `pictures` in the ball of some picture of `manifold`.
+fn inside(pictures: &Features, manifold: &Features, radii: &[f64]) -> f64 {
+    let in_some =
+        |&i: &usize| (0..manifold.len()).any(|j| squared(pictures.row(i), manifold.row(j)) <= radii[j]);
+    let count = (0..pictures.len()).into_par_iter().filter(in_some).count();
+    count as f64 / pictures.len() as f64
+}
+
+/// Density and coverage with balls that reach to the `k`-th nearest neighbour, without it, as in the authors' program.
+///
+/// # Errors
+/// As [`precision_recall`].
+pub fn density_coverage(real: &Features, drawn: &Features, k: usize) -> Result<DensityCoverage> {
+    comparable(real, drawn, "density and coverage", k.max(1).saturating_add(1))?;
+    let radii = radii(real, k);
+    let counts: Vec<usize> = (0..real.len())
+        .into_par_iter()
+        .map(|i| (0..drawn.len()).filter(|&j| squared(real.row(i), drawn.row(j)) < radii[i]).count())
+        .collect();
+    let covered = counts.iter().filter(|&&count| count > 0).count();
+    Ok(DensityCoverage {
+        density: counts.iter().sum::<usize>() as f64 / (k.max(1) * drawn.len()) as f64,
+        coverage: covered as f64 / real.len() as f64,
+        neighbours: k,
+    })
+}
+
+/// The squared distance of each picture to its `k`-th nearest among the others; there are more than `k`.
+fn radii(features: &Features, k: usize) -> Vec<f64> {
+    let radius = |i: usize| {
+        let others = (0..features.len()).filter(|&j| j != i);
+        let mut distances: Vec<f64> = others.map(|j| squared(features.row(i), features.row(j))).collect();
+        *distances.select_nth_unstable_by(k.max(1) - 1, f64::total_cmp).1
+    };
+    (0..features.len()).into_par_iter().map(radius).collect()
+}
+
+/// The squared distance of two rows, always summed in the same order: that of a row to its copy is 0.
+pub(super) fn squared(a: &[f32], b: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0f64; LANES];
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            let difference = f64::from(a) - f64::from(b);
+            *sum += difference * difference;
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::features::tests::normal;
+
+    #[test]
+    fn a_set_is_in_its_own_manifold_and_a_far_one_in_no_other() {
+        let (a, far) = (normal(1, 60, 4, 0.0), normal(2, 50, 4, 100.0));
+        for k in [1, 3, 7] {
+            let own = precision_recall(&a, &a, k).unwrap();
+            assert_eq!((own.precision, own.recall), (1.0, 1.0));
+            assert_eq!(density_coverage(&a, &a, k).unwrap().coverage, 1.0);
+            // Each ball holds its own picture and k − 1 others.
+            assert!((density_coverage(&a, &a, k).unwrap().density - 1.0).abs() < 1e-12);
+            let apart = precision_recall(&a, &far, k).unwrap();
+            assert_eq!((apart.precision, apart.recall), (0.0, 0.0));
+            let apart = density_coverage(&a, &far, k).unwrap();
+            assert_eq!((apart.density, apart.coverage), (0.0, 0.0));
+        }
+    }
+
+    #[test]
+    fn drawing_a_part_of_the_real_is_precise_and_does_not_recall_the_rest() {
+        let real: Vec<f32> = (0..40).map(|i| if i < 20 { i as f32 } else { 1000.0 + i as f32 }).collect();
+        let drawn: Vec<f32> = (0..40).map(|i| i as f32 * 0.5).collect();
+        let (real, drawn) = (Features::new(1, real).unwrap(), Features::new(1, drawn).unwrap());
+        let both = precision_recall(&real, &drawn, 3).unwrap();
+        assert_eq!((both.precision, both.recall), (1.0, 0.5));
+        assert_eq!(density_coverage(&real, &drawn, 3).unwrap().coverage, 0.5);
+    }
+
+    #[test]
+    fn copies_of_a_picture_are_in_its_ball_of_no_size() {
+        let real = Features::new(2, [[1.0f32, 2.0]; 6].concat()).unwrap();
+        assert_eq!(precision_recall(&real, &real, 3).unwrap().precision, 1.0);
+    }
+
+    #[test]
+    fn more_neighbours_than_there_are_is_refused() {
+        let a = normal(1, 4, 2, 0.0);
+        assert!(precision_recall(&a, &a, 3).is_ok());
+        for k in [4, usize::MAX] {
+            let said = precision_recall(&a, &a, k).unwrap_err().to_string();
+            assert!(said.contains("precision and recall: expected at least"), "{said}");
+            assert!(density_coverage(&a, &a, k).is_err());
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! `tiny-cats eval` as a user has it.
+
+mod common;
+
+use std::{fs, path::Path, sync::LazyLock};
+
+use common::{CATS, fails, run, succeeds};
+use serde_json::Value;
+use tempfile::TempDir;
+use tiny_cats::{
+    checkpoint,
+    data::{Dataset, Images, Split},
+    evaluate::{Features, frechet_distance, halves},
+};
+use tiny_cats_export::{
+    ModelMeta,
+    onnx::{DEFAULT_OPSET, OnnxGraph},
+    to_onnx, to_rgb,
+};
+use tiny_cats_models::{Array, Head, Init, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, init};
+
+/// A folder of synthetic pictures in `synth`, and untrained networks: `judge` classifies (as .onnx, .safetensors and .pt), `pen.safetensors`
+/// draws, `pixels.onnx` returns the picture itself.
+static WORK: LazyLock<TempDir> = LazyLock::new(|| {
+    let dir = TempDir::new().expect("a temporary folder");
+    let path = dir.path();
+    succeeds(CATS, path, &["data", "synth", "synth", "--per-class", "6", "--size", "24"]);
+    let classes = Dataset::open(path.join("synth")).unwrap().classes;
+    let config =
+        ResNetConfig { depth: 18, width: 4, classes: classes.len(), head: Head::Plain, batch_norm: true };
+    let mut weights = init(&config.specs().unwrap(), 3);
+    // Large enough that it takes pictures for different things, and is sure of some.
+    weights.get_mut("fc.weight").unwrap().data_mut().iter_mut().for_each(|w| *w *= 400.0);
+    let meta = ModelMeta::resnet(&config, 32, classes.clone());
+    checkpoint::write_safetensors(&path.join("judge.safetensors"), &weights, &meta).unwrap();
+    checkpoint::write_torch(&path.join("judge.pt"), &weights, &meta).unwrap();
+    fs::write(path.join("judge.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
+    let config = TinyDitConfig::named("nano", 16, classes.len()).unwrap();
+    let weights = init(&config.cost().unwrap().params, 5);
+    let meta = ModelMeta::tiny_dit(&config, classes);
+    checkpoint::write_safetensors(&path.join("pen.safetensors"), &weights, &meta).unwrap();
+    fs::write(path.join("pixels.onnx"), graph(&[3, 8, 8], |x| x.reshape(&[192]).unwrap())).unwrap();
+    dir
+});
+
+/// An ONNX file without a word about itself.
+fn graph<V>(dims: &[usize], make: impl FnOnce(tiny_cats_export::onnx::Value) -> V) -> Vec<u8>
+where
+    V: std::borrow::Borrow<tiny_cats_export::onnx::Value>,
+{
+    let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
+    let output = make(graph.floats("picture", dims).unwrap());
+    graph.finish(&[("output", output.borrow())], &[]).unwrap()
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn eval(args: &[&str]) -> String {
+    succeeds(CATS, WORK.path(), &[&["eval"], args].concat())
+}
+
+#[test]
+fn a_classifier_is_as_good_as_what_it_says_of_each_picture() {
+    let dir = WORK.path();
+    let data = Dataset::open(dir.join("synth")).unwrap();
+    let paths: Vec<String> = data.files.iter().map(|f| format!("synth/{}", f.path.display())).collect();
+    let mut args = vec!["classify", "--model", "judge.onnx", "--json", "--top-k", "13"];
+    args.extend(paths.iter().map(String::as_str));
+    let items: Value = serde_json::from_slice(&run(CATS, dir, &args).stdout).unwrap();
+    let (mut right, mut among, mut likelihood) = (0, 0, 0.0);
+    let mut bins = [[0.0; 2]; 15];
+    for (item, file) in items.as_array().unwrap().iter().zip(&data.files) {
+        let truth = data.classes[file.label as usize].as_str();
+        let top = item["top"].as_array().unwrap();
+        let probability = |i: usize| top[i]["probability"].as_f64().unwrap();
+        let place = top.iter().position(|c| c["class"] == truth).unwrap();
+        right += u32::from(place == 0);
+        among += u32::from(place < 3);
+        likelihood -= probability(place).ln();
+        let bin = (15.0 * probability(0)).ceil() as usize - 1;
+        bins[bin][0] += probability(0);
+        bins[bin][1] += f64::from(u8::from(place == 0));
+    }
+    let n = data.files.len() as f64;
+    let gap = bins.iter().map(|[sure, right]| (sure - right).abs()).sum::<f64>() / n;
+    let mut reports = Vec::new();
+    for (model, batch) in [("judge.onnx", "16"), ("judge.safetensors", "5"), ("judge.pt", "1")] {
+        let more = ["--split", "all", "--json", "c.json", "--confusion", "c.png", "--batch", batch];
+        let said = eval(&[&["classifier", "synth", "--model", model], &more[..]].concat());
+        let report = read(&dir.join("c.json"));
+        let results = &report["results"];
+        assert_eq!(results["top1"]["correct"], right, "{said}");
+        assert_eq!(results["top3"]["correct"], among);
+        let near = |field: &str, expected: f64| {
+            let found = results[field].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-4, "{model}: {field} {found}, expected {expected}");
+        };
+        near("negative_log_likelihood", likelihood / n);
+        near("expected_calibration_error", gap);
+        assert!(
+            said.contains(&format!("({right} of 78;")) && said.contains("expected calibration error"),
+            "{said}"
+        );
+        assert_eq!(report["model"]["file"], model);
+        assert_eq!(report["data"]["fingerprint"], data.fingerprint);
+        assert!(image::open(dir.join("c.png")).unwrap().width() > 13 * 44);
+        reports.push(results.clone());
+    }
+    assert!(right > 0 && f64::from(right) < n && gap > 0.01, "{right} {gap}");
+    assert!(reports.iter().all(|r| r["confusion"] == reports[0]["confusion"]));
+}
+
+#[test]
+fn a_part_of_the_data_is_only_that_and_bad_photographs_are_told() {
+    let dir = TempDir::new_in(WORK.path()).unwrap();
+    succeeds(CATS, dir.path(), &["data", "synth", "some", "--per-class", "8", "--size", "24"]);
+    let data = Dataset::open(dir.path().join("some")).unwrap();
+    let test = data.part(Split::Test);
+    // It breaks behind its header, so that only decoding it shows.
+    let bad = dir.path().join("some").join(&test.files[0].path);
+    let mut bytes = fs::read(&bad).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 40].fill(0);
+    fs::write(&bad, bytes).unwrap();
+    fs::write(dir.path().join("some/Bengal/note.txt"), "no picture").unwrap();
+    let args = ["eval", "classifier", "some", "--model", "../judge.onnx", "--json", "c.json"];
+    let said = succeeds(CATS, dir.path(), &args);
+    let report = read(&dir.path().join("c.json"));
+    assert_eq!(report["results"]["pictures"], test.files.len() - 1);
+    assert_eq!(report["data"]["skipped"].as_array().unwrap().len(), 1);
+    for name in [test.files[0].path.to_str().unwrap(), "Bengal/note.txt"] {
+        assert!(said.contains(&format!("skipped {name}: ")), "{said}");
+    }
+    let limited = [&args[..], &["--limit-files", "5", "--split", "train"]].concat();
+    succeeds(CATS, dir.path(), &limited);
+    assert_eq!(read(&dir.path().join("c.json"))["results"]["pictures"], 5);
+}
+
+/// What is common to evaluations of the generator here.
+const DIT: [&str; 8] =
+    ["dit", "synth", "--classifier", "judge.onnx", "--runtime", "candle", "--bootstrap", "20"];
+
+#[test]
+fn a_generator_draws_in_proportion_and_its_evaluation_repeats() {
+    let dir = WORK.path();
+    let draw = ["--model", "pen.safetensors", "--samples", "20", "--steps", "1", "--cfg", "1", "--seed", "7"];
+    let mut reports = Vec::new();
+    for batch in ["16", "16", "7"] {
+        let more =
+            ["--features", "judge.safetensors", "--json", "d.json", "--sheet", "d.png", "--batch", batch];
+        let said = eval(&[&DIT[..], &draw, &more].concat());
+        assert!(
+            said.contains("warning: Fréchet distance: 20 pictures are too few for 32 features"),
+            "{said}"
+        );
+        reports.push(fs::read_to_string(dir.join("d.json")).unwrap());
+    }
+    assert!(reports[0] == reports[1]);
+    let [report, other]: [Value; 2] = [0, 2].map(|i| serde_json::from_str(&reports[i]).unwrap());
+    let frechet = |report: &Value| report["results"]["frechet"].as_f64().unwrap();
+    assert!((frechet(&report) / frechet(&other) - 1.0).abs() < 1e-5);
+    let counts: Vec<u64> =
+        report["drawn"]["of_each_class"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    assert_eq!(counts, [2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1]);
+    assert_eq!(report["breed_as_asked"]["drawn"]["pictures"], 20);
+    assert_eq!(report["results"]["real"], 78);
+    assert_eq!(report["results"]["features"], 32);
+    let number = |path: &str| report.pointer(path).unwrap_or(&Value::Null).as_f64().unwrap_or(f64::NAN);
+    // Untrained, it draws nothing like a cat.
+    assert!(number("/results/frechet") > 2.0 * number("/real_halves/frechet"));
+    assert!(number("/results/frechet_interval/low") < number("/results/frechet"));
+    assert!(number("/results/kernel/interval/low") > 0.0);
+    assert!(number("/results/density_coverage/coverage") < 0.5);
+    // All alike and grey, its pictures are near to many, but copies of none.
+    assert_eq!(number("/nearest_training_picture/pixels/copied"), 0.0);
+    assert!(image::open(dir.join("d.png")).is_ok());
+    for hash in
+        ["/drawn/model/sha256", "/features/sha256", "/data/fingerprint", "/breed_as_asked/classifier/sha256"]
+    {
+        assert_eq!(report.pointer(hash).and_then(Value::as_str).map(str::len), Some(64), "{hash}");
+    }
+}
+
+#[test]
+fn the_real_pictures_themselves_are_perfect_and_memorised() {
+    let dir = WORK.path();
+    eval(&[&DIT[..], &["--images", "synth", "--features", "judge.onnx", "--json", "same.json"]].concat());
+    let report = read(&dir.join("same.json"));
+    let results = &report["results"];
+    assert!(results["frechet"].as_f64().unwrap() < 1e-6, "{results}");
+    assert!(results["kernel"]["distance"].as_f64().unwrap() <= 0.0);
+    assert_eq!(
+        (&results["precision_recall"]["precision"], &results["precision_recall"]["recall"]),
+        (&1.0.into(), &1.0.into())
+    );
+    assert_eq!(results["density_coverage"]["coverage"], 1.0);
+    for space in ["pixels", "features"] {
+        assert_eq!(report["nearest_training_picture"][space]["share"], 1.0);
+        assert_eq!(report["nearest_training_picture"][space]["copied"], 1.0);
+        assert_eq!(report["nearest_training_picture"][space]["median"], 0.0);
+    }
+    // Pictures from a folder have the class of the folder that they are in.
+    let breeds = &report["breed_as_asked"];
+    assert_eq!(breeds["drawn"]["pictures"], 78);
+    assert_eq!(breeds["drawn"]["confusion"], breeds["real"]["confusion"]);
+}
+
+/// With a network that returns the prepared picture, all is known: both sides are brought to one size, then prepared alike.
+#[test]
+fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
+    let dir = WORK.path();
+    let how = ["--features-resize", "8", "--features-mean", "0.5,0.5,0.5", "--features-std", "0.5,0.5,0.5"];
+    let data = Dataset::open(dir.join("synth")).unwrap();
+    for runtime in ["tract", "ort"] {
+        if runtime == "ort" && tiny_cats_export::runtime::RuntimeKind::Ort.version().is_err() {
+            continue;
+        }
+        let rest = [
+            "--images",
+            "synth/Bengal",
+            "--image-size",
+            "8",
+            "--features",
+            "pixels.onnx",
+            "--json",
+            "p.json",
+        ];
+        let judge = ["--classifier", "judge.onnx", "--bootstrap", "0", "--runtime", runtime];
+        eval(&[&["dit", "synth"], &judge[..], &rest, &how].concat());
+        let report = read(&dir.join("p.json"));
+        let images = Images::load(&data, 8, None).unwrap();
+        let row = |i: usize| {
+            let mut values = vec![0.0; 192];
+            images.fill(i, false, &mut values);
+            let bytes = to_rgb(&values, 8);
+            let plane = |channel: usize| bytes.pixels().map(move |p| f32::from(p[channel]) / 127.5 - 1.0);
+            (0..3).flat_map(plane).collect::<Vec<f32>>()
+        };
+        let all: Vec<usize> = (0..images.len()).collect();
+        let of =
+            |chosen: &[usize]| Features::new(192, chosen.iter().flat_map(|&i| row(i)).collect()).unwrap();
+        let bengals: Vec<usize> = all.iter().copied().filter(|&i| images.label(i) == 1).collect();
+        let real = of(&all);
+        let expected = frechet_distance(&real, &of(&bengals)).unwrap();
+        let found = report["results"]["frechet"].as_f64().unwrap();
+        assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");
+        let [a, b] = halves(&real, 0).unwrap();
+        let expected = frechet_distance(&a, &b).unwrap();
+        let found = report["real_halves"]["frechet"].as_f64().unwrap();
+        assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");
+        assert_eq!(report["features"]["preprocessing"]["resize"], 8);
+        assert_eq!(report["results"]["frechet_interval"], Value::Null);
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_in_one_line() {
+    let dir = WORK.path();
+    let nan = Weights::from([("bias".to_owned(), Array::new([768], vec![f32::NAN; 768]).unwrap())]);
+    let damaged = {
+        let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
+        let mut source = graph.source(&nan);
+        let bias = Scope::root(&mut source).param("bias", [768], Init::Zeros).unwrap();
+        let x = graph.floats("picture", &[3, 16, 16]).unwrap().reshape(&[768]).unwrap();
+        graph.finish(&[("output", &x.add_param(&bias).unwrap())], &[]).unwrap()
+    };
+    let two = {
+        let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
+        let (a, b) = (graph.floats("a", &[3, 16, 16]).unwrap(), graph.floats("b", &[3, 16, 16]).unwrap());
+        graph.finish(&[("output", &a.add(&b).unwrap())], &[]).unwrap()
+    };
+    for (name, bytes) in [
+        ("damaged.onnx", damaged),
+        ("two.onnx", two),
+        ("same.onnx", graph(&[3, 16, 16], |x| x)),
+        ("flat.onnx", graph(&[768], |x| x)),
+        ("wide.onnx", graph(&[3, 16, 8], |x| x.reshape(&[384]).unwrap())),
+        ("grey.onnx", graph(&[1, 16, 16], |x| x.reshape(&[256]).unwrap())),
+        ("huge.onnx", graph(&[3, 1 << 20, 1 << 20], |x| x)),
+        ("text.onnx", b"no network".to_vec()),
+    ] {
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+    let png = fs::read_dir(dir.join("synth/Bengal")).unwrap().next().unwrap().unwrap().path();
+    fs::create_dir_all(dir.join("one/Bengal")).unwrap();
+    fs::copy(&png, dir.join("one/Bengal/a.png")).unwrap();
+    fs::create_dir_all(dir.join("none")).unwrap();
+    fs::create_dir_all(dir.join("unknown/Dragon")).unwrap();
+    fs::copy(&png, dir.join("unknown/Dragon/a.png")).unwrap();
+    let images =
+        ["dit", "synth", "--images", "synth/Bengal", "--bootstrap", "0", "--classifier", "judge.onnx"];
+    let pen = ["dit", "synth", "--model", "pen.safetensors"];
+    let judge = ["classifier", "synth", "--model", "judge.onnx"];
+    for (base, args, expected) in [
+        (&images[..], &["--features", "text.onnx"][..], "error: text.onnx: ONNX: "),
+        (&images, &["--features", "missing.onnx"], "error: missing.onnx: No such file"),
+        (
+            &images,
+            &["--features", "pen.safetensors"],
+            "error: pen.safetensors: model: task: expected a classifier",
+        ),
+        (
+            &images,
+            &["--features", "two.onnx"],
+            "error: two.onnx: inputs: expected one input, a picture, found 2",
+        ),
+        (
+            &images,
+            &["--features", "flat.onnx"],
+            "error: flat.onnx: inputs: picture: expected 32-bit floats [batch, 3, size, size]",
+        ),
+        (&images, &["--features", "wide.onnx"], "error: wide.onnx: inputs: picture: expected 32-bit floats"),
+        (&images, &["--features", "grey.onnx"], "error: grey.onnx: inputs: picture: expected 32-bit floats"),
+        (&images, &["--features", "huge.onnx"], "error: huge.onnx: inputs: picture: expected 32-bit floats"),
+        (
+            &images,
+            &["--features", "same.onnx"],
+            "error: tract: the features' file is no feature extractor: expected an output of [16, f",
+        ),
+        (
+            &images,
+            &["--features", "damaged.onnx"],
+            "error: tract: the network returned features that are no finite numbers",
+        ),
+        (&images, &["--features", "pixels.onnx", "--features-resize", "7"], "error: resize: expected 8 to"),
+        (
+            &images,
+            &["--features", "pixels.onnx", "--features-std", "1,0,1"],
+            "error: preprocessing: expected finite",
+        ),
+        (
+            &images,
+            &["--features", "pixels.onnx", "--runtime", "candle"],
+            "error: candle: it computes definitions",
+        ),
+        (&images, &["--features", "judge.onnx", "--features-resize", "64"], "error: --features-resize"),
+        (
+            &["dit", "synth", "--images", "synth/Bengal"],
+            &["--features", "judge.onnx", "--bootstrap", "1000000000"],
+            "error: bootstrap: expected at most",
+        ),
+        (
+            &images,
+            &["--features", "judge.onnx", "--image-size", "100000"],
+            "error: --image-size: expected 8 to 1024, found 100000",
+        ),
+        (&images, &["--batch", "0"], "error: batch: expected 1 to 1024, found 0"),
+        (&images, &["--json", "missing/d.json"], "error: --json missing/d.json: expected a file in a folder"),
+        (&images, &["--json", "d.txt"], "error: --json d.txt: expected a name that ends in .json"),
+        (&images, &["--sheet", "d.jpg"], "error: --sheet d.jpg: expected a name that ends in .png"),
+        (
+            &["dit", "synth", "--images", "one"],
+            &["--features", "judge.onnx"],
+            "error: Fréchet distance: expected at least 2 pictures",
+        ),
+        (&["dit", "synth", "--images", "none"], &[], "error: --images none: there is no usable picture"),
+        (&["dit", "synth", "--images", "missing"], &[], "error: --images missing: "),
+        (
+            &["dit", "one", "--images", "synth"],
+            &["--features", "judge.onnx"],
+            "error: Fréchet distance: expected at least 2 pictures",
+        ),
+        (&pen, &["--samples", "1"], "error: --samples: expected 2 to 100000, found 1"),
+        (&pen, &["--limit-files", "1"], "error: --limit-files: expected at least 2, found 1"),
+        (&pen, &["--samples", "4", "--steps", "0"], "error: steps: expected 1 to"),
+        (
+            &["dit", "unknown", "--model", "pen.safetensors"],
+            &[],
+            "error: unknown: the generator draws no \"Dragon\"",
+        ),
+        (&["dit", "missing"], &[], "error: missing: No such file"),
+        (&judge, &["--split", "test", "--limit-files", "0"], "error: --limit-files: expected at least 1"),
+        (&judge, &["--confusion", "c.gif"], "error: --confusion c.gif: expected a name that ends in .png"),
+        (
+            &["classifier", "unknown", "--model", "judge.onnx"],
+            &["--split", "all"],
+            "error: unknown: the model knows no class \"Dragon\"",
+        ),
+        (
+            &["classifier", "one", "--model", "judge.onnx"],
+            &[],
+            "error: one: there are no test pictures; --split all",
+        ),
+        (
+            &["classifier", "synth", "--model", "pen.safetensors"],
+            &[],
+            "error: pen.safetensors: model: task: expected a classifier",
+        ),
+        (&["classifier", "synth", "--model", "text.onnx"], &[], "error: text.onnx: ONNX: "),
+    ] {
+        let said = fails(CATS, dir, &[&["eval"], base, args].concat());
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with(expected), "{args:?}: {last}");
+    }
+}
