@@ -6,6 +6,7 @@ pub mod data;
 pub mod doctor;
 pub mod evaluate;
 pub mod memory;
+pub mod plot;
 pub mod track;
 pub mod train;
 
