@@ -7,6 +7,7 @@ pub mod data;
 pub mod doctor;
 pub mod evaluate;
 pub mod memory;
+pub mod plot;
 pub mod sweep;
 pub mod track;
 pub mod train;

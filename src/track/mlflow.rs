@@ -81,6 +81,9 @@ pub fn mlflow(uri: &str, patience: Patience) -> Result<Background, String> {
             name: run.id.to_owned(),
             settings: run.settings.to_owned(),
             id: None,
+            gone: false,
+            experiment: None,
+            first: VecDeque::new(),
         })
     }))
 }
@@ -102,6 +105,12 @@ struct Client {
     settings: Vec<(String, String)>,
     /// The server's name of the run, when it has one.
     id: Option<String>,
+    /// The run that the folder names is there no more.
+    gone: bool,
+    /// The experiment's id.
+    experiment: Option<String>,
+    /// What is to be told before anything else.
+    first: VecDeque<(&'static str, Value)>,
 }
 
 /// What the server says that a request is not to be done.
@@ -164,15 +173,43 @@ impl Client {
         Err(passing(reason))
     }
 
-    /// Goes on with the run that the folder names, or begins one.
-    fn begin(&self) -> Result<String, Failure> {
-        if let Some(id) = stored(&self.file, &self.uri) {
-            match self.go_on(&id) {
-                Err(Refusal::Answer(code, _)) if code == GONE => {}
-                other => return Ok(other.map(|()| id)?),
+    /// The run's id. It goes on with the run that the folder names, or begins one, and tells the settings. What was achieved is kept: a
+    /// server that fails now and then gets there in the end.
+    fn begin(&mut self) -> Result<String, Failure> {
+        let id = match &self.id {
+            Some(id) => id.clone(),
+            None => match stored(&self.file, &self.uri).filter(|_| !self.gone) {
+                Some(id) => match self.go_on(&id) {
+                    Err(Refusal::Answer(code, _)) if code == GONE => {
+                        self.gone = true;
+                        self.create()?
+                    }
+                    other => other.map(|()| id)?,
+                },
+                None => self.create()?,
+            },
+        };
+        self.id = Some(id.clone());
+        while let Some((path, body)) = self.first.front() {
+            match self.ask(path, Some(body)) {
+                Ok(_) => {}
+                Err(Refusal::Failure(failure)) => return Err(failure),
+                Err(Refusal::Answer(_, reason)) => tracing::warn!("MLflow at {}: {reason}", self.uri),
             }
+            self.first.pop_front();
         }
-        let experiment = self.experiment()?;
+        Ok(id)
+    }
+
+    /// Begins a run.
+    fn create(&mut self) -> Result<String, Refusal> {
+        let experiment = match &self.experiment {
+            Some(experiment) => experiment.clone(),
+            None => {
+                let experiment = self.experiment()?;
+                self.experiment.insert(experiment).clone()
+            }
+        };
         let tags = [
             ("mlflow.runName", self.name.as_str()),
             ("mlflow.source.name", "tiny-cats"),
@@ -190,26 +227,27 @@ impl Client {
         if let Err(e) = write_atomically(&self.file, |w| w.write_all(&text)) {
             tracing::warn!("{}: {e}: resumed, this run will be another one on MLflow", self.file.display());
         }
-        self.settings(&id, &BTreeMap::new())?;
+        self.settings(&id, &BTreeMap::new());
         Ok(id)
     }
 
-    /// The run is there and is going on.
-    fn go_on(&self, id: &str) -> Result<(), Refusal> {
+    /// Looks whether the run is there, and is to say that it is going on.
+    fn go_on(&mut self, id: &str) -> Result<(), Refusal> {
         let run = self.ask(&format!("runs/get?run_id={id}"), None)?["run"].take();
         if run["info"]["lifecycle_stage"] == "deleted" {
             return Err(Refusal::Answer(GONE.into(), "the run was deleted".into()));
         }
-        self.ask("runs/update", Some(&json!({"run_id": id, "status": "RUNNING"})))?;
+        self.first.push_back(("runs/update", json!({"run_id": id, "status": "RUNNING"})));
         let params = run["data"]["params"].as_array().into_iter().flatten();
         let known =
             params.filter_map(|p| Some((p["key"].as_str()?.to_owned(), p["value"].as_str()?.to_owned())));
-        self.settings(id, &known.collect())
+        self.settings(id, &known.collect());
+        Ok(())
     }
 
-    /// Tells the settings as parameters. What is `known` cannot be changed: where it is another now, as the length of a run that is
-    /// made longer, that is a tag.
-    fn settings(&self, id: &str, known: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    /// Is to tell the settings as parameters. What is `known` cannot be changed: where it is another now, as the length of a run that
+    /// is made longer, that is a tag.
+    fn settings(&mut self, id: &str, known: &BTreeMap<String, String>) {
         let settings: BTreeMap<String, String> =
             self.settings.iter().map(|(k, v)| (name(k), clipped(v, MOST_VALUE))).collect();
         let pair = |(k, v): (&String, &String)| json!({"key": k, "value": v});
@@ -217,11 +255,9 @@ impl Client {
         let changed: Vec<Value> =
             settings.iter().filter(|(k, v)| known.get(*k).is_some_and(|old| old != *v)).map(pair).collect();
         for (kind, all) in [("params", new), ("tags", changed)] {
-            for some in all.chunks(MOST_PARAMS) {
-                self.ask("runs/log-batch", Some(&json!({"run_id": id, kind: some})))?;
-            }
+            let batches = all.chunks(MOST_PARAMS).map(|some| json!({"run_id": id, kind: some}));
+            self.first.extend(batches.map(|batch| ("runs/log-batch", batch)));
         }
-        Ok(())
     }
 
     /// The experiment's id; it is made where there is none.
@@ -246,13 +282,7 @@ impl Client {
 
 impl Sink for Client {
     fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure> {
-        let id = match &self.id {
-            Some(id) => id.clone(),
-            None => {
-                let id = self.begin()?;
-                self.id.insert(id).clone()
-            }
-        };
+        let id = self.begin()?;
         while !queue.is_empty() {
             let (mut metrics, mut count) = (Vec::new(), 0);
             for message in queue.iter() {

@@ -1,18 +1,22 @@
 //! What a training run shows: a progress bar or lines, a log, pictures of its course, and what trackers are told.
 
+mod painter;
+
 use std::{
     io::IsTerminal,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
+use painter::{Draw, Painter};
 
 use crate::{
     cli::logging,
     memory,
-    track::{Run, Tracker, flat},
+    track::{Run, Tracker, flat, tensorboard},
     train::{Event, Step, folder::Status},
 };
 
@@ -22,8 +26,51 @@ const NEW: f64 = 0.02;
 const MEMORY: Duration = Duration::from_secs(1);
 /// Waiting for data is worth a word when it takes more than this share of the time.
 const WAITING: f64 = 0.01;
+/// The loss curve is drawn no more often than this while nothing else happens.
+const CURVE: Duration = Duration::from_secs(60);
 /// Notes from before a run's folder is known that are kept for its log.
 const MOST_EARLY: usize = 100;
+
+/// What `tiny-cats train` is called with about logs and trackers.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Args {
+    /// Append the log to this file, too; there is one in the run's folder anyway
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Lines of log files
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: logging::Format,
+    /// Write event files for TensorBoard: to DIR/RUN, or to tensorboard in the run's folder
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    pub tensorboard: Option<Option<PathBuf>>,
+    /// Tell the MLflow server at this address; MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD, are sent to it
+    #[cfg(feature = "mlflow")]
+    #[arg(long, value_name = "URI")]
+    pub mlflow: Option<String>,
+}
+
+impl Args {
+    /// Opens the log file and the trackers, for a run of so many steps.
+    ///
+    /// # Errors
+    /// When the log file cannot be written, or an address is none.
+    pub fn options(&self, steps: u64, log_interval: u64) -> anyhow::Result<Options> {
+        if let Some(path) = &self.log_file {
+            let added = logging::add_file(path, self.log_format);
+            added.with_context(|| format!("--log-file {}", path.display()))?;
+        }
+        let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
+        if let Some(folder) = &self.tensorboard {
+            trackers.push(Box::new(tensorboard(folder.clone())));
+        }
+        #[cfg(feature = "mlflow")]
+        if let Some(uri) = &self.mlflow {
+            let tracker = crate::track::mlflow::mlflow(uri, crate::track::Patience::default());
+            trackers.push(Box::new(tracker.map_err(anyhow::Error::msg)?));
+        }
+        Ok(Options { steps, log_interval, trackers, log_format: self.log_format, device: None })
+    }
+}
 
 /// How a run is reported.
 #[derive(Default)]
@@ -53,6 +100,9 @@ pub struct Reporter {
     memory: Option<(Instant, String)>,
     /// What was said before there was a folder to log to; `None` from then on.
     early: Option<Vec<String>>,
+    painter: Option<Painter>,
+    /// When the curve was drawn last.
+    drawn: Instant,
     ended: bool,
 }
 
@@ -105,7 +155,8 @@ impl Reporter {
         }
         logging::print_above(&bar);
         let (since, early) = (Interval::default(), Some(Vec::new()));
-        Ok(Self { options, bar, terminal, loss: None, since, memory: None, early, ended: false })
+        let (loss, memory, painter, drawn) = (None, None, None, Instant::now());
+        Ok(Self { options, bar, terminal, loss, since, memory, early, painter, drawn, ended: false })
     }
 
     /// Reports what happens.
@@ -131,11 +182,13 @@ impl Reporter {
                 self.say(&format!("step {step}  {}{best}", words.join("  ")));
                 let values: Vec<(&str, f64)> = scores.iter().map(|s| (s.name, s.value)).collect();
                 self.track(step, &values);
+                self.draw(Draw { curve: true, samples: None });
             }
             Event::Sampled { step, picture, path } => {
                 self.say(&format!("wrote {}", path.display()));
                 let trackers = self.options.trackers.iter_mut();
                 trackers.for_each(|tracker| tracker.picture(step, "samples", picture));
+                self.draw(Draw { curve: true, samples: Some(step) });
             }
             Event::Wrote(path) => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => {
@@ -153,6 +206,7 @@ impl Reporter {
     /// From here on the run's folder has a log.
     fn begin(&mut self, folder: &Path, step: u64) {
         logging::add_run_file(&folder.join("training.log"), self.options.log_format);
+        self.painter = Painter::start(folder, &name(folder), step);
         let word = if step == 0 { "begins" } else { "goes on" };
         self.early.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
         logging::log(&format!("{} {word} with tiny-cats {}", name(folder), env!("CARGO_PKG_VERSION")));
@@ -186,6 +240,16 @@ impl Reporter {
             let values =
                 [("loss", now.loss), ("lr", rate), ("gradient_norm", norm), ("items_per_second", speed)];
             self.track(step, &values);
+            if self.drawn.elapsed() > CURVE {
+                self.draw(Draw { curve: true, samples: None });
+            }
+        }
+    }
+
+    fn draw(&mut self, what: Draw) {
+        self.drawn = Instant::now();
+        if let Some(painter) = &self.painter {
+            painter.draw(what);
         }
     }
 
@@ -225,6 +289,9 @@ impl Reporter {
             return;
         }
         self.bar.finish_and_clear();
+        if let Some(painter) = self.painter.take() {
+            painter.finish();
+        }
         self.options.trackers.iter_mut().for_each(|tracker| tracker.end(status));
     }
 }

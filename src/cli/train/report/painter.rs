@@ -1,0 +1,118 @@
+//! Draws a run's `loss.png` and `samples.png` in a thread of its own, so that no step waits for a picture.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel},
+    thread,
+    time::Duration,
+};
+
+use image::RgbImage;
+use tiny_cats_export::write_png;
+
+use crate::plot::{Curve, Strip};
+
+/// The end of a run waits at most this long for its pictures.
+const END: Duration = Duration::from_secs(30);
+
+/// What is to be drawn.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Draw {
+    /// The loss curve.
+    pub curve: bool,
+    /// The strip, up to the grid of this step.
+    pub samples: Option<u64>,
+}
+
+/// Who draws.
+pub struct Painter {
+    requests: SyncSender<Draw>,
+    done: Receiver<()>,
+}
+
+impl Painter {
+    /// For the run `id` in `folder` that goes on after `step`. `None`, with a warning, where there is no thread for it.
+    pub fn start(folder: &Path, id: &str, step: u64) -> Option<Self> {
+        let (requests, receive) = sync_channel(16);
+        let (ended, done) = channel();
+        let mut easel = Easel {
+            curve: Curve::new(&folder.join("metrics.jsonl")),
+            strip: Strip::new(&folder.join("samples")),
+            folder: folder.to_owned(),
+            id: id.to_owned(),
+            newest: step,
+            warned: false,
+        };
+        let work = move || {
+            easel.work(&receive);
+            let _ = ended.send(());
+        };
+        match thread::Builder::new().name("painter".into()).spawn(work) {
+            Ok(_) => Some(Self { requests, done }),
+            Err(e) => {
+                tracing::warn!("{id}: {e}: its course is not drawn");
+                None
+            }
+        }
+    }
+
+    /// Asks for pictures. When there is more to draw than can be drawn, some are left out: what comes later shows it, too.
+    pub fn draw(&self, what: Draw) {
+        let _ = self.requests.try_send(what);
+    }
+
+    /// Waits for the last pictures, for some time.
+    pub fn finish(self) {
+        drop(self.requests);
+        if self.done.recv_timeout(END) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the last pictures of the run's course are not drawn after {} s", END.as_secs());
+        }
+    }
+}
+
+/// What is drawn on.
+struct Easel {
+    curve: Curve,
+    strip: Strip,
+    folder: PathBuf,
+    id: String,
+    /// The newest grid of this run.
+    newest: u64,
+    warned: bool,
+}
+
+impl Easel {
+    fn work(&mut self, requests: &Receiver<Draw>) {
+        while let Ok(first) = requests.recv() {
+            let all = requests.try_iter().fold(first, |all, next| Draw {
+                curve: all.curve || next.curve,
+                samples: next.samples.or(all.samples),
+            });
+            self.draw(all);
+        }
+        self.draw(Draw { curve: true, samples: Some(self.newest) });
+    }
+
+    fn draw(&mut self, what: Draw) {
+        if what.curve {
+            let picture = self.curve.read().map(|()| self.curve.picture(&self.id));
+            self.show("loss.png", picture);
+        }
+        if let Some(step) = what.samples {
+            self.newest = self.newest.max(step);
+            let picture = self.strip.picture(self.newest);
+            self.show("samples.png", picture);
+        }
+    }
+
+    fn show(&mut self, name: &str, picture: std::io::Result<Option<RgbImage>>) {
+        let path = self.folder.join(name);
+        let written =
+            picture.and_then(|picture| picture.map_or(Ok(()), |picture| write_png(&path, &picture)));
+        if let Err(e) = written
+            && !std::mem::replace(&mut self.warned, true)
+        {
+            tracing::warn!("{}: {e}: it is not drawn, and training goes on", path.display());
+        }
+    }
+}

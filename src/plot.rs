@@ -1,0 +1,8 @@
+//! The course of a run as pictures: its loss curve, and its sample grids over time.
+
+mod canvas;
+mod curve;
+mod strip;
+
+pub use curve::Curve;
+pub use strip::Strip;

@@ -1,0 +1,227 @@
+//! Lines and axes.
+
+use image::{Rgb, RgbImage};
+use tiny_cats_export::{draw_text, text_size};
+
+pub const PAPER: Rgb<u8> = Rgb([250, 249, 246]);
+pub const INK: Rgb<u8> = Rgb([40, 38, 36]);
+const RULE: Rgb<u8> = Rgb([226, 223, 216]);
+/// Of letters.
+pub const SCALE: u32 = 2;
+
+/// Lines may leave the plot by so many pixels: a dot on its edge is whole.
+const SLACK: f64 = 4.0;
+
+/// Where text stands at its point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    Left,
+    Middle,
+    Right,
+}
+
+/// The values along one axis, from the least to the largest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    pub least: f64,
+    pub most: f64,
+    /// By factors, not by differences.
+    pub log: bool,
+}
+
+impl Range {
+    /// Of all finite `values`, with some air; by factors where they are positive and spread over more than one and a half decades, if
+    /// `may_log`. `None` of no values.
+    pub fn of(values: impl Iterator<Item = f64>, may_log: bool) -> Option<Self> {
+        let ends = |(least, most): (f64, f64), v: f64| (least.min(v), most.max(v));
+        let (least, most) = values.filter(|v| v.is_finite()).fold((f64::INFINITY, f64::NEG_INFINITY), ends);
+        if least > most {
+            return None;
+        }
+        if may_log && least > 0.0 && most / least > 30.0 {
+            // Twelve decades are enough to look at.
+            let least = least.max(most * 1e-12);
+            let air = (most / least).powf(0.04);
+            return Some(Self { least: least / air, most: most * air, log: true });
+        }
+        // Halves, so that the largest values of both signs have a finite difference.
+        let spread = 2.0 * (most / 2.0 - least / 2.0);
+        let size = least.abs().max(most.abs());
+        // What does not change has air to stand in.
+        let air = if spread > 1e-3 * size { 0.06 * spread } else { (0.1 * size).max(1e-9) };
+        Some(Self { least: least - air, most: most + air, log: false })
+    }
+
+    /// From 0 at the least value to 1 at the largest; beyond for what lies outside.
+    pub fn at(&self, value: f64) -> f64 {
+        let by = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).ln() } else { v };
+        let (least, most) = (by(self.least), by(self.most));
+        (by(value) - least) / (most - least)
+    }
+
+    /// Round values within it, some four to ten of them.
+    pub fn ticks(&self) -> Vec<f64> {
+        if self.log {
+            let exponents = self.least.log10().floor() as i32..=self.most.log10().ceil() as i32;
+            let decades = self.most.log10() - self.least.log10();
+            let steps: &[f64] = if decades < 3.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+            let every = ((decades / 8.0).ceil() as i32).max(1);
+            let all = exponents
+                .filter(|e| e % every == 0)
+                .flat_map(|e| steps.iter().map(move |s| s * 10f64.powi(e)));
+            return all.filter(|v| (self.least..=self.most).contains(v)).collect();
+        }
+        let rough = (self.most - self.least) / 5.0;
+        let decade = 10f64.powf(rough.log10().floor());
+        let step =
+            [1.0, 2.0, 5.0, 10.0].map(|s| s * decade).into_iter().find(|s| *s >= rough).unwrap_or(rough);
+        let first = (self.least / step).ceil();
+        (0..20).map(|i| (first + f64::from(i)) * step).take_while(|v| *v <= self.most).collect()
+    }
+}
+
+/// A number as short as it can be told from its neighbours.
+pub fn label(value: f64) -> String {
+    let size = value.abs();
+    if size < 1e-12 {
+        return "0".into();
+    }
+    if !(1e-3..1e5).contains(&size) {
+        return format!("{value:.1e}").replace(".0e", "e");
+    }
+    let decimals = (2 - size.log10().floor() as i32).clamp(0, 6) as usize;
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// A number of steps.
+pub fn count(value: f64) -> String {
+    let short = |value: f64, unit: &str| format!("{}{unit}", label((value * 100.0).round() / 100.0));
+    match value {
+        v if v >= 1e9 => short(v / 1e9, "G"),
+        v if v >= 1e6 => short(v / 1e6, "M"),
+        v if v >= 1e4 => short(v / 1e3, "k"),
+        v => format!("{v:.0}"),
+    }
+}
+
+/// A picture with a plot in it.
+pub struct Canvas {
+    pub picture: RgbImage,
+    /// Left, top, right, bottom of the plot.
+    frame: [f64; 4],
+}
+
+impl Canvas {
+    /// `width` × `height` pixels, with margins of so many pixels: left, top, right, bottom.
+    pub fn new(width: u32, height: u32, [left, top, right, bottom]: [u32; 4]) -> Self {
+        let frame = [left, top, width - right, height - bottom].map(f64::from);
+        Self { picture: RgbImage::from_pixel(width, height, PAPER), frame }
+    }
+
+    /// The pixel of a point: both of 0 are the lower left corner of the plot, both of 1 the upper right one.
+    fn pixel(&self, [x, y]: [f64; 2]) -> [f64; 2] {
+        let [left, top, right, bottom] = self.frame;
+        [left + x * (right - left), bottom - y.clamp(-0.5, 1.5) * (bottom - top)]
+    }
+
+    /// Mixes `colour` into a pixel of the plot.
+    fn mix(&mut self, x: i64, y: i64, colour: Rgb<u8>, share: f64) {
+        let [left, top, right, bottom] = self.frame;
+        let (fx, fy) = (x as f64, y as f64);
+        if fx < left - SLACK || fx > right + SLACK || fy < top - SLACK || fy > bottom + SLACK {
+            return;
+        }
+        let Some(pixel) = self.picture.get_pixel_mut_checked(x as u32, y as u32) else { return };
+        for (old, new) in pixel.0.iter_mut().zip(colour.0) {
+            *old = (f64::from(*old) * (1.0 - share) + f64::from(new) * share).round() as u8;
+        }
+    }
+
+    /// A line through `points`, so many pixels wide; one point is a dot.
+    pub fn line(&mut self, points: &[[f64; 2]], width: f64, colour: Rgb<u8>) {
+        let pixels: Vec<[f64; 2]> = points.iter().map(|p| self.pixel(*p)).collect();
+        if let [only] = pixels[..] {
+            self.segment(only, only, 3.0 * width, colour);
+        }
+        for two in pixels.windows(2) {
+            self.segment(two[0], two[1], width, colour);
+        }
+    }
+
+    /// Dots at `points`.
+    pub fn dots(&mut self, points: &[[f64; 2]], width: f64, colour: Rgb<u8>) {
+        for point in points {
+            let at = self.pixel(*point);
+            self.segment(at, at, width, colour);
+        }
+    }
+
+    /// All pixels nearer than half the width to the line from `a` to `b`, softly.
+    fn segment(&mut self, a: [f64; 2], b: [f64; 2], width: f64, colour: Rgb<u8>) {
+        let reach = width / 2.0 + 1.0;
+        let along = [b[0] - a[0], b[1] - a[1]];
+        let square = along[0].powi(2) + along[1].powi(2);
+        let ends = |i: usize| ((a[i].min(b[i]) - reach) as i64, (a[i].max(b[i]) + reach).ceil() as i64);
+        let ((x0, x1), (y0, y1)) = (ends(0), ends(1));
+        for (x, y) in (x0..=x1).flat_map(|x| (y0..=y1).map(move |y| (x, y))) {
+            let from = [x as f64 - a[0], y as f64 - a[1]];
+            let t = if square > 0.0 { (from[0] * along[0] + from[1] * along[1]) / square } else { 0.0 };
+            let t = t.clamp(0.0, 1.0);
+            let distance = (from[0] - t * along[0]).hypot(from[1] - t * along[1]);
+            let share = (width / 2.0 + 0.5 - distance).clamp(0.0, 1.0);
+            if share > 0.0 {
+                self.mix(x, y, colour, share);
+            }
+        }
+    }
+
+    /// A vertical line from one height to another at `x`.
+    pub fn column(&mut self, x: f64, [low, high]: [f64; 2], colour: Rgb<u8>) {
+        let ([x, bottom], [_, top]) =
+            (self.pixel([x, low.clamp(0.0, 1.0)]), self.pixel([x, high.clamp(0.0, 1.0)]));
+        (top.round() as i64..=bottom.round() as i64).for_each(|y| self.mix(x.round() as i64, y, colour, 0.5));
+    }
+
+    /// The steps below, with a rule for each.
+    pub fn below(&mut self, range: &Range) {
+        for tick in range.ticks().into_iter().filter(|tick| tick.fract() == 0.0) {
+            let x = range.at(tick);
+            let [px, bottom] = self.pixel([x, 0.0]);
+            self.rule([x, 0.0], [x, 1.0]);
+            self.text(&count(tick), px, bottom + 10.0, Align::Middle, INK);
+        }
+        let [middle, bottom] = self.pixel([0.5, 0.0]);
+        self.text("step", middle, bottom + 32.0, Align::Middle, INK);
+    }
+
+    /// The values at the left side, with a rule for each, or at the right side.
+    pub fn beside(&mut self, range: &Range, side: Align, colour: Rgb<u8>) {
+        for tick in range.ticks() {
+            let y = range.at(tick);
+            let (x, text, by) =
+                if side == Align::Left { (0.0, Align::Right, -10.0) } else { (1.0, Align::Left, 10.0) };
+            let [px, py] = self.pixel([x, y]);
+            if side == Align::Left {
+                self.rule([0.0, y], [1.0, y]);
+            }
+            self.text(&label(tick), px + by, py - 7.0, text, colour);
+        }
+    }
+
+    fn rule(&mut self, a: [f64; 2], b: [f64; 2]) {
+        let (a, b) = (self.pixel(a).map(f64::round), self.pixel(b).map(f64::round));
+        self.segment(a, b, 1.0, RULE);
+    }
+
+    /// Text whose upper edge is at `y`.
+    pub fn text(&mut self, text: &str, x: f64, y: f64, align: Align, colour: Rgb<u8>) {
+        let width = f64::from(text_size(text, SCALE).0);
+        let x = match align {
+            Align::Left => x,
+            Align::Middle => x - width / 2.0,
+            Align::Right => x - width,
+        };
+        draw_text(&mut self.picture, text, x.max(0.0) as u32, y.max(0.0) as u32, SCALE, colour);
+    }
+}

@@ -1,0 +1,170 @@
+//! Sample grids over time.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use image::{RgbImage, imageops};
+use tiny_cats_export::{decode, text_size};
+
+use super::canvas::{Align, Canvas, INK, SCALE, count};
+
+/// Grids that are shown at most, the newest besides.
+const MOST: usize = 12;
+/// Pixels of a row.
+const MOST_WIDTH: u32 = 1280;
+const MOST_HEIGHT: u32 = 160;
+const MARGIN: u32 = 6;
+/// A grid's file is not larger.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// The first rows of a run's sample grids, one below the other, of a bounded size however many there are.
+#[derive(Clone, Debug)]
+pub struct Strip {
+    folder: PathBuf,
+    /// The rows that are shown, by their steps.
+    rows: BTreeMap<u64, RgbImage>,
+}
+
+impl Strip {
+    /// Of the grids `step_00000100.png` in `folder`.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), rows: BTreeMap::new() }
+    }
+
+    /// The strip of all grids up to `step`: what is later is from before the run was resumed. `None` where there is none. What is no
+    /// picture is left out.
+    ///
+    /// # Errors
+    /// Those of listing the folder; that there is none is none.
+    pub fn picture(&mut self, step: u64) -> io::Result<Option<RgbImage>> {
+        let mut steps = Vec::new();
+        match fs::read_dir(&self.folder) {
+            Ok(entries) => {
+                for entry in entries {
+                    steps.extend(step_of(&entry?.path()).filter(|s| *s <= step));
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        steps.sort_unstable();
+        let shown = chosen(&steps);
+        self.rows.retain(|step, _| shown.contains(step));
+        for step in shown {
+            if !self.rows.contains_key(&step)
+                && let Some(row) = self.row(step)
+            {
+                self.rows.insert(step, row);
+            }
+        }
+        let texts: Vec<String> = self.rows.keys().map(|step| count(*step as f64)).collect();
+        let Some(left) = texts.iter().map(|text| text_size(text, SCALE).0).max() else { return Ok(None) };
+        let left = left + 3 * MARGIN;
+        let width = self.rows.values().map(RgbImage::width).max().unwrap_or(0);
+        let height: u32 = self.rows.values().map(|row| row.height() + MARGIN).sum();
+        let mut canvas = Canvas::new(left + width + MARGIN, height + MARGIN, [0; 4]);
+        let mut y = MARGIN;
+        for (row, text) in self.rows.values().zip(&texts) {
+            let middle =
+                f64::from(y) + f64::from(row.height()) / 2.0 - f64::from(text_size(text, SCALE).1) / 2.0;
+            canvas.text(text, f64::from(left - 2 * MARGIN), middle, Align::Right, INK);
+            imageops::replace(&mut canvas.picture, row, i64::from(left), i64::from(y));
+            y += row.height() + MARGIN;
+        }
+        Ok(Some(canvas.picture))
+    }
+
+    /// The first row of a grid, made small enough.
+    fn row(&self, step: u64) -> Option<RgbImage> {
+        let path = self.folder.join(format!("step_{step:08}.png"));
+        let mut bytes = Vec::new();
+        File::open(path).ok()?.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
+        let grid = decode::upright(&bytes).ok()?;
+        let [top, height] = first_row(&grid)?;
+        let shrink =
+            (f64::from(MOST_WIDTH) / f64::from(grid.width())).min(f64::from(MOST_HEIGHT) / f64::from(height));
+        let size = |pixels: u32| ((f64::from(pixels) * shrink.min(1.0)).round() as u32).max(1);
+        Some(decode::resized(&grid, [0, top, grid.width(), height], [size(grid.width()), size(height)]))
+    }
+}
+
+/// The step of a grid's file.
+fn step_of(path: &Path) -> Option<u64> {
+    let digits = path.file_name()?.to_str()?.strip_prefix("step_")?.strip_suffix(".png")?;
+    (digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// Of sorted `steps` the first, every second, fourth, eighth … so that there are not too many, and the last: what is shown once is shown
+/// for long.
+fn chosen(steps: &[u64]) -> Vec<u64> {
+    let mut every = 1;
+    while steps.len().div_ceil(every) > MOST {
+        every *= 2;
+    }
+    let mut chosen: Vec<u64> = steps.iter().copied().step_by(every).collect();
+    if chosen.last() != steps.last() {
+        chosen.extend(steps.last());
+    }
+    chosen
+}
+
+/// Top and height of the first row of pictures in a grid: of the first lines that are not all of the corner's colour.
+fn first_row(grid: &RgbImage) -> Option<[u32; 2]> {
+    let paper = *grid.get_pixel_checked(0, 0)?;
+    let empty = |y: &u32| (0..grid.width()).all(|x| *grid.get_pixel(x, *y) == paper);
+    let top = (0..grid.height()).find(|y| !empty(y))?;
+    let bottom = (top..grid.height()).find(empty).unwrap_or(grid.height());
+    Some([top, bottom - top])
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+    use tiny_cats_export::{grid, write_png};
+
+    use super::*;
+
+    #[test]
+    fn any_number_of_grids_is_a_strip_of_bounded_size_with_the_first_and_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut strip = Strip::new(&dir.path().join("samples"));
+        assert_eq!(strip.picture(5).unwrap(), None);
+        let strip_of = |n: u64| chosen(&(1..=n).collect::<Vec<_>>());
+        for n in 1..2000 {
+            let shown = strip_of(n);
+            assert!(shown.len() <= MOST + 1 && shown.len() >= (n as usize).min(MOST / 2));
+            assert!(
+                shown[0] == 1 && *shown.last().unwrap() == n && shown.windows(2).all(|two| two[0] < two[1])
+            );
+        }
+        let mut strip = Strip::new(dir.path());
+        let labels: Vec<String> = (0..3).map(|i| format!("class {i}")).collect();
+        for step in 1..=30u8 {
+            let pictures: Vec<_> =
+                (0..6).map(|i| RgbImage::from_pixel(128, 128, Rgb([step, i * 20, 0]))).collect();
+            let path = dir.path().join(format!("step_{:08}.png", u64::from(step) * 100));
+            write_png(&path, &grid(&pictures, 3, Some(&labels))).unwrap();
+        }
+        for (name, text) in
+            [("step_00000150.png", "no picture"), ("step_x.png", ""), ("step_00000160.png", "")]
+        {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        // Step 3000 is of a past that did not happen.
+        let picture = strip.picture(2900).unwrap().unwrap();
+        let rows: Vec<u64> = strip.rows.keys().copied().collect();
+        assert!(rows[0] == 100 && rows[rows.len() - 1] == 2900 && rows.len() <= MOST + 1, "{rows:?}");
+        let mut y = MARGIN;
+        for (step, row) in &strip.rows {
+            assert_eq!(row.height(), 128, "the row of pictures alone, without its labels");
+            let at = picture.get_pixel(picture.width() - 2 * MARGIN - 20, y + 64);
+            assert_eq!(at.0, [(step / 100) as u8, 40, 0]);
+            y += row.height() + MARGIN;
+        }
+        assert!(picture.width() < MOST_WIDTH + 200 && picture.height() <= (MOST_HEIGHT + 2 * MARGIN) * 14);
+    }
+}
