@@ -9,7 +9,7 @@ use std::{
     sync::LazyLock,
 };
 
-use common::{CATS, VERIFY, fails, run, succeeds, text};
+use common::{CACHE, CATS, VERIFY, fails, run, succeeds, text};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
 
@@ -116,6 +116,7 @@ fn a_killed_run_goes_on_from_its_newest_state() {
     let mut child = Command::new(CATS)
         .args(train_args("killed", &more))
         .current_dir(dir)
+        .env(CACHE.0, CACHE.1)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
