@@ -8,7 +8,7 @@ use std::{
 
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 use tempfile::TempDir;
-use tiny_cats::data::{Dataset, Split, synth};
+use tiny_cats::data::{Cache, Dataset, Images, Split, cache, synth};
 
 fn run(folder: &Path, args: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_tiny-cats");
@@ -360,4 +360,62 @@ fn a_full_disk_leaves_nothing_half_written() {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "{command}");
         assert_eq!(fs::read_dir(dir.path().join("cats")).unwrap().count(), 14, "{command}");
     }
+}
+
+#[test]
+fn decoded_pictures_are_listed_and_deleted_and_nothing_else_is() {
+    let dir = cats();
+    let folder = dir.path().join("cache");
+    let data = Dataset::open(dir.path().join("cats")).unwrap();
+    for size in [8, 16] {
+        Images::load(&data, size, None, &Cache::At(folder.clone())).unwrap();
+    }
+    fs::write(folder.join("notes.txt"), "mine").unwrap();
+    let (out, _) = succeeds(dir.path(), &["cache", "--cache", "cache"]);
+    assert!(line(&out, "squares-16-").starts_with("   0.1 MB") && out.contains("squares-8-"), "{out}");
+    assert!(out.contains("cache: 2 files of decoded pictures, 0.1 MB"), "{out}");
+    let program = env!("CARGO_BIN_EXE_tiny-cats");
+    let output = Command::new(program)
+        .args(["data", "cache", "--clear"])
+        .env("TINY_CATS_CACHE", &folder)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("2 files"),
+        "{output:?}"
+    );
+    let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["notes.txt"]);
+    assert!(succeeds(dir.path(), &["cache", "--cache", "missing"]).0.contains("0 files"));
+    assert!(fails(dir.path(), &["cache", "--cache", "cache/notes.txt"]).contains("notes.txt"));
+}
+
+/// Killed while it decodes, a program leaves nothing behind that anybody would take for decoded pictures.
+#[cfg(unix)]
+#[test]
+fn a_cache_whose_writer_was_killed_is_not_used() {
+    let dir = cats();
+    let folder = dir.path().join("cache");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tiny-cats"))
+        .args(["train", "dit", "cats", "--image-size", "512", "--size", "nano", "--steps", "1"])
+        .current_dir(dir.path())
+        .env("TINY_CATS_CACHE", &folder)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    while cache::list(&folder).unwrap().is_empty() {
+        assert!(begun.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none(), "nothing is written");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = cache::list(&folder).unwrap();
+    assert!(left.len() == 1 && !left[0].finished, "{left:?}");
+    assert!(succeeds(dir.path(), &["cache", "--cache", "cache"]).0.contains("unfinished"));
+
+    let data = Dataset::open(dir.path().join("cats")).unwrap();
+    let images = Images::load(&data, 512, Some(2), &Cache::At(folder.clone())).unwrap();
+    assert!(images.notes.is_empty() && images.len() == 2);
+    assert_eq!(cache::list(&folder).unwrap().iter().filter(|file| file.finished).count(), 1);
 }

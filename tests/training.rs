@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{CATS, fails, run, shared, succeeds, text, trained};
+use common::{CACHE, CATS, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
 
@@ -65,6 +65,7 @@ impl Place {
             .args(arguments)
             .args(["--runs-dir", runs])
             .current_dir(self.path())
+            .env(CACHE.0, CACHE.1)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -316,7 +317,7 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
     let dir = place.path();
     let arguments = Task::Dit.arguments("full", &["--runs-dir", "full-runs", "--resume", "auto"]).join(" ");
     let script = format!("trap '' XFSZ; ulimit -f 10000; exec {CATS} {arguments}");
-    let output = Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
+    let output = Command::new("sh").args(["-c", &script]).current_dir(dir).env(CACHE.0, CACHE.1).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("tinydit_step_00000003.safetensors"), "{errors}");
@@ -393,12 +394,12 @@ fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
 #[test]
 fn too_little_memory_is_seen_beforehand() {
     let place = Place::new();
-    let arguments =
-        Task::Dit.arguments("little", &["--no-cache"]).join(" ").replace("--batch-size 8", "--batch-size 48");
-    let script = format!("ulimit -v 900000; exec {CATS} {arguments}");
-    let output = Command::new("sh").args(["-c", &script]).current_dir(place.path()).output().unwrap();
+    let more = ["--size", "base", "--batch-size", "24", "--no-cache"];
+    let arguments = Task::Dit.arguments("little", &more).join(" ");
+    let script = format!("ulimit -v 1500000; exec {CATS} {arguments}");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(place.path()).env(CACHE.0, CACHE.1).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("training with micro-batches of 48 takes"), "{}", text(&output));
+    assert!(text(&output).contains("training with micro-batches of 24 takes"), "{}", text(&output));
 }
 
 #[test]

@@ -12,8 +12,11 @@ pub struct Order {
     len: u32,
     /// The epochs that were needed last, and what comes in them. Two, since batches around the end of an epoch are made at the same time
     /// by several threads: with one, each of them would shuffle the other's away.
-    shuffled: Mutex<[Option<(u64, Arc<[u32]>)>; 2]>,
+    shuffled: Mutex<[Option<Epoch>; 2]>,
 }
+
+/// The number of an epoch, and what comes in it.
+type Epoch = (u64, Arc<[u32]>);
 
 impl Order {
     /// The order of `len` pictures under `seed`.

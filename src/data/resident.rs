@@ -421,8 +421,11 @@ mod tests {
         folder(&named)
     }
 
+    /// Size, label, path and bytes of a picture.
+    type Shown = ((u32, u32), u32, PathBuf, Vec<u8>);
+
     /// Everything that a network could see of pictures.
-    fn shown(pictures: &Resident) -> Vec<((u32, u32), u32, PathBuf, Vec<u8>)> {
+    fn shown(pictures: &Resident) -> Vec<Shown> {
         let of = |i: usize| {
             (
                 pictures.dimensions(i),

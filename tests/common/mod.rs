@@ -13,9 +13,13 @@ use std::{
 pub const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
 pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify-checkpoint");
 
+/// Where decoded pictures are kept: where the tests' other files are.
+pub const CACHE: (&str, &str) = ("TINY_CATS_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+
 /// Runs `program` in `folder`.
 pub fn run(program: &str, folder: &Path, args: &[impl AsRef<OsStr>]) -> Output {
-    Command::new(program).args(args).current_dir(folder).output().expect("the program starts")
+    let mut command = Command::new(program);
+    command.args(args).current_dir(folder).env(CACHE.0, CACHE.1).output().expect("the program starts")
 }
 
 /// All that a program said.
