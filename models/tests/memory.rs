@@ -79,14 +79,17 @@ fn a_step_takes_what_the_cost_reading_says() {
     for (name, mut case) in [
         ("nano", Case::dit("nano", 32, 6)),
         ("tiny", Case::dit("tiny", 64, 8)),
-        ("small", Case::dit("small", 128, 2)),
         ("resnet18", Case::resnet("resnet18", 96, 4)),
-        ("resnet50", Case::resnet("resnet50", 64, 6)),
+        ("resnet50", Case::resnet("resnet50", 64, 4)),
     ] {
-        for options in [KEPT, CHECKPOINTED] {
-            let (found, said) = (measured(&mut case, options) as f64, case.predicted(options) as f64);
-            println!("{name}, {options:?}: {:.1} MB, said {:.1} MB", found / 1e6, said / 1e6);
-            assert!((said / found - 1.0).abs() < 0.05, "{name}, {options:?}: {found} bytes, said {said}");
+        // In halves operations have more in use for themselves, of which not everything is counted.
+        for (precision, most) in [(Precision::F32, 0.05), (Precision::Bf16, 0.1)] {
+            for checkpoint in [false, true] {
+                let options = TapeOptions { checkpoint, precision };
+                let (found, said) = (measured(&mut case, options) as f64, case.predicted(options) as f64);
+                println!("{name}, {options:?}: {:.1} MB, said {:.1} MB", found / 1e6, said / 1e6);
+                assert!((said / found - 1.0).abs() < most, "{name}, {options:?}: {found} bytes, said {said}");
+            }
         }
     }
 }
