@@ -22,8 +22,8 @@ use tiny_cats::{
 };
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Array, Init, Network, ParamSpec, Precision, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit,
-    TinyDitConfig, Weights,
+    Array, Init, Network, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
+    Weights,
     candle::{Params, to_host},
     init,
     random::noise,
@@ -269,14 +269,7 @@ fn main() -> Result<()> {
             // Factors of products are rounded on a GPU, as PyTorch can.
             "--tf32" => candle_core::cuda::set_gemm_reduced_precision_f32(true),
             "--checkpoint" => options.checkpoint = true,
-            "--precision" => {
-                options.precision = match value()?.as_str() {
-                    "f32" => Precision::F32,
-                    "bf16" => Precision::Bf16,
-                    "f16" => Precision::F16,
-                    other => bail!("--precision: expected f32, bf16 or f16, found {other}"),
-                }
-            }
+            "--precision" => options.precision = value()?.parse()?,
             "--batch" => {
                 let batch = value()?.parse().context("--batch: expected a whole number")?;
                 cases.iter_mut().for_each(|case| case.batch = batch);

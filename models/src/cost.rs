@@ -121,13 +121,15 @@ impl Counter {
         self.0.options.precision != Precision::F32
     }
 
-    /// What a product has in use on the way back besides: in halves, the factors in f32, which the CPU's kernels compute in, and the
-    /// result's gradient in halves.
+    /// What a product of halves has in use on the way back besides: `x`, which the CPU's kernels compute with in f32; the weight and the
+    /// result's gradient in halves, and in f32 again.
     fn factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
         if !self.half() {
             return 0;
         }
-        self.bytes(x) + 3 * bytes(weight) / 2 + 3 * self.bytes(y) / 2
+        let half_as_much_again = |bytes: u64| bytes.saturating_add(bytes / 2);
+        let others = half_as_much_again(bytes(weight)).saturating_add(half_as_much_again(self.bytes(y)));
+        self.bytes(x).saturating_add(others)
     }
 
     /// How many partial sums of its weights' gradient a convolution with these outputs has on the CPU.
@@ -228,10 +230,11 @@ impl Tensor for Cost {
     ) -> Result<Self> {
         let dims = shape::conv2d(&self.dims, weight, bias.map(Vec::as_slice), stride, padding)?;
         let each = 2 * weight[1..].iter().product::<usize>() + usize::from(bias.is_some());
-        let sums = bytes(weight) * self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
+        let partials = self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
+        let sums = bytes(weight).saturating_mul(partials);
         let factors = self.counter.factors(&self.dims, weight, &dims);
         let made = self.made("conv2d", dims, each).keeps_factor(self).half(self.counter.half());
-        Ok(made.to(self).params([Some(weight), bias]).scratch(sums + factors).done())
+        Ok(made.to(self).params([Some(weight), bias]).scratch(sums.saturating_add(factors)).done())
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Vec<usize>>) -> Result<Self> {
