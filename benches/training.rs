@@ -1,7 +1,7 @@
 //! Training speed: pictures a second over whole optimizer steps, the drawing of the batch included.
 //!
-//! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] NAME…]` times every case, or those named, and prints a line
-//! of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors` instead: weights, a batch, and what the network
+//! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] [--precision f32|bf16|f16] [--checkpoint] NAME…]` times
+//! every case, or those named, and prints a line of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors` instead: weights, a batch, and what the network
 //! makes of it, so that its peer (`peers/torch_dit.py`, `peers/torch_resnet.py`) can show that it computes the same before it is timed.
 //! `scripts/bench` does all of it; `scripts/gpu/check` does it on a GPU, and wants the feature `cuda` for that.
 
@@ -18,7 +18,7 @@ use tiny_cats::{
     data::{BREEDS, Cache, Dataset, Images, Level, OTHER, Photos, synth},
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Loader, Optimizer,
-        Task, learn,
+        Taken, Task, learn,
     },
 };
 use tiny_cats_export::ModelMeta;
@@ -187,7 +187,7 @@ impl Case {
     }
 
     /// Median pictures a second, and the most bytes in use on a GPU.
-    fn time(&self, device: &Device) -> Result<(f64, Option<u64>)> {
+    fn time(&self, device: &Device, options: TapeOptions) -> Result<(f64, Option<u64>)> {
         let mut task = self.task(device)?;
         let (specs, weights) = self.weights()?;
         let mut optimizer = Optimizer::new(self.optimizer(), &specs, &weights, device)?;
@@ -199,7 +199,7 @@ impl Case {
             let start = Instant::now();
             let (_, learnt) = learn(
                 &mut *task,
-                TapeOptions::default(),
+                options,
                 &mut optimizer.params()?,
                 &mut loader,
                 1,
@@ -265,6 +265,7 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
     let mut cases = Case::all()?;
     let (mut folder, mut device, mut named) = (None, Device::Cpu, Vec::new());
+    let mut options = TapeOptions::default();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg}: expected a value"));
         match arg.as_str() {
@@ -272,6 +273,8 @@ fn main() -> Result<()> {
             "--device" => device = device::open(&value()?)?.0,
             // Factors of products are rounded on a GPU, as PyTorch can.
             "--tf32" => candle_core::cuda::set_gemm_reduced_precision_f32(true),
+            "--checkpoint" => options.checkpoint = true,
+            "--precision" => options.precision = value()?.parse()?,
             "--batch" => {
                 let batch = value()?.parse().context("--batch: expected a whole number")?;
                 cases.iter_mut().for_each(|case| case.batch = batch);
@@ -287,7 +290,7 @@ fn main() -> Result<()> {
             case.write(folder)?;
             continue;
         }
-        let (speed, peak) = case.time(&device)?;
+        let (speed, peak) = case.time(&device, options)?;
         let mut line = json!({"name": case.name, "images_per_second": speed});
         if let Some(peak) = peak {
             line["peak_bytes"] = peak.into();

@@ -75,8 +75,8 @@ fn tensors(op: &impl Operation, dtype: DType) -> Vec<(Kind, CandleTensor)> {
     inputs(op).iter().chain(&params(op)).map(|(kind, array)| (*kind, tensor(*kind, array, dtype))).collect()
 }
 
-fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> Var {
-    let tape = Tape::with(TapeOptions { checkpoint: true, precision: Precision::F32 });
+fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)], precision: Precision) -> Var {
+    let tape = Tape::with(TapeOptions { checkpoint: true, precision });
     let vars: Vec<Var> = all
         .iter()
         .enumerate()
@@ -98,8 +98,17 @@ fn plain<O: Operation>(op: &O, all: &[CandleTensor]) -> CandleTensor {
 
 /// `Σ c·y` and, for every real input, its gradient, where `c` are fixed random numbers.
 fn loss_and_gradients<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> (f64, Vec<Option<Vec<f64>>>) {
-    let y = on_tape(op, all);
-    let c = to_device(&values(999, Real, y.value().dims()), y.value().dtype(), &Device::Cpu).unwrap();
+    loss_and_gradients_in(op, all, Precision::F32)
+}
+
+fn loss_and_gradients_in<O: Operation>(
+    op: &O,
+    all: &[(Kind, CandleTensor)],
+    precision: Precision,
+) -> (f64, Vec<Option<Vec<f64>>>) {
+    let y = on_tape(op, all, precision);
+    let dtype = if y.value().dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let c = to_device(&values(999, Real, y.value().dims()), dtype, &Device::Cpu).unwrap();
     let tape_c = y.mul(&y.tape().constant(c)).unwrap();
     let sum = tape_c.value().sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
     let mut gradients = tape_c.backward(1.0).unwrap();
@@ -182,7 +191,56 @@ fn fused_and_plain<O: Operation>(op: &O) {
     let (a, b) = (plain(op, &bare), with_plain_operations(|| plain(op, &bare)));
     close(&format!("{}: fused value", O::NAME), &flat(&a), &flat(&b), 1e-5);
     if O::SAME_IN_TRAINING {
-        close(&format!("{}: training value", O::NAME), &flat(on_tape(op, &all).value()), &flat(&a), 1e-6);
+        close(
+            &format!("{}: training value", O::NAME),
+            &flat(on_tape(op, &all, Precision::F32).value()),
+            &flat(&a),
+            1e-6,
+        );
+    }
+}
+
+/// In half precision, and from values in halves, an operation makes what it makes in f32, to some roundings of its largest values; so do
+/// the compositions, which multiply halves as a GPU does (candle cannot multiply bf16 on a processor).
+fn in_halves<O: Operation>(op: &O) {
+    for (precision, dtype, eps) in
+        [(Precision::Bf16, DType::BF16, 1.0 / 256.0), (Precision::F16, DType::F16, 1.0 / 2048.0)]
+    {
+        let n = op.inputs().len();
+        let rounded = |(i, (kind, t)): (usize, (Kind, CandleTensor))| {
+            let halves = if kind == Real { t.to_dtype(dtype).unwrap() } else { t };
+            // Parameters are masters, in f32.
+            let halves = if i < n || kind == Label { halves } else { halves.to_dtype(DType::F32).unwrap() };
+            (kind, halves)
+        };
+        let halves: Vec<(Kind, CandleTensor)> =
+            tensors(op, DType::F32).into_iter().enumerate().map(rounded).collect();
+        let exact: Vec<(Kind, CandleTensor)> = halves
+            .iter()
+            .map(|(k, t)| (*k, if *k == Label { t.clone() } else { t.to_dtype(DType::F64).unwrap() }))
+            .collect();
+        let (expected, slopes) = loss_and_gradients(op, &exact);
+        let size = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let check = |way: &str, (value, gradients): (f64, Vec<Option<Vec<f64>>>)| {
+            let what = format!("{} in {precision:?}, {way}", O::NAME);
+            assert!(
+                (value - expected).abs() < 64.0 * eps * (1.0 + expected.abs()),
+                "{what}: {value}, {expected}"
+            );
+            for (i, pair) in gradients.iter().zip(&slopes).enumerate() {
+                let (Some(found), Some(expected)) = pair else {
+                    assert!(pair.0.is_none() && pair.1.is_none(), "{what}: gradient {i}");
+                    continue;
+                };
+                let far: Vec<f64> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+                let error = size(&far) / size(expected).max(1e-3);
+                assert!(error < 8.0 * eps, "{what}: gradient {i} is {:.1} roundings off", error / eps);
+            }
+        };
+        check("by kernels", loss_and_gradients_in(op, &halves, precision));
+        if precision == Precision::F16 {
+            check("by compositions", with_plain_operations(|| loss_and_gradients_in(op, &halves, precision)));
+        }
     }
 }
 
@@ -294,6 +352,7 @@ fn every_reading<O: Operation>(op: &O) {
         candle_autograd(op);
     }
     fused_and_plain(op);
+    in_halves(op);
     items_and_cost(op);
 }
 

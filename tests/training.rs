@@ -317,7 +317,8 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
     let dir = place.path();
     let arguments = Task::Dit.arguments("full", &["--runs-dir", "full-runs", "--resume", "auto"]).join(" ");
     let script = format!("trap '' XFSZ; ulimit -f 10000; exec {CATS} {arguments}");
-    let output = Command::new("sh").args(["-c", &script]).current_dir(dir).env(CACHE.0, CACHE.1).output().unwrap();
+    let output =
+        Command::new("sh").args(["-c", &script]).current_dir(dir).env(CACHE.0, CACHE.1).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("tinydit_step_00000003.safetensors"), "{errors}");
@@ -397,7 +398,12 @@ fn too_little_memory_is_seen_beforehand() {
     let more = ["--size", "base", "--batch-size", "24", "--no-cache"];
     let arguments = Task::Dit.arguments("little", &more).join(" ");
     let script = format!("ulimit -v 1500000; exec {CATS} {arguments}");
-    let output = Command::new("sh").args(["-c", &script]).current_dir(place.path()).env(CACHE.0, CACHE.1).output().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(place.path())
+        .env(CACHE.0, CACHE.1)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("training with micro-batches of 24 takes"), "{}", text(&output));
 }

@@ -5,7 +5,7 @@ mod pass;
 
 use std::{cell::RefCell, rc::Rc};
 
-use crate::{Array, BatchNorm, ParamSpec, Result, Source, TapeOptions, Tensor, pieces, shape};
+use crate::{Array, BatchNorm, ParamSpec, Precision, Result, Source, TapeOptions, Tensor, pieces, shape};
 use operation::Operation;
 use pass::{Memory, Meter, Node, Slots};
 
@@ -81,7 +81,14 @@ impl Counter {
     /// A value that enters the network, of these sizes after the batch. Its memory is not counted.
     pub fn input(&self, dims: &[usize]) -> Cost {
         let memory = Memory::new(0, &self.0.meter);
-        Cost { dims: dims.to_vec(), module: String::new(), counter: self.clone(), memory, slot: None }
+        Cost {
+            dims: dims.to_vec(),
+            module: String::new(),
+            counter: self.clone(),
+            memory,
+            half: false,
+            slot: None,
+        }
     }
 
     /// What has been counted so far.
@@ -107,6 +114,22 @@ impl Counter {
         let record = self.0.record.take();
         slots.run(record.nodes)?;
         Ok(self.0.meter.peak.get())
+    }
+
+    /// Whether the factors of products are in half precision.
+    fn half(&self) -> bool {
+        self.0.options.precision != Precision::F32
+    }
+
+    /// What a product of halves has in use on the way back besides: `x`, which the CPU's kernels compute with in f32; the weight and the
+    /// result's gradient in halves, and in f32 again.
+    fn factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
+        if !self.half() {
+            return 0;
+        }
+        let half_as_much_again = |bytes: u64| bytes.saturating_add(bytes / 2);
+        let others = half_as_much_again(bytes(weight)).saturating_add(half_as_much_again(self.bytes(y)));
+        self.bytes(x).saturating_add(others)
     }
 
     /// How many partial sums of its weights' gradient a convolution with these outputs has on the CPU.
@@ -149,6 +172,8 @@ pub struct Cost {
     module: String,
     counter: Counter,
     memory: Memory,
+    /// Whether its values are in half precision.
+    half: bool,
     /// Where its gradient goes; none for what no parameter reaches.
     slot: Option<usize>,
 }
@@ -191,7 +216,9 @@ impl Tensor for Cost {
     fn linear(&self, weight: &Vec<usize>, bias: Option<&Vec<usize>>) -> Result<Self> {
         let dims = shape::linear(&self.dims, weight, bias.map(Vec::as_slice))?;
         let each = 2 * weight[1] + usize::from(bias.is_some());
-        Ok(self.made("linear", dims, each).keeps(self).to(self).params([Some(weight), bias]).done())
+        let factors = self.counter.factors(&self.dims, weight, &dims);
+        let made = self.made("linear", dims, each).keeps_factor(self).half(self.counter.half());
+        Ok(made.to(self).params([Some(weight), bias]).scratch(factors).done())
     }
 
     fn conv2d(
@@ -203,9 +230,11 @@ impl Tensor for Cost {
     ) -> Result<Self> {
         let dims = shape::conv2d(&self.dims, weight, bias.map(Vec::as_slice), stride, padding)?;
         let each = 2 * weight[1..].iter().product::<usize>() + usize::from(bias.is_some());
-        let sums = bytes(weight) * self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
-        let made = self.made("conv2d", dims, each).keeps(self).to(self).params([Some(weight), bias]);
-        Ok(made.scratch(sums).done())
+        let partials = self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
+        let sums = bytes(weight).saturating_mul(partials);
+        let factors = self.counter.factors(&self.dims, weight, &dims);
+        let made = self.made("conv2d", dims, each).keeps_factor(self).half(self.counter.half());
+        Ok(made.to(self).params([Some(weight), bias]).scratch(sums.saturating_add(factors)).done())
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Vec<usize>>) -> Result<Self> {
@@ -220,24 +249,32 @@ impl Tensor for Cost {
         let given: Vec<&[usize]> = params.iter().flatten().map(|p| p.as_slice()).collect();
         shape::norm("layer_norm", &self.dims, &given)?;
         let each = if affine.is_some() { 9 } else { 7 };
-        Ok(self.each("layer_norm", each).keeps(self).to(self).params(params).done())
+        Ok(self.each("layer_norm", each).half(false).keeps(self).to(self).params(params).done())
     }
 
     fn rms_norm(&self, weight: Option<&Vec<usize>>, _eps: f64) -> Result<Self> {
         let given: Vec<&[usize]> = weight.iter().map(|w| w.as_slice()).collect();
         shape::norm("rms_norm", &self.dims, &given)?;
-        Ok(self.each("rms_norm", 3 + given.len()).keeps(self).to(self).params([weight]).done())
+        Ok(self.each("rms_norm", 3 + given.len()).half(false).keeps(self).to(self).params([weight]).done())
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
         shape::modulation("scale_shift", &self.dims, [&scale.dims, &shift.dims])?;
-        Ok(self.each("scale_shift", 3).keeps(self).keeps(scale).to(self).to(scale).to(shift).done())
+        Ok(self
+            .each("scale_shift", 3)
+            .half(false)
+            .keeps(self)
+            .keeps(scale)
+            .to(self)
+            .to(scale)
+            .to(shift)
+            .done())
     }
 
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
         shape::same("gated_residual", &self.dims, &branch.dims)?;
         shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?;
-        let made = self.each("gated_residual", 2).keeps(branch).keeps(gate);
+        let made = self.each("gated_residual", 2).half(false).keeps(branch).keeps(gate);
         Ok(made.to(branch).to(gate).passes(self).done())
     }
 
@@ -247,13 +284,15 @@ impl Tensor for Cost {
         let n: usize = dims.iter().product();
         let scores = [heads, tokens, tokens];
         let flops = 4 * n * tokens + 5 * scores.iter().product::<usize>();
-        let made = Operation::new(self, "attention", dims, flops).keeps(self).keeps(key).keeps(value);
-        Ok(made.keeps_own(&scores).to(self).to(key).to(value).done())
+        let half = self.counter.half();
+        let made = Operation::new(self, "attention", dims, flops).half(half).keeps_own(&scores, half);
+        let made = made.keeps_factor(self).keeps_factor(key).keeps_factor(value);
+        Ok(made.to(self).to(key).to(value).done())
     }
 
     fn embedding(&self, table: &Vec<usize>) -> Result<Self> {
         let dims = shape::embedding(&self.dims, table)?;
-        Ok(self.made("embedding", dims, 0).keeps(self).params([Some(table)]).done())
+        Ok(self.made("embedding", dims, 0).half(false).keeps(self).params([Some(table)]).done())
     }
 
     fn sinusoids(&self, width: usize, _period: f64, _scale: f64) -> Result<Self> {
@@ -262,17 +301,24 @@ impl Tensor for Cost {
 
     fn add_param(&self, param: &Vec<usize>) -> Result<Self> {
         shape::same("add_param", &self.dims, param)?;
-        Ok(self.each("add_param", 1).params([Some(param)]).passes(self).done())
+        Ok(self.each("add_param", 1).half(false).params([Some(param)]).passes(self).done())
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", &self.dims, &other.dims)?;
-        Ok(self.each("add", 1).shares(self).shares(other).done())
+        Ok(self.each("add", 1).half(self.half && other.half).shares(self).shares(other).done())
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
         shape::same("mul", &self.dims, &other.dims)?;
-        Ok(self.each("mul", 1).keeps(self).keeps(other).to(self).to(other).done())
+        Ok(self
+            .each("mul", 1)
+            .half(self.half && other.half)
+            .keeps(self)
+            .keeps(other)
+            .to(self)
+            .to(other)
+            .done())
     }
 
     fn affine(&self, _factor: f64, _offset: f64) -> Result<Self> {
@@ -296,7 +342,7 @@ impl Tensor for Cost {
     }
 
     fn softmax(&self) -> Result<Self> {
-        Ok(self.made("softmax", shape::softmax(&self.dims)?, 5).keeps_result().to(self).done())
+        Ok(self.made("softmax", shape::softmax(&self.dims)?, 5).half(false).keeps_result().to(self).done())
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
@@ -310,7 +356,7 @@ impl Tensor for Cost {
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let dims: Vec<&[usize]> = parts.iter().map(Tensor::dims).collect();
         let joined = shape::concat(&dims, axis)?;
-        let made = parts[0].made("concat", joined, 0);
+        let made = parts[0].made("concat", joined, 0).half(parts.iter().all(|p| p.half));
         Ok(parts.iter().fold(made, Operation::to).done())
     }
 
@@ -326,14 +372,14 @@ impl Tensor for Cost {
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
         let spread = self.counter.bytes(&self.dims);
-        Ok(self.made("mean", dims, self.dims[axis]).to(self).scratch(spread).done())
+        Ok(self.made("mean", dims, self.dims[axis]).half(false).to(self).scratch(spread).done())
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
         // Where the winners were.
         let winners = dims.clone();
-        Ok(self.made("max_pool2d", dims, kernel * kernel).keeps_own(&winners).to(self).done())
+        Ok(self.made("max_pool2d", dims, kernel * kernel).keeps_own(&winners, false).to(self).done())
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 /// What training may do to fit into memory, and to be quick. The default does nothing of the kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,4 +30,43 @@ pub enum Precision {
     /// 11 bits of mantissa, numbers from 6e-8 to 65504. Gradients beyond become infinite or zero, so the loss is to be scaled: see
     /// `tape::Var::backward`. What overflows shows as gradients that are not finite.
     F16,
+}
+
+impl Precision {
+    /// All of them, and their names.
+    pub const ALL: [(Self, &'static str); 3] = [(Self::F32, "f32"), (Self::Bf16, "bf16"), (Self::F16, "f16")];
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = Self::ALL.iter().find(|(precision, _)| precision == self).map_or("", |(_, name)| name);
+        f.pad(name)
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(given: &str) -> Result<Self> {
+        let known = Self::ALL.iter().find(|(_, name)| *name == given);
+        known.map(|(precision, _)| *precision).ok_or_else(|| Error::Config {
+            field: "precision",
+            message: format!("expected one of {}, found {given}", Self::ALL.map(|p| p.1).join(", ")),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_precision_has_one_name_everywhere() {
+        for (precision, name) in Precision::ALL {
+            assert_eq!((precision.to_string(), name.parse::<Precision>().unwrap()), (name.into(), precision));
+            assert_eq!(serde_json::to_value(precision).unwrap(), name);
+        }
+        let error = "bf17".parse::<Precision>().unwrap_err().to_string();
+        assert_eq!(error, "precision: expected one of f32, bf16, f16, found bf17");
+    }
 }

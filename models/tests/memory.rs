@@ -61,9 +61,14 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The most bytes that a step has in use, besides weights and batch, once the kernels have their scratch memory.
+/// A case, and the kernels with the scratch memory that it takes.
+fn warm(mut case: Case) -> Case {
+    case.step(KEPT, 1.0);
+    case
+}
+
+/// The most bytes that a step of a warm case has in use, besides weights and batch.
 fn measured(case: &mut Case, options: TapeOptions) -> u64 {
-    case.step(options, 1.0);
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
     case.step(options, 1.0);
@@ -78,15 +83,19 @@ fn a_step_takes_what_the_cost_reading_says() {
     let _turn = turn();
     for (name, mut case) in [
         ("nano", Case::dit("nano", 32, 6)),
-        ("tiny", Case::dit("tiny", 64, 8)),
-        ("small", Case::dit("small", 128, 2)),
+        ("tiny", Case::dit("tiny", 64, 6)),
         ("resnet18", Case::resnet("resnet18", 96, 4)),
-        ("resnet50", Case::resnet("resnet50", 64, 6)),
+        ("resnet50", Case::resnet("resnet50", 64, 3)),
     ] {
-        for options in [KEPT, CHECKPOINTED] {
-            let (found, said) = (measured(&mut case, options) as f64, case.predicted(options) as f64);
-            println!("{name}, {options:?}: {:.1} MB, said {:.1} MB", found / 1e6, said / 1e6);
-            assert!((said / found - 1.0).abs() < 0.05, "{name}, {options:?}: {found} bytes, said {said}");
+        case = warm(case);
+        // In halves operations have more in use for themselves, of which not everything is counted.
+        for (precision, most) in [(Precision::F32, 0.05), (Precision::Bf16, 0.1)] {
+            for checkpoint in [false, true] {
+                let options = TapeOptions { checkpoint, precision };
+                let (found, said) = (measured(&mut case, options) as f64, case.predicted(options) as f64);
+                println!("{name}, {options:?}: {:.1} MB, said {:.1} MB", found / 1e6, said / 1e6);
+                assert!((said / found - 1.0).abs() < most, "{name}, {options:?}: {found} bytes, said {said}");
+            }
         }
     }
 }
@@ -97,9 +106,10 @@ fn computing_blocks_again_takes_less_memory() {
     // What both have: gradients of the parameters, 22 MB of the first and 45 MB of the second, and the second's stem, which is not a
     // block and has the largest pictures.
     for (name, mut case, most) in [
-        ("tiny, of depth 8", Case::dit("tiny", 32, 12), 0.35),
-        ("resnet18", Case::resnet("resnet18", 64, 48), 0.85),
+        ("tiny, of depth 8", Case::dit("tiny", 32, 10), 0.35),
+        ("resnet18", Case::resnet("resnet18", 64, 40), 0.88),
     ] {
+        case = warm(case);
         let (all, few) = (measured(&mut case, KEPT) as f64, measured(&mut case, CHECKPOINTED) as f64);
         println!("{name}: {:.1} MB, {:.1} MB checkpointed", all / 1e6, few / 1e6);
         assert!(few < most * all, "{name}: {few} bytes of {all}");

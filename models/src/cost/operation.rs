@@ -16,6 +16,8 @@ pub(super) struct Operation<'a> {
     view: Option<Memory>,
     kept: Vec<Memory>,
     keeps_result: bool,
+    /// Whether the result is in halves; unless said otherwise, as `x` is.
+    half: bool,
     inputs: Vec<(Option<usize>, Gradient)>,
     params: Vec<u64>,
     scratch: u64,
@@ -27,7 +29,20 @@ impl<'a> Operation<'a> {
     /// Makes new memory from `x` and others.
     pub(super) fn new(x: &'a Cost, op: &'static str, dims: Vec<usize>, flops: usize) -> Self {
         let (view, kept, inputs, params) = (None, Vec::new(), Vec::new(), Vec::new());
-        Self { x, op, dims, flops, view, kept, keeps_result: false, inputs, params, scratch: 0, own: 0 }
+        Self {
+            x,
+            op,
+            dims,
+            flops,
+            view,
+            kept,
+            keeps_result: false,
+            half: x.half,
+            inputs,
+            params,
+            scratch: 0,
+            own: 0,
+        }
     }
 
     /// Sees `x` otherwise.
@@ -41,12 +56,26 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Keeps so many values of its own.
-    pub(super) fn keeps_own(mut self, dims: &[usize]) -> Self {
+    /// Keeps a factor of products: the value, rounded where it is not yet.
+    pub(super) fn keeps_factor(mut self, value: &Cost) -> Self {
         let counter = &self.x.counter;
-        self.kept.push(Memory::new(counter.bytes(dims), &counter.0.meter));
+        let rounded = counter.half() && !value.half;
+        let bytes = counter.bytes(&value.dims) / 2;
+        self.kept.push(if rounded { Memory::new(bytes, &counter.0.meter) } else { value.memory.clone() });
+        self
+    }
+
+    /// Keeps so many values of its own, in halves or not.
+    pub(super) fn keeps_own(mut self, dims: &[usize], half: bool) -> Self {
+        let counter = &self.x.counter;
+        self.kept.push(Memory::new(counter.bytes(dims) / if half { 2 } else { 1 }, &counter.0.meter));
         self.own += bytes(dims);
         self
+    }
+
+    /// Its result is in halves, or it is not.
+    pub(super) fn half(self, half: bool) -> Self {
+        Self { half, ..self }
     }
 
     /// Keeps its result.
@@ -90,7 +119,7 @@ impl<'a> Operation<'a> {
 
     /// `n` results of one size.
     pub(super) fn parts(self, n: usize) -> Vec<Cost> {
-        let Self { x, op, dims, view, mut kept, inputs, params, scratch, .. } = self;
+        let Self { x, op, dims, view, mut kept, half, inputs, params, scratch, .. } = self;
         let state = &x.counter.0;
         let mut record = state.record.borrow_mut();
         if !record.again {
@@ -98,7 +127,7 @@ impl<'a> Operation<'a> {
             let entry = Entry { module: x.module.clone(), op, flops: self.flops as u64, bytes };
             state.ledger.borrow_mut().entries.extend(std::iter::repeat_n(entry, n));
         }
-        let new = || Memory::new(x.counter.bytes(&dims), &state.meter);
+        let new = || Memory::new(x.counter.bytes(&dims) / if half { 2 } else { 1 }, &state.meter);
         let memory: Vec<Memory> = (0..n).map(|_| view.clone().unwrap_or_else(new)).collect();
         let needed = !params.is_empty() || inputs.iter().any(|(slot, _)| slot.is_some());
         let recorded = needed && !record.paused;
@@ -116,6 +145,7 @@ impl<'a> Operation<'a> {
             module: x.module.clone(),
             counter: x.counter.clone(),
             memory,
+            half,
             slot: recorded.then_some(first + i),
         };
         memory.into_iter().enumerate().map(part).collect()
@@ -139,13 +169,14 @@ impl Counter {
         }
         let slot = record.slots;
         record.slots += 1;
-        let held = inputs.map(|x| (x.dims.clone(), x.memory.clone(), x.slot));
+        let held = inputs.map(|x| (x.dims.clone(), x.memory.clone(), x.half, x.slot));
         let again = move |counter: &Counter| {
-            let inputs = held.map(|(dims, memory, slot)| Cost {
+            let inputs = held.map(|(dims, memory, half, slot)| Cost {
                 dims,
                 module: String::new(),
                 counter: counter.clone(),
                 memory,
+                half,
                 slot,
             });
             block(inputs.each_ref()).map(|y| y.slot)

@@ -23,7 +23,7 @@ struct Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.meter.live.set(self.meter.live.get() - self.bytes);
+        self.meter.live.set(self.meter.live.get().saturating_sub(self.bytes));
     }
 }
 
@@ -127,7 +127,7 @@ impl<'a> Slots<'a> {
     /// Goes back through `nodes`, the last first.
     pub(super) fn run(&mut self, nodes: Vec<Node>) -> Result<()> {
         for Node { outputs, backward } in nodes.into_iter().rev() {
-            // Of several results' gradients, all of one size, one stands for those that are handed on: none is.
+            // Where there are several results, none of their gradients is handed on.
             let mut grads: Vec<Held> = outputs.iter().filter_map(|&o| self.grads[o].take()).collect();
             let Some(grad) = grads.pop() else { continue };
             match backward {

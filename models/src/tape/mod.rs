@@ -2,6 +2,9 @@
 //!
 //! candle tensors are the storage. A gradient is accumulated where it lies and freed as soon as the operation that made its value has
 //! used it; so is everything that an operation saved for its backward.
+//!
+//! [`TapeOptions`] make it compute blocks again rather than keep them, and multiply in half precision. What one operation keeps, and how
+//! much memory a step takes, is for the [cost reading](crate::cost) to say; the two are to be changed together.
 
 mod loss;
 mod ops;
