@@ -282,7 +282,7 @@ impl Optimizer {
         let parts: Vec<Vec<&ParamSpec>> = if fused {
             trained.into_iter().map(|spec| vec![spec]).collect()
         } else {
-            let (decaying, others) = trained.into_iter().partition(|spec| decays(spec));
+            let (decaying, others) = trained.into_iter().partition(|spec| spec.decays);
             [decaying, others].into_iter().filter(|part: &Vec<_>| !part.is_empty()).collect()
         };
         let group = |specs: Vec<&ParamSpec>| -> Result<Group> {
@@ -296,7 +296,7 @@ impl Optimizer {
                 packed.resize((part + 1) * n, 0.0);
             }
             let packed = Tensor::from_vec(packed, (parts_of_all, n), device)?;
-            Ok(Group { members, decays: decays(specs[0]), packed })
+            Ok(Group { members, decays: specs[0].decays, packed })
         };
         let running = |specs: Vec<&ParamSpec>| -> Result<Running> {
             let (members, n) = Member::all(&specs);
@@ -458,11 +458,6 @@ impl Optimizer {
             meta,
         })
     }
-}
-
-/// Whether weight decay acts on it: it does not on biases and on scales of normalisations.
-fn decays(spec: &ParamSpec) -> bool {
-    spec.dims.len() > 1
 }
 
 /// A part of what `state` holds of a parameter; a new run's where it has none.
