@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tiny_cats::{
     checkpoint,
-    data::{Dataset, Images, Split},
+    data::{Cache, Dataset, Images, Split, View},
     evaluate::{Features, frechet_distance, halves},
 };
 use tiny_cats_export::{
@@ -230,10 +230,10 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
         let judge = ["--classifier", "judge.onnx", "--bootstrap", "0", "--runtime", runtime];
         eval(&[&["dit", "synth"], &judge[..], &rest, &how].concat());
         let report = read(&dir.join("p.json"));
-        let images = Images::load(&data, 8, None).unwrap();
+        let images = Images::load(&data, 8, None, &Cache::Memory).unwrap();
         let row = |i: usize| {
             let mut values = vec![0.0; 192];
-            images.fill(i, false, &mut values);
+            images.fill(i, &View::middle((8, 8), 8), 8, &mut values);
             let bytes = to_rgb(&values, 8);
             let plane = |channel: usize| bytes.pixels().map(move |p| f32::from(p[channel]) / 127.5 - 1.0);
             (0..3).flat_map(plane).collect::<Vec<f32>>()

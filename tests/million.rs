@@ -81,9 +81,10 @@ fn batches_of(pictures: usize, steps: usize) {
         flow: Flow::default(),
         augmentation: Level::Full,
         guidance: 1.0,
+        best: false,
         seed: 1,
     };
-    let task = Dit::new(options, images, Device::Cpu).unwrap();
+    let task = Dit::new(options, images, None, Device::Cpu).unwrap();
     let size = 32;
     let mut loader = Loader::with_workers(task.batches(), size, 2, 2).unwrap();
     let mut stream = Stream::new(1, Purpose::Order, 0);
