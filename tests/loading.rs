@@ -46,7 +46,7 @@ fn tasks() -> (TempDir, [Arc<dyn Batches>; 2]) {
     };
     let images = Images::load(&data, SIZE as u32, None, &cache).unwrap();
     let photos = Photos::load(&data, classifier.short_side(), None, &cache).unwrap();
-    let generator = Dit::new(generator, images, Device::Cpu).unwrap();
+    let generator = Dit::new(generator, images, None, Device::Cpu).unwrap();
     let classifier = Classifier::new(classifier, photos, None, Device::Cpu).unwrap();
     (dir, [generator.batches(), classifier.batches()])
 }
