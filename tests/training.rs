@@ -224,6 +224,71 @@ fn a_killed_run_goes_on_by_itself() {
     }
 }
 
+/// The same, killed at three moments that nobody chose.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "takes minutes; scripts/test-slow runs it"]
+fn a_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let place = Place::new();
+    for (task, round) in Task::ALL.into_iter().flat_map(|task| [(task, 0), (task, 1), (task, 2)]) {
+        let output = format!("again-{}-{round}", task.name());
+        let quick = [&QUICK[..], &["--max-retries", "5"]].concat();
+        let start = Instant::now();
+        let begun = place.begin(&task.arguments(&output, &quick), &output);
+        let mut killed = Vec::new();
+        for _ in 0..3 {
+            let wait = RandomState::new().build_hasher().finish() % 3000;
+            std::thread::sleep(Duration::from_millis(wait));
+            if let Some(worker) = begun.worker() {
+                signal(worker, libc::SIGKILL);
+                killed.push(start.elapsed());
+            }
+        }
+        let (code, said) = begun.end();
+        println!("{task:?}: killed after {killed:?}\n{said}");
+        assert_eq!(code, Some(0), "{said}");
+        place.same(task, &output);
+    }
+}
+
+/// However long a step takes, and however busy the machine is, a signal is answered within 20 s.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "keeps the machine busy; scripts/test-slow runs it"]
+fn a_signal_is_answered_in_time_under_load() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let place = Place::new();
+    static ENOUGH: AtomicBool = AtomicBool::new(false);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    for _ in 0..2 * cores {
+        std::thread::spawn(|| while !ENOUGH.load(Ordering::Relaxed) {});
+    }
+    // A step of 64 micro-batches takes minutes.
+    let more =
+        ["--size", "base", "--image-size", "64", "--batch-size", "26", "--gradient-accumulation-steps", "64"];
+    let arguments = Task::Dit.arguments("busy", &[&more[..], &["--resume", "auto"]].concat());
+    let begun = place.begin(&arguments, "busy");
+    while !files_below(&place.path().join("busy")).iter().any(|path| path.ends_with("training.log")) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_secs(20));
+    signal(begun.child.id() as i32, libc::SIGTERM);
+    let asked = Instant::now();
+    let (code, said) = begun.end();
+    ENOUGH.store(true, Ordering::Relaxed);
+    println!("stopped after {:?}: {said}", asked.elapsed());
+    assert_eq!(code, Some(75), "{said}");
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let runs = fs::read_dir(folder).into_iter().flatten().flatten();
+    runs.flat_map(|run| fs::read_dir(run.path()).into_iter().flatten().flatten())
+        .map(|file| file.path())
+        .collect()
+}
+
 /// Parent and child are killed in the same moment, as when the power goes: the same command goes on.
 #[cfg(target_os = "linux")]
 #[test]
@@ -452,6 +517,7 @@ fn training_refuses_what_makes_no_sense_in_one_line() {
         (&["--resume", "nowhere.safetensors"], "--resume nowhere.safetensors: expected auto, never"),
         (&["--resume", "synth"], "synth/run.json"),
         (&["--max-time", "soon"], "--max-time"),
+        (&["--no-validation", "--early-stopping-patience", "2"], "--early-stopping-patience: there are no"),
     ] {
         let arguments = [&trained::dit("x", &[])[..], more].concat();
         let said = fails(CATS, dir, &[&arguments[..], &["--runs-dir", "refused"]].concat());

@@ -44,7 +44,7 @@ impl Prediction {
     }
 
     /// From a picture's logits, by softmax.
-    fn new(logits: &[f32], classes: &[String]) -> Self {
+    pub fn new(logits: &[f32], classes: &[String]) -> Self {
         let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let powers: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit) - highest).exp()).collect();
         let sum: f64 = powers.iter().sum();

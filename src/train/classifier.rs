@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
-use tiny_cats_export::{ModelMeta, Preprocessing};
+use tiny_cats_export::{ModelMeta, Prediction, Preprocessing};
 use tiny_cats_models::{
     ResNet, ResNetConfig, Scope, TapeOptions, Weights,
     candle::{Params, Plain, to_host},
@@ -20,7 +20,7 @@ use super::{Batch, Batches, Error, Result, Score, Task};
 use crate::{
     checkpoint,
     data::{Level, Order, Photos, View},
-    evaluate::Confusion,
+    evaluate::Classification,
 };
 
 /// Pictures that are evaluated at once: it bounds memory and changes nothing.
@@ -128,16 +128,16 @@ impl Classifier {
         self.validation.as_ref()
     }
 
-    /// What the classifier with `weights` takes `photos` for.
+    /// What the classifier with `weights` makes of `photos`.
     ///
     /// # Errors
     /// Those of the network.
-    pub fn confusion(&self, weights: &Weights, photos: &Photos) -> Result<Confusion> {
+    pub fn classify(&self, weights: &Weights, photos: &Photos) -> Result<Classification> {
         let Photographs { options, preprocessing, .. } = &*self.data;
         let size = options.image_size;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
         let model = ResNet::<Plain>::new(&options.network, &mut Scope::root(&mut params))?;
-        let mut confusion = Confusion::new(&photos.classes);
+        let mut found = Classification::new(&photos.classes);
         let all: Vec<usize> = (0..photos.len()).collect();
         for chosen in all.chunks(EVALUATED) {
             let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
@@ -148,11 +148,10 @@ impl Classifier {
             let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
             let logits = to_host(&model.forward(&Plain::new(x))?.into_inner())?;
             for (row, &index) in logits.data().chunks(photos.classes.len()).zip(chosen) {
-                let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-                confusion.add(photos.label(index) as usize, best);
+                found.add(photos.label(index) as usize, &Prediction::new(row, &photos.classes));
             }
         }
-        Ok(confusion)
+        Ok(found)
     }
 }
 
@@ -280,8 +279,14 @@ impl Task for Classifier {
 
     fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
         let Some(photos) = &self.validation else { return Ok(Vec::new()) };
-        let value = self.confusion(weights, photos)?.accuracy();
-        Ok(vec![Score { name: "validation_accuracy", value, more: true }])
+        let found = self.classify(weights, photos)?;
+        let top3 = f64::from(found.among_top()) / f64::from(found.total());
+        let scores = [
+            ("validation_accuracy", found.confusion.accuracy()),
+            ("validation_top3", top3),
+            ("validation_recall", found.confusion.mean_recall()),
+        ];
+        Ok(scores.map(|(name, value)| Score { name, value, more: true }).to_vec())
     }
 
     fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {

@@ -291,7 +291,8 @@ fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
             run.log(&line)?;
         }
         run.progress.evaluated = step;
-        run.progress.stale = if better { 0 } else { run.progress.stale + 1 };
+        let measured = found.iter().any(|scores| !scores.is_empty());
+        run.progress.stale = if better { 0 } else { run.progress.stale + u64::from(measured) };
         Ok(better)
     })?;
     for scores in found.iter().filter(|scores| !scores.is_empty()) {

@@ -127,6 +127,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
             "{data}: too few photographs to keep any for validation: the last state is released"
         ));
     }
+    common.measured(validation.as_ref().map_or(0, |photos| photos.len()))?;
     logging::say(&format!(
         "{}: {} photographs of {} classes to train on, {} to validate",
         args.data.display(),
@@ -171,19 +172,14 @@ fn evaluate(
     words: &str,
     path: &Path,
 ) -> anyhow::Result<()> {
-    let confusion = task.confusion(weights, photos)?;
-    println!("\n{words} photographs, none of which was trained on\n{confusion}");
+    let found = task.classify(weights, photos)?;
+    logging::say(&format!("\n{words} photographs, none of which was trained on\n{found}"));
     let [picture, numbers] = ["png", "json"].map(|extension| path.with_extension(extension));
-    let report = json!({
-        "photographs": words,
-        "accuracy": confusion.accuracy(),
-        "interval": confusion.interval(),
-        "mean_recall": confusion.mean_recall(),
-        "confusion": confusion,
-    });
-    write_png(&picture, &confusion.picture()).with_context(|| picture.display().to_string())?;
+    let mut report = found.report();
+    report["photographs"] = json!(words);
+    write_png(&picture, &found.confusion.picture()).with_context(|| picture.display().to_string())?;
     let text = serde_json::to_vec_pretty(&report)?;
     write_atomically(&numbers, |w| w.write_all(&text)).with_context(|| numbers.display().to_string())?;
-    println!("wrote {} and {}", picture.display(), numbers.display());
+    logging::say(&format!("wrote {} and {}", picture.display(), numbers.display()));
     Ok(())
 }

@@ -205,6 +205,17 @@ impl Common {
         }
     }
 
+    /// Refuses to stop early where nothing is measured.
+    ///
+    /// # Errors
+    /// When that is asked for.
+    pub fn measured(&self, validation: usize) -> anyhow::Result<()> {
+        if validation == 0 && self.early_stopping_patience.is_some() {
+            bail!("--early-stopping-patience: there are no validation pictures to measure by");
+        }
+        Ok(())
+    }
+
     /// Items in a micro-batch: at most as many as there are.
     pub fn batch(&self, pictures: usize) -> usize {
         let asked = self.batch_size;

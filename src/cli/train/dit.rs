@@ -91,6 +91,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         let validation = if held_out.files.is_empty() { None } else { Some(load(&held_out)?) };
         (load(&data.part(Split::Train))?, validation)
     };
+    common.measured(validation.as_ref().map_or(0, |images| images.len()))?;
     logging::say(&format!(
         "{}: {} pictures in {} classes to train on, {} to validate",
         args.data.display(),
