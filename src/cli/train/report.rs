@@ -4,11 +4,10 @@ mod painter;
 
 use std::{
     io::IsTerminal,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use candle_core::Device;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use painter::{Draw, Painter};
@@ -16,7 +15,7 @@ use painter::{Draw, Painter};
 use crate::{
     cli::logging,
     memory,
-    track::{Run, Tracker, flat, tensorboard},
+    track::{Run, Tracker, flat},
     train::{Event, Step, folder::Status},
 };
 
@@ -30,47 +29,6 @@ const WAITING: f64 = 0.01;
 const CURVE: Duration = Duration::from_secs(60);
 /// Notes from before a run's folder is known that are kept for its log.
 const MOST_EARLY: usize = 100;
-
-/// What `tiny-cats train` is called with about logs and trackers.
-#[derive(clap::Args, Clone, Debug, Default)]
-pub struct Watch {
-    /// Append the log to this file, too; there is one in the run's folder anyway
-    #[arg(long, value_name = "FILE")]
-    pub log_file: Option<PathBuf>,
-    /// Lines of log files
-    #[arg(long, value_enum, default_value_t)]
-    pub log_format: logging::Format,
-    /// Write event files for TensorBoard: to DIR/RUN, or to tensorboard in the run's folder
-    #[arg(long, value_name = "DIR", num_args = 0..=1)]
-    pub tensorboard: Option<Option<PathBuf>>,
-    /// Tell the MLflow server at this address; MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD, are sent to it
-    #[cfg(feature = "mlflow")]
-    #[arg(long, value_name = "URI")]
-    pub mlflow: Option<String>,
-}
-
-impl Watch {
-    /// Opens the log file and the trackers, for a run of so many steps.
-    ///
-    /// # Errors
-    /// When the log file cannot be written, or an address is none.
-    pub fn options(&self, steps: u64, log_interval: u64) -> anyhow::Result<Options> {
-        if let Some(path) = &self.log_file {
-            let added = logging::add_file(path, self.log_format);
-            added.with_context(|| format!("--log-file {}", path.display()))?;
-        }
-        let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
-        if let Some(folder) = &self.tensorboard {
-            trackers.push(Box::new(tensorboard(folder.clone())));
-        }
-        #[cfg(feature = "mlflow")]
-        if let Some(uri) = &self.mlflow {
-            let tracker = crate::track::mlflow::mlflow(uri, crate::track::Patience::default());
-            trackers.push(Box::new(tracker.map_err(anyhow::Error::msg)?));
-        }
-        Ok(Options { steps, log_interval, trackers, log_format: self.log_format, device: None })
-    }
-}
 
 /// How a run is reported.
 #[derive(Default)]
@@ -388,11 +346,11 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let own = dir.path().join("own.log");
         let told = Told::default();
-        let watch =
-            Watch { log_file: Some(own.clone()), log_format: logging::Format::Json, ..Watch::default() };
-        let options = watch.options(200, 100).unwrap();
-        let format = logging::Format::Text;
-        let options = Options { trackers: vec![Box::new(told.clone())], log_format: format, ..options };
+        logging::add_file(&own, logging::Format::Json).unwrap();
+        let (steps, log_interval, format) = (200, 100, logging::Format::Text);
+        let trackers: Vec<Box<dyn Tracker>> = vec![Box::new(told.clone())];
+        let options =
+            Options { steps, log_interval, trackers, log_format: format, device: Some(Device::Cpu) };
         let mut reporter = Reporter::new(options).unwrap();
         reporter.observe(Event::Note("something from before the folder is known"));
         begin(&mut reporter, &folder, 0, 200);
