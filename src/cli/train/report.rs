@@ -105,7 +105,7 @@ impl Reporter {
     /// With a progress bar on a terminal, with a line every [`log_interval`](Options::log_interval) steps elsewhere.
     ///
     /// # Errors
-    /// None yet; what cannot be reported is never a reason not to train.
+    /// Those of the progress bar.
     pub fn new(options: Options) -> anyhow::Result<Self> {
         let style = "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed{prefix}";
         let bar = ProgressBar::new(options.steps).with_style(ProgressStyle::with_template(style)?);
