@@ -69,6 +69,8 @@ pub fn init() {
     let console = EnvFilter::new(asked().unwrap_or_else(|| CONSOLE.into()));
     let console = fmt::layer()
         .with_writer(Console)
+        .without_time()
+        .with_target(false)
         .with_ansi(io::stderr().is_terminal())
         .with_filter(console.and(filter_fn(|event| !event.target().starts_with(SAID))));
     let text = fmt::layer()

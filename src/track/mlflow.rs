@@ -265,7 +265,7 @@ impl Client {
         let get = || -> Result<String, Refusal> {
             let path = format!("experiments/get-by-name?experiment_name={EXPERIMENT}");
             let answer = self.ask(&path, None)?;
-            Ok(name_in(&answer["experiment"]["experiment_id"], "experiments/get-by-name")?)
+            name_in(&answer["experiment"]["experiment_id"], "experiments/get-by-name")
         };
         match get() {
             Err(Refusal::Answer(code, _)) if code == GONE => {}

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::train::folder::Status;
 
-pub use background::{Background, Patience};
+pub use background::{Background, Body, Failure, Message, Patience, Sink};
 pub use tensorboard::tensorboard;
 
 /// The run that a tracker is told of.

@@ -4,19 +4,18 @@ mod painter;
 
 use std::{
     io::IsTerminal,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use candle_core::Device;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use painter::{Draw, Painter};
 
 use crate::{
     cli::logging,
     memory,
-    track::{Run, Tracker, flat, tensorboard},
+    track::{Run, Tracker, flat},
     train::{Event, Step, folder::Status},
 };
 
@@ -30,47 +29,6 @@ const WAITING: f64 = 0.01;
 const CURVE: Duration = Duration::from_secs(60);
 /// Notes from before a run's folder is known that are kept for its log.
 const MOST_EARLY: usize = 100;
-
-/// What `tiny-cats train` is called with about logs and trackers.
-#[derive(clap::Args, Clone, Debug, Default)]
-pub struct Args {
-    /// Append the log to this file, too; there is one in the run's folder anyway
-    #[arg(long, value_name = "FILE")]
-    pub log_file: Option<PathBuf>,
-    /// Lines of log files
-    #[arg(long, value_enum, default_value_t)]
-    pub log_format: logging::Format,
-    /// Write event files for TensorBoard: to DIR/RUN, or to tensorboard in the run's folder
-    #[arg(long, value_name = "DIR", num_args = 0..=1)]
-    pub tensorboard: Option<Option<PathBuf>>,
-    /// Tell the MLflow server at this address; MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD, are sent to it
-    #[cfg(feature = "mlflow")]
-    #[arg(long, value_name = "URI")]
-    pub mlflow: Option<String>,
-}
-
-impl Args {
-    /// Opens the log file and the trackers, for a run of so many steps.
-    ///
-    /// # Errors
-    /// When the log file cannot be written, or an address is none.
-    pub fn options(&self, steps: u64, log_interval: u64) -> anyhow::Result<Options> {
-        if let Some(path) = &self.log_file {
-            let added = logging::add_file(path, self.log_format);
-            added.with_context(|| format!("--log-file {}", path.display()))?;
-        }
-        let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
-        if let Some(folder) = &self.tensorboard {
-            trackers.push(Box::new(tensorboard(folder.clone())));
-        }
-        #[cfg(feature = "mlflow")]
-        if let Some(uri) = &self.mlflow {
-            let tracker = crate::track::mlflow::mlflow(uri, crate::track::Patience::default());
-            trackers.push(Box::new(tracker.map_err(anyhow::Error::msg)?));
-        }
-        Ok(Options { steps, log_interval, trackers, log_format: self.log_format, device: None })
-    }
-}
 
 /// How a run is reported.
 #[derive(Default)]
@@ -101,6 +59,8 @@ pub struct Reporter {
     /// What was said before there was a folder to log to; `None` from then on.
     early: Option<Vec<String>>,
     painter: Option<Painter>,
+    /// When it began, and after which step.
+    began: Option<(Instant, u64)>,
     /// When the curve was drawn last.
     drawn: Instant,
     ended: bool,
@@ -145,9 +105,9 @@ impl Reporter {
     /// With a progress bar on a terminal, with a line every [`log_interval`](Options::log_interval) steps elsewhere.
     ///
     /// # Errors
-    /// None yet; what cannot be reported is never a reason not to train.
+    /// Those of the progress bar.
     pub fn new(options: Options) -> anyhow::Result<Self> {
-        let style = "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left";
+        let style = "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed{prefix}";
         let bar = ProgressBar::new(options.steps).with_style(ProgressStyle::with_template(style)?);
         let terminal = std::io::stderr().is_terminal();
         if terminal {
@@ -156,7 +116,8 @@ impl Reporter {
         logging::print_above(&bar);
         let (since, early) = (Interval::default(), Some(Vec::new()));
         let (loss, memory, painter, drawn) = (None, None, None, Instant::now());
-        Ok(Self { options, bar, terminal, loss, since, memory, early, painter, drawn, ended: false })
+        let (began, ended) = (None, false);
+        Ok(Self { options, bar, terminal, loss, since, memory, early, painter, began, drawn, ended })
     }
 
     /// Reports what happens.
@@ -168,8 +129,8 @@ impl Reporter {
                 self.say(&format!("{folder_name}: {parameters} parameters, steps {step} to {steps}"));
                 self.bar.set_length(steps);
                 self.bar.set_position(step);
-                self.bar.reset_eta();
                 self.options.steps = steps;
+                self.began = Some((Instant::now(), step));
                 let (id, settings) = (name(folder), flat(settings));
                 let run = Run { id: &id, folder, step, settings: &settings };
                 self.options.trackers.iter_mut().for_each(|tracker| tracker.begin(&run));
@@ -224,6 +185,7 @@ impl Reporter {
             let speed = if now.seconds > 0.0 { now.items as f64 / now.seconds } else { 0.0 };
             let memory = self.memory();
             self.bar.set_position(step);
+            self.bar.set_prefix(self.left(step));
             self.bar.set_message(format!("loss {loss:.4}  lr {rate:.2e}  {speed:.1} pictures/s{memory}"));
         }
         if logged {
@@ -284,6 +246,16 @@ impl Reporter {
         said
     }
 
+    /// How long the rest takes, at the pace of all steps of this process: with what evaluating and saving take, and without the steps
+    /// that a process before it took.
+    fn left(&self, step: u64) -> String {
+        let Some((began, first)) = self.began else { return String::new() };
+        let (taken, rest) = (step.saturating_sub(first), self.options.steps.saturating_sub(step));
+        let seconds = began.elapsed().as_secs_f64() * rest as f64 / taken.max(1) as f64;
+        let left = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        format!(", {:#} left", HumanDuration(left))
+    }
+
     fn end(&mut self, status: Status) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -312,5 +284,161 @@ fn size(bytes: u64) -> String {
     match bytes as f64 / (1 << 20) as f64 {
         mebi if mebi < 1000.0 => format!("{mebi:.0} MiB"),
         mebi => format!("{:.1} GiB", mebi / 1024.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::Write,
+        sync::{Arc, Mutex},
+    };
+
+    use image::RgbImage;
+
+    use super::*;
+    use crate::train::Score;
+
+    /// What a tracker was told, in words.
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<Vec<String>>>);
+
+    impl Told {
+        fn add(&self, text: String) {
+            self.0.lock().unwrap().push(text);
+        }
+    }
+
+    impl Tracker for Told {
+        fn begin(&mut self, run: &Run) {
+            self.add(format!("begin {} {} {:?}", run.id, run.step, run.settings));
+        }
+
+        fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
+            self.add(format!("{step} {}", values.iter().map(|v| v.0).collect::<Vec<_>>().join(" ")));
+        }
+
+        fn picture(&mut self, step: u64, name: &str, _picture: &RgbImage) {
+            self.add(format!("{step} picture {name}"));
+        }
+
+        fn end(&mut self, status: Status) {
+            self.add(format!("end {status:?}"));
+        }
+    }
+
+    fn step(step: u64, loss: f64) -> Step {
+        let (items, seconds, waited) = (8, 0.5, 0.1);
+        Step { step, loss, rate: 1e-3, norm: 1.0, skipped: !loss.is_finite(), items, seconds, waited }
+    }
+
+    fn begin(reporter: &mut Reporter, folder: &Path, at: u64, steps: u64) {
+        let settings = serde_json::json!({"task": {"size": "nano"}});
+        reporter.observe(Event::Begin { folder, settings: &settings, step: at, steps, parameters: 5 });
+    }
+
+    /// One process has one logging: all that is said about it is in one test.
+    #[test]
+    fn what_is_said_is_in_every_log_once_and_trackers_are_told_the_same() {
+        logging::init();
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("20261123-224501-dit-7f3a");
+        fs::create_dir(&folder).unwrap();
+        let own = dir.path().join("own.log");
+        let told = Told::default();
+        logging::add_file(&own, logging::Format::Json).unwrap();
+        let (steps, log_interval, format) = (200, 100, logging::Format::Text);
+        let trackers: Vec<Box<dyn Tracker>> = vec![Box::new(told.clone())];
+        let options =
+            Options { steps, log_interval, trackers, log_format: format, device: Some(Device::Cpu) };
+        let mut reporter = Reporter::new(options).unwrap();
+        reporter.observe(Event::Note("something from before the folder is known"));
+        begin(&mut reporter, &folder, 0, 200);
+        let metrics = "{\"step\":100,\"loss\":2.0}\n{\"step\":100,\"validation_accuracy\":0.5}\n";
+        fs::write(folder.join("metrics.jsonl"), metrics).unwrap();
+        for n in 1..=200 {
+            reporter.observe(Event::Step(&step(n, if n == 150 { f64::NAN } else { 2.0 })));
+        }
+        let scores = [Score { name: "validation_accuracy", value: 0.5, more: true }];
+        reporter.observe(Event::Evaluated { step: 200, scores: &scores, best: true });
+        let (picture, path) = (RgbImage::new(8, 8), folder.join("x.png"));
+        reporter.observe(Event::Sampled { step: 200, picture: &picture, path: &path });
+        tracing::warn!("a warning");
+        reporter.finish(Status::Stopped);
+
+        let said = [
+            "something from before the folder is known",
+            "5 parameters, steps 0 to 200",
+            "step 100  loss 2.0000  lr 1.00e-3  gradient 1.000  16.0 pictures/s",
+            "20 % waiting for data  1 skipped",
+            "step 200  validation_accuracy 0.5000, the best so far",
+            "a warning",
+        ];
+        let (text, json) =
+            (fs::read_to_string(folder.join("training.log")).unwrap(), fs::read_to_string(own).unwrap());
+        for line in said {
+            assert_eq!(text.matches(line).count(), 1, "{line} in\n{text}");
+            assert_eq!(json.matches(line).count(), 1, "{line} in\n{json}");
+        }
+        // Time, level, text.
+        for line in text.lines() {
+            let (time, rest) = line.split_once(' ').unwrap();
+            assert!(
+                humantime::parse_rfc3339(time).is_ok() && rest.trim_start().starts_with(['I', 'W']),
+                "{line}"
+            );
+        }
+        for line in json.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(
+                line["message"].is_string() && line["level"].is_string() && line["timestamp"].is_string()
+            );
+        }
+        let told = told.0.lock().unwrap();
+        let expected = [
+            "begin 20261123-224501-dit-7f3a 0 [(\"task.size\", \"nano\")]",
+            "100 loss lr gradient_norm items_per_second",
+            "200 loss lr gradient_norm items_per_second",
+            "200 validation_accuracy",
+            "200 picture samples",
+            "end Stopped",
+        ];
+        assert_eq!(*told, expected);
+        assert!(folder.join("loss.png").is_file());
+
+        #[cfg(target_os = "linux")]
+        {
+            // A full disk stops nobody.
+            logging::add_file(Path::new("/dev/full"), format).unwrap();
+            (0..3).for_each(|_| logging::say("to nowhere"));
+            let text = fs::read_to_string(folder.join("training.log")).unwrap();
+            assert_eq!(text.matches("to nowhere").count(), 3);
+        }
+    }
+
+    #[test]
+    fn a_reporter_does_not_grow_with_the_run_nor_wait_for_its_pictures() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = fs::File::create(dir.path().join("metrics.jsonl")).unwrap();
+        let mut reporter =
+            Reporter::new(Options { steps: 1 << 40, log_interval: 1 << 39, ..Options::default() }).unwrap();
+        begin(&mut reporter, dir.path(), 0, 1 << 40);
+        let mut run = |from: u64| {
+            for n in from..from + 500_000 {
+                reporter.observe(Event::Step(&step(n, 1.0)));
+                if n % 100 == 0 {
+                    writeln!(metrics, "{{\"step\":{n},\"loss\":1.0}}").unwrap();
+                    reporter.draw(Draw { curve: true, samples: Some(n) });
+                }
+            }
+            memory::process()
+        };
+        let (before, after) = (run(1), run(500_001));
+        if let (Some(before), Some(after)) = (before, after) {
+            assert!(after < before + (24 << 20), "{before} bytes, then {after}");
+        }
+        drop(reporter);
+        assert!(dir.path().join("loss.png").is_file());
     }
 }
