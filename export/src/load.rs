@@ -84,6 +84,12 @@ impl Model {
         Self { name: "model".into(), meta, contents: Contents::Weights(weights) }
     }
 
+    /// The same, called `name` in errors.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
     /// What the model says about itself.
     pub fn meta(&self) -> &ModelMeta {
         &self.meta

@@ -2,8 +2,8 @@
 //!
 //! A file is named by what it is made of, form and SHA-256 of each picture in order, so that it never has to be brought up to date: what
 //! is wanted is there, or is not. It holds nothing but the pictures' pixels, then JSON that says which could not be decoded and why, then
-//! [`Trailer`]. Where each picture's pixels are follows from the data set. Programs map it into memory: what is in use of it is in the
-//! system's page cache, which is shared by all runs and given up when memory is short.
+//! a trailer with lengths and a checksum. Where each picture's pixels are follows from the data set. Programs map it into memory: what of
+//! it is in use is in the system's page cache, which is shared by all runs and given up when memory is short.
 
 use std::{
     env,

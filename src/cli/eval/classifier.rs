@@ -50,8 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let opened = Opened::new(args.model.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
-    let mut classifier =
-        Classifier::from_model(&opened.model, &options).with_context(|| opened.file.clone())?;
+    let mut classifier = Classifier::from_model(&opened.model, &options)?;
     let data = args.split.open(&args.data)?;
     let known = labels(&data.classes, &classifier.meta().classes);
     let files = spread(&data.files, args.limit_files);

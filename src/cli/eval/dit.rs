@@ -134,8 +134,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
     let (mut extractor, of_features) = extractor(args, &options)?;
     let judge = Opened::new(args.classifier.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
-    let mut classifier =
-        Classifier::from_model(&judge.model, &options).with_context(|| judge.file.clone())?;
+    let mut classifier = Classifier::from_model(&judge.model, &options)?;
     let data = args.split.open(&args.data)?;
     let (drawn, real, by) = match &args.images {
         Some(folder) => {
@@ -236,7 +235,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// Draws pictures of the classes of `data` in their proportions; also returns the real ones, and how it was done.
 fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn, Images, Value)> {
     let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
-    let mut generator = Generator::from_model(&opened.model, options).with_context(|| opened.file.clone())?;
+    let mut generator = Generator::from_model(&opened.model, options)?;
     let classes = generator.meta().classes.clone();
     let known = labels(&data.classes, &classes);
     let unknown = |label: &u32| known[*label as usize].is_none();
@@ -288,8 +287,7 @@ fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor
             );
         }
         let opened = Opened::new(path, released)?;
-        let extractor =
-            FeatureExtractor::from_classifier(&opened.model, options).with_context(|| opened.file.clone())?;
+        let extractor = FeatureExtractor::from_classifier(&opened.model, options)?;
         Ok((extractor, opened.provenance(), "before the last layer"))
     };
     let (extractor, mut from, output) = match args.features.as_deref() {

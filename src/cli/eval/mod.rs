@@ -106,7 +106,7 @@ impl Opened {
         let named = || path.display().to_string();
         let model = if is_checkpoint(path).with_context(named)? {
             let loaded = checkpoint::open(path, WhichWeights::Default)?;
-            Model::from_weights(loaded.meta().with_context(named)?, loaded.weights)
+            Model::from_weights(loaded.meta().with_context(named)?, loaded.weights).named(&named())
         } else {
             Model::open(path)?
         };
