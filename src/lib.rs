@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod evaluate;
 pub mod memory;
 pub mod plot;
+pub mod signals;
 pub mod sweep;
 pub mod track;
 pub mod train;

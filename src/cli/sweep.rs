@@ -8,7 +8,8 @@ use serde_json::json;
 use super::table::{clean, table};
 use crate::{
     chart::short,
-    sweep::{End, Job, JobStatus, LOG, Outcome, Progress, Runner, STOPPED, Setting, Stop, Sweep},
+    signals::RESUMABLE,
+    sweep::{End, Job, JobStatus, LOG, Outcome, Progress, Runner, Setting, Stop, Sweep},
     train::folder::RUNS,
 };
 
@@ -119,7 +120,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })?;
     if end.stopped {
         eprintln!("stopped; the same command goes on");
-        return Ok(ExitCode::from(STOPPED));
+        return Ok(ExitCode::from(RESUMABLE));
     }
     if end.ledger.count(JobStatus::Finished) == 0 {
         bail!("{}: none of {all} jobs has finished", end.folder.display());

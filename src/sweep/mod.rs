@@ -48,7 +48,7 @@ pub use error::{Error, Result};
 pub use file::{Method, Setting, Space, Sweep, Task, nearest};
 pub use job::Job;
 pub use ledger::{JobStatus, Ledger, Outcome};
-pub use run::{End, LOG, Progress, Runner, STOPPED, Stop};
+pub use run::{End, LOG, Progress, Runner, Stop};
 
 /// The folder of all sweeps, among the runs.
 pub const SWEEPS: &str = "sweeps";

@@ -13,10 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use signal_hook::consts::{SIGINT, SIGTERM};
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 
 use super::{Error, Job, JobStatus, Ledger, Outcome, Result, SWEEPS, Sweep, Task};
+use crate::signals;
 use crate::train::{
     folder::{self, Lock, Record, Status},
     metrics::{METRICS, Metrics, Point},
@@ -24,8 +24,6 @@ use crate::train::{
 
 /// What a job said, in its folder.
 pub const LOG: &str = "output.log";
-/// The exit code of a training that was stopped and can go on.
-pub const STOPPED: u8 = 75;
 
 /// How often it is looked whether a job has ended.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -54,17 +52,13 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// One that is made by SIGINT, SIGTERM and SIGHUP, as far as the system has them.
+    /// One that is made by the signals that ask a run to stop.
     ///
     /// # Errors
     /// When they cannot be caught.
     pub fn on_signals() -> std::io::Result<Self> {
         let stop = Self::default();
-        #[cfg(unix)]
-        let signals = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP];
-        #[cfg(not(unix))]
-        let signals = [SIGINT, SIGTERM];
-        for signal in signals {
+        for signal in signals::stopping() {
             // In this order: who sees that there is something to be told knows that it is a stop.
             signal_hook::flag::register(signal, stop.asked.clone())?;
             signal_hook::flag::register(signal, stop.untold.clone())?;
@@ -223,7 +217,7 @@ impl Runner {
         };
         Ok(match status.code() {
             Some(0) => (JobStatus::Finished, None),
-            Some(code) if code == i32::from(STOPPED) => (JobStatus::Stopped, None),
+            Some(code) if code == i32::from(signals::RESUMABLE) => (JobStatus::Stopped, None),
             // It was told to end, and did so without further ado: by the signal, or saying which it was.
             None | Some(128..) if told => (JobStatus::Stopped, None),
             _ => (JobStatus::Failed, Some(reason(&path, start, status))),

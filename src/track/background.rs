@@ -105,7 +105,7 @@ impl Default for Patience {
             request: Duration::from_secs(10),
             first_wait: Duration::from_secs(1),
             longest_wait: Duration::from_secs(60),
-            end: Duration::from_secs(15),
+            end: Duration::from_secs(10),
         }
     }
 }

@@ -6,10 +6,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{cli::logging, train::Control};
-
-/// The exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h.
-pub const RESUMABLE: u8 = 75;
+use crate::{
+    cli::logging,
+    signals::{self, RESUMABLE},
+    train::Control,
+};
 
 /// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished one is
 /// saved, `finish` is called, and the process ends with [`RESUMABLE`]; a second signal ends it at once.
@@ -31,19 +32,14 @@ pub fn watch(
     }
     #[cfg(unix)]
     {
-        use signal_hook::{
-            consts::{SIGHUP, SIGINT, SIGTERM},
-            flag,
-            iterator::Signals,
-            low_level::signal_name,
-        };
+        use signal_hook::{flag, iterator::Signals, low_level::signal_name};
         use std::sync::{
             Arc,
             atomic::{AtomicBool, Ordering},
         };
         let second = Arc::new(AtomicBool::new(false));
-        let all = [SIGINT, SIGTERM, SIGHUP];
-        for signal in all {
+        let all = signals::stopping();
+        for &signal in &all {
             flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
         }
         let mut signals = Signals::new(all)?;

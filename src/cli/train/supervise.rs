@@ -17,8 +17,11 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{common::Common, config::Resolved, stop::RESUMABLE};
-use crate::train::folder::{self, Lock, Record, Status};
+use super::{common::Common, config::Resolved};
+use crate::{
+    signals::{self, RESUMABLE},
+    train::folder::{self, Lock, Record, Status},
+};
 
 /// The exit code by which a training process says that its error may pass: EX_IOERR of sysexits.h.
 pub const TRANSIENT: u8 = 74;
@@ -211,9 +214,9 @@ impl Signals {
         let caught = Self::default();
         #[cfg(unix)]
         {
-            use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
-            let mut signals =
-                signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT])?;
+            use signal_hook::consts::{SIGCONT, SIGTSTP};
+            let heard = [signals::stopping(), vec![SIGTSTP, SIGCONT]].concat();
+            let mut signals = signal_hook::iterator::Signals::new(heard)?;
             let caught = caught.clone();
             thread::spawn(move || {
                 for signal in signals.forever() {

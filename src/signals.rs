@@ -1,0 +1,25 @@
+//! How a run is asked to stop, and how it says that it was.
+
+/// The exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h.
+pub const RESUMABLE: u8 = 75;
+
+/// The signals by which a run is asked to stop: SIGINT, SIGTERM, and SIGHUP where there is one, unless whoever began this process has it
+/// ignored, as nohup does.
+pub fn stopping() -> Vec<i32> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = vec![SIGINT, SIGTERM];
+    #[cfg(unix)]
+    if !ignored(libc::SIGHUP) {
+        signals.push(libc::SIGHUP);
+    }
+    signals
+}
+
+#[cfg(unix)]
+fn ignored(signal: i32) -> bool {
+    // SAFETY: it asks what the signal does now and changes nothing; sigaction is plain memory that the call fills.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+    }
+}
