@@ -262,7 +262,11 @@ fn a_signal_is_answered_in_time_under_load() {
     static ENOUGH: AtomicBool = AtomicBool::new(false);
     let cores = std::thread::available_parallelism().unwrap().get();
     for _ in 0..2 * cores {
-        std::thread::spawn(|| while !ENOUGH.load(Ordering::Relaxed) {});
+        std::thread::spawn(|| {
+            while !ENOUGH.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
     }
     // A step of 64 micro-batches takes minutes.
     let more =

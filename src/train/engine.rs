@@ -65,7 +65,7 @@ pub struct Patience {
     pub min_delta: f64,
 }
 
-/// What the loss is multiplied by so that small gradients are not lost in f16 (arXiv 1710.03740): doubled after [`GROWTH`] steps without
+/// What the loss is multiplied by so that small gradients are not lost in f16 (arXiv 1710.03740): doubled after 2000 steps without
 /// overflow, halved on every one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
