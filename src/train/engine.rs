@@ -13,6 +13,7 @@ use super::{
     preflight,
     run::Run,
 };
+use crate::memory;
 
 /// How a task is trained.
 #[derive(Clone, Debug)]
@@ -218,7 +219,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
                 waited: waited.as_secs_f64(),
             };
             if due(plan.log_interval.max(1), step + 1, steps) || skipped {
-                run.log(&line(&taken))?;
+                run.log(&line(&taken, &plan.device))?;
             }
             Ok((taken, run.progress.skipped_in_a_row))
         })?;
@@ -351,7 +352,7 @@ fn due(interval: u64, step: u64, steps: u64) -> bool {
     step == steps || (interval > 0 && step.is_multiple_of(interval))
 }
 
-fn line(step: &Step) -> Value {
+fn line(step: &Step, device: &Device) -> Value {
     let mut line = json!({
         "step": step.step,
         "loss": step.loss,
@@ -360,6 +361,13 @@ fn line(step: &Step) -> Value {
         "items_per_second": step.items as f64 / step.seconds,
         "waited": step.waited / step.seconds,
     });
+    if let Some(bytes) = memory::process() {
+        line["memory_bytes"] = json!(bytes);
+    }
+    if let Some(gpu) = memory::device(device) {
+        (line["gpu_allocated_bytes"], line["gpu_reserved_bytes"]) =
+            (json!(gpu.allocated), json!(gpu.reserved));
+    }
     if step.skipped {
         line["skipped"] = json!(true);
     }

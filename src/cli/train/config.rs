@@ -205,6 +205,12 @@ impl Resolved {
         Table::from_iter([(self.task.to_owned(), Value::Table(self.flags.clone()))]).to_string()
     }
 
+    /// All of it in one line.
+    pub fn line(&self) -> String {
+        let flags: Vec<String> = self.flags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        flags.join(" ")
+    }
+
     /// Whether the run whose `config.toml` is `text` is of the same configuration, as far as it matters.
     pub fn is_same(&self, text: &str) -> bool {
         let compared = |flags: &Table| -> Table {

@@ -74,6 +74,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         from: Some(from.to_owned()).filter(|from| from.is_file()),
         configuration: configuration.to_toml(),
     };
+    logging::say(&format!("configuration: {}", configuration.line()));
     let ended = match &args.command {
         Command::Dit(args) => dit::run(args, job),
         Command::Classifier(args) => classifier::run(args, job),

@@ -47,41 +47,73 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
         arguments.push(format!("--deadline={seconds}").into());
     }
     let signals = Signals::catch().context("catching signals")?;
-    let (mut halvings, mut retries, mut newest) = (0, 0, None);
-    loop {
+    let begin = |halvings: u32| {
         let kills = out_of_memory_kills();
         let mut command = Command::new(&program);
         command.args(&arguments).arg(format!("--halvings={halvings}"));
         let status = signals.run(command).with_context(|| program.display().to_string())?;
-        let state = newest_state(&folder);
-        if state != newest {
-            (newest, retries) = (state, 0);
-        }
-        let what = match Ended::of(status, out_of_memory_kills() > kills) {
-            Ended::Code(code) => return Ok(ExitCode::from(code)),
-            _ if signals.stopped() => return Ok(ExitCode::from(RESUMABLE)),
-            Ended::OutOfMemory if halvings < MOST_HALVINGS => {
-                halvings += 1;
-                say(
-                    &folder,
-                    "out of memory: going on with micro-batches of half the size, and twice as many in a step",
-                );
-                continue;
+        Ok((Ended::of(status, out_of_memory_kills() > kills), newest_state(&folder)))
+    };
+    let wait = |time| signals.sleep(time);
+    let mut keeper =
+        Keeper { common, begin, wait, stopped: || signals.stopped(), say: |line: &str| say(&folder, line) };
+    Ok(ExitCode::from(keeper.keep()?))
+}
+
+/// What begins a training process again and again.
+struct Keeper<'a, Begin, Wait, Stopped, Say> {
+    common: &'a Common,
+    /// Trains, with micro-batches halved so often: how that ended, and the newest training state.
+    begin: Begin,
+    /// Waits; whether nothing came between.
+    wait: Wait,
+    /// Whether the user wants it to end.
+    stopped: Stopped,
+    say: Say,
+}
+
+impl<Begin, Wait, Stopped, Say, State> Keeper<'_, Begin, Wait, Stopped, Say>
+where
+    Begin: FnMut(u32) -> anyhow::Result<(Ended, State)>,
+    Wait: FnMut(Duration) -> bool,
+    Stopped: Fn() -> bool,
+    Say: FnMut(&str),
+    State: Default + PartialEq,
+{
+    /// The exit code in the end.
+    fn keep(&mut self) -> anyhow::Result<u8> {
+        let (mut halvings, mut retries, mut newest) = (0, 0, State::default());
+        loop {
+            let (ended, state) = (self.begin)(halvings)?;
+            if state != newest {
+                (newest, retries) = (state, 0);
             }
-            Ended::OutOfMemory => "out of memory".to_owned(),
-            Ended::Transient => "the error may pass".to_owned(),
-            Ended::Killed(how) => format!("the training process was {how}"),
-        };
-        if retries == common.max_retries {
-            say(&folder, &format!("{what}; given up after {retries} retries"));
-            return Ok(ExitCode::FAILURE);
-        }
-        let wait = back_off(common.retry_initial, common.retry_max, retries);
-        retries += 1;
-        let (wait_s, most) = (wait.as_secs_f64(), common.max_retries);
-        say(&folder, &format!("{what}: going on in {wait_s:.1} s (retry {retries} of {most})"));
-        if !signals.sleep(wait) {
-            return Ok(ExitCode::from(RESUMABLE));
+            let what = match ended {
+                Ended::Code(code) => return Ok(code),
+                _ if (self.stopped)() => return Ok(RESUMABLE),
+                Ended::OutOfMemory if halvings < MOST_HALVINGS => {
+                    halvings += 1;
+                    (self.say)(
+                        "out of memory: going on with micro-batches of half the size, and twice as many in a step",
+                    );
+                    continue;
+                }
+                Ended::OutOfMemory => "out of memory".to_owned(),
+                Ended::Transient => "the error may pass".to_owned(),
+                Ended::Killed(how) => format!("the training process was {how}"),
+            };
+            let Common { max_retries, retry_initial, retry_max, .. } = self.common;
+            if retries == *max_retries {
+                (self.say)(&format!("{what}; given up after {retries} retries"));
+                return Ok(1);
+            }
+            let time = back_off(*retry_initial, *retry_max, retries);
+            retries += 1;
+            let seconds = time.as_secs_f64();
+            (self.say)(&format!("{what}: going on in {seconds:.1} s (retry {retries} of {max_retries})"));
+            if !(self.wait)(time) {
+                return Ok(RESUMABLE);
+            }
         }
     }
 }
@@ -304,4 +336,71 @@ fn wait(child: &mut std::process::Child, id: &AtomicU32) -> std::io::Result<Exit
     }
     let _ = id;
     child.wait()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        common: Common,
+    }
+
+    /// What is made of a run whose processes end like these, each having saved the state that stands beside it: the exit code, how often
+    /// micro-batches were halved for each, and the waits in seconds.
+    fn kept(flags: &str, ends: Vec<(Ended, u64)>) -> (u8, Vec<u32>, Vec<f64>) {
+        let needed = "train --batch-size 8 --ema-beta 0.9 --weight-decay 0 --log-interval 1";
+        let common = Line::parse_from(needed.split(' ').chain(flags.split_whitespace())).common;
+        let (mut halved, mut waits, mut ends) = (Vec::new(), Vec::new(), ends.into_iter());
+        let begin = |halvings| {
+            halved.push(halvings);
+            Ok(ends.next().expect("it is begun no more often than that"))
+        };
+        let wait = |time: Duration| {
+            waits.push(time.as_secs_f64());
+            true
+        };
+        let code =
+            Keeper { common: &common, begin, wait, stopped: || false, say: |_: &str| {} }.keep().unwrap();
+        assert!(ends.next().is_none(), "it is begun as often as that");
+        (code, halved, waits)
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_after_ever_longer_waits_until_it_is_given_up() {
+        let transient = |state| (Ended::Transient, state);
+        let (code, _, waits) =
+            kept("--retry-max 25s", vec![transient(0), transient(0), transient(0), transient(0)]);
+        assert_eq!(code, 1);
+        for (wait, whole) in waits.iter().zip([10.0, 20.0, 25.0]) {
+            assert!((whole / 2.0..=whole).contains(wait), "{waits:?}");
+        }
+        // A new state is a new beginning.
+        let ends =
+            vec![transient(0), transient(0), transient(1), transient(1), transient(1), (Ended::Code(0), 2)];
+        let (code, _, waits) = kept("", ends);
+        assert_eq!((code, waits.len()), (0, 5));
+        assert!(waits[2] <= 10.0 && waits[3] > 9.9, "{waits:?}");
+        let killed = (Ended::Killed("killed (signal 9)".into()), 0);
+        assert_eq!(kept("--max-retries 0", vec![killed]).0, 1);
+    }
+
+    #[test]
+    fn what_stays_is_not_tried_again_and_memory_is_halved_at_once() {
+        for code in [0, 1, 2, RESUMABLE] {
+            assert_eq!(kept("", vec![(Ended::Code(code), 0)]), (code, vec![0], vec![]));
+        }
+        let ends = vec![
+            (Ended::OutOfMemory, 0),
+            (Ended::OutOfMemory, 0),
+            (Ended::Transient, 0),
+            (Ended::Code(0), 1),
+        ];
+        let (code, halved, waits) = kept("", ends);
+        assert_eq!((code, halved, waits.len()), (0, vec![0, 1, 2, 2], 1));
+    }
 }
