@@ -445,15 +445,17 @@ fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
         let output = format!("memory-{}", task.name());
         let mut begun = place.begin(&task.arguments(&output, &[]), &output);
         begun.until(1);
+        let whole = if task == Task::Dit { 8 } else { 16 };
         signal(begun.worker().unwrap(), libc::SIGABRT);
         let (code, said) = begun.end();
         assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("out of memory: going on with micro-batches of half the size"), "{said}");
+        assert!(said.contains("out of memory: micro-batches are halved"), "{said}");
+        assert!(said.contains(&format!("micro-batches of {} a step", whole / 2)), "{said}");
+        assert_eq!(said.contains("batch normalisation"), task == Task::Classifier, "{said}");
         let run = files(&place.path().join(&output)).into_iter().find(|path| path.join("run.json").exists());
         let states =
             files(&run.unwrap()).into_iter().filter(|path| path.to_string_lossy().contains("_step_"));
         let last = TrainingState::load(&states.max().unwrap()).unwrap();
-        let whole = if task == Task::Dit { 8 } else { 16 };
         assert_eq!(last.meta["progress"]["micro_batch"], whole / 2);
         assert!(place.path().join(&output).join(task.released()[1]).exists());
     }

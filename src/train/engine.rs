@@ -1,6 +1,6 @@
 //! The loop that trains any task.
 
-use std::{path::PathBuf, time::Instant};
+use std::{cmp::Ordering, path::PathBuf, time::Instant};
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tiny_cats_models::{Precision, TapeOptions, candle::Params, tape::Tape};
 
 use super::{
-    AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Step, Taken, Task,
+    AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Score, Step, Taken, Task,
     control::{Live, Phase},
     preflight,
     run::Run,
@@ -159,6 +159,9 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
     let steps = plan.schedule.steps;
     let control = &plan.control;
     let mut micro_batch = first_micro_batch(task, plan);
+    if micro_batch < plan.batch {
+        observe(Event::Note(&split(task, micro_batch, per_step)));
+    }
     let mut loader = loader(task, plan, micro_batch)?;
     preflight::check(task, plan, micro_batch)?;
     loop {
@@ -182,7 +185,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
         let (loss, learnt) = match learnt {
             Err(error) if error.is_out_of_memory() => {
                 micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
-                observe(Event::Note(&out_of_memory(task, micro_batch, per_step)));
+                observe(Event::Note(&format!("out of memory: {}", split(task, micro_batch, per_step))));
                 loader = self::loader(task, plan, micro_batch)?;
                 continue;
             }
@@ -278,17 +281,16 @@ fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
     let min_delta = plan.patience.map_or(0.0, |patience| patience.min_delta);
     let best = control.with(|live| -> Result<bool> {
         let run = &mut live.run;
-        let mut better = false;
+        let (mut better, mut line) = (false, json!({"step": step}));
         for (average, scores) in found.iter().enumerate() {
             let Some(first) = scores.first() else { continue };
             better |= run.consider(first, average, min_delta);
-            let mut line = json!({"step": step});
-            if averages > 1 {
-                line["average"] = json!(average);
-            }
             for score in scores {
-                line[score.name] = json!((score.value * 1e6).round() / 1e6);
+                let name = if average == 0 { score.name.to_owned() } else { format!("{}_ema2", score.name) };
+                line[name] = json!((score.value * 1e6).round() / 1e6);
             }
+        }
+        if found.iter().any(|scores| !scores.is_empty()) {
             run.log(&line)?;
         }
         run.progress.evaluated = step;
@@ -296,7 +298,10 @@ fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
         run.progress.stale = if better { 0 } else { run.progress.stale + u64::from(measured) };
         Ok(better)
     })?;
-    for scores in found.iter().filter(|scores| !scores.is_empty()) {
+    // Of two averages, the better one.
+    let lead = |scores: &Vec<Score>| scores.first().map(|s| if s.more { s.value } else { -s.value });
+    let scores = found.iter().filter(|scores| !scores.is_empty());
+    if let Some(scores) = scores.max_by(|a, b| lead(a).partial_cmp(&lead(b)).unwrap_or(Ordering::Equal)) {
         observe(Event::Evaluated { step, scores, best });
     }
     Ok(())
@@ -386,10 +391,10 @@ fn smaller(size: usize, smallest: usize) -> Option<usize> {
     (smallest..=size / 2).rev().find(|part| size.is_multiple_of(*part))
 }
 
-fn out_of_memory(task: &dyn Task, micro_batch: usize, per_step: u64) -> String {
+/// How a step is split where memory is too small for the micro-batches that were planned.
+fn split(task: &dyn Task, micro_batch: usize, per_step: u64) -> String {
     let accumulation = per_step as usize / micro_batch;
-    let mut said =
-        format!("out of memory: going on with {accumulation} micro-batches of {micro_batch} a step");
+    let mut said = format!("going on with {accumulation} micro-batches of {micro_batch} a step");
     if task.smallest_batch() > 1 {
         said += "; batch normalisation now goes by the statistics of smaller batches";
     }

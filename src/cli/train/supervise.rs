@@ -94,7 +94,7 @@ where
                 Ended::OutOfMemory if halvings < MOST_HALVINGS => {
                     halvings += 1;
                     (self.say)(
-                        "out of memory: going on with micro-batches of half the size, and twice as many in a step",
+                        "out of memory: micro-batches are halved, and there are twice as many in a step",
                     );
                     continue;
                 }
