@@ -305,8 +305,32 @@ fn of_two_averages_the_one_that_is_evaluated_better_is_released() {
     assert_eq!((best.step, best.average, best.value), (10, 1, 0.6));
     assert!(last.ema != last.ema2);
     let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    assert!(metrics.contains(r#"{"step":10,"validation_loss":0.7,"validation_loss_ema2":0.6}"#), "{metrics}");
+    assert!(metrics.contains(r#"{"average":1,"step":10,"validation_loss":0.6}"#), "{metrics}");
     assert!(tiny_cats::checkpoint::open(&released, Default::default()).unwrap().weights == last.ema2);
+}
+
+/// The newest states are kept, and the best besides; metrics of steps that were lost are, too.
+#[test]
+fn five_states_and_the_best_are_kept_and_lost_steps_leave_no_metrics() {
+    let (_dir, folder) = folder();
+    std::fs::create_dir_all(&folder).unwrap();
+    // A process was killed before its first state, in the middle of a line.
+    std::fs::write(folder.join("metrics.jsonl"), "{\"step\":1,\"loss\":1}\n{\"step\":2,\"lo").unwrap();
+    let mut plan = plan(&folder, 9);
+    plan.save_interval = 1;
+    let scores = (0..9).map(f64::from).collect();
+    run(&mut Rows { scores, ..Rows::new() }, &plan).1.unwrap();
+    let mut kept: Vec<u64> = std::fs::read_dir(&folder)
+        .unwrap()
+        .filter_map(|entry| {
+            entry.unwrap().file_name().to_str()?.strip_prefix("rows_step_")?.get(..8)?.parse().ok()
+        })
+        .collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [1, 5, 6, 7, 8, 9]);
+    let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 18, "nine steps and nine evaluations");
 }
 
 #[test]

@@ -154,7 +154,9 @@ fn signal(process: i32, signal: i32) {
 fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
     let place = Place::new();
     let dir = place.path();
-    for (task, state) in [(Task::Dit, "tinydit_step_00000003"), (Task::Classifier, "m_step_00000002")] {
+    for (task, state) in
+        [(Task::Dit, "tinydit_step_00000003"), (Task::Classifier, "classifier_step_00000002")]
+    {
         let output = format!("from-{}", task.name());
         let said = succeeds(CATS, dir, &task.arguments(&format!("{output}-0"), &["--runs-dir", &output]));
         let first = trained::run_folder(dir, &said);
@@ -562,6 +564,47 @@ fn a_configuration_is_what_the_flags_would_be() {
     }
     let said = fails(CATS, dir, &["train", "dit", "synth", "--config", "smok"]);
     assert!(said.contains("--config smok") && said.contains("smoke, local"), "{said}");
+}
+
+/// A call that is refused changes nothing of what is known of a run, and a stopped run is found whatever its output is called.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stopped_run_survives_wrong_calls_and_another_output() {
+    let place = Place::new();
+    let dir = place.path();
+    let arguments = Task::Classifier.arguments("first", &["--resume", "auto"]);
+    let mut begun = place.begin(&arguments, "known");
+    begun.until(1);
+    signal(begun.child.id() as i32, libc::SIGTERM);
+    assert_eq!(begun.end().0, Some(75));
+    let run = files(&dir.join("known")).into_iter().find(|path| path.join("run.json").exists()).unwrap();
+    let known = ["run.json", "config.toml"].map(|name| fs::read(run.join(name)).unwrap());
+    let folder = run.to_string_lossy();
+    let said = fails(
+        CATS,
+        dir,
+        &["train", "classifier", "--resume", &folder, "--lr", "0.5", "--label-smoothing", "0"],
+    );
+    assert!(said.contains("label_smoothing was"), "{said}");
+    assert!(known == ["run.json", "config.toml"].map(|name| fs::read(run.join(name)).unwrap()));
+    // What it was asked before it is asked again, and the file may lie elsewhere.
+    let said = succeeds(
+        CATS,
+        dir,
+        &["train", "classifier", "--resume", &folder, "-o", "second/m.pt", "--", "synth"],
+    );
+    assert!(!said.contains("steps 0 to"), "{said}");
+    place.same(Task::Classifier, "second");
+}
+
+/// An address with credentials is refused before it is written anywhere.
+#[test]
+fn credentials_are_not_told() {
+    let place = Place::new();
+    let said =
+        fails(CATS, place.path(), &Task::Dit.arguments("x", &["--mlflow", "http://user:sekret@localhost"]));
+    assert!(said.contains("--mlflow") && !said.contains("sekret"), "{said}");
+    assert!(!place.path().join("runs").exists());
 }
 
 #[test]

@@ -119,6 +119,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether the same may well succeed later: a disk or a network that did not answer.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if crate::train::may_pass(error))
+    }
+
     /// Makes an [`io::Error`] at `path` one of ours.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Self::Io { path: path.to_path_buf(), error }

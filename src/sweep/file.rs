@@ -212,6 +212,10 @@ impl Sweep {
     /// # Errors
     /// When there is such a key.
     pub fn check_keys(&self, flags: &[String]) -> Result<()> {
+        // Whatever is set is written down in more than one place.
+        if self.fixed.get("mlflow").is_some_and(|value| format!("{value:?}").contains('@')) {
+            return Err(self.wrong("fixed.mlflow", "expected an address without credentials in it"));
+        }
         let fixed = self.fixed.keys().map(|key| ("fixed", key));
         let space = self.space.keys().map(|key| ("sweep", key));
         match fixed.chain(space).find(|(_, key)| !flags.contains(key)) {

@@ -222,7 +222,8 @@ impl Task for Classifier {
     }
 
     fn name(&self) -> &str {
-        &self.data.options.name
+        // Not the released file's, which another call may ask for elsewhere.
+        "classifier"
     }
 
     fn released(&self) -> String {

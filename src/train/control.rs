@@ -29,6 +29,8 @@ pub(super) enum Phase {
 pub(super) struct Live {
     pub(super) optimizer: Optimizer,
     pub(super) run: Run,
+    /// Whether a step broke off, so that not all weights are of one step.
+    pub(super) torn: bool,
 }
 
 impl std::fmt::Debug for Control {
@@ -55,6 +57,8 @@ impl Control {
         let mut held = self.lock();
         let (at, over) = match &mut *held {
             Phase::Before => (None, false),
+            // What was saved before is whole.
+            Phase::Training(live) if live.torn => (None, false),
             Phase::Training(live) => (Some(live.stop()?), false),
             Phase::Over => (None, true),
         };

@@ -1,6 +1,6 @@
 //! The loop that trains any task.
 
-use std::{cmp::Ordering, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -119,10 +119,11 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
     let optimizer = match run.begin(task, plan, &ledger.params, observe) {
         Ok(optimizer) => optimizer,
         Err(error) => {
-            run.failed(&error)?;
+            run.refused(&error)?;
             return Err(error);
         }
     };
+    run.begun(plan)?;
     observe(Event::Begin {
         folder: run.folder(),
         settings: run.settings(),
@@ -130,13 +131,13 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
         steps: plan.schedule.steps,
         parameters: ledger.parameters(),
     });
-    plan.control.set(Phase::Training(Box::new(Live { optimizer, run })));
+    plan.control.set(Phase::Training(Box::new(Live { optimizer, run, torn: false })));
     let ended = go_on(task, plan, observe)
         .and_then(|()| plan.control.with(|live| live.run.publish(&live.optimizer, task.releases_best())));
     if let Err(error) = &ended {
         // The error that stopped the run matters more than one of saving it.
         plan.control.with(|live| {
-            let saved = if live.run.progress.step > 0 && !live.run.is_saved() {
+            let saved = if live.run.progress.step > 0 && !live.run.is_saved() && !live.torn {
                 live.run.save(&live.optimizer).map(|_| ())
             } else {
                 Ok(())
@@ -163,7 +164,8 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
         observe(Event::Note(&split(task, micro_batch, per_step)));
     }
     let mut loader = loader(task, plan, micro_batch)?;
-    preflight::check(task, plan, micro_batch)?;
+    let there = control.with(|live| live.run.state_bytes());
+    preflight::check(task, plan, micro_batch, there)?;
     loop {
         let (step, scale) = control.with(|live| {
             live.run.progress.micro_batch = Some(micro_batch).filter(|&n| n < plan.batch);
@@ -198,10 +200,13 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
         let rate = plan.schedule.rate(step);
         let waited = loader.waited();
         let (taken, skipped_in_a_row) = control.with(|live| -> Result<_> {
-            let Live { optimizer, run } = live;
+            let Live { optimizer, run, torn } = live;
             let progress = &mut run.progress;
             let how = Taken { rate, before: step - progress.skipped, scale: factor };
+            // An error in between leaves some weights stepped and others not: nobody is to save them.
+            *torn = true;
             let norm = if loss.is_finite() { optimizer.step(&learnt, how)? } else { 0.0 };
+            *torn = false;
             let skipped = !(loss.is_finite() && norm.is_finite());
             progress.step = step + 1;
             progress.skipped += u64::from(skipped);
@@ -278,30 +283,32 @@ fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
         let weights = control.with(|live| live.optimizer.ema(average))?;
         found.push(task.evaluate(&weights)?);
     }
+    // Of two averages, the better one is what counts.
+    let lead = |scores: &[Score]| {
+        scores.first().map_or(f64::NEG_INFINITY, |s| if s.more { s.value } else { -s.value })
+    };
+    let leading = usize::from(found.get(1).is_some_and(|second| lead(second) > lead(&found[0])));
+    let scores = &found[leading];
     let min_delta = plan.patience.map_or(0.0, |patience| patience.min_delta);
     let best = control.with(|live| -> Result<bool> {
         let run = &mut live.run;
-        let (mut better, mut line) = (false, json!({"step": step}));
-        for (average, scores) in found.iter().enumerate() {
-            let Some(first) = scores.first() else { continue };
-            better |= run.consider(first, average, min_delta);
-            for score in scores {
-                let name = if average == 0 { score.name.to_owned() } else { format!("{}_ema2", score.name) };
-                line[name] = json!((score.value * 1e6).round() / 1e6);
+        let better = scores.first().is_some_and(|first| run.consider(first, leading, min_delta));
+        if !scores.is_empty() {
+            let mut line = json!({"step": step});
+            if averages > 1 {
+                line["average"] = json!(leading);
             }
-        }
-        if found.iter().any(|scores| !scores.is_empty()) {
+            for score in scores {
+                line[score.name] = json!((score.value * 1e6).round() / 1e6);
+            }
             run.log(&line)?;
         }
-        run.progress.evaluated = step;
-        let measured = found.iter().any(|scores| !scores.is_empty());
-        run.progress.stale = if better { 0 } else { run.progress.stale + u64::from(measured) };
+        let progress = &mut run.progress;
+        (progress.evaluated, progress.leading) = (step, leading);
+        progress.stale = if better { 0 } else { progress.stale + u64::from(!scores.is_empty()) };
         Ok(better)
     })?;
-    // Of two averages, the better one.
-    let lead = |scores: &Vec<Score>| scores.first().map(|s| if s.more { s.value } else { -s.value });
-    let scores = found.iter().filter(|scores| !scores.is_empty());
-    if let Some(scores) = scores.max_by(|a, b| lead(a).partial_cmp(&lead(b)).unwrap_or(Ordering::Equal)) {
+    if !scores.is_empty() {
         observe(Event::Evaluated { step, scores, best });
     }
     Ok(())

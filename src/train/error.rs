@@ -106,8 +106,8 @@ impl Error {
     /// Whether the same may well succeed later: a disk or a network that did not answer, a GPU that was lost. A missing file, missing
     /// rights and a full disk are not of that kind.
     pub fn is_transient(&self) -> bool {
-        if let Self::Data(crate::data::Error::Io { error, .. }) = self {
-            return may_pass(error);
+        if let Self::Data(error) = self {
+            return error.is_transient();
         }
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
@@ -126,7 +126,7 @@ impl Error {
 }
 
 /// Whether an error of the operating system may pass by itself.
-fn may_pass(error: &std::io::Error) -> bool {
+pub(crate) fn may_pass(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     // EIO and ESTALE, which have no kind of their own everywhere: a disk that failed, a network file system that went away.
     let (eio, estale) = (5, 116);

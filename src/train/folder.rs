@@ -96,9 +96,10 @@ pub struct Best {
 impl Record {
     /// Of a run that begins.
     pub fn new(id: String, task: &str) -> Self {
-        // What follows is what the program tells itself.
-        let (begun, command) =
-            (now(), std::env::args().take_while(|argument| argument != "--worker").collect());
+        // What the program tells itself is no part of what it was called with.
+        let own = ["--worker=", "--halvings=", "--deadline="];
+        let said = |argument: &String| !own.iter().any(|flag| argument.starts_with(flag));
+        let (begun, command) = (now(), std::env::args().filter(said).collect());
         let (status, task) = (Status::Running, task.to_owned());
         Self {
             id,
@@ -170,24 +171,28 @@ pub fn fresh(root: &Path, task: &str) -> PathBuf {
     }
 }
 
-/// Begins a run in `folder`, or goes on with it: makes the folder, takes its lock, and points `latest` to it.
+/// Begins a run in `folder`, or goes on with it: makes the folder, takes its lock, and points `latest` to it. What is known of a run that was
+/// there before is left as it is. Whether the run is new comes last.
 ///
 /// # Errors
 /// When nothing can be written there, or another process trains there.
-pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record)> {
+pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record, bool)> {
     std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.to_owned(), source })?;
     let lock = Lock::take(folder)?.ok_or_else(|| Error::Resume {
         path: folder.to_owned(),
         message: "another process trains in this folder".into(),
     })?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy();
-    let mut record = Record::load(folder).unwrap_or_else(|_| Record::new(id.into(), task));
-    (record.status, record.error) = (Status::Running, None);
-    record.save(folder)?;
+    let known = Record::load(folder).ok();
+    let new = known.is_none();
+    let mut record = known.unwrap_or_else(|| Record::new(id.into(), task));
+    if new {
+        record.save(folder)?;
+    }
     if let Some(root) = folder.parent() {
         point_latest(root, folder);
     }
-    Ok((lock, record))
+    Ok((lock, record, new))
 }
 
 /// The runs in `root`, oldest first; folders that hold no record are none.
@@ -295,7 +300,7 @@ mod tests {
             begun.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         let last = fresh(&root, "classifier");
-        let (lock, _) = begin(&last, "classifier").unwrap();
+        let (lock, ..) = begin(&last, "classifier").unwrap();
         let runs = list(&root).unwrap();
         assert_eq!(runs.len(), 21);
         assert!(folders.iter().all(|folder| runs.iter().any(|run| run.0 == *folder)));

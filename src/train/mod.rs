@@ -20,6 +20,7 @@ pub use classifier::{Classifier, ClassifierOptions};
 pub use control::{Control, Stopped};
 pub use dit::{Dit, DitOptions};
 pub use engine::{LossScale, Patience, Plan, learn, train};
+pub(crate) use error::may_pass;
 pub use error::{Error, Result};
 pub use event::{Event, Score, Step};
 pub use flow::{Example, Flow};

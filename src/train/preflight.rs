@@ -3,12 +3,12 @@
 use super::{Error, Plan, Result, Task, run::KEPT};
 use crate::memory;
 
-/// Looks whether there is room for what the run will write, and memory for its steps. That the data can be read and that every parameter has
+/// Looks whether there is room for what the run will write beside the `there` bytes of states that it will replace, and memory for its steps. That the data can be read and that every parameter has
 /// a gradient shows in the first step, before which nothing is changed.
 ///
 /// # Errors
 /// [`Error::Preflight`] saying what there is too little of, and what would help.
-pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize) -> Result<()> {
+pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize, there: u64) -> Result<()> {
     let weights = 4 * task.cost()?.parameters();
     // Weights, two moments, and the moving averages.
     let state = weights * (3 + plan.optimizer.ema.len() as u64);
@@ -16,8 +16,8 @@ pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize) -> Result<
     let needed = state * (KEPT as u64 + 2) + 2 * weights;
     let free = fs4::available_space(&plan.folder)
         .map_err(|source| Error::File { path: plan.folder.clone(), source })?;
-    if free < needed {
-        let (folder, needed, free) = (plan.folder.display(), megabytes(needed), megabytes(free));
+    if free + there < needed {
+        let (folder, needed, free) = (plan.folder.display(), megabytes(needed - there), megabytes(free));
         let message = format!("{folder}: training states need {needed}, {free} are free");
         return Err(Error::Preflight(message));
     }

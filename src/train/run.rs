@@ -37,6 +37,9 @@ pub(super) struct Progress {
     pub evaluated: u64,
     /// The best evaluation.
     pub best: Option<Best>,
+    /// The moving average that was evaluated better the last time.
+    #[serde(default)]
+    pub leading: usize,
     /// Evaluations since then.
     #[serde(default)]
     pub stale: u64,
@@ -54,6 +57,8 @@ pub(super) struct Run {
     /// Nobody else trains here.
     _lock: folder::Lock,
     record: Record,
+    /// Whether nothing is known of it but what this process has written.
+    new: bool,
     name: String,
     released: String,
     meta: ModelMeta,
@@ -86,18 +91,15 @@ impl Run {
             "settings": settings,
         });
         let folder = plan.folder.clone();
-        let (lock, mut record) = folder::begin(&folder, task.kind())?;
+        let (lock, record, new) = folder::begin(&folder, task.kind())?;
         clear_unfinished(&folder);
-        record.steps = plan.schedule.steps;
-        let path = folder.join(folder::CONFIGURATION);
-        write_atomically(&path, |w| w.write_all(plan.configuration.as_bytes())).map_err(at(&path))?;
-        record.save(&folder)?;
         let (name, released) = (task.name().to_owned(), task.released());
         Ok(Self {
             states: states(&folder, &name)?,
             folder,
             _lock: lock,
             record,
+            new,
             name,
             released,
             meta,
@@ -125,6 +127,8 @@ impl Run {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Optimizer> {
         let Some((path, state)) = self.newest(plan, observe)? else {
+            // A process that was killed before its first state may have left some.
+            self.cut_metrics()?;
             let weights = task.initial(plan.seed)?;
             return Optimizer::new(plan.optimizer.clone(), specs, &weights, &plan.device);
         };
@@ -143,7 +147,7 @@ impl Run {
         }
         let own = self.state_path(step);
         if path != own {
-            self.bring(&path, observe)?;
+            self.bring(&path, &state, observe)?;
         }
         // What lies beyond is of a branch that is not gone on with: it stays, and is not counted.
         self.states.retain(|state| *state <= own);
@@ -160,6 +164,19 @@ impl Run {
         self.cut_metrics()?;
         self.record.step = step;
         Optimizer::restore(plan.optimizer.clone(), specs, &state, &plan.device)
+    }
+
+    /// Writes down that it trains, by what configuration, and how far it is to go.
+    pub(super) fn begun(&mut self, plan: &Plan) -> Result<()> {
+        let path = self.folder.join(folder::CONFIGURATION);
+        write_atomically(&path, |w| w.write_all(self.configuration.as_bytes())).map_err(at(&path))?;
+        (self.record.steps, self.new) = (plan.schedule.steps, false);
+        self.ended(Status::Running, None)
+    }
+
+    /// Writes down that it could not begin, unless more is known of it: a call that was refused is no part of its story.
+    pub(super) fn refused(&mut self, error: &Error) -> Result<()> {
+        if self.new { self.failed(error) } else { Ok(()) }
     }
 
     /// The newest state that is whole, and where it is.
@@ -185,25 +202,33 @@ impl Run {
                 (self.folder.clone(), format!("not one of its training states is whole: {}", damaged[0]));
             return Err(Error::Resume { path, message });
         }
+        let others = states(&self.folder, "")?;
+        if let Some(other) = others.first() {
+            return Err(Error::Resume {
+                path: other.clone(),
+                message: "is a training state of another task".into(),
+            });
+        }
         let Some(path) = &plan.from else { return Ok(None) };
         Ok(Some((path.clone(), TrainingState::load(path)?)))
     }
 
-    /// Sees to it that what a run that goes on in another folder needs is in this one: its best state, and what was measured.
-    fn bring(&mut self, from: &Path, observe: &mut dyn FnMut(Event)) -> Result<()> {
+    /// Sees to it that what a run that goes on in another folder needs is in this one: the state that it begins from, its best state, and what
+    /// was measured.
+    fn bring(&mut self, from: &Path, state: &TrainingState, observe: &mut dyn FnMut(Event)) -> Result<()> {
         let beside = |name: &std::ffi::OsStr| Some(from.with_file_name(name)).filter(|path| path.is_file());
+        let own = self.state_path(self.progress.step);
         if let Some(best) = &self.progress.best
             && best.step != self.progress.step
-            && let own = self.state_path(best.step)
-            && let Some(path) = own.file_name().and_then(beside)
+            && let path = self.state_path(best.step)
+            && let Some(there) = path.file_name().and_then(beside)
+            && let Ok(best) = TrainingState::load(&there)
         {
-            TrainingState::load(&path)?.save(&own)?;
-            self.states.push(own);
-        } else if self.progress.best.as_ref().is_some_and(|best| best.step == self.progress.step) {
-            let own = self.state_path(self.progress.step);
-            TrainingState::load(from)?.save(&own)?;
-            self.states.push(own);
+            best.save(&path)?;
+            self.states.push(path);
         }
+        state.save(&own)?;
+        self.states.push(own);
         let metrics = self.metrics();
         if let Some(path) = metrics.file_name().and_then(beside)
             && let Err(error) = std::fs::copy(&path, &metrics)
@@ -231,7 +256,8 @@ impl Run {
         self.states.retain(|state| *state != path);
         self.states.push(path.clone());
         let best = self.progress.best.as_ref().map(|best| self.state_path(best.step));
-        let mut spare = self.states.len().saturating_sub(KEPT);
+        let others = self.states.iter().filter(|state| Some(*state) != best.as_ref()).count();
+        let mut spare = others.saturating_sub(KEPT);
         for path in std::mem::take(&mut self.states) {
             if spare > 0 && Some(&path) != best.as_ref() {
                 spare -= 1;
@@ -243,6 +269,11 @@ impl Run {
         (self.record.step, self.record.best) = (self.progress.step, self.progress.best.clone());
         self.record.save(&self.folder)?;
         Ok(path)
+    }
+
+    /// Bytes of the training states that are there, and will be replaced.
+    pub(super) fn state_bytes(&self) -> u64 {
+        self.states.iter().filter_map(|state| Some(state.metadata().ok()?.len())).sum()
     }
 
     /// Whether the newest state is of the step that is done.
@@ -289,7 +320,11 @@ impl Run {
     /// Cuts `metrics.jsonl` back to the step and the evaluations that the state has.
     fn cut_metrics(&self) -> Result<()> {
         let path = self.metrics();
-        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let text = match std::fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(at(&path)(source)),
+        };
         let Progress { step, evaluated, .. } = self.progress;
         let before = |line: &&str| {
             let value: Option<Value> = serde_json::from_str(line).ok();
@@ -311,7 +346,7 @@ impl Run {
                 if best.average == 0 { state.ema } else { state.ema2 }
             }
             Some(best) => optimizer.ema(best.average.min(optimizer.averages() - 1))?,
-            None => optimizer.ema(0)?,
+            None => optimizer.ema(self.progress.leading.min(optimizer.averages() - 1))?,
         };
         if let Some(best) = chosen {
             self.meta.provenance["best"] =
@@ -341,14 +376,15 @@ impl Run {
     }
 }
 
-/// The training states of `name` in `folder`, oldest first.
+/// The training states of `name` in `folder`, oldest first; all that there are where no name is given.
 pub(super) fn states(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
-    let prefix = format!("{name}_step_");
+    let part = format!("{name}_step_");
     let mut states = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(at(folder))? {
         let path = entry.map_err(at(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(&prefix) && name.ends_with(".safetensors") {
+        let ours = if part.starts_with('_') { name.contains(&part) } else { name.starts_with(&part) };
+        if ours && name.ends_with(".safetensors") {
             states.push(path);
         }
     }

@@ -77,7 +77,6 @@ pub struct Args {
 /// When a setting makes no sense, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let common = &args.common;
-    common.validate()?;
     if args.epochs == 0 {
         bail!("--epochs: expected at least 1, found 0");
     }
@@ -104,7 +103,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         label_smoothing: args.label_smoothing,
         seed: common.seed,
         name: name.clone(),
-        init: args.init.clone(),
+        init: args.init.clone().filter(|_| !args.no_pretrained),
     };
     options.validate()?;
     let load = |split: Split| -> anyhow::Result<Option<Photos>> {

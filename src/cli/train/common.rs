@@ -140,8 +140,6 @@ pub struct Common {
 }
 
 impl Common {
-    /// Also opens the log file.
-    ///
     /// # Errors
     /// Naming the first flag that makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
@@ -174,6 +172,14 @@ impl Common {
         }
         // Before anything takes time.
         self.trackers()?;
+        Ok(())
+    }
+
+    /// Opens the log file that was asked for.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_log(&self) -> anyhow::Result<()> {
         if let Some(path) = &self.log_file {
             logging::add_file(path, self.log_format)
                 .with_context(|| format!("--log-file {}", path.display()))?;
@@ -290,7 +296,7 @@ impl Common {
 #[cfg(feature = "mlflow")]
 fn mlflow(uri: &str) -> anyhow::Result<Box<dyn Tracker>> {
     let tracker = track::mlflow::mlflow(uri, track::Patience::default());
-    Ok(Box::new(tracker.map_err(|error| anyhow::anyhow!("--mlflow: {error}"))?))
+    Ok(Box::new(tracker.map_err(|error| anyhow::anyhow!("{error}"))?))
 }
 
 #[cfg(not(feature = "mlflow"))]

@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 use clap::{ArgMatches, Command, parser::ValueSource};
 use toml::{Table, Value};
 
+use crate::train::folder::{CONFIGURATION, read_page};
+
 /// The profiles that the program brings.
 const PROFILES: [(&str, &str); 6] = [
     ("smoke", include_str!("../../../configs/smoke.toml")),
@@ -18,9 +20,6 @@ const PROFILES: [(&str, &str); 6] = [
     ("a100", include_str!("../../../configs/a100.toml")),
     ("h100", include_str!("../../../configs/h100.toml")),
 ];
-
-/// A configuration is a page of text.
-const MOST_BYTES: u64 = 1 << 20;
 
 /// The tasks, which are the tables of a configuration.
 const TASKS: [&str; 2] = ["dit", "classifier"];
@@ -48,6 +47,10 @@ const NOT_COMPARED: [&str; 16] = [
     "cfg_scale",
 ];
 
+/// Flags of which only one makes sense.
+const PAIRS: [(&str, &str); 3] =
+    [("init", "no_pretrained"), ("precision", "mixed_precision"), ("cache", "no_cache")];
+
 /// `command` with the defaults of the configuration that `arguments` name by `--config`, where they train.
 ///
 /// # Errors
@@ -58,10 +61,23 @@ pub fn with_defaults(mut command: Command, arguments: &[OsString]) -> anyhow::Re
     let Some((task, matches)) = matches.subcommand_matches("train").and_then(ArgMatches::subcommand) else {
         return Ok(command);
     };
-    let Some(name) = matches.try_get_one::<String>("config").ok().flatten() else { return Ok(command) };
-    let table = read(name)?;
-    check(&command, name, &table)?;
-    let Some(Value::Table(settings)) = table.get(task).cloned() else { return Ok(command) };
+    let said = |id| matches.try_get_one::<String>(id).ok().flatten();
+    // A run that is gone on with is asked what it was asked before.
+    let resumed = said("resume").map(|run| Path::new(run).join(CONFIGURATION)).filter(|path| path.is_file());
+    let resumed = resumed.map(|path| path.to_string_lossy().into_owned());
+    let Some(name) = said("config").cloned().or(resumed) else { return Ok(command) };
+    let table = read(&name)?;
+    check(&command, &name, &table)?;
+    let Some(Value::Table(mut settings)) = table.get(task).cloned() else { return Ok(command) };
+    // Of two flags that say the same thing in different ways, what the command line says comes first.
+    let on_command_line = |id: &str| {
+        matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    for (one, other) in PAIRS.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
+        if on_command_line(one) {
+            settings.retain(|key, _| id(key) != other);
+        }
+    }
     command = command.mut_subcommand("train", |train| {
         train.mut_subcommand(task, |mut command| {
             for (key, value) in settings {
@@ -82,11 +98,8 @@ fn read(name: &str) -> anyhow::Result<Table> {
             let path = Path::new(name);
             let profiles = PROFILES.map(|profile| profile.0).join(", ");
             let about = || format!("--config {name}: expected a file or one of {profiles}");
-            let len = path.metadata().with_context(about)?.len();
-            if len > MOST_BYTES {
-                bail!("--config {name}: expected at most {MOST_BYTES} bytes, found {len}");
-            }
-            std::fs::read_to_string(path).with_context(about)?
+            let text = read_page(path).with_context(about)?;
+            String::from_utf8(text).ok().with_context(|| format!("--config {name}: expected text"))?
         }
     };
     text.parse().map_err(|error: toml::de::Error| {

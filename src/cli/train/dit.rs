@@ -65,7 +65,6 @@ pub struct Args {
 /// When a setting makes no sense, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let common = &args.common;
-    common.validate()?;
     if !(0.0..=1.0).contains(&args.label_dropout) {
         bail!("--label-dropout: expected 0 to 1, found {}", args.label_dropout);
     }

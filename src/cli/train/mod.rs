@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     cli::logging,
-    data::Dataset,
+    data::{self, Dataset},
     train::{self, Plan, Task, folder::Status},
 };
 
@@ -67,13 +67,13 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     };
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
     let configuration = Resolved::new(task, matches);
+    common.validate()?;
     let Some(folder) = &common.worker else { return supervise(common, task, &configuration) };
+    common.open_log()?;
     let from = Path::new(&common.resume);
-    let job = Job {
-        folder: folder.clone(),
-        from: Some(from.to_owned()).filter(|from| from.is_file()),
-        configuration: configuration.to_toml(),
-    };
+    let from =
+        Some(from.to_owned()).filter(|from| !["auto", "never"].contains(&&*common.resume) && from.is_file());
+    let job = Job { folder: folder.clone(), from, configuration: configuration.to_toml() };
     logging::say(&format!("configuration: {}", configuration.line()));
     let ended = match &args.command {
         Command::Dit(args) => dit::run(args, job),
@@ -81,12 +81,20 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     };
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) if error.downcast_ref().is_some_and(train::Error::is_transient) => {
+        Err(error) if may_pass(&error) => {
             logging::fail(&super::one_line(&error));
             Ok(ExitCode::from(TRANSIENT))
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether the same may well succeed later, in a new process.
+fn may_pass(error: &anyhow::Error) -> bool {
+    // Memory that is too small in the middle of an update, where nothing can be halved any more.
+    let training = |error: &train::Error| error.is_transient() || error.is_out_of_memory();
+    let data = |error: &data::Error| error.is_transient();
+    error.downcast_ref().is_some_and(training) || error.downcast_ref().is_some_and(data)
 }
 
 /// Opens the data, and says what it goes by and what was left out.
@@ -150,12 +158,14 @@ fn drive(
             reporter.observe(event);
         }
     });
-    finish(&reporter, if published.is_ok() { Status::Finished } else { Status::Failed });
-    let released = published?;
     let places = ["pt", "safetensors"].map(place);
-    for (from, to) in released.iter().zip(&places) {
-        copy(from, to).with_context(|| to.display().to_string())?;
-    }
+    let copied = published.map_err(anyhow::Error::from).and_then(|released| {
+        let copy =
+            |(from, to): (&PathBuf, &PathBuf)| copy(from, to).with_context(|| to.display().to_string());
+        released.iter().zip(&places).try_for_each(copy)
+    });
+    finish(&reporter, if copied.is_ok() { Status::Finished } else { Status::Failed });
+    copied?;
     let [torch, safetensors] = places;
     logging::say(&format!("finished: {} and {}", torch.display(), safetensors.display()));
     Ok(safetensors)

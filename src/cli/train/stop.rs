@@ -27,7 +27,7 @@ pub fn watch(
         thread::spawn(move || {
             let left = deadline.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
             thread::sleep(left);
-            stop(&control, "its time is up", None, &finish)
+            stop(&control, "its time is up", &finish)
         });
     }
     #[cfg(unix)]
@@ -47,7 +47,7 @@ pub fn watch(
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 second.store(true, Ordering::SeqCst);
-                stop(&control, signal_name(signal).unwrap_or("a signal"), Some(signal), &finish);
+                stop(&control, signal_name(signal).unwrap_or("a signal"), &finish);
             }
         });
     }
@@ -55,15 +55,12 @@ pub fn watch(
 }
 
 /// Saves the last finished step and ends the process, whatever its other threads are at.
-fn stop(control: &Control, why: &str, signal: Option<i32>, finish: &dyn Fn()) {
+fn stop(control: &Control, why: &str, finish: &dyn Fn()) {
     // Held until the end: nothing of the run changes any more.
     let stopped = control.stop();
     let code = match &stopped {
-        Ok(stopped) if stopped.over => match signal {
-            Some(signal) => 128 + signal,
-            // The run is over: what is still done is quick, and worth its time.
-            None => return,
-        },
+        // What is still done is quick, and worth its time: the released files are put at their place. A second signal ends it all the same.
+        Ok(stopped) if stopped.over => return,
         Ok(stopped) => {
             match &stopped.at {
                 Some((step, path)) => logging::note(&format!(

@@ -34,27 +34,30 @@ const MOST_HALVINGS: u32 = 20;
 /// # Errors
 /// When there is nothing to go on from, or no process can be made.
 pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<ExitCode> {
-    let (folder, from) = run_folder(common, task, configuration)?;
+    let folder = run_folder(common, task, configuration)?;
     let program = std::env::current_exe().context("finding this program")?;
     let deadline = common.max_time.map(|time| SystemTime::now() + time);
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    arguments.extend(["--worker".into(), folder.clone().into()]);
-    if let Some(from) = from {
-        arguments.push(join("--resume=", &from));
-    }
+    // Behind `train` and the task, before anything that may end the flags.
+    let place = arguments.iter().position(|argument| argument == task).map_or(arguments.len(), |at| at + 1);
+    arguments.insert(place, join("--worker=", &folder));
     if let Some(deadline) = deadline {
         let seconds = deadline.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        arguments.push(format!("--deadline={seconds}").into());
+        arguments.insert(place, format!("--deadline={seconds}").into());
     }
     let signals = Signals::catch().context("catching signals")?;
     let begin = |halvings: u32| {
         let kills = out_of_memory_kills();
         let mut command = Command::new(&program);
-        command.args(&arguments).arg(format!("--halvings={halvings}"));
+        command.args(&arguments[..place]).arg(format!("--halvings={halvings}")).args(&arguments[place..]);
         let status = signals.run(command).with_context(|| program.display().to_string())?;
         Ok((Ended::of(status, out_of_memory_kills() > kills), newest_state(&folder)))
     };
-    let wait = |time| signals.sleep(time);
+    let wait = |time| {
+        let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
+        let in_time = left.is_none_or(|left| left > time);
+        signals.sleep(left.map_or(time, |left| left.min(time))) && in_time
+    };
     let mut keeper =
         Keeper { common, begin, wait, stopped: || signals.stopped(), say: |line: &str| say(&folder, line) };
     Ok(ExitCode::from(keeper.keep()?))
@@ -118,25 +121,22 @@ where
     }
 }
 
-/// The folder of the run, and the training state that it begins from.
-fn run_folder(
-    common: &Common,
-    task: &'static str,
-    configuration: &Resolved,
-) -> anyhow::Result<(PathBuf, Option<PathBuf>)> {
+/// The folder of the run.
+fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<PathBuf> {
     let fresh = || folder::fresh(&common.runs_dir, task);
     match common.resume.as_str() {
-        "never" => Ok((fresh(), None)),
+        "never" => Ok(fresh()),
         "auto" => {
             let unfinished = |(path, record): &(PathBuf, Record)| {
-                let text = std::fs::read_to_string(path.join(folder::CONFIGURATION)).unwrap_or_default();
+                let text = folder::read_page(&path.join(folder::CONFIGURATION)).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
                 record.task == task
                     && record.status != Status::Finished
                     && configuration.is_same(&text)
                     && matches!(Lock::take(path), Ok(Some(_)))
             };
             let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished);
-            Ok((found.map_or_else(fresh, |(path, _)| path), None))
+            Ok(found.map_or_else(fresh, |(path, _)| path))
         }
         path => {
             let path = PathBuf::from(path);
@@ -147,7 +147,7 @@ fn run_folder(
                 }
                 // A link such as `latest` may point elsewhere tomorrow.
                 let path = path.canonicalize().with_context(|| path.display().to_string())?;
-                return Ok((path, None));
+                return Ok(path);
             }
             if !path.exists() {
                 bail!(
@@ -155,7 +155,7 @@ fn run_folder(
                     path.display()
                 );
             }
-            Ok((fresh(), Some(path)))
+            Ok(fresh())
         }
     }
 }
