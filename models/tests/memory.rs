@@ -67,12 +67,16 @@ fn warm(mut case: Case) -> Case {
     case
 }
 
-/// The most bytes that a step of a warm case has in use, besides weights and batch.
+/// The most bytes that a step of a warm case has in use, besides weights and batch: the least of three, since a thread that gets its first
+/// piece of a kernel's work takes its scratch memory then.
 fn measured(case: &mut Case, options: TapeOptions) -> u64 {
-    let before = LIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    case.step(options, 1.0);
-    (PEAK.load(Relaxed) - before) as u64
+    let mut once = || {
+        let before = LIVE.load(Relaxed);
+        PEAK.store(before, Relaxed);
+        case.step(options, 1.0);
+        (PEAK.load(Relaxed) - before) as u64
+    };
+    (0..3).map(|_| once()).min().unwrap()
 }
 
 const KEPT: TapeOptions = TapeOptions { checkpoint: false, precision: Precision::F32 };
@@ -121,11 +125,15 @@ fn a_tape_that_nobody_goes_back_along_frees_what_it_kept() {
     let _turn = turn();
     for mut case in [Case::dit("nano", 32, 4), Case::resnet("resnet18", 32, 4)] {
         for options in [KEPT, CHECKPOINTED] {
-            case.loss(&Tape::with(options));
-            let before = LIVE.load(Relaxed);
-            case.loss(&Tape::with(options));
-            let left = LIVE.load(Relaxed).saturating_sub(before);
-            assert!(left < 1 << 16, "{left} bytes are left");
+            // Which thread gets which piece of a kernel's work is chance, and each keeps scratch memory from its first: what a tape leaves, it
+            // leaves every time.
+            let mut left = || {
+                let before = LIVE.load(Relaxed);
+                case.loss(&Tape::with(options));
+                LIVE.load(Relaxed).saturating_sub(before)
+            };
+            let least = (0..6).map(|_| left()).min().unwrap();
+            assert!(least < 1 << 16, "{least} bytes are left");
         }
     }
 }
