@@ -13,7 +13,7 @@ use tiny_cats_export::write_png;
 use crate::plot::{Curve, Strip};
 
 /// The end of a run waits at most this long for its pictures.
-const END: Duration = Duration::from_secs(30);
+const END: Duration = Duration::from_secs(5);
 
 /// What is to be drawn.
 #[derive(Clone, Copy, Debug, Default)]
