@@ -1,9 +1,10 @@
 //! Training speed: pictures a second over whole optimizer steps, the drawing of the batch included.
 //!
 //! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] [--precision f32|bf16|f16] [--checkpoint] NAME…]` times
-//! every case, or those named, and prints a line of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors` instead: weights, a batch, and what the network
-//! makes of it, so that its peer (`peers/torch_dit.py`, `peers/torch_resnet.py`) can show that it computes the same before it is timed.
-//! `scripts/bench` does all of it; `scripts/gpu/check` does it on a GPU, and wants the feature `cuda` for that.
+//! every case, or those named, and prints a line of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors` instead:
+//! weights, a batch, and what the network makes of it, so that its peer (`peers/torch_dit.py`, `peers/torch_resnet.py`) can show that it
+//! computes the same before it is timed. `scripts/bench` does all of it; `scripts/gpu/check` does it on a GPU, and wants the feature `cuda`
+//! for that.
 
 use std::{
     path::{Path, PathBuf},

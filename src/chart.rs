@@ -100,8 +100,8 @@ pub fn short(value: f64) -> String {
     format!("{value:.*}", 4usize.saturating_sub(before))
 }
 
-/// Draws `first`, and over it `second` as marks, on the same scale where `same`, else on one of its own at the right. Every line has at most
-/// `width` characters, but `width` counts as at least 60. `colour` is for terminals.
+/// Draws `first`, and over it `second` as marks, on the same scale where `same`, else on one of its own at the right. Every line has at
+/// most `width` characters, but `width` counts as at least 60. `colour` is for terminals.
 pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, colour: bool) -> String {
     let width = width.max(NARROWEST);
     let second = second.filter(|curve| curve.points.iter().any(|p| p.value.is_finite()));

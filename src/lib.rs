@@ -7,6 +7,7 @@ pub mod data;
 pub mod doctor;
 pub mod evaluate;
 pub mod memory;
+mod nearest;
 pub mod plot;
 pub mod signals;
 pub mod sweep;

@@ -18,7 +18,7 @@ static TRAINED: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = TempDir::new().expect("a temporary folder");
     trained::synthetic(dir.path());
     let said = succeeds(CATS, dir.path(), &trained::dit("checkpoints", &["--steps", "6"]));
-    let state = trained::run_folder(dir.path(), &said).join("tinydit_step_00000006.safetensors");
+    let state = trained::run_folder(dir.path(), &said).join("dit_step_00000006.safetensors");
     fs::rename(state, dir.path().join("checkpoints/state.safetensors")).unwrap();
     dir
 });

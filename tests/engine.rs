@@ -98,10 +98,6 @@ impl Task for Rows {
         "rows"
     }
 
-    fn name(&self) -> &str {
-        "rows"
-    }
-
     fn released(&self) -> String {
         "rows".into()
     }
@@ -305,7 +301,7 @@ fn of_two_averages_the_one_that_is_evaluated_better_is_released() {
     assert_eq!((best.step, best.average, best.value), (10, 1, 0.6));
     assert!(last.ema != last.ema2);
     let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    assert!(metrics.contains(r#"{"average":1,"step":10,"validation_loss":0.6}"#), "{metrics}");
+    assert!(metrics.contains(r#"{"step":10,"validation_loss":0.6,"weights":"ema2"}"#), "{metrics}");
     assert!(tiny_cats::checkpoint::open(&released, Default::default()).unwrap().weights == last.ema2);
 }
 

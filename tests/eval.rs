@@ -19,8 +19,8 @@ use tiny_cats_export::{
 };
 use tiny_cats_models::{Array, Head, Init, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, init};
 
-/// A folder of synthetic pictures in `synth`, and untrained networks: `judge` classifies (as .onnx, .safetensors and .pt), `pen.safetensors`
-/// draws, `pixels.onnx` returns the picture itself.
+/// A folder of synthetic pictures in `synth`, and untrained networks: `judge` classifies (as .onnx, .safetensors and .pt),
+/// `pen.safetensors` draws, `pixels.onnx` returns the picture itself.
 static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = TempDir::new().expect("a temporary folder");
     let path = dir.path();

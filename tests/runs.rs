@@ -190,7 +190,7 @@ fn what_cannot_be_read_is_a_line_and_the_others_are_listed() {
         value["task"] = json!("x\u{1b}]0;y\u{7}\n".repeat(1000));
         value["error"] = value["task"].clone();
         value["sample"] = json!("/etc/passwd\n");
-        value["best"] = json!({"step": 1, "name": "a\nb", "value": 1e308});
+        value["best"] = json!({"step": 1, "name": "a\nb", "value": 1e308, "average": 0});
     });
     let whole_metrics =
         "{\"step\":1,\"loss\":1.0}\n{\"step\":2,\"loss\":null}\n{\"step\":3,\"a\\u001b[2J\":5}\n{\"st";

@@ -62,6 +62,9 @@ fn what_makes_no_sense_is_told_in_one_line_with_the_field_and_the_nearest_that_d
         (text("", "data = [\"a\"]"), "sweep.data: belongs to the beginning"),
         (text("", "\"\\u001b[2J\" = [1]"), "expected a flag of train"),
         (text("", "lr = [\"fast\"]"), "lr=fast: invalid value 'fast' for '--lr"),
+        (text("", "weight-decay = [0.1, -1]"), "--weight-decay: expected 0 or a positive number, found -1"),
+        (text("[fixed]\nmlflow = \"http://me:sekret@h\"", "lr = [1]"), "--mlflow: credentials are not taken"),
+        (text("", "mlflow = [\"http://h\", \"http://me:sekret@h\"]"), "--mlflow: credentials are not taken"),
         (text("data = \"--steps\"", "lr = [1]"), "data: expected a folder"),
         (text("", "size = [\"nano\\u0000\"]"), "sweep.size: expected"),
         (text("", "lr = [1"), "TOML parse error"),
@@ -73,6 +76,7 @@ fn what_makes_no_sense_is_told_in_one_line_with_the_field_and_the_nearest_that_d
         let shown: String = file.chars().take(200).collect();
         assert!(said.contains(expected) && said.contains("s.toml"), "{shown}\n{said}");
         assert!(said.lines().count() == 1 && said.len() < 500 && !said.contains('\x1b'), "{shown}\n{said}");
+        assert!(!said.contains("sekret"), "{said}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is begun");
     }
     let dir = folder_with("");

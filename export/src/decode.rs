@@ -128,7 +128,8 @@ pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
     })
 }
 
-/// The `part` of `picture`, x, y, width and height, resized (Lanczos) to `size`, a width and a height. What of the part is not in the picture is left out.
+/// The `part` of `picture`, x, y, width and height, resized (Lanczos) to `size`, a width and a height. What of the part is not in the
+/// picture is left out.
 pub fn resized(picture: &RgbImage, part: [u32; 4], size: [u32; 2]) -> RgbImage {
     resize(picture, part, size, Filter::Lanczos3)
 }

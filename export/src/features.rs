@@ -128,8 +128,8 @@ impl FeatureExtractor {
     /// The features of at least one picture, `[pictures, features]`, each for itself: it does not matter which others there are.
     ///
     /// # Errors
-    /// [`Error::Request`] naming a picture without pixels or saying that there is none, those of the runtime, and [`Error::Runtime`] when the
-    /// network returns something else than a row of finite numbers for each picture.
+    /// [`Error::Request`] naming a picture without pixels or saying that there is none, those of the runtime, and [`Error::Runtime`] when
+    /// the network returns something else than a row of finite numbers for each picture.
     pub fn extract(&mut self, pictures: &[RgbImage]) -> Result<Array> {
         if pictures.is_empty() {
             return Err(Error::request("pictures", "expected at least one"));

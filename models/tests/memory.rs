@@ -125,8 +125,8 @@ fn a_tape_that_nobody_goes_back_along_frees_what_it_kept() {
     let _turn = turn();
     for mut case in [Case::dit("nano", 32, 4), Case::resnet("resnet18", 32, 4)] {
         for options in [KEPT, CHECKPOINTED] {
-            // Which thread gets which piece of a kernel's work is chance, and each keeps scratch memory from its first: what a tape leaves, it
-            // leaves every time.
+            // Which thread gets which piece of a kernel's work is chance, and each keeps scratch memory from its first: what a tape leaves,
+            // it leaves every time.
             let mut left = || {
                 let before = LIVE.load(Relaxed);
                 case.loss(&Tape::with(options));

@@ -20,8 +20,8 @@ const GROUPS: [&str; 5] = ["weights.", "ema.", "ema2.", "adam.m.", "adam.v."];
 
 /// Weights, their running mean, the optimizer's moments, and everything else as JSON.
 ///
-/// The file is a safetensors file with the tensors' names prefixed by `weights.`, `ema.`, `ema2.`, `adam.m.` and `adam.v.`; equal states are
-/// equal bytes, and damage to any byte is noticed.
+/// The file is a safetensors file with the tensors' names prefixed by `weights.`, `ema.`, `ema2.`, `adam.m.` and `adam.v.`; equal states
+/// are equal bytes, and damage to any byte is noticed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainingState {
     /// The weights that the optimizer steps.

@@ -1,11 +1,17 @@
 //! Arguments that several commands take.
 
-use anyhow::bail;
-use candle_core::Device;
-use tiny_cats_export::runtime::RuntimeKind;
-use tiny_cats_models::Precision;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
-use crate::{checkpoint::WhichWeights, doctor::GET_CUDA};
+use anyhow::{Context, bail};
+use candle_core::Device;
+use serde_json::Value;
+use tiny_cats_export::{runtime::RuntimeKind, write_atomically};
+
+use super::logging;
+use crate::{checkpoint::WhichWeights, data::printable, doctor::GET_CUDA};
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -51,27 +57,6 @@ fn gpu() -> Result<Device, String> {
     Device::new_cuda(0).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
-/// What products are computed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum PrecisionKind {
-    /// 32 bits.
-    F32,
-    /// 16 bits with the range of 32.
-    Bf16,
-    /// 16 bits with a small range, for which the loss is scaled.
-    F16,
-}
-
-impl From<PrecisionKind> for Precision {
-    fn from(kind: PrecisionKind) -> Self {
-        match kind {
-            PrecisionKind::F32 => Self::F32,
-            PrecisionKind::Bf16 => Self::Bf16,
-            PrecisionKind::F16 => Self::F16,
-        }
-    }
-}
-
 /// Which of a checkpoint's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum WeightsKind {
@@ -88,6 +73,38 @@ pub fn which(weights: Option<WeightsKind>) -> WhichWeights {
         Some(WeightsKind::Raw) => WhichWeights::Raw,
         Some(WeightsKind::Ema) => WhichWeights::Ema,
     }
+}
+
+/// Says which pictures were left out. Their names may come from an index, which may be of anybody.
+pub fn tell_skipped(skipped: &[(PathBuf, String)]) {
+    for (path, why) in skipped {
+        logging::note(&format!("skipped {}: {why}", printable(path).display()));
+    }
+}
+
+/// Writes JSON that people read, too.
+///
+/// # Errors
+/// Naming the file, when it cannot be written.
+pub fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
+    let text = pretty(value)?;
+    write_atomically(path, |w| w.write_all(text.as_bytes())).with_context(|| path.display().to_string())
+}
+
+/// JSON that people read, too.
+///
+/// # Errors
+/// None that a [`Value`] has.
+pub fn pretty(value: &Value) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// Prints `text`; `print!` panics when a reader such as `head` has had enough.
+///
+/// # Errors
+/// When nobody reads it.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 /// The runtimes that `--runtime` takes.

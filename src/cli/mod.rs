@@ -57,30 +57,21 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     logging::init();
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let result = match command {
-        Command::Data(args) => data::run(args),
-        Command::Generate(args) => generate::run(args),
-        Command::Classify(args) => classify::run(&args),
+        Command::Data(args) => done(data::run(args)),
+        Command::Generate(args) => done(generate::run(args)),
+        Command::Classify(args) => done(classify::run(&args)),
         Command::Train(args) => {
-            let matches = matches.subcommand_matches("train").cloned().unwrap_or_default();
-            match train::run(&args, &matches) {
-                Ok(code) => return code,
-                Err(error) => Err(error),
-            }
+            train::run(&args, &matches.subcommand_matches("train").cloned().unwrap_or_default())
         }
-        Command::Eval(args) => eval::run(&args),
-        Command::Export(args) => export::run(args),
-        Command::Runs(args) => runs::run(&args),
-        Command::Sweep(args) => match sweep::run(&args) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Eval(args) => done(eval::run(&args)),
+        Command::Export(args) => done(export::run(args)),
+        Command::Runs(args) => done(runs::run(&args)),
+        Command::Sweep(args) => sweep::run(&args),
+        Command::Doctor(args) => done(doctor::run(&args)),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
-    }
+    result.unwrap_or_else(|error| fail(&error))
 }
 
 /// The command line, whose defaults a configuration may have changed.
@@ -95,11 +86,6 @@ fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
 fn fail(error: &anyhow::Error) -> ExitCode {
     logging::fail(&one_line(error));
     ExitCode::FAILURE
-}
-
-/// What the program takes.
-fn command() -> clap::Command {
-    Cli::command()
 }
 
 /// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{IsTerminal, Write as _},
+    io::IsTerminal,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -10,9 +10,13 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::table::{clean, table};
+use super::{
+    common::{pretty, print},
+    table::{clean, table},
+};
 use crate::{
     chart::{Curve, draw, short},
+    nearest::nearest,
     sweep,
     train::{
         folder::{CONFIGURATION, Lock, RUNS, Record, Status, latest, read_page},
@@ -71,12 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             show(&run, args.json)?
         }
     };
-    // Not print!, which panics when a reader such as head has had enough.
-    Ok(std::io::stdout().write_all(said.as_bytes())?)
-}
-
-fn pretty(value: &Value) -> anyhow::Result<String> {
-    Ok(serde_json::to_string_pretty(value)? + "\n")
+    print(&said)
 }
 
 /// A run's folder, and what could be read of it.
@@ -170,7 +169,7 @@ fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
     match (0..names.len()).filter(like).collect::<Vec<_>>()[..] {
         [one] => Ok(folders[one].clone()),
         [] => {
-            let near = sweep::nearest(id, names.iter().map(String::as_str));
+            let near = nearest(id, names.iter().map(String::as_str));
             let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
             bail!("{}: no run {}{near}", root.display(), clean(id, MOST))
         }

@@ -2,10 +2,15 @@
 
 use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use clap::{CommandFactory, FromArgMatches};
 use serde_json::json;
 
-use super::table::{clean, table};
+use super::{
+    Cli, Command,
+    common::{pretty, print},
+    table::{clean, table},
+};
 use crate::{
     chart::short,
     signals::RESUMABLE,
@@ -132,18 +137,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(text: &str) -> std::io::Result<()> {
-    // Not print!, which panics when a reader such as head has had enough.
-    std::io::stdout().write_all(text.as_bytes())
-}
-
-fn pretty(value: &serde_json::Value) -> anyhow::Result<String> {
-    Ok(serde_json::to_string_pretty(value)? + "\n")
-}
-
 /// The flags of `train TASK`, without their dashes.
 fn flags(task: &str) -> Vec<String> {
-    let command = super::command();
+    let command = Cli::command();
     let task = command.find_subcommand("train").and_then(|train| train.find_subcommand(task));
     let arguments = task.into_iter().flat_map(clap::Command::get_arguments);
     let names = arguments.flat_map(|argument| {
@@ -157,13 +153,20 @@ fn flags(task: &str) -> Vec<String> {
 fn check(sweep: &Sweep, job: &Job) -> anyhow::Result<()> {
     let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
     let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
-    let command = super::train::config::with_defaults(super::command(), &arguments)?;
-    if let Err(error) = command.try_get_matches_from(arguments) {
-        let said = error.to_string();
-        let line = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        bail!("{}: {}: {}", sweep.path.display(), settings(job.settings.iter()), clean(line, MOST));
+    let command = super::train::config::with_defaults(Cli::command(), &arguments)?;
+    let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        Ok(Cli { command: Command::Train(args) }) => {
+            // Not with the job's settings: what is refused may be a password among them.
+            args.validate().with_context(|| sweep.path.display().to_string())
+        }
+        Ok(_) => bail!("{}: expected jobs that train", sweep.path.display()),
+        Err(error) => {
+            let said = error.to_string();
+            let line = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            bail!("{}: {}: {}", sweep.path.display(), settings(job.settings.iter()), clean(line, MOST))
+        }
     }
-    Ok(())
 }
 
 /// What differs, on one line.

@@ -3,6 +3,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::printable;
+
 /// What can go wrong with data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -121,7 +123,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Whether the same may well succeed later: a disk or a network that did not answer.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Io { error, .. } if crate::train::may_pass(error))
+        matches!(self, Self::Io { error, .. } if may_pass(error))
     }
 
     /// Makes an [`io::Error`] at `path` one of ours.
@@ -132,9 +134,33 @@ impl Error {
     /// Of the data folder `path` nothing can be used; `skipped` is what there was.
     pub(crate) fn no_pictures(path: &Path, skipped: &[(PathBuf, String)]) -> Self {
         let first = match skipped.first() {
-            Some((path, reason)) => format!("; {} is {reason}", path.display()),
+            Some((path, reason)) => format!("; {} is {reason}", printable(path).display()),
             None => String::new(),
         };
         Self::NoPictures { path: path.to_path_buf(), first }
     }
+}
+
+/// Whether an error of the operating system may pass by itself.
+pub(crate) fn may_pass(error: &io::Error) -> bool {
+    use io::ErrorKind;
+    // EIO and ESTALE, which have no kind of their own everywhere: a disk that failed, a network file system that went away.
+    let (eio, estale) = (5, 116);
+    matches!(
+        error.kind(),
+        ErrorKind::Interrupted
+            | ErrorKind::TimedOut
+            | ErrorKind::WouldBlock
+            | ErrorKind::ResourceBusy
+            | ErrorKind::StaleNetworkFileHandle
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::NotConnected
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+    ) || cfg!(unix)
+        && error
+            .raw_os_error()
+            .is_some_and(|code| code == eio || (cfg!(target_os = "linux") && code == estale))
 }

@@ -345,7 +345,7 @@ fn inside(path: &str) -> Option<PathBuf> {
     (plain(folder) && plain(file)).then(|| Path::new(folder).join(file))
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tiny_cats_export::text_size;
 
 use super::canvas::{Align, Canvas, INK, Range, SCALE, label};
+use crate::train::metrics::LOSS;
 
 /// Points of the curve that are kept. When there are more, neighbours become one.
 const MOST: usize = 2048;
@@ -25,7 +26,7 @@ const LARGE: f64 = 1e300;
 const WIDTH: u32 = 960;
 const HEIGHT: u32 = 540;
 const RAW: Rgb<u8> = Rgb([178, 200, 222]);
-const LOSS: Rgb<u8> = Rgb([24, 66, 112]);
+const SMOOTH: Rgb<u8> = Rgb([24, 66, 112]);
 const BROKEN: Rgb<u8> = Rgb([200, 40, 40]);
 const SCORES: [Rgb<u8>; MOST_SCORES] =
     [Rgb([196, 98, 16]), Rgb([46, 125, 50]), Rgb([123, 31, 162]), Rgb([110, 90, 60])];
@@ -66,8 +67,8 @@ impl Bin {
     }
 }
 
-/// What a run's `metrics.jsonl` says, in bounded memory however long it is. It is read on where reading stopped; what is no line of ours
-/// is passed over.
+/// What a run's `metrics.jsonl` says, in bounded memory however long it is, which [`Metrics`](crate::train::metrics::Metrics) is not. It is
+/// read on where reading stopped; what is no line of ours is passed over.
 #[derive(Clone, Debug)]
 pub struct Curve {
     path: PathBuf,
@@ -129,7 +130,7 @@ impl Curve {
     fn line(&mut self, line: &[u8]) {
         let Ok(Value::Object(fields)) = serde_json::from_slice::<Value>(line) else { return };
         let Some(step) = fields.get("step").and_then(Value::as_u64) else { return };
-        if let Some(loss) = fields.get("loss") {
+        if let Some(loss) = fields.get(LOSS) {
             self.rewind(step);
             // What is not finite is written as null.
             match loss.as_f64().filter(|loss| loss.abs() < LARGE) {
@@ -184,7 +185,7 @@ impl Curve {
 
     /// The curve, with its title; `None` where there is nothing to draw.
     pub fn picture(&self, title: &str) -> Option<RgbImage> {
-        let is_loss = |name: &str| name.contains("loss");
+        let is_loss = |name: &str| name.contains(LOSS);
         let own = |name: &&String| is_loss(name);
         let values = |scores: &[&String]| -> Vec<f64> {
             scores.iter().flat_map(|name| self.scores[*name].iter().map(|point| point.1)).collect()
@@ -201,7 +202,7 @@ impl Curve {
         canvas.below(&steps);
         let mut legend = Vec::new();
         if let Some(left) = &left {
-            canvas.beside(left, Align::Left, LOSS);
+            canvas.beside(left, Align::Left, SMOOTH);
             if self.per_bin > 1.0 {
                 for bin in &self.bins {
                     canvas.column(steps.at(bin.step()), [left.at(bin.least), left.at(bin.most)], RAW);
@@ -209,13 +210,12 @@ impl Curve {
             }
             let point = |step: f64, value: f64| [steps.at(step), left.at(value)];
             let raw: Vec<_> = self.bins.iter().map(|bin| point(bin.step(), bin.mean())).collect();
-            let smooth: Vec<_> =
-                self.bins.iter().zip(&smooth).map(|(bin, v)| point(bin.step(), *v)).collect();
+            let line: Vec<_> = self.bins.iter().zip(&smooth).map(|(bin, v)| point(bin.step(), *v)).collect();
             canvas.line(&raw, 1.0, RAW);
-            canvas.line(&smooth, 2.0, LOSS);
+            canvas.line(&line, 2.0, SMOOTH);
             let scale = if left.log { " (log)" } else { "" };
-            if let Some(value) = self.smooth().last() {
-                legend.push((format!("loss{scale} {}", label(*value)), LOSS));
+            if let Some(value) = smooth.last() {
+                legend.push((format!("{LOSS}{scale} {}", label(*value)), SMOOTH));
             }
         }
         for (i, name) in losses.iter().chain(&others).enumerate() {
@@ -363,7 +363,7 @@ mod tests {
             let picture = curve.picture(&"a title that is long ".repeat(20)).unwrap();
             assert_eq!(picture.dimensions(), (WIDTH, HEIGHT));
             let drawn = |colour| picture.enumerate_pixels().any(|(_, y, p)| y > 64 && *p == colour);
-            assert!(drawn(LOSS) || losses.iter().all(|loss| !loss.is_finite()), "{losses:?}");
+            assert!(drawn(SMOOTH) || losses.iter().all(|loss| !loss.is_finite()), "{losses:?}");
             assert_eq!(drawn(BROKEN), losses.iter().any(|loss| !loss.is_finite()), "{losses:?}");
         }
     }

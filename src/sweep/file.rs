@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{Error, Result};
-use crate::train::{folder::read_page, metrics::Goal};
+use crate::{
+    nearest::nearest,
+    train::{folder::read_page, metrics::Goal},
+};
 
 /// Keys that are swept or fixed.
 const MOST_KEYS: usize = 64;
@@ -212,10 +215,6 @@ impl Sweep {
     /// # Errors
     /// When there is such a key.
     pub fn check_keys(&self, flags: &[String]) -> Result<()> {
-        // Whatever is set is written down in more than one place.
-        if self.fixed.get("mlflow").is_some_and(|value| format!("{value:?}").contains('@')) {
-            return Err(self.wrong("fixed.mlflow", "expected an address without credentials in it"));
-        }
         let fixed = self.fixed.keys().map(|key| ("fixed", key));
         let space = self.space.keys().map(|key| ("sweep", key));
         match fixed.chain(space).find(|(_, key)| !flags.contains(key)) {
@@ -243,14 +242,6 @@ fn name(path: &Path) -> Result<String> {
         return Err(Error::file(path, "expected a file name of letters, digits, -, _ and ."));
     }
     Ok(stem.into_owned())
-}
-
-/// The one of `names` that is likest to `name`, if any is like it at all.
-pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // What is longer than any name is like none, and would take long to compare.
-    let name: String = name.chars().take(100).collect();
-    let like = names.map(|other| (strsim::jaro_winkler(&name, other), other));
-    like.filter(|(like, _)| *like > 0.6).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other)
 }
 
 fn expected(what: &str, found: Option<&str>) -> String {

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use tiny_cats_models::random::{Purpose, Stream};
 
 use super::{Method, Result, Setting, Space, Sweep};
+use crate::data::hex;
 
 /// More than anybody has patience for.
 const MOST_JOBS: usize = 10_000;
@@ -16,8 +17,8 @@ const MOST_NAME: usize = 80;
 /// One training of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// What differs, and eight hexadecimal digits of the hash of its arguments: `lr=0.0003-1f2e3d4c`. No two jobs have the same, and a folder
-    /// can be called so.
+    /// What differs, and eight hexadecimal digits of the hash of its arguments: `lr=0.0003-1f2e3d4c`. No two jobs have the same, and a
+    /// folder can be called so.
     pub name: String,
     /// What differs, by flag.
     pub settings: BTreeMap<String, Setting>,
@@ -26,8 +27,8 @@ pub struct Job {
 }
 
 impl Sweep {
-    /// The jobs: of a grid every combination once, the last key's values next to each other; of a random sweep as many different ones as asked.
-    /// The same file has the same jobs in the same order.
+    /// The jobs: of a grid every combination once, the last key's values next to each other; of a random sweep as many different ones as
+    /// asked. The same file has the same jobs in the same order.
     ///
     /// # Errors
     /// When there are more than 10,000, or fewer different ones than asked.
@@ -108,7 +109,7 @@ fn name(settings: &BTreeMap<String, Setting>, arguments: &[String]) -> String {
         hash.update((argument.len() as u64).to_le_bytes());
         hash.update(argument);
     }
-    let hash: String = hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&hash.finalize()[..4]);
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._+-=".contains(c) { c } else { '_' };
     let text: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let text: String = text.join("_").chars().map(plain).take(MOST_NAME).collect();

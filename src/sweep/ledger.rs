@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use tiny_cats_export::write_atomically;
 
 use super::{Error, Job, Result, Setting, Sweep};
-use crate::train::metrics::{Goal, Point};
+use crate::train::{
+    difference::difference,
+    metrics::{Goal, Point},
+};
 
 const FILE: &str = "sweep.json";
 /// Ten thousand jobs take some ten megabytes.
@@ -56,7 +59,7 @@ pub struct Outcome {
     pub settings: BTreeMap<String, Setting>,
     /// How it stands.
     pub status: JobStatus,
-    /// What decides, to nine digits; `None` where the run did not log it.
+    /// What decides; `None` where the run did not log it.
     pub metric: Option<Point>,
     /// The folder of its run, from the sweep's folder.
     pub run: Option<PathBuf>,
@@ -70,7 +73,7 @@ pub struct Outcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     format: u64,
-    /// The sweep that it is of, its numbers as texts.
+    /// The sweep that it is of.
     sweep: Value,
     /// In the order of the jobs.
     pub jobs: Vec<Outcome>,
@@ -88,7 +91,7 @@ impl Ledger {
             error: None,
             seconds: 0.0,
         };
-        Self { format: FORMAT, sweep: in_words(json!(sweep)), jobs: jobs.iter().map(outcome).collect() }
+        Self { format: FORMAT, sweep: json!(sweep), jobs: jobs.iter().map(outcome).collect() }
     }
 
     /// That in `folder`, or a new one if there is none. What it says of jobs that the sweep does not have is left out.
@@ -160,35 +163,5 @@ impl Ledger {
     /// How many have that status.
     pub fn count(&self, status: JobStatus) -> usize {
         self.jobs.iter().filter(|outcome| outcome.status == status).count()
-    }
-}
-
-/// A value with its numbers as texts: a number may lose its last digit by being written and read, and must not count as another for that.
-fn in_words(value: Value) -> Value {
-    match value {
-        Value::Number(number) => Value::String(number.to_string()),
-        Value::Array(values) => values.into_iter().map(in_words).collect(),
-        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, in_words(value))).collect(),
-        other => other,
-    }
-}
-
-/// The first field in which two sweeps differ, with both values.
-fn difference(path: &str, old: &Value, new: &Value) -> Option<String> {
-    match (old, new) {
-        (Value::Object(a), Value::Object(b)) => {
-            let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
-            keys.map(|key| (key, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null)))
-                .find_map(|(key, a, b)| {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    difference(&path, a, b)
-                })
-        }
-        _ if old == new => None,
-        _ => {
-            let cut = |value: &Value| value.to_string().replace('"', "").chars().take(60).collect::<String>();
-            let path: String = path.escape_debug().take(60).collect();
-            Some(format!("{path} was {}, is {}", cut(old), cut(new)))
-        }
     }
 }

@@ -24,8 +24,8 @@
 //!
 //! **What is drawn at random** for the key `k` of draw `i` is of stream `i` of [`Purpose::Order`](tiny_cats_models::random::Purpose), whose
 //! seed is the first 8 bytes, little-endian, of the SHA-256 of `tiny-cats sweep`, the sweep's seed (8 bytes, little-endian) and `k`: other
-//! keys change nothing. A uniform number `u` in (0, 1] makes `low + u (high − low)`, or with logarithms `low (high / low)^u`, rounded to six
-//! digits (or a whole number) and kept within the range; of values, one is chosen. A draw that equals an earlier one is passed over.
+//! keys change nothing. A uniform number `u` in (0, 1] makes `low + u (high − low)`, or with logarithms `low (high / low)^u`, rounded to
+//! six digits (or a whole number) and kept within the range; of values, one is chosen. A draw that equals an earlier one is passed over.
 //!
 //! **The folder of a sweep** is `RUNS/sweeps/NAME`, where `NAME` is that of its file:
 //!
@@ -45,7 +45,7 @@ mod ledger;
 mod run;
 
 pub use error::{Error, Result};
-pub use file::{Method, Setting, Space, Sweep, Task, nearest};
+pub use file::{Method, Setting, Space, Sweep, Task};
 pub use job::Job;
 pub use ledger::{JobStatus, Ledger, Outcome};
 pub use run::{End, LOG, Progress, Runner, Stop};

@@ -19,7 +19,7 @@ use super::{Error, Job, JobStatus, Ledger, Outcome, Result, SWEEPS, Sweep, Task}
 use crate::signals;
 use crate::train::{
     folder::{self, Lock, Record, Status},
-    metrics::{METRICS, Metrics, Point},
+    metrics::{METRICS, Metrics},
 };
 
 /// What a job said, in its folder.
@@ -152,8 +152,8 @@ impl Runner {
         Ok(End { folder, ledger, stopped })
     }
 
-    /// Takes a job's folder for a process to come, and waits while one of an earlier call still works there: two would get into each other's
-    /// way. `None` when asked to stop.
+    /// Takes a job's folder for a process to come, and waits while one of an earlier call still works there: two would get into each
+    /// other's way. `None` when asked to stop.
     fn claim(&self, own: &Path, tell: &mut dyn FnMut()) -> Result<Option<File>> {
         let path = own.join("lock");
         let failed = |e| Error::file(&path, e);
@@ -252,12 +252,7 @@ fn settle(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Sweep) -> Re
         return Ok(());
     };
     let metrics = Metrics::read(&run.join(METRICS))?;
-    // Nine digits survive being written and read: a sweep that went on has the same.
-    let rounded = |point: Point| {
-        let value = format!("{:.8e}", point.value).parse().unwrap_or(point.value);
-        Point { value, ..point }
-    };
-    outcome.metric = metrics.decisive(&sweep.metric, sweep.goal).map(rounded);
+    outcome.metric = metrics.decisive(&sweep.metric, sweep.goal);
     outcome.run = Some(run.strip_prefix(folder).unwrap_or(&run).to_owned());
     Ok(())
 }

@@ -221,11 +221,6 @@ impl Task for Classifier {
         "classifier"
     }
 
-    fn name(&self) -> &str {
-        // Not the released file's, which another call may ask for elsewhere.
-        "classifier"
-    }
-
     fn released(&self) -> String {
         self.data.options.name.clone()
     }

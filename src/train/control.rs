@@ -41,7 +41,8 @@ impl std::fmt::Debug for Control {
 
 /// A run that was stopped: it stays at the step it was stopped at for as long as this is held.
 pub struct Stopped<'a> {
-    /// Where the run was stopped: its step, and the training state. `None` when there is nothing to go on from, because it has not begun.
+    /// Where the run was stopped: its step, and the training state. `None` when nothing was saved: it has not begun to train, or a step broke
+    /// off, so that what was saved before is what it goes on from.
     pub at: Option<(u64, PathBuf)>,
     /// Whether it was over already.
     pub over: bool,

@@ -42,7 +42,7 @@ const EVALUATED: u64 = 32;
 /// The seed of the validation's noise and times, the same for every run so that losses can be compared.
 const VALIDATION: u64 = 0;
 
-/// Training of a generator on pictures in memory.
+/// Training of a generator on pictures that were decoded before.
 pub struct Dit {
     data: Arc<Pictures>,
     validation: Option<Images>,
@@ -125,10 +125,6 @@ impl Batches for Pictures {
 impl Task for Dit {
     fn kind(&self) -> &'static str {
         "dit"
-    }
-
-    fn name(&self) -> &str {
-        "tinydit"
     }
 
     fn released(&self) -> String {

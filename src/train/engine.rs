@@ -3,13 +3,13 @@
 use std::{path::PathBuf, time::Instant};
 
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tiny_cats_models::{Precision, TapeOptions, candle::Params, tape::Tape};
 
 use super::{
-    AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Score, Step, Taken, Task,
+    AdamW, Control, Error, Event, Learnt, Loader, LossScale, Result, Schedule, Score, Step, Taken, Task,
     control::{Live, Phase},
+    metrics::LOSS,
     preflight,
     run::Run,
 };
@@ -66,39 +66,8 @@ pub struct Patience {
     pub min_delta: f64,
 }
 
-/// What the loss is multiplied by so that small gradients are not lost in f16 (arXiv 1710.03740): doubled after 2000 steps without
-/// overflow, halved on every one.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LossScale {
-    /// The factor, a power of two.
-    pub value: f64,
-    /// Steps since it last changed.
-    pub steps: u32,
-}
-
-/// Steps without overflow after which the loss scale is doubled.
-const GROWTH: u32 = 2000;
-/// Overflows above this scale are how the scale is found; below it, something is wrong.
-const SMALLEST_SCALE: f64 = 1.0;
-
 /// Micro-batches that are ready or in work beside the one that is learnt from.
 const AHEAD: usize = 2;
-
-impl Default for LossScale {
-    fn default() -> Self {
-        Self { value: 65536.0, steps: 0 }
-    }
-}
-
-impl LossScale {
-    fn after(self, finite: bool) -> Self {
-        match (finite, self.steps + 1) {
-            (false, _) => Self { value: self.value / 2.0, steps: 0 },
-            (true, GROWTH) => Self { value: self.value * 2.0, steps: 0 },
-            (true, steps) => Self { steps, ..self },
-        }
-    }
-}
 
 /// Trains `task` as `plan` says. At the end its released files, `.pt` and `.safetensors`, with a moving average of the weights, are in the
 /// run's folder; their paths are returned. Whenever it ends before, what was done is saved, and a run with the same plan goes on from there
@@ -211,8 +180,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
             progress.step = step + 1;
             progress.skipped += u64::from(skipped);
             progress.loss_scale = progress.loss_scale.map(|scale| scale.after(!skipped));
-            let looking_for_scale =
-                scale.is_some_and(|scale| scale.value > SMALLEST_SCALE) && loss.is_finite();
+            let looking_for_scale = scale.is_some_and(LossScale::is_sought) && loss.is_finite();
             progress.skipped_in_a_row =
                 if skipped && !looking_for_scale { progress.skipped_in_a_row + 1 } else { 0 };
             let seconds = start.elapsed().as_secs_f64();
@@ -244,8 +212,8 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
     }
 }
 
-/// What is to be done after `step` before the next: evaluating, saving, drawing samples. A run that goes on from this step does what was not
-/// done yet. Whether the run is to stop because it no longer gets better.
+/// What is to be done after `step` before the next: evaluating, saving, drawing samples. A run that goes on from this step does what was
+/// not done yet. Whether the run is to stop because it no longer gets better.
 fn end_step(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut(Event)) -> Result<bool> {
     let (control, steps) = (&plan.control, plan.schedule.steps);
     let evaluated = control.with(|live| live.run.progress.evaluated);
@@ -296,10 +264,11 @@ fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
         if !scores.is_empty() {
             let mut line = json!({"step": step});
             if averages > 1 {
-                line["average"] = json!(leading);
+                // A text, which no reader takes for a score.
+                line["weights"] = json!(["ema", "ema2"][leading]);
             }
             for score in scores {
-                line[score.name] = json!((score.value * 1e6).round() / 1e6);
+                line[score.name] = json!(score.value);
             }
             run.log(&line)?;
         }
@@ -367,7 +336,7 @@ fn due(interval: u64, step: u64, steps: u64) -> bool {
 fn line(step: &Step, device: &Device) -> Value {
     let mut line = json!({
         "step": step.step,
-        "loss": step.loss,
+        (LOSS): step.loss,
         "lr": step.rate,
         "gradient_norm": step.norm,
         "items_per_second": step.items as f64 / step.seconds,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::data;
+
 /// Why training could not begin or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -112,7 +114,7 @@ impl Error {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<std::io::Error>() {
-                return may_pass(error);
+                return data::may_pass(error);
             }
             cause = error.source();
         }
@@ -123,30 +125,6 @@ impl Error {
     pub(super) fn setting(setting: &'static str, message: impl Into<String>) -> Self {
         Self::Setting { setting, message: message.into() }
     }
-}
-
-/// Whether an error of the operating system may pass by itself.
-pub(crate) fn may_pass(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind;
-    // EIO and ESTALE, which have no kind of their own everywhere: a disk that failed, a network file system that went away.
-    let (eio, estale) = (5, 116);
-    matches!(
-        error.kind(),
-        ErrorKind::Interrupted
-            | ErrorKind::TimedOut
-            | ErrorKind::WouldBlock
-            | ErrorKind::ResourceBusy
-            | ErrorKind::StaleNetworkFileHandle
-            | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::NotConnected
-            | ErrorKind::HostUnreachable
-            | ErrorKind::NetworkUnreachable
-            | ErrorKind::NetworkDown
-    ) || cfg!(unix)
-        && error
-            .raw_os_error()
-            .is_some_and(|code| code == eio || (cfg!(target_os = "linux") && code == estale))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //!         lock              held while a process trains here
 //!         metrics.jsonl     one object a logged step, one an evaluation
 //!         training.log      what was said, with times
-//!         NAME_step_00001000.safetensors   training states
+//!         TASK_step_00001000.safetensors   training states
 //!         samples/          sample grids
 //!         NAME.pt, NAME.safetensors        the released files
 //!         loss.png          the loss curve
@@ -31,6 +31,9 @@ pub const RUNS: &str = "runs";
 
 /// The file in a run's folder that holds its resolved configuration.
 pub const CONFIGURATION: &str = "config.toml";
+
+/// The file in a run's folder that holds what was said.
+pub const LOG: &str = "training.log";
 
 const RECORD: &str = "run.json";
 const LATEST: &str = "latest";
@@ -89,7 +92,6 @@ pub struct Best {
     /// What was found.
     pub value: f64,
     /// Which of the moving averages, from 0.
-    #[serde(default)]
     pub average: usize,
 }
 
@@ -125,6 +127,18 @@ impl Record {
         let text = read_page(&path)?;
         let broken = |e| Error::Resume { path, message: format!("expected the record of a run: {e}") };
         serde_json::from_slice(&text).map_err(broken)
+    }
+
+    /// Refuses the record, in `folder`, of a run of another task.
+    ///
+    /// # Errors
+    /// When it is one.
+    pub fn of(self, folder: &Path, task: &str) -> Result<Self> {
+        if self.task == task {
+            return Ok(self);
+        }
+        let message = format!("is a run of `train {}`", self.task.escape_debug());
+        Err(Error::Resume { path: folder.to_owned(), message })
     }
 
     /// Writes `run.json`, atomically.
@@ -171,11 +185,11 @@ pub fn fresh(root: &Path, task: &str) -> PathBuf {
     }
 }
 
-/// Begins a run in `folder`, or goes on with it: makes the folder, takes its lock, and points `latest` to it. What is known of a run that was
-/// there before is left as it is. Whether the run is new comes last.
+/// Begins a run in `folder`, or goes on with it: makes the folder, takes its lock, and points `latest` to it. What is known of a run that
+/// was there before is left as it is. Whether the run is new comes last.
 ///
 /// # Errors
-/// When nothing can be written there, or another process trains there.
+/// When nothing can be written there, another process trains there, or the run is of another task.
 pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record, bool)> {
     std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.to_owned(), source })?;
     let lock = Lock::take(folder)?.ok_or_else(|| Error::Resume {
@@ -183,7 +197,7 @@ pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record, bool)> {
         message: "another process trains in this folder".into(),
     })?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy();
-    let known = Record::load(folder).ok();
+    let known = Record::load(folder).ok().map(|record| record.of(folder, task)).transpose()?;
     let new = known.is_none();
     let mut record = known.unwrap_or_else(|| Record::new(id.into(), task));
     if new {
@@ -193,6 +207,24 @@ pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record, bool)> {
         point_latest(root, folder);
     }
     Ok((lock, record, new))
+}
+
+/// The training states in a run's folder, oldest first.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn states(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |source| Error::File { path: folder.to_owned(), source };
+    let mut states = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.contains("_step_") && name.ends_with(".safetensors") {
+            states.push(path);
+        }
+    }
+    states.sort();
+    Ok(states)
 }
 
 /// The runs in `root`, oldest first; folders that hold no record are none.
@@ -309,6 +341,7 @@ mod tests {
         assert!(Lock::take(&last).unwrap().is_none() && Lock::held(&last));
         assert!(begin(&last, "classifier").is_err());
         drop(lock);
+        assert!(begin(&last, "dit").unwrap_err().to_string().ends_with("is a run of `train classifier`"));
         assert!(!Lock::held(&last) && !Lock::held(&root) && !root.join("lock").exists());
         assert!(Lock::take(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();

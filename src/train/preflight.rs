@@ -3,8 +3,8 @@
 use super::{Error, Plan, Result, Task, run::KEPT};
 use crate::memory;
 
-/// Looks whether there is room for what the run will write beside the `there` bytes of states that it will replace, and memory for its steps. That the data can be read and that every parameter has
-/// a gradient shows in the first step, before which nothing is changed.
+/// Looks whether there is room for what the run will write beside the `there` bytes of states that it will replace, and memory for its
+/// steps. That the data can be read and that every parameter has a gradient shows in the first step, before which nothing is changed.
 ///
 /// # Errors
 /// [`Error::Preflight`] saying what there is too little of, and what would help.

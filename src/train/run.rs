@@ -14,7 +14,9 @@ use tiny_cats_models::ParamSpec;
 
 use super::{
     Best, Error, Event, LossScale, Optimizer, Plan, Result, Score, Task,
+    difference::difference,
     folder::{self, Record, Status},
+    metrics::{LOSS, METRICS},
 };
 use crate::checkpoint::{self, TrainingState};
 
@@ -27,27 +29,20 @@ pub(super) struct Progress {
     /// Steps done.
     pub step: u64,
     /// Steps of these that changed nothing, since the loss or the gradient was not finite.
-    #[serde(default)]
     pub skipped: u64,
     /// How many of the last steps were such, without one between.
-    #[serde(default)]
     pub skipped_in_a_row: u64,
     /// The last step that was evaluated.
-    #[serde(default)]
     pub evaluated: u64,
     /// The best evaluation.
     pub best: Option<Best>,
     /// The moving average that was evaluated better the last time.
-    #[serde(default)]
     pub leading: usize,
     /// Evaluations since then.
-    #[serde(default)]
     pub stale: u64,
     /// Items in a micro-batch, where memory was too small for as many as planned.
-    #[serde(default)]
     pub micro_batch: Option<usize>,
     /// What the loss is scaled by in f16.
-    #[serde(default)]
     pub loss_scale: Option<LossScale>,
 }
 
@@ -59,7 +54,6 @@ pub(super) struct Run {
     record: Record,
     /// Whether nothing is known of it but what this process has written.
     new: bool,
-    name: String,
     released: String,
     meta: ModelMeta,
     settings: Value,
@@ -73,14 +67,14 @@ pub(super) struct Run {
 impl Run {
     /// Opens the folder of `plan`, in which a run is to begin or go on.
     pub(super) fn open(task: &dyn Task, plan: &Plan) -> Result<Self> {
-        let settings = as_read(&json!({
+        let settings = json!({
             "task": task.settings(),
             "optimizer": plan.optimizer,
             "batch": plan.batch,
             "accumulation": plan.accumulation,
             "precision": plan.tape.precision,
             "seed": plan.seed,
-        }));
+        });
         let mut meta = task.meta();
         meta.provenance = json!({
             "tiny-cats": env!("CARGO_PKG_VERSION"),
@@ -93,18 +87,16 @@ impl Run {
         let folder = plan.folder.clone();
         let (lock, record, new) = folder::begin(&folder, task.kind())?;
         clear_unfinished(&folder);
-        let (name, released) = (task.name().to_owned(), task.released());
         Ok(Self {
-            states: states(&folder, &name)?,
+            states: folder::states(&folder)?,
             folder,
             _lock: lock,
             record,
             new,
-            name,
-            released,
+            released: task.released(),
             meta,
             settings,
-            schedule: as_read(&json!(plan.schedule)),
+            schedule: json!(plan.schedule),
             configuration: plan.configuration.clone(),
             progress: Progress::default(),
         })
@@ -118,7 +110,8 @@ impl Run {
         &self.settings
     }
 
-    /// Where the run stands: at the newest whole state in its folder, else at the one that the plan says to begin from, else at the beginning.
+    /// Where the run stands: at the newest whole state in its folder, else at the one that the plan says to begin from, else at the
+    /// beginning.
     pub(super) fn begin(
         &mut self,
         task: &dyn Task,
@@ -202,19 +195,12 @@ impl Run {
                 (self.folder.clone(), format!("not one of its training states is whole: {}", damaged[0]));
             return Err(Error::Resume { path, message });
         }
-        let others = states(&self.folder, "")?;
-        if let Some(other) = others.first() {
-            return Err(Error::Resume {
-                path: other.clone(),
-                message: "is a training state of another task".into(),
-            });
-        }
         let Some(path) = &plan.from else { return Ok(None) };
         Ok(Some((path.clone(), TrainingState::load(path)?)))
     }
 
-    /// Sees to it that what a run that goes on in another folder needs is in this one: the state that it begins from, its best state, and what
-    /// was measured.
+    /// Sees to it that what a run that goes on in another folder needs is in this one: the state that it begins from, its best state, and
+    /// what was measured.
     fn bring(&mut self, from: &Path, state: &TrainingState, observe: &mut dyn FnMut(Event)) -> Result<()> {
         let beside = |name: &std::ffi::OsStr| Some(from.with_file_name(name)).filter(|path| path.is_file());
         let own = self.state_path(self.progress.step);
@@ -239,7 +225,7 @@ impl Run {
     }
 
     fn state_path(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("{}_step_{step:08}.safetensors", self.name))
+        self.folder.join(format!("{}_step_{step:08}.safetensors", self.record.task))
     }
 
     /// Writes where the run stands, unless that is written; then leaves only the newest states and the best.
@@ -283,8 +269,7 @@ impl Run {
 
     /// Takes note of an evaluation of moving average `average`; whether it is the best so far, by more than `min_delta`.
     pub(super) fn consider(&mut self, score: &Score, average: usize, min_delta: f64) -> bool {
-        // Six digits survive being written as text and read, so that a resumed run has the same.
-        let value = (score.value * 1e6).round() / 1e6;
+        let value = score.value;
         let gain = |best: &Best| if score.more { value - best.value } else { best.value - value };
         let better =
             value.is_finite() && self.progress.best.as_ref().is_none_or(|best| gain(best) > min_delta);
@@ -306,7 +291,7 @@ impl Run {
     }
 
     fn metrics(&self) -> PathBuf {
-        self.folder.join("metrics.jsonl")
+        self.folder.join(METRICS)
     }
 
     /// Adds a line to `metrics.jsonl`.
@@ -329,7 +314,7 @@ impl Run {
         let before = |line: &&str| {
             let value: Option<Value> = serde_json::from_str(line).ok();
             value.is_some_and(|value| {
-                let last = if value.get("loss").is_some() { step } else { evaluated };
+                let last = if value.get(LOSS).is_some() { step } else { evaluated };
                 value["step"].as_u64().is_some_and(|step| step <= last)
             })
         };
@@ -376,22 +361,6 @@ impl Run {
     }
 }
 
-/// The training states of `name` in `folder`, oldest first; all that there are where no name is given.
-pub(super) fn states(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
-    let part = format!("{name}_step_");
-    let mut states = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(at(folder))? {
-        let path = entry.map_err(at(folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let ours = if part.starts_with('_') { name.contains(&part) } else { name.starts_with(&part) };
-        if ours && name.ends_with(".safetensors") {
-            states.push(path);
-        }
-    }
-    states.sort();
-    Ok(states)
-}
-
 /// Removes what a killed process had begun to write. Nobody else writes here: the lock is held.
 fn clear_unfinished(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -406,22 +375,4 @@ fn clear_unfinished(folder: &Path) {
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::File { path, source }
-}
-
-/// `value` as it is after being written and read: a number may lose its last digit, and must not count as another for that.
-fn as_read(value: &Value) -> Value {
-    serde_json::from_str(&value.to_string()).unwrap_or(Value::Null)
-}
-
-/// The first field in which two settings differ, with both values.
-fn difference(path: &str, old: &Value, new: &Value) -> Option<String> {
-    match (old, new) {
-        (Value::Object(a), Value::Object(b)) => {
-            let keys = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k)));
-            keys.map(|k| (k, a.get(k).unwrap_or(&Value::Null), b.get(k).unwrap_or(&Value::Null)))
-                .find_map(|(key, a, b)| difference(&format!("{path}.{key}"), a, b))
-        }
-        _ if old == new => None,
-        _ => Some(format!("{path} was {old}, is {new}")),
-    }
 }

@@ -17,11 +17,8 @@ use super::{Batch, Batches, Result, Score};
 
 /// What is trained. Whatever a task draws at random depends on its seed and the position in the data alone.
 pub trait Task {
-    /// Which task it is: `dit` or `classifier`.
+    /// Which task it is, `dit` or `classifier`: what its runs and training states are called by.
     fn kind(&self) -> &'static str;
-
-    /// What its training states are called: `NAME_step_00000100.safetensors`.
-    fn name(&self) -> &str;
 
     /// What its released files are called: `NAME.pt`.
     fn released(&self) -> String;
@@ -66,8 +63,8 @@ pub trait Task {
     /// Those of the network.
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var>;
 
-    /// How good the network is on data that it is not trained on, always measured alike; the score that decides comes first. None where there
-    /// is no measure.
+    /// How good the network is on data that it is not trained on, always measured alike; the score that decides comes first. None where
+    /// there is no measure.
     ///
     /// # Errors
     /// Those of the network.

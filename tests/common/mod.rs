@@ -49,8 +49,8 @@ pub fn fails(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]) -
     said
 }
 
-/// A folder that `build` has filled, once for all processes of this test program, whatever their number; it stays until the program is built
-/// anew. Nothing else is to be written there.
+/// A folder that `build` has filled, once for all processes of this test program, whatever their number; it stays until the program is
+/// built anew. Nothing else is to be written there.
 pub fn shared(name: &str, build: impl FnOnce(&Path)) -> PathBuf {
     let program = std::env::current_exe().and_then(|path| path.metadata()?.modified()).expect("this program");
     let age = program.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();

@@ -7,8 +7,12 @@ use serde_json::json;
 use tiny_cats_export::{Classifier, Error, Options, write_png};
 use tiny_cats_models::pretrained;
 
-use super::{Opened, Part, bar, labels, skipped_json, tell_skipped, writable, write_json};
-use crate::{cli::common::Runtime, data::spread, evaluate::Classification};
+use super::{Opened, Part, bar, labels, skipped_json, writable};
+use crate::{
+    cli::common::{Runtime, tell_skipped, write_json},
+    data::spread,
+    evaluate::Classification,
+};
 
 /// What `tiny-cats eval classifier` is called with.
 #[derive(clap::Args, Debug)]

@@ -14,10 +14,10 @@ use tiny_cats_models::pretrained;
 use super::{
     Opened, Part, bar,
     drawn::{self, Drawn},
-    file_name, is_checkpoint, labels, sha256, skipped_json, tell_skipped, writable, write_json,
+    file_name, is_checkpoint, labels, sha256, skipped_json, writable,
 };
 use crate::{
-    cli::common::Runtime,
+    cli::common::{Runtime, tell_skipped, write_json},
     data::{Cache, Dataset, Images, View},
     evaluate::{
         Comparing, Comparison, Confusion, Features, Interval, Memorisation, NEXT, compare, halves,

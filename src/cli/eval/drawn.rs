@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 use tiny_cats_export::{Generator, Request, decode};
 use walkdir::WalkDir;
 
-use super::{bar, hex};
+use super::bar;
+use crate::data::hex;
 
 /// More files than anybody has patience for; a list of them fits into memory.
 const MAX_FILES: usize = 1 << 20;

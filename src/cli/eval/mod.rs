@@ -6,7 +6,7 @@ mod drawn;
 
 use std::{
     fs::File,
-    io::{self, IsTerminal, Read, Write},
+    io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
 };
 
@@ -14,11 +14,12 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tiny_cats_export::{Model, write_atomically};
+use tiny_cats_export::Model;
 
 use crate::{
     checkpoint::{self, WhichWeights},
-    data::{Dataset, Split, printable},
+    cli::common::tell_skipped,
+    data::{Dataset, Split, hex},
 };
 
 /// What `tiny-cats eval` is called with.
@@ -131,10 +132,6 @@ fn sha256(path: &Path) -> io::Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
@@ -156,19 +153,6 @@ fn writable(flag: &str, path: Option<&Path>, extension: &str) -> anyhow::Result<
         bail!("{flag} {}: expected a file in a folder that is there", path.display());
     }
     Ok(())
-}
-
-fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
-    let mut text = serde_json::to_vec_pretty(value)?;
-    text.push(b'\n');
-    write_atomically(path, |w| w.write_all(&text)).with_context(|| path.display().to_string())
-}
-
-/// Says which pictures were left out.
-fn tell_skipped(skipped: &[(PathBuf, String)]) {
-    for (path, why) in skipped {
-        eprintln!("skipped {}: {why}", printable(path).display());
-    }
 }
 
 fn skipped_json(skipped: &[(PathBuf, String)]) -> Value {

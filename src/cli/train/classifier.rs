@@ -1,19 +1,19 @@
 //! `tiny-cats train classifier`: trains the breed classifier.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use tiny_cats_export::{write_atomically, write_png};
+use tiny_cats_export::write_png;
 use tiny_cats_models::{ResNetConfig, Weights};
 
-use super::{Job, common::Common, drive, open, tell_skipped};
+use super::{Job, common::Common, drive, open};
 use crate::{
     checkpoint::{self, WhichWeights},
-    cli::logging,
+    cli::{
+        common::{tell_skipped, write_json},
+        logging,
+    },
     data::{Photos, Split},
     train::{Classifier, ClassifierOptions},
 };
@@ -177,8 +177,7 @@ fn evaluate(
     let mut report = found.report();
     report["photographs"] = json!(words);
     write_png(&picture, &found.confusion.picture()).with_context(|| picture.display().to_string())?;
-    let text = serde_json::to_vec_pretty(&report)?;
-    write_atomically(&numbers, |w| w.write_all(&text)).with_context(|| numbers.display().to_string())?;
+    write_json(&numbers, &report)?;
     logging::say(&format!("wrote {} and {}", picture.display(), numbers.display()));
     Ok(())
 }

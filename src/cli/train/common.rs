@@ -4,12 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use tiny_cats_models::TapeOptions;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use tiny_cats_models::{Precision, TapeOptions};
 
 use super::Job;
 use crate::{
     cli::{
-        common::{DeviceKind, PrecisionKind},
+        common::DeviceKind,
         logging::{self, Format},
     },
     data::{Cache, Level},
@@ -23,8 +24,8 @@ pub struct Common {
     /// A profile (smoke, local, t4, a10, a100, h100) or a TOML file; flags override what it says
     #[arg(long, value_name = "NAME|FILE", help_heading = "Run")]
     pub config: Option<String>,
-    /// Go on: `auto` with the newest unfinished run of this configuration, if any; or with this run's folder; or from this training state in
-    /// a new run
+    /// Go on: `auto` with the newest unfinished run of this configuration, if any; or with this run's folder; or from this training state
+    /// in a new run
     #[arg(long, default_value = "never", value_name = "auto|PATH|never", help_heading = "Run")]
     pub resume: String,
     /// Where runs lie, each in a folder of its own
@@ -77,8 +78,8 @@ pub struct Common {
     #[arg(long, required = false, value_name = "DECAY", help_heading = "Method")]
     pub weight_decay: f64,
     /// The numbers that matrix products are computed in; weights stay f32
-    #[arg(long, value_enum, default_value_t = PrecisionKind::F32, help_heading = "Method")]
-    pub precision: PrecisionKind,
+    #[arg(long, value_parser = precisions(), default_value_t = Precision::F32, help_heading = "Method")]
+    pub precision: Precision,
     /// The same as --precision bf16
     #[arg(long, hide = true, conflicts_with = "precision")]
     pub mixed_precision: bool,
@@ -233,8 +234,8 @@ impl Common {
         asked.min(pictures)
     }
 
-    /// The learning rate over `steps` steps of `items` items, with a warm-up of `warmup` steps, or where that is not set the smaller of `usual`
-    /// and 5 % of the run.
+    /// The learning rate over `steps` steps of `items` items, with a warm-up of `warmup` steps, or where that is not set the smaller of
+    /// `usual` and 5 % of the run.
     ///
     /// # Errors
     /// Those of [`Schedule::new`].
@@ -251,7 +252,8 @@ impl Common {
         Ok(Schedule::new(self.lr_schedule, peak, floor, warmup, usual, steps)?)
     }
 
-    /// The plan of a run; what follows `batch` is the task's: decays of the moments, steps between training states and between sample grids.
+    /// The plan of a run; what follows `batch` is the task's: decays of the moments, steps between training states and between sample
+    /// grids.
     pub fn plan(
         &self,
         job: Job,
@@ -262,7 +264,7 @@ impl Common {
         device: Device,
     ) -> Plan {
         let cores = || std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-        let precision = if self.mixed_precision { PrecisionKind::Bf16 } else { self.precision };
+        let precision = if self.mixed_precision { Precision::Bf16 } else { self.precision };
         let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
         Plan {
             folder: job.folder,
@@ -278,7 +280,7 @@ impl Common {
             batch,
             accumulation: self.gradient_accumulation_steps,
             halvings: self.halvings,
-            tape: TapeOptions { checkpoint: self.gradient_checkpointing, precision: precision.into() },
+            tape: TapeOptions { checkpoint: self.gradient_checkpointing, precision },
             workers: self.num_workers.unwrap_or_else(cores),
             save_interval,
             sample_interval,
@@ -291,6 +293,11 @@ impl Common {
             control: Control::default(),
         }
     }
+}
+
+/// A value parser that lists them, as `value_enum` would.
+fn precisions() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::ALL.map(|(_, name)| name)).try_map(|name| name.parse::<Precision>())
 }
 
 #[cfg(feature = "mlflow")]

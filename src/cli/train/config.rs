@@ -1,7 +1,8 @@
 //! Configurations: profiles and files that set flags, and what was set in the end.
 //!
-//! A configuration is TOML with a table for each task, `[dit]` and `[classifier]`; its keys are the flags of `tiny-cats train`, and `data` for
-//! the folder. It changes the flags' defaults, so that whatever is said on the command line comes first, and is checked in the same way.
+//! A configuration is TOML with a table for each task, `[dit]` and `[classifier]`; its keys are the flags of `tiny-cats train`, and `data`
+//! for the folder. It changes the flags' defaults, so that whatever is said on the command line comes first, and is checked in the same
+//! way.
 
 use std::{ffi::OsString, path::Path};
 
@@ -9,7 +10,10 @@ use anyhow::{Context, bail};
 use clap::{ArgMatches, Command, parser::ValueSource};
 use toml::{Table, Value};
 
-use crate::train::folder::{CONFIGURATION, read_page};
+use crate::{
+    nearest::nearest,
+    train::folder::{CONFIGURATION, read_page},
+};
 
 /// The profiles that the program brings.
 const PROFILES: [(&str, &str); 6] = [
@@ -128,7 +132,8 @@ fn check(command: &Command, name: &str, table: &Table) -> anyhow::Result<()> {
             let known = id(key);
             if !ids.contains(&known.as_str()) {
                 let flags: Vec<String> = ids.iter().map(|id| id.replace('_', "-")).collect();
-                let meant = meant(&key.replace('_', "-"), flags.iter().map(String::as_str));
+                let meant = nearest(&key.replace('_', "-"), flags.iter().map(String::as_str));
+                let meant = meant.map_or_else(String::new, |flag| format!("; did you mean {flag}?"));
                 bail!("--config {name}: {task}.{key}: unknown key{meant}");
             }
             let Some(flag) = flags.get_arguments().find(|arg| arg.get_id().as_str() == known) else {
@@ -158,12 +163,6 @@ fn check(command: &Command, name: &str, table: &Table) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// `; did you mean …?`, where one of `known` is near.
-fn meant<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let near = known.map(|name| (strsim::jaro_winkler(word, name), name)).max_by(|a, b| a.0.total_cmp(&b.0));
-    near.filter(|(how, _)| *how > 0.7).map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"))
 }
 
 fn id(key: &str) -> String {

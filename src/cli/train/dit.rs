@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 
-use super::{Job, common::Common, open, tell_skipped};
+use super::{Job, common::Common, open};
 use crate::{
-    cli::logging,
+    cli::{common::tell_skipped, logging},
     data::{Dataset, Images, Split},
     train::{Dit, DitOptions, Flow},
 };

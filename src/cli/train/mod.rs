@@ -26,7 +26,7 @@ use self::{
     supervise::{TRANSIENT, supervise},
 };
 use crate::{
-    cli::logging,
+    cli::{common::tell_skipped, logging},
     data::{self, Dataset},
     train::{self, Plan, Task, folder::Status},
 };
@@ -46,6 +46,24 @@ enum Command {
     Classifier(Box<classifier::Args>),
 }
 
+impl Args {
+    /// The task's name, and what both tasks are called with.
+    fn common(&self) -> (&'static str, &Common) {
+        match &self.command {
+            Command::Dit(args) => ("dit", &args.common),
+            Command::Classifier(args) => ("classifier", &args.common),
+        }
+    }
+
+    /// Refuses what makes no sense, before anything is written or begun.
+    ///
+    /// # Errors
+    /// Naming the first flag that makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.common().1.validate()
+    }
+}
+
 /// What a training process is to do.
 pub struct Job {
     /// The run's folder.
@@ -61,15 +79,12 @@ pub struct Job {
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
-    let (task, common) = match &args.command {
-        Command::Dit(args) => ("dit", &args.common),
-        Command::Classifier(args) => ("classifier", &args.common),
-    };
+    let (task, common) = args.common();
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
     let configuration = Resolved::new(task, matches);
-    common.validate()?;
-    let Some(folder) = &common.worker else { return supervise(common, task, &configuration) };
+    args.validate()?;
     common.open_log()?;
+    let Some(folder) = &common.worker else { return supervise(common, task, &configuration) };
     let from = Path::new(&common.resume);
     let from =
         Some(from.to_owned()).filter(|from| !["auto", "never"].contains(&&*common.resume) && from.is_file());
@@ -107,13 +122,6 @@ fn open(path: &Path) -> anyhow::Result<Dataset> {
     Ok(data)
 }
 
-/// Says which pictures were left out.
-fn tell_skipped(skipped: &[(PathBuf, String)]) {
-    for (path, why) in skipped {
-        logging::note(&format!("skipped {}: {why}", path.display()));
-    }
-}
-
 /// Tells glibc to keep freed memory for the next step instead of returning it to the system, which would clear every page anew: a
 /// step of a small network takes a quarter less time.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -129,7 +137,8 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
-/// Trains, reports how it goes, and copies the released files to where `place` says, by their extension. Returns where the `.safetensors` is.
+/// Trains, reports how it goes, and copies the released files to where `place` says, by their extension. Returns where the `.safetensors`
+/// is.
 fn drive(
     task: &mut dyn Task,
     plan: &Plan,

@@ -16,7 +16,11 @@ use crate::{
     cli::logging,
     memory,
     track::{Run, Tracker, flat},
-    train::{Event, Step, folder::Status},
+    train::{
+        Event, Step,
+        folder::{LOG, Status},
+        metrics::LOSS,
+    },
 };
 
 /// The share of a step's loss in the loss that is shown.
@@ -166,7 +170,7 @@ impl Reporter {
 
     /// From here on the run's folder has a log.
     fn begin(&mut self, folder: &Path, step: u64) {
-        logging::add_run_file(&folder.join("training.log"), self.options.log_format);
+        logging::add_run_file(&folder.join(LOG), self.options.log_format);
         self.painter = Painter::start(folder, &name(folder), step);
         let word = if step == 0 { "begins" } else { "goes on" };
         self.early.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
@@ -200,7 +204,7 @@ impl Reporter {
             }
             self.since = Interval::default();
             let values =
-                [("loss", now.loss), ("lr", rate), ("gradient_norm", norm), ("items_per_second", speed)];
+                [(LOSS, now.loss), ("lr", rate), ("gradient_norm", norm), ("items_per_second", speed)];
             self.track(step, &values);
             if self.drawn.elapsed() > CURVE {
                 self.draw(Draw { curve: true, samples: None });

@@ -12,8 +12,8 @@ use crate::{
     train::Control,
 };
 
-/// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished one is
-/// saved, `finish` is called, and the process ends with [`RESUMABLE`]; a second signal ends it at once.
+/// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished
+/// one is saved, `finish` is called, and the process ends with [`RESUMABLE`]; a second signal ends it at once.
 ///
 /// # Errors
 /// When signals cannot be caught.
@@ -67,7 +67,7 @@ fn stop(control: &Control, why: &str, finish: &dyn Fn()) {
                     "stopped at step {step} ({why}), saved as {}: the same command with --resume auto goes on",
                     path.display()
                 )),
-                None => logging::note(&format!("stopped before the first step ({why})")),
+                None => logging::note(&format!("stopped ({why}); there is no step that is not saved")),
             }
             finish();
             i32::from(RESUMABLE)

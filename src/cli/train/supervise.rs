@@ -1,10 +1,9 @@
-//! The small parent of a training process: it begins a run, and begins it anew when it was killed, ran out of memory, or met an error that may
-//! pass.
+//! The small parent of a training process: it begins a run, and begins it anew when it was killed, ran out of memory, or met an error that
+//! may pass.
 
 use std::{
     ffi::OsString,
     hash::{BuildHasher, Hasher, RandomState},
-    io::Write,
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus},
     sync::{
@@ -19,8 +18,9 @@ use anyhow::{Context, bail};
 
 use super::{common::Common, config::Resolved};
 use crate::{
+    cli::logging,
     signals::{self, RESUMABLE},
-    train::folder::{self, Lock, Record, Status},
+    train::folder::{self, LOG, Lock, Record, Status},
 };
 
 /// The exit code by which a training process says that its error may pass: EX_IOERR of sysexits.h.
@@ -58,8 +58,13 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
         let in_time = left.is_none_or(|left| left > time);
         signals.sleep(left.map_or(time, |left| left.min(time))) && in_time
     };
-    let mut keeper =
-        Keeper { common, begin, wait, stopped: || signals.stopped(), say: |line: &str| say(&folder, line) };
+    let mut keeper = Keeper {
+        common,
+        begin,
+        wait,
+        stopped: || signals.stopped(),
+        say: |line: &str| say(common, &folder, line),
+    };
     Ok(ExitCode::from(keeper.keep()?))
 }
 
@@ -141,10 +146,7 @@ fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> 
         path => {
             let path = PathBuf::from(path);
             if path.is_dir() {
-                let record = Record::load(&path)?;
-                if record.task != task {
-                    bail!("--resume {}: is a run of `train {}`", path.display(), record.task);
-                }
+                Record::load(&path)?.of(&path, task)?;
                 // A link such as `latest` may point elsewhere tomorrow.
                 let path = path.canonicalize().with_context(|| path.display().to_string())?;
                 return Ok(path);
@@ -203,9 +205,9 @@ fn out_of_memory_kills() -> u64 {
 
 /// The newest training state, with its time: whether a process got on.
 fn newest_state(folder: &Path) -> Option<(PathBuf, SystemTime)> {
-    let entries = std::fs::read_dir(folder).ok()?.flatten();
-    let states = entries.filter(|entry| entry.file_name().to_string_lossy().contains("_step_"));
-    states.filter_map(|state| Some((state.path(), state.metadata().ok()?.modified().ok()?))).max()
+    let state = folder::states(folder).ok()?.pop()?;
+    let time = state.metadata().ok()?.modified().ok()?;
+    Some((state, time))
 }
 
 /// Exponential back-off, with a part of it left to chance so that many do not come back at once.
@@ -216,14 +218,13 @@ fn back_off(initial: Duration, most: Duration, retries: u32) -> Duration {
     whole.mul_f64(0.5 + 0.5 * (chance.finish() >> 11) as f64 / (1u64 << 53) as f64)
 }
 
-/// Says it to the user, and in the run's log.
-fn say(folder: &Path, line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-    let log = std::fs::OpenOptions::new().append(true).open(folder.join("training.log"));
-    if let Ok(mut log) = log {
-        let now = humantime::format_rfc3339_seconds(SystemTime::now());
-        let _ = writeln!(log, "{now} WARN {line}");
+/// Says it to the user, and in the run's log, if the run got so far as to have one.
+fn say(common: &Common, folder: &Path, line: &str) {
+    let log = folder.join(LOG);
+    if log.is_file() {
+        logging::add_run_file(&log, common.log_format);
     }
+    logging::note(line);
 }
 
 fn join(flag: &str, path: &Path) -> OsString {

@@ -10,7 +10,10 @@ use std::{
 use image::RgbImage;
 use tiny_cats_export::write_png;
 
-use crate::plot::{Curve, Strip};
+use crate::{
+    plot::{Curve, Strip},
+    train::metrics::METRICS,
+};
 
 /// The end of a run waits at most this long for its pictures.
 const END: Duration = Duration::from_secs(5);
@@ -36,7 +39,7 @@ impl Painter {
         let (requests, receive) = sync_channel(16);
         let (ended, done) = channel();
         let mut easel = Easel {
-            curve: Curve::new(&folder.join("metrics.jsonl")),
+            curve: Curve::new(&folder.join(METRICS)),
             strip: Strip::new(&folder.join("samples")),
             folder: folder.to_owned(),
             id: id.to_owned(),
