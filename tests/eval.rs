@@ -214,7 +214,8 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
     let how = ["--features-resize", "8", "--features-mean", "0.5,0.5,0.5", "--features-std", "0.5,0.5,0.5"];
     let data = Dataset::open(dir.join("synth")).unwrap();
     for runtime in ["tract", "ort"] {
-        if runtime == "ort" && tiny_cats_export::runtime::RuntimeKind::Ort.version().is_err() {
+        // Where one is set up, as scripts/test does, it has to work.
+        if runtime == "ort" && std::env::var_os("ORT_DYLIB_PATH").is_none() {
             continue;
         }
         let rest = [

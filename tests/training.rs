@@ -545,4 +545,6 @@ fn two_processes_do_not_train_in_one_folder() {
     let output = run(CATS, dir, &["train", "dit", "synth", "--resume", &folder.to_string_lossy()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("another process trains in this folder"), "{}", text(&output));
+    let said = fails(CATS, dir, &["train", "classifier", "synth", "--resume", &folder.to_string_lossy()]);
+    assert!(said.contains("is a run of `train dit`"), "{said}");
 }
