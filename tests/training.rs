@@ -12,7 +12,10 @@ use std::{
 
 use common::{CACHE, CATS, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
-use tiny_cats::checkpoint::TrainingState;
+use tiny_cats::{
+    checkpoint::TrainingState,
+    train::folder::{Lock, list},
+};
 
 const STEPS: [&str; 4] = ["--steps", "12", "--save-interval", "3"];
 /// Retries need not wait.
@@ -547,4 +550,31 @@ fn two_processes_do_not_train_in_one_folder() {
     assert!(text(&output).contains("another process trains in this folder"), "{}", text(&output));
     let said = fails(CATS, dir, &["train", "classifier", "synth", "--resume", &folder.to_string_lossy()]);
     assert!(said.contains("is a run of `train dit`"), "{said}");
+}
+
+#[test]
+fn a_run_with_a_name_is_begun_or_gone_on_with() {
+    for task in Task::ALL {
+        let place = Place::new();
+        let named = task.arguments("released", &["--run-id", "mine", QUICK[0], QUICK[1]]);
+        let mut begun = place.begin(&named, "runs");
+        begun.until(1);
+        begun.child.kill().unwrap();
+        begun.child.wait().unwrap();
+        // Its training process saves its state and ends by itself.
+        let folder = place.path().join("runs/mine");
+        while Lock::held(&folder) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for _ in 0..2 {
+            succeeds(CATS, place.path(), &named);
+            place.same(task, "released");
+            assert_eq!(list(&place.path().join("runs")).unwrap().len(), 1);
+        }
+        assert_eq!(list(&place.path().join("runs")).unwrap()[0].1.id, "mine");
+        let other = [&named[..], &["--seed".into(), "7".into()]].concat();
+        assert!(fails(CATS, place.path(), &other).contains("was trained with other settings"));
+        let bad = task.arguments("released", &["--run-id", "../mine"]);
+        assert!(fails(CATS, place.path(), &bad).contains("--run-id: expected a name"));
+    }
 }

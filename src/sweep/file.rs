@@ -22,8 +22,8 @@ const MOST_VALUES: usize = 1000;
 /// Characters of a text.
 const MOST_TEXT: usize = 1000;
 /// Flags that say where a job's files are, which is the sweep's business, or that have a field of their own.
-const RESERVED: [&str; 9] =
-    ["runs-dir", "output", "resume", "config", "data", "help", "worker", "halvings", "deadline"];
+const RESERVED: [&str; 10] =
+    ["runs-dir", "output", "resume", "run-id", "config", "data", "help", "worker", "halvings", "deadline"];
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -38,6 +38,8 @@ pub const LOG: &str = "training.log";
 const RECORD: &str = "run.json";
 const LATEST: &str = "latest";
 const LOCK: &str = "lock";
+/// Characters of a run's name.
+const MOST_ID: usize = 100;
 /// A record is a page of text.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -170,6 +172,13 @@ pub fn read_page(path: &Path) -> Result<Vec<u8>> {
     let (mut text, file) = (Vec::new(), File::open(path).map_err(failed)?);
     file.take(MOST_BYTES).read_to_end(&mut text).map_err(failed)?;
     Ok(text)
+}
+
+/// Whether a run may be called `id`: a folder of that name can be made anywhere, and is not taken for something else.
+pub fn is_id(id: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_+=.".contains(c);
+    let taken = [LATEST, crate::sweep::SWEEPS].contains(&id);
+    (1..=MOST_ID).contains(&id.len()) && !id.starts_with(['.', '-']) && id.chars().all(allowed) && !taken
 }
 
 /// A folder in `root` for a new run, with an id that no other has; nothing is made yet.
@@ -342,6 +351,9 @@ mod tests {
         assert!(begin(&last, "classifier").is_err());
         drop(lock);
         assert!(begin(&last, "dit").unwrap_err().to_string().ends_with("is a run of `train classifier`"));
+        assert!(["a", "20261124-x", "lr=1e-4_b.2", &"x".repeat(100)].into_iter().all(is_id));
+        let bad = ["", ".", "..", "-a", "a/b", "a b", "ü", "latest", "sweeps", &"x".repeat(101)];
+        assert!(!bad.into_iter().any(is_id));
         assert!(!Lock::held(&last) && !Lock::held(&root) && !root.join("lock").exists());
         assert!(Lock::take(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();

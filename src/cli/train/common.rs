@@ -15,7 +15,10 @@ use crate::{
     },
     data::{Cache, Level},
     track::{self, Tracker},
-    train::{AdamW, Control, MOST_AVERAGES, Patience, Plan, Scaling, Schedule, Shape, folder::RUNS},
+    train::{
+        AdamW, Control, MOST_AVERAGES, Patience, Plan, Scaling, Schedule, Shape,
+        folder::{self, RUNS},
+    },
 };
 
 /// What both tasks are called with. Defaults that differ are set where the task is.
@@ -31,6 +34,9 @@ pub struct Common {
     /// Where runs lie, each in a folder of its own
     #[arg(long, default_value = RUNS, value_name = "DIR", help_heading = "Run")]
     pub runs_dir: PathBuf,
+    /// The name of the run's folder [default: time, task and chance]. A run of that name that is there is gone on with
+    #[arg(long, value_name = "NAME", conflicts_with = "resume", help_heading = "Run")]
+    pub run_id: Option<String>,
     /// The same seed, data and processor give the same model
     #[arg(long, default_value_t = 42, help_heading = "Run")]
     pub seed: u64,
@@ -170,6 +176,12 @@ impl Common {
             if value == Some(0) {
                 bail!("{flag}: expected at least 1, found 0");
             }
+        }
+        if let Some(id) = self.run_id.as_ref().filter(|id| !folder::is_id(id)) {
+            let found = id.escape_debug();
+            bail!(
+                "--run-id: expected a name of at most 100 letters, digits, -, _, +, = and ., found {found}"
+            );
         }
         // Before anything takes time.
         self.trackers()?;

@@ -4,7 +4,10 @@
 //! for the folder. It changes the flags' defaults, so that whatever is said on the command line comes first, and is checked in the same
 //! way.
 
-use std::{ffi::OsString, path::Path};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use clap::{ArgMatches, Command, parser::ValueSource};
@@ -12,7 +15,7 @@ use toml::{Table, Value};
 
 use crate::{
     nearest::nearest,
-    train::folder::{CONFIGURATION, read_page},
+    train::folder::{CONFIGURATION, is_id, read_page},
 };
 
 /// The profiles that the program brings.
@@ -29,7 +32,7 @@ const PROFILES: [(&str, &str); 6] = [
 const TASKS: [&str; 2] = ["dit", "classifier"];
 
 /// Flags that are about one call of the program, not about what is trained.
-const NOT_CONFIGURED: [&str; 6] = ["config", "resume", "worker", "halvings", "deadline", "help"];
+const NOT_CONFIGURED: [&str; 7] = ["config", "resume", "run_id", "worker", "halvings", "deadline", "help"];
 
 /// Flags that may differ between two calls of the same run.
 const NOT_COMPARED: [&str; 16] = [
@@ -67,7 +70,12 @@ pub fn with_defaults(mut command: Command, arguments: &[OsString]) -> anyhow::Re
     };
     let said = |id| matches.try_get_one::<String>(id).ok().flatten();
     // A run that is gone on with is asked what it was asked before.
-    let resumed = said("resume").map(|run| Path::new(run).join(CONFIGURATION)).filter(|path| path.is_file());
+    let named = || {
+        let root = matches.try_get_one::<PathBuf>("runs_dir").ok().flatten()?;
+        Some(root.join(said("run_id").filter(|id| is_id(id))?))
+    };
+    let resumed = named().or_else(|| said("resume").map(PathBuf::from));
+    let resumed = resumed.map(|run| run.join(CONFIGURATION)).filter(|path| path.is_file());
     let resumed = resumed.map(|path| path.to_string_lossy().into_owned());
     let Some(name) = said("config").cloned().or(resumed) else { return Ok(command) };
     let table = read(&name)?;

@@ -126,18 +126,25 @@ where
     }
 }
 
+/// Whether the run in `folder` is of this configuration.
+fn is_same(folder: &Path, configuration: &Resolved) -> bool {
+    let text = folder::read_page(&folder.join(folder::CONFIGURATION)).unwrap_or_default();
+    configuration.is_same(&String::from_utf8_lossy(&text))
+}
+
 /// The folder of the run.
 fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<PathBuf> {
+    if let Some(id) = &common.run_id {
+        return Ok(common.runs_dir.join(id));
+    }
     let fresh = || folder::fresh(&common.runs_dir, task);
     match common.resume.as_str() {
         "never" => Ok(fresh()),
         "auto" => {
             let unfinished = |(path, record): &(PathBuf, Record)| {
-                let text = folder::read_page(&path.join(folder::CONFIGURATION)).unwrap_or_default();
-                let text = String::from_utf8_lossy(&text);
                 record.task == task
                     && record.status != Status::Finished
-                    && configuration.is_same(&text)
+                    && is_same(path, configuration)
                     && matches!(Lock::take(path), Ok(Some(_)))
             };
             let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished);
