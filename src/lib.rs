@@ -3,11 +3,13 @@
 pub mod chart;
 pub mod checkpoint;
 pub mod cli;
+pub mod cloud;
 pub mod data;
 pub mod doctor;
 pub mod evaluate;
 pub mod memory;
 mod nearest;
+pub mod plan;
 pub mod plot;
 pub mod signals;
 pub mod sweep;

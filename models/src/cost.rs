@@ -20,6 +20,8 @@ pub struct Entry {
     pub flops: u64,
     /// Bytes of the result in f32; 0 where the result shares its input's memory.
     pub bytes: u64,
+    /// Whether gradient checkpointing computes it again.
+    pub in_block: bool,
 }
 
 /// What a network takes, operation by operation.
@@ -40,6 +42,13 @@ impl Ledger {
     /// Floating-point operations of one forward pass for one item.
     pub fn flops(&self) -> u64 {
         self.entries.iter().map(|e| e.flops).sum()
+    }
+
+    /// Floating-point operations of a forward pass and the way back for one item: a way back takes two forward passes, and gradient
+    /// checkpointing one more through the blocks.
+    pub fn training_flops(&self, checkpoint: bool) -> u64 {
+        let again = |e: &&Entry| checkpoint && e.in_block;
+        3 * self.flops() + self.entries.iter().filter(again).map(|e| e.flops).sum::<u64>()
     }
 
     /// Bytes of all results of one forward pass for one item in f32. What training keeps at once is [`Counter::training_bytes`].
@@ -70,6 +79,8 @@ struct Record {
     paused: bool,
     /// Whether operations are not counted: they are computed again.
     again: bool,
+    /// Whether operations are inside a block.
+    in_block: bool,
 }
 
 impl Counter {
@@ -207,10 +218,15 @@ impl Tensor for Cost {
         inputs: [&Self; N],
         block: impl Fn([&Self; N]) -> Result<Self> + 'static,
     ) -> Result<Self> {
-        match inputs.first() {
-            Some(x) if x.counter.0.options.checkpoint => x.counter.clone().checkpoint(inputs, block),
-            _ => block(inputs),
-        }
+        let Some(counter) = inputs.first().map(|x| x.counter.clone()) else { return block(inputs) };
+        let before = std::mem::replace(&mut counter.0.record.borrow_mut().in_block, true);
+        let y = if counter.0.options.checkpoint {
+            counter.clone().checkpoint(inputs, block)
+        } else {
+            block(inputs)
+        };
+        counter.0.record.borrow_mut().in_block = before;
+        y
     }
 
     fn linear(&self, weight: &Vec<usize>, bias: Option<&Vec<usize>>) -> Result<Self> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ParamSpec, ResNetConfig, Result, TinyDitConfig};
+use crate::{ParamSpec, ResNetConfig, Result, TapeOptions, TinyDitConfig, cost::Ledger};
 
 /// The configuration of a network, tagged with its kind, from which the definition can be built again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,29 @@ impl Network {
         match self {
             Network::TinyDit(config) => Ok(config.cost()?.params),
             Network::ResNet(config) => config.specs(),
+        }
+    }
+
+    /// Parameters, and operations of one forward pass over a picture of `side` pixels; a generator's pictures are of its own size.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) when the configuration describes no network, [`Error::Shape`](crate::Error::Shape) for a
+    /// size out of bounds.
+    pub fn cost(&self, side: usize) -> Result<Ledger> {
+        match self {
+            Network::TinyDit(config) => config.cost(),
+            Network::ResNet(config) => config.cost(side),
+        }
+    }
+
+    /// The most bytes that one training step of `batch` such pictures has in use, besides weights and batch.
+    ///
+    /// # Errors
+    /// As [`cost`](Self::cost).
+    pub fn training_bytes(&self, side: usize, batch: usize, options: TapeOptions) -> Result<u64> {
+        match self {
+            Network::TinyDit(config) => config.training_bytes(batch, options),
+            Network::ResNet(config) => config.training_bytes(side, batch, options),
         }
     }
 

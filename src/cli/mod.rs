@@ -14,6 +14,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod logging;
+pub mod plan;
 pub mod runs;
 pub mod sweep;
 mod table;
@@ -37,6 +38,8 @@ enum Command {
     Data(data::Args),
     /// Trains a model.
     Train(train::Args),
+    /// Says what a training takes before it is begun: memory, time and money.
+    Plan(plan::Args),
     /// Says how good a trained model is.
     Eval(eval::Args),
     /// Writes a checkpoint as ONNX, and proves that the file is the model.
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => {
             train::run(&args, &matches.subcommand_matches("train").cloned().unwrap_or_default())
         }
+        Command::Plan(args) => done(plan::run(&args)),
         Command::Eval(args) => done(eval::run(&args)),
         Command::Export(args) => done(export::run(args)),
         Command::Runs(args) => done(runs::run(&args)),

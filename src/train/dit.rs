@@ -36,7 +36,9 @@ pub struct DitOptions {
 }
 
 /// Examples of each picture that the validation loss is the mean of.
-const DRAWS: u64 = 4;
+pub const DRAWS: u64 = 4;
+/// Pictures of each class in a sample grid.
+pub const SAMPLE_ROWS: usize = 4;
 /// Examples that are evaluated at once: it bounds memory and changes nothing.
 const EVALUATED: u64 = 32;
 /// The seed of the validation's noise and times, the same for every run so that losses can be compared.
@@ -209,14 +211,13 @@ impl Task for Dit {
     }
 
     fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>> {
-        const ROWS: usize = 4;
         let meta = self.meta();
         let classes = meta.classes.clone();
         let model = Model::from_weights(meta, weights.clone());
         let options = Options { runtime: Some(RuntimeKind::Candle), ..Options::default() };
         let mut generator = Generator::from_model(&model, &options)?;
         let mut request = generator.request();
-        (request.count, request.guidance) = (classes.len() * ROWS, self.data.options.guidance);
+        (request.count, request.guidance) = (classes.len() * SAMPLE_ROWS, self.data.options.guidance);
         let go_on = |_: sample::Progress| ControlFlow::Continue(());
         let pictures: Vec<RgbImage> =
             generator.generate_with(&request, &mut { go_on })?.into_iter().map(|p| p.image).collect();

@@ -21,7 +21,7 @@ mod task;
 
 pub use classifier::{Classifier, ClassifierOptions};
 pub use control::{Control, Stopped};
-pub use dit::{Dit, DitOptions};
+pub use dit::{DRAWS, Dit, DitOptions, SAMPLE_ROWS};
 pub use engine::{Patience, Plan, learn, train};
 pub use error::{Error, Result};
 pub use event::{Event, Score, Step};

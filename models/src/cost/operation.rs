@@ -124,7 +124,8 @@ impl<'a> Operation<'a> {
         let mut record = state.record.borrow_mut();
         if !record.again {
             let bytes = if view.is_some() { 0 } else { bytes(&dims) + self.own };
-            let entry = Entry { module: x.module.clone(), op, flops: self.flops as u64, bytes };
+            let (module, flops, in_block) = (x.module.clone(), self.flops as u64, record.in_block);
+            let entry = Entry { module, op, flops, bytes, in_block };
             state.ledger.borrow_mut().entries.extend(std::iter::repeat_n(entry, n));
         }
         let new = || Memory::new(x.counter.bytes(&dims) / if half { 2 } else { 1 }, &state.meter);

@@ -58,10 +58,7 @@ impl Case {
     /// Bytes that one step is to have in use, besides weights and batch.
     pub fn predicted(&self, options: TapeOptions) -> u64 {
         let &[batch, _, side, _] = self.inputs[0].dims() else { unreachable!("pictures") };
-        match &self.network {
-            Network::TinyDit(config) => config.training_bytes(batch, options).unwrap(),
-            Network::ResNet(config) => config.training_bytes(side, batch, options).unwrap(),
-        }
+        self.network.training_bytes(side, batch, options).unwrap()
     }
 
     pub fn loss(&mut self, tape: &Tape) -> Var {

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use candle_core::Device;
 use serde_json::json;
 use tiny_cats_export::write_png;
-use tiny_cats_models::{ResNetConfig, Weights};
+use tiny_cats_models::{Network, ResNetConfig, Weights};
 
-use super::{Job, common::Common, drive, open};
+use super::{Job, Pictures, common::Common, drive, open};
 use crate::{
     checkpoint::{self, WhichWeights},
     cli::{
@@ -15,6 +16,7 @@ use crate::{
         logging,
     },
     data::{Photos, Split},
+    plan::Workload,
     train::{Classifier, ClassifierOptions},
 };
 
@@ -71,33 +73,88 @@ pub struct Args {
     pub(super) common: Common,
 }
 
+impl Args {
+    /// # Errors
+    /// Naming the first flag that makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.common.validate()?;
+        if self.epochs == 0 {
+            bail!("--epochs: expected at least 1, found 0");
+        }
+        if let Some(warmup) = self.warmup_epochs.filter(|&warmup| warmup >= self.epochs) {
+            bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", self.epochs);
+        }
+        output(&self.output)?;
+        // The steps of an epoch are not known yet, nor the classes.
+        self.common.schedule(self.epochs, 1, None, 0)?;
+        self.network(2)?;
+        Ok(())
+    }
+
+    /// Where the photographs are.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Where it is to be computed.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn device(&self) -> anyhow::Result<Device> {
+        self.common.device.device()
+    }
+
+    fn network(&self, classes: usize) -> anyhow::Result<ResNetConfig> {
+        Ok(ResNetConfig { width: self.width, ..ResNetConfig::named(&self.backbone, classes)? })
+    }
+
+    fn crop_size(&self) -> usize {
+        self.crop_size.unwrap_or(self.image_size)
+    }
+
+    /// What training on `pictures` takes.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn workload(&self, pictures: &Pictures) -> anyhow::Result<Workload> {
+        let network = Network::ResNet(self.network(pictures.classes)?);
+        let Pictures { train, validation, test, .. } = pictures.limited(self.common.limit_files);
+        let averages = self.common.ema_beta.len();
+        let batch = self.common.batch_size.min(train);
+        let accumulation = self.common.gradient_accumulation_steps;
+        let steps = self.epochs.saturating_mul(train.div_ceil(batch * accumulation) as u64);
+        let evaluations = if self.save_interval == 0 { 1 } else { self.epochs.div_ceil(self.save_interval) };
+        // In the end the released weights are evaluated once more, on test pictures too.
+        let looked_at = evaluations * (validation * averages) as u64 + (validation + test) as u64;
+        Ok(Workload {
+            looking_flops: network.cost(self.image_size)?.flops().saturating_mul(looked_at),
+            network,
+            side: self.crop_size(),
+            steps,
+            batch,
+            accumulation,
+            tape: self.common.tape(),
+            averages,
+        })
+    }
+}
+
 /// Trains in this process.
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let common = &args.common;
-    if args.epochs == 0 {
-        bail!("--epochs: expected at least 1, found 0");
-    }
-    if let Some(warmup) = args.warmup_epochs.filter(|&warmup| warmup >= args.epochs) {
-        bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", args.epochs);
-    }
     let (folder, name) = output(&args.output)?;
-    // Before anything takes time; the steps of an epoch are not known yet.
-    common.schedule(args.epochs, 1, None, 0)?;
     let device = common.device.device()?;
     let data = open(&args.data)?;
     if data.classes.len() < 2 {
         bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
     }
     let options = ClassifierOptions {
-        network: ResNetConfig {
-            width: args.width,
-            ..ResNetConfig::named(&args.backbone, data.classes.len())?
-        },
+        network: args.network(data.classes.len())?,
         image_size: args.image_size,
-        crop_size: args.crop_size.unwrap_or(args.image_size),
+        crop_size: args.crop_size(),
         augmentation: common.augmentation_level,
         mixup: args.mixup,
         label_smoothing: args.label_smoothing,

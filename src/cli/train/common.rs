@@ -169,6 +169,7 @@ impl Common {
             bail!("{flag}: expected 0 or a positive number, found {value}");
         }
         for (flag, value) in [
+            ("--batch-size", Some(self.batch_size as u64)),
             ("--gradient-accumulation-steps", Some(self.gradient_accumulation_steps as u64)),
             ("--early-stopping-patience", self.early_stopping_patience),
             ("--max-skipped-steps", Some(self.max_skipped_steps)),
@@ -235,6 +236,12 @@ impl Common {
         Ok(())
     }
 
+    /// How gradients are computed.
+    pub fn tape(&self) -> TapeOptions {
+        let precision = if self.mixed_precision { Precision::Bf16 } else { self.precision };
+        TapeOptions { checkpoint: self.gradient_checkpointing, precision }
+    }
+
     /// Items in a micro-batch: at most as many as there are.
     pub fn batch(&self, pictures: usize) -> usize {
         let asked = self.batch_size;
@@ -276,7 +283,6 @@ impl Common {
         device: Device,
     ) -> Plan {
         let cores = || std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-        let precision = if self.mixed_precision { Precision::Bf16 } else { self.precision };
         let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
         Plan {
             folder: job.folder,
@@ -292,7 +298,7 @@ impl Common {
             batch,
             accumulation: self.gradient_accumulation_steps,
             halvings: self.halvings,
-            tape: TapeOptions { checkpoint: self.gradient_checkpointing, precision },
+            tape: self.tape(),
             workers: self.num_workers.unwrap_or_else(cores),
             save_interval,
             sample_interval,

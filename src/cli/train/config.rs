@@ -62,12 +62,11 @@ const PAIRS: [(&str, &str); 3] =
 ///
 /// # Errors
 /// When the configuration cannot be read or says what no flag is.
-pub fn with_defaults(mut command: Command, arguments: &[OsString]) -> anyhow::Result<Command> {
+pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result<Command> {
     let lenient = command.clone().ignore_errors(true).try_get_matches_from(arguments);
     let Ok(matches) = lenient else { return Ok(command) };
-    let Some((task, matches)) = matches.subcommand_matches("train").and_then(ArgMatches::subcommand) else {
-        return Ok(command);
-    };
+    let Some((path, matches)) = training(&matches) else { return Ok(command) };
+    let task = path[path.len() - 1];
     let said = |id| matches.try_get_one::<String>(id).ok().flatten();
     // A run that is gone on with is asked what it was asked before.
     let named = || {
@@ -90,16 +89,31 @@ pub fn with_defaults(mut command: Command, arguments: &[OsString]) -> anyhow::Re
             settings.retain(|key, _| id(key) != other);
         }
     }
-    command = command.mut_subcommand("train", |train| {
-        train.mut_subcommand(task, |mut command| {
-            for (key, value) in settings {
-                let values = values(&value);
-                command = command.mut_arg(id(&key), |arg| arg.required(false).default_values(values));
-            }
-            command
-        })
-    });
-    Ok(command)
+    Ok(at(command, &path, |mut command| {
+        for (key, value) in settings {
+            let values = values(&value);
+            command = command.mut_arg(id(&key), |arg| arg.required(false).default_values(values));
+        }
+        command
+    }))
+}
+
+/// The subcommands up to a task, where something is to be trained or planned, and what its command is called with.
+pub fn training(matches: &ArgMatches) -> Option<(Vec<&'static str>, &ArgMatches)> {
+    let mut path: Vec<&'static str> =
+        ["plan", "cloud"].into_iter().filter(|&c| matches.subcommand_name() == Some(c)).collect();
+    let above = path.first().map_or(Some(matches), |first| matches.subcommand_matches(first))?;
+    let (task, matches) = above.subcommand_matches("train")?.subcommand()?;
+    path.extend(["train", TASKS.into_iter().find(|known| *known == task)?]);
+    Some((path, matches))
+}
+
+/// `command` with the subcommand at `path` as `change` makes it.
+fn at(command: Command, path: &[&'static str], change: impl FnOnce(Command) -> Command) -> Command {
+    match path {
+        [] => change(command),
+        [first, rest @ ..] => command.mut_subcommand(first, |command| at(command, rest, change)),
+    }
 }
 
 /// The configuration called `name`: a profile, or a file.
@@ -200,13 +214,12 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// What `matches`, of the task's command, came to.
-    pub fn new(task: &'static str, matches: &ArgMatches) -> Self {
+    /// What `matches` came to, as far as `command`, that which trains, has such flags.
+    pub fn new(task: &'static str, command: &Command, matches: &ArgMatches) -> Self {
         let mut flags = Table::new();
-        for id in matches.ids().map(clap::Id::as_str) {
-            // The groups of flags are no flags.
-            let group = id.starts_with(char::is_uppercase);
-            if group || NOT_CONFIGURED.contains(&id) || matches.value_source(id).is_none() {
+        for id in subcommand(command, task).get_arguments().map(|argument| argument.get_id().as_str()) {
+            let known = matches.try_contains_id(id).is_ok();
+            if !known || NOT_CONFIGURED.contains(&id) || matches.value_source(id).is_none() {
                 continue;
             }
             let Ok(Some(raw)) = matches.try_get_raw(id) else { continue };

@@ -1,15 +1,17 @@
 //! `tiny-cats train dit`: trains the generator.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
+use candle_core::Device;
+use tiny_cats_models::{Network, TinyDitConfig, tiny_dit::SIZES};
 
-use super::{Job, common::Common, open};
+use super::{Job, Pictures, common::Common, open};
 use crate::{
     cli::{common::tell_skipped, logging},
     data::{Dataset, Images, Split},
-    train::{Dit, DitOptions, Flow},
+    plan::Workload,
+    train::{DRAWS, Dit, DitOptions, Flow, SAMPLE_ROWS},
 };
 
 /// What `tiny-cats train dit` is called with.
@@ -59,24 +61,82 @@ pub struct Args {
     pub(super) common: Common,
 }
 
+/// Forward passes of a sample: two for guidance at each of Heun's two evaluations in twenty steps.
+const SAMPLE_PASSES: u64 = 80;
+
+impl Args {
+    /// # Errors
+    /// Naming the first flag that makes no sense.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.common.validate()?;
+        if !(0.0..=1.0).contains(&self.label_dropout) {
+            bail!("--label-dropout: expected 0 to 1, found {}", self.label_dropout);
+        }
+        if !self.cfg_scale.is_finite() {
+            bail!("--cfg-scale: expected a number, found {}", self.cfg_scale);
+        }
+        // The batch is not known yet, and the least number of classes will do.
+        self.common.schedule(self.steps, 1, self.warmup_steps, 10_000)?;
+        self.network(1)?;
+        Ok(())
+    }
+
+    /// Where the pictures are.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Where it is to be computed.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn device(&self) -> anyhow::Result<Device> {
+        self.common.device.device()
+    }
+
+    fn network(&self, classes: usize) -> anyhow::Result<TinyDitConfig> {
+        TinyDitConfig::named(&self.size, self.image_size, classes)
+            .with_context(|| format!("--size {} --image-size {}", self.size, self.image_size))
+    }
+
+    /// What training on `pictures` takes.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn workload(&self, pictures: &Pictures) -> anyhow::Result<Workload> {
+        let network = self.network(pictures.classes)?;
+        let Pictures { train, validation, test, .. } = pictures.limited(self.common.limit_files);
+        let (train, validation) =
+            if self.no_validation { (train + validation + test, 0) } else { (train, validation) };
+        let averages = self.common.ema_beta.len();
+        let passes = |every: u64, each: u64| if every == 0 { 0 } else { self.steps.div_ceil(every) * each };
+        let evaluations = passes(
+            if self.save_interval == 0 { self.steps } else { self.save_interval },
+            DRAWS * (validation * averages) as u64,
+        );
+        let samples = passes(self.sample_interval, (SAMPLE_ROWS * network.classes) as u64 * SAMPLE_PASSES);
+        Ok(Workload {
+            looking_flops: network.cost()?.flops().saturating_mul(evaluations + samples),
+            network: Network::TinyDit(network),
+            side: self.image_size,
+            steps: self.steps,
+            batch: self.common.batch_size.min(train),
+            accumulation: self.common.gradient_accumulation_steps,
+            tape: self.common.tape(),
+            averages,
+        })
+    }
+}
+
 /// Trains in this process.
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let common = &args.common;
-    if !(0.0..=1.0).contains(&args.label_dropout) {
-        bail!("--label-dropout: expected 0 to 1, found {}", args.label_dropout);
-    }
-    if !args.cfg_scale.is_finite() {
-        bail!("--cfg-scale: expected a number, found {}", args.cfg_scale);
-    }
-    // Before anything takes time; the batch is not known yet.
-    common.schedule(args.steps, 1, args.warmup_steps, 10_000)?;
     let device = common.device.device()?;
     let data = open(&args.data)?;
-    let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
-        .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
+    let network = args.network(data.classes.len())?;
     let load = |part: &Dataset| -> anyhow::Result<Images> {
         let images = Images::load(part, args.image_size as u32, common.limit_files, &common.cache())?;
         tell_skipped(&images.skipped);

@@ -1,9 +1,9 @@
 //! `tiny-cats train`: trains a model.
 
-mod classifier;
+pub mod classifier;
 mod common;
 pub mod config;
-mod dit;
+pub mod dit;
 pub mod report;
 mod stop;
 mod supervise;
@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::ArgMatches;
+use clap::{ArgMatches, CommandFactory};
 use tiny_cats_export::write_atomically;
 
 use self::{
@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     cli::{common::tell_skipped, logging},
-    data::{self, Dataset},
+    data::{self, Dataset, Split},
     train::{self, Plan, Task, folder::Status},
 };
 
@@ -60,7 +60,37 @@ impl Args {
     /// # Errors
     /// Naming the first flag that makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
-        self.common().1.validate()
+        match &self.command {
+            Command::Dit(args) => args.validate(),
+            Command::Classifier(args) => args.validate(),
+        }
+    }
+}
+
+/// How many pictures there are to train on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pictures {
+    /// Classes.
+    pub classes: usize,
+    /// To learn from.
+    pub train: usize,
+    /// To choose by.
+    pub validation: usize,
+    /// To judge by.
+    pub test: usize,
+}
+
+impl Pictures {
+    /// Those in a data folder.
+    pub fn of(data: &Dataset) -> Self {
+        let [train, validation, test] = Split::ALL.map(|split| data.part(split).files.len());
+        Self { classes: data.classes.len(), train, validation, test }
+    }
+
+    /// As `--limit-files` leaves them.
+    fn limited(self, most: Option<usize>) -> Self {
+        let least = |n: usize| most.map_or(n, |most| n.min(most));
+        Self { train: least(self.train), validation: least(self.validation), test: least(self.test), ..self }
     }
 }
 
@@ -81,7 +111,7 @@ pub struct Job {
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (task, common) = args.common();
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
-    let configuration = Resolved::new(task, matches);
+    let configuration = Resolved::new(task, &super::Cli::command(), matches);
     args.validate()?;
     common.open_log()?;
     let Some(folder) = &common.worker else { return supervise(common, task, &configuration) };

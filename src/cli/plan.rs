@@ -1,0 +1,467 @@
+//! `tiny-cats plan`: what a training takes, said before it is begun.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use serde_json::{Value, json};
+use tiny_cats_models::Network;
+
+use super::{
+    common::{pretty, print},
+    table::table,
+    train::{Pictures, classifier, dit},
+};
+use crate::{
+    cloud::Settings,
+    data::{BREEDS, Dataset},
+    plan::{
+        Calibration, Card, Demand, Estimate, Gpu, Memory, Prices, Source, Verdict, Workload, calibrate,
+        cards, choose, estimate, rules,
+    },
+};
+
+/// What `tiny-cats plan` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Plans a training, with the flags of `tiny-cats train`.
+    Train(Train),
+    /// Prints what an hour costs.
+    Prices {
+        /// A price list to take instead of the program's, as TOML
+        #[arg(long, value_name = "FILE")]
+        prices: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+struct Train {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Task {
+    /// TinyDiT, the generator.
+    Dit(Box<Of<dit::Args>>),
+    /// A ResNet, the classifier.
+    Classifier(Box<Of<classifier::Args>>),
+}
+
+#[derive(clap::Args, Debug)]
+struct Of<T: clap::Args> {
+    #[command(flatten)]
+    train: T,
+    #[command(flatten)]
+    where_to: Where,
+    /// Train for 20 steps on this machine, on synthetic cats, and say how long all of it would take here
+    #[arg(long, help_heading = "Plan")]
+    calibrate: bool,
+    /// Print JSON
+    #[arg(long, help_heading = "Plan")]
+    json: bool,
+}
+
+/// On what a training is planned.
+#[derive(clap::Args, Debug)]
+pub struct Where {
+    /// GPUs as Modal calls them, separated by commas, the first being preferred; several of a kind as A100:4 [default: all that there are]
+    #[arg(long, value_delimiter = ',', value_name = "GPU", help_heading = "Plan")]
+    pub gpu: Vec<String>,
+    /// A price list to take instead of the program's, as TOML
+    #[arg(long, value_name = "FILE", help_heading = "Plan")]
+    pub prices: Option<PathBuf>,
+    /// Pictures in all, where the data is not on this machine
+    #[arg(long, value_name = "N", help_heading = "Plan")]
+    pub pictures: Option<usize>,
+    /// Classes, where the data is not on this machine
+    #[arg(long, value_name = "N", help_heading = "Plan")]
+    pub classes: Option<usize>,
+}
+
+/// Pictures of the data that `download` and `prepare` make of the Oxford-IIIT Pet Dataset: heads for the generator, whole photographs with
+/// dogs as another class for the classifier.
+const HEADS: [usize; 2] = [BREEDS.len(), 1_082];
+const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
+
+/// Steps that `--calibrate` takes the time of.
+const CALIBRATED: u64 = 20;
+
+/// Runs it.
+///
+/// # Errors
+/// When a setting makes no sense, or nothing can be planned.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    match &args.command {
+        Command::Prices { prices, json } => print(&list(&load(prices.as_deref())?, *json)?),
+        Command::Train(Train { task: Task::Dit(of) }) => {
+            of.train.validate()?;
+            let (pictures, about) = of.where_to.pictures(of.train.data(), HEADS)?;
+            print(&plan(&of.train.workload(&pictures)?, about, of, || of.train.device())?)
+        }
+        Command::Train(Train { task: Task::Classifier(of) }) => {
+            of.train.validate()?;
+            let (pictures, about) = of.where_to.pictures(of.train.data(), PHOTOS)?;
+            print(&plan(&of.train.workload(&pictures)?, about, of, || of.train.device())?)
+        }
+    }
+}
+
+fn load(prices: Option<&Path>) -> anyhow::Result<Prices> {
+    Ok(prices.map_or_else(|| Ok(Prices::listed()), Prices::load)?)
+}
+
+impl Where {
+    /// The GPUs that were asked for, or one of each kind.
+    ///
+    /// # Errors
+    /// When there is no such GPU.
+    pub fn gpus(&self) -> anyhow::Result<Vec<Gpu>> {
+        if self.gpu.is_empty() {
+            return Ok(cards().iter().map(Gpu::one).collect());
+        }
+        Ok(self.gpu.iter().map(|name| name.trim().parse()).collect::<Result<_, _>>()?)
+    }
+
+    /// The price list.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub fn prices(&self) -> anyhow::Result<Prices> {
+        load(self.prices.as_deref())
+    }
+
+    /// How many pictures there are: as was said, or as they are here, or `usual` classes and pictures; and a line about it.
+    ///
+    /// # Errors
+    /// When the data is there and cannot be read.
+    pub fn pictures(&self, data: &Path, usual: [usize; 2]) -> anyhow::Result<(Pictures, String)> {
+        let said = self.classes.is_some() || self.pictures.is_some();
+        if !said && data.exists() {
+            let pictures = Pictures::of(&Dataset::open(data)?);
+            return Ok((pictures, format!("{}: {}", data.display(), words(&pictures))));
+        }
+        let [classes, all] = [self.classes.unwrap_or(usual[0]), self.pictures.unwrap_or(usual[1])];
+        if classes == 0 || all < 3 * classes {
+            bail!("--pictures: expected at least three for each of {classes} classes, found {all}");
+        }
+        let (validation, test) = (all / 10, all / 10);
+        let pictures = Pictures { classes, train: all - validation - test, validation, test };
+        let why = if said {
+            "as was said".to_owned()
+        } else {
+            format!("{} is not here: assumed, as of the Oxford-IIIT Pet Dataset", data.display())
+        };
+        Ok((pictures, format!("{why}: {}", words(&pictures))))
+    }
+}
+
+fn words(pictures: &Pictures) -> String {
+    let Pictures { classes, train, validation, test } = pictures;
+    format!("{train} pictures of {classes} classes to train on, {validation} to validate, {test} to test")
+}
+
+fn plan<T: clap::Args>(
+    workload: &Workload,
+    about: String,
+    of: &Of<T>,
+    device: impl FnOnce() -> anyhow::Result<Device>,
+) -> anyhow::Result<String> {
+    let (settings, prices) = (Settings::default(), of.where_to.prices()?);
+    let gpus = of.where_to.gpus()?;
+    let estimates: Vec<Estimate> =
+        gpus.iter().map(|gpu| estimate(workload, gpu, &settings, &prices)).collect::<Result<_, _>>()?;
+    let demand = workload.demand(true)?;
+    let other = Workload {
+        tape: tiny_cats_models::TapeOptions { checkpoint: !workload.tape.checkpoint, ..workload.tape },
+        ..workload.clone()
+    };
+    let other = other.demand(true)?.memory;
+    let here = if of.calibrate { Some(measure(workload, &device()?)?) } else { None };
+    if of.json {
+        return pretty(&report(workload, &demand, &estimates, here.as_ref(), &settings, &prices));
+    }
+    let mut out = String::new();
+    describe(&mut out, workload, &about, &demand, &other)?;
+    out.push('\n');
+    out += &estimates_table(&estimates, workload);
+    out.push('\n');
+    match choose(&estimates) {
+        None => writeln!(out, "none of these can train it as it is")?,
+        Some([cheapest, fastest, chosen]) => {
+            let name = |i: usize| {
+                let dollars =
+                    estimates[i].expected_dollars().map_or(String::new(), |d| format!(", {}", money(d)));
+                format!("{} ({}{dollars})", estimates[i].gpu, hours(estimates[i].expected_hours))
+            };
+            writeln!(out, "cheapest {}; fastest {}", name(cheapest), name(fastest))?;
+            let (gpu, most) = (&estimates[chosen].gpu, rules::OVERNIGHT_H);
+            writeln!(
+                out,
+                "chosen   {gpu}: the cheapest that takes no more than {most} h, or else the fastest"
+            )?;
+        }
+    }
+    if let Some(here) = &here {
+        let seconds = here.step_seconds * workload.steps as f64;
+        let more = workload.looking_flops as f64 / here.flops;
+        writeln!(
+            out,
+            "here     {:.3} s a step of {} pictures, {}FLOP/s, measured in {} steps: {} in all",
+            here.step_seconds,
+            here.batch * workload.accumulation,
+            quantity(here.flops),
+            here.steps,
+            hours((seconds + more) / 3600.0)
+        )?;
+    }
+    out.push('\n');
+    out += &footnotes(&settings, &prices, &estimates);
+    Ok(out)
+}
+
+fn measure(workload: &Workload, device: &Device) -> anyhow::Result<Calibration> {
+    let bar = indicatif::ProgressBar::new(0);
+    let measured = calibrate(workload, device, CALIBRATED, &mut |step, steps| {
+        bar.set_length(steps);
+        bar.set_position(step);
+    });
+    bar.finish_and_clear();
+    measured.context("--calibrate")
+}
+
+fn describe(
+    out: &mut String,
+    workload: &Workload,
+    about: &str,
+    demand: &Demand,
+    other: &Memory,
+) -> std::fmt::Result {
+    let Workload { network, side, steps, batch, accumulation, tape, .. } = workload;
+    let parameters = demand.parameters as f64 / 1e6;
+    let name = match network {
+        Network::TinyDit(config) => {
+            format!(
+                "TinyDiT of width {}, depth {}, patches of {} px",
+                config.width, config.depth, config.patch_size
+            )
+        }
+        Network::ResNet(config) => config.to_string(),
+    };
+    writeln!(out, "network  {name}, {side} px: {parameters:.1} million parameters")?;
+    writeln!(out, "data     {about}")?;
+    writeln!(
+        out,
+        "work     {steps} steps of {} pictures, {}FLOP each, in {}; {}FLOP in all, {:.0} % of it to evaluate and draw samples",
+        batch * accumulation,
+        quantity(demand.step_flops as f64),
+        tape.precision,
+        quantity(demand.run_flops),
+        100.0 * workload.looking_flops as f64 / demand.run_flops
+    )?;
+    let Memory { weights, gradients, moments, averages, activations, optimizer, batch: pictures } =
+        demand.memory;
+    let (with, without) = if tape.checkpoint { ("without", other) } else { ("with", other) };
+    writeln!(
+        out,
+        "memory   weights {}, gradients {}, moments {}, averages {}, batch {}, activations {} ({} {with} --gradient-checkpointing), \
+         or then the optimizer {}: {} for micro-batches of {batch}",
+        bytes(weights),
+        bytes(gradients),
+        bytes(moments),
+        bytes(averages),
+        bytes(pictures),
+        bytes(activations),
+        bytes(without.activations),
+        bytes(optimizer),
+        bytes(demand.memory.total())
+    )
+}
+
+fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
+    let head = [
+        "gpu",
+        "memory",
+        "largest batch",
+        "steps/s",
+        "speed",
+        "hours",
+        "$",
+        "hours expected",
+        "$ expected",
+        "timeout",
+        "retries",
+        "",
+    ];
+    let row = |e: &Estimate| {
+        let Card { memory_gib, .. } = e.gpu.card;
+        let known = |text: String| if e.verdict == Verdict::Fits { text } else { String::new() };
+        let dollars = |d: Option<f64>| known(d.map_or_else(String::new, |d| format!("{d:.2}")));
+        let source = match &e.source {
+            Source::Assumed => {
+                let share = e.gpu.card.efficiency.of(workload.tape.precision);
+                format!("assumed MFU {:.0} %", 100.0 * share)
+            }
+            Source::Measured(how) => format!("measured: {how}"),
+        };
+        let why = match e.verdict {
+            Verdict::Fits => "",
+            Verdict::NoBf16 => "has no bf16: --precision f16",
+            Verdict::TooLarge => {
+                "too little memory: smaller --batch-size, more --gradient-accumulation-steps"
+            }
+            Verdict::Indivisible => "--batch-size cannot be divided among them",
+            Verdict::TooLong => "takes more attempts than there may be",
+        };
+        vec![
+            e.gpu.to_string(),
+            format!("{:.0} GiB", memory_gib * e.gpu.count as f64),
+            e.largest_batch.to_string(),
+            known(format!("{:.2}", e.steps_per_second)),
+            known(source),
+            known(format!("{:.2}", e.hours)),
+            dollars(e.dollars()),
+            known(format!("{:.2}", e.expected_hours)),
+            dollars(e.expected_dollars()),
+            known(timeout(e.timeout_s)),
+            known(e.retries.to_string()),
+            why.to_owned(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = estimates.iter().map(row).collect();
+    table(&head, &rows)
+}
+
+/// The rules that the figures are made by.
+fn footnotes(settings: &Settings, prices: &Prices, estimates: &[Estimate]) -> String {
+    let mut out = String::new();
+    let (container, most) = (settings.container, settings.time.longest_attempt_s / 3600.0);
+    let memory = container.memory_mib / 1024.0;
+    let _ = writeln!(
+        out,
+        "Prices: {}, {}, with {} cores and {memory} GiB of memory; others by --prices.\n\
+         Expected: a preemption every {:.0} h (assumed), which costs a new start of {:.0} s and {:.0} s to save.\n\
+         Timeout: {} times what is expected and {:.0} s to stop in, at most {most} h an attempt; {} retries, and one for each further attempt.",
+        prices.source,
+        prices.date,
+        container.cpu,
+        1.0 / rules::PREEMPTIONS_AN_HOUR,
+        rules::START_S,
+        rules::PREEMPTED_S,
+        rules::TIMEOUT_MARGIN,
+        settings.time.stop_before_s,
+        settings.retries.default,
+    );
+    if estimates.iter().any(|e| e.source == Source::Assumed) {
+        out +=
+            "Assumed MFU: nobody has measured this program on that card; the share of its peak is a guess.\n";
+    }
+    out
+}
+
+fn report(
+    workload: &Workload,
+    demand: &Demand,
+    estimates: &[Estimate],
+    here: Option<&Calibration>,
+    settings: &Settings,
+    prices: &Prices,
+) -> Value {
+    let each = estimates.iter().map(|e| {
+        let mut value = json!(e);
+        value["dollars"] = json!(e.dollars());
+        value["expected_dollars"] = json!(e.expected_dollars());
+        value
+    });
+    let name = |i: usize| estimates[i].gpu.to_string();
+    let choice = choose(estimates);
+    json!({
+        "network": workload.network,
+        "steps": workload.steps,
+        "items_per_step": workload.batch * workload.accumulation,
+        "demand": demand,
+        "memory_bytes": demand.memory.total(),
+        "gpus": each.collect::<Vec<_>>(),
+        "cheapest": choice.map(|c| name(c[0])),
+        "fastest": choice.map(|c| name(c[1])),
+        "chosen": choice.map(|c| name(c[2])),
+        "here": here,
+        "prices": prices,
+        "rules": {
+            "timeout_margin": rules::TIMEOUT_MARGIN,
+            "start_s": rules::START_S,
+            "preemptions_an_hour": rules::PREEMPTIONS_AN_HOUR,
+            "preempted_s": rules::PREEMPTED_S,
+            "overnight_h": rules::OVERNIGHT_H,
+            "together": rules::TOGETHER,
+            "longest_attempt_s": settings.time.longest_attempt_s,
+            "stop_before_s": settings.time.stop_before_s,
+        },
+    })
+}
+
+fn list(prices: &Prices, json: bool) -> anyhow::Result<String> {
+    if json {
+        let gpus: serde_json::Map<String, Value> = cards()
+            .iter()
+            .filter_map(|card| {
+                let hour = prices.gpus.get(&card.name)?;
+                Some((
+                    card.name.clone(),
+                    json!({"hour": hour, "device": card.device, "aliases": card.aliases}),
+                ))
+            })
+            .collect();
+        let mut said = json!(prices);
+        said["gpus"] = json!(gpus);
+        return pretty(&said);
+    }
+    let settings = Settings::default();
+    let row = |card: &'static Card| {
+        let (gpu, price) = (Gpu::one(card), prices.gpus.get(&card.name));
+        let text = |dollars: Option<f64>| dollars.map_or_else(|| "unknown".to_owned(), |d| format!("{d:.2}"));
+        vec![card.name.clone(), text(price.copied()), text(prices.hour(&gpu, &settings.container))]
+    };
+    let rows: Vec<Vec<String>> = cards().iter().map(row).collect();
+    let said = table(&["gpu", "$/h", "$/h of a container"], &rows);
+    Ok(format!("{said}{}, {}\n", prices.source, prices.date))
+}
+
+/// A large number with three digits.
+fn quantity(value: f64) -> String {
+    let units = [(1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M")];
+    let (size, unit) = units.into_iter().find(|(size, _)| value >= *size).unwrap_or((1.0, " "));
+    let value = value / size;
+    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.digits$}{unit}")
+}
+
+fn bytes(bytes: u64) -> String {
+    quantity((bytes as f64).max(1e6)) + "B"
+}
+
+/// Hours as people say them.
+pub fn hours(hours: f64) -> String {
+    if hours < 1.0 { format!("{:.0} min", (60.0 * hours).ceil()) } else { format!("{hours:.1} h") }
+}
+
+/// Dollars as people say them.
+pub fn money(dollars: f64) -> String {
+    format!("${dollars:.2}")
+}
+
+fn timeout(seconds: u64) -> String {
+    format!("{}:{:02} h", seconds / 3600, seconds % 3600 / 60)
+}

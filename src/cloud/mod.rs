@@ -1,0 +1,5 @@
+//! Training on rented GPUs, at Modal.
+
+mod settings;
+
+pub use settings::{Container, Settings};

@@ -1,0 +1,110 @@
+//! How fast this machine trains.
+
+use std::time::Instant;
+
+use candle_core::Device;
+use serde::Serialize;
+use tiny_cats_models::{Network, init};
+
+use super::Workload;
+use crate::{
+    data::{BREEDS, Cache, Dataset, Images, Level, Photos, synth},
+    train::{
+        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Result, Taken, Task,
+        learn,
+    },
+};
+
+/// Steps before the clock starts.
+const WARM_UP: u64 = 3;
+/// Synthetic pictures that batches are made of, at least.
+const PICTURES: usize = 100;
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Calibration {
+    /// Seconds of a step, the median; its pictures are drawn ahead, as in training.
+    pub step_seconds: f64,
+    /// Floating-point operations a second.
+    pub flops: f64,
+    /// Pictures in the micro-batch that was measured.
+    pub batch: usize,
+    /// Steps that were measured.
+    pub steps: u64,
+}
+
+/// Trains on synthetic cats on `device` as `workload` says, and takes the time of `steps` steps. `observe` is told how many are done, of
+/// how many.
+///
+/// # Errors
+/// When it cannot be trained, for want of memory for instance.
+pub fn calibrate(
+    workload: &Workload,
+    device: &Device,
+    steps: u64,
+    observe: &mut dyn FnMut(u64, u64),
+) -> Result<Calibration> {
+    let folder = tempfile::tempdir()
+        .map_err(|source| crate::train::Error::File { path: std::env::temp_dir(), source })?;
+    let mut task = task(workload, folder.path(), device)?;
+    let specs = task.cost()?.params;
+    let settings = AdamW { ema: vec![0.999; workload.averages], ..AdamW::default() };
+    let mut optimizer = Optimizer::new(settings, &specs, &init(&specs, 0), device)?;
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+    let batch = workload.batch.min(task.batches().items());
+    let mut loader = Loader::with_workers(task.batches(), batch, workers, 2)?;
+    let mut times = Vec::new();
+    for step in 0..WARM_UP + steps {
+        let start = Instant::now();
+        let position = step * (batch * workload.accumulation) as u64;
+        let mut params = optimizer.params()?;
+        let (_, learnt) =
+            learn(&mut *task, workload.tape, &mut params, &mut loader, workload.accumulation, position, 1.0)?;
+        drop(params);
+        // The norm is read back from the device, so that what was launched is done.
+        optimizer.step(&learnt, Taken { rate: 1e-4, before: step, scale: 1.0 })?;
+        if step >= WARM_UP {
+            times.push(start.elapsed().as_secs_f64());
+        }
+        observe(step + 1, WARM_UP + steps);
+    }
+    times.sort_by(f64::total_cmp);
+    let step_seconds = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let items = (batch * workload.accumulation) as u64;
+    let flops = task.cost()?.training_flops(workload.tape.checkpoint).saturating_mul(items) as f64;
+    Ok(Calibration { step_seconds, flops: flops / step_seconds, batch, steps })
+}
+
+/// The task, on pictures that are drawn for it.
+fn task(workload: &Workload, folder: &std::path::Path, device: &Device) -> Result<Box<dyn Task>> {
+    let (side, augmentation, seed) = (workload.side as u32, Level::Medium, 0);
+    let data = folder.join("cats");
+    let per_class = workload.batch.max(PICTURES).div_ceil(BREEDS.len() + 1).min(u32::MAX as usize) as u32;
+    synth::write(&data, &synth::Manifest::new(per_class, side, seed)?, |_| ())?;
+    let data = Dataset::open(&data)?;
+    let classes = data.classes.len();
+    Ok(match workload.network.clone() {
+        Network::TinyDit(network) => {
+            let images = Images::load(&data, side, None, &Cache::Memory)?;
+            let network = tiny_cats_models::TinyDitConfig { classes, ..network };
+            let flow = Flow::default();
+            let options = DitOptions { network, flow, augmentation, guidance: 1.0, best: false, seed };
+            Box::new(Dit::new(options, images, None, device.clone())?)
+        }
+        Network::ResNet(network) => {
+            let options = ClassifierOptions {
+                network: tiny_cats_models::ResNetConfig { classes, ..network },
+                image_size: workload.side,
+                crop_size: workload.side,
+                augmentation,
+                mixup: 0.0,
+                label_smoothing: 0.1,
+                seed,
+                name: "calibration".into(),
+                init: None,
+            };
+            let photos = Photos::load(&data, options.short_side(), None, &Cache::Memory)?;
+            Box::new(Classifier::new(options, photos, None, device.clone())?)
+        }
+    })
+}

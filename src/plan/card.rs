@@ -1,0 +1,216 @@
+//! GPUs, as Modal calls them.
+
+use std::{fmt, str::FromStr, sync::LazyLock};
+
+use serde::{Deserialize, Serialize};
+use tiny_cats_models::Precision;
+
+use super::{Error, Result};
+use crate::nearest::nearest;
+
+/// GPUs that one container may have.
+const MOST: usize = 8;
+
+/// A figure for f32, and one for f16 and bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Both {
+    f32: f64,
+    half: f64,
+}
+
+impl Both {
+    /// That for products in `precision`.
+    pub fn of(self, precision: Precision) -> f64 {
+        if precision == Precision::F32 { self.f32 } else { self.half }
+    }
+}
+
+/// A kind of GPU.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    /// What Modal calls it.
+    pub name: String,
+    /// What it is called besides.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// What it calls itself, or the beginning of that.
+    pub device: String,
+    /// Memory that programs can have, in GiB.
+    pub memory_gib: f64,
+    /// Whether it computes in bf16.
+    pub bf16: bool,
+    /// Peak, in 10¹² floating-point operations a second.
+    pub tflops: Both,
+    /// The share of the peak that training reaches: assumed.
+    pub efficiency: Both,
+}
+
+/// A speed that was measured.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Measured {
+    /// What the device calls itself, or the beginning of that.
+    device: String,
+    /// `tiny-dit` or `resnet`.
+    network: String,
+    precision: Precision,
+    /// 10⁹ floating-point operations a second.
+    gflops: f64,
+    date: String,
+    /// How.
+    source: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Catalogue {
+    launch_us: f64,
+    context_gib: f64,
+    gaps: f64,
+    gpu: Vec<Card>,
+    #[serde(default)]
+    measured: Vec<Measured>,
+}
+
+static CATALOGUE: LazyLock<Catalogue> =
+    LazyLock::new(|| toml::from_str(include_str!("gpus.toml")).expect("the program's own list of GPUs"));
+
+/// All kinds, as the list has them: the slower ones first.
+pub fn cards() -> &'static [Card] {
+    &CATALOGUE.gpu
+}
+
+/// Where a speed is from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Nobody measured it: the peak times an assumed share.
+    Assumed,
+    /// It was measured; how and when.
+    Measured(String),
+}
+
+impl Card {
+    /// Whether it is called so, in any case of letters.
+    pub fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+            || self.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
+    }
+
+    /// Floating-point operations a second when a network of this kind is trained, and how that is known.
+    pub(super) fn speed(&self, network: &str, precision: Precision) -> (f64, Source) {
+        let fits = |row: &&Measured| {
+            self.device.starts_with(&row.device) && row.network == network && row.precision == precision
+        };
+        match CATALOGUE.measured.iter().find(fits) {
+            Some(row) => (row.gflops * 1e9, Source::Measured(format!("{}, {}", row.source, row.date))),
+            None => (self.tflops.of(precision) * 1e12 * self.efficiency.of(precision), Source::Assumed),
+        }
+    }
+
+    /// Bytes that tensors may take.
+    pub(super) fn bytes(&self) -> u64 {
+        let gib = (self.memory_gib - CATALOGUE.context_gib) * (1.0 - CATALOGUE.gaps);
+        (gib * f64::from(1 << 30)) as u64
+    }
+}
+
+/// Seconds from one kernel's launch to the next.
+pub(super) fn launch_s() -> f64 {
+    CATALOGUE.launch_us * 1e-6
+}
+
+/// One or several GPUs of a kind, as Modal writes them: `A10`, `H100!`, `A100-80GB:4`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gpu {
+    /// The kind.
+    pub card: &'static Card,
+    /// How many.
+    pub count: usize,
+    /// What Modal is told.
+    text: String,
+}
+
+impl Gpu {
+    /// One of them.
+    pub fn one(card: &'static Card) -> Self {
+        Self { card, count: 1, text: card.name.clone() }
+    }
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.text)
+    }
+}
+
+impl FromStr for Gpu {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let shown: String = text.escape_debug().take(40).collect();
+        let wrong = |message: String| Error::Gpu { name: shown.clone(), message };
+        let (name, count) = match text.split_once(':') {
+            None => (text, 1),
+            Some((name, count)) => {
+                let count = count.parse().ok().filter(|count| (1..=MOST).contains(count));
+                (name, count.ok_or_else(|| wrong(format!("expected 1 to {MOST} GPUs after the colon")))?)
+            }
+        };
+        let Some(card) = cards().iter().find(|card| card.is(name)) else {
+            let names = || cards().iter().map(|card| card.name.as_str());
+            let near = nearest(&name.to_uppercase(), names()).map(|near| format!("; did you mean {near}?"));
+            let names = names().collect::<Vec<_>>().join(", ");
+            return Err(wrong(format!(
+                "unknown GPU{}",
+                near.unwrap_or_else(|| format!("; expected one of {names}"))
+            )));
+        };
+        let name = card.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(name)).unwrap_or(&card.name);
+        let text = if count == 1 { name.clone() } else { format!("{name}:{count}") };
+        Ok(Self { card, count, text })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_called_as_modal_calls_them() {
+        for (text, card, count, shown) in [
+            ("A10", "A10", 1, "A10"),
+            ("a100:4", "A100-40GB", 4, "A100:4"),
+            ("H100!", "H100", 1, "H100!"),
+            ("A100-80GB:2", "A100-80GB", 2, "A100-80GB:2"),
+            ("L4:1", "L4", 1, "L4"),
+        ] {
+            let gpu: Gpu = text.parse().unwrap();
+            assert_eq!((&*gpu.card.name, gpu.count, &*gpu.to_string()), (card, count, shown));
+        }
+        for (text, said) in [
+            ("A11", "--gpu A11: unknown GPU; did you mean A10?"),
+            ("h10", "did you mean H100?"),
+            ("A10:0", "expected 1 to 8 GPUs"),
+            ("A10:x", "expected 1 to 8 GPUs"),
+            ("", "unknown GPU; expected one of T4, "),
+            ("\u{1b}[31m", "--gpu \\u{1b}[31m: unknown GPU"),
+        ] {
+            let error = text.parse::<Gpu>().unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_catalogue_is_whole() {
+        for card in cards() {
+            for share in [card.efficiency.f32, card.efficiency.half] {
+                assert!(share > 0.0 && share <= 1.0, "{}", card.name);
+            }
+            assert!(card.bytes() > 8 << 30 && card.tflops.half > card.tflops.f32, "{}", card.name);
+            assert_eq!(card.name.parse::<Gpu>().unwrap().card, card);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! How long a training takes on a GPU, and what that costs.
+
+use serde::Serialize;
+use tiny_cats_models::{Network, Precision};
+
+use super::{Gpu, Prices, Result, Source, Workload, card::launch_s, rules};
+use crate::cloud::Settings;
+
+/// Whether a training can be done on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It can.
+    Fits,
+    /// The card does not compute in bf16.
+    NoBf16,
+    /// A micro-batch is too large for its memory.
+    TooLarge,
+    /// The micro-batch cannot be divided among so many.
+    Indivisible,
+    /// It takes more attempts than there may be.
+    TooLong,
+}
+
+/// A training on a GPU.
+#[derive(Clone, Debug, Serialize)]
+pub struct Estimate {
+    /// The GPU, as Modal writes it.
+    #[serde(serialize_with = "as_text")]
+    pub gpu: Gpu,
+    /// Whether it can be done there.
+    pub verdict: Verdict,
+    /// The largest micro-batch that fits; of several GPUs, on all together.
+    pub largest_batch: usize,
+    /// Floating-point operations a second.
+    pub flops: f64,
+    /// Where that figure is from.
+    pub source: Source,
+    /// Steps a second.
+    pub steps_per_second: f64,
+    /// Hours that are paid for if nothing goes wrong.
+    pub hours: f64,
+    /// Hours that are paid for with as many preemptions as are to be expected.
+    pub expected_hours: f64,
+    /// Attempts that it takes if nothing goes wrong: none may be longer than Modal lets it.
+    pub attempts: u64,
+    /// Seconds after which an attempt is ended.
+    pub timeout_s: u64,
+    /// Attempts besides the first that there may be.
+    pub retries: u64,
+    /// Dollars an hour; `None` where the GPU has no price.
+    pub hourly: Option<f64>,
+}
+
+fn as_text<S: serde::Serializer>(gpu: &Gpu, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_str(gpu)
+}
+
+impl Estimate {
+    /// Dollars if nothing goes wrong.
+    pub fn dollars(&self) -> Option<f64> {
+        Some(self.hourly? * self.hours)
+    }
+
+    /// Dollars with the preemptions that are to be expected.
+    pub fn expected_dollars(&self) -> Option<f64> {
+        Some(self.hourly? * self.expected_hours)
+    }
+}
+
+/// What `workload` takes on `gpu`, in containers as `settings` says, with `prices`.
+///
+/// # Errors
+/// When there is no such network.
+pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Prices) -> Result<Estimate> {
+    let demand = workload.demand(true)?;
+    let ledger = workload.network.cost(workload.side)?;
+    let precision = workload.tape.precision;
+    let kind = match workload.network {
+        Network::TinyDit(_) => "tiny-dit",
+        Network::ResNet(_) => "resnet",
+    };
+    let (one, source) = gpu.card.speed(kind, precision);
+    let count = gpu.count as f64;
+    let flops = one * if gpu.count == 1 { 1.0 } else { count * rules::TOGETHER };
+    // The processor launches kernels while the GPU computes: the slower of the two sets the pace.
+    let step_s = (demand.step_flops as f64 / flops).max(demand.launches as f64 * launch_s());
+    let computing_s = step_s * workload.steps as f64 + workload.looking_flops as f64 / one;
+
+    let longest = settings.time.longest_attempt_s;
+    let useful = longest - settings.time.stop_before_s - rules::START_S;
+    let attempts = (computing_s / useful).ceil().max(1.0);
+    let seconds = computing_s + attempts * rules::START_S;
+    let preemptions = seconds / 3600.0 * rules::PREEMPTIONS_AN_HOUR;
+    let expected = seconds + preemptions * (rules::START_S + rules::PREEMPTED_S);
+    let wanted = expected * rules::TIMEOUT_MARGIN + settings.time.stop_before_s;
+    let timeout_s = if attempts > 1.0 { longest } else { (wanted / 60.0).ceil() * 60.0 }.min(longest);
+    let retries = settings.retries.default + attempts as u64 - 1;
+
+    let largest_batch = workload.largest_batch(&ledger, gpu.card.bytes())? * gpu.count;
+    let verdict = if precision == Precision::Bf16 && !gpu.card.bf16 {
+        Verdict::NoBf16
+    } else if !workload.batch.is_multiple_of(gpu.count) {
+        Verdict::Indivisible
+    } else if workload.batch > largest_batch {
+        Verdict::TooLarge
+    } else if retries > settings.retries.most {
+        Verdict::TooLong
+    } else {
+        Verdict::Fits
+    };
+    Ok(Estimate {
+        gpu: gpu.clone(),
+        verdict,
+        largest_batch,
+        flops,
+        source,
+        steps_per_second: 1.0 / step_s,
+        hours: seconds / 3600.0,
+        expected_hours: expected / 3600.0,
+        attempts: attempts as u64,
+        timeout_s: timeout_s as u64,
+        retries,
+        hourly: prices.hour(gpu, &settings.container),
+    })
+}
+
+/// Which of `estimates` is the cheapest, which the fastest, and which is to be taken: the cheapest that is done
+/// [overnight](rules::OVERNIGHT_H), or else the fastest. What does not fit is none of them; what has no price is only the fastest.
+pub fn choose(estimates: &[Estimate]) -> Option<[usize; 3]> {
+    let fitting = || (0..estimates.len()).filter(|&i| estimates[i].verdict == Verdict::Fits);
+    let hours = |i: &usize| estimates[*i].expected_hours;
+    let dollars = |i: &usize| estimates[*i].expected_dollars().unwrap_or(f64::INFINITY);
+    let least = |among: &mut dyn Iterator<Item = usize>, by: &dyn Fn(&usize) -> f64| {
+        among.min_by(|a, b| by(a).total_cmp(&by(b)))
+    };
+    let fastest = least(&mut fitting(), &hours)?;
+    let cheapest = least(&mut fitting(), &dollars)?;
+    let overnight = least(&mut fitting().filter(|i| hours(i) <= rules::OVERNIGHT_H), &dollars);
+    Some([cheapest, fastest, overnight.unwrap_or(fastest)])
+}
+
+#[cfg(test)]
+mod tests {
+    use tiny_cats_models::{ResNetConfig, TapeOptions, TinyDitConfig};
+
+    use super::*;
+    use crate::plan::cards;
+
+    fn workload(size: &str, side: usize, batch: usize, steps: u64, precision: Precision) -> Workload {
+        let network = Network::TinyDit(TinyDitConfig::named(size, side, 12).unwrap());
+        let tape = TapeOptions { precision, checkpoint: false };
+        Workload { network, side, steps, batch, accumulation: 1, tape, averages: 2, looking_flops: 0 }
+    }
+
+    fn on(workload: &Workload, gpu: &str) -> Estimate {
+        estimate(workload, &gpu.parse().unwrap(), &Settings::default(), &Prices::listed()).unwrap()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_and_not_chosen() {
+        let base = workload("base", 128, 256, 200_000, Precision::Bf16);
+        let all: Vec<Estimate> = cards().iter().map(|card| on(&base, &card.name)).collect();
+        let verdict = |name: &str| all.iter().find(|e| e.gpu.card.name == name).unwrap().verdict;
+        assert_eq!((verdict("T4"), verdict("A100-80GB")), (Verdict::NoBf16, Verdict::Fits));
+        let [cheapest, fastest, chosen] = choose(&all).unwrap();
+        for i in [cheapest, fastest, chosen] {
+            assert_eq!(all[i].verdict, Verdict::Fits);
+        }
+        for (i, e) in all.iter().enumerate().filter(|(_, e)| e.verdict == Verdict::Fits) {
+            assert!(e.expected_hours >= all[fastest].expected_hours);
+            let dollars = |i: usize| all[i].expected_dollars().unwrap_or(f64::INFINITY);
+            assert!(dollars(i) >= dollars(cheapest));
+        }
+        let huge = workload("base", 128, 1 << 16, 10, Precision::Bf16);
+        assert_eq!(on(&huge, "L4").verdict, Verdict::TooLarge);
+        assert_eq!(on(&workload("nano", 32, 9, 10, Precision::F32), "L4:2").verdict, Verdict::Indivisible);
+        assert_eq!(
+            on(&workload("base", 128, 256, u64::MAX >> 20, Precision::Bf16), "L4").verdict,
+            Verdict::TooLong
+        );
+        assert!(choose(&[on(&huge, "L4")]).is_none());
+    }
+
+    #[test]
+    fn the_largest_batch_is_the_largest() {
+        for (gpu, size) in [("T4", "tiny"), ("A100-80GB", "base"), ("L4:2", "nano")] {
+            let mut w = workload(size, 64, 64, 10, Precision::F16);
+            let e = on(&w, gpu);
+            w.batch = e.largest_batch;
+            assert_eq!(on(&w, gpu).verdict, Verdict::Fits);
+            w.batch += e.largest_batch / 32 * e.gpu.count;
+            assert_eq!(on(&w, gpu).verdict, Verdict::TooLarge);
+        }
+    }
+
+    #[test]
+    fn time_money_and_timeouts_follow_from_the_work() {
+        let settings = Settings::default();
+        let small = workload("base", 128, 256, 10_000, Precision::Bf16);
+        let (one, two) = (on(&small, "A100"), on(&Workload { steps: 20_000, ..small.clone() }, "A100"));
+        let start = rules::START_S / 3600.0;
+        assert!(((two.hours - start) / (one.hours - start) - 2.0).abs() < 1e-9);
+        assert!(
+            one.expected_hours > one.hours && one.attempts == 1 && one.retries == settings.retries.default
+        );
+        assert!(one.timeout_s as f64 >= one.expected_hours * 3600.0 * 1.2 && one.timeout_s < 86_400);
+        // A card's whole price is that of the GPU and of what the container has besides.
+        let hour = 2.10 + settings.container.cpu * 0.0472 + settings.container.memory_mib / 1024.0 * 0.008;
+        assert!((one.dollars().unwrap() - one.hours * hour).abs() < 1e-9);
+        let long = on(&Workload { steps: 2_000_000, ..small.clone() }, "A100");
+        assert!(long.attempts > 1 && long.timeout_s == 86_400 && long.retries > one.retries);
+        let four = on(&small, "A100:4");
+        assert!(
+            four.steps_per_second > 3.0 * one.steps_per_second
+                && four.steps_per_second < 4.0 * one.steps_per_second
+        );
+        assert_eq!(on(&small, "RTX-PRO-6000").dollars(), None);
+        // Recomputing costs time, and saves memory.
+        let again =
+            on(&Workload { tape: TapeOptions { checkpoint: true, ..small.tape }, ..small.clone() }, "A100");
+        assert!(again.hours > 1.2 * one.hours && again.hours < 1.4 * one.hours);
+        assert!(again.largest_batch > 2 * one.largest_batch);
+        // A network so small that launching its kernels takes longer than computing them.
+        let tiny = on(&workload("nano", 32, 1, 10, Precision::F16), "H200");
+        assert!(tiny.steps_per_second < 1000.0, "{}", tiny.steps_per_second);
+        let resnet = Network::ResNet(ResNetConfig::named("resnet50", 13).unwrap());
+        let resnet = on(&Workload { network: resnet, side: 224, batch: 128, ..small }, "A100-80GB");
+        assert_eq!(resnet.verdict, Verdict::Fits);
+    }
+}

@@ -1,0 +1,143 @@
+//! What an hour costs.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::Serialize;
+use toml::{Table, Value};
+
+use super::{Error, Gpu, Result, cards};
+use crate::{cloud::Container, data::printable, nearest::nearest, train::folder::read_page};
+
+const LISTED: &str = include_str!("prices.toml");
+
+/// Dollars an hour, of a day.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prices {
+    /// When they were seen.
+    pub date: String,
+    /// Where.
+    pub source: String,
+    /// Of a core.
+    pub cpu_core_hour: f64,
+    /// Of a GiB of memory.
+    pub memory_gib_hour: f64,
+    /// Of GPUs, by name; some have no price.
+    pub gpus: BTreeMap<String, f64>,
+}
+
+impl Prices {
+    /// Those that the program brings.
+    ///
+    /// # Panics
+    /// Never: a test reads them.
+    pub fn listed() -> Self {
+        let empty = Self {
+            date: String::new(),
+            source: String::new(),
+            cpu_core_hour: 0.0,
+            memory_gib_hour: 0.0,
+            gpus: BTreeMap::new(),
+        };
+        empty.with(Path::new("prices.toml"), LISTED).expect("the program's own prices")
+    }
+
+    /// Those of a file; what it does not say is as listed.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a field makes no sense.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = String::from_utf8(read_page(path)?);
+        let text =
+            text.map_err(|_| Error::Prices { path: path.to_owned(), message: "expected text".into() })?;
+        Self::listed().with(path, &text)
+    }
+
+    fn with(mut self, path: &Path, text: &str) -> Result<Self> {
+        let wrong = |field: &str, what: &str, found: &dyn std::fmt::Display| {
+            let short = |text: &str| printable(Path::new(&text.chars().take(60).collect::<String>()));
+            let [field, found] = [short(field), short(&found.to_string())];
+            let message = format!("{}: expected {what}, found {}", field.display(), found.display());
+            Error::Prices { path: path.to_owned(), message }
+        };
+        let table: Table = text.parse().map_err(|e: toml::de::Error| {
+            let line =
+                1 + e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count());
+            let message = format!("line {line}: {}", e.message().lines().next().unwrap_or_default());
+            Error::Prices { path: path.to_owned(), message }
+        })?;
+        let dollars = |field: &str, value: &Value| {
+            let number = value.as_float().or_else(|| value.as_integer().map(|n| n as f64));
+            let number = number.filter(|n| n.is_finite() && *n > 0.0 && *n < 1e6);
+            number.ok_or_else(|| wrong(field, "dollars an hour", value))
+        };
+        for (key, value) in &table {
+            match (key.as_str(), value) {
+                ("date", Value::String(text)) => self.date.clone_from(text),
+                ("date", Value::Datetime(date)) => self.date = date.to_string(),
+                ("source", Value::String(text)) => self.source.clone_from(text),
+                ("cpu_core_hour", value) => self.cpu_core_hour = dollars(key, value)?,
+                ("memory_gib_hour", value) => self.memory_gib_hour = dollars(key, value)?,
+                ("gpu", Value::Table(gpus)) => {
+                    for (name, value) in gpus {
+                        let card = cards().iter().find(|card| card.is(name)).ok_or_else(|| {
+                            let near = nearest(name, cards().iter().map(|card| card.name.as_str()));
+                            let near = near.map_or(String::new(), |near| format!(", such as {near}"));
+                            wrong(&format!("gpu.{name}"), &format!("the name of a GPU{near}"), name)
+                        })?;
+                        self.gpus.insert(card.name.clone(), dollars(&format!("gpu.{name}"), value)?);
+                    }
+                }
+                ("date" | "source", value) => return Err(wrong(key, "a text", value)),
+                ("gpu", value) => return Err(wrong(key, "a table", value)),
+                (_, value) => {
+                    let known = "date, source, cpu_core_hour, memory_gib_hour or [gpu]";
+                    return Err(wrong(key, known, value));
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// Dollars an hour of a container with these GPUs; `None` where they have no price.
+    pub fn hour(&self, gpu: &Gpu, container: &Container) -> Option<f64> {
+        let gpus = self.gpus.get(&gpu.card.name)? * gpu.count as f64;
+        let memory = container.memory_mib / 1024.0;
+        Some(gpus + container.cpu * self.cpu_core_hour + memory * self.memory_gib_hour)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_changes_what_it_says_and_nothing_else() {
+        let listed = Prices::listed();
+        assert!(cards().iter().filter(|card| listed.gpus.contains_key(&card.name)).count() >= 9);
+        let path = Path::new("p.toml");
+        let mine =
+            Prices::listed().with(path, "date = 2026-11-01\n[gpu]\nA100 = 3\n\"H100!\" = 4.5").unwrap();
+        assert_eq!((mine.gpus["A100-40GB"], mine.gpus["H100"], &*mine.date), (3.0, 4.5, "2026-11-01"));
+        assert_eq!((mine.gpus["T4"], mine.cpu_core_hour), (listed.gpus["T4"], listed.cpu_core_hour));
+    }
+
+    #[test]
+    fn a_broken_list_is_one_line_with_the_field() {
+        for (text, said) in [
+            ("gpu = 3", "gpu: expected a table, found 3"),
+            ("[gpu]\nA10 = \"dear\"", "gpu.A10: expected dollars an hour, found \"dear\""),
+            ("[gpu]\nA10 = -1", "gpu.A10: expected dollars an hour, found -1"),
+            ("[gpu]\nA10 = nan", "gpu.A10: expected dollars an hour, found nan"),
+            ("[gpu]\nA11 = 1", "gpu.A11: expected the name of a GPU, such as A10"),
+            ("cpu = 1", "cpu: expected date, source,"),
+            ("date = 3", "date: expected a text, found 3"),
+            ("\n[gpu", "line 2: "),
+        ] {
+            let error = Prices::listed().with(Path::new("p.toml"), text).unwrap_err().to_string();
+            assert!(
+                error.starts_with("p.toml: ") && error.contains(said) && !error.contains('\n'),
+                "{error}"
+            );
+        }
+    }
+}

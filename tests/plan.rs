@@ -1,0 +1,107 @@
+//! Planning as a user has it.
+
+mod common;
+
+use common::{CATS, fails, succeeds, trained};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn planned(dir: &TempDir, arguments: &[&str]) -> Value {
+    let arguments = [&["plan", "train"], arguments, &["--json"]].concat();
+    serde_json::from_str(&succeeds(CATS, dir.path(), &arguments)).unwrap()
+}
+
+#[test]
+fn a_plan_is_of_what_would_be_trained() {
+    let dir = TempDir::new().unwrap();
+    trained::synthetic(dir.path());
+    // What is said changes the profile, and the data is as it is here.
+    let dit = ["dit", "synth", "--config", "a100", "--batch-size", "8", "--sample-interval", "0"];
+    let plan = planned(&dir, &[&dit[..], &["--save-interval", "100", "--steps", "1000"]].concat());
+    assert_eq!((&plan["steps"], &plan["items_per_step"]), (&1000.into(), &8.into()));
+    assert_eq!((&plan["network"]["width"], &plan["network"]["classes"]), (&384.into(), &13.into()));
+    let gpus: Vec<&str> =
+        plan["gpus"].as_array().unwrap().iter().map(|g| g["gpu"].as_str().unwrap()).collect();
+    assert!(gpus.len() >= 9 && gpus.contains(&plan["chosen"].as_str().unwrap()), "{gpus:?}");
+    for gpu in plan["gpus"].as_array().unwrap() {
+        assert_eq!(gpu["source"], "assumed");
+        assert!(gpu["hours"].as_f64() < gpu["expected_hours"].as_f64());
+    }
+    let memory = plan["demand"]["memory"].as_object().unwrap();
+    assert!(memory.values().all(|bytes| bytes.as_u64().unwrap() > 0));
+    assert!(plan["memory_bytes"].as_u64() < memory.values().map(Value::as_u64).sum());
+    // Twice the work takes twice as long, beside the start.
+    let twice = planned(&dir, &[&dit[..], &["--save-interval", "100", "--steps", "2000"]].concat());
+    let computing = |plan: &Value| plan["gpus"][3]["hours"].as_f64().unwrap() - 0.05;
+    assert!((computing(&twice) / computing(&plan) - 2.0).abs() < 0.05);
+    // Four pictures of each of thirteen classes, two of them to train on.
+    let plan = planned(&dir, &["classifier", "synth", "--epochs", "5", "--batch-size", "4"]);
+    let pictures = 26;
+    assert_eq!(plan["steps"], 5 * (pictures as u64).div_ceil(4));
+    let plan =
+        planned(&dir, &["classifier", "absent", "--pictures", "1000", "--classes", "2", "--epochs", "1"]);
+    assert_eq!((&plan["steps"], &plan["network"]["classes"]), (&25.into(), &2.into()));
+    let said = succeeds(CATS, dir.path(), &["plan", "train", "dit", "--config", "t4", "--gpu", "T4,A100:4"]);
+    for word in
+        ["data/cats is not here: assumed", "assumed MFU", "A100:4", "cheapest", "2026-07", "1.2 times"]
+    {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+}
+
+#[test]
+fn prices_are_a_table_that_a_user_may_replace() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("mine.toml"), "date = \"today\"\n[gpu]\nT4 = 100\n").unwrap();
+    let arguments = ["dit", "--config", "t4", "--gpu", "T4,L4"];
+    let [listed, mine] =
+        [&[][..], &["--prices", "mine.toml"]].map(|more| planned(&dir, &[&arguments, more].concat()));
+    let dollars = |plan: &Value, gpu: usize| plan["gpus"][gpu]["dollars"].as_f64().unwrap();
+    assert!(dollars(&mine, 0) > 50.0 * dollars(&listed, 0) && dollars(&mine, 1) == dollars(&listed, 1));
+    assert_eq!((&mine["chosen"], &mine["prices"]["date"]), (&"L4".into(), &"today".into()));
+    let prices: Value =
+        serde_json::from_str(&succeeds(CATS, dir.path(), &["plan", "prices", "--json"])).unwrap();
+    assert_eq!(
+        (&prices["gpus"]["A10"]["hour"], &prices["gpus"]["A10"]["device"]),
+        (&1.10.into(), &"NVIDIA A10".into())
+    );
+    assert!(succeeds(CATS, dir.path(), &["plan", "prices"]).contains("RTX-PRO-6000  unknown"));
+}
+
+#[test]
+fn what_cannot_be_planned_is_said_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("broken.toml"), "[gpu]\nT4 = \"cheap\"\n").unwrap();
+    for (arguments, said) in [
+        (&["dit", "--gpu", "H10"][..], "--gpu H10: unknown GPU; did you mean H100?"),
+        (&["dit", "--gpu", "A10:99"], "expected 1 to 8 GPUs after the colon"),
+        (
+            &["dit", "--prices", "broken.toml"],
+            "broken.toml: gpu.T4: expected dollars an hour, found \"cheap\"",
+        ),
+        (&["dit", "--prices", "absent.toml"], "absent.toml"),
+        (&["dit", "--config", "absent"], "--config absent"),
+        (&["dit", "--steps", "0"], "--steps"),
+        (&["dit", "--image-size", "30"], "image_size"),
+        (&["dit", "--batch-size", "0"], "--batch-size: expected at least 1"),
+        (&["classifier", "--epochs", "0"], "--epochs: expected at least 1"),
+        (&["classifier", "--pictures", "5"], "--pictures: expected at least three for each of 13 classes"),
+    ] {
+        let line = fails(CATS, dir.path(), &[&["plan", "train"], arguments].concat());
+        assert!(line.contains(said), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn this_machine_is_measured_by_training_on_it() {
+    let dir = TempDir::new().unwrap();
+    let arguments =
+        ["dit", "--size", "nano", "--image-size", "16", "--batch-size", "4", "--steps", "100", "--calibrate"];
+    let plan = planned(&dir, &arguments);
+    let here = &plan["here"];
+    assert_eq!((&here["steps"], &here["batch"]), (&20.into(), &4.into()));
+    let [seconds, flops] = ["step_seconds", "flops"].map(|field| here[field].as_f64().unwrap());
+    assert!((seconds * flops / plan["demand"]["step_flops"].as_f64().unwrap() - 1.0).abs() < 0.01);
+    // Nothing is left behind.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,89 @@
+//! What training has in use at most, counted by the allocator, and what the plan says of it.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use candle_core::Device;
+use tiny_cats::plan::{Workload, calibrate};
+use tiny_cats_models::{Network, ResNetConfig, TapeOptions, TinyDitConfig};
+
+/// Bytes in use, and the most that ever were.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+fn add(size: usize) {
+    PEAK.fetch_max(LIVE.fetch_add(size, Relaxed) + size, Relaxed);
+}
+
+// SAFETY: everything is the system allocator's; only sizes are counted.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: what is asked of this allocator is asked of that one.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// One test alone: nothing else allocates meanwhile.
+#[test]
+fn training_takes_the_memory_that_the_plan_says() {
+    let dit = |size: &str, side| Network::TinyDit(TinyDitConfig::named(size, side, 13).unwrap());
+    let resnet = ResNetConfig::named("resnet18", 13).unwrap();
+    for (name, network, side, batch, averages) in [
+        ("nano", dit("nano", 32), 32, 12, 1),
+        ("tiny", dit("tiny", 64), 64, 6, 2),
+        ("resnet18", Network::ResNet(resnet), 64, 16, 1),
+    ] {
+        for checkpoint in [false, true] {
+            let tape = TapeOptions { checkpoint, ..TapeOptions::default() };
+            let network = network.clone();
+            let workload = Workload {
+                network,
+                side,
+                steps: 3,
+                batch,
+                accumulation: 1,
+                tape,
+                averages,
+                looking_flops: 0,
+            };
+            let said = workload.demand(false).unwrap().memory;
+            let before = LIVE.load(Relaxed);
+            // From the second step on: what a run begins with is built up before that.
+            let mut found = usize::MAX;
+            calibrate(&workload, &Device::Cpu, 3, &mut |_, _| {
+                let peak = PEAK.swap(LIVE.load(Relaxed), Relaxed);
+                found = found.min(peak - before);
+            })
+            .unwrap();
+            let ratio = said.total() as f64 / found as f64;
+            println!(
+                "{name}, checkpointed {checkpoint}: {:.1} MB, said {said:?}, {ratio:.3}",
+                found as f64 / 1e6
+            );
+            assert!(
+                (0.85..1.15).contains(&ratio),
+                "{name}, checkpointed {checkpoint}: {found} bytes, said {said:?}"
+            );
+        }
+    }
+}
