@@ -324,6 +324,48 @@ mod jobs {
         assert!(matches!(output.status.code(), Some(1 | 2)));
     }
 
+    #[test]
+    fn what_was_run_elsewhere_is_collected_and_nothing_is_run() {
+        let dir = folder_with(&GRID.replace("seed = [1, 2]", "seed = [13, 2]"));
+        assert!(
+            fails(CATS, dir.path(), &["sweep", "s.toml", "--collect"]).contains("there is no such sweep")
+        );
+        code(&sweep(dir.path(), &[]), 0);
+        let ran: Value = serde_json::from_slice(&sweep(dir.path(), &["--json"]).stdout).unwrap();
+        let own = dir.path().join("runs/sweeps/s");
+        fs::remove_file(own.join("sweep.json")).unwrap();
+        // Of a job that failed before it had a run, the cloud knows the error.
+        let failed = ran["jobs"].as_array().unwrap().iter().filter(|job| job["status"] == "failed");
+        let failed: Vec<&str> = failed.map(|job| job["job"].as_str().unwrap()).collect();
+        assert_eq!(failed.len(), 3);
+        let record = r#"{"status": "failed", "error": "13 brings bad luck", "seconds": 7.5}"#;
+        for name in &failed[..2] {
+            let run = own.join(name).join(name);
+            fs::create_dir(&run).unwrap();
+            fs::write(run.join("cloud.json"), record).unwrap();
+        }
+        fs::remove_dir_all(own.join(failed[2])).unwrap();
+        let said = code(&sweep(dir.path(), &["--collect"]), 0);
+        assert!(said.contains("2 of 6 jobs failed") && said.contains("pending"), "{said}");
+        let output = sweep(dir.path(), &["--collect", "--json"]);
+        let collected: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let told = |report: &Value, name: &str| {
+            let jobs = report["jobs"].as_array().unwrap();
+            let mut job = jobs.iter().find(|job| job["job"] == name).unwrap().clone();
+            job.as_object_mut().unwrap().remove("seconds");
+            job
+        };
+        for job in ran["jobs"].as_array().unwrap() {
+            let name = job["job"].as_str().unwrap();
+            if !failed[2..].contains(&name) {
+                assert_eq!(told(&collected, name), told(&ran, name));
+            }
+        }
+        assert_eq!(told(&collected, failed[2])["status"], "pending");
+        fs::write(own.join(failed[0]).join(failed[0]).join("cloud.json"), "{").unwrap();
+        assert!(fails(CATS, dir.path(), &["sweep", "s.toml", "--collect"]).contains("cloud.json"));
+    }
+
     /// Stopped by a signal at any moment, the job is told, and the same command ends as if nothing had been.
     #[test]
     fn a_stopped_sweep_goes_on_and_ends_like_one_that_was_left_alone() {

@@ -54,12 +54,30 @@ impl Staged {
     /// # Errors
     /// Those of renaming; the older file is then still there.
     pub fn commit(self) -> io::Result<()> {
-        self.file.persist(&self.path).map_err(|e| e.error)?;
+        if let Err(e) = self.file.persist(&self.path) {
+            copy_where_nothing_is_renamed(e.file.path(), &self.path, e.error)?;
+        }
         // The file is whole and at its place. Not every file system syncs folders, and none of them would undo the renaming.
         #[cfg(unix)]
         let _ = File::open(folder(&self.path)).and_then(|folder| folder.sync_all());
         Ok(())
     }
+}
+
+/// Copies a file to its place on a file system that refused to rename it, as network mounts may: then a crash in between leaves half of it.
+///
+/// # Errors
+/// `refused`, where that was for another reason; those of copying.
+fn copy_where_nothing_is_renamed(from: &Path, to: &Path, refused: io::Error) -> io::Result<()> {
+    if !matches!(refused.kind(), io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices) {
+        return Err(refused);
+    }
+    tracing::warn!(
+        "{}: this file system cannot rename ({refused}): the file is copied to its place",
+        to.display()
+    );
+    std::fs::copy(from, to)?;
+    File::open(to)?.sync_all()
 }
 
 /// Writes `path` so that a reader, or a crash at any moment, sees the old file or the whole new one: into a temporary file beside it,
@@ -107,6 +125,19 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn where_nothing_can_be_renamed_the_file_is_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        std::fs::write(&from, "new").unwrap();
+        std::fs::write(&to, "older").unwrap();
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(copy_where_nothing_is_renamed(&from, &to, denied).is_err());
+        assert_eq!(std::fs::read(&to).unwrap(), b"older");
+        copy_where_nothing_is_renamed(&from, &to, io::ErrorKind::Unsupported.into()).unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), b"new");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     chart::{Curve, draw, short},
+    cloud,
     nearest::nearest,
     sweep,
     train::{
@@ -256,6 +257,7 @@ fn show(run: &Run, json: bool) -> anyhow::Result<String> {
         });
         said["evaluations"] = evaluations.collect();
         said["metrics"] = json!(run.folder.join(METRICS).to_string_lossy());
+        said["cloud"] = json!(cloud::Record::load(&run.folder).ok().flatten());
         said["unreadable_lines"] = json!(metrics.unreadable);
         return pretty(&said);
     }
@@ -320,6 +322,9 @@ fn about(out: &mut String, run: &Run) -> std::fmt::Result {
     )?;
     row("error", record.error.as_deref().unwrap_or_default())?;
     row("sample", &run.sample().map_or_else(String::new, |path| path.to_string_lossy().into_owned()))?;
+    if let Ok(Some(cloud)) = cloud::Record::load(&run.folder) {
+        row("cloud", &cloud.line())?;
+    }
     row("command", &record.command.join(" "))?;
     row("folder", &run.folder.to_string_lossy())
 }

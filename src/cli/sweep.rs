@@ -1,6 +1,11 @@
 //! `tiny-cats sweep`: trains with many settings.
 
-use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, bail};
 use clap::{CommandFactory, FromArgMatches};
@@ -54,6 +59,9 @@ pub struct Args {
     /// Print the jobs, and run none
     #[arg(long)]
     dry_run: bool,
+    /// Note what the jobs' folders hold, and run none: for jobs that were run elsewhere
+    #[arg(long, conflicts_with_all = ["dry_run", "retry_failed"])]
+    collect: bool,
     /// Try jobs again that have failed
     #[arg(long)]
     retry_failed: bool,
@@ -70,12 +78,7 @@ pub struct Args {
 /// # Errors
 /// When the file makes no sense, a job cannot be begun, or none has finished.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let sweep = Sweep::load(&args.file)?;
-    sweep.check_keys(&flags(sweep.task.name()))?;
-    let jobs = sweep.jobs()?;
-    for job in &jobs {
-        check(&sweep, job)?;
-    }
+    let (sweep, jobs) = load(&args.file)?;
     if args.dry_run {
         print(&if args.json { pretty(&json!(jobs))? } else { plan(&sweep, &jobs) })?;
         return Ok(ExitCode::SUCCESS);
@@ -84,6 +87,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let program = args.program.clone().map_or_else(std::env::current_exe, Ok)?;
     let runner = Runner { program, runs: args.runs_dir.clone(), retry_failed: args.retry_failed, stop };
     let folder = runner.folder(&sweep);
+    if args.collect {
+        return tell(&sweep, &runner.collect(&sweep, &jobs)?, args.json);
+    }
     let bar = indicatif::ProgressBar::new_spinner();
     bar.enable_steady_tick(std::time::Duration::from_millis(500));
     let all = jobs.len();
@@ -118,11 +124,30 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     })?;
     bar.finish_and_clear();
-    print(&if args.json {
-        pretty(&report(&sweep, &end))?
-    } else {
-        "\n".to_owned() + &ranking(&sweep, &end)
-    })?;
+    if !args.json {
+        print("\n")?;
+    }
+    tell(&sweep, &end, args.json)
+}
+
+/// A sweep's file and its jobs, all of which `train` takes.
+///
+/// # Errors
+/// When it makes no sense.
+pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
+    let sweep = Sweep::load(file)?;
+    sweep.check_keys(&flags(sweep.task.name()))?;
+    let jobs = sweep.jobs()?;
+    for job in &jobs {
+        check(&sweep, job)?;
+    }
+    Ok((sweep, jobs))
+}
+
+/// Says what became of the jobs.
+fn tell(sweep: &Sweep, end: &End, json: bool) -> anyhow::Result<ExitCode> {
+    let all = end.ledger.jobs.len();
+    print(&if json { pretty(&report(sweep, end))? } else { ranking(sweep, end) })?;
     if end.stopped {
         eprintln!("stopped; the same command goes on");
         return Ok(ExitCode::from(RESUMABLE));

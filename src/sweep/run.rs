@@ -16,11 +16,11 @@ use std::{
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 
 use super::{Error, Job, JobStatus, Ledger, Outcome, Result, SWEEPS, Sweep, Task};
-use crate::signals;
 use crate::train::{
     folder::{self, Lock, Record, Status},
     metrics::{METRICS, Metrics},
 };
+use crate::{cloud, signals};
 
 /// What a job said, in its folder.
 pub const LOG: &str = "output.log";
@@ -152,6 +152,42 @@ impl Runner {
         Ok(End { folder, ledger, stopped })
     }
 
+    /// Notes what the folders of `jobs`, those of `sweep`, hold; runs none. For jobs that are run elsewhere.
+    ///
+    /// # Errors
+    /// When the folder is another sweep's or somebody works in it.
+    pub fn collect(&self, sweep: &Sweep, jobs: &[Job]) -> Result<End> {
+        let folder = self.folder(sweep);
+        if !folder.is_dir() {
+            return Err(Error::file(&folder, "there is no such sweep"));
+        }
+        let lock = Lock::take(&folder)?;
+        if lock.is_none() {
+            return Err(Error::file(&folder, "another process works on this sweep"));
+        }
+        let mut ledger = Ledger::open(&folder, sweep, jobs)?;
+        for (job, outcome) in jobs.iter().zip(&mut ledger.jobs) {
+            let own = folder.join(&job.name);
+            let cloud = cloud_records(&own)?.pop();
+            if let Some(cloud) = &cloud {
+                outcome.seconds = cloud.seconds;
+            }
+            // What failed before it had a run is known where it was begun alone.
+            let failed = cloud.filter(|cloud| cloud.status == "failed");
+            (outcome.status, outcome.error) = match (newest(&own)?.map(|run| run.1), failed) {
+                (Some(Record { status: Status::Finished, .. }), _) => (JobStatus::Finished, None),
+                (_, Some(failed)) => (JobStatus::Failed, failed.error),
+                (Some(Record { status: Status::Failed, error, .. }), _) => (JobStatus::Failed, error),
+                (Some(Record { status: Status::Stopped, .. }), _) => (JobStatus::Stopped, None),
+                (Some(_), _) => (JobStatus::Running, None),
+                (None, None) => (outcome.status, outcome.error.take()),
+            };
+            settle(outcome, &folder, &own, sweep)?;
+        }
+        ledger.save(&folder)?;
+        Ok(End { folder, ledger, stopped: false })
+    }
+
     /// Takes a job's folder for a process to come, and waits while one of an earlier call still works there: two would get into each
     /// other's way. `None` when asked to stop.
     fn claim(&self, own: &Path, tell: &mut dyn FnMut()) -> Result<Option<File>> {
@@ -235,6 +271,19 @@ fn terminate(child: &mut Child) {
         // It may have ended meanwhile.
         let _ = child.kill();
     }
+}
+
+/// What runs in a job's folder left about the cloud.
+fn cloud_records(own: &Path) -> Result<Vec<cloud::Record>> {
+    let Ok(entries) = std::fs::read_dir(own) else { return Ok(Vec::new()) };
+    let folders = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+    let mut records = Vec::new();
+    for folder in folders.filter(|path| !path.is_symlink()) {
+        records.extend(cloud::Record::load(&folder)?);
+    }
+    let begun = |record: &cloud::Record| record.attempts.first().map_or(0.0, |attempt| attempt.begun);
+    records.sort_by(|a, b| begun(a).total_cmp(&begun(b)));
+    Ok(records)
 }
 
 /// The run that began last in a job's folder.

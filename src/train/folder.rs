@@ -281,6 +281,13 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
+                tracing::warn!(
+                    "{}: this file system has no locks: nothing keeps two processes apart",
+                    path.display()
+                );
+                Ok(Some(Self(file)))
+            }
             Err(TryLockError::Error(source)) => Err(failed(source)),
         }
     }
