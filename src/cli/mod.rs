@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod classify;
+pub mod cloud;
 pub mod common;
 pub mod data;
 pub mod doctor;
@@ -48,6 +49,8 @@ enum Command {
     Runs(runs::Args),
     /// Trains with many settings, and says which are best.
     Sweep(sweep::Args),
+    /// Trains on rented GPUs, at Modal.
+    Cloud(cloud::Args),
     /// Says what this machine and this program can do, what is missing, and how to get it.
     Doctor(doctor::Args),
 }
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => done(export::run(args)),
         Command::Runs(args) => done(runs::run(&args)),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Cloud(args) => cloud::run(&args, &matches),
         Command::Doctor(args) => done(doctor::run(&args)),
     };
     result.unwrap_or_else(|error| fail(&error))

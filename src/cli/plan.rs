@@ -75,9 +75,10 @@ struct Of<T: clap::Args> {
 }
 
 /// On what a training is planned.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct Where {
-    /// GPUs as Modal calls them, separated by commas, the first being preferred; several of a kind as A100:4 [default: all that there are]
+    /// GPUs as Modal calls them, separated by commas, the first being preferred; several of a kind as A100:4 [default: all; of these, `cloud
+    /// train` takes the cheapest that is done overnight]
     #[arg(long, value_delimiter = ',', value_name = "GPU", help_heading = "Plan")]
     pub gpu: Vec<String>,
     /// A price list to take instead of the program's, as TOML
@@ -93,8 +94,9 @@ pub struct Where {
 
 /// Pictures of the data that `download` and `prepare` make of the Oxford-IIIT Pet Dataset: heads for the generator, whole photographs with
 /// dogs as another class for the classifier.
-const HEADS: [usize; 2] = [BREEDS.len(), 1_082];
-const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
+pub const HEADS: [usize; 2] = [BREEDS.len(), 1_082];
+/// See [`HEADS`].
+pub const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
 
 /// Steps that `--calibrate` takes the time of.
 const CALIBRATED: u64 = 20;
@@ -219,12 +221,13 @@ fn plan<T: clap::Args>(
         let more = workload.looking_flops as f64 / here.flops;
         writeln!(
             out,
-            "here     {:.3} s a step of {} pictures, {}FLOP/s, measured in {} steps: {} in all",
+            "here     {:.3} s a step of {} pictures, {}FLOP/s, measured in {} steps: {} in all; {:.1} ns a value to prepare",
             here.step_seconds,
             here.batch * workload.accumulation,
             quantity(here.flops),
             here.steps,
-            hours((seconds + more) / 3600.0)
+            hours((seconds + more) / 3600.0),
+            here.prepare_ns
         )?;
     }
     out.push('\n');
@@ -316,15 +319,6 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
             }
             Source::Measured(how) => format!("measured: {how}"),
         };
-        let why = match e.verdict {
-            Verdict::Fits => "",
-            Verdict::NoBf16 => "has no bf16: --precision f16",
-            Verdict::TooLarge => {
-                "too little memory: smaller --batch-size, more --gradient-accumulation-steps"
-            }
-            Verdict::Indivisible => "--batch-size cannot be divided among them",
-            Verdict::TooLong => "takes more attempts than there may be",
-        };
         vec![
             e.gpu.to_string(),
             format!("{:.0} GiB", memory_gib * e.gpu.count as f64),
@@ -337,7 +331,7 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
             dollars(e.expected_dollars()),
             known(timeout(e.timeout_s)),
             known(e.retries.to_string()),
-            why.to_owned(),
+            e.verdict.why().to_owned(),
         ]
     };
     let rows: Vec<Vec<String>> = estimates.iter().map(row).collect();

@@ -139,7 +139,7 @@ pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
     sweep.check_keys(&flags(sweep.task.name()))?;
     let jobs = sweep.jobs()?;
     for job in &jobs {
-        check(&sweep, job)?;
+        training(&sweep, job)?;
     }
     Ok((sweep, jobs))
 }
@@ -174,8 +174,11 @@ fn flags(task: &str) -> Vec<String> {
     names.collect()
 }
 
-/// Refuses a job that `train` would refuse, before any is begun.
-fn check(sweep: &Sweep, job: &Job) -> anyhow::Result<()> {
+/// What `train` makes of a job.
+///
+/// # Errors
+/// When it would refuse it.
+pub fn training(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args> {
     let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
     let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
     let command = super::train::config::with_defaults(Cli::command(), &arguments)?;
@@ -183,7 +186,8 @@ fn check(sweep: &Sweep, job: &Job) -> anyhow::Result<()> {
     match parsed {
         Ok(Cli { command: Command::Train(args) }) => {
             // Not with the job's settings: what is refused may be a password among them.
-            args.validate().with_context(|| sweep.path.display().to_string())
+            args.validate().with_context(|| sweep.path.display().to_string())?;
+            Ok(args)
         }
         Ok(_) => bail!("{}: expected jobs that train", sweep.path.display()),
         Err(error) => {

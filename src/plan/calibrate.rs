@@ -20,6 +20,14 @@ const WARM_UP: u64 = 3;
 /// Synthetic pictures that batches are made of, at least.
 const PICTURES: usize = 100;
 
+/// Batches that are prepared to see how long that takes.
+const PREPARED: u64 = 8;
+
+/// Values of a picture.
+pub(super) fn values(workload: &Workload) -> usize {
+    3 * workload.side * workload.side
+}
+
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Calibration {
@@ -31,6 +39,9 @@ pub struct Calibration {
     pub batch: usize,
     /// Steps that were measured.
     pub steps: u64,
+    /// Nanoseconds that one of the processor's threads takes to prepare a value of a picture: pixels are looked up, changed and mixed with
+    /// noise.
+    pub prepare_ns: f64,
 }
 
 /// Trains on synthetic cats on `device` as `workload` says, and takes the time of `steps` steps. `observe` is told how many are done, of
@@ -70,9 +81,17 @@ pub fn calibrate(
     }
     times.sort_by(f64::total_cmp);
     let step_seconds = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let (batches, start) = (task.batches(), Instant::now());
+    for turn in 0..PREPARED {
+        batches.batch(turn * batch as u64, batch)?;
+    }
+    // They are prepared by all threads at once.
+    let threads = rayon::current_num_threads() as f64;
+    let values = (PREPARED * (batch * values(workload)) as u64) as f64;
+    let prepare_ns = start.elapsed().as_secs_f64() * 1e9 * threads / values;
     let items = (batch * workload.accumulation) as u64;
     let flops = task.cost()?.training_flops(workload.tape.checkpoint).saturating_mul(items) as f64;
-    Ok(Calibration { step_seconds, flops: flops / step_seconds, batch, steps })
+    Ok(Calibration { step_seconds, flops: flops / step_seconds, batch, steps, prepare_ns })
 }
 
 /// The task, on pictures that are drawn for it.

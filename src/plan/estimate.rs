@@ -22,6 +22,19 @@ pub enum Verdict {
     TooLong,
 }
 
+impl Verdict {
+    /// Why it cannot, and what helps.
+    pub fn why(self) -> &'static str {
+        match self {
+            Self::Fits => "",
+            Self::NoBf16 => "has no bf16: --precision f16",
+            Self::TooLarge => "too little memory: smaller --batch-size, more --gradient-accumulation-steps",
+            Self::Indivisible => "--batch-size cannot be divided among them",
+            Self::TooLong => "takes more attempts than there may be",
+        }
+    }
+}
+
 /// A training on a GPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {

@@ -35,7 +35,8 @@ pub const CONFIGURATION: &str = "config.toml";
 /// The file in a run's folder that holds what was said.
 pub const LOG: &str = "training.log";
 
-const RECORD: &str = "run.json";
+/// The file in a run's folder that says how it stands: a [`Record`].
+pub const RECORD: &str = "run.json";
 const LATEST: &str = "latest";
 const LOCK: &str = "lock";
 /// Characters of a run's name.

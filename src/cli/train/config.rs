@@ -244,6 +244,23 @@ impl Resolved {
         flags.join(" ")
     }
 
+    /// The flags that are not what they are when nothing is said, but for `without`, as another call of `train` takes them.
+    pub fn arguments(&self, command: &Command, without: &[&str]) -> Vec<String> {
+        let plain = command.clone().try_get_matches_from(["tiny-cats", "train", self.task]).ok();
+        let plain = plain.as_ref().and_then(|matches| training(matches)).map(|(_, matches)| matches);
+        let plain = plain.map_or_else(Table::new, |matches| Self::new(self.task, command, matches).flags);
+        let said = self
+            .flags
+            .iter()
+            .filter(|(key, value)| !without.contains(&id(key).as_str()) && plain.get(*key) != Some(*value));
+        let flag = |(key, value): (&String, &Value)| match (value, values(value)) {
+            (Value::Boolean(true), _) => format!("--{key}"),
+            (_, values) if values.is_empty() => format!("--{key}"),
+            (_, values) => format!("--{key}={}", values.join(",")),
+        };
+        said.map(flag).collect()
+    }
+
     /// Whether the run whose `config.toml` is `text` is of the same configuration, as far as it matters.
     pub fn is_same(&self, text: &str) -> bool {
         let compared = |flags: &Table| -> Table {

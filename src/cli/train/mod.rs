@@ -28,6 +28,7 @@ use self::{
 use crate::{
     cli::{common::tell_skipped, logging},
     data::{self, Dataset, Split},
+    plan::Workload,
     train::{self, Plan, Task, folder::Status},
 };
 
@@ -52,6 +53,25 @@ impl Args {
         match &self.command {
             Command::Dit(args) => ("dit", &args.common),
             Command::Classifier(args) => ("classifier", &args.common),
+        }
+    }
+
+    /// Where the pictures are.
+    pub fn data(&self) -> &Path {
+        match &self.command {
+            Command::Dit(args) => args.data(),
+            Command::Classifier(args) => args.data(),
+        }
+    }
+
+    /// What training on `pictures` takes.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn workload(&self, pictures: &Pictures) -> anyhow::Result<Workload> {
+        match &self.command {
+            Command::Dit(args) => args.workload(pictures),
+            Command::Classifier(args) => args.workload(pictures),
         }
     }
 

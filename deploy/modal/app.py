@@ -1,0 +1,289 @@
+"""tiny-cats on Modal: the same program, on rented GPUs.
+
+    modal run --detach deploy/modal/app.py train dit data/cat-heads --gpu A10,L4 --timeout 14400 --steps=20000
+    modal run deploy/modal/app.py --help
+
+The image is built from this clone, or takes the program that TINY_CATS_BINARY names. For training, /data is the
+data volume or, read-only as well, the bucket TINY_CATS_S3_BUCKET (below TINY_CATS_S3_PREFIX, at
+TINY_CATS_S3_ENDPOINT, with the Modal secret TINY_CATS_S3_SECRET). TINY_CATS_SECRETS names Modal secrets,
+separated by commas, that training needs: MLflow's credentials, say.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import modal
+
+import options
+import run
+from run import SETTINGS
+
+FILES = ("app.py", "options.py", "run.py", "settings.toml")
+HERE = Path(__file__).resolve().parent  # in a container /root, which is no clone
+
+
+def asked_here():
+    """What `modal run` was asked for, checked. It is read before the functions are declared, since nothing but
+    a declaration takes a list of GPUs, and since Modal builds the image before it calls the entrypoint."""
+    own = Path(__file__).resolve()
+    here = [i for i, word in enumerate(sys.argv) if Path(word.removesuffix("::main")).resolve() == own]
+    if not modal.is_local() or not here or "run" not in sys.argv[: here[0]]:
+        return None
+    return options.parse(sys.argv[here[0] + 1 :])
+
+
+ASKED = asked_here()
+TIME, RETRIES, CONTAINER = SETTINGS["time"], SETTINGS["retries"], SETTINGS["container"]
+
+
+def gpus(task):
+    """The cards that will do, in order of preference."""
+    return getattr(ASKED, "gpu", None) or [SETTINGS["gpu"][task]]
+
+
+def one_or_more(names):
+    return names[0] if len(names) == 1 else names
+
+
+# --- The image ---
+
+
+def compute_capability():
+    """What candle's kernels are compiled for; see settings.toml."""
+    may_be_t4 = any(gpu.partition(":")[0] == "T4" for task in options.TASKS for gpu in gpus(task))
+    return SETTINGS["image"]["compute_capability_t4" if may_be_t4 else "compute_capability"]
+
+
+def image():
+    about, binary = SETTINGS["image"], os.environ.get("TINY_CATS_BINARY")
+    if binary and modal.is_local():
+        if wrong := options.check_binary(binary):
+            print(*(f"error: {line}" for line in wrong), sep="\n", file=sys.stderr)
+            sys.exit(options.WRONG_USAGE)
+        made = modal.Image.from_registry(about["runtime"], add_python=about["python"]).entrypoint([])
+        made = made.add_local_file(binary, "/usr/local/bin/tiny-cats", copy=True)
+    else:
+        made = built()
+    # What a bucket and secrets are called has to be known in the container too, where this file runs again.
+    named = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("TINY_CATS_S3_", "TINY_CATS_SECRETS"))
+    }
+    # A program that cannot start there shall fail here and not on a GPU. This machine has no driver.
+    made = made.run_commands(f"LD_LIBRARY_PATH=$LD_LIBRARY_PATH:{DRIVER} tiny-cats --version")
+    made = made.env(named) if named else made
+    for name in FILES[1:]:  # Modal takes this one there itself
+        made = made.add_local_file(HERE / name, f"/root/{name}")
+    return made
+
+
+def built():
+    """With the program built from this clone. The compiler stays in: Modal fetches what of an image is read."""
+    about, clone = SETTINGS["image"], HERE.parent.parent
+    made = modal.Image.from_registry(about["devel"], add_python=about["python"]).entrypoint([])
+    made = made.apt_install("build-essential", "ca-certificates", "curl").run_commands(
+        "curl --proto '=https' -sSf https://sh.rustup.rs"
+        f" | sh -s -- -y --profile minimal --default-toolchain {about['rust']}"
+    )
+    # Named one by one, so that nothing else of a clone gets into an image: data, runs, keys.
+    for folder in ("src", "models", "export", "benches", "configs", "examples"):
+        made = made.add_local_dir(clone / folder, f"/build/{folder}", copy=True, ignore=["**/__pycache__"])
+    for file in ("Cargo.toml", "Cargo.lock", "README.md"):
+        made = made.add_local_file(clone / file, f"/build/{file}", copy=True)
+    for name in FILES:  # the program brings this app along
+        made = made.add_local_file(HERE / name, f"/build/deploy/modal/{name}", copy=True)
+    return made.run_commands(
+        f"cd /build && CUDA_COMPUTE_CAP={compute_capability()} $HOME/.cargo/bin/cargo build --release --locked"
+        " --features cuda --bin tiny-cats && cp target/release/tiny-cats /usr/local/bin/ && rm -rf target"
+    )
+
+
+# --- The functions ---
+
+# CUDA's driver library, as NVIDIA's images have it for containers without a driver: the program is linked with it.
+DRIVER = "/usr/local/cuda/compat"
+IMAGE = image()
+DATA = modal.Volume.from_name(SETTINGS["app"]["data_volume"], create_if_missing=True)
+OUTPUTS = modal.Volume.from_name(SETTINGS["app"]["output_volume"], create_if_missing=True)
+
+
+def data_to_read():
+    bucket, secret = os.environ.get("TINY_CATS_S3_BUCKET"), os.environ.get("TINY_CATS_S3_SECRET")
+    if not bucket:
+        return DATA.with_mount_options(read_only=True)
+    return modal.CloudBucketMount(
+        bucket,
+        bucket_endpoint_url=os.environ.get("TINY_CATS_S3_ENDPOINT"),
+        key_prefix=os.environ.get("TINY_CATS_S3_PREFIX"),
+        secret=modal.Secret.from_name(secret) if secret else None,
+        read_only=True,
+    )
+
+
+def retries(count):
+    return modal.Retries(
+        max_retries=count,
+        initial_delay=RETRIES["initial_delay_s"],
+        backoff_coefficient=RETRIES["backoff"],
+        max_delay=RETRIES["most_delay_s"],
+    )
+
+
+app = modal.App(SETTINGS["app"]["name"])
+TRAINING = {
+    "image": IMAGE,
+    "cpu": CONTAINER["cpu"],
+    "memory": CONTAINER["memory_mib"],
+    "timeout": getattr(ASKED, "timeout", TIME["longest_attempt_s"]),
+    "startup_timeout": TIME["startup_s"],
+    "retries": retries(getattr(ASKED, "max_retries", RETRIES["default"])),
+    "max_containers": getattr(ASKED, "parallel", 1) if ASKED else None,
+    "volumes": {"/data": data_to_read(), "/outputs": OUTPUTS},
+    "secrets": [
+        modal.Secret.from_name(name) for name in os.environ.get("TINY_CATS_SECRETS", "").split(",") if name
+    ],
+    "region": getattr(ASKED, "region", None),
+    # An attempt has a container to itself, and the next one sees the volume as it is then.
+    "single_use_containers": True,
+}
+
+
+@app.function(gpu=one_or_more(gpus("dit")), **TRAINING)
+def train_dit(request):
+    return run.train("dit", request, run.Place(), OUTPUTS.commit)
+
+
+@app.function(gpu=one_or_more(gpus("classifier")), **TRAINING)
+def train_classifier(request):
+    return run.train("classifier", request, run.Place(), OUTPUTS.commit)
+
+
+FUNCTIONS = {"dit": train_dit, "classifier": train_classifier}
+HOUSEKEEPING = {"image": IMAGE, "cpu": 1.0, "memory": 4096, "startup_timeout": TIME["startup_s"]}
+NO_GPU = run.Place(libraries=DRIVER)
+
+
+@app.function(
+    volumes={"/outputs": OUTPUTS},
+    timeout=TIME["longest_attempt_s"],
+    retries=retries(RETRIES["most"]),
+    nonpreemptible=True,
+    single_use_containers=True,
+    **HOUSEKEEPING,
+)
+def sweep(request):
+    """Waits for the jobs. A sweep may take longer than a container lives: the next one finds the calls again."""
+
+    def spawn(task, job):
+        return same(FUNCTIONS[task].spawn(job))
+
+    def attach(id):
+        return same(modal.FunctionCall.from_id(id))
+
+    def same(call):
+        return SimpleNamespace(id=call.object_id, get=call.get)
+
+    return run.sweep(request, NO_GPU, OUTPUTS.commit, OUTPUTS.reload, spawn, attach)
+
+
+@app.function(volumes={"/data": DATA}, timeout=4 * 3600, **HOUSEKEEPING)
+def download_data(arguments):
+    """Fetches the photographs and makes the folders that are trained on."""
+    source = "data/oxford-pets"
+    housekeeping(["data", "download", source, *arguments])
+    made = {"data/cats": ["--crop=none", "--size=256"], "data/cat-heads": ["--crop=head", "--size=128"]}
+    for folder, how in made.items():
+        if not Path("/", folder).exists():
+            housekeeping(["data", "prepare", source, folder, *how])
+    DATA.commit()
+    return ", ".join(made)
+
+
+@app.function(volumes={"/outputs": OUTPUTS}, timeout=3600, **HOUSEKEEPING)
+def export(name, arguments):
+    """Writes the released model of a run as ONNX, beside it."""
+    model = released(name)
+    housekeeping(["export", model, *arguments])
+    OUTPUTS.commit()
+    return str(Path(model).with_suffix(".onnx"))
+
+
+@app.function(
+    image=IMAGE,
+    cpu=CONTAINER["cpu"],
+    memory=4096,
+    timeout=600,
+    startup_timeout=TIME["startup_s"],
+    scaledown_window=60,
+    max_containers=4,
+    volumes={"/outputs": OUTPUTS.with_mount_options(read_only=True)},
+)
+@modal.batched(max_batch_size=8, wait_ms=200)
+def sample(names: list, breeds: list, seeds: list):
+    """Draws a picture for each, as PNG. A picture depends on its seed alone, and so not on its batch."""
+    with ThreadPoolExecutor(int(CONTAINER["cpu"])) as threads:
+        return list(threads.map(draw, names, breeds, seeds))
+
+
+def draw(name, breed, seed):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = ["--model", released(name)] if name else []
+        housekeeping(
+            ["generate", *model, f"--breed={breed}", f"--seed={seed}", "--count=1", f"--output={folder}/"]
+        )
+        return next(Path(folder).glob("*.png")).read_bytes()
+
+
+def released(name):
+    """The released file of a run."""
+    folder = Path("/outputs/runs") / name
+    files = [path for path in sorted(folder.glob("*.safetensors")) if "_step_" not in path.name]
+    if not files:
+        raise run.Failed(f"{folder}: no released model; is the run finished?")
+    return str(files[0])
+
+
+def housekeeping(arguments):
+    done = NO_GPU.run(arguments, stderr=subprocess.PIPE)
+    print(done.stderr, end="", file=sys.stderr)
+    if done.returncode != 0:
+        raise run.Failed((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+
+
+# --- Here ---
+
+
+@app.local_entrypoint()
+def main(*arguments):
+    asked = ASKED or options.parse(list(arguments))
+    if asked.command == "train":
+        request = options.request_of(asked)
+        print(f"run {request['run']}")
+        call = FUNCTIONS[asked.task].spawn(request)
+    elif asked.command == "sweep":
+        call = sweep.spawn(options.request_of(asked))
+    elif asked.command == "download-data":
+        call = download_data.spawn(asked.rest)
+    elif asked.command == "export":
+        call = export.spawn(asked.run, asked.rest)
+    else:
+        call = sample.spawn(asked.run, asked.breed, asked.seed)
+    print(f"call {call.object_id}", flush=True)
+    try:
+        result = call.get()  # not .remote(), which a call outlives after 24 hours
+    except run.Ended as ended:
+        print(f"error: {ended}", file=sys.stderr)
+        sys.exit(1 if isinstance(ended, run.Failed) else run.STOPPED)
+    if asked.command == "sample":
+        Path(asked.output).write_bytes(result)
+        result = asked.output
+    print(result)
+    if isinstance(result, dict):
+        print(f"modal volume get {SETTINGS['app']['output_volume']} {result['folder']}")

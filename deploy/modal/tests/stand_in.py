@@ -1,0 +1,166 @@
+"""A stand-in for Modal's servers: it notes what clients and containers ask for."""
+
+import asyncio
+import pickle
+import threading
+
+import grpclib.const
+from grpclib.server import Server
+from modal_proto import api_grpc, api_pb2
+
+SUCCESS = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+FAILURE = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
+
+
+class Service(api_grpc.ModalClientBase):
+    """Answers each call with an empty message, or with what a method named like it makes of the request."""
+
+    def __init__(self):
+        self.seen, self.count, self.outcome, self.names = [], 0, None, {}
+        self.inputs, self.cancels, self.cancelled = [], False, None
+
+    def fresh(self, kind):
+        self.count += 1
+        return f"{kind}-{self.count}"
+
+    def requests(self, name):
+        return [request for asked, request in self.seen if asked == name]
+
+
+def method(name):
+    async def handle(self, stream):
+        request = await stream.recv_message()
+        self.seen.append((name, request))
+        reply = self.__mapping__()[f"/modal.client.ModalClient/{name}"].reply_type()
+        answer = ANSWERS.get(name, lambda service, request, reply: None)(self, request, reply)
+        if asyncio.iscoroutine(answer):
+            await answer
+        await stream.send_message(reply)
+
+    return handle
+
+
+def builder(service, request, reply):
+    reply.environment_id, reply.metadata.settings.image_builder_version = service.fresh("en"), "2025.06"
+
+
+def token(service, request, reply):
+    reply.token = "e30.eyJleHAiOjk5OTk5OTk5OTl9.x"  # which is valid for some centuries
+
+
+def image(service, request, reply):
+    reply.image_id, reply.result.status = service.fresh("im"), SUCCESS
+    service.names[reply.image_id] = request.image
+
+
+def identity(field, kind):
+    def answer(service, request, reply):
+        setattr(reply, field, service.fresh(kind))
+        service.names[getattr(reply, field)] = request
+
+    return answer
+
+
+def function(service, request, reply):
+    reply.function_id = request.existing_function_id or service.fresh("fu")
+    reply.function_data.CopyFrom(request.function_data)
+    if request.HasField("function"):
+        reply.function_data.function_name = request.function.function_name
+        reply.function_data.ranked_functions.add(function=request.function)
+    service.names[reply.function_id] = reply.handle_metadata.function_name = reply.function_data.function_name
+
+
+def precreate(service, request, reply):
+    reply.function_id = service.fresh("fu")
+    reply.handle_metadata.function_name = request.function_name
+
+
+def existing(service, request, reply):
+    reply.exists = True
+
+
+def spawned(service, request, reply):
+    reply.function_call_id = service.fresh("fc")
+    for item in request.pipelined_inputs:
+        reply.pipelined_inputs.add(idx=item.idx, input_id=service.fresh("in"))
+
+
+def output(service, request, reply):
+    item = reply.outputs.add(idx=0, data_format=api_pb2.DATA_FORMAT_PICKLE)
+    if isinstance(service.outcome, BaseException):
+        item.result.status, item.result.exception = FAILURE, repr(service.outcome)
+    else:
+        item.result.status = SUCCESS
+    item.result.data = pickle.dumps(service.outcome)
+
+
+def next_input(service, request, reply):
+    if service.inputs:
+        reply.inputs.add().CopyFrom(service.inputs.pop(0))
+    else:
+        reply.inputs.add(kill_switch=True)
+
+
+async def heartbeat(service, request, reply):
+    """Where a cancellation is to come, held back until then: containers do not ask often."""
+    while service.cancels and not service.cancelled:
+        await asyncio.sleep(0.05)
+    if service.cancelled:
+        reply.cancel_input_event.input_ids.append(service.cancelled)
+        service.cancels, service.cancelled = False, None
+
+
+def logs(service, request, reply):
+    reply.app_done = True
+
+
+ANSWERS = {
+    "AuthTokenGet": token,
+    "EnvironmentGetOrCreate": builder,
+    "AppCreate": identity("app_id", "ap"),
+    "MountGetOrCreate": identity("mount_id", "mo"),
+    "MountPutFile": existing,
+    "VolumeGetOrCreate": identity("volume_id", "vo"),
+    "SecretGetOrCreate": identity("secret_id", "st"),
+    "ImageGetOrCreate": image,
+    "FunctionPrecreate": precreate,
+    "FunctionCreate": function,
+    "FunctionMap": spawned,
+    "FunctionGetOutputs": output,
+    "AppGetLogs": logs,
+    "FunctionGetInputs": next_input,
+    "ContainerHeartbeat": heartbeat,
+}
+for _name in api_grpc.ModalClientBase.__abstractmethods__:
+    setattr(Service, _name, method(_name))
+Service.__abstractmethods__ = frozenset()
+
+
+class StandIn:
+    """The service on a port of this machine."""
+
+    def __enter__(self):
+        self.service, self.loop = Service(), asyncio.new_event_loop()
+        begun = threading.Event()
+
+        async def serve():
+            self.server = Server([self.service])
+            await self.server.start("127.0.0.1", 0)
+            self.url = "http://127.0.0.1:{}".format(self.server._server.sockets[0].getsockname()[1])
+            begun.set()
+
+        def work():
+            asyncio.set_event_loop(self.loop)
+            self.loop.run_until_complete(serve())
+            self.loop.run_forever()
+
+        self.thread = threading.Thread(target=work, daemon=True)
+        self.thread.start()
+        begun.wait(30)
+        return self
+
+    def __exit__(self, *_):
+        self.loop.call_soon_threadsafe(self.server.close)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()

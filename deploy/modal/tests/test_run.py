@@ -1,0 +1,416 @@
+"""The container's code with the real program, as Modal would treat it: interrupted, killed, out of time and money.
+
+TINY_CATS_BINARY_FOR_TESTS names the program, as built by `cargo build`.
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+from unittest import mock
+
+MODAL = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(MODAL))
+
+import local  # noqa: E402
+import run  # noqa: E402
+
+BINARY = os.environ.get("TINY_CATS_BINARY_FOR_TESTS")
+if not BINARY or not os.access(BINARY, os.X_OK):
+    raise SystemExit("error: TINY_CATS_BINARY_FOR_TESTS must name the tiny-cats that `cargo build` made")
+
+STEPS = 10
+SMOKE = ["--config=smoke", "--size=nano", "--limit-files=24", "--save-interval=2", "--sample-interval=0"]
+SECRETS = {
+    "MODAL_TOKEN_ID": "ak-unseen",
+    "MODAL_TOKEN_SECRET": "as-unseen",
+    "AWS_SECRET_ACCESS_KEY": "aws-unseen",
+}
+RELEASED = ("tinydit_final.pt", "tinydit_final.safetensors")
+
+
+def until(condition, what, process=None, seconds=120):
+    """Waits for an event: how long it takes depends on a machine that others use too."""
+    end = time.monotonic() + seconds
+    while not (answer := condition()):
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"it ended with {process.returncode} before {what}")
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+    return answer
+
+
+class Cloud:
+    """A folder with the data, a GPU's driver that says what it is told to, and a program that notes its calls."""
+
+    def __init__(self, gpu=None):
+        self.root = Path(tempfile.mkdtemp(prefix="tiny-cats-modal-"))
+        (self.root / "data").symlink_to(DATA)
+        self.binary = self.script(
+            "tiny-cats", f'echo "$@" >>{self.root}/engine.txt; env >>{self.root}/env.txt; exec {BINARY} "$@"'
+        )
+        self.script("nvidia-smi", f'echo "{gpu}"' if gpu else "exit 9")
+        self.log = self.root / "log.txt"
+        self.calls_before = set()
+
+    def script(self, name, line):
+        path = self.root / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+        return path
+
+    def start(self, *words):
+        command = [sys.executable, MODAL / "local.py", "--root", self.root, "--binary", self.binary]
+        environment = {**os.environ, **SECRETS, "PATH": f"{self.root}/bin:{os.environ['PATH']}"}
+        self.calls_before = set(self.root.glob("calls/*"))
+        with open(self.log, "a") as log:
+            return subprocess.Popen(
+                [*map(str, command), "--heartbeat=0.05", "--initial-delay=0.05", *map(str, words)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def train(self, *words, steps=STEPS):
+        return self.start("train", "dit", "data/synth", "--run-id=r", f"--steps={steps}", *SMOKE, *words)
+
+    def finish(self, process, code):
+        try:
+            found = process.wait(120)
+        except subprocess.TimeoutExpired:
+            found = "no end"
+        assert found == code, f"expected exit code {code}, found {found}:\n{self.log.read_text()[-3000:]}"
+
+    def attempt(self, process, number):
+        """The process of the newest call's attempt, once it is the `number`th that this folder has seen."""
+        seen = set()
+
+        def newest():
+            for path in set(self.root.glob("calls/*")) - self.calls_before:
+                if pid := run.read_json(path / "attempt"):
+                    seen.add(pid)
+                    return pid if pid not in self.known else None
+
+        self.known = getattr(self, "known", set())
+        pid = until(newest, f"attempt {number}", process)
+        self.known.add(pid)
+        return pid
+
+    def states(self):
+        return {path.name for path in self.root.glob("containers/*/outputs/runs/r/*_step_*.safetensors")}
+
+    def record(self, run_folder="runs/r"):
+        return json.loads((self.root / "outputs" / run_folder / "cloud.json").read_text())
+
+    def outcomes(self):
+        return [attempt["outcome"] for attempt in self.record()["attempts"]]
+
+    def trainings(self):
+        lines = (self.root / "engine.txt").read_text().splitlines()
+        return [line for line in lines if line.startswith("train ") and "--worker" not in line]
+
+    def released(self):
+        return [(self.root / "outputs/runs/r" / name).read_bytes() for name in RELEASED]
+
+    def commits(self):
+        return [json.loads(line)["states"] for line in (self.root / "commits.jsonl").read_text().splitlines()]
+
+
+def setUpModule():
+    global DATA, HOME, ALONE
+    HOME = tempfile.TemporaryDirectory(prefix="tiny-cats-modal-")
+    unittest.addModuleCleanup(HOME.cleanup)
+    DATA = Path(HOME.name) / "data"
+    subprocess.run(
+        [BINARY, "data", "synth", DATA / "synth", "--per-class=8", "--size=32"],
+        check=True,
+        capture_output=True,
+    )
+    # What a run that is left alone releases: the same program, without anything around it.
+    subprocess.run(
+        [
+            BINARY,
+            "train",
+            "dit",
+            "data/synth",
+            f"--steps={STEPS}",
+            *SMOKE,
+            "--run-id=r",
+            "--runs-dir=runs",
+            "--output=runs/r",
+        ],
+        cwd=HOME.name,
+        check=True,
+        capture_output=True,
+    )
+    ALONE = [(Path(HOME.name) / "runs/r" / name).read_bytes() for name in RELEASED]
+
+
+class Training(unittest.TestCase):
+    def cloud(self, **about):
+        cloud = Cloud(**about)
+        self.addCleanup(shutil.rmtree, cloud.root, ignore_errors=True)
+        return cloud
+
+    def test_a_run_that_is_interrupted_and_killed_releases_what_one_left_alone_does(self):
+        cloud = self.cloud()
+        # No retries: what interrupts is none.
+        process = cloud.train("--max-retries=0")
+        for number, how in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), 1):
+            attempt = cloud.attempt(process, number)
+            before = (
+                max(path.name for path in (cloud.root / "outputs").rglob("*_step_*")) if number > 1 else ""
+            )
+            newest = until(
+                lambda: max(cloud.states() - {before}, default="") > before and max(cloud.states()),
+                "a state",
+                process,
+            )
+            if how == signal.SIGKILL:  # which leaves no time to commit: what the heart has committed must do
+                until(lambda: newest in cloud.commits()[-1], "its commit", process)
+            os.kill(attempt, how)
+        cloud.finish(process, 0)
+        self.assertEqual(cloud.outcomes(), ["preempted", "preempted", "lost", "finished"])
+        record = cloud.record()
+        self.assertEqual((record["status"], record["preemptions"], record["error"]), ("finished", 2, None))
+        self.assertEqual(cloud.released(), ALONE)
+        steps = [int(match[1]) for match in re.finditer(r"steps (\d+) to", cloud.log.read_text())]
+        self.assertEqual(len(steps), 4)
+        self.assertEqual(steps[0], 0)
+        self.assertTrue(
+            0 < steps[1] < steps[2] < steps[3], f"each attempt goes on where the last one stopped: {steps}"
+        )
+        for attempt in record["attempts"]:
+            self.assertLessEqual(attempt["begun"], attempt["ended"])
+        # Every state that an interval made was in the volume before the next: none was in danger for longer.
+        committed = {state for states in cloud.commits() for state in states}
+        self.assertLessEqual(
+            {f"dit_step_{step:08}.safetensors" for step in range(2, STEPS + 1, 2)}, committed
+        )
+
+    def test_an_attempt_that_ran_out_of_time_is_retried_and_goes_on(self):
+        cloud = self.cloud()
+        process = cloud.train("--max-retries=1")
+        cloud.attempt(process, 1)
+        until(cloud.states, "a training state", process)
+        # The engine stops by itself as it does when its time is up, with the same exit code.
+        engine = until(lambda: engine_of(cloud), "the engine", process)
+        os.kill(engine, signal.SIGTERM)
+        cloud.finish(process, 0)
+        self.assertEqual(cloud.outcomes(), ["timed out", "finished"])
+        self.assertIn("retry 1 of 1", cloud.log.read_text())
+        self.assertEqual(cloud.released(), ALONE)
+
+    def test_the_engine_stops_before_the_timeout_and_what_still_hangs_then_is_killed(self):
+        cloud = self.cloud()
+        process = cloud.train("--max-retries=1", "--timeout=4", steps=100_000)
+        cloud.finish(process, 1)
+        self.assertEqual(cloud.outcomes(), ["timed out", "timed out"])
+        self.assertEqual(cloud.record()["status"], "stopped")
+        # One that does not stop, since it is asleep, is killed with all that it started.
+        cloud.script(
+            "tiny-cats", f'[ "$1" = train ] || exit 1; sleep 1000 & echo $! >{cloud.root}/sleeper; wait'
+        )
+        process = cloud.train("--max-retries=0", "--timeout=4")
+        cloud.finish(process, 1)
+        sleeper = int((cloud.root / "sleeper").read_text())
+        self.assertFalse(Path(f"/proc/{sleeper}").exists())
+        self.assertEqual(cloud.outcomes()[-1], "running", "a kill leaves no time for a note")
+
+    def test_what_fails_for_good_starts_the_engine_once_and_a_new_call_tries_again(self):
+        cloud = self.cloud()
+        words = ("train", "dit", "data/nothing", "--run-id=r", "--max-retries=2", *SMOKE)
+        cloud.finish(cloud.start(*words), 1)
+        self.assertEqual(len(cloud.trainings()), 1)
+        record = cloud.record()
+        self.assertEqual((record["status"], cloud.outcomes()), ("failed", ["failed"]))
+        self.assertIn("data/nothing", record["error"])
+        self.assertEqual(cloud.log.read_text().count("error: Failed: "), 3)
+        cloud.finish(cloud.start(*words), 1)
+        self.assertEqual(len(cloud.trainings()), 2)
+        self.assertEqual(cloud.outcomes(), ["failed", "failed"])
+
+    def test_a_budget_ends_a_run_in_order_and_a_larger_one_goes_on(self):
+        cloud = self.cloud(gpu="NVIDIA A10")
+        # A dollar a second, and another card's price that must not count.
+        price = '--price-per-hour={"A10": 3600, "A100": 9000, "L4": 1}'
+        cloud.finish(cloud.train("--max-cost=0.7", price, "--max-retries=2"), 1)
+        record = cloud.record()
+        self.assertEqual((record["status"], cloud.outcomes()), ("stopped", ["budget"]))
+        self.assertEqual(len(cloud.trainings()), 1)
+        self.assertRegex(record["error"], r"of \$0.7 are spent")
+        # Nothing is left, which is seen before anything is computed.
+        cloud.finish(cloud.train("--max-cost=0.01", price, "--max-retries=0"), 1)
+        self.assertEqual((len(cloud.trainings()), cloud.outcomes()), (1, ["budget", "budget"]))
+        cloud.finish(cloud.train("--max-cost=1000", price), 0)
+        record = cloud.record()
+        self.assertEqual(cloud.outcomes(), ["budget", "budget", "finished"])
+        self.assertEqual(cloud.released(), ALONE)
+        seconds = sum(attempt["ended"] - attempt["begun"] for attempt in record["attempts"])
+        self.assertAlmostEqual(record["seconds"], seconds, 2)
+        self.assertAlmostEqual(record["dollars"], seconds, 2)
+        self.assertEqual({attempt["gpu"] for attempt in record["attempts"]}, {"NVIDIA A10"})
+        self.assertEqual((record["price_per_hour"], record["max_cost"]), (3600, 1000))
+
+    def test_a_budget_without_a_price_is_refused(self):
+        cloud = self.cloud()
+        cloud.finish(cloud.train("--max-cost=5"), 1)
+        self.assertIn("--max-cost needs a price", cloud.record()["error"])
+        self.assertEqual(cloud.trainings(), [])
+
+    def test_no_token_gets_to_the_engine_or_into_a_file(self):
+        cloud = self.cloud()
+        cloud.finish(cloud.start("train", "dit", "data/nothing", "--run-id=r", "--max-retries=0"), 1)
+        self.assertIn("PATH=", (cloud.root / "env.txt").read_text())
+        written = [path for path in cloud.root.rglob("*") if path.is_file()]
+        self.assertIn(cloud.log, written)
+        for path in written:
+            self.assertNotIn(b"unseen", path.read_bytes(), path)
+
+    def test_an_error_of_any_kind_commits_and_is_handed_on(self):
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        commits = []
+        request = {"call": "c", "run": "r", "arguments": [], "timeout": 60}
+        for error, outcome in (
+            (MemoryError, "failed"),
+            (InputCancellation, "cancelled"),
+            (KeyboardInterrupt, "preempted"),
+        ):
+            with mock.patch.object(run, "engine", side_effect=error), self.assertRaises(error):
+                run.train("dit", request, run.Place(folder), lambda: commits.append(1))
+            record = json.loads((folder / "outputs/runs/r/cloud.json").read_text())
+            self.assertEqual((record["status"], record["attempts"][-1]["outcome"]), ("stopped", outcome))
+        self.assertEqual(len(commits), 6)
+        # The program's success is believed only with a record that says so.
+        with (
+            mock.patch.object(run, "engine", return_value=(0, "")),
+            self.assertRaisesRegex(run.Failed, "its record says None"),
+        ):
+            run.train("dit", request, run.Place(folder), lambda: None)
+
+
+class InputCancellation(BaseException):
+    """Like Modal's."""
+
+
+def engine_of(cloud):
+    """The engine's outer process: the child of the newest attempt."""
+    for pid in cloud.known:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            if local.parent(stat) == pid:
+                return int(stat.parent.name)
+
+
+class Prices(unittest.TestCase):
+    LISTED = {
+        "gpus": {
+            "A10": {"hour": 1.10, "device": "NVIDIA A10"},
+            "A100-40GB": {"hour": 2.10, "device": "NVIDIA A100-SXM4-40GB", "aliases": ["A100"]},
+        },
+        "cpu_core_hour": 0.05,
+        "memory_gib_hour": 0.01,
+    }
+
+    def hourly(self, devices, gpu="A10", asked=None, listed=LISTED):
+        return run.hourly(devices, gpu, asked, listed)
+
+    def test_the_card_that_is_there_counts_with_cores_and_memory(self):
+        rest = 4 * 0.05 + 16 * 0.01
+        self.assertAlmostEqual(self.hourly(["NVIDIA A10"]), 1.10 + rest)
+        self.assertAlmostEqual(self.hourly(["NVIDIA A100-SXM4-40GB"] * 2, "A10:2"), 4.20 + rest)
+        self.assertAlmostEqual(
+            self.hourly(["another card"], "A10,A100"), 2.10 + rest, msg="the dearest it may be"
+        )
+        self.assertIsNone(self.hourly(["NVIDIA B300"], "A10,B300"))
+        self.assertIsNone(self.hourly(["NVIDIA A10"], listed=None))
+        self.assertIsNone(self.hourly([]))
+
+    def test_what_the_caller_says_comes_first(self):
+        self.assertEqual(self.hourly(["NVIDIA A10"], asked={"A10": 9, "A100": 8}), 9)
+        self.assertEqual(self.hourly(["NVIDIA A100-SXM4-40GB"], asked={"A10": 9, "A100:1": 8}), 8)
+        asked = {"H200": {"hour": 7, "device": "NVIDIA H200"}, "H100": {"hour": 8, "device": "NVIDIA H100"}}
+        self.assertEqual(self.hourly(["NVIDIA H200"], asked=asked, listed=None), 7)
+        self.assertEqual(self.hourly(["Tesla V100"], asked={"A10": 9, "L4": 12}), 12, "the dearest it may be")
+        self.assertEqual(self.hourly([], asked={"A10": 9}, listed=None), 9)
+
+
+class Files(unittest.TestCase):
+    def test_a_mount_that_cannot_rename_is_written_in_place_and_it_is_said(self):
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        run.write_atomically(folder / "a.json", "1")
+        with mock.patch("os.replace", side_effect=OSError("not here")), mock.patch("sys.stderr") as said:
+            run.write_atomically(folder / "a.json", "2")
+        self.assertEqual([path.name for path in folder.iterdir()], ["a.json"])
+        self.assertEqual((folder / "a.json").read_text(), "2")
+        self.assertIn("written in place", "".join(str(call) for call in said.mock_calls))
+
+    def test_nothing_but_the_standard_library_is_imported_without_modal(self):
+        for name in ("run.py", "options.py", "local.py"):
+            for node in ast.walk(ast.parse((MODAL / name).read_text("utf8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) else []
+                for imported in names:
+                    known = sys.stdlib_module_names | {"run", "options"}
+                    self.assertIn(imported.split(".")[0], known, name)
+
+
+class Sweeps(unittest.TestCase):
+    def setUp(self):
+        self.cloud = Cloud()
+        self.addCleanup(shutil.rmtree, self.cloud.root, ignore_errors=True)
+        home = os.getcwd()
+        self.addCleanup(os.chdir, home)
+        os.chdir(self.cloud.root)
+        # The half of the jobs fail, having nowhere to log.
+        Path("lr.toml").write_text(
+            'task = "dit"\ndata = "data/synth"\nconfig = "smoke"\n[fixed]\nsteps = 4\nlimit-files = 24\n'
+            'save-interval = 2\nsample-interval = 0\n[sweep]\nlog-file = ["a.log", "nowhere/a.log"]\nlr = [1e-3, 2e-3]\n'
+        )
+
+    def test_a_sweep_outlives_its_orchestrator_and_a_job_that_fails_ends_no_other(self):
+        cloud, words = self.cloud, ("sweep", "lr.toml", "--parallel=2", "--max-retries=0")
+        process, folder = cloud.start(*words), cloud.root / "outputs/runs/sweeps/lr"
+        calls = folder / "calls.json"
+        until(lambda: len(run.read_json(calls) or {}) >= 2 and cloud.trainings(), "two jobs", process)
+        process.kill()
+        process.wait()
+        noted = run.read_json(calls)
+        cloud.finish(cloud.start(*words), 0)
+        ended = run.read_json(calls)
+        for name, call in noted.items():
+            self.assertEqual(ended[name]["id"], call["id"], "a job is not begun a second time")
+        self.assertEqual(
+            sorted(call["outcome"] for call in ended.values()), ["failed", "failed", "finished", "finished"]
+        )
+        for name, call in ended.items():
+            self.assertEqual(call["outcome"], "failed" if "nowhere" in name else "finished")
+            if call["outcome"] == "failed":
+                self.assertTrue(call["error"])
+                continue
+            self.assertTrue((folder / name / "tinydit_final.pt").exists())
+            self.assertEqual(cloud.record(f"runs/sweeps/lr/{name}/{name}")["status"], "finished")
+        trainings = cloud.trainings()
+        self.assertEqual(len(trainings), 4)
+        # Again: what is finished or failed is passed over; what failed is tried again when that is asked.
+        cloud.finish(cloud.start(*words), 0)
+        self.assertEqual(cloud.trainings(), trainings)
+        cloud.finish(cloud.start(*words, "--retry-failed"), 0)
+        self.assertEqual(len(cloud.trainings()), 6)
+        self.assertTrue(all("--log-file=nowhere" in line for line in cloud.trainings()[4:]))
+
+
+if __name__ == "__main__":
+    unittest.main()

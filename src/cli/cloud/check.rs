@@ -1,0 +1,72 @@
+//! `tiny-cats cloud check`.
+
+use std::process::ExitCode;
+
+use super::{app, listed};
+use crate::{
+    cli::common::print,
+    cloud::{Settings, modal},
+};
+
+/// Runs it: a line for each thing, and for what fails the command that mends it.
+///
+/// # Errors
+/// When nobody reads it.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let settings = Settings::default();
+    let mut ok = true;
+    let mut say = |name: &str, found: Result<String, String>| {
+        let (word, about) = match &found {
+            Ok(about) => ("ok", about),
+            Err(about) => ("missing", about),
+        };
+        ok &= found.is_ok();
+        print(&format!("{word:<10}{name:<16}{about}\n")).map(|()| found.is_ok())
+    };
+    let text = |error: modal::Error| error.to_string();
+    let there = say("modal", modal::version().map_err(text))?;
+    if there {
+        say("app", loads())?;
+        let token = modal::ask(&["token", "info"]).map(|_| "somebody is logged in".to_owned());
+        if say("token", token.map_err(text))? {
+            let (data, outputs) = (&settings.app.data_volume, &settings.app.output_volume);
+            say("data", pictures(data))?;
+            let found = match listed(outputs, "/") {
+                Err(modal::Error::NotFound(_)) => Ok(format!("the first run makes the volume {outputs}")),
+                found => found.map(|_| format!("volume {outputs}")).map_err(text),
+            };
+            say("outputs", found)?;
+        }
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether Modal's client can load the app, whose program is looked at then.
+fn loads() -> Result<String, String> {
+    let app = app().map_err(|error| error.to_string())?;
+    modal::ask_app(&app, &["--help"]).map_err(|error| error.to_string())?;
+    let program = app.program.as_ref().map_or_else(
+        || "whose program is built from this clone".to_owned(),
+        |path| format!("with {}", path.display()),
+    );
+    Ok(format!("{}, {program}", app.file.display()))
+}
+
+fn pictures(volume: &str) -> Result<String, String> {
+    let put = format!("modal volume put {volume} data/cats /cats");
+    match listed(volume, "/") {
+        Ok(entries) if entries.is_empty() => Err(format!("the volume {volume} is empty: {put}")),
+        Ok(entries) => {
+            let folders: Vec<String> = entries
+                .iter()
+                .filter(|entry| entry.1)
+                .map(|entry| format!("data/{}", entry.0.escape_debug()))
+                .collect();
+            Ok(format!("volume {volume}: {}", folders.join(", ")))
+        }
+        Err(modal::Error::NotFound(_)) => {
+            Err(format!("there is no volume {volume}: modal volume create {volume} && {put}"))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,175 @@
+//! `tiny-cats cloud`: training on rented GPUs, at Modal. Whatever is done there, Modal's own command line does.
+
+mod check;
+mod runs;
+mod sweep;
+mod train;
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::bail;
+use clap::ArgMatches;
+
+use crate::cloud::{App, Settings, modal};
+
+/// What `tiny-cats cloud` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Looks whether all is there that training at Modal needs, and says what mends it.
+    Check,
+    /// Trains there, with the flags of `tiny-cats train`; says before what it takes and costs.
+    Train(train::Args),
+    /// Lists the runs that are there, or shows one.
+    Status(runs::Status),
+    /// Prints what a run has said.
+    Logs(runs::Logs),
+    /// Brings what a finished run has released, and verifies it.
+    Fetch(runs::Fetch),
+    /// Stops a run. What it has saved stays, and it can be gone on with.
+    Stop(runs::Stop),
+    /// Trains with many settings, several at once.
+    Sweep(sweep::Args),
+}
+
+/// Where, how long and for how much something is trained.
+#[derive(clap::Args, Debug)]
+struct Bounds {
+    /// The longest that one attempt may take, at most 24h [default: by the plan]
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Cloud")]
+    timeout: Option<Duration>,
+    /// Do not start if more is expected to be spent, and stop when so much is
+    #[arg(long, value_name = "USD", help_heading = "Cloud")]
+    max_cost: Option<f64>,
+    /// A region of Modal's; costs 1.5 to 1.75 times as much [default: anywhere]
+    #[arg(long, value_name = "NAME", help_heading = "Cloud")]
+    region: Option<String>,
+    /// Let it go on when this machine is switched off
+    #[arg(long, help_heading = "Cloud")]
+    detach: bool,
+    /// Print the plan and the command, and start nothing
+    #[arg(long, help_heading = "Cloud")]
+    dry_run: bool,
+}
+
+impl Bounds {
+    /// # Errors
+    /// Naming the first flag that makes no sense.
+    fn validate(&self, max_retries: u64, settings: &Settings) -> anyhow::Result<()> {
+        let longest = Duration::from_secs_f64(settings.time.longest_attempt_s);
+        if let Some(timeout) = self.timeout.filter(|t| *t > longest || t.as_secs() < SHORTEST) {
+            let [longest, found] = [longest, timeout].map(humantime::format_duration);
+            bail!("--timeout: expected {SHORTEST}s to {longest}, found {found}");
+        }
+        let most = settings.retries.most;
+        if max_retries > most {
+            bail!("--max-retries: expected 0 to {most}, found {max_retries}");
+        }
+        if let Some(dollars) = self.max_cost.filter(|dollars| !(*dollars > 0.0 && dollars.is_finite())) {
+            bail!("--max-cost: expected more than 0 dollars, found {dollars}");
+        }
+        if let Some(region) = &self.region {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-,".contains(c);
+            if region.is_empty() || !region.chars().all(plain) {
+                bail!("--region: expected a name such as us-east, found {}", region.escape_debug());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Seconds that an attempt must be given to get anywhere.
+const SHORTEST: u64 = 60;
+
+/// Runs it; `matches` are those of the whole command line.
+///
+/// # Errors
+/// In one line, before anything is started where that can be; whatever Modal says.
+pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Check => check::run(),
+        Command::Train(args) => train::run(args, matches),
+        Command::Status(args) => runs::status(args),
+        Command::Logs(args) => runs::logs(args),
+        Command::Fetch(args) => runs::fetch(args),
+        Command::Stop(args) => runs::stop(args),
+        Command::Sweep(args) => sweep::run(args),
+    }
+}
+
+/// The app's file, and the program for its image.
+fn app() -> anyhow::Result<App> {
+    Ok(App::find(&std::env::current_dir()?)?)
+}
+
+/// Runs Modal's command line on the app before the user's eyes.
+fn start(app: &App, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let status = modal::run_app(app, &arguments)?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What Modal is to be called with to run the app.
+fn modal_run(app: &App, name: &str, detach: bool) -> Vec<String> {
+    let detach = detach.then(|| "--detach".to_owned());
+    let words = [Some("run".to_owned()), detach, Some(format!("--name={}", app_name(name)))];
+    words.into_iter().flatten().chain([app.file.to_string_lossy().into_owned()]).collect()
+}
+
+/// What the app is called while it works on a run, so that it is found again: Modal takes at most 64 letters, digits, -, _ and dots.
+fn app_name(run: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name = Settings::default().app.name;
+    format!("{name}-{run}").chars().map(plain).take(64).collect()
+}
+
+/// A command as a shell takes it.
+fn shell(arguments: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
+    let word = |word: &String| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    };
+    std::iter::once("modal".to_owned()).chain(arguments.iter().map(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// What is in a folder of a volume: names and whether they are folders.
+fn listed(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
+    let said = modal::ask(&["volume", "ls", "--json", volume, folder])?;
+    let entries: Vec<serde_json::Value> =
+        serde_json::from_slice(&said).map_err(|_| modal::Error::Failed {
+            command: "volume ls".into(),
+            message: format!("expected a list of {folder} in {volume} as JSON"),
+        })?;
+    let entry = |entry: &serde_json::Value| {
+        let name = Path::new(entry["filename"].as_str()?).file_name()?.to_str()?.to_owned();
+        Some((name, entry["type"] == "dir"))
+    };
+    Ok(entries.iter().filter_map(entry).collect())
+}
+
+/// Refuses to start where there is no data.
+fn needs_data(volume: &str, data: &str) -> anyhow::Result<()> {
+    let folder = data.trim_start_matches("data").trim_start_matches('/');
+    let there = match listed(volume, &format!("/{folder}")) {
+        Ok(entries) => entries.iter().any(|(_, is_folder)| *is_folder),
+        Err(modal::Error::NotFound(_)) => false,
+        Err(error) => return Err(error.into()),
+    };
+    if !there {
+        bail!(
+            "{data}: there are no class folders in the volume {volume}: modal volume put {volume} FOLDER /{folder}, or modal run {} \
+             download-data",
+            app()?.file.display()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! `tiny-cats cloud status|logs|fetch|stop`: runs that are in the volume.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use serde_json::{Value, json};
+
+use super::{app_name, listed};
+use crate::{
+    checkpoint::{
+        WhichWeights,
+        verify::{Onnx, Options, verify},
+    },
+    cli::{
+        common::{pretty, print},
+        table::{clean, table},
+    },
+    cloud::{RECORD, Record, Settings, modal},
+    train::folder::{self, LOG, RUNS, Status as RunStatus},
+};
+
+/// What `tiny-cats cloud status` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Status {
+    /// The run; unset, the newest
+    run: Option<String>,
+    /// How many are listed
+    #[arg(short = 'n', long, default_value_t = 10, value_name = "N", conflicts_with = "run")]
+    count: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `tiny-cats cloud logs` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Logs {
+    /// The run
+    run: String,
+    /// Go on printing what its containers say, while it runs
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// What `tiny-cats cloud fetch` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Fetch {
+    /// The run
+    run: String,
+    /// Where runs lie on this machine; it gets a folder there
+    #[arg(long, default_value = RUNS, value_name = "DIR")]
+    runs_dir: PathBuf,
+}
+
+/// What `tiny-cats cloud stop` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Stop {
+    /// The run
+    run: String,
+}
+
+/// What is printed of a text that comes from elsewhere.
+const MOST: usize = 200;
+
+/// A run in the volume, as far as it is known.
+struct Run {
+    id: String,
+    record: Option<folder::Record>,
+    cloud: Option<Record>,
+}
+
+/// A file of a run.
+fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
+    let volume = Settings::default().app.output_volume;
+    match modal::ask(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
+        Err(modal::Error::NotFound(_)) => Ok(None),
+        said => said.map(Some),
+    }
+}
+
+impl Run {
+    /// # Errors
+    /// When Modal cannot be asked, or there is no such run.
+    fn load(id: &str) -> anyhow::Result<Self> {
+        if !folder::is_id(id) {
+            bail!("{}: expected a run's name, such as tiny-cats cloud status lists", clean(id, MOST));
+        }
+        let record = file(id, folder::RECORD)?;
+        let cloud = file(id, RECORD)?;
+        if record.is_none() && cloud.is_none() {
+            let volume = Settings::default().app.output_volume;
+            let known = listed(&volume, "/runs").unwrap_or_default();
+            let near = crate::nearest::nearest(id, known.iter().map(|entry| entry.0.as_str()));
+            let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
+            bail!("{id}: there is no such run in the volume {volume}{near}");
+        }
+        let record = record.map(|text| serde_json::from_slice(&text)).transpose();
+        let record = record.with_context(|| format!("{id}/{}", folder::RECORD))?;
+        let cloud = cloud.map(|text| Record::parse(&Path::new(id).join(RECORD), &text)).transpose()?;
+        Ok(Self { id: id.to_owned(), record, cloud })
+    }
+
+    /// Whether all that it was to do is done.
+    fn is_finished(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.status == RunStatus::Finished)
+            && self.cloud.as_ref().is_none_or(|cloud| cloud.status == "finished")
+    }
+
+    fn status(&self) -> &str {
+        match (&self.cloud, &self.record) {
+            (Some(cloud), _) => &cloud.status,
+            (None, Some(record)) if record.status == RunStatus::Finished => "finished",
+            _ => "unknown",
+        }
+    }
+
+    fn steps(&self) -> String {
+        self.record.as_ref().map_or_else(String::new, |record| format!("{}/{}", record.step, record.steps))
+    }
+
+    fn error(&self) -> &str {
+        let error = self.cloud.as_ref().and_then(|cloud| cloud.error.as_deref());
+        error.or(self.record.as_ref().and_then(|record| record.error.as_deref())).unwrap_or_default()
+    }
+
+    fn json(&self) -> Value {
+        json!({"id": self.id, "status": self.status(), "record": self.record, "cloud": self.cloud})
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When Modal cannot be asked, or there is no such run.
+pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
+    if let Some(run) = &args.run {
+        let run = Run::load(run)?;
+        print(&if args.json { pretty(&run.json())? } else { about(&run) })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let volume = Settings::default().app.output_volume;
+    let entries = match listed(&volume, "/runs") {
+        Err(modal::Error::NotFound(_)) => Vec::new(),
+        entries => entries?,
+    };
+    let mut names: Vec<String> = entries
+        .into_iter()
+        .filter(|(name, is_folder)| *is_folder && folder::is_id(name))
+        .map(|e| e.0)
+        .collect();
+    // Names begin with the time, unless they were given.
+    names.sort();
+    let newest = names.split_off(names.len().saturating_sub(args.count));
+    let runs: Vec<Run> = newest.iter().map(|name| Run::load(name)).collect::<Result<_, _>>()?;
+    if args.json {
+        print(&pretty(&runs.iter().map(Run::json).collect())?)?;
+    } else if runs.is_empty() {
+        print(&format!("there are no runs in the volume {volume}\n"))?;
+    } else {
+        let row = |run: &Run| {
+            let cloud = run.cloud.clone().unwrap_or_default();
+            vec![
+                run.id.clone(),
+                clean(run.status(), 20),
+                run.steps(),
+                clean(cloud.gpu.as_deref().unwrap_or_default(), 40),
+                cloud.attempts.len().to_string(),
+                cloud.preemptions.to_string(),
+                format!("{:.2}", cloud.seconds / 3600.0),
+                cloud.dollars.map_or_else(String::new, |dollars| format!("{dollars:.2}")),
+                clean(run.error(), MOST),
+            ]
+        };
+        let rows: Vec<Vec<String>> = runs.iter().map(row).collect();
+        let head = ["id", "status", "steps", "gpu", "attempts", "preemptions", "hours", "$", "error"];
+        print(&table(&head, &rows))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn about(run: &Run) -> String {
+    let mut said = format!("run       {}\nstatus    {}\n", run.id, clean(run.status(), 20));
+    if let Some(record) = &run.record {
+        said += &format!("task      {}\nsteps     {}\n", clean(&record.task, 20), run.steps());
+        if let Some(best) = &record.best {
+            said += &format!("best      {} {:.4} at {}\n", clean(&best.name, 40), best.value, best.step);
+        }
+    }
+    if let Some(cloud) = &run.cloud {
+        said += &format!("cloud     {}\n", clean(&cloud.line(), MOST));
+        for attempt in &cloud.attempts {
+            let hours = attempt.ended.map_or_else(
+                || "now".to_owned(),
+                |ended| format!("{:.2} h", (ended - attempt.begun) / 3600.0),
+            );
+            let gpu = attempt.gpu.as_deref().unwrap_or("no GPU");
+            said += &format!("          {}, {hours}, {}\n", clean(gpu, 60), clean(&attempt.outcome, 40));
+        }
+    }
+    if !run.error().is_empty() {
+        said += &format!("error     {}\n", clean(run.error(), MOST));
+    }
+    said
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When Modal cannot be asked, or there is no such run.
+pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
+    let run = Run::load(&args.run)?;
+    if args.follow {
+        let Some(app) = working(&run.id)? else { bail!("{}: no container works on it now", run.id) };
+        let status = modal::run(&["app", "logs", "--follow", &app])?;
+        return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let text = file(&run.id, LOG)?.with_context(|| format!("{}: it has said nothing yet", run.id))?;
+    // What came from elsewhere cannot change the terminal.
+    let text = String::from_utf8_lossy(&text);
+    let shown = |c: char| if c == '\n' || c == '\t' || !c.is_control() { c } else { '\u{fffd}' };
+    print(&text.chars().map(shown).collect::<String>())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The id of the app that works on a run, if one does.
+fn working(run: &str) -> anyhow::Result<Option<String>> {
+    let said = modal::ask(&["app", "list", "--json"])?;
+    let apps: Vec<Value> = serde_json::from_slice(&said).context("modal app list: expected JSON")?;
+    let name = app_name(run);
+    let works = |app: &&Value| {
+        let state = app["state"].as_str().unwrap_or_default();
+        app["description"] == name.as_str() && !state.starts_with("stop")
+    };
+    Ok(apps.iter().find(works).and_then(|app| Some(app["app_id"].as_str()?.to_owned())))
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When Modal cannot be asked, or nothing works on the run.
+pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
+    let run = Run::load(&args.run)?;
+    let Some(app) = working(&run.id)? else {
+        bail!("{}: no container works on it: it is {}", run.id, clean(run.status(), 20));
+    };
+    modal::ask(&["app", "stop", "--yes", &app])?;
+    print(&format!(
+        "{}: stopped; the same command with --run-id {} goes on from its last training state\n",
+        run.id, run.id
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs it: brings all but the training states into a folder for itself, verifies what was released, and puts it to its place only then.
+///
+/// # Errors
+/// When Modal cannot be asked, the run is not finished, or what came is not what was released.
+pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
+    let run = Run::load(&args.run)?;
+    if !run.is_finished() {
+        bail!("{}: is not finished: {} at step {}", run.id, clean(run.status(), 20), run.steps());
+    }
+    let volume = Settings::default().app.output_volume;
+    let entries = listed(&volume, &format!("/runs/{}", run.id))?;
+    let wanted = |name: &String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let known = [".pt", ".safetensors", ".json", ".jsonl", ".toml", ".log", ".png", ".onnx"];
+        name.chars().all(plain)
+            && !name.starts_with('.')
+            && !name.contains("_step_")
+            && known.iter().any(|k| name.ends_with(k))
+    };
+    let names: Vec<String> = entries.into_iter().filter(|e| !e.1).map(|e| e.0).filter(wanted).collect();
+    std::fs::create_dir_all(&args.runs_dir).with_context(|| args.runs_dir.display().to_string())?;
+    let stage = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&args.runs_dir)?;
+    for name in &names {
+        let to = stage.path().join(name);
+        modal::ask(&["volume", "get", &volume, &format!("runs/{}/{name}", run.id), &to.to_string_lossy()])?;
+        if !to.is_file() {
+            bail!("{}: {name} did not come", run.id);
+        }
+    }
+    let released: Vec<&String> =
+        names.iter().filter(|name| name.ends_with(".pt") || name.ends_with(".safetensors")).collect();
+    if released.is_empty() {
+        bail!("{}: there is no released file, which a finished run has", run.id);
+    }
+    for name in released {
+        let options = Options { which: WhichWeights::Default, onnx: Onnx::Beside, device: Device::Cpu };
+        let report = verify(&stage.path().join(name), &options);
+        if let Some(problem) = report.problems.first() {
+            bail!("{name} is not kept: {problem}");
+        }
+        print(&format!("verified {name}\n"))?;
+    }
+    let folder = args.runs_dir.join(&run.id);
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    for name in &names {
+        let to = folder.join(name);
+        std::fs::rename(stage.path().join(name), &to).with_context(|| to.display().to_string())?;
+    }
+    print(&format!("{}: {} files\n", folder.display(), names.len()))?;
+    std::io::stdout().flush()?;
+    Ok(ExitCode::SUCCESS)
+}

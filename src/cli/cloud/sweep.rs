@@ -1,0 +1,113 @@
+//! `tiny-cats cloud sweep`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::bail;
+
+use super::{
+    Bounds, app, modal_run, needs_data, shell, start,
+    train::{Expected, bounds, chosen, in_volume},
+};
+use crate::{
+    cli::{
+        common::print,
+        plan::{HEADS, PHOTOS, Where, hours, money},
+        sweep::{load, training},
+    },
+    cloud::{Settings, modal},
+    sweep::Task,
+};
+
+/// What `tiny-cats cloud sweep` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// What is trained, and which settings are tried: see `tiny-cats sweep --help`
+    #[arg(value_name = "FILE.toml")]
+    file: PathBuf,
+    /// Jobs at once, each in a container of its own
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    parallel: u64,
+    /// How often an attempt that failed is made again [default: by the plan]
+    #[arg(long, value_name = "N")]
+    max_retries: Option<u64>,
+    /// Try jobs again that have failed
+    #[arg(long)]
+    retry_failed: bool,
+    #[command(flatten)]
+    where_to: Where,
+    #[command(flatten)]
+    bounds: Bounds,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When something makes no sense, is not there or costs too much, before anything is started; whatever Modal says.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = Settings::default();
+    args.bounds.validate(args.max_retries.unwrap_or(0), &settings)?;
+    if args.parallel == 0 {
+        bail!("--parallel: expected at least 1, found 0");
+    }
+    let (sweep, jobs) = load(&args.file)?;
+    let prices = args.where_to.prices()?;
+    let usual = if sweep.task == Task::Dit { HEADS } else { PHOTOS };
+    let (mut all, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
+    for job in &jobs {
+        let job = training(&sweep, job)?;
+        data = in_volume(job.data())?;
+        let (pictures, _) = args.where_to.pictures(job.data(), usual)?;
+        // What suits the first has to suit the others, since all have the same.
+        let asked = Where {
+            gpu: if gpus.is_empty() { args.where_to.gpu.clone() } else { gpus.clone() },
+            ..args.where_to.clone()
+        };
+        let estimates = chosen(&asked, &job.workload(&pictures)?, &settings, &prices)?;
+        gpus = estimates.iter().map(|e| e.gpu.to_string()).collect();
+        all.push(estimates);
+    }
+    let expected: Vec<Expected> = all.iter().map(|estimates| Expected::of(estimates)).collect();
+    let dollars: Option<f64> = expected.iter().map(|e| e.dollars).sum();
+    let longest = expected.iter().map(|e| e.hours).fold(0.0, f64::max);
+    let together: f64 = expected.iter().map(|e| e.hours).sum();
+    print(&format!(
+        "sweep {}: {} jobs, {} at once, on {}: {} of containers, done in about {}, {} expected\n",
+        sweep.name,
+        jobs.len(),
+        args.parallel,
+        gpus.join(","),
+        hours(together),
+        hours(longest.max(together / args.parallel as f64)),
+        dollars.map_or("an unknown price".into(), money)
+    ))?;
+    match (args.bounds.max_cost, dollars) {
+        (Some(_), None) => bail!("--max-cost: these GPUs have no price; --prices FILE can give one"),
+        (Some(most), Some(dollars)) if dollars > most => {
+            let [dollars, most] = [dollars, most].map(money);
+            bail!("--max-cost: {dollars} are expected to be spent, more than {most}: nothing was started");
+        }
+        _ => {}
+    }
+    let retries = args.max_retries.or(expected.iter().map(|e| e.retries).max()).unwrap_or(0);
+    let timeout = expected.iter().map(|e| e.timeout_s).max().unwrap_or(0);
+    let timeout = args.bounds.timeout.map_or(timeout, |time| time.as_secs());
+    let app = app()?;
+    let mut call = modal_run(&app, &format!("sweep-{}", sweep.name), args.bounds.detach);
+    call.extend(["sweep".to_owned(), args.file.to_string_lossy().into_owned()]);
+    call.push(format!("--parallel={}", args.parallel));
+    call.extend(bounds(&all[0], timeout, retries, &args.bounds));
+    call.extend(args.retry_failed.then(|| "--retry-failed".to_owned()));
+    if all[0][0].gpu.count > 1 {
+        call.push(format!("--gpus={}", all[0][0].gpu.count));
+    }
+    if args.bounds.dry_run {
+        print(&format!("{}\n", shell(&call)))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    modal::version()?;
+    modal::ask(&["token", "info"])?;
+    if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
+        needs_data(&settings.app.data_volume, &data)?;
+    }
+    start(&app, &call)
+}

@@ -1,0 +1,295 @@
+//! `tiny-cats cloud train`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{ArgMatches, CommandFactory, parser::ValueSource};
+use serde_json::{Map, Value, json};
+
+use super::{Bounds, app, modal_run, needs_data, shell, start};
+use crate::{
+    cli::{
+        Cli,
+        common::print,
+        plan::{HEADS, PHOTOS, Where, hours, money},
+        train::{
+            classifier,
+            config::{Resolved, training},
+            dit,
+        },
+    },
+    cloud::{Record, Settings, modal},
+    plan::{Estimate, Prices, Verdict, Workload, choose, estimate},
+    train::folder,
+};
+
+/// What `tiny-cats cloud train` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Task {
+    /// TinyDiT, the generator.
+    Dit(Box<Of<dit::Args>>),
+    /// A ResNet, the classifier.
+    Classifier(Box<Of<classifier::Args>>),
+}
+
+#[derive(clap::Args, Debug)]
+struct Of<T: clap::Args> {
+    #[command(flatten)]
+    train: T,
+    #[command(flatten)]
+    where_to: Where,
+    #[command(flatten)]
+    bounds: Bounds,
+}
+
+/// Flags that the container sets, so that a run can be gone on with.
+const DECIDED: [&str; 8] =
+    ["runs_dir", "output", "resume", "max_time", "device", "cache", "no_cache", "log_file"];
+/// Flags of which the container is told in another way.
+const TOLD: [&str; 3] = ["data", "max_retries", "gpus"];
+
+/// Runs it.
+///
+/// # Errors
+/// When something makes no sense, is not there or costs too much, before anything is started; whatever Modal says.
+pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let (_, matches) = training(matches).context("the task's arguments")?;
+    match &args.task {
+        Task::Dit(of) => {
+            of.train.validate()?;
+            let data = in_volume(of.train.data())?;
+            let pictures = of.where_to.pictures(of.train.data(), HEADS)?;
+            Training { task: "dit", data, matches, where_to: &of.where_to, bounds: &of.bounds }
+                .begin(&of.train.workload(&pictures.0)?, &pictures.1)
+        }
+        Task::Classifier(of) => {
+            of.train.validate()?;
+            let data = in_volume(of.train.data())?;
+            let pictures = of.where_to.pictures(of.train.data(), PHOTOS)?;
+            Training { task: "classifier", data, matches, where_to: &of.where_to, bounds: &of.bounds }
+                .begin(&of.train.workload(&pictures.0)?, &pictures.1)
+        }
+    }
+}
+
+/// A folder as it is called in a container, where the volume with pictures is `data`.
+///
+/// # Errors
+/// When it is none.
+pub fn in_volume(data: &std::path::Path) -> anyhow::Result<String> {
+    let text = data.to_str().unwrap_or_default().trim_end_matches('/');
+    let inside = text.strip_prefix("data/").is_some_and(|rest| {
+        !rest.is_empty() && rest.split('/').all(|part| !part.is_empty() && part != ".." && part != ".")
+    });
+    if !inside {
+        bail!(
+            "{}: in the cloud, pictures are in a volume: expected data/NAME, such as data/cats",
+            data.display()
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// A training that is to be begun.
+struct Training<'a> {
+    task: &'static str,
+    data: String,
+    matches: &'a ArgMatches,
+    where_to: &'a Where,
+    bounds: &'a Bounds,
+}
+
+impl Training<'_> {
+    fn begin(&self, workload: &Workload, about: &str) -> anyhow::Result<ExitCode> {
+        let settings = Settings::default();
+        let arguments = self.arguments()?;
+        let said: Option<u64> = self
+            .on_command_line("max_retries")
+            .then(|| self.matches.get_one::<u32>("max_retries").copied().unwrap_or(0).into());
+        self.bounds.validate(said.unwrap_or(0), &settings)?;
+        let prices = self.where_to.prices()?;
+        let chosen = chosen(self.where_to, workload, &settings, &prices)?;
+        let run = self.matches.get_one::<String>("run_id").cloned();
+        let named = run.is_some();
+        let run =
+            run.unwrap_or_else(|| folder::fresh(std::path::Path::new(""), self.task).display().to_string());
+        let expected = Expected::of(&chosen);
+        print(&format!(
+            "run {run}: {}, {} expected on {}, {} steps\ndata {}: {about}\n",
+            hours(expected.hours),
+            expected.dollars.map_or("an unknown price".into(), money),
+            names(&chosen),
+            workload.steps,
+            self.data
+        ))?;
+        let (app, timeout) = (app()?, self.bounds.timeout.map_or(expected.timeout_s, |time| time.as_secs()));
+        let mut call = modal_run(&app, &run, self.bounds.detach);
+        call.extend(["train", self.task, &self.data].map(str::to_owned));
+        call.push(format!("--run-id={run}"));
+        call.extend(bounds(&chosen, timeout, said.unwrap_or(expected.retries), self.bounds));
+        call.extend(arguments);
+        if chosen[0].gpu.count > 1 {
+            call.push(format!("--gpus={}", chosen[0].gpu.count));
+        }
+        if self.bounds.dry_run {
+            self.affordable(&expected, None)?;
+            print(&format!("{}\n", shell(&call)))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        modal::version()?;
+        let known = if named { known(&settings, &run)? } else { None };
+        self.affordable(&expected, known)?;
+        modal::ask(&["token", "info"])?;
+        if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
+            needs_data(&settings.app.data_volume, &self.data)?;
+        }
+        print(&format!(
+            "tiny-cats cloud status {run} says how it stands, tiny-cats cloud fetch {run} brings it\n"
+        ))?;
+        start(&app, &call)
+    }
+
+    fn on_command_line(&self, id: &str) -> bool {
+        let known = self.matches.try_contains_id(id).is_ok();
+        known && self.matches.value_source(id) == Some(ValueSource::CommandLine)
+    }
+
+    /// The flags that the container's `train` is called with.
+    fn arguments(&self) -> anyhow::Result<Vec<String>> {
+        if let Some(id) = DECIDED.into_iter().find(|id| self.on_command_line(id)) {
+            let flag = id.replace('_', "-");
+            bail!("--{flag}: is set in the cloud, so that the run can be gone on with");
+        }
+        if self.on_command_line("gpus") {
+            bail!("--gpus: say it with the GPU, such as --gpu A100:4");
+        }
+        if let Ok(Some(init)) = self.matches.try_get_one::<std::path::PathBuf>("init") {
+            in_volume(init).context("--init")?;
+        }
+        let command = Cli::command();
+        let resolved = Resolved::new(self.task, &command, self.matches);
+        Ok(resolved.arguments(&command, &[&DECIDED[..], &TOLD[..]].concat()))
+    }
+
+    /// Refuses what is expected to cost more than it may.
+    fn affordable(&self, expected: &Expected, known: Option<Known>) -> anyhow::Result<()> {
+        let Some(most) = self.bounds.max_cost else { return Ok(()) };
+        let dollars =
+            expected.dollars.context("--max-cost: these GPUs have no price; --prices FILE can give one")?;
+        let Known { spent, left } = known.unwrap_or(Known { spent: 0.0, left: 1.0 });
+        let dollars = spent + left * dollars;
+        if dollars > most {
+            let [dollars, most] = [dollars, most].map(money);
+            bail!("--max-cost: {dollars} are expected to be spent, more than {most}: nothing was started");
+        }
+        Ok(())
+    }
+}
+
+/// What is to be expected of a GPU that is one of several: the worst of all.
+pub struct Expected {
+    pub hours: f64,
+    pub dollars: Option<f64>,
+    pub timeout_s: u64,
+    pub retries: u64,
+}
+
+impl Expected {
+    pub fn of(estimates: &[Estimate]) -> Self {
+        let most = |of: &dyn Fn(&Estimate) -> f64| estimates.iter().map(of).fold(0.0, f64::max);
+        let priced = estimates.iter().all(|e| e.hourly.is_some());
+        Self {
+            hours: most(&|e| e.expected_hours),
+            dollars: priced.then(|| most(&|e| e.expected_dollars().unwrap_or(0.0))),
+            timeout_s: estimates.iter().map(|e| e.timeout_s).max().unwrap_or(0),
+            retries: estimates.iter().map(|e| e.retries).max().unwrap_or(0),
+        }
+    }
+}
+
+/// The GPUs that were asked for, in their order, or the one that is chosen; all can do it.
+///
+/// # Errors
+/// When there is no such GPU, or one cannot.
+pub fn chosen(
+    asked: &Where,
+    workload: &Workload,
+    settings: &Settings,
+    prices: &Prices,
+) -> anyhow::Result<Vec<Estimate>> {
+    let gpus = asked.gpus()?;
+    let mut estimates: Vec<Estimate> =
+        gpus.iter().map(|gpu| estimate(workload, gpu, settings, prices)).collect::<Result<_, _>>()?;
+    if asked.gpu.is_empty() {
+        let [.., chosen] =
+            choose(&estimates).context("no GPU can train this; tiny-cats plan train says why")?;
+        return Ok(vec![estimates.swap_remove(chosen)]);
+    }
+    for Estimate { gpu, verdict, largest_batch, .. } in &estimates {
+        match verdict {
+            Verdict::Fits => {}
+            Verdict::TooLarge => bail!("--gpu {gpu}: {}, at most {largest_batch} pictures", verdict.why()),
+            verdict => bail!("--gpu {gpu}: {}", verdict.why()),
+        }
+    }
+    if let Some(other) = estimates.iter().find(|e| e.gpu.count != estimates[0].gpu.count) {
+        bail!("--gpu {}: expected as many as of the others, since a run is divided among them", other.gpu);
+    }
+    Ok(estimates)
+}
+
+fn names(estimates: &[Estimate]) -> String {
+    estimates.iter().map(|e| e.gpu.to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// The app's own flags.
+pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &Bounds) -> Vec<String> {
+    let mut call = vec![
+        format!("--gpu={}", names(estimates)),
+        format!("--timeout={timeout}"),
+        format!("--max-retries={retries}"),
+    ];
+    call.extend(bounds.max_cost.map(|dollars| format!("--max-cost={dollars}")));
+    let row = |e: &Estimate| {
+        Some((
+            e.gpu.to_string(),
+            json!({"hour": (e.hourly? * 1e4).round() / 1e4, "device": e.gpu.card.device}),
+        ))
+    };
+    let hourly: Map<String, Value> = estimates.iter().filter_map(row).collect();
+    if !hourly.is_empty() {
+        call.push(format!("--price-per-hour={}", Value::Object(hourly)));
+    }
+    call.extend(bounds.region.as_ref().map(|region| format!("--region={region}")));
+    call
+}
+
+/// What is known of a run that is there.
+struct Known {
+    /// Dollars.
+    spent: f64,
+    /// The share of its steps that is left.
+    left: f64,
+}
+
+fn known(settings: &Settings, run: &str) -> anyhow::Result<Option<Known>> {
+    let file = |name: &str| {
+        let said =
+            modal::ask(&["volume", "get", &settings.app.output_volume, &format!("runs/{run}/{name}"), "-"]);
+        match said {
+            Err(modal::Error::NotFound(_)) => Ok(None),
+            said => said.map(Some),
+        }
+    };
+    let Some(record) = file("run.json")? else { return Ok(None) };
+    let record: folder::Record = serde_json::from_slice(&record).context("run.json of this run")?;
+    let cloud = file(crate::cloud::RECORD)?.map(|text| Record::parse(run.as_ref(), &text)).transpose()?;
+    let left = 1.0 - record.step as f64 / record.steps.max(1) as f64;
+    Ok(Some(Known { spent: cloud.and_then(|cloud| cloud.dollars).unwrap_or(0.0), left }))
+}

@@ -1,0 +1,192 @@
+//! Modal's command line, which does all that there is to do there. It keeps the token; this program never sees it.
+
+use std::{
+    io,
+    process::{Command, ExitStatus, Stdio},
+};
+
+use super::{App, app::BINARY};
+
+/// The oldest client that the app was written for.
+const OLDEST: [u32; 2] = [1, 6];
+const PROGRAM: &str = "modal";
+
+/// Why Modal could not be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such program.
+    #[error("the program modal is not found: pip install 'modal>={}.{}'", OLDEST[0], OLDEST[1])]
+    Missing,
+    /// It is too old.
+    #[error("modal {0} is too old: pip install --upgrade 'modal>={1}.{2}'", found, OLDEST[0], OLDEST[1])]
+    Old {
+        /// Its version.
+        found: String,
+    },
+    /// Nobody is logged in.
+    #[error("modal: nobody is logged in: modal token new")]
+    Token,
+    /// Its servers are not reached.
+    #[error("modal: its servers cannot be reached from here; is there a network?")]
+    Network,
+    /// What was asked for is not there.
+    #[error("modal: {0}")]
+    NotFound(String),
+    /// Anything else.
+    #[error("modal {command}: {message}")]
+    Failed {
+        /// What it was called with, the first words.
+        command: String,
+        /// What it said last.
+        message: String,
+    },
+}
+
+/// What came of asking Modal.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Modal's version, if it is new enough.
+///
+/// # Errors
+/// When it is not there, or too old.
+pub fn version() -> Result<String> {
+    let said = ask(&["--version"])?;
+    let said = String::from_utf8_lossy(&said);
+    let version = said.split_whitespace().next_back().unwrap_or_default().to_owned();
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let found = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
+    if found < OLDEST { Err(Error::Old { found: version }) } else { Ok(version) }
+}
+
+/// What `modal ARGUMENTS` prints.
+///
+/// # Errors
+/// When it fails, as far as what it says tells why.
+pub fn ask(arguments: &[&str]) -> Result<Vec<u8>> {
+    output(command(arguments), arguments)
+}
+
+/// What `modal run APP ARGUMENTS` prints.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_app(app: &App, arguments: &[&str]) -> Result<Vec<u8>> {
+    let file = app.file.to_string_lossy();
+    let arguments = [&["run", &file], arguments].concat();
+    output(of(app, &arguments), &arguments)
+}
+
+fn output(mut command: Command, arguments: &[&str]) -> Result<Vec<u8>> {
+    let output = command.stdin(Stdio::null()).output().map_err(|e| begun(arguments, &e))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(why(arguments, &String::from_utf8_lossy(&output.stderr), output.status))
+}
+
+/// Runs `modal ARGUMENTS` before the user's eyes.
+///
+/// # Errors
+/// When it cannot be begun.
+pub fn run(arguments: &[&str]) -> Result<ExitStatus> {
+    command(arguments).status().map_err(|e| begun(arguments, &e))
+}
+
+/// Runs `modal ARGUMENTS`, which are about the app, before the user's eyes.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_app(app: &App, arguments: &[&str]) -> Result<ExitStatus> {
+    of(app, arguments).status().map_err(|e| begun(arguments, &e))
+}
+
+fn of(app: &App, arguments: &[&str]) -> Command {
+    let mut command = command(arguments);
+    if let Some(program) = &app.program {
+        command.env(BINARY, program);
+    }
+    command
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    // Messages are not to be broken into lines.
+    command.args(arguments).env("COLUMNS", "1000");
+    command
+}
+
+fn begun(arguments: &[&str], error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::Missing,
+        _ => Error::Failed { command: words(arguments), message: error.to_string() },
+    }
+}
+
+fn words(arguments: &[&str]) -> String {
+    arguments.iter().take(2).copied().collect::<Vec<_>>().join(" ")
+}
+
+/// What its messages mean.
+fn why(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
+    let lower = said.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    if has(&[
+        "token missing",
+        "token validation",
+        "unauthenticated",
+        "invalid token",
+        "must both be configured",
+    ]) {
+        return Error::Token;
+    }
+    if has(&["could not connect", "connection refused", "name resolution", "network is unreachable"]) {
+        return Error::Network;
+    }
+    let line = said.lines().rev().find(|line| line.chars().any(char::is_alphanumeric));
+    let message = line.map_or_else(|| status.to_string(), clean);
+    if has(&["not found", "no such file", "does not exist"]) {
+        return Error::NotFound(message);
+    }
+    Error::Failed { command: words(arguments), message }
+}
+
+/// A line as it can be shown: without the frame that is drawn around it, and without what may be a token.
+fn clean(line: &str) -> String {
+    let line = line.trim_matches(|c: char| c.is_whitespace() || ('\u{2500}'..='\u{257f}').contains(&c));
+    let line = line.trim_start_matches("Error: ");
+    let secret = |word: &str| {
+        let bare = word.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+        ["ak-", "as-"].iter().any(|prefix| bare.starts_with(prefix) && bare.len() > 8)
+    };
+    let words = line.split(' ').map(|word| if secret(word) { "…" } else { word });
+    let line: String = words.collect::<Vec<_>>().join(" ").chars().take(300).collect();
+    line.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn what_modal_says_is_understood_and_no_token_is_repeated() {
+        let why = |said: &str| why(&["volume", "ls", "x"], said, ExitStatus::from_raw(256)).to_string();
+        // As the client 1.6.4 says it.
+        let missing =
+            "Error: Token missing. Could not authenticate client. If you have token credentials, see";
+        assert!(why(missing).ends_with("modal token new"));
+        assert!(why("Error: Could not connect to the Modal server.\n").contains("network"));
+        assert_eq!(
+            why("Error: Volume 'x' not found in environment 'main'."),
+            "modal: Volume 'x' not found in environment 'main'."
+        );
+        assert_eq!(
+            why("╭─ Error ─╮\n│ Something (ak-0123456789abc) else │\n╰─────╯\n"),
+            "modal volume ls: Something … else"
+        );
+        assert_eq!(why(""), "modal volume ls: exit status: 1");
+        assert_eq!(why("Error: a\u{1b}[31m"), "modal volume ls: a\\u{1b}[31m");
+    }
+}
