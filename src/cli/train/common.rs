@@ -37,6 +37,9 @@ pub struct Common {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceKind::Auto, help_heading = "Run")]
     pub device: DeviceKind,
+    /// GPUs that share each step's pictures, a process each; with --device cpu as many processes on the processor, to try it out
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Run")]
+    pub gpus: usize,
     /// Stop after this time, to be gone on with later (8h, 90m)
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub max_time: Option<Duration>,
@@ -132,6 +135,9 @@ pub struct Common {
     /// The folder of the run that this process is to train
     #[arg(long, hide = true)]
     pub worker: Option<PathBuf>,
+    /// Which of the processes that train together this one is
+    #[arg(long, hide = true, requires = "worker", default_value_t = 0)]
+    pub rank: usize,
     /// How often memory was too small
     #[arg(long, hide = true, default_value_t = 0)]
     pub halvings: u32,
@@ -163,6 +169,7 @@ impl Common {
             bail!("{flag}: expected 0 or a positive number, found {value}");
         }
         for (flag, value) in [
+            ("--gpus", Some(self.gpus as u64)),
             ("--gradient-accumulation-steps", Some(self.gradient_accumulation_steps as u64)),
             ("--early-stopping-patience", self.early_stopping_patience),
             ("--max-skipped-steps", Some(self.max_skipped_steps)),
@@ -171,9 +178,20 @@ impl Common {
                 bail!("{flag}: expected at least 1, found 0");
             }
         }
+        if !self.batch_size.is_multiple_of(self.gpus) {
+            bail!("--batch-size: expected a multiple of --gpus {}, found {}", self.gpus, self.batch_size);
+        }
         // Before anything takes time.
         self.trackers()?;
         Ok(())
+    }
+
+    /// Where this process computes.
+    ///
+    /// # Errors
+    /// When that is not there.
+    pub fn device(&self) -> anyhow::Result<Device> {
+        if self.gpus > 1 { self.device.one_of(self.rank, self.gpus) } else { self.device.device() }
     }
 
     /// Opens the log file that was asked for.
@@ -263,7 +281,7 @@ impl Common {
         [save_interval, sample_interval]: [u64; 2],
         device: Device,
     ) -> Plan {
-        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        let cores = || std::thread::available_parallelism().map_or(1, |n| (n.get() / self.gpus).clamp(1, 8));
         let precision = if self.mixed_precision { Precision::Bf16 } else { self.precision };
         let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
         Plan {

@@ -73,7 +73,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     }
     // Before anything takes time; the batch is not known yet.
     common.schedule(args.steps, 1, args.warmup_steps, 10_000)?;
-    let device = common.device.device()?;
+    let device = common.device()?;
     let data = open(&args.data)?;
     let network = TinyDitConfig::named(&args.size, args.image_size, data.classes.len())
         .with_context(|| format!("--size {} --image-size {}", args.size, args.image_size))?;
