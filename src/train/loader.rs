@@ -344,6 +344,30 @@ mod tests {
     }
 
     #[test]
+    fn loaders_that_take_turns_share_the_micro_batches_and_are_ahead_with_their_own() {
+        for workers in [0, 2] {
+            let mut all = Vec::new();
+            for rank in 0..3 {
+                let numbers = Arc::new(Numbers::default());
+                let loader = Loader::with_workers(numbers.clone(), 4, workers, 2).unwrap();
+                let mut loader = loader.taking_turns(rank, 3);
+                // Two steps of two micro-batches of each.
+                for (step, index) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let position = step * 24 + loader.place(index);
+                    all.push((position, values(&loader.load(position).unwrap())));
+                }
+                drop(loader);
+                let made = numbers.made.lock().unwrap();
+                assert!(made.iter().all(|position| position % 12 == 4 * rank as u64), "{made:?}");
+            }
+            all.sort_by_key(|(position, _)| *position);
+            let mut alone = Loader::new(Arc::new(Numbers::default()), 4);
+            let expected = (0..12).map(|i| (4 * i, values(&alone.load(4 * i).unwrap())));
+            assert!(all.into_iter().eq(expected));
+        }
+    }
+
+    #[test]
     fn a_panic_or_an_error_of_a_worker_is_an_error_and_the_loader_goes_on() {
         for workers in [0, 2] {
             let fails = Some((|position| assert!(position != 16, "no batch at {position}")) as fn(u64));

@@ -176,9 +176,7 @@ impl Run {
         }
         let (was, is) = (state.meta["processes"].as_u64().unwrap_or(1), self.processes);
         if was != is as u64 {
-            let said = format!(
-                "from here on there are {is} processes, where there were {was}: sums are rounded in another order"
-            );
+            let said = format!("--gpus was {was}, is {is} from here on: sums are rounded in another way");
             observe(Event::Note(&said));
         }
         let own = self.state_path(step);
