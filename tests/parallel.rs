@@ -8,7 +8,7 @@ use std::{
     sync::LazyLock,
 };
 
-use common::{CATS, fails, shared, succeeds, trained};
+use common::{CATS, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
 
@@ -140,7 +140,7 @@ fn the_same_number_of_processes_gives_the_same_files_and_another_is_said() {
     assert!(said.contains("--gpus was 2, is 1 from here on"), "{said}");
     let other = difference(&state(&first, 6), &state(&dir.join("one-runs"), 6));
     assert!(other < ROUNDING, "{other}");
-    let said = dit(dir, "more", &[&TWO[..], &["--resume", &from("one-runs", 3)]].concat());
+    let said = dit(dir, "more", &[&TWO[..], &["--steps", "7", "--resume", &from("one-runs", 6)]].concat());
     assert!(said.contains("--gpus was 1, is 2 from here on"), "{said}");
     let said = dit(dir, "same", &[&TWO[..], &["--resume", state(&first, 3).to_str().unwrap()]].concat());
     assert!(!said.contains("--gpus was"), "{said}");
@@ -155,7 +155,8 @@ fn what_cannot_be_shared_is_refused_in_one_line() {
     let odd = said(&["--device", "cpu", "--gpus", "3"]);
     assert!(odd.contains("--batch-size: expected a multiple of --gpus 3, found 8"), "{odd}");
     // A batch has no more pictures than there are.
-    let fewer = said(&["--device", "cpu", "--gpus", "4", "--batch-size", "32", "--limit-files", "26"]);
+    let fewer = ["--device", "cpu", "--gpus", "4", "--batch-size", "32", "--limit-files", "26"];
+    let fewer = text(&run(CATS, place.path(), &dit_arguments("x", &fewer)));
     assert!(fewer.contains("--batch-size: expected a multiple of --gpus 4, found 26"), "{fewer}");
     let few = ["--epochs", "1", "--batch-size", "2", "--device", "cpu", "--gpus", "2"];
     let few = fails(CATS, place.path(), &trained::train_args("x/m.pt", &few));
