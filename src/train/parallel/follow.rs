@@ -22,7 +22,10 @@ use crate::{
 /// # Errors
 /// Whatever stops a run, to be [told](failed) to process 0. When that is gone.
 pub fn follow(task: &mut dyn Task, plan: &Plan, rank: usize, size: usize) -> Result<()> {
-    let mut team = Team::follower(rank, size);
+    follow_in(task, plan, &mut Team::follower(rank, size))
+}
+
+pub(super) fn follow_in(task: &mut dyn Task, plan: &Plan, team: &mut Team) -> Result<()> {
     let Start { settings, saved, mut progress, mut micro_batch } = team.start()?;
     if let Some(field) = difference("settings", &settings, &task.settings()) {
         return Err(Error::setting("data", format!("is not what process 0 sees: {field}")));
@@ -35,18 +38,18 @@ pub fn follow(task: &mut dyn Task, plan: &Plan, rank: usize, size: usize) -> Res
     } else {
         Optimizer::new(settings, &specs, &task.initial(plan.seed)?, &plan.device)?
     };
-    let mut loader = self::loader(task, plan, micro_batch, &team)?;
+    let mut loader = self::loader(task, plan, micro_batch, team)?;
     team.ready(&plan.device)?;
     while progress.step < plan.schedule.steps {
         let scale = progress.scale(plan);
         let params = optimizer.params()?;
-        match learn_together(task, plan, params, &mut loader, &mut team, progress.step, scale) {
+        match learn_together(task, plan, params, &mut loader, team, progress.step, scale) {
             Ok((loss, learnt)) => {
                 progress.take(&mut optimizer, loss, &learnt, plan.schedule.rate(progress.step))?;
             }
             Err(error) if error.is_out_of_memory() => {
                 micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
-                loader = self::loader(task, plan, micro_batch, &team)?;
+                loader = self::loader(task, plan, micro_batch, team)?;
             }
             Err(error) => return Err(error),
         }
