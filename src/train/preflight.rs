@@ -42,8 +42,9 @@ pub(super) fn check(
     if let Some(available) = available.filter(|available| *available < most) {
         let (most, available) = (megabytes(most), megabytes(available));
         let checkpointing = if plan.tape.checkpoint { "" } else { ", or --gradient-checkpointing" };
+        let each = if sharing > 1 { format!(" in each of {sharing} processes") } else { String::new() };
         let message = format!(
-            "training with micro-batches of {micro_batch} takes {most}, {available} are available: choose a smaller --batch-size and more \
+            "training with micro-batches of {micro_batch}{each} takes {most}, {available} are available: choose a smaller --batch-size and more \
              --gradient-accumulation-steps{checkpointing}"
         );
         return Err(Error::Preflight(message));
