@@ -5,7 +5,7 @@
 //! what one does with `n` times as many micro-batches of an `n`-th the size.
 //!
 //! Process 0 is the run: it holds the run's folder, evaluates, saves, and reports. It begins the others as children, tells them over pipes
-//! where the run stands, and they [`follow`] it. They write nothing, and end with it. Gradients on GPUs are summed by NCCL where the
+//! where the run stands, and they [`follow()`] it. They write nothing, and end with it. Gradients on GPUs are summed by NCCL where the
 //! program was built with it; else they go over the pipes, too, and process 0 sums them.
 
 mod follow;
@@ -70,7 +70,7 @@ impl Team {
         Self::new(0, 1, Side::Alone)
     }
 
-    /// Process 0 of `size`; `command` says how another, by its rank, is begun: it is to call [`follow`].
+    /// Process 0 of `size`; `command` says how another, by its rank, is begun: it is to call [`follow()`].
     pub fn first(size: usize, command: impl FnMut(usize) -> Command + 'static) -> Self {
         Self::new(0, size, Side::First { command: Box::new(command), others: Vec::new() })
     }
