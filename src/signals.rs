@@ -23,3 +23,18 @@ fn ignored(signal: i32) -> bool {
         libc::sigaction(signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
     }
 }
+
+/// Has the process that `command` begins get `signal` when this one ends, however that comes about. Only Linux can do that.
+#[cfg(unix)]
+pub fn at_the_end_of_this_process(command: &mut std::process::Command, signal: i32) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: prctl is async-signal-safe.
+    unsafe {
+        use std::os::unix::process::CommandExt;
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let _ = (command, signal);
+}

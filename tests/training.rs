@@ -5,12 +5,14 @@ mod common;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::LazyLock,
     time::{Duration, Instant},
 };
 
-use common::{CACHE, CATS, fails, run, shared, succeeds, text, trained};
+#[cfg(unix)]
+use common::begun::signal;
+use common::{CACHE, CATS, begun::Begun, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,
@@ -64,16 +66,7 @@ impl Place {
     }
 
     fn begin(&self, arguments: &[String], runs: &str) -> Begun {
-        let child = Command::new(CATS)
-            .args(arguments)
-            .args(["--runs-dir", runs])
-            .current_dir(self.path())
-            .env(CACHE.0, CACHE.1)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Begun { child, runs: self.path().join(runs) }
+        Begun::new(self.path(), arguments, runs)
     }
 }
 
@@ -108,49 +101,6 @@ impl Task {
             Self::Classifier => ["m.pt", "m.safetensors"],
         }
     }
-}
-
-/// A run that was begun in the background.
-struct Begun {
-    child: Child,
-    runs: PathBuf,
-}
-
-impl Begun {
-    fn states(&self) -> Vec<PathBuf> {
-        let runs = fs::read_dir(&self.runs).into_iter().flatten().flatten();
-        let runs = runs.filter(|entry| !entry.path().is_symlink());
-        let files = runs.flat_map(|run| fs::read_dir(run.path()).into_iter().flatten().flatten());
-        files.map(|file| file.path()).filter(|path| path.to_string_lossy().contains("_step_")).collect()
-    }
-
-    /// Waits until there are `count` states, or it has ended.
-    fn until(&mut self, count: usize) {
-        let start = Instant::now();
-        while self.states().len() < count && self.child.try_wait().unwrap().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(300), "no state after five minutes");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    /// The process that trains.
-    #[cfg(target_os = "linux")]
-    fn worker(&self) -> Option<i32> {
-        let id = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
-        children.split_whitespace().next()?.parse().ok()
-    }
-
-    fn end(self) -> (Option<i32>, String) {
-        let output = self.child.wait_with_output().unwrap();
-        (output.status.code(), text(&output))
-    }
-}
-
-#[cfg(unix)]
-fn signal(process: i32, signal: i32) {
-    // SAFETY: it sends a signal to a process that this test began.
-    unsafe { libc::kill(process, signal) };
 }
 
 #[test]

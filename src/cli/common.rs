@@ -33,7 +33,7 @@ impl DeviceKind {
         match self {
             DeviceKind::Cpu => Ok(Device::Cpu),
             DeviceKind::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-            DeviceKind::Auto => Ok(gpu().unwrap_or_else(|reason| {
+            DeviceKind::Auto => Ok(gpu(0).unwrap_or_else(|reason| {
                 eprintln!("no GPU can be used ({reason}); computing on the processor");
                 Device::Cpu
             })),
@@ -43,18 +43,48 @@ impl DeviceKind {
                      {GET_CUDA} brings it (tiny-cats doctor says what is there)"
                 )
             }
-            DeviceKind::Cuda => match gpu() {
+            DeviceKind::Cuda => match gpu(0) {
                 Ok(device) => Ok(device),
                 Err(reason) => bail!("--device cuda: no GPU can be used: {reason}"),
             },
         }
     }
+
+    /// The device of process `rank` of `count`, two or more: a GPU of its own, or the processor where that is asked for.
+    ///
+    /// # Errors
+    /// When there are fewer GPUs than processes.
+    pub fn one_of(self, rank: usize, count: usize) -> anyhow::Result<Device> {
+        if self == DeviceKind::Cpu || (self == DeviceKind::Cuda && !cfg!(feature = "cuda")) {
+            return self.device();
+        }
+        let there = gpus();
+        if there < count {
+            bail!(
+                "--gpus {count}: GPUs that can be used: {there}; with --device cpu the processor tries it out"
+            );
+        }
+        gpu(rank).map_err(|reason| anyhow::anyhow!("--gpus {count}: GPU {rank} cannot be used: {reason}"))
+    }
 }
 
-/// The first NVIDIA GPU, or in one line why it cannot be used.
-fn gpu() -> Result<Device, String> {
+/// How many NVIDIA GPUs there are.
+#[cfg(feature = "cuda")]
+fn gpus() -> usize {
+    use candle_core::cuda_backend::cudarc::driver::CudaContext;
+    CudaContext::device_count().map_or(0, |count| usize::try_from(count).unwrap_or(0))
+}
+
+/// None that this program could use.
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> usize {
+    0
+}
+
+/// An NVIDIA GPU, by its number, or in one line why it cannot be used.
+fn gpu(number: usize) -> Result<Device, String> {
     // With RUST_BACKTRACE, candle's errors have where they came from in their further lines.
-    Device::new_cuda(0).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
+    Device::new_cuda(number).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
 /// Which of a checkpoint's weights.

@@ -41,6 +41,8 @@ pub enum Format {
 
 /// Where it is written.
 struct State {
+    /// Nothing is printed, unless `RUST_LOG` asks for it.
+    quiet: bool,
     /// The progress bar that lines are printed above.
     bar: Option<WeakProgressBar>,
     /// The file that the user asked for.
@@ -57,7 +59,7 @@ struct LogFile {
     torn: bool,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { bar: None, asked: None, run: None });
+static STATE: Mutex<State> = Mutex::new(State { quiet: false, bar: None, asked: None, run: None });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,6 +116,11 @@ pub fn add_run_file(path: &Path, format: Format) {
     }
 }
 
+/// Prints nothing from now on but what `RUST_LOG` asks for: another process speaks for this one.
+pub fn be_quiet() {
+    state().quiet = true;
+}
+
 /// Prints all lines above `bar` for as long as it is there.
 pub fn print_above(bar: &ProgressBar) {
     state().bar = Some(bar.downgrade());
@@ -149,7 +156,13 @@ pub fn fail(line: &str) {
 
 /// Runs `print` while the bar is out of its way. That nobody listens any more (`| head`) stops nothing.
 fn above_bar(print: impl FnOnce() -> io::Result<()>) {
-    let bar = state().bar.as_ref().and_then(WeakProgressBar::upgrade);
+    let (quiet, bar) = {
+        let state = state();
+        (state.quiet, state.bar.as_ref().and_then(WeakProgressBar::upgrade))
+    };
+    if quiet {
+        return;
+    }
     let _ = match bar {
         Some(bar) => bar.suspend(print),
         None => print(),
@@ -184,6 +197,9 @@ struct Console;
 
 impl Write for Console {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if state().quiet && asked().is_some() {
+            let _ = io::stderr().write_all(line);
+        }
         above_bar(|| io::stderr().write_all(line));
         Ok(line.len())
     }

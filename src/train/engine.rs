@@ -4,12 +4,13 @@ use std::{path::PathBuf, time::Instant};
 
 use candle_core::Device;
 use serde_json::{Value, json};
-use tiny_cats_models::{Precision, TapeOptions, candle::Params, tape::Tape};
+use tiny_cats_models::{TapeOptions, candle::Params, tape::Tape};
 
 use super::{
-    AdamW, Control, Error, Event, Learnt, Loader, LossScale, Result, Schedule, Score, Step, Taken, Task,
+    AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Score, Step, Task, Team,
     control::{Live, Phase},
     metrics::LOSS,
+    parallel::Start,
     preflight,
     run::Run,
 };
@@ -27,7 +28,7 @@ pub struct Plan {
     pub schedule: Schedule,
     /// The optimizer.
     pub optimizer: AdamW,
-    /// Items in a micro-batch.
+    /// Items in a micro-batch; of all processes together, where several train.
     pub batch: usize,
     /// Micro-batches in a step.
     pub accumulation: usize,
@@ -57,6 +58,13 @@ pub struct Plan {
     pub control: Control,
 }
 
+impl Plan {
+    /// Items in a step.
+    pub(super) fn per_step(&self) -> u64 {
+        (self.batch * self.accumulation) as u64
+    }
+}
+
 /// When a run that no longer gets better is stopped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Patience {
@@ -76,15 +84,34 @@ const AHEAD: usize = 2;
 /// # Errors
 /// Whatever stops a run.
 pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Result<[PathBuf; 2]> {
+    train_together(task, plan, &mut Team::alone(), observe)
+}
+
+/// The same, with the processes of `team`, of which this one is the first. It ends in the same files whenever it is gone on with by as many
+/// processes; by another number of them, in files that differ by rounding.
+///
+/// # Errors
+/// Whatever stops a run.
+pub fn train_together(
+    task: &mut dyn Task,
+    plan: &Plan,
+    team: &mut Team,
+    observe: &mut dyn FnMut(Event),
+) -> Result<[PathBuf; 2]> {
     if plan.accumulation == 0 {
         return Err(Error::setting("--gradient-accumulation-steps", "expected at least 1, found 0"));
     }
-    if plan.batch < task.smallest_batch() {
-        let message = format!("expected at least {}, found {}", task.smallest_batch(), plan.batch);
+    let (smallest, processes) = (task.smallest_batch() * team.size(), team.size());
+    if plan.batch < smallest {
+        let message = format!("expected at least {smallest}, found {}", plan.batch);
+        return Err(Error::setting("--batch-size", message));
+    }
+    if !plan.batch.is_multiple_of(processes) {
+        let message = format!("expected a multiple of --gpus {processes}, found {}", plan.batch);
         return Err(Error::setting("--batch-size", message));
     }
     let ledger = task.cost()?;
-    let mut run = Run::open(task, plan)?;
+    let mut run = Run::open(task, plan, processes)?;
     let optimizer = match run.begin(task, plan, &ledger.params, observe) {
         Ok(optimizer) => optimizer,
         Err(error) => {
@@ -101,7 +128,7 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
         parameters: ledger.parameters(),
     });
     plan.control.set(Phase::Training(Box::new(Live { optimizer, run, torn: false })));
-    let ended = go_on(task, plan, observe)
+    let ended = go_on(task, plan, team, observe)
         .and_then(|()| plan.control.with(|live| live.run.publish(&live.optimizer, task.releases_best())));
     if let Err(error) = &ended {
         // The error that stopped the run matters more than one of saving it.
@@ -124,23 +151,27 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
 }
 
 /// From where the run stands to its end.
-fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Result<()> {
-    let per_step = (plan.batch * plan.accumulation) as u64;
+fn go_on(task: &mut dyn Task, plan: &Plan, team: &mut Team, observe: &mut dyn FnMut(Event)) -> Result<()> {
+    let (per_step, share) = (plan.per_step(), plan.batch / team.size());
     let steps = plan.schedule.steps;
     let control = &plan.control;
-    let mut micro_batch = first_micro_batch(task, plan);
-    if micro_batch < plan.batch {
+    let mut micro_batch = first_micro_batch(task, plan, share);
+    if micro_batch < share {
         observe(Event::Note(&split(task, micro_batch, per_step)));
     }
-    let mut loader = loader(task, plan, micro_batch)?;
+    let mut loader = loader(task, plan, micro_batch, team)?;
     let there = control.with(|live| live.run.state_bytes());
-    preflight::check(task, plan, micro_batch, there)?;
+    preflight::check(task, plan, micro_batch, there, team.size())?;
+    if let Some(words) = team.words(&plan.device) {
+        observe(Event::Note(&words));
+    }
+    let (saved, progress) = control.with(|live| (live.run.is_saved(), live.run.progress.clone()));
+    team.begin(&Start { settings: task.settings(), saved, progress, micro_batch }, &plan.device)?;
     loop {
         let (step, scale) = control.with(|live| {
-            live.run.progress.micro_batch = Some(micro_batch).filter(|&n| n < plan.batch);
-            let f16 = plan.tape.precision == Precision::F16;
-            let scale = f16.then(|| *live.run.progress.loss_scale.get_or_insert_default());
-            (live.run.progress.step, scale)
+            let progress = &mut live.run.progress;
+            progress.micro_batch = Some(micro_batch).filter(|&n| n < share);
+            (progress.step, progress.scale(plan))
         });
         let stop = end_step(task, plan, step, observe)?;
         if step == steps || stop {
@@ -148,16 +179,13 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
         }
 
         let start = Instant::now();
-        let mut params = control.with(|live| live.optimizer.params())?;
-        let accumulation = per_step as usize / micro_batch;
-        let factor = scale.map_or(1.0, |scale| scale.value);
-        let learnt = learn(task, plan.tape, &mut params, &mut loader, accumulation, step * per_step, factor);
-        drop(params);
+        let params = control.with(|live| live.optimizer.params())?;
+        let learnt = learn_together(task, plan, params, &mut loader, team, step, scale);
         let (loss, learnt) = match learnt {
             Err(error) if error.is_out_of_memory() => {
                 micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
                 observe(Event::Note(&format!("out of memory: {}", split(task, micro_batch, per_step))));
-                loader = self::loader(task, plan, micro_batch)?;
+                loader = self::loader(task, plan, micro_batch, team)?;
                 continue;
             }
             learnt => learnt?,
@@ -170,19 +198,10 @@ fn go_on(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Re
         let waited = loader.waited();
         let (taken, skipped_in_a_row) = control.with(|live| -> Result<_> {
             let Live { optimizer, run, torn } = live;
-            let progress = &mut run.progress;
-            let how = Taken { rate, before: step - progress.skipped, scale: factor };
             // An error in between leaves some weights stepped and others not: nobody is to save them.
             *torn = true;
-            let norm = if loss.is_finite() { optimizer.step(&learnt, how)? } else { 0.0 };
+            let (norm, skipped) = run.progress.take(optimizer, loss, &learnt, rate)?;
             *torn = false;
-            let skipped = !(loss.is_finite() && norm.is_finite());
-            progress.step = step + 1;
-            progress.skipped += u64::from(skipped);
-            progress.loss_scale = progress.loss_scale.map(|scale| scale.after(!skipped));
-            let looking_for_scale = scale.is_some_and(LossScale::is_sought) && loss.is_finite();
-            progress.skipped_in_a_row =
-                if skipped && !looking_for_scale { progress.skipped_in_a_row + 1 } else { 0 };
             let seconds = start.elapsed().as_secs_f64();
             let taken = Step {
                 step: step + 1,
@@ -291,8 +310,28 @@ fn sample(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut(E
     Ok(())
 }
 
+/// The loss of step `step` and what is learnt from it, in all processes of `team` together, each of which calls this.
+///
+/// # Errors
+/// As [`Team::agree`] says.
+pub(super) fn learn_together(
+    task: &mut dyn Task,
+    plan: &Plan,
+    mut params: Params,
+    loader: &mut Loader,
+    team: &mut Team,
+    step: u64,
+    scale: f64,
+) -> Result<(f64, Learnt)> {
+    let per_step = plan.per_step();
+    let accumulation = per_step as usize / (loader.size() * team.size());
+    let own = learn(task, plan.tape, &mut params, loader, accumulation, step * per_step, scale);
+    drop(params);
+    team.agree(own)
+}
+
 /// Mean loss of one step of `accumulation` micro-batches from `position` on, the number of items drawn before, and what is learnt from it;
-/// the loss is multiplied by `scale` for that.
+/// the loss is multiplied by `scale` for that. Of a loader that [takes turns](Loader::taking_turns), its share of both.
 ///
 /// # Errors
 /// Those of the task.
@@ -305,11 +344,11 @@ pub fn learn(
     position: u64,
     scale: f64,
 ) -> Result<(f64, Learnt)> {
-    let share = 1.0 / accumulation as f64;
+    let share = 1.0 / (accumulation * loader.turns()) as f64;
     let (mut loss, mut learnt) = (0.0, Learnt::default());
     for micro in 0..accumulation {
         let tape = Tape::with(tape);
-        let batch = loader.load(position + (micro * loader.size()) as u64)?;
+        let batch = loader.load(position + loader.place(micro))?;
         let value = task.loss(&tape, params, &batch)?;
         loss += share * f64::from(value.value().to_scalar::<f32>()?);
         learnt.statistics.push(tape.take_statistics());
@@ -324,8 +363,9 @@ pub fn learn(
     Ok((loss, learnt))
 }
 
-fn loader(task: &dyn Task, plan: &Plan, micro_batch: usize) -> Result<Loader> {
-    Loader::with_workers(task.batches(), micro_batch, plan.workers, AHEAD)
+pub(super) fn loader(task: &dyn Task, plan: &Plan, micro_batch: usize, team: &Team) -> Result<Loader> {
+    let loader = Loader::with_workers(task.batches(), micro_batch, plan.workers, AHEAD)?;
+    Ok(loader.taking_turns(team.rank(), team.size()))
 }
 
 /// Whether something that is done every `interval` steps, and at the last of `steps`, is to be done at `step`.
@@ -355,15 +395,17 @@ fn line(step: &Step, device: &Device) -> Value {
     line
 }
 
-/// The micro-batch that a run begins or goes on with.
-fn first_micro_batch(task: &dyn Task, plan: &Plan) -> usize {
-    let before = plan.control.with(|live| live.run.progress.micro_batch);
-    let halved = (0..plan.halvings).try_fold(plan.batch, |size, _| smaller(size, task.smallest_batch()));
-    before.unwrap_or(plan.batch).min(halved.unwrap_or_else(|| task.smallest_batch()))
+/// The micro-batch that a run begins or goes on with, where `whole` items were planned for it.
+fn first_micro_batch(task: &dyn Task, plan: &Plan, whole: usize) -> usize {
+    let (before, smallest) = (plan.control.with(|live| live.run.progress.micro_batch), task.smallest_batch());
+    let halved = (0..plan.halvings).try_fold(whole, |size, _| smaller(size, smallest));
+    let most = before.unwrap_or(whole).min(halved.unwrap_or(smallest)).min(whole);
+    // Another number of processes may have had what does not divide this one's share.
+    (smallest..=most).rev().find(|part| whole.is_multiple_of(*part)).unwrap_or(whole)
 }
 
 /// The largest divisor of `size` that is at most half of it; none where that is less than `smallest`.
-fn smaller(size: usize, smallest: usize) -> Option<usize> {
+pub(super) fn smaller(size: usize, smallest: usize) -> Option<usize> {
     (smallest..=size / 2).rev().find(|part| size.is_multiple_of(*part))
 }
 

@@ -60,6 +60,16 @@ pub enum Error {
         /// What went wrong.
         message: String,
     },
+    /// One of the processes that train together failed, or is gone.
+    #[error("process {rank} of this run: {message}")]
+    Process {
+        /// Which, from 0.
+        rank: usize,
+        /// What happened to it.
+        message: String,
+        /// Whether the same may well succeed later.
+        transient: bool,
+    },
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
@@ -108,8 +118,10 @@ impl Error {
     /// Whether the same may well succeed later: a disk or a network that did not answer, a GPU that was lost. A missing file, missing
     /// rights and a full disk are not of that kind.
     pub fn is_transient(&self) -> bool {
-        if let Self::Data(error) = self {
-            return error.is_transient();
+        match self {
+            Self::Data(error) => return error.is_transient(),
+            Self::Process { transient, .. } => return *transient,
+            _ => {}
         }
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
@@ -120,6 +132,22 @@ impl Error {
         }
         let said = self.to_string();
         matches!(self, Self::Candle(_) | Self::Model(_)) && LOST.iter().any(|name| said.contains(name))
+    }
+
+    /// Process `rank` is gone, or cannot go on, for a reason that may pass.
+    pub(super) fn process(rank: usize, message: impl Into<String>) -> Self {
+        Self::Process { rank, message: message.into(), transient: true }
+    }
+
+    /// The same as an error of one process alone, which others do not have.
+    pub(super) fn of_process(self, rank: usize) -> Self {
+        match self {
+            Self::Process { .. } => self,
+            other => {
+                let transient = other.is_transient() || other.is_out_of_memory();
+                Self::Process { rank, message: other.to_string(), transient }
+            }
+        }
     }
 
     pub(super) fn setting(setting: &'static str, message: impl Into<String>) -> Self {

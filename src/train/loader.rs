@@ -55,6 +55,8 @@ pub trait Batches: Send + Sync {
 /// Hands out micro-batches of one size: made when they are asked for, or ahead of that by threads of its own. What is in them is the same.
 pub struct Loader {
     maker: Maker,
+    /// Which of the loaders that share the data this is, and how many there are.
+    turn: (usize, usize),
     ahead: Option<Ahead>,
     waited: Duration,
 }
@@ -64,6 +66,8 @@ pub struct Loader {
 struct Maker {
     batches: Arc<dyn Batches>,
     size: usize,
+    /// From the beginning of one to that of the next that will be asked for.
+    stride: usize,
 }
 
 /// Threads that make micro-batches ahead, and what they have made.
@@ -81,7 +85,12 @@ struct Ahead {
 impl Loader {
     /// Micro-batches of `size` items, made when they are asked for, with all cores.
     pub fn new(batches: Arc<dyn Batches>, size: usize) -> Self {
-        Self { maker: Maker { batches, size }, ahead: None, waited: Duration::ZERO }
+        Self {
+            maker: Maker { batches, size, stride: size },
+            turn: (0, 1),
+            ahead: None,
+            waited: Duration::ZERO,
+        }
     }
 
     /// Micro-batches of `size` items, made by `workers` threads before they are asked for; at most `ahead` of them (at least one) are
@@ -100,6 +109,23 @@ impl Loader {
             loader.ahead = Some(Ahead::new(workers, ahead)?);
         }
         Ok(loader)
+    }
+
+    /// The same as one of `turns` loaders, in different processes, that share the micro-batches: of those that follow each other, each takes
+    /// one.
+    pub fn taking_turns(mut self, rank: usize, turns: usize) -> Self {
+        (self.turn, self.maker.stride) = ((rank, turns), turns * self.maker.size);
+        self
+    }
+
+    /// How many loaders share the micro-batches.
+    pub fn turns(&self) -> usize {
+        self.turn.1
+    }
+
+    /// Where this loader's micro-batch `index` begins, counted from where a step does.
+    pub fn place(&self, index: usize) -> u64 {
+        (index * self.maker.stride + self.turn.0 * self.maker.size) as u64
     }
 
     /// Items in a micro-batch.
@@ -172,7 +198,7 @@ impl Ahead {
         };
         let batch =
             made.recv().unwrap_or_else(|_| Err(maker.failed(position, "its worker is gone".to_string())));
-        if let Some(next) = position.checked_add(maker.size as u64) {
+        if let Some(next) = position.checked_add(maker.stride as u64) {
             self.fill(maker, next);
         }
         batch
@@ -182,7 +208,7 @@ impl Ahead {
     fn fill(&mut self, maker: &Maker, mut position: u64) {
         while self.queue.len() < self.most {
             if let Some((last, _)) = self.queue.back() {
-                let Some(next) = last.checked_add(maker.size as u64) else { return };
+                let Some(next) = last.checked_add(maker.stride as u64) else { return };
                 position = next;
             }
             let (give, made) = sync_channel(1);
@@ -315,6 +341,30 @@ mod tests {
         assert!(loader.waited() > Duration::ZERO && loader.waited() == Duration::ZERO);
         loader.load(8).unwrap();
         assert!(loader.waited() > Duration::ZERO);
+    }
+
+    #[test]
+    fn loaders_that_take_turns_share_the_micro_batches_and_are_ahead_with_their_own() {
+        for workers in [0, 2] {
+            let mut all = Vec::new();
+            for rank in 0..3 {
+                let numbers = Arc::new(Numbers::default());
+                let loader = Loader::with_workers(numbers.clone(), 4, workers, 2).unwrap();
+                let mut loader = loader.taking_turns(rank, 3);
+                // Two steps of two micro-batches of each.
+                for (step, index) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let position = step * 24 + loader.place(index);
+                    all.push((position, values(&loader.load(position).unwrap())));
+                }
+                drop(loader);
+                let made = numbers.made.lock().unwrap();
+                assert!(made.iter().all(|position| position % 12 == 4 * rank as u64), "{made:?}");
+            }
+            all.sort_by_key(|(position, _)| *position);
+            let mut alone = Loader::new(Arc::new(Numbers::default()), 4);
+            let expected = (0..12).map(|i| (4 * i, values(&alone.load(4 * i).unwrap())));
+            assert!(all.into_iter().eq(expected));
+        }
     }
 
     #[test]

@@ -4,11 +4,18 @@ use super::{Error, Plan, Result, Task, run::KEPT};
 use crate::memory;
 
 /// Looks whether there is room for what the run will write beside the `there` bytes of states that it will replace, and memory for its
-/// steps. That the data can be read and that every parameter has a gradient shows in the first step, before which nothing is changed.
+/// steps, in each of `processes`: on a processor they share it. That the data can be read and that every parameter has a gradient shows
+/// in the first step, before which nothing is changed.
 ///
 /// # Errors
 /// [`Error::Preflight`] saying what there is too little of, and what would help.
-pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize, there: u64) -> Result<()> {
+pub(super) fn check(
+    task: &dyn Task,
+    plan: &Plan,
+    micro_batch: usize,
+    there: u64,
+    processes: usize,
+) -> Result<()> {
     let weights = 4 * task.cost()?.parameters();
     // Weights, two moments, and the moving averages.
     let state = weights * (3 + plan.optimizer.ema.len() as u64);
@@ -22,8 +29,9 @@ pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize, there: u64
         return Err(Error::Preflight(message));
     }
     let step = task.training_bytes(micro_batch, plan.tape)?;
+    let sharing = if plan.device.is_cpu() { processes as u64 } else { 1 };
     // A training state is put together in memory before it is written.
-    let most = state + step.max(state);
+    let most = sharing * (state + step.max(state));
     tracing::info!(
         parameters = weights / 4,
         state_bytes = state,
@@ -35,8 +43,9 @@ pub(super) fn check(task: &dyn Task, plan: &Plan, micro_batch: usize, there: u64
     if let Some(available) = available.filter(|available| *available < most) {
         let (most, available) = (megabytes(most), megabytes(available));
         let checkpointing = if plan.tape.checkpoint { "" } else { ", or --gradient-checkpointing" };
+        let each = if sharing > 1 { format!(" in each of {sharing} processes") } else { String::new() };
         let message = format!(
-            "training with micro-batches of {micro_batch} takes {most}, {available} are available: choose a smaller --batch-size and more \
+            "training with micro-batches of {micro_batch}{each} takes {most}, {available} are available: choose a smaller --batch-size and more \
              --gradient-accumulation-steps{checkpointing}"
         );
         return Err(Error::Preflight(message));

@@ -10,10 +10,10 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tiny_cats_export::{ModelMeta, write_atomically, write_png};
-use tiny_cats_models::ParamSpec;
+use tiny_cats_models::{ParamSpec, Precision};
 
 use super::{
-    Best, Error, Event, LossScale, Optimizer, Plan, Result, Score, Task,
+    Best, Error, Event, Learnt, LossScale, Optimizer, Plan, Result, Score, Taken, Task,
     difference::difference,
     folder::{self, Record, Status},
     metrics::{LOSS, METRICS},
@@ -46,6 +46,36 @@ pub(super) struct Progress {
     pub loss_scale: Option<LossScale>,
 }
 
+impl Progress {
+    /// What the loss of the next step is scaled by.
+    pub(super) fn scale(&mut self, plan: &Plan) -> f64 {
+        let f16 = plan.tape.precision == Precision::F16;
+        if f16 { self.loss_scale.get_or_insert_default().value } else { 1.0 }
+    }
+
+    /// Takes the next step by what was learnt from its loss, unless that is not finite. Returns the gradient's norm, 0 where the loss had
+    /// none, and whether the step was skipped.
+    pub(super) fn take(
+        &mut self,
+        optimizer: &mut Optimizer,
+        loss: f64,
+        learnt: &Learnt,
+        rate: f64,
+    ) -> Result<(f64, bool)> {
+        let before = self.loss_scale;
+        let scale = before.map_or(1.0, |scale| scale.value);
+        let how = Taken { rate, before: self.step - self.skipped, scale };
+        let norm = if loss.is_finite() { optimizer.step(learnt, how)? } else { 0.0 };
+        let skipped = !(loss.is_finite() && norm.is_finite());
+        self.step += 1;
+        self.skipped += u64::from(skipped);
+        self.loss_scale = before.map(|scale| scale.after(!skipped));
+        let looking_for_scale = before.is_some_and(LossScale::is_sought) && loss.is_finite();
+        self.skipped_in_a_row = if skipped && !looking_for_scale { self.skipped_in_a_row + 1 } else { 0 };
+        Ok((norm, skipped))
+    }
+}
+
 /// A run's files.
 pub(super) struct Run {
     folder: PathBuf,
@@ -59,6 +89,8 @@ pub(super) struct Run {
     settings: Value,
     schedule: Value,
     configuration: String,
+    /// Processes that train together.
+    processes: usize,
     /// The training states, oldest first.
     states: Vec<PathBuf>,
     pub(super) progress: Progress,
@@ -66,7 +98,7 @@ pub(super) struct Run {
 
 impl Run {
     /// Opens the folder of `plan`, in which a run is to begin or go on.
-    pub(super) fn open(task: &dyn Task, plan: &Plan) -> Result<Self> {
+    pub(super) fn open(task: &dyn Task, plan: &Plan, processes: usize) -> Result<Self> {
         let settings = json!({
             "task": task.settings(),
             "optimizer": plan.optimizer,
@@ -84,6 +116,9 @@ impl Run {
             "items": task.batches().items(),
             "settings": settings,
         });
+        if processes > 1 {
+            meta.provenance["processes"] = json!(processes);
+        }
         let folder = plan.folder.clone();
         let (lock, record, new) = folder::begin(&folder, task.kind())?;
         clear_unfinished(&folder);
@@ -98,6 +133,7 @@ impl Run {
             settings,
             schedule: json!(plan.schedule),
             configuration: plan.configuration.clone(),
+            processes,
             progress: Progress::default(),
         })
     }
@@ -137,6 +173,11 @@ impl Run {
         }
         if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
             observe(Event::Note(&format!("from here on the schedule is another: {field}")));
+        }
+        let (was, is) = (state.meta["processes"].as_u64().unwrap_or(1), self.processes);
+        if was != is as u64 {
+            let said = format!("--gpus was {was}, is {is} from here on: sums are rounded in another way");
+            observe(Event::Note(&said));
         }
         let own = self.state_path(step);
         if path != own {
@@ -225,19 +266,22 @@ impl Run {
     }
 
     fn state_path(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("{}_step_{step:08}.safetensors", self.record.task))
+        state_path(&self.folder, &self.record.task, step)
     }
 
     /// Writes where the run stands, unless that is written; then leaves only the newest states and the best.
     pub(super) fn save(&mut self, optimizer: &Optimizer) -> Result<PathBuf> {
         let path = self.state_path(self.progress.step);
-        let meta = json!({
+        let mut meta = json!({
             "model": self.meta,
             "settings": self.settings,
             "schedule": self.schedule,
             "configuration": self.configuration,
             "progress": self.progress,
         });
+        if self.processes > 1 {
+            meta["processes"] = json!(self.processes);
+        }
         optimizer.state(meta)?.save(&path)?;
         self.states.retain(|state| *state != path);
         self.states.push(path.clone());
@@ -359,6 +403,11 @@ impl Run {
         (self.record.step, self.record.best) = (self.progress.step, self.progress.best.clone());
         self.record.save(&self.folder)
     }
+}
+
+/// Where the training state of `step` of a run of `task` in `folder` is.
+pub(super) fn state_path(folder: &Path, task: &str, step: u64) -> PathBuf {
+    folder.join(format!("{task}_step_{step:08}.safetensors"))
 }
 
 /// Removes what a killed process had begun to write. Nobody else writes here: the lock is held.

@@ -1,6 +1,7 @@
 //! Running the programs as a user does.
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub mod begun;
 pub mod trained;
 
 use std::{

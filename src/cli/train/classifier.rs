@@ -146,7 +146,7 @@ impl Args {
 pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let common = &args.common;
     let (folder, name) = output(&args.output)?;
-    let device = common.device.device()?;
+    let device = common.device()?;
     let data = open(&args.data)?;
     if data.classes.len() < 2 {
         bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
@@ -200,6 +200,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         common.plan(job, schedule, batch, [0.9, 0.999], [epochs(args.save_interval), 0], device.clone());
     let mut task = Classifier::new(options, train, validation, device)?;
     let released = drive(&mut task, &plan, common, |extension| folder.join(format!("{name}.{extension}")))?;
+    let Some(released) = released else { return Ok(()) };
     let weights = checkpoint::open(&released, WhichWeights::Default)?.weights;
     for (photos, words) in [(task.validation(), "validation"), (test.as_ref(), "test")] {
         if let Some(photos) = photos {

@@ -43,6 +43,9 @@ pub struct Common {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceKind::Auto, help_heading = "Run")]
     pub device: DeviceKind,
+    /// GPUs that share each step's pictures, a process each; with --device cpu as many processes on the processor, to try it out
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Run")]
+    pub gpus: usize,
     /// Stop after this time, to be gone on with later (8h, 90m)
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub max_time: Option<Duration>,
@@ -138,6 +141,9 @@ pub struct Common {
     /// The folder of the run that this process is to train
     #[arg(long, hide = true)]
     pub worker: Option<PathBuf>,
+    /// Which of the processes that train together this one is
+    #[arg(long, hide = true, requires = "worker", default_value_t = 0)]
+    pub rank: usize,
     /// How often memory was too small
     #[arg(long, hide = true, default_value_t = 0)]
     pub halvings: u32,
@@ -170,6 +176,7 @@ impl Common {
         }
         for (flag, value) in [
             ("--batch-size", Some(self.batch_size as u64)),
+            ("--gpus", Some(self.gpus as u64)),
             ("--gradient-accumulation-steps", Some(self.gradient_accumulation_steps as u64)),
             ("--early-stopping-patience", self.early_stopping_patience),
             ("--max-skipped-steps", Some(self.max_skipped_steps)),
@@ -184,9 +191,20 @@ impl Common {
                 "--run-id: expected a name of at most 100 letters, digits, -, _, +, = and ., found {found}"
             );
         }
+        if !self.batch_size.is_multiple_of(self.gpus) {
+            bail!("--batch-size: expected a multiple of --gpus {}, found {}", self.gpus, self.batch_size);
+        }
         // Before anything takes time.
         self.trackers()?;
         Ok(())
+    }
+
+    /// Where this process computes.
+    ///
+    /// # Errors
+    /// When that is not there.
+    pub fn device(&self) -> anyhow::Result<Device> {
+        if self.gpus > 1 { self.device.one_of(self.rank, self.gpus) } else { self.device.device() }
     }
 
     /// Opens the log file that was asked for.
@@ -282,7 +300,7 @@ impl Common {
         [save_interval, sample_interval]: [u64; 2],
         device: Device,
     ) -> Plan {
-        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        let cores = || std::thread::available_parallelism().map_or(1, |n| (n.get() / self.gpus).clamp(1, 8));
         let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
         Plan {
             folder: job.folder,

@@ -32,13 +32,15 @@ const PROFILES: [(&str, &str); 6] = [
 const TASKS: [&str; 2] = ["dit", "classifier"];
 
 /// Flags that are about one call of the program, not about what is trained.
-const NOT_CONFIGURED: [&str; 7] = ["config", "resume", "run_id", "worker", "halvings", "deadline", "help"];
+const NOT_CONFIGURED: [&str; 8] =
+    ["config", "resume", "run_id", "worker", "rank", "halvings", "deadline", "help"];
 
 /// Flags that may differ between two calls of the same run.
-const NOT_COMPARED: [&str; 16] = [
+const NOT_COMPARED: [&str; 17] = [
     "runs_dir",
     "output",
     "device",
+    "gpus",
     "max_time",
     "max_retries",
     "retry_initial",

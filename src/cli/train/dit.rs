@@ -134,7 +134,7 @@ impl Args {
 /// When a setting makes no sense, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let common = &args.common;
-    let device = common.device.device()?;
+    let device = common.device()?;
     let data = open(&args.data)?;
     let network = args.network(data.classes.len())?;
     let load = |part: &Dataset| -> anyhow::Result<Images> {

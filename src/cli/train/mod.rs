@@ -7,6 +7,7 @@ pub mod dit;
 pub mod report;
 mod stop;
 mod supervise;
+mod team;
 
 use std::{
     path::{Path, PathBuf},
@@ -133,7 +134,11 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
     let configuration = Resolved::new(task, &super::Cli::command(), matches);
     args.validate()?;
-    common.open_log()?;
+    if common.rank > 0 {
+        team::become_follower();
+    } else {
+        common.open_log()?;
+    }
     let Some(folder) = &common.worker else { return supervise(common, task, &configuration) };
     let from = Path::new(&common.resume);
     let from =
@@ -145,6 +150,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         Command::Classifier(args) => classifier::run(args, job),
     };
     match ended {
+        ended if common.rank > 0 => Ok(team::tell(ended)),
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if may_pass(&error) => {
             logging::fail(&super::one_line(&error));
@@ -188,14 +194,19 @@ fn keep_freed_memory() {
 fn keep_freed_memory() {}
 
 /// Trains, reports how it goes, and copies the released files to where `place` says, by their extension. Returns where the `.safetensors`
-/// is.
+/// is; a process that follows another writes none.
 fn drive(
     task: &mut dyn Task,
     plan: &Plan,
     common: &Common,
     place: impl Fn(&str) -> PathBuf,
-) -> anyhow::Result<PathBuf> {
+) -> anyhow::Result<Option<PathBuf>> {
     keep_freed_memory();
+    if common.rank > 0 {
+        train::parallel::follow(task, plan, common.rank, common.gpus)?;
+        return Ok(None);
+    }
+    let mut team = team::team(common)?;
     let reporter = Reporter::new(Options {
         steps: plan.schedule.steps,
         log_interval: plan.log_interval,
@@ -212,11 +223,12 @@ fn drive(
     let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     let stopped = reporter.clone();
     stop::watch(&plan.control, deadline, move || finish(&stopped, Status::Stopped))?;
-    let published = train::train(task, plan, &mut |event| {
+    let published = train::train_together(task, plan, &mut team, &mut |event| {
         if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
             reporter.observe(event);
         }
     });
+    drop(team);
     let places = ["pt", "safetensors"].map(place);
     let copied = published.map_err(anyhow::Error::from).and_then(|released| {
         let copy =
@@ -227,7 +239,7 @@ fn drive(
     copied?;
     let [torch, safetensors] = places;
     logging::say(&format!("finished: {} and {}", torch.display(), safetensors.display()));
-    Ok(safetensors)
+    Ok(Some(safetensors))
 }
 
 /// Copies a file so that its place has the old one or the whole new one.

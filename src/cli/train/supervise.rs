@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{common::Common, config::Resolved};
+use super::{common::Common, config::Resolved, team};
 use crate::{
     cli::logging,
     signals::{self, RESUMABLE},
@@ -49,7 +49,11 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
     let begin = |halvings: u32| {
         let kills = out_of_memory_kills();
         let mut command = Command::new(&program);
-        command.args(&arguments[..place]).arg(format!("--halvings={halvings}")).args(&arguments[place..]);
+        command
+            .args(&arguments[..place])
+            .arg(format!("--halvings={halvings}"))
+            .args(&arguments[place..])
+            .envs(team::threads(common));
         let status = signals.run(command).with_context(|| program.display().to_string())?;
         Ok((Ended::of(status, out_of_memory_kills() > kills), newest_state(&folder)))
     };
@@ -293,14 +297,8 @@ impl Signals {
         {
             use std::os::unix::process::CommandExt;
             command.process_group(0);
-            #[cfg(target_os = "linux")]
-            // SAFETY: prctl is async-signal-safe. Without its parent, the process saves its state and ends.
-            unsafe {
-                command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                });
-            }
+            // Without its parent, the process saves its state and ends.
+            signals::at_the_end_of_this_process(&mut command, libc::SIGTERM);
         }
         let mut child = command.spawn()?;
         self.child.store(child.id(), Ordering::SeqCst);

@@ -1,0 +1,87 @@
+//! What a process does that follows process 0.
+
+use candle_core::Device;
+
+use super::{
+    Side, Start, Team, gone, unexpected,
+    wire::{Message, PAGE, Wire},
+};
+use crate::{
+    checkpoint::TrainingState,
+    train::{
+        Error, Optimizer, Plan, Result, Task,
+        difference::difference,
+        engine::{learn_together, loader, smaller},
+        run::state_path,
+    },
+};
+
+/// Trains `task` as process `rank` of `size`, begun by process 0, with which it speaks over its standard input and output: nothing else is
+/// to be written there. It begins where process 0 begins, takes the same steps, and writes no file.
+///
+/// # Errors
+/// Whatever stops a run, to be [told](failed) to process 0. When that is gone.
+pub fn follow(task: &mut dyn Task, plan: &Plan, rank: usize, size: usize) -> Result<()> {
+    follow_in(task, plan, &mut Team::follower(rank, size))
+}
+
+pub(super) fn follow_in(task: &mut dyn Task, plan: &Plan, team: &mut Team) -> Result<()> {
+    let Start { settings, saved, mut progress, mut micro_batch } = team.start()?;
+    if let Some(field) = difference("settings", &settings, &task.settings()) {
+        return Err(Error::setting("data", format!("is not what process 0 sees: {field}")));
+    }
+    let specs = task.cost()?.params;
+    let settings = plan.optimizer.clone();
+    let mut optimizer = if saved {
+        let state = TrainingState::load(&state_path(&plan.folder, task.kind(), progress.step))?;
+        Optimizer::restore(settings, &specs, &state, &plan.device)?
+    } else {
+        Optimizer::new(settings, &specs, &task.initial(plan.seed)?, &plan.device)?
+    };
+    let mut loader = self::loader(task, plan, micro_batch, team)?;
+    team.ready(&plan.device)?;
+    while progress.step < plan.schedule.steps {
+        let scale = progress.scale(plan);
+        let params = optimizer.params()?;
+        match learn_together(task, plan, params, &mut loader, team, progress.step, scale) {
+            Ok((loss, learnt)) => {
+                progress.take(&mut optimizer, loss, &learnt, plan.schedule.rate(progress.step))?;
+            }
+            Err(error) if error.is_out_of_memory() => {
+                micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
+                loader = self::loader(task, plan, micro_batch, team)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Tells process 0 why this one, which was begun to follow it, ends.
+pub fn failed(message: &str, transient: bool) {
+    let last = Message::Failed { transient, message: message.to_owned() };
+    // Nobody listens when process 0 is gone.
+    let _ = Wire::of_this_process().send(&last);
+}
+
+impl Team {
+    /// Hears where the run stands.
+    fn start(&mut self) -> Result<Start> {
+        let Side::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
+        let Message::Start(text) = first.receive(PAGE).map_err(gone)? else { return Err(unexpected(0)) };
+        serde_json::from_slice(&text).map_err(|_| unexpected(0))
+    }
+
+    /// Says that it is ready, and waits until all are.
+    fn ready(&mut self, device: &Device) -> Result<()> {
+        let Side::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
+        first.send(&Message::Ready).map_err(gone)?;
+        #[cfg(feature = "nccl")]
+        if device.is_cuda() {
+            let Message::Id(id) = first.receive(PAGE).map_err(gone)? else { return Err(unexpected(0)) };
+            self.nccl = Some(super::nccl::Nccl::join(device, self.rank, self.size, &id)?);
+        }
+        let _ = device;
+        Ok(())
+    }
+}

@@ -1,0 +1,232 @@
+//! Training in several processes at once, one a GPU.
+//!
+//! A step's micro-batches are divided among the processes: of every `size` that follow each other, process `rank` takes the one at its
+//! place. What they learn is summed, in the order of the processes, and all take the same step with the same bits. So `n` processes do
+//! what one does with `n` times as many micro-batches of an `n`-th the size.
+//!
+//! Process 0 is the run: it holds the run's folder, evaluates, saves, and reports. It begins the others as children, tells them over pipes
+//! where the run stands, and they [`follow()`] it. They write nothing, and end with it. Gradients on GPUs are summed by NCCL where the
+//! program was built with it; else they go over the pipes, too, and process 0 sums them.
+
+mod follow;
+#[cfg(feature = "nccl")]
+mod nccl;
+mod packed;
+mod peer;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::{io, process::Command};
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use self::{
+    packed::Packed,
+    peer::Peer,
+    wire::{Message, PAGE, Wire},
+};
+use super::{Error, Learnt, Result, run::Progress};
+
+pub use follow::{failed, follow};
+
+/// The processes that train a run together, seen by one of them.
+pub struct Team {
+    rank: usize,
+    size: usize,
+    side: Side,
+    #[cfg(feature = "nccl")]
+    nccl: Option<nccl::Nccl>,
+}
+
+enum Side {
+    Alone,
+    /// Process 0, with what begins another and the others, in the order of their ranks, once they are begun.
+    First {
+        command: Box<dyn FnMut(usize) -> Command>,
+        others: Vec<Peer>,
+    },
+    /// Another, with the way to process 0.
+    Follower(Wire),
+}
+
+/// What the others need to know before the first step.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Start {
+    /// The task's settings: all are to see the same data.
+    pub(super) settings: Value,
+    /// Whether the run goes on from the training state of its step.
+    pub(super) saved: bool,
+    pub(super) progress: Progress,
+    /// Items in a micro-batch.
+    pub(super) micro_batch: usize,
+}
+
+impl Team {
+    /// One process that trains by itself.
+    pub fn alone() -> Self {
+        Self::new(0, 1, Side::Alone)
+    }
+
+    /// Process 0 of `size`; `command` says how another, by its rank, is begun: it is to call [`follow()`].
+    pub fn first(size: usize, command: impl FnMut(usize) -> Command + 'static) -> Self {
+        Self::new(0, size, Side::First { command: Box::new(command), others: Vec::new() })
+    }
+
+    /// This process, which was begun as `rank` of `size`.
+    fn follower(rank: usize, size: usize) -> Self {
+        Self::new(rank, size, Side::Follower(Wire::of_this_process()))
+    }
+
+    fn new(rank: usize, size: usize, side: Side) -> Self {
+        Self {
+            rank,
+            size,
+            side,
+            #[cfg(feature = "nccl")]
+            nccl: None,
+        }
+    }
+
+    /// Which of the processes this is, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many processes there are.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// How they work together on `device`, in words; none of a process alone.
+    pub(super) fn words(&self, device: &Device) -> Option<String> {
+        let how = if device.is_cpu() {
+            "share this machine's processor, which shows that it works and makes nothing faster"
+        } else if cfg!(feature = "nccl") {
+            "have a GPU each, and sum gradients by NCCL"
+        } else {
+            "have a GPU each, and sum gradients by the processor: a program built with the feature nccl is faster"
+        };
+        (self.size > 1).then(|| format!("{} processes {how}", self.size))
+    }
+
+    /// Begins the other processes, and waits until they are ready for the first step.
+    pub(super) fn begin(&mut self, start: &Start, device: &Device) -> Result<()> {
+        let Side::First { command, others } = &mut self.side else { return Ok(()) };
+        let text = serde_json::to_vec(start).map_err(|error| Error::process(0, error.to_string()))?;
+        let start = Message::Start(text);
+        for rank in others.len() + 1..self.size {
+            others.push(Peer::begin(rank, command(rank))?);
+        }
+        others.iter_mut().try_for_each(|other| other.send(&start))?;
+        for other in &mut *others {
+            other.ready()?;
+        }
+        #[cfg(feature = "nccl")]
+        if device.is_cuda() {
+            let id = nccl::id()?;
+            others.iter_mut().try_for_each(|other| other.send(&Message::Id(id.clone())))?;
+            self.nccl = Some(nccl::Nccl::join(device, 0, self.size, &id)?);
+        }
+        let _ = device;
+        Ok(())
+    }
+
+    /// What a step's loss is, and what is learnt from it, in all processes together; `own` is the share of this one. All processes call
+    /// this in each step.
+    ///
+    /// # Errors
+    /// When memory was too small in any process: then in all of them, with nothing changed. When one failed or is gone.
+    pub(super) fn agree(&mut self, own: Result<(f64, Learnt)>) -> Result<(f64, Learnt)> {
+        if matches!(self.side, Side::Alone) {
+            return own;
+        }
+        // Whatever takes memory comes before it is asked who had enough.
+        let own = match own.and_then(|(loss, learnt)| Ok((loss, Packed::new(learnt, self.size)?))) {
+            Err(error) if !error.is_out_of_memory() => return Err(error),
+            own => own,
+        };
+        let loss = self.settle(own.as_ref().ok().map(|(loss, _)| *loss))?;
+        match (loss, own) {
+            (Some(loss), Ok((_, mut packed))) => {
+                // From here on an error is one of this process alone, and nobody is to take it for one that all have.
+                let rank = self.rank;
+                let learnt = self.sum(&mut packed.flat).and_then(|()| packed.open());
+                Ok((loss, learnt.map_err(|error| error.of_process(rank))?))
+            }
+            (_, Err(error)) => Err(error),
+            (None, Ok(_)) => Err(Error::Candle(candle_core::Error::Msg(
+                "out of memory in another process of the run".into(),
+            ))),
+        }
+    }
+
+    /// The sum of all losses, none where one process has none.
+    fn settle(&mut self, own: Option<f64>) -> Result<Option<f64>> {
+        let said = |loss: Option<f64>| loss.map_or(Message::OutOfMemory, Message::Loss);
+        match &mut self.side {
+            Side::Alone => Ok(own),
+            Side::First { others, .. } => {
+                let mut sum = own;
+                for other in &mut *others {
+                    let loss = other.loss()?;
+                    sum = sum.zip(loss).map(|(sum, loss)| sum + loss);
+                }
+                others.iter_mut().try_for_each(|other| other.send(&said(sum)))?;
+                Ok(sum)
+            }
+            Side::Follower(first) => {
+                first.send(&said(own)).map_err(gone)?;
+                match first.receive(PAGE).map_err(gone)? {
+                    Message::Loss(loss) => Ok(Some(loss)),
+                    Message::OutOfMemory => Ok(None),
+                    _ => Err(unexpected(0)),
+                }
+            }
+        }
+    }
+
+    /// Makes `flat` the sum of all processes' rows, the same bits in each.
+    fn sum(&mut self, flat: &mut Tensor) -> Result<()> {
+        #[cfg(feature = "nccl")]
+        if let Some(nccl) = &mut self.nccl {
+            let side = &mut self.side;
+            return nccl.sum(flat, || match side {
+                Side::First { others, .. } => others.iter_mut().try_for_each(Peer::is_there),
+                _ => Ok(()),
+            });
+        }
+        let (n, device) = (flat.elem_count(), flat.device().clone());
+        let mut values = flat.to_vec1::<f32>()?;
+        match &mut self.side {
+            Side::Alone => return Ok(()),
+            Side::First { others, .. } => {
+                for other in &mut *others {
+                    let theirs = other.values(n)?;
+                    values.iter_mut().zip(&theirs).for_each(|(sum, value)| *sum += value);
+                }
+                others.iter_mut().try_for_each(|other| other.send_values(&values))?;
+            }
+            Side::Follower(first) => {
+                first.send_values(&values).map_err(gone)?;
+                values = match first.receive(4 * n).map_err(gone)? {
+                    Message::Values(sum) => sum,
+                    _ => return Err(unexpected(0)),
+                };
+            }
+        }
+        *flat = Tensor::from_vec(values, n, &device)?;
+        Ok(())
+    }
+}
+
+/// Process 0, of which this one is a child, is gone: there is nobody to be told.
+fn gone(error: io::Error) -> Error {
+    Error::process(0, format!("is gone ({error})"))
+}
+
+fn unexpected(rank: usize) -> Error {
+    Error::process(rank, "said what was not expected")
+}

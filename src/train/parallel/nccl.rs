@@ -1,0 +1,83 @@
+//! Summing on GPUs, by NVIDIA's NCCL.
+
+use std::time::Duration;
+
+use candle_core::{
+    CpuStorage, CudaStorage, Device, InplaceOp1, Layout, Tensor,
+    cuda_backend::cudarc::nccl::{Comm, Id, ReduceOp, result::NcclError},
+};
+
+use crate::train::{Error, Result};
+
+/// Bytes of what the processes find each other by.
+const ID: usize = 128;
+
+/// A GPU's place among those that sum.
+pub(super) struct Nccl {
+    /// None once a process was lost: it never ends what was begun.
+    comm: Option<Comm>,
+}
+
+/// Makes what the processes find each other by.
+pub(super) fn id() -> Result<Vec<u8>> {
+    let id = Id::new().map_err(|NcclError(why)| failed(why))?;
+    Ok(id.internal().iter().map(|&byte| byte as u8).collect())
+}
+
+impl Nccl {
+    /// Joins the others; returns when all `size` of them have.
+    pub(super) fn join(device: &Device, rank: usize, size: usize, id: &[u8]) -> Result<Self> {
+        let id: [u8; ID] = id.try_into().map_err(|_| failed("expected an id of 128 bytes"))?;
+        let stream = device.as_cuda_device()?.cuda_stream();
+        // NCCL takes the GPU that is current for this thread.
+        let current = stream.context().bind_to_thread();
+        current.map_err(failed)?;
+        let comm = Comm::from_rank(stream, rank, size, Id::uninit(id.map(|byte| byte as _)));
+        Ok(Self { comm: Some(comm.map_err(|NcclError(why)| failed(why))?) })
+    }
+
+    /// Makes `flat` the sum of all processes' rows. Waits until it is there, or `lost` says that a process is gone.
+    pub(super) fn sum(&mut self, flat: &Tensor, mut lost: impl FnMut() -> Result<()>) -> Result<()> {
+        let Some(comm) = &self.comm else {
+            return Err(failed("a process was lost before"));
+        };
+        flat.inplace_op1(&AllReduce(comm))?;
+        let done = comm.stream().record_event(None).map_err(failed)?;
+        // Not by the stream's own waiting, which would last for ever without the process that is gone.
+        while !done.try_is_complete().map_err(failed)? {
+            if let Err(error) = lost() {
+                // It is broken off when it is dropped; the stream is free again to save what was done.
+                self.comm = None;
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+}
+
+struct AllReduce<'a>(&'a Comm);
+
+impl InplaceOp1 for AllReduce<'_> {
+    fn name(&self) -> &'static str {
+        "all-reduce"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        candle_core::bail!("NCCL sums on GPUs")
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("what is summed is contiguous")
+        };
+        let slice = storage.as_cuda_slice_mut::<f32>()?;
+        let summed = self.0.all_reduce_in_place(&mut slice.slice_mut(start..end), &ReduceOp::Sum);
+        summed.map(|_| ()).map_err(|NcclError(why)| candle_core::Error::Msg(format!("NCCL: {why:?}")))
+    }
+}
+
+/// A link that failed may be well again for another process.
+fn failed(why: impl std::fmt::Debug) -> Error {
+    Error::process(0, format!("NCCL: {why:?}"))
+}

@@ -1,0 +1,54 @@
+//! What one process learnt in a step, as one row of numbers to be summed.
+
+use candle_core::{Shape, Tensor};
+use tiny_cats_models::tape::BatchStatistics;
+
+use crate::train::{Learnt, Result, group::joined};
+
+/// What was learnt, and how to read its sum.
+pub(super) struct Packed {
+    /// `[n]`: all gradients by name, then mean and variance of each batch normalisation in the order of the network.
+    pub(super) flat: Tensor,
+    gradients: Vec<(String, Shape)>,
+    statistics: Vec<(String, usize)>,
+}
+
+impl Packed {
+    /// Of one of `size` processes. Gradients are shares of the step's already; of statistics the sum is to be the mean over all
+    /// micro-batches, of which every process has as many.
+    pub(super) fn new(learnt: Learnt, size: usize) -> Result<Self> {
+        let (mut parts, mut gradients, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, gradient) in learnt.gradients {
+            gradients.push((name, gradient.shape().clone()));
+            parts.push(gradient.contiguous()?.flatten_all()?);
+        }
+        for (i, first) in learnt.statistics.first().into_iter().flatten().enumerate() {
+            statistics.push((first.path.clone(), first.mean.elem_count()));
+            for part in [|s: &BatchStatistics| s.mean.clone(), |s: &BatchStatistics| s.var.clone()] {
+                let seen: Vec<Tensor> =
+                    learnt.statistics.iter().filter_map(|s| Some(part(s.get(i)?))).collect();
+                parts.push((Tensor::stack(&seen, 0)?.mean(0)? / size as f64)?);
+            }
+        }
+        Ok(Self { flat: joined(parts)?, gradients, statistics })
+    }
+
+    /// What the row says, once it is the sum of all processes' rows. The tensors are views of it.
+    pub(super) fn open(self) -> Result<Learnt> {
+        let mut at = 0;
+        let mut next = |shape: Shape| {
+            let part = self.flat.narrow(0, at, shape.elem_count())?.reshape(&shape);
+            at += shape.elem_count();
+            part
+        };
+        let mut learnt = Learnt::default();
+        for (name, shape) in self.gradients {
+            learnt.gradients.insert(name, next(shape)?);
+        }
+        let statistics = self.statistics.into_iter().map(|(path, n)| -> Result<_> {
+            Ok(BatchStatistics { path, mean: next(n.into())?, var: next(n.into())? })
+        });
+        learnt.statistics = vec![statistics.collect::<Result<_>>()?];
+        Ok(learnt)
+    }
+}

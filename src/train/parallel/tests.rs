@@ -1,0 +1,282 @@
+//! Teams of threads, which speak over pipes as processes do.
+
+use std::{path::Path, path::PathBuf, sync::Arc};
+
+use candle_core::DType;
+use image::RgbImage;
+use tiny_cats_export::ModelMeta;
+use tiny_cats_models::{
+    Init, ParamSpec, Source, TapeOptions, Tensor as _, TinyDitConfig, Weights,
+    candle::Params,
+    cost::Ledger,
+    tape::{BatchStatistics, Tape, Var},
+};
+
+use super::{follow::follow_in, *};
+use crate::{
+    checkpoint::TrainingState,
+    train::{
+        AdamW, Batch, Batches, Control, Event, Plan, Schedule, Shape, Task, run::state_path, train,
+        train_together,
+    },
+};
+
+/// Process 0 of a team of `size` threads, and the others.
+fn team(size: usize) -> Vec<Box<dyn FnOnce() -> Team + Send>> {
+    let mut ends: Vec<Box<dyn FnOnce() -> Team + Send>> = Vec::new();
+    let mut pipes = Vec::new();
+    for rank in 1..size {
+        let [(read, write), (other_read, other_write)] = [(); 2].map(|()| io::pipe().unwrap());
+        pipes.push((rank, read, other_write));
+        ends.push(Box::new(move || Team::new(rank, size, Side::Follower(Wire::new(other_read, write)))));
+    }
+    let first = move || {
+        let peer = |(rank, read, write)| Peer::at(rank, Wire::new(read, write));
+        let others = pipes.into_iter().map(peer).collect();
+        Team::new(0, size, Side::First { command: Box::new(|_| Command::new("none")), others })
+    };
+    ends.insert(0, Box::new(first));
+    ends
+}
+
+/// What `work` makes of each of `size` processes.
+fn together<R: Send + 'static>(size: usize, work: fn(&mut Team) -> R) -> Vec<R> {
+    let threads = team(size).into_iter().map(|end| std::thread::spawn(move || work(&mut end())));
+    threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+/// Numbers whose sum depends on the order.
+fn number(rank: usize, i: usize) -> f32 {
+    [1e8, 1.0, -1e8, 0.3][rank % 4] * (1.0 + i as f32 / 7.0)
+}
+
+fn tensor(rank: usize, shape: &[usize]) -> Tensor {
+    let values: Vec<f32> = (0..shape.iter().product()).map(|i| number(rank, i)).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn learnt(rank: usize) -> Learnt {
+    let shapes: [(&str, &[usize]); 4] = [("a", &[3, 5]), ("b", &[1]), ("c", &[2, 3, 1, 7]), ("d", &[])];
+    let gradients = shapes.map(|(name, shape)| (name.to_owned(), tensor(rank, shape))).into();
+    let seen = |micro: usize| {
+        let value = |v: usize| (Tensor::ones(5, DType::F32, &Device::Cpu).unwrap() * v as f64).unwrap();
+        BatchStatistics { path: "bn".into(), mean: value(2 * rank + micro), var: value(10 * rank) }
+    };
+    Learnt { gradients, statistics: vec![vec![seen(0)], vec![seen(1)]] }
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn gradients_are_summed_in_the_order_of_the_processes_and_all_have_the_same_bits() {
+    for size in [2, 3, 4] {
+        let all = together(size, |team| {
+            let (loss, learnt) = team.agree(Ok((team.rank() as f64 + 0.5, learnt(team.rank())))).unwrap();
+            let gradients = learnt.gradients.iter();
+            let gradients: Vec<_> =
+                gradients.map(|(name, g)| (name.clone(), g.dims().to_vec(), bits(g))).collect();
+            let [statistics] = &learnt.statistics[..] else { panic!("one list") };
+            let [seen] = &statistics[..] else { panic!("one normalisation") };
+            (loss, gradients, seen.path.clone(), bits(&seen.mean), bits(&seen.var))
+        });
+        assert!(all.iter().all(|one| *one == all[0]));
+        let (loss, gradients, path, mean, var) = &all[0];
+        assert_eq!((*loss, path.as_str()), ((0..size).map(|rank| rank as f64 + 0.5).sum(), "bn"));
+        for (name, own) in learnt(0).gradients {
+            let (_, dims, found) = gradients.iter().find(|(found, ..)| *found == name).unwrap();
+            let sum = |i| (1..size).fold(number(0, i), |sum, rank| sum + number(rank, i)).to_bits();
+            let expected: Vec<u32> = (0..own.elem_count()).map(sum).collect();
+            assert_eq!((&dims[..], found), (own.dims(), &expected), "{name}");
+        }
+        // The mean over two micro-batches of each process.
+        let ranks = (size - 1) as f32 / 2.0;
+        for (found, expected) in [(mean, 2.0 * ranks + 0.5), (var, 10.0 * ranks)] {
+            assert!(found.iter().all(|&v| (f32::from_bits(v) - expected).abs() < 1e-5), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn memory_that_is_too_small_for_one_is_too_small_for_all_and_nothing_else_is() {
+    for (size, ends) in [
+        (2, together(2, |team| [false, true, true].map(|ok| try_it(team, ok || team.rank() != 0)))),
+        (3, together(3, |team| [false, true, false].map(|ok| try_it(team, ok || team.rank() != 2)))),
+    ] {
+        assert_eq!(ends, vec![ends[0]; size]);
+        assert_eq!(ends[0][..2], [Some(true), None]);
+    }
+
+    /// Whether memory was too small; none where all went well.
+    fn try_it(team: &mut Team, ok: bool) -> Option<bool> {
+        let short = Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()));
+        let own = if ok { Ok((1.0, learnt(team.rank()))) } else { Err(short) };
+        team.agree(own).err().map(|error| error.is_out_of_memory())
+    }
+}
+
+#[test]
+fn what_ends_one_process_is_said_by_the_first() {
+    // Its last words, its silence, and nonsense.
+    type Last = fn(&mut Team);
+    let say: Last = |team| {
+        let Side::Follower(wire) = &mut team.side else { return };
+        wire.send(&Message::Failed { transient: false, message: "x.png: is no picture".into() }).unwrap();
+    };
+    let nonsense: Last = |team| {
+        let Side::Follower(wire) = &mut team.side else { return };
+        wire.send(&Message::Ready).unwrap();
+    };
+    let silence: Last = |_| {};
+    for (last, expected, transient) in [
+        (say, "process 1 of this run: x.png: is no picture", false),
+        (silence, "process 1 of this run: is gone (", true),
+        (nonsense, "process 1 of this run: said what was not expected", true),
+    ] {
+        let mut ends = team(2).into_iter();
+        let (first, other) = (ends.next().unwrap(), ends.next().unwrap());
+        let other = std::thread::spawn(move || last(&mut other()));
+        let error = first().agree(Ok((1.0, learnt(0)))).err().unwrap();
+        other.join().unwrap();
+        assert!(error.to_string().starts_with(expected), "{error}");
+        assert_eq!((error.is_transient(), error.is_out_of_memory()), (transient, false));
+    }
+    // Rows of different lengths are no sum.
+    let ends = together(2, |team| {
+        let mut own = learnt(team.rank());
+        if team.rank() == 1 {
+            own.gradients.remove("a");
+        }
+        team.agree(Ok((1.0, own))).err().unwrap().is_transient()
+    });
+    assert_eq!(ends, [true, true]);
+}
+
+/// Learns four numbers from rows of four, in micro-batches that memory may have no room for.
+struct Rows {
+    room: usize,
+}
+
+struct Numbers;
+
+impl Batches for Numbers {
+    fn items(&self) -> usize {
+        64
+    }
+
+    fn batch(&self, position: u64, len: usize) -> Result<Batch> {
+        let numbers = (4 * position..4 * (position + len as u64)).map(|i| (i * 7 % 11) as f32 / 11.0);
+        Ok(Batch(vec![Tensor::from_iter(numbers, &Device::Cpu)?.reshape((len, 4))?]))
+    }
+
+    fn files(&self, _: u64, _: usize) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+impl Task for Rows {
+    fn kind(&self) -> &'static str {
+        "rows"
+    }
+
+    fn released(&self) -> String {
+        "rows".into()
+    }
+
+    fn cost(&self) -> Result<Ledger> {
+        let (name, dims, init) = ("weight".into(), vec![4, 4], Init::Normal(0.5));
+        let spec = ParamSpec { name, dims, init, trained: true, decays: true };
+        Ok(Ledger { params: vec![spec], ..Ledger::default() })
+    }
+
+    fn training_bytes(&self, _: usize, _: TapeOptions) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn batches(&self) -> Arc<dyn Batches> {
+        Arc::new(Numbers)
+    }
+
+    fn settings(&self) -> Value {
+        Value::Null
+    }
+
+    fn meta(&self) -> ModelMeta {
+        ModelMeta::tiny_dit(&TinyDitConfig::legacy(), vec!["a".into(); 13])
+    }
+
+    fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
+        let [x] = batch.on(&Device::Cpu)?;
+        let len = x.dim(0)?;
+        if len > self.room {
+            return Err(Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
+        }
+        let weight = tape.params(params).param(self.cost()?.params.remove(0))?;
+        let target = Tensor::ones((len, 4), DType::F32, &Device::Cpu)?;
+        let ones = Tensor::ones(len, DType::F32, &Device::Cpu)?;
+        Ok(tape.constant(x).linear(&weight, None)?.squared_error(&target, &ones)?)
+    }
+
+    fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
+        Ok(None)
+    }
+}
+
+fn plan(folder: &Path, batch: usize, accumulation: usize) -> Plan {
+    Plan {
+        folder: folder.to_owned(),
+        from: None,
+        schedule: Schedule::new(Shape::Cosine, 1e-2, 0.0, None, 10, 20).unwrap(),
+        optimizer: AdamW { ema: vec![0.9], ..AdamW::default() },
+        batch,
+        accumulation,
+        halvings: 0,
+        tape: TapeOptions::default(),
+        workers: 0,
+        save_interval: 5,
+        sample_interval: 0,
+        log_interval: 1,
+        patience: None,
+        most_skipped: 3,
+        seed: 0,
+        configuration: String::new(),
+        device: Device::Cpu,
+        control: Control::default(),
+    }
+}
+
+/// Memory for three of eight rows in one process, whichever that is, halves the micro-batches of all, and the step stays what it was.
+#[test]
+fn processes_halve_their_micro_batches_together_and_go_on_alike() {
+    let weights = |folder: &Path| {
+        let state = TrainingState::load(&state_path(folder, "rows", 20)).unwrap();
+        state.weights["weight"].clone()
+    };
+    let alone = tempfile::tempdir().unwrap();
+    train(&mut Rows { room: 99 }, &plan(alone.path(), 2, 8), &mut |_| {}).unwrap();
+    for short in 0..2 {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = plan(folder.path(), 16, 1);
+        let room = move |rank| if rank == short { 3 } else { 99 };
+        let mut ends = team(2).into_iter();
+        let (first, other) = (ends.next().unwrap(), ends.next().unwrap());
+        let other = std::thread::spawn({
+            let plan = plan.clone();
+            move || follow_in(&mut Rows { room: room(1) }, &plan, &mut other())
+        });
+        let mut notes = Vec::new();
+        let observe = &mut |event: Event| {
+            if let Event::Note(note) = event {
+                notes.push(note.to_owned());
+            }
+        };
+        train_together(&mut Rows { room: room(0) }, &plan, &mut first(), observe).unwrap();
+        other.join().unwrap().unwrap();
+        let halved = "out of memory: going on with";
+        assert_eq!(notes[1..], [4, 8].map(|n| format!("{halved} {n} micro-batches of {} a step", 16 / n)));
+        for (a, b) in weights(alone.path()).data().iter().zip(weights(folder.path()).data()) {
+            assert!((a - b).abs() < 1e-6, "{a} and {b}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What two processes of a run say to each other: messages of one byte for their kind, eight for their length, and as many bytes.
+
+use std::io::{self, Read, Write};
+
+/// The two directions of a connection.
+pub(super) struct Wire {
+    read: Box<dyn Read>,
+    write: Box<dyn Write>,
+}
+
+/// What is said.
+#[derive(Debug, PartialEq)]
+pub(super) enum Message {
+    /// Where the run stands, as JSON.
+    Start(Vec<u8>),
+    /// The process has its data and weights.
+    Ready,
+    /// How those that sum by NCCL find each other.
+    #[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "only NCCL needs it"))]
+    Id(Vec<u8>),
+    /// A share of the step's loss, or all of it: there was memory enough.
+    Loss(f64),
+    /// There was not.
+    OutOfMemory,
+    /// A share of what was learnt, or all of it.
+    Values(Vec<f32>),
+    /// The process ends, with this error, which may pass or not.
+    Failed { transient: bool, message: String },
+}
+
+/// The most bytes of a message that holds no values: a page of settings.
+pub(super) const PAGE: usize = 1 << 20;
+
+impl Wire {
+    pub(super) fn new(read: impl Read + 'static, write: impl Write + 'static) -> Self {
+        Self { read: Box::new(read), write: Box::new(write) }
+    }
+
+    /// Of a process that was begun by another.
+    pub(super) fn of_this_process() -> Self {
+        Self::new(io::stdin(), io::stdout())
+    }
+
+    pub(super) fn send(&mut self, message: &Message) -> io::Result<()> {
+        match message {
+            Message::Start(bytes) => self.frame(b's', bytes),
+            Message::Ready => self.frame(b'r', &[]),
+            Message::Id(bytes) => self.frame(b'i', bytes),
+            Message::Loss(loss) => self.frame(b'l', &loss.to_le_bytes()),
+            Message::OutOfMemory => self.frame(b'o', &[]),
+            Message::Values(values) => self.send_values(values),
+            Message::Failed { transient, message } => {
+                self.frame(b'f', &[&[u8::from(*transient)], message.as_bytes()].concat())
+            }
+        }
+    }
+
+    pub(super) fn send_values(&mut self, values: &[f32]) -> io::Result<()> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.frame(b'v', &bytes)
+    }
+
+    fn frame(&mut self, kind: u8, bytes: &[u8]) -> io::Result<()> {
+        self.write.write_all(&[kind])?;
+        self.write.write_all(&(bytes.len() as u64).to_le_bytes())?;
+        self.write.write_all(bytes)?;
+        self.write.flush()
+    }
+
+    /// The next message, which may have `most` bytes, but that of an error always may have a page.
+    pub(super) fn receive(&mut self, most: usize) -> io::Result<Message> {
+        let broken = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+        let (mut kind, mut len) = ([0], [0; 8]);
+        self.read.read_exact(&mut kind)?;
+        self.read.read_exact(&mut len)?;
+        let len = usize::try_from(u64::from_le_bytes(len)).unwrap_or(usize::MAX);
+        if len > most.max(PAGE) {
+            return Err(broken("a message that is too long"));
+        }
+        let mut bytes = vec![0; len];
+        self.read.read_exact(&mut bytes)?;
+        Ok(match (kind[0], &bytes[..]) {
+            (b's', _) => Message::Start(bytes),
+            (b'r', []) => Message::Ready,
+            (b'i', _) => Message::Id(bytes),
+            (b'l', loss) => {
+                Message::Loss(f64::from_le_bytes(loss.try_into().map_err(|_| broken("half a loss"))?))
+            }
+            (b'o', []) => Message::OutOfMemory,
+            (b'v', bytes) => {
+                let (values, []) = bytes.as_chunks::<4>() else { return Err(broken("half a value")) };
+                Message::Values(values.iter().map(|&value| f32::from_le_bytes(value)).collect())
+            }
+            (b'f', [transient, message @ ..]) => {
+                let message = String::from_utf8_lossy(message).into_owned();
+                Message::Failed { transient: *transient == 1, message }
+            }
+            _ => return Err(broken("a message of no known kind")),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard_and_what_is_no_message_is_refused() {
+        let (read, write) = io::pipe().unwrap();
+        let mut wire = Wire::new(read, write);
+        let failed = Message::Failed { transient: true, message: "ä".into() };
+        let values = Message::Values(vec![1.5, f32::MIN_POSITIVE, -0.0, f32::INFINITY]);
+        for message in [Message::Start(vec![7]), Message::Ready, Message::Id(vec![]), Message::Loss(0.1)]
+            .into_iter()
+            .chain([Message::OutOfMemory, values, failed])
+        {
+            wire.send(&message).unwrap();
+            assert_eq!(wire.receive(16).unwrap(), message);
+        }
+        let frame = |kind: u8, len: u64, bytes: &[u8]| [&[kind][..], &len.to_le_bytes(), bytes].concat();
+        for bytes in [
+            frame(b'x', 0, b""),
+            frame(b'l', 3, b"abc"),
+            frame(b'v', 5, b"abcde"),
+            frame(b'f', 0, b""),
+            frame(b'v', u64::MAX, b""),
+            frame(b'r', 1, b"a"),
+            frame(b'v', 8, b"abcd"),
+            vec![b'r', 0],
+            vec![],
+        ] {
+            let error = Wire::new(io::Cursor::new(bytes.clone()), io::sink()).receive(8);
+            assert!(error.is_err(), "{bytes:?}");
+        }
+    }
+}
