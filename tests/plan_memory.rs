@@ -6,7 +6,10 @@ use std::{
 };
 
 use candle_core::Device;
-use tiny_cats::plan::{Workload, calibrate};
+use tiny_cats::{
+    data::Level,
+    plan::{Workload, calibrate},
+};
 use tiny_cats_models::{Network, ResNetConfig, TapeOptions, TinyDitConfig};
 
 /// Bytes in use, and the most that ever were.
@@ -64,6 +67,7 @@ fn training_takes_the_memory_that_the_plan_says() {
                 accumulation: 1,
                 tape,
                 averages,
+                augmentation: Level::Full,
                 looking_flops: 0,
             };
             let said = workload.demand(false).unwrap().memory;

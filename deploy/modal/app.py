@@ -1,10 +1,10 @@
 """tiny-cats on Modal: the same program, on rented GPUs.
 
-    modal run --detach deploy/modal/app.py train dit data/cat-heads --gpu A10,L4 --timeout 14400 --steps=20000
+    modal run --detach deploy/modal/app.py train dit data/cat-heads --gpu A10,L4 --timeout 14400 --steps=9000
     modal run deploy/modal/app.py --help
 
-The image is built from this clone, or takes the program that TINY_CATS_BINARY names. For training, /data is the
-data volume or, read-only as well, the bucket TINY_CATS_S3_BUCKET (below TINY_CATS_S3_PREFIX, at
+The image is built from this clone, or takes the program that TINY_CATS_BINARY names. For training, /data is
+the data volume or, read-only as well, the bucket TINY_CATS_S3_BUCKET (below TINY_CATS_S3_PREFIX, at
 TINY_CATS_S3_ENDPOINT, with the Modal secret TINY_CATS_S3_SECRET). TINY_CATS_SECRETS names Modal secrets,
 separated by commas, that training needs: MLflow's credentials, say.
 """
@@ -27,8 +27,8 @@ HERE = Path(__file__).resolve().parent  # in a container /root, which is no clon
 
 
 def asked_here():
-    """What `modal run` was asked for, checked. It is read before the functions are declared, since nothing but
-    a declaration takes a list of GPUs, and since Modal builds the image before it calls the entrypoint."""
+    """What `modal run` was asked for, checked. It is read before the functions are declared, since only a
+    declaration takes a list of GPUs, and since Modal builds the image before it calls the entrypoint."""
     own = Path(__file__).resolve()
     here = [i for i, word in enumerate(sys.argv) if Path(word.removesuffix("::main")).resolve() == own]
     if not modal.is_local() or not here or "run" not in sys.argv[: here[0]]:
@@ -53,8 +53,9 @@ def one_or_more(names):
 
 
 def compute_capability():
-    """What candle's kernels are compiled for; see settings.toml."""
-    may_be_t4 = any(gpu.partition(":")[0] == "T4" for task in options.TASKS for gpu in gpus(task))
+    """What candle's kernels are compiled for; see settings.toml. What is not asked for needs no cards."""
+    tasks = [task for task in options.TASKS if ASKED is None or task == getattr(ASKED, "task", None)]
+    may_be_t4 = any(gpu.partition(":")[0] == "T4" for task in tasks for gpu in gpus(task))
     return SETTINGS["image"]["compute_capability_t4" if may_be_t4 else "compute_capability"]
 
 
@@ -83,7 +84,7 @@ def image():
 
 
 def built():
-    """With the program built from this clone. The compiler stays in: Modal fetches what of an image is read."""
+    """With the program built from this clone. The compiler stays in, as Modal fetches only what is read."""
     about, clone = SETTINGS["image"], HERE.parent.parent
     made = modal.Image.from_registry(about["devel"], add_python=about["python"]).entrypoint([])
     made = made.apt_install("build-essential", "ca-certificates", "curl").run_commands(
@@ -97,15 +98,18 @@ def built():
         made = made.add_local_file(clone / file, f"/build/{file}", copy=True)
     for name in FILES:  # the program brings this app along
         made = made.add_local_file(HERE / name, f"/build/deploy/modal/{name}", copy=True)
+    # NCCL, which the devel image has, is for several GPUs alone.
+    several = any(options.count_of(gpu) > 1 for gpu in getattr(ASKED, "gpu", None) or [])
     return made.run_commands(
-        f"cd /build && CUDA_COMPUTE_CAP={compute_capability()} $HOME/.cargo/bin/cargo build --release --locked"
-        " --features cuda --bin tiny-cats && cp target/release/tiny-cats /usr/local/bin/ && rm -rf target"
+        f"cd /build && CUDA_COMPUTE_CAP={compute_capability()} $HOME/.cargo/bin/cargo build --release"
+        f" --locked --features {'nccl' if several else 'cuda'} --bin tiny-cats"
+        " && cp target/release/tiny-cats /usr/local/bin/ && rm -rf target"
     )
 
 
 # --- The functions ---
 
-# CUDA's driver library, as NVIDIA's images have it for containers without a driver: the program is linked with it.
+# CUDA's driver library, which the program is linked with, as NVIDIA's images have it: for machines without.
 DRIVER = "/usr/local/cuda/compat"
 IMAGE = image()
 DATA = modal.Volume.from_name(SETTINGS["app"]["data_volume"], create_if_missing=True)
@@ -134,6 +138,16 @@ def retries(count):
     )
 
 
+def commit():
+    """Makes durable what was written. Modal then brings in what others wrote, which it refuses while the
+    engine has files open; nobody else writes to its run."""
+    try:
+        OUTPUTS.commit()
+    except RuntimeError as error:
+        if "open files" not in str(error):
+            raise
+
+
 app = modal.App(SETTINGS["app"]["name"])
 TRAINING = {
     "image": IMAGE,
@@ -155,12 +169,12 @@ TRAINING = {
 
 @app.function(gpu=one_or_more(gpus("dit")), **TRAINING)
 def train_dit(request):
-    return run.train("dit", request, run.Place(), OUTPUTS.commit)
+    return run.train("dit", request, run.Place(), commit)
 
 
 @app.function(gpu=one_or_more(gpus("classifier")), **TRAINING)
 def train_classifier(request):
-    return run.train("classifier", request, run.Place(), OUTPUTS.commit)
+    return run.train("classifier", request, run.Place(), commit)
 
 
 FUNCTIONS = {"dit": train_dit, "classifier": train_classifier}
@@ -177,7 +191,7 @@ NO_GPU = run.Place(libraries=DRIVER)
     **HOUSEKEEPING,
 )
 def sweep(request):
-    """Waits for the jobs. A sweep may take longer than a container lives: the next one finds the calls again."""
+    """Waits for the jobs. A sweep may take longer than a container: the next one finds the calls again."""
 
     def spawn(task, job):
         return same(FUNCTIONS[task].spawn(job))
@@ -188,7 +202,7 @@ def sweep(request):
     def same(call):
         return SimpleNamespace(id=call.object_id, get=call.get)
 
-    return run.sweep(request, NO_GPU, OUTPUTS.commit, OUTPUTS.reload, spawn, attach)
+    return run.sweep(request, NO_GPU, commit, OUTPUTS.reload, spawn, attach)
 
 
 @app.function(volumes={"/data": DATA}, timeout=4 * 3600, **HOUSEKEEPING)

@@ -5,8 +5,8 @@
 
 DIR/data and DIR/outputs stand for the volumes. An attempt is a process with a folder of its own below
 DIR/containers, into which the volume is copied when it begins; only what it commits outlives it. One that is
-interrupted (SIGINT, SIGTERM) or killed is followed by another with the same input, which is no retry; one that
-fails or takes longer than its timeout is retried, after ever longer waits.
+interrupted (SIGINT, SIGTERM) or killed is followed by another with the same input, which is no retry; one
+that fails or takes longer than its timeout is retried, after ever longer waits.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def keep(call):
     """What Modal does with a call: attempt after attempt, until one succeeds or the retries are used up."""
     folder = result_of(call).parent
     run.write_atomically(folder / "pid", str(os.getpid()))
-    # What a killed attempt leaves behind becomes this process's child, and ends as it would with its container.
+    # What a killed attempt leaves behind becomes this process's child, to end as it does with a container.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     failures, delay = 0, call["retries"]["initial_delay_s"]
     while True:

@@ -42,7 +42,13 @@ def gpu_list(text):
             )
         if colon and not re.fullmatch("[1-8]", count):
             raise argparse.ArgumentTypeError(f"{gpu}: expected 1 to 8 GPUs")
+    if len({count_of(gpu) for gpu in text.split(",")}) > 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected as many of each, since a run is divided among them")
     return text.split(",")
+
+
+def count_of(gpu):
+    return int(gpu.partition(":")[2] or 1)
 
 
 def number(kind, least, most=math.inf, above=False):
@@ -105,7 +111,7 @@ def parser():
         type=number(int, 0, retries["most"]),
         default=retries["default"],
         metavar="N",
-        help="how often a failed or timed-out attempt is followed by another; preemptions do not count (%(default)s)",
+        help="attempts after ones that failed or timed out (%(default)s); preemptions do not count",
     )
     option(
         "--max-cost",
@@ -168,12 +174,13 @@ def parser():
 
 
 # What the container decides.
-RESERVED = ("--runs-dir", "--resume", "--output", "-o", "--max-time", "--run-id")
+RESERVED = ("--runs-dir", "--resume", "--output", "-o", "--max-time", "--run-id", "--gpus")
 
 
 def parse(words):
     """What is asked, checked; ends the program with one line where it cannot be."""
     whole = parser()
+    words = words[words[:1] == ["--"] :]
     asked, asked.rest = whole.parse_known_args(words)
     try:
         refuse_credentials(words)
@@ -202,11 +209,12 @@ def named_files(asked):
     if asked.command == "sweep":
         yield asked.file
         with contextlib.suppress(OSError, ValueError):
-            config = tomllib.loads(Path(asked.file).read_text("utf8")).get("config")
-            if isinstance(config, str) and Path(config).is_file():
-                yield config
+            about = tomllib.loads(Path(asked.file).read_text("utf8"))
+            asked.task = about.get("task")
+            if isinstance(about.get("config"), str) and Path(about["config"]).is_file():
+                yield about["config"]
     words = asked.rest + [""]
-    for word, following in zip(words, words[1:]):
+    for word, following in zip(words, words[1:], strict=False):
         flag, equals, value = word.partition("=")
         if flag == "--config" and Path(value if equals else following).is_file():
             yield value if equals else following
@@ -214,9 +222,10 @@ def named_files(asked):
 
 def request_of(asked):
     """What is handed to the container, as plain data."""
+    count = count_of(asked.gpu[0]) if asked.gpu else 1
     training = {
         "call": secrets.token_hex(8),
-        "arguments": asked.rest,
+        "arguments": [*asked.rest, *([f"--gpus={count}"] if count > 1 else [])],
         "files": asked.files,
         "device": "cuda",  # rather an error than the processor at a GPU's price
         "gpu": ",".join(asked.gpu or []) or None,

@@ -129,11 +129,17 @@ def gpus_here():
     return [line.strip() for line in out.splitlines() if line.strip()]
 
 
+def words(name):
+    """Those of a GPU's name: it is an NVIDIA A100-SXM4-40GB to its driver."""
+    return set(re.split(r"[\s-]+", name))
+
+
 def hourly(devices, gpu, asked, listed):
     """Dollars an hour of a container that has these GPUs, having asked for `gpu`; None where nobody knows.
 
     `asked` is what the caller says of whole containers, {"A10": 1.42} or {"A10": {"hour": 1.42, "device":
-    "NVIDIA A10"}}; `listed` is what `tiny-cats plan prices --json` says of a GPU, a core and a GiB.
+    "A10"}}, the device being words that the card has in its name; `listed` is what `tiny-cats plan prices
+    --json` says of a GPU, a core and a GiB.
     """
     known = {}
     for name, row in ((listed or {}).get("gpus") or {}).items():
@@ -151,9 +157,9 @@ def hourly(devices, gpu, asked, listed):
     for name, row in rows.items():
         name = name.partition(":")[0]
         device = row.get("device") or known.get(name, {}).get("device") or name.rstrip("!").replace("-", " ")
-        if devices and device in devices[0]:
-            fits.append((len(device), row["hour"]))
-    if fits:  # "NVIDIA A100" has "NVIDIA A10" in it: the longest that fits is meant
+        if devices and words(device) <= words(devices[0]):
+            fits.append((len(words(device)), row["hour"]))
+    if fits:  # "A100 40GB" says more than "A100"
         return max(fits)[1]
     # A card under another name counts as the dearest that it may be, so that a budget holds.
     may_be = [rows.get(name) for name in (asked or (name.partition(":")[0] for name in gpu.split(",")))]
@@ -184,7 +190,7 @@ class Record:
         self.request = request
 
     def begin(self, device, dollars_per_hour):
-        """Notes a new attempt; one before it that has no end was killed, and was last seen at its heartbeat."""
+        """Notes a new attempt. One before it that has no end was killed, after its heartbeat."""
         for attempt in self.attempts:
             if attempt["ended"] is None:
                 attempt.update(ended=max(self.heartbeat or 0, attempt["begun"]), outcome="lost")
@@ -214,7 +220,9 @@ class Record:
         prices = [attempt["price_per_hour"] or otherwise for attempt in self.attempts]
         if None in prices:
             return None
-        return sum(self.seconds(attempt) * price / 3600 for attempt, price in zip(self.attempts, prices))
+        return sum(
+            self.seconds(attempt) * price / 3600 for attempt, price in zip(self.attempts, prices, strict=True)
+        )
 
     def seconds_left(self, budget):
         """How long the budget lasts at this container's price."""
@@ -431,7 +439,8 @@ def no_more_interrupts():
 
 
 def sweep(request, place, commit, reload, spawn, attach):
-    """Has a sweep's jobs trained, so many at once, and collects what came of them. One that fails ends no other.
+    """Has a sweep's jobs trained, so many at once, and collects what came of them. One that fails ends no
+    other.
 
     `spawn(task, request)` begins a training and `attach(id)` finds it again; both give something with an `id`
     and `get(timeout)`, which raises the built-in TimeoutError while it runs. The ids are kept in calls.json,
@@ -510,7 +519,7 @@ def sweep(request, place, commit, reload, spawn, attach):
 
 
 def is_running(call):
-    """Whether a call of an earlier sweep still trains; one that ended, or that Modal has forgotten, does not."""
+    """Whether a call of an earlier sweep still trains; one that Modal has forgotten does not."""
     try:
         call.get(timeout=0)
     except TimeoutError:

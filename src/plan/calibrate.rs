@@ -8,7 +8,7 @@ use tiny_cats_models::{Network, init};
 
 use super::Workload;
 use crate::{
-    data::{BREEDS, Cache, Dataset, Images, Level, Photos, synth},
+    data::{BREEDS, Cache, Dataset, Images, Photos, synth},
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Result, Taken, Task,
         learn,
@@ -22,11 +22,6 @@ const PICTURES: usize = 100;
 
 /// Batches that are prepared to see how long that takes.
 const PREPARED: u64 = 8;
-
-/// Values of a picture.
-pub(super) fn values(workload: &Workload) -> usize {
-    3 * workload.side * workload.side
-}
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -87,7 +82,7 @@ pub fn calibrate(
     }
     // They are prepared by all threads at once.
     let threads = rayon::current_num_threads() as f64;
-    let values = (PREPARED * (batch * values(workload)) as u64) as f64;
+    let values = (PREPARED * (batch * workload.values()) as u64) as f64;
     let prepare_ns = start.elapsed().as_secs_f64() * 1e9 * threads / values;
     let items = (batch * workload.accumulation) as u64;
     let flops = task.cost()?.training_flops(workload.tape.checkpoint).saturating_mul(items) as f64;
@@ -96,7 +91,7 @@ pub fn calibrate(
 
 /// The task, on pictures that are drawn for it.
 fn task(workload: &Workload, folder: &std::path::Path, device: &Device) -> Result<Box<dyn Task>> {
-    let (side, augmentation, seed) = (workload.side as u32, Level::Medium, 0);
+    let (side, augmentation, seed) = (workload.side as u32, workload.augmentation, 0);
     let data = folder.join("cats");
     let per_class = workload.batch.max(PICTURES).div_ceil(BREEDS.len() + 1).min(u32::MAX as usize) as u32;
     synth::write(&data, &synth::Manifest::new(per_class, side, seed)?, |_| ())?;

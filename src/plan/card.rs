@@ -35,7 +35,7 @@ pub struct Card {
     /// What it is called besides.
     #[serde(default)]
     pub aliases: Vec<String>,
-    /// What it calls itself, or the beginning of that.
+    /// Words of what it calls itself.
     pub device: String,
     /// Memory that programs can have, in GiB.
     pub memory_gib: f64,
@@ -51,8 +51,8 @@ pub struct Card {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Measured {
-    /// What the device calls itself, or the beginning of that.
-    device: String,
+    /// The GPU, as [`Card::name`].
+    gpu: String,
     /// `tiny-dit` or `resnet`.
     network: String,
     precision: Precision,
@@ -101,9 +101,8 @@ impl Card {
 
     /// Floating-point operations a second when a network of this kind is trained, and how that is known.
     pub(super) fn speed(&self, network: &str, precision: Precision) -> (f64, Source) {
-        let fits = |row: &&Measured| {
-            self.device.starts_with(&row.device) && row.network == network && row.precision == precision
-        };
+        let fits =
+            |row: &&Measured| row.gpu == self.name && row.network == network && row.precision == precision;
         match CATALOGUE.measured.iter().find(fits) {
             Some(row) => (row.gflops * 1e9, Source::Measured(format!("{}, {}", row.source, row.date))),
             None => (self.tflops.of(precision) * 1e12 * self.efficiency.of(precision), Source::Assumed),

@@ -4,6 +4,7 @@ use serde::Serialize;
 use tiny_cats_models::{Network, TapeOptions, cost::Ledger};
 
 use super::Result;
+use crate::data::Level;
 
 /// A training, as far as it matters what it takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +23,8 @@ pub struct Workload {
     pub tape: TapeOptions,
     /// Moving averages of the weights.
     pub averages: usize,
+    /// How pictures are changed.
+    pub augmentation: Level,
     /// Floating-point operations of all evaluations and sample grids of the run.
     pub looking_flops: u64,
 }
@@ -75,6 +78,11 @@ const OPTIMIZER_LAUNCHES: u64 = 60;
 const OPTIMIZER_COPIES: u64 = 7;
 
 impl Workload {
+    /// Values of a picture.
+    pub fn values(&self) -> usize {
+        3 * self.side * self.side
+    }
+
     /// What it takes on a GPU, or on a processor.
     ///
     /// # Errors
@@ -98,7 +106,7 @@ impl Workload {
         };
         let (all, trained) = (F32 * values(false), F32 * values(true));
         let step = self.network.training_bytes(self.side, batch, self.tape)?;
-        let picture = F32 * 3 * (self.side * self.side) as u64;
+        let picture = F32 * self.values() as u64;
         // A generator's target is a picture, too.
         let pictures = if matches!(self.network, Network::TinyDit(_)) { 2 } else { 1 };
         Ok(Memory {

@@ -89,15 +89,21 @@ pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Pr
     let demand = workload.demand(true)?;
     let ledger = workload.network.cost(workload.side)?;
     let precision = workload.tape.precision;
-    let kind = match workload.network {
-        Network::TinyDit(_) => "tiny-dit",
-        Network::ResNet(_) => "resnet",
+    let (kind, prepare_ns) = match workload.network {
+        Network::TinyDit(_) => ("tiny-dit", rules::PREPARE_NS[0]),
+        Network::ResNet(_) => ("resnet", rules::PREPARE_NS[1]),
     };
     let (one, source) = gpu.card.speed(kind, precision);
     let count = gpu.count as f64;
     let flops = one * if gpu.count == 1 { 1.0 } else { count * rules::TOGETHER };
-    // The processor launches kernels while the GPU computes: the slower of the two sets the pace.
-    let step_s = (demand.step_flops as f64 / flops).max(demand.launches as f64 * launch_s());
+    // The processor launches kernels and prepares pictures while the GPU computes: the slowest of the three sets the pace.
+    let values = (workload.batch * workload.accumulation * workload.values()) as f64;
+    let paces = [
+        demand.step_flops as f64 / flops,
+        demand.launches as f64 * launch_s(),
+        values * prepare_ns * 1e-9 / settings.container.cpu,
+    ];
+    let step_s = paces.into_iter().fold(0.0, f64::max);
     let computing_s = step_s * workload.steps as f64 + workload.looking_flops as f64 / one;
 
     let longest = settings.time.longest_attempt_s;
@@ -158,12 +164,22 @@ mod tests {
     use tiny_cats_models::{ResNetConfig, TapeOptions, TinyDitConfig};
 
     use super::*;
-    use crate::plan::cards;
+    use crate::{data::Level, plan::cards};
 
     fn workload(size: &str, side: usize, batch: usize, steps: u64, precision: Precision) -> Workload {
         let network = Network::TinyDit(TinyDitConfig::named(size, side, 12).unwrap());
         let tape = TapeOptions { precision, checkpoint: false };
-        Workload { network, side, steps, batch, accumulation: 1, tape, averages: 2, looking_flops: 0 }
+        Workload {
+            network,
+            side,
+            steps,
+            batch,
+            accumulation: 1,
+            tape,
+            averages: 2,
+            augmentation: Level::Full,
+            looking_flops: 0,
+        }
     }
 
     fn on(workload: &Workload, gpu: &str) -> Estimate {
@@ -210,7 +226,7 @@ mod tests {
     #[test]
     fn time_money_and_timeouts_follow_from_the_work() {
         let settings = Settings::default();
-        let small = workload("base", 128, 256, 10_000, Precision::Bf16);
+        let small = workload("base", 32, 256, 10_000, Precision::Bf16);
         let (one, two) = (on(&small, "A100"), on(&Workload { steps: 20_000, ..small.clone() }, "A100"));
         let start = rules::START_S / 3600.0;
         assert!(((two.hours - start) / (one.hours - start) - 2.0).abs() < 1e-9);
@@ -234,6 +250,9 @@ mod tests {
             on(&Workload { tape: TapeOptions { checkpoint: true, ..small.tape }, ..small.clone() }, "A100");
         assert!(again.hours > 1.2 * one.hours && again.hours < 1.4 * one.hours);
         assert!(again.largest_batch > 2 * one.largest_batch);
+        // Pictures so large that the container's cores are slower than its GPU.
+        let [few, many] = [1, 2].map(|n| on(&workload("nano", 128, 256 * n, 10, Precision::Bf16), "H200"));
+        assert!((few.steps_per_second / many.steps_per_second - 2.0).abs() < 1e-9);
         // A network so small that launching its kernels takes longer than computing them.
         let tiny = on(&workload("nano", 32, 1, 10, Precision::F16), "H200");
         assert!(tiny.steps_per_second < 1000.0, "{}", tiny.steps_per_second);

@@ -4,7 +4,7 @@ import asyncio
 import pickle
 import threading
 
-import grpclib.const
+import grpclib
 from grpclib.server import Server
 from modal_proto import api_grpc, api_pb2
 
@@ -17,7 +17,7 @@ class Service(api_grpc.ModalClientBase):
 
     def __init__(self):
         self.seen, self.count, self.outcome, self.names = [], 0, None, {}
-        self.inputs, self.cancels, self.cancelled = [], False, None
+        self.inputs, self.cancels, self.cancelled, self.open_files = [], False, None, False
 
     def fresh(self, kind):
         self.count += 1
@@ -110,6 +110,12 @@ async def heartbeat(service, request, reply):
         service.cancels, service.cancelled = False, None
 
 
+def reload(service, request, reply):
+    if service.open_files:
+        message = "there are open files preventing the operation"
+        raise grpclib.GRPCError(grpclib.Status.FAILED_PRECONDITION, message)
+
+
 def logs(service, request, reply):
     reply.app_done = True
 
@@ -128,6 +134,7 @@ ANSWERS = {
     "FunctionMap": spawned,
     "FunctionGetOutputs": output,
     "AppGetLogs": logs,
+    "VolumeReload": reload,
     "FunctionGetInputs": next_input,
     "ContainerHeartbeat": heartbeat,
 }

@@ -1,4 +1,4 @@
-"""The container's code with the real program, as Modal would treat it: interrupted, killed, out of time and money.
+"""The container's code with the real program, treated as by Modal: interrupted, killed, out of time.
 
 TINY_CATS_BINARY_FOR_TESTS names the program, as built by `cargo build`.
 """
@@ -50,7 +50,7 @@ def until(condition, what, process=None, seconds=120):
 
 
 class Cloud:
-    """A folder with the data, a GPU's driver that says what it is told to, and a program that notes its calls."""
+    """A folder with the data, a driver that says what it is told to, and a program that notes its calls."""
 
     def __init__(self, gpu=None):
         self.root = Path(tempfile.mkdtemp(prefix="tiny-cats-modal-"))
@@ -60,7 +60,7 @@ class Cloud:
         )
         self.script("nvidia-smi", f'echo "{gpu}"' if gpu else "exit 9")
         self.log = self.root / "log.txt"
-        self.calls_before = set()
+        self.calls_before, self.known = set(), set()
 
     def script(self, name, line):
         path = self.root / "bin" / name
@@ -93,19 +93,29 @@ class Cloud:
         assert found == code, f"expected exit code {code}, found {found}:\n{self.log.read_text()[-3000:]}"
 
     def attempt(self, process, number):
-        """The process of the newest call's attempt, once it is the `number`th that this folder has seen."""
-        seen = set()
+        """The process of the `number`th attempt that this folder sees."""
 
         def newest():
-            for path in set(self.root.glob("calls/*")) - self.calls_before:
-                if pid := run.read_json(path / "attempt"):
-                    seen.add(pid)
-                    return pid if pid not in self.known else None
+            calls = set(self.root.glob("calls/*")) - self.calls_before
+            fresh = {run.read_json(call / "attempt") for call in calls} - self.known - {None}
+            return max(fresh, default=None)
 
-        self.known = getattr(self, "known", set())
         pid = until(newest, f"attempt {number}", process)
         self.known.add(pid)
         return pid
+
+    def next_state(self, process):
+        """Waits for a training state that is newer than those in the volume."""
+        known = {path.name for path in (self.root / "outputs").rglob("*_step_*")}
+
+        def newest():
+            state = max(self.states(), default="")
+            return state if state > max(known, default="") else None
+
+        return until(newest, "a training state", process)
+
+    def await_commit(self, state, process):
+        until(lambda: state in self.commits()[-1], "its commit", process)
 
     def states(self):
         return {path.name for path in self.root.glob("containers/*/outputs/runs/r/*_step_*.safetensors")}
@@ -169,22 +179,16 @@ class Training(unittest.TestCase):
         process = cloud.train("--max-retries=0")
         for number, how in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), 1):
             attempt = cloud.attempt(process, number)
-            before = (
-                max(path.name for path in (cloud.root / "outputs").rglob("*_step_*")) if number > 1 else ""
-            )
-            newest = until(
-                lambda: max(cloud.states() - {before}, default="") > before and max(cloud.states()),
-                "a state",
-                process,
-            )
+            newest = cloud.next_state(process)
             if how == signal.SIGKILL:  # which leaves no time to commit: what the heart has committed must do
-                until(lambda: newest in cloud.commits()[-1], "its commit", process)
+                cloud.await_commit(newest, process)
             os.kill(attempt, how)
         cloud.finish(process, 0)
         self.assertEqual(cloud.outcomes(), ["preempted", "preempted", "lost", "finished"])
         record = cloud.record()
         self.assertEqual((record["status"], record["preemptions"], record["error"]), ("finished", 2, None))
         self.assertEqual(cloud.released(), ALONE)
+        self.assertEqual(cloud.log.read_text().count("stopped at step"), 2, "the engine is asked, not killed")
         steps = [int(match[1]) for match in re.finditer(r"steps (\d+) to", cloud.log.read_text())]
         self.assertEqual(len(steps), 4)
         self.assertEqual(steps[0], 0)
@@ -316,8 +320,8 @@ def engine_of(cloud):
 class Prices(unittest.TestCase):
     LISTED = {
         "gpus": {
-            "A10": {"hour": 1.10, "device": "NVIDIA A10"},
-            "A100-40GB": {"hour": 2.10, "device": "NVIDIA A100-SXM4-40GB", "aliases": ["A100"]},
+            "A10": {"hour": 1.10, "device": "A10"},
+            "A100-40GB": {"hour": 2.10, "device": "A100 40GB", "aliases": ["A100"]},
         },
         "cpu_core_hour": 0.05,
         "memory_gib_hour": 0.01,
@@ -329,7 +333,8 @@ class Prices(unittest.TestCase):
     def test_the_card_that_is_there_counts_with_cores_and_memory(self):
         rest = 4 * 0.05 + 16 * 0.01
         self.assertAlmostEqual(self.hourly(["NVIDIA A10"]), 1.10 + rest)
-        self.assertAlmostEqual(self.hourly(["NVIDIA A100-SXM4-40GB"] * 2, "A10:2"), 4.20 + rest)
+        for name in ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 40GB PCIe"):
+            self.assertAlmostEqual(self.hourly([name] * 2, "A10:2"), 4.20 + rest)
         self.assertAlmostEqual(
             self.hourly(["another card"], "A10,A100"), 2.10 + rest, msg="the dearest it may be"
         )
@@ -340,7 +345,7 @@ class Prices(unittest.TestCase):
     def test_what_the_caller_says_comes_first(self):
         self.assertEqual(self.hourly(["NVIDIA A10"], asked={"A10": 9, "A100": 8}), 9)
         self.assertEqual(self.hourly(["NVIDIA A100-SXM4-40GB"], asked={"A10": 9, "A100:1": 8}), 8)
-        asked = {"H200": {"hour": 7, "device": "NVIDIA H200"}, "H100": {"hour": 8, "device": "NVIDIA H100"}}
+        asked = {"H200": {"hour": 7, "device": "H200"}, "H100": {"hour": 8, "device": "H100"}}
         self.assertEqual(self.hourly(["NVIDIA H200"], asked=asked, listed=None), 7)
         self.assertEqual(self.hourly(["Tesla V100"], asked={"A10": 9, "L4": 12}), 12, "the dearest it may be")
         self.assertEqual(self.hourly([], asked={"A10": 9}, listed=None), 9)
@@ -377,7 +382,8 @@ class Sweeps(unittest.TestCase):
         # The half of the jobs fail, having nowhere to log.
         Path("lr.toml").write_text(
             'task = "dit"\ndata = "data/synth"\nconfig = "smoke"\n[fixed]\nsteps = 4\nlimit-files = 24\n'
-            'save-interval = 2\nsample-interval = 0\n[sweep]\nlog-file = ["a.log", "nowhere/a.log"]\nlr = [1e-3, 2e-3]\n'
+            "save-interval = 2\nsample-interval = 0\n[sweep]\nlr = [1e-3, 2e-3]\n"
+            'log-file = ["a.log", "nowhere/a.log"]\n'
         )
 
     def test_a_sweep_outlives_its_orchestrator_and_a_job_that_fails_ends_no_other(self):

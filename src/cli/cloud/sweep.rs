@@ -97,9 +97,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     call.push(format!("--parallel={}", args.parallel));
     call.extend(bounds(&all[0], timeout, retries, &args.bounds));
     call.extend(args.retry_failed.then(|| "--retry-failed".to_owned()));
-    if all[0][0].gpu.count > 1 {
-        call.push(format!("--gpus={}", all[0][0].gpu.count));
-    }
     if args.bounds.dry_run {
         print(&format!("{}\n", shell(&call)))?;
         return Ok(ExitCode::SUCCESS);

@@ -134,9 +134,6 @@ impl Training<'_> {
         call.push(format!("--run-id={run}"));
         call.extend(bounds(&chosen, timeout, said.unwrap_or(expected.retries), self.bounds));
         call.extend(arguments);
-        if chosen[0].gpu.count > 1 {
-            call.push(format!("--gpus={}", chosen[0].gpu.count));
-        }
         if self.bounds.dry_run {
             self.affordable(&expected, None)?;
             print(&format!("{}\n", shell(&call)))?;

@@ -135,6 +135,7 @@ impl Args {
             accumulation,
             tape: self.common.tape(),
             averages,
+            augmentation: self.common.augmentation_level,
         })
     }
 }

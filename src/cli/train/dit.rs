@@ -124,6 +124,7 @@ impl Args {
             accumulation: self.common.gradient_accumulation_steps,
             tape: self.common.tape(),
             averages,
+            augmentation: self.common.augmentation_level,
         })
     }
 }

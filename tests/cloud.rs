@@ -1,0 +1,463 @@
+//! Training at Modal as a user has it, with a stand-in for Modal's command line that writes down what it is called with.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use common::{CACHE, CATS, succeeds, text, trained};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const BIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bin");
+const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/modal");
+
+/// A folder to work in, and Modal's volumes in `modal/volumes`: data in `cats`, and no runs.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(TempDir::new().unwrap());
+        fs::create_dir_all(place.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
+        place
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn modal(&self) -> PathBuf {
+        self.path().join("modal")
+    }
+
+    fn volume(&self, name: &str) -> PathBuf {
+        self.modal().join("volumes").join(name)
+    }
+
+    fn mode(&self, mode: &str) {
+        fs::write(self.modal().join("MODE"), mode).unwrap();
+    }
+
+    /// A run's folder in the volume.
+    fn run(&self, id: &str) -> PathBuf {
+        let folder = self.volume("tiny-cats-outputs").join("runs").join(id);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn cloud(&self, arguments: &[&str]) -> Output {
+        let path = format!("{BIN}:{}", std::env::var("PATH").unwrap());
+        self.command(arguments).env("PATH", path).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(CATS);
+        command.arg("cloud").args(arguments).current_dir(self.path()).env("FAKE_MODAL", self.modal());
+        // As of a program that computes on GPUs.
+        command.env("TINY_CATS_BINARY", "/opt/tiny-cats").env(CACHE.0, CACHE.1);
+        command
+    }
+
+    #[track_caller]
+    fn succeeds(&self, arguments: &[&str]) -> String {
+        let output = self.cloud(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What must fail, with one line on the standard error stream.
+    #[track_caller]
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.cloud(arguments);
+        let said = String::from_utf8(output.stderr.clone()).unwrap();
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {}", text(&output));
+        assert!(output.status.code() == Some(2) || said.lines().count() == 1, "{arguments:?}: {said}");
+        said
+    }
+
+    /// What Modal was called with since this was last asked.
+    fn calls(&self) -> Vec<Vec<String>> {
+        let path = self.modal().join("calls");
+        let calls = fs::read_to_string(&path).unwrap_or_default();
+        let _ = fs::remove_file(path);
+        calls.lines().map(|call| call.split_terminator('\x1f').map(str::to_owned).collect()).collect()
+    }
+
+    /// The call that started something.
+    #[track_caller]
+    fn started(&self) -> Vec<String> {
+        let mut runs: Vec<Vec<String>> = self.calls().into_iter().filter(|call| call[0] == "run").collect();
+        assert_eq!(runs.len(), 1, "{runs:?}");
+        runs.remove(0)
+    }
+}
+
+const DIT: [&str; 5] = ["train", "dit", "data/cats", "--config", "a10"];
+
+#[test]
+fn what_is_missing_is_said_with_the_command_that_mends_it() {
+    let place = Place::new();
+    let said = place.succeeds(&["check"]);
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), 5, "{said}");
+    assert!(said.contains("data/cats") && said.contains("the first run makes the volume"), "{said}");
+
+    let missing = |said: &str| -> String {
+        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("missing ")).collect();
+        assert_eq!(lines.len(), 1, "{said}");
+        lines[0].to_owned()
+    };
+    let check = || {
+        let output = place.cloud(&["check"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        missing(&String::from_utf8(output.stdout).unwrap())
+    };
+    for (mode, mends) in [
+        ("old", "modal 0.73.1 is too old: pip install --upgrade 'modal>=1.6'"),
+        ("token", "nobody is logged in: modal token new"),
+        ("network", "its servers cannot be reached"),
+        ("app", "SyntaxError"),
+    ] {
+        place.mode(mode);
+        let line = check();
+        assert!(line.contains(mends), "{line}");
+    }
+    place.mode("");
+    fs::remove_dir_all(place.volume("tiny-cats-data").join("cats")).unwrap();
+    assert!(check().contains("is empty: modal volume put tiny-cats-data data/cats /cats"));
+    fs::remove_dir_all(place.volume("tiny-cats-data")).unwrap();
+    assert!(check().contains("modal volume create tiny-cats-data"));
+    // Without Modal's program.
+    let output = place.command(&["check"]).env("PATH", "/nonexistent").output().unwrap();
+    assert!(missing(&text(&output)).contains("pip install 'modal>=1.6'"));
+    // Without a program for GPUs, outside of a clone.
+    let path = format!("{BIN}:{}", std::env::var("PATH").unwrap());
+    let output = place.command(&["check"]).env_remove("TINY_CATS_BINARY").env("PATH", path).output().unwrap();
+    if !cfg!(feature = "cuda") {
+        assert!(text(&output).contains("no clone of tiny-cats is here"), "{}", text(&output));
+    }
+}
+
+#[test]
+fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
+    let place = Place::new();
+    let more = ["--steps", "1000", "--gpu", "A10,l4", "--max-cost", "5", "--detach", "--run-id", "mine"];
+    let arguments = [&DIT[..], &more].concat();
+    let planned = place.succeeds(&[&arguments[..], &["--dry-run"]].concat());
+    assert!(place.calls().is_empty(), "a dry run asks nobody");
+    let said = place.succeeds(&arguments);
+    assert!(said.contains("run mine: ") && said.contains(" expected on A10,L4, 1000 steps"), "{said}");
+    let calls = place.calls();
+    let call = calls.last().unwrap().join(" ");
+    let command = planned.lines().last().unwrap().replace('\'', "");
+    assert_eq!(command, format!("modal {call}"), "a dry run prints what is called");
+    assert!(call.starts_with("run --detach --name=tiny-cats-mine "), "{call}");
+    for word in ["train dit data/cats", "--run-id=mine", "--gpu=A10,L4", "--max-cost=5", "--max-retries=3"] {
+        assert!(call.contains(word), "{word}: {call}");
+    }
+    // The profile is resolved here: what the container is told does not depend on a file of this machine.
+    assert!(call.ends_with(
+        "--ema-beta=0.9995,0.9999 --image-size=64 --lr=0.0004 --precision=bf16 --save-interval=2000 --steps=1000"
+    ));
+    assert!(!call.contains("config") && !call.contains("token"), "{call}");
+    // Chosen by the plan; with a name of its own; attended.
+    place.succeeds(&[
+        "train",
+        "classifier",
+        "data/cats",
+        "--config",
+        "t4",
+        "--timeout",
+        "2h",
+        "--max-retries",
+        "7",
+    ]);
+    let call = place.started().join(" ");
+    assert!(
+        call.starts_with("run --name=tiny-cats-20") && call.contains("--timeout=7200 --max-retries=7 "),
+        "{call}"
+    );
+    // Modal's failure is this program's.
+    place.mode("run");
+    assert_eq!(place.cloud(&DIT).status.code(), Some(1));
+}
+
+/// The app takes what it is called with, and what it hands on is what `train` takes.
+#[test]
+fn the_app_understands_the_call() {
+    let place = Place::new();
+    let more = [
+        "--gpu",
+        "A100:2",
+        "--timeout",
+        "3h",
+        "--max-cost",
+        "50",
+        "--region",
+        "us-east",
+        "--gradient-checkpointing",
+    ];
+    place.succeeds(&[&DIT[..], &more].concat());
+    let call = place.started();
+    let words: Vec<&str> =
+        call.iter().map(String::as_str).skip_while(|word| !word.ends_with("app.py")).skip(1).collect();
+    let script = "import json, options, sys; asked = options.parse(sys.argv[1:]); print(json.dumps(options.request_of(asked)))";
+    let python =
+        Command::new("python3").args(["-c", script]).args(&words).env("PYTHONPATH", APP).output().unwrap();
+    assert!(python.status.success(), "{}", text(&python));
+    let request: Value = serde_json::from_slice(&python.stdout).unwrap();
+    assert_eq!((&request["timeout"], &request["max_cost"]), (&10_800.into(), &50.0.into()));
+    assert_eq!((&request["gpu"], &request["region"]), (&"A100:2".into(), &"us-east".into()));
+    assert_eq!(request["prices"]["A100:2"]["device"], "A100 40GB");
+    let rest: Vec<&str> =
+        request["arguments"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    assert!(rest.contains(&"--gradient-checkpointing") && rest.contains(&"--gpus=2"), "{rest:?}");
+    // Planned here, it is the same work: nothing of what was said is lost on the way.
+    let plan = |arguments: &[&str]| -> Value {
+        let arguments = [&["plan", "train", "dit"], arguments, &["--json"]].concat();
+        serde_json::from_str(&succeeds(CATS, place.path(), &arguments)).unwrap()
+    };
+    let [there, here] =
+        [plan(&rest), plan(&["data/cats", "--config", "a10", "--gradient-checkpointing", "--gpus", "2"])];
+    assert_eq!(there["demand"], here["demand"]);
+    // Both have the same flags of their own.
+    let help = succeeds(CATS, place.path(), &["cloud", "train", "dit", "--help"]);
+    let script = "import options\nfor action in options.parser()._subparsers._group_actions[0].choices['train']._actions: print(*action.option_strings)";
+    let python = Command::new("python3").args(["-c", script]).env("PYTHONPATH", APP).output().unwrap();
+    let taken = String::from_utf8(python.stdout).unwrap();
+    let taken: Vec<&str> =
+        taken.split_whitespace().filter(|word| word.starts_with("--") && *word != "--help").collect();
+    assert!(taken.len() >= 6, "{taken:?}");
+    for flag in taken.into_iter().filter(|flag| *flag != "--detach") {
+        let own = if flag == "--price-per-hour" { "--prices" } else { flag };
+        assert!(help.contains(&format!("{own} ")), "{flag} is not one of `tiny-cats cloud train`");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_starts_nothing() {
+    let place = Place::new();
+    fs::write(place.path().join("broken.toml"), "[gpu]\nA10 = 0\n").unwrap();
+    for (more, said) in [
+        (&["--gpu", "A11"][..], "--gpu A11: unknown GPU; did you mean A10?"),
+        (&["--gpu", "A10:2,L4"], "expected as many as of the others"),
+        (&["--gpu", "T4"], "--gpu T4: has no bf16"),
+        (
+            &["--gpu", "T4", "--precision", "f32", "--batch-size", "99999", "--pictures", "999999"],
+            "too little memory",
+        ),
+        (&["--timeout", "25h"], "--timeout: expected 60s to 1day, found 1day 1h"),
+        (&["--timeout", "5s"], "--timeout: expected 60s to 1day, found 5s"),
+        (&["--max-retries", "11"], "--max-retries: expected 0 to 10, found 11"),
+        (&["--max-cost", "0"], "--max-cost: expected more than 0 dollars, found 0"),
+        (&["--max-cost", "0.01"], "are expected to be spent, more than $0.01: nothing was started"),
+        (&["--gpu", "RTX-PRO-6000", "--max-cost", "5"], "--max-cost: these GPUs have no price"),
+        (&["--prices", "broken.toml"], "broken.toml: gpu.A10: expected dollars an hour, found 0"),
+        (&["--prices", "absent.toml"], "absent.toml"),
+        (&["--run-id", "../x"], "--run-id: expected a name"),
+        (&["--runs-dir", "x"], "--runs-dir: is set in the cloud"),
+        (&["--resume", "auto"], "--resume: is set in the cloud"),
+        (&["--device", "cpu"], "--device: is set in the cloud"),
+        (&["--region", "us east"], "--region: expected a name"),
+        (&["--steps", "0"], "--steps: expected at least 1"),
+        (&["--mlflow", "http://me:secret@host"], "--mlflow"),
+    ] {
+        let line = place.fails(&[&DIT[..], more].concat());
+        assert!(line.contains(said) && !line.contains("secret"), "{more:?}: {line}");
+    }
+    for data in ["cats", "/data/cats", "data", "data/../cats", "../data/cats"] {
+        assert!(
+            place.fails(&["train", "dit", data]).contains("expected data/NAME, such as data/cats"),
+            "{data}"
+        );
+    }
+    let none = |call: &Vec<String>| call[0] != "run";
+    assert!(place.calls().iter().all(none));
+    // What only Modal knows is asked before anything is started, too.
+    for (mode, said) in [
+        ("token", "error: modal: nobody is logged in: modal token new"),
+        ("network", "its servers cannot be reached"),
+        ("old", "is too old"),
+        ("secret", "Something went wrong with … and …"),
+    ] {
+        place.mode(mode);
+        let line = place.fails(&DIT);
+        assert!(line.contains(said) && !line.contains("0123456789"), "{line}");
+        assert!(place.calls().iter().all(none), "{mode}");
+    }
+    place.mode("");
+    assert!(
+        place.fails(&["train", "dit", "data/dogs"]).contains("modal volume put tiny-cats-data FOLDER /dogs")
+    );
+    fs::remove_dir(place.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
+    assert!(place.fails(&DIT).contains("data/cats: there are no class folders in the volume"));
+    assert!(place.calls().iter().all(none));
+}
+
+/// As the app leaves it.
+fn record(folder: &Path, status: &str, cloud: &str, step: u64) {
+    let id = folder.file_name().unwrap().to_str().unwrap();
+    let run = json!({"id": id, "task": "dit", "status": status, "begun": 1, "written": 2, "step": step, "steps": 12,
+        "best": null, "error": null, "sample": null, "command": []});
+    fs::write(folder.join("run.json"), run.to_string()).unwrap();
+    let attempt =
+        |outcome: &str| json!({"begun": 0.0, "ended": 1800.0, "gpu": "NVIDIA A10", "outcome": outcome});
+    let cloud = json!({"provider": "modal", "app": "tiny-cats", "call": "c", "status": cloud, "gpu": "A10", "error": null,
+        "attempts": [attempt("preempted"), attempt("finished")], "preemptions": 1, "seconds": 3600.0, "dollars": 1.42});
+    fs::write(folder.join("cloud.json"), cloud.to_string()).unwrap();
+}
+
+#[test]
+fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
+    let place = Place::new();
+    trained::synthetic(place.path());
+    let more = ["--steps", "4", "--run-id", "mine", "--device", "cpu"];
+    succeeds(CATS, place.path(), &trained::dit("released", &more));
+    let there = place.run("mine");
+    for file in fs::read_dir(place.path().join("runs/mine")).unwrap().flatten().filter(|f| f.path().is_file())
+    {
+        fs::copy(file.path(), there.join(file.file_name())).unwrap();
+    }
+    fs::remove_dir_all(place.path().join("runs")).unwrap();
+    record(&there, "running", "running", 5);
+    record(&place.run("other"), "running", "failed", 3);
+
+    let said = place.succeeds(&["status"]);
+    let row = said.lines().find(|line| line.starts_with("mine ")).unwrap();
+    assert_eq!(
+        row.split_whitespace().collect::<Vec<_>>(),
+        ["mine", "running", "5/12", "A10", "2", "1", "1.00", "1.42"],
+        "{said}"
+    );
+    let said = place.succeeds(&["status", "mine"]);
+    assert!(said.contains("modal, NVIDIA A10, 2 attempts, 1 preemption, 1.00 h, $1.42"), "{said}");
+    assert!(said.contains("NVIDIA A10, 0.50 h, preempted"), "{said}");
+    let said: Value = serde_json::from_str(&place.succeeds(&["status", "--json"])).unwrap();
+    assert_eq!((&said[0]["id"], &said[1]["cloud"]["status"]), (&"mine".into(), &"failed".into()));
+    assert_eq!(place.succeeds(&["logs", "mine"]), fs::read_to_string(there.join("training.log")).unwrap());
+    for (arguments, said) in [
+        (["fetch", "mine"], "mine: is not finished: running at step 5/12"),
+        (
+            ["fetch", "mint"],
+            "mint: there is no such run in the volume tiny-cats-outputs; the nearest is mine",
+        ),
+        (["fetch", "../x"], "expected a run's name"),
+        (["stop", "mine"], "mine: no container works on it: it is running"),
+        (["logs", "other"], "other: it has said nothing yet"),
+    ] {
+        let line = place.fails(&arguments);
+        assert!(line.contains(said), "{line}");
+    }
+
+    // As the client lists apps: the run's own, one that has ended, and another's.
+    let app = |id: &str, name: &str, state: &str| json!({"app_id": id, "description": name, "state": state, "tasks": "1"});
+    let apps = json!([
+        app("ap-1", "tiny-cats-mine", "stopped"),
+        app("ap-2", "tiny-cats-mine2", "ephemeral"),
+        app("ap-3", "tiny-cats-mine", "ephemeral (detached)"),
+    ]);
+    fs::write(place.modal().join("apps"), apps.to_string()).unwrap();
+    assert!(place.succeeds(&["stop", "mine"]).contains("--run-id mine goes on"));
+    assert_eq!(fs::read_to_string(place.modal().join("stopped")).unwrap(), "ap-3\n");
+    assert!(place.succeeds(&["logs", "mine", "--follow"]).contains("logs of ap-3"));
+
+    record(&there, "finished", "finished", 12);
+    let said = place.succeeds(&["fetch", "mine"]);
+    assert!(said.contains("verified tinydit_final.pt\nverified tinydit_final.safetensors"), "{said}");
+    let home = place.path().join("runs/mine");
+    for name in [
+        "tinydit_final.pt",
+        "tinydit_final.safetensors",
+        "run.json",
+        "cloud.json",
+        "metrics.jsonl",
+        "config.toml",
+    ] {
+        assert_eq!(fs::read(home.join(name)).unwrap(), fs::read(there.join(name)).unwrap(), "{name}");
+    }
+    let files = |folder: &Path| fs::read_dir(folder).unwrap().count();
+    assert!(!home.read_dir().unwrap().flatten().any(|f| f.file_name().to_string_lossy().contains("_step_")));
+    assert_eq!(files(&place.path().join("runs")), 1, "nothing else is left");
+    // It is a run like any other here, which says where it ran.
+    let said = succeeds(CATS, place.path(), &["runs", "show", "mine"]);
+    assert!(said.contains("cloud     modal, NVIDIA A10, 2 attempts"), "{said}");
+
+    // What came is not what was released: what is here stays.
+    let whole = fs::read(there.join("tinydit_final.safetensors")).unwrap();
+    fs::write(there.join("tinydit_final.safetensors"), &whole[..whole.len() / 2]).unwrap();
+    assert!(place.fails(&["fetch", "mine"]).contains("tinydit_final.safetensors is not kept"));
+    assert_eq!(fs::read(home.join("tinydit_final.safetensors")).unwrap(), whole);
+    fs::remove_file(there.join("tinydit_final.safetensors")).unwrap();
+    fs::remove_file(there.join("tinydit_final.pt")).unwrap();
+    assert!(place.fails(&["fetch", "mine"]).contains("there is no released file"));
+    assert_eq!(files(&place.path().join("runs")), 1);
+}
+
+/// A budget is for a run, however often it is gone on with.
+#[test]
+fn what_was_spent_and_done_counts() {
+    let place = Place::new();
+    let arguments = [&DIT[..], &["--gpu", "A10", "--run-id", "mine"]].concat();
+    let said = place.succeeds(&[&arguments[..], &["--dry-run"]].concat());
+    let expected: f64 = said.split('$').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let below = format!("{}", expected * 0.8);
+    let bounded = [&arguments[..], &["--max-cost", &below]].concat();
+    assert!(place.fails(&bounded).contains("nothing was started"));
+    // Half of it is done, for less than half of the money.
+    record(&place.run("mine"), "stopped", "stopped", 6);
+    let cloud = place.run("mine").join("cloud.json");
+    fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("1.42", "0.001")).unwrap();
+    place.calls();
+    place.succeeds(&bounded);
+    assert!(place.started().contains(&"--run-id=mine".to_owned()));
+    fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("0.001", "1000.0")).unwrap();
+    assert!(place.fails(&bounded).contains("nothing was started"));
+}
+
+#[test]
+fn a_sweep_is_checked_and_priced_as_a_whole() {
+    let place = Place::new();
+    let file = "task = \"dit\"\ndata = \"data/cats\"\nconfig = \"a10\"\n[fixed]\nsteps = 1000\n[sweep]\nlr = [1e-4, 3e-4, 1e-3]\n";
+    fs::write(place.path().join("rates.toml"), file).unwrap();
+    let arguments = ["sweep", "rates.toml", "--parallel", "2", "--gpu", "A10", "--max-cost", "20"];
+    let said = place.succeeds(&arguments);
+    assert!(said.contains("sweep rates: 3 jobs, 2 at once, on A10"), "{said}");
+    let call = place.started();
+    assert!(
+        call.join(" ").starts_with("run --name=tiny-cats-sweep-rates ")
+            && call.join(" ").contains("sweep rates.toml --parallel=2 --gpu=A10 "),
+        "{call:?}"
+    );
+    fs::write(place.path().join("bad.toml"), file.replace("1e-3]", "-1]")).unwrap();
+    fs::write(place.path().join("else.toml"), file.replace("data/cats", "cats")).unwrap();
+    for (arguments, said) in [
+        (&["sweep", "rates.toml", "--parallel", "0"][..], "--parallel: expected at least 1"),
+        (&["sweep", "rates.toml", "--max-cost", "0.02"], "more than $0.02: nothing was started"),
+        (&["sweep", "rates.toml", "--max-retries", "11"], "--max-retries: expected 0 to 10"),
+        (&["sweep", "rates.toml", "--gpu", "A9"], "--gpu A9: unknown GPU"),
+        (&["sweep", "bad.toml"], "bad.toml"),
+        (&["sweep", "else.toml"], "expected data/NAME"),
+        (&["sweep", "absent.toml"], "absent.toml"),
+    ] {
+        let line = place.fails(arguments);
+        assert!(line.contains(said), "{arguments:?}: {line}");
+    }
+    assert!(place.calls().is_empty());
+    let words: Vec<&str> =
+        call.iter().map(String::as_str).skip_while(|word| !word.ends_with("app.py")).skip(1).collect();
+    let script =
+        "import json, options, sys; print(json.dumps(options.request_of(options.parse(sys.argv[1:]))))";
+    let mut python = Command::new("python3");
+    let python = python
+        .args(["-c", script])
+        .args(&words)
+        .env("PYTHONPATH", APP)
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    let request: Value = serde_json::from_slice(&python.stdout).expect(&text(&python));
+    assert_eq!((&request["parallel"], &request["train"]["files"]["rates.toml"]), (&2.into(), &file.into()));
+}
