@@ -17,6 +17,7 @@ use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
     data::{BREEDS, Cache, Dataset, Images, Level, OTHER, Photos, synth},
+    plan::Workload,
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Loader, Optimizer,
         Taken, Task, learn,
@@ -187,6 +188,26 @@ impl Case {
         })
     }
 
+    /// The bytes that the plan says a step takes on a GPU, besides what CUDA keeps for itself.
+    fn planned(&self, tape: TapeOptions) -> Result<u64> {
+        let side = match &self.network {
+            Network::TinyDit(config) => config.image_size,
+            Network::ResNet(_) => PHOTO_SIZE,
+        };
+        let workload = Workload {
+            network: self.network.clone(),
+            side,
+            steps: 1,
+            batch: self.batch,
+            accumulation: 1,
+            tape,
+            averages: self.optimizer().ema.len(),
+            augmentation: Level::Basic,
+            looking_flops: 0,
+        };
+        Ok(workload.demand(true)?.memory.total())
+    }
+
     /// Median pictures a second, and the most bytes in use on a GPU.
     fn time(&self, device: &Device, options: TapeOptions) -> Result<(f64, Option<u64>)> {
         let mut task = self.task(device)?;
@@ -295,6 +316,7 @@ fn main() -> Result<()> {
         let mut line = json!({"name": case.name, "images_per_second": speed});
         if let Some(peak) = peak {
             line["peak_bytes"] = peak.into();
+            line["planned_bytes"] = case.planned(options)?.into();
         }
         println!("{line}");
     }

@@ -12,6 +12,10 @@ use std::{
 use common::{CACHE, CATS, succeeds, text, trained};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tiny_cats::{
+    sweep::{JobStatus, Ledger, Sweep},
+    train::metrics::Point,
+};
 
 const BIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bin");
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/modal");
@@ -294,6 +298,10 @@ fn what_makes_no_sense_starts_nothing() {
     );
     fs::remove_dir(place.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
     assert!(place.fails(&DIT).contains("data/cats: there are no class folders in the volume"));
+    fs::remove_dir_all(place.volume("tiny-cats-data")).unwrap();
+    assert!(
+        place.fails(&DIT).contains("there is no volume tiny-cats-data: modal volume create tiny-cats-data")
+    );
     assert!(place.calls().iter().all(none));
 }
 
@@ -460,4 +468,23 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         .unwrap();
     let request: Value = serde_json::from_slice(&python.stdout).expect(&text(&python));
     assert_eq!((&request["parallel"], &request["train"]["files"]["rates.toml"]), (&2.into(), &file.into()));
+
+    // What the app has collected there is told here.
+    assert!(place.fails(&["sweep", "rates.toml", "--results"]).contains("no job of this sweep has ended"));
+    let there = place.volume("tiny-cats-outputs").join("runs/sweeps/rates");
+    fs::create_dir_all(&there).unwrap();
+    let sweep = Sweep::load(&place.path().join("rates.toml")).unwrap();
+    let mut ledger = Ledger::new(&sweep, &sweep.jobs().unwrap());
+    for (i, job) in ledger.jobs.iter_mut().enumerate().take(2) {
+        job.status = JobStatus::Finished;
+        job.metric = Some(Point { step: 1000, value: 0.5 - 0.1 * i as f64 });
+    }
+    (ledger.jobs[2].status, ledger.jobs[2].error) = (JobStatus::Failed, Some("no memory".into()));
+    ledger.save(&there).unwrap();
+    let said = place.succeeds(&["sweep", "rates.toml", "--results"]);
+    assert!(said.lines().nth(1).unwrap().starts_with("0.0003  0.4000"), "{said}");
+    assert!(said.contains("no memory") && said.contains("runs/sweeps/rates/sweep.json"), "{said}");
+    let said: Value =
+        serde_json::from_str(&place.succeeds(&["sweep", "rates.toml", "--results", "--json"])).unwrap();
+    assert_eq!(said["jobs"][0]["metric"]["value"], 0.4);
 }

@@ -10,6 +10,7 @@ separated by commas, that training needs: MLflow's credentials, say.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -207,14 +208,19 @@ def sweep(request):
 
 @app.function(volumes={"/data": DATA}, timeout=4 * 3600, **HOUSEKEEPING)
 def download_data(arguments):
-    """Fetches the photographs and makes the folders that are trained on."""
+    """Fetches the photographs and makes the folders that are trained on: whole ones, with dogs as `other`, for
+    the classifier, heads for the generator."""
     source = "data/oxford-pets"
     housekeeping(["data", "download", source, *arguments])
-    made = {"data/cats": ["--crop=none", "--size=256"], "data/cat-heads": ["--crop=head", "--size=128"]}
-    for folder, how in made.items():
-        if not Path("/", folder).exists():
-            housekeeping(["data", "prepare", source, folder, *how])
     DATA.commit()
+    made = {"data/cats": "--crop=none --size=256 --other", "data/cat-heads": "--crop=head --size=128"}
+    for folder, how in made.items():
+        new = f"{folder}.new"  # what an interrupted call has left is begun anew
+        if not Path("/", folder).exists():
+            shutil.rmtree(Path("/", new), ignore_errors=True)
+            housekeeping(["data", "prepare", source, new, *how.split()])
+            Path("/", new).rename(Path("/", folder))
+            DATA.commit()
     return ", ".join(made)
 
 

@@ -491,6 +491,13 @@ def sweep(request, place, commit, reload, spawn, attach):
         print(f"{name}: {call.id}", flush=True)
         return call
 
+    def collect(**options):
+        """Has the program note in sweep.json what the jobs' folders hold."""
+        reload()
+        done = place.run(["sweep", file, "--runs-dir=outputs/runs", "--collect"], **options)
+        commit()
+        return done
+
     waiting, running = list(jobs), {}
     while waiting or running:
         while waiting and len(running) < request["parallel"]:
@@ -509,9 +516,8 @@ def sweep(request, place, commit, reload, spawn, attach):
                 note(name, id=call.id, outcome="finished")
                 print(f"{name}: finished", flush=True)
             del running[name]
-    reload()
-    collected = place.run(["sweep", file, "--runs-dir=outputs/runs", "--collect"])
-    commit()
+            collect(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    collected = collect()
     finished = sum(status(job["name"], "run.json") == "finished" for job in jobs)
     if collected.returncode != 0 or finished == 0:
         raise Failed(f"{finished} of {len(jobs)} jobs are finished")

@@ -145,7 +145,10 @@ pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
 }
 
 /// Says what became of the jobs.
-fn tell(sweep: &Sweep, end: &End, json: bool) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// When none has finished.
+pub fn tell(sweep: &Sweep, end: &End, json: bool) -> anyhow::Result<ExitCode> {
     let all = end.ledger.jobs.len();
     print(&if json { pretty(&report(sweep, end))? } else { ranking(sweep, end) })?;
     if end.stopped {

@@ -16,7 +16,8 @@ use crate::train::{
     metrics::{Goal, Point},
 };
 
-const FILE: &str = "sweep.json";
+/// The file in a sweep's folder: a [`Ledger`].
+pub const LEDGER: &str = "sweep.json";
 /// Ten thousand jobs take some ten megabytes.
 const MOST_BYTES: u64 = 64 << 20;
 const FORMAT: u64 = 1;
@@ -99,7 +100,7 @@ impl Ledger {
     /// # Errors
     /// When there is one of another sweep, or it cannot be read.
     pub fn open(folder: &Path, sweep: &Sweep, jobs: &[Job]) -> Result<Self> {
-        let path = folder.join(FILE);
+        let path = folder.join(LEDGER);
         let mut ledger = Self::new(sweep, jobs);
         let about = match std::fs::metadata(&path) {
             Ok(about) => about,
@@ -139,7 +140,7 @@ impl Ledger {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
+        let path = folder.join(LEDGER);
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| Error::file(&path, e))?;
         text.push(b'\n');
         write_atomically(&path, |w| w.write_all(&text)).map_err(|e: std::io::Error| Error::file(&path, e))

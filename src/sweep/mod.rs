@@ -47,7 +47,7 @@ mod run;
 pub use error::{Error, Result};
 pub use file::{Method, Setting, Space, Sweep, Task};
 pub use job::Job;
-pub use ledger::{JobStatus, Ledger, Outcome};
+pub use ledger::{JobStatus, LEDGER, Ledger, Outcome};
 pub use run::{End, LOG, Progress, Runner, Stop};
 
 /// The folder of all sweeps, among the runs.

@@ -79,7 +79,8 @@ def against_pytorch(programs, device, rounds):
 def summary(results):
     peaks = [r["peak_bytes"] for r in results if "peak_bytes" in r]
     return {"images_per_second": statistics.median(r["images_per_second"] for r in results),
-            "peak_bytes": max(peaks) if peaks else None}
+            "peak_bytes": max(peaks) if peaks else None,
+            "planned_bytes": results[0].get("planned_bytes")}
 
 
 def aligned(rows):
@@ -96,14 +97,16 @@ def table(checks, timings):
     aligned(rows)
     if timings:
         print()
-        rows = [("pictures a second", "ours", "PyTorch", "ours ÷ PyTorch", "memory in use: ours, PyTorch")]
+        rows = [("pictures a second", "ours", "PyTorch", "ours ÷ PyTorch", "memory in use: ours, PyTorch; planned")]
         for t in timings:
             both = [t["ours"], t["pytorch"] or {}]
             speeds = [f"{w['images_per_second']:.1f}" if w else "-" for w in both]
             memory = [f"{w['peak_bytes'] / 1e6:.0f} MB" if w.get("peak_bytes") else "-" for w in both]
             ratios = t["ratios"]
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
-            rows.append((f"{t['name']}, batch {t['batch']}", *speeds, ratio, ", ".join(memory)))
+            planned = t["ours"]["planned_bytes"]
+            memory = ", ".join(memory) + (f"; {planned / 1e6:.0f} MB and CUDA's own" if planned else "")
+            rows.append((f"{t['name']}, batch {t['batch']}", *speeds, ratio, memory))
         aligned(rows)
 
 

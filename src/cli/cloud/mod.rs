@@ -111,7 +111,9 @@ fn app() -> anyhow::Result<App> {
 fn start(app: &App, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let status = modal::run_app(app, &arguments)?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // Such as that of a run that was stopped and can go on.
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// What Modal is to be called with to run the app.
@@ -159,17 +161,20 @@ fn listed(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
 /// Refuses to start where there is no data.
 fn needs_data(volume: &str, data: &str) -> anyhow::Result<()> {
     let folder = data.trim_start_matches("data").trim_start_matches('/');
-    let there = match listed(volume, &format!("/{folder}")) {
-        Ok(entries) => entries.iter().any(|(_, is_folder)| *is_folder),
-        Err(modal::Error::NotFound(_)) => false,
-        Err(error) => return Err(error.into()),
+    let found = match listed(volume, &format!("/{folder}")) {
+        Err(modal::Error::NotFound(_)) => listed(volume, "/").map(|_| Vec::new()),
+        found => found,
     };
-    if !there {
-        bail!(
-            "{data}: there are no class folders in the volume {volume}: modal volume put {volume} FOLDER /{folder}, or modal run {} \
-             download-data",
+    let put = format!("modal volume put {volume} FOLDER /{folder}");
+    match found {
+        Ok(entries) if entries.iter().any(|(_, is_folder)| *is_folder) => Ok(()),
+        Ok(_) => bail!(
+            "{data}: there are no class folders in the volume {volume}: {put}, or modal run {} download-data",
             app()?.file.display()
-        );
+        ),
+        Err(modal::Error::NotFound(_)) => {
+            bail!("{data}: there is no volume {volume}: modal volume create {volume} && {put}")
+        }
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }

@@ -12,10 +12,10 @@ use crate::{
     cli::{
         common::print,
         plan::{HEADS, PHOTOS, Where, hours, money},
-        sweep::{load, training},
+        sweep::{load, tell, training},
     },
     cloud::{Settings, modal},
-    sweep::Task,
+    sweep::{End, Job, LEDGER, Ledger, SWEEPS, Sweep, Task},
 };
 
 /// What `tiny-cats cloud sweep` is called with.
@@ -33,6 +33,12 @@ pub struct Args {
     /// Try jobs again that have failed
     #[arg(long)]
     retry_failed: bool,
+    /// Print what has come of it so far, and start nothing
+    #[arg(long, conflicts_with = "retry_failed")]
+    results: bool,
+    /// Print the results as JSON
+    #[arg(long, requires = "results")]
+    json: bool,
     #[command(flatten)]
     where_to: Where,
     #[command(flatten)]
@@ -50,6 +56,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("--parallel: expected at least 1, found 0");
     }
     let (sweep, jobs) = load(&args.file)?;
+    if args.results {
+        return results(&sweep, &jobs, args.json);
+    }
     let prices = args.where_to.prices()?;
     let usual = if sweep.task == Task::Dit { HEADS } else { PHOTOS };
     let (mut all, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
@@ -107,4 +116,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         needs_data(&settings.app.data_volume, &data)?;
     }
     start(&app, &call)
+}
+
+/// Prints what the sweep's jobs there have come to.
+fn results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> {
+    let volume = Settings::default().app.output_volume;
+    let there = format!("runs/{SWEEPS}/{}/{}", sweep.name, LEDGER);
+    let text = match modal::ask(&["volume", "get", &volume, &there, "-"]) {
+        Err(modal::Error::NotFound(_)) => {
+            bail!("{there}: no job of this sweep has ended in the volume {volume}")
+        }
+        said => said?,
+    };
+    let copy = tempfile::tempdir()?;
+    std::fs::write(copy.path().join(LEDGER), text)?;
+    let ledger = Ledger::open(copy.path(), sweep, jobs)?;
+    tell(sweep, &End { folder: there.into(), ledger, stopped: false }, json)
 }
