@@ -466,7 +466,8 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         .current_dir(place.path())
         .output()
         .unwrap();
-    let request: Value = serde_json::from_slice(&python.stdout).expect(&text(&python));
+    let request: Value =
+        serde_json::from_slice(&python.stdout).unwrap_or_else(|_| panic!("{}", text(&python)));
     assert_eq!((&request["parallel"], &request["train"]["files"]["rates.toml"]), (&2.into(), &file.into()));
 
     // What the app has collected there is told here.

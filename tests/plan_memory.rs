@@ -1,50 +1,17 @@
 //! What training has in use at most, counted by the allocator, and what the plan says of it.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-};
+#[path = "../models/tests/common/counting.rs"]
+mod counting;
+
+use std::sync::atomic::Ordering::Relaxed;
 
 use candle_core::Device;
+use counting::{LIVE, PEAK};
 use tiny_cats::{
     data::Level,
     plan::{Workload, calibrate},
 };
 use tiny_cats_models::{Network, ResNetConfig, TapeOptions, TinyDitConfig};
-
-/// Bytes in use, and the most that ever were.
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-fn add(size: usize) {
-    PEAK.fetch_max(LIVE.fetch_add(size, Relaxed) + size, Relaxed);
-}
-
-// SAFETY: everything is the system allocator's; only sizes are counted.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        add(layout.size());
-        // SAFETY: what is asked of this allocator is asked of that one.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        add(layout.size());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// One test alone: nothing else allocates meanwhile.
 #[test]
