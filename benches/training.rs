@@ -203,7 +203,7 @@ impl Case {
             tape,
             averages: self.optimizer().ema.len(),
             augmentation: Level::Basic,
-            looking_flops: 0,
+            looking_flops: 0.0,
         };
         Ok(workload.demand(true)?.memory.total())
     }

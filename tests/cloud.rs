@@ -153,7 +153,10 @@ fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
     let planned = place.succeeds(&[&arguments[..], &["--dry-run"]].concat());
     assert!(place.calls().is_empty(), "a dry run asks nobody");
     let said = place.succeeds(&arguments);
-    assert!(said.contains("run mine: ") && said.contains(" expected on A10,L4, 1000 steps"), "{said}");
+    assert!(
+        said.contains("run mine: ") && said.contains(" expected on A10,L4 at $1.42 an hour, 1000 steps"),
+        "{said}"
+    );
     let calls = place.calls();
     let call = calls.last().unwrap().join(" ");
     let command = planned.lines().last().unwrap().replace('\'', "");
@@ -216,6 +219,9 @@ fn the_app_understands_the_call() {
     assert_eq!((&request["timeout"], &request["max_cost"]), (&10_800.into(), &50.0.into()));
     assert_eq!((&request["gpu"], &request["region"]), (&"A100:2".into(), &"us-east".into()));
     assert_eq!(request["prices"]["A100:2"]["device"], "A100 40GB");
+    // Two cards, four cores and 16 GiB, where a region is asked for.
+    let hour = request["prices"]["A100:2"]["hour"].as_f64().unwrap();
+    assert!((hour - 1.75 * (2.0 * 2.10 + 4.0 * 0.0472 + 16.0 * 0.008)).abs() < 1e-3, "{hour}");
     let rest: Vec<&str> =
         request["arguments"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
     assert!(rest.contains(&"--gradient-checkpointing") && rest.contains(&"--gpus=2"), "{rest:?}");
@@ -253,8 +259,8 @@ fn what_makes_no_sense_starts_nothing() {
             &["--gpu", "T4", "--precision", "f32", "--batch-size", "99999", "--pictures", "999999"],
             "too little memory",
         ),
-        (&["--timeout", "25h"], "--timeout: expected 60s to 1day, found 1day 1h"),
-        (&["--timeout", "5s"], "--timeout: expected 60s to 1day, found 5s"),
+        (&["--timeout", "25h"], "--timeout: expected 6m to 1day, found 1day 1h"),
+        (&["--timeout", "5s"], "--timeout: expected 6m to 1day, found 5s"),
         (&["--max-retries", "11"], "--max-retries: expected 0 to 10, found 11"),
         (&["--max-cost", "0"], "--max-cost: expected more than 0 dollars, found 0"),
         (&["--max-cost", "0.01"], "are expected to be spent, more than $0.01: nothing was started"),
@@ -308,7 +314,8 @@ fn what_makes_no_sense_starts_nothing() {
 /// As the app leaves it.
 fn record(folder: &Path, status: &str, cloud: &str, step: u64) {
     let id = folder.file_name().unwrap().to_str().unwrap();
-    let run = json!({"id": id, "task": "dit", "status": status, "begun": 1, "written": 2, "step": step, "steps": 12,
+    let run = json!({"id": id, "task": "dit", "status": status, "begun": 1, "written": 2, "step": step,
+        "steps": if step > 12 { 100_000 } else { 12 },
         "best": null, "error": null, "sample": null, "command": []});
     fs::write(folder.join("run.json"), run.to_string()).unwrap();
     let attempt =
@@ -353,7 +360,7 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
             "mint: there is no such run in the volume tiny-cats-outputs; the nearest is mine",
         ),
         (["fetch", "../x"], "expected a run's name"),
-        (["stop", "mine"], "mine: no container works on it: it is running"),
+        (["stop", "mine"], "mine: no container works on it; tiny-cats cloud status says"),
         (["logs", "other"], "other: it has said nothing yet"),
     ] {
         let line = place.fails(&arguments);
@@ -368,7 +375,7 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
         app("ap-3", "tiny-cats-mine", "ephemeral (detached)"),
     ]);
     fs::write(place.modal().join("apps"), apps.to_string()).unwrap();
-    assert!(place.succeeds(&["stop", "mine"]).contains("--run-id mine goes on"));
+    assert!(place.succeeds(&["stop", "mine"]).contains("what was saved stays"));
     assert_eq!(fs::read_to_string(place.modal().join("stopped")).unwrap(), "ap-3\n");
     assert!(place.succeeds(&["logs", "mine", "--follow"]).contains("logs of ap-3"));
 
@@ -415,7 +422,7 @@ fn what_was_spent_and_done_counts() {
     let bounded = [&arguments[..], &["--max-cost", &below]].concat();
     assert!(place.fails(&bounded).contains("nothing was started"));
     // Half of it is done, for less than half of the money.
-    record(&place.run("mine"), "stopped", "stopped", 6);
+    record(&place.run("mine"), "stopped", "stopped", 50_000);
     let cloud = place.run("mine").join("cloud.json");
     fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("1.42", "0.001")).unwrap();
     place.calls();
@@ -423,6 +430,93 @@ fn what_was_spent_and_done_counts() {
     assert!(place.started().contains(&"--run-id=mine".to_owned()));
     fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("0.001", "1000.0")).unwrap();
     assert!(place.fails(&bounded).contains("nothing was started"));
+    // What is finished is not begun again, unless it is to be longer; that costs what is longer.
+    record(&place.run("mine"), "finished", "finished", 100_000);
+    assert!(place.fails(&arguments).contains("mine: is finished; tiny-cats cloud fetch mine brings it"));
+    place.calls();
+    let longer = [&arguments[..], &["--steps", "150000", "--max-cost"]].concat();
+    assert!(place.fails(&[&longer[..], &["1.5"]].concat()).contains("nothing was started"));
+    place.succeeds(&[&longer[..], &[&format!("{:.2}", 1.42 + 1.2 * expected)]].concat());
+    assert!(place.started().contains(&"--steps=150000".to_owned()));
+}
+
+/// Two containers that train one run would get into each other's way.
+#[test]
+fn what_an_app_works_on_is_left_to_it() {
+    let place = Place::new();
+    let app = |name: &str| {
+        json!([{"app_id": "ap-7", "description": name, "state": "ephemeral (detached)"}]).to_string()
+    };
+    let list = |name: &str| fs::write(place.modal().join("apps"), app(name)).unwrap();
+    list("tiny-cats-mine");
+    let run = |id: &str| place.fails(&[&DIT[..], &["--run-id", id]].concat());
+    assert!(run("mine").contains("mine: the app ap-7 works on it already"));
+    // Names that Modal does not take, or not whole, are told apart by a hash.
+    place.succeeds(&[&DIT[..], &["--run-id", "lr=1e+4"]].concat());
+    let started = place.calls().pop().unwrap();
+    let name = started.iter().find_map(|word| word.strip_prefix("--name=")).unwrap().to_owned();
+    assert!(name.starts_with("tiny-cats-lr-1e-4-") && name.len() == 26, "{name}");
+    list("tiny-cats-lr-1e-4");
+    assert!(place.fails(&["stop", "lr=1e+4"]).contains("no container works on it"));
+    list(&name);
+    assert!(run("lr=1e+4").contains("works on it already"));
+    place.succeeds(&["stop", "lr=1e+4"]);
+    let long = "x".repeat(100);
+    place.succeeds(&[&DIT[..], &["--run-id", &long]].concat());
+    let started = place.calls().pop().unwrap();
+    let name = started.iter().find_map(|word| word.strip_prefix("--name=")).unwrap();
+    assert_eq!(name.len(), 64);
+    list("tiny-cats-sweep-rates");
+    place.succeeds(&["stop", "sweeps/rates"]);
+    assert!(place.succeeds(&["logs", "sweeps/rates/a=1-2f", "--follow"]).contains("logs of ap-7"));
+}
+
+/// A timeout is that of an attempt: there must be enough of them.
+#[test]
+fn attempts_are_as_many_as_the_timeout_asks_for() {
+    let place = Place::new();
+    let arguments = [&DIT[..], &["--gpu", "L4", "--steps", "3000000", "--dry-run"]].concat();
+    let retries = |more: &[&str]| {
+        let said = place.succeeds(&[&arguments[..], more].concat());
+        let words = said.split("--max-retries=").nth(1).unwrap();
+        words.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let [day, half] = [retries(&[]), retries(&["--timeout", "12h"])];
+    assert!(half > day, "{half} and {day}");
+    assert!(place.fails(&[&arguments[..], &["--timeout", "1h"]].concat()).contains("--timeout: "));
+    let few = [&arguments[..], &["--timeout", "43200", "--max-retries", "0"]].concat();
+    let line = place.fails(&few);
+    assert!(
+        line.contains("--max-retries: ") && line.contains("attempts of 12h are needed, there are 1"),
+        "{line}"
+    );
+}
+
+#[test]
+fn one_odd_run_does_not_hide_the_others() {
+    let place = Place::new();
+    record(&place.run("a"), "finished", "finished", 12);
+    fs::write(place.run("b").join("run.json"), "{").unwrap();
+    fs::write(place.run("c").join("dit_step_00000001.safetensors"), "").unwrap();
+    record(&place.run("d"), "running", "running", 3);
+    let cloud = place.run("d").join("cloud.json");
+    let text = fs::read_to_string(&cloud).unwrap();
+    fs::write(&cloud, text.replace("\"provider\"", "\"heartbeat\": 1000.0, \"provider\"")).unwrap();
+    let said: Value = serde_json::from_str(&place.succeeds(&["status", "--json"])).unwrap();
+    let statuses: Vec<&str> =
+        said.as_array().unwrap().iter().map(|run| run["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["finished", "unreadable", "unreadable", "lost"]);
+    let said = place.succeeds(&["status"]);
+    assert_eq!(said.lines().count(), 5, "{said}");
+    // A run of a sweep is a run, too, and another run of its name here is left alone.
+    let job = place.run("sweeps/rates/lr=1-2f/lr=1-2f");
+    record(&job, "finished", "finished", 12);
+    assert!(place.succeeds(&["status", "sweeps/rates/lr=1-2f"]).contains("finished"));
+    let home = place.path().join("runs/lr=1-2f");
+    fs::create_dir_all(&home).unwrap();
+    let record = fs::read_to_string(job.join("run.json")).unwrap();
+    fs::write(home.join("run.json"), record.replace("\"begun\":1", "\"begun\":7")).unwrap();
+    assert!(place.fails(&["fetch", "sweeps/rates/lr=1-2f"]).contains("another run of this name is here"));
 }
 
 #[test]
@@ -449,6 +543,8 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         (&["sweep", "bad.toml"], "bad.toml"),
         (&["sweep", "else.toml"], "expected data/NAME"),
         (&["sweep", "absent.toml"], "absent.toml"),
+        (&["sweep", "../rates.toml"], "expected a path below the working directory"),
+        (&["sweep", "/rates.toml"], "expected a path below the working directory"),
     ] {
         let line = place.fails(arguments);
         assert!(line.contains(said), "{arguments:?}: {line}");
@@ -468,6 +564,11 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         .unwrap();
     let request: Value =
         serde_json::from_slice(&python.stdout).unwrap_or_else(|_| panic!("{}", text(&python)));
+    // The money is for each job what is expected of it.
+    let shares = call.iter().find_map(|word| word.strip_prefix("--shares=")).unwrap();
+    let shares: serde_json::Map<String, Value> = serde_json::from_str(shares).unwrap();
+    let sum: f64 = shares.values().map(|share| share.as_f64().unwrap()).sum();
+    assert!(shares.len() == 3 && sum <= 20.0 && sum > 19.99, "{shares:?}");
     assert_eq!((&request["parallel"], &request["train"]["files"]["rates.toml"]), (&2.into(), &file.into()));
 
     // What the app has collected there is told here.
@@ -483,8 +584,8 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
     (ledger.jobs[2].status, ledger.jobs[2].error) = (JobStatus::Failed, Some("no memory".into()));
     ledger.save(&there).unwrap();
     let said = place.succeeds(&["sweep", "rates.toml", "--results"]);
-    assert!(said.lines().nth(1).unwrap().starts_with("0.0003  0.4000"), "{said}");
-    assert!(said.contains("no memory") && said.contains("runs/sweeps/rates/sweep.json"), "{said}");
+    assert!(said.lines().nth(1).unwrap().trim().starts_with("0.0003           0.4000"), "{said}");
+    assert!(said.contains("no memory") && said.ends_with("runs/sweeps/rates\n"), "{said}");
     let said: Value =
         serde_json::from_str(&place.succeeds(&["sweep", "rates.toml", "--results", "--json"])).unwrap();
     assert_eq!(said["jobs"][0]["metric"]["value"], 0.4);

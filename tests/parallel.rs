@@ -280,7 +280,7 @@ mod interrupted {
             std::thread::sleep(Duration::from_millis(1));
         }
         let (code, said) = begun.end();
-        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(code, Some(74), "{said}");
         assert_eq!(said.matches("error: process 1 of this run: is gone").count(), 2, "{said}");
         assert!(said.contains("(retry 1 of 1)") && said.contains("given up after 1 retries"), "{said}");
         nobody_is_left(dir);

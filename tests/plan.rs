@@ -85,6 +85,15 @@ fn what_cannot_be_planned_is_said_in_one_line() {
         (&["dit", "--image-size", "30"], "image_size"),
         (&["dit", "--batch-size", "0"], "--batch-size: expected at least 1"),
         (&["classifier", "--epochs", "0"], "--epochs: expected at least 1"),
+        (&["dit", "--gradient-accumulation-steps", "1000000000000000000"], "expected at most 16777216"),
+        (&["dit", "--batch-size", "1000000000000000000"], "--batch-size: expected at most 16777216"),
+        (&["dit", "--steps", "18446744073709551615"], "--steps: expected at most 1099511627776"),
+        (&["classifier", "--epochs", "18446744073709551615"], "--epochs: expected at most 1099511627776"),
+        (&["dit", "--pictures", "18446744073709551615"], "--pictures: expected at most 4294967296"),
+        (
+            &["dit", "--pictures", "9", "--classes", "18446744073709551615"],
+            "--pictures: expected at least three",
+        ),
         (&["classifier", "--pictures", "5"], "--pictures: expected at least three for each of 13 classes"),
     ] {
         let line = fails(CATS, dir.path(), &[&["plan", "train"], arguments].concat());
@@ -104,4 +113,19 @@ fn this_machine_is_measured_by_training_on_it() {
     assert!((seconds * flops / plan["demand"]["step_flops"].as_f64().unwrap() - 1.0).abs() < 0.01);
     // Nothing is left behind.
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Whatever is asked, the answer is numbers.
+#[test]
+fn the_largest_plan_is_one() {
+    let dir = TempDir::new().unwrap();
+    let most =
+        ["--steps", "1099511627776", "--batch-size", "16777216", "--gradient-accumulation-steps", "16777216"];
+    let more =
+        ["--pictures", "4294967296", "--save-interval", "1", "--sample-interval", "1", "--gpu", "B200:8"];
+    let plan = planned(&dir, &[&["dit", "--size", "base"], &most[..], &more].concat());
+    assert_eq!(plan["gpus"][0]["verdict"], "too-large");
+    let most =
+        ["--epochs", "1099511627776", "--batch-size", "1", "--image-size", "1024", "--crop-size", "1024"];
+    planned(&dir, &[&["classifier", "--backbone", "resnet50"], &most[..], &more[..4]].concat());
 }

@@ -1,6 +1,7 @@
 """tiny-cats on Modal: the same program, on rented GPUs.
 
     modal run --detach deploy/modal/app.py train dit data/cat-heads --gpu A10,L4 --timeout 14400 --steps=9000
+    modal run deploy/modal/app.py check
     modal run deploy/modal/app.py --help
 
 The image is built from this clone, or takes the program that TINY_CATS_BINARY names. For training, /data is
@@ -9,7 +10,9 @@ TINY_CATS_S3_ENDPOINT, with the Modal secret TINY_CATS_S3_SECRET). TINY_CATS_SEC
 separated by commas, that training needs: MLflow's credentials, say.
 """
 
+import dataclasses
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -32,9 +35,23 @@ def asked_here():
     declaration takes a list of GPUs, and since Modal builds the image before it calls the entrypoint."""
     own = Path(__file__).resolve()
     here = [i for i, word in enumerate(sys.argv) if Path(word.removesuffix("::main")).resolve() == own]
-    if not modal.is_local() or not here or "run" not in sys.argv[: here[0]]:
+    if not modal.is_local() or not here or "run" not in sys.argv[: here[0]] or "CHECKING" in globals():
         return None
-    return options.parse(sys.argv[here[0] + 1 :])
+    asked = options.parse(sys.argv[here[0] + 1 :])
+    if asked.command == "check":
+        check()
+    return asked
+
+
+def check():
+    """Says whether all of this file can be declared, and ends: Modal would ask its servers next."""
+    try:
+        runpy.run_path(__file__, {"CHECKING": True}, Path(__file__).stem)
+    except Exception as error:
+        print("error: the app does not load:", *f"{type(error).__name__}: {error}".split(), file=sys.stderr)
+        sys.exit(1)
+    print("the app loads")
+    sys.exit(0)
 
 
 ASKED = asked_here()
@@ -87,15 +104,20 @@ def image():
 def built():
     """With the program built from this clone. The compiler stays in, as Modal fetches only what is read."""
     about, clone = SETTINGS["image"], HERE.parent.parent
+    # Named one by one, so that nothing else of a clone gets into an image: data, runs, keys.
+    folders = ("src", "models", "export", "benches", "configs", "examples")
+    files = ("Cargo.toml", "Cargo.lock", "README.md")
+    if missing := [name for name in folders + files if modal.is_local() and not (clone / name).exists()]:
+        print(f"error: {clone / missing[0]}: not found; this is no clone to build from", file=sys.stderr)
+        sys.exit(options.WRONG_USAGE)
     made = modal.Image.from_registry(about["devel"], add_python=about["python"]).entrypoint([])
     made = made.apt_install("build-essential", "ca-certificates", "curl").run_commands(
         "curl --proto '=https' -sSf https://sh.rustup.rs"
         f" | sh -s -- -y --profile minimal --default-toolchain {about['rust']}"
     )
-    # Named one by one, so that nothing else of a clone gets into an image: data, runs, keys.
-    for folder in ("src", "models", "export", "benches", "configs", "examples"):
+    for folder in folders:
         made = made.add_local_dir(clone / folder, f"/build/{folder}", copy=True, ignore=["**/__pycache__"])
-    for file in ("Cargo.toml", "Cargo.lock", "README.md"):
+    for file in files:
         made = made.add_local_file(clone / file, f"/build/{file}", copy=True)
     for name in FILES:  # the program brings this app along
         made = made.add_local_file(HERE / name, f"/build/deploy/modal/{name}", copy=True)
@@ -139,6 +161,11 @@ def retries(count):
     )
 
 
+def limited(cores, mib):
+    """So much and no more: Modal gives more than is asked for, and bills it, unless that is the limit too."""
+    return {"cpu": (cores, cores), "memory": (mib, mib)}
+
+
 def commit():
     """Makes durable what was written. Modal then brings in what others wrote, which it refuses while the
     engine has files open; nobody else writes to its run."""
@@ -152,8 +179,7 @@ def commit():
 app = modal.App(SETTINGS["app"]["name"])
 TRAINING = {
     "image": IMAGE,
-    "cpu": CONTAINER["cpu"],
-    "memory": CONTAINER["memory_mib"],
+    **limited(CONTAINER["cpu"], CONTAINER["memory_mib"]),
     "timeout": getattr(ASKED, "timeout", TIME["longest_attempt_s"]),
     "startup_timeout": TIME["startup_s"],
     "retries": retries(getattr(ASKED, "max_retries", RETRIES["default"])),
@@ -179,8 +205,19 @@ def train_classifier(request):
 
 
 FUNCTIONS = {"dit": train_dit, "classifier": train_classifier}
-HOUSEKEEPING = {"image": IMAGE, "cpu": 1.0, "memory": 4096, "startup_timeout": TIME["startup_s"]}
-NO_GPU = run.Place(libraries=DRIVER)
+HOUSEKEEPING = {"image": IMAGE, **limited(1.0, 4096), "startup_timeout": TIME["startup_s"]}
+NO_GPU = run.Place(libraries=DRIVER, threads=1)
+
+# Errors of a call that has ended. Modal's others say that it could not be asked.
+CALL_ENDED = (
+    modal.exception.NotFoundError,
+    modal.exception.OutputExpiredError,
+    modal.exception.FunctionTimeoutError,
+    modal.exception.RemoteError,  # cancelled, or its container died
+    modal.exception.InternalFailure,
+    modal.exception.ExecutionError,  # its result cannot be read
+    modal.exception.DeserializationError,
+)
 
 
 @app.function(
@@ -195,15 +232,16 @@ def sweep(request):
     """Waits for the jobs. A sweep may take longer than a container: the next one finds the calls again."""
 
     def spawn(task, job):
-        return same(FUNCTIONS[task].spawn(job))
-
-    def attach(id):
-        return same(modal.FunctionCall.from_id(id))
-
-    def same(call):
+        call = FUNCTIONS[task].spawn(job)
         return SimpleNamespace(id=call.object_id, get=call.get)
 
-    return run.sweep(request, NO_GPU, commit, OUTPUTS.reload, spawn, attach)
+    def attach(id):  # a call has no id of its own before it was asked something
+        return SimpleNamespace(id=id, get=modal.FunctionCall.from_id(id).get)
+
+    def ended(error):
+        return isinstance(error, CALL_ENDED)
+
+    return run.sweep(request, NO_GPU, commit, OUTPUTS.reload, spawn, attach, ended)
 
 
 @app.function(volumes={"/data": DATA}, timeout=4 * 3600, **HOUSEKEEPING)
@@ -235,8 +273,7 @@ def export(name, arguments):
 
 @app.function(
     image=IMAGE,
-    cpu=CONTAINER["cpu"],
-    memory=4096,
+    **limited(CONTAINER["cpu"], 4096),
     timeout=600,
     startup_timeout=TIME["startup_s"],
     scaledown_window=60,
@@ -245,19 +282,21 @@ def export(name, arguments):
 )
 @modal.batched(max_batch_size=8, wait_ms=200)
 def sample(names: list, breeds: list, seeds: list):
-    """Draws a picture for each, as PNG. A picture depends on its seed alone, and so not on its batch."""
-    with ThreadPoolExecutor(int(CONTAINER["cpu"])) as threads:
-        return list(threads.map(draw, names, breeds, seeds))
+    """Draws a picture for each, as PNG. A batch shares a container and its warm files; each picture has a
+    process, since one draws pictures of one seed alone."""
+    cores = int(CONTAINER["cpu"])
+    place = dataclasses.replace(NO_GPU, threads=max(cores // len(names), 1))
+    with ThreadPoolExecutor(cores) as threads:
+        return list(threads.map(draw, [place] * len(names), names, breeds, seeds))
 
 
-def draw(name, breed, seed):
+def draw(place, name, breed, seed):
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         model = ["--model", released(name)] if name else []
-        housekeeping(
-            ["generate", *model, f"--breed={breed}", f"--seed={seed}", "--count=1", f"--output={folder}/"]
-        )
+        what = [f"--breed={breed}", f"--seed={seed}", "--count=1", f"--output={folder}/"]
+        housekeeping(["generate", *model, *what], place)
         return next(Path(folder).glob("*.png")).read_bytes()
 
 
@@ -270,8 +309,8 @@ def released(name):
     return str(files[0])
 
 
-def housekeeping(arguments):
-    done = NO_GPU.run(arguments, stderr=subprocess.PIPE)
+def housekeeping(arguments, place=NO_GPU):
+    done = place.run(arguments, stderr=subprocess.PIPE)
     print(done.stderr, end="", file=sys.stderr)
     if done.returncode != 0:
         raise run.Failed((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])

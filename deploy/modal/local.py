@@ -136,9 +136,16 @@ def end_children():
             os.waitpid(child, 0)
 
 
-def parent(stat):
+def state_and_parent(stat):
+    """A process's state and its parent; Z, as if it were dead and not yet buried, where there is none."""
     with contextlib.suppress(OSError):
-        return int(stat.read_text().rpartition(")")[2].split()[1])
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        return state, int(parent)
+    return "Z", None
+
+
+def parent(stat):
+    return state_and_parent(stat)[1]
 
 
 class Spawned:
@@ -150,13 +157,15 @@ class Spawned:
     def get(self, timeout):
         end = time.monotonic() + timeout
         while True:
+            # Before the result is read, since a keeper ends once it has written it.
+            keeper = run.read_json(self.folder / "pid")
+            alone = keeper is not None and state_and_parent(Path(f"/proc/{keeper}/stat"))[0] == "Z"
             if (answer := run.read_json(self.folder / "result.json")) is not None:
                 if "error" in answer:
                     raise run.Failed(answer["error"])
                 return answer["result"]
-            with contextlib.suppress(OSError):
-                if not Path(f"/proc/{(self.folder / 'pid').read_text()}").exists():
-                    raise run.Killed("nobody keeps this call any more")
+            if alone:
+                raise run.Killed("nobody keeps this call any more")
             if time.monotonic() >= end:
                 raise TimeoutError
             time.sleep(0.05)

@@ -13,7 +13,7 @@ import time
 import tomllib
 from pathlib import Path
 
-from run import SETTINGS, Failed, refuse_credentials
+from run import SETTINGS, Failed, card, count_of, refuse_credentials
 
 WRONG_USAGE = 2
 TASKS = ("dit", "classifier")
@@ -47,10 +47,6 @@ def gpu_list(text):
     return text.split(",")
 
 
-def count_of(gpu):
-    return int(gpu.partition(":")[2] or 1)
-
-
 def number(kind, least, most=math.inf, above=False):
     """Reads a number of at least `least`, or `above` it, and at most `most`."""
 
@@ -74,15 +70,25 @@ def run_id(text):
     return text
 
 
-def prices(text):
-    try:
+def dollars(text, of=lambda value: value):
+    """A table of dollars as JSON; None where it is none."""
+    with contextlib.suppress(ValueError, AttributeError, KeyError):
         table = json.loads(text)
-        rows = [row["hour"] if isinstance(row, dict) else row for row in table.values()]
-        if rows and all(isinstance(hour, (int, float)) and hour > 0 for hour in rows):
+        values = [of(value) for value in table.values()]
+        if values and all(type(value) in (int, float) and 0 < value < math.inf for value in values):
             return table
-    except (ValueError, AttributeError, KeyError):
-        pass
+
+
+def prices(text):
+    if table := dollars(text, lambda row: row["hour"] if isinstance(row, dict) else row):
+        return table
     raise argparse.ArgumentTypeError('expected dollars an hour by GPU as JSON, such as {"A10": 1.42}')
+
+
+def shares(text):
+    if table := dollars(text):
+        return table
+    raise argparse.ArgumentTypeError('expected dollars by job as JSON, such as {"lr=0.001": 2.5}')
 
 
 def parser():
@@ -151,6 +157,7 @@ def parser():
     )
     many.add_argument("file", metavar="FILE.toml")
     many.add_argument("--parallel", type=number(int, 1), default=1, metavar="N", help="jobs at once (1)")
+    many.add_argument("--shares", type=shares, help=argparse.SUPPRESS)  # what each job may cost, by its name
     many.add_argument("--retry-failed", action="store_true", help="try jobs again that have failed")
     commands.add_parser(
         "download-data",
@@ -170,6 +177,7 @@ def parser():
     drawn.add_argument("--breed", default="Siamese", metavar="NAME")
     drawn.add_argument("--seed", type=number(int, 0), default=0)
     drawn.add_argument("-o", "--output", default="cat.png", metavar="FILE")
+    commands.add_parser("check", help="see whether this app can be run, without asking Modal anything")
     return whole
 
 
@@ -186,7 +194,7 @@ def parse(words):
         refuse_credentials(words)
     except Failed as error:
         whole.error(str(error))
-    if asked.command == "sample" and asked.rest:
+    if asked.command in ("sample", "check") and asked.rest:
         whole.error(f"unexpected argument {asked.rest[0]!r}")
     if asked.command in ("train", "sweep"):
         for word in asked.rest:
@@ -201,6 +209,13 @@ def parse(words):
             asked.files[name] = path.read_text("utf8")
         except (OSError, ValueError) as error:
             whole.error(f"{name}: {error}")
+    if asked.command in ("train", "sweep") and asked.price_per_hour:
+        if asked.max_cost or getattr(asked, "shares", None):
+            priced = {card(name) for name in asked.price_per_hour}
+            task = getattr(asked, "task", None)
+            for gpu in asked.gpu or [SETTINGS["gpu"][known] for known in TASKS if known == task]:
+                if card(gpu) not in priced:
+                    whole.error(f"--max-cost needs the price of every GPU: --price-per-hour leaves out {gpu}")
     return asked
 
 
@@ -243,6 +258,7 @@ def request_of(asked):
         "file": asked.file,
         "parallel": asked.parallel,
         "max_cost": asked.max_cost,
+        "shares": asked.shares,
         "retry_failed": asked.retry_failed,
     }
 

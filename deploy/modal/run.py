@@ -11,6 +11,7 @@ Only the standard library is imported; local.py runs the same here, without Moda
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import secrets
@@ -24,7 +25,8 @@ from collections import deque
 from pathlib import Path
 
 SETTINGS = tomllib.loads((Path(__file__).parent / "settings.toml").read_text("utf8"))
-STOPPED = 75  # the engine's exit code: stopped, and can go on
+# The engine's exit codes: it gave up on what may pass; it was stopped, and can go on.
+TRANSIENT, STOPPED = 74, 75
 
 
 # --- How an attempt ends other than well ---
@@ -44,6 +46,10 @@ class Unfinished(Ended):
 
 class Killed(Ended):
     """Something killed the engine: the next attempt goes on."""
+
+
+class MayPass(Ended):
+    """The engine gave up on an error that may pass: the next attempt goes on, perhaps on another machine."""
 
 
 class BudgetSpent(Ended):
@@ -69,6 +75,7 @@ class Place:
     root: Path = Path("/")
     binary: str = "tiny-cats"
     libraries: str = ""
+    threads: int | None = None  # to compute with; a container sees all its host's cores and may use few
 
     @property
     def outputs(self):
@@ -85,6 +92,8 @@ class Place:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "AWS_"))}
         if self.libraries:
             own["LD_LIBRARY_PATH"] = ":".join(filter(None, [own.get("LD_LIBRARY_PATH"), self.libraries]))
+        if self.threads:
+            own.setdefault("RAYON_NUM_THREADS", str(self.threads))
         return {"cwd": self.root, "env": own, "encoding": "utf8", "errors": "replace"}
 
     def run(self, arguments, **options):
@@ -116,6 +125,20 @@ def read_json(path):
         return None
 
 
+def read_kept(path, check, otherwise):
+    """What a file holds that only this program writes; {} where there is none. One that is damaged is left as
+    it is: beginning it anew could cost money twice."""
+    try:
+        kept = json.loads(path.read_text("utf8"))
+        check(kept)
+        return kept
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"[:100]
+        raise Failed(f"{path.name} is damaged: {why}, {otherwise}") from None
+
+
 # --- Prices ---
 
 
@@ -134,12 +157,21 @@ def words(name):
     return set(re.split(r"[\s-]+", name))
 
 
-def hourly(devices, gpu, asked, listed):
+def card(gpu):
+    """What A10:2 and H100! are: the price is that of the card."""
+    return gpu.partition(":")[0].rstrip("!")
+
+
+def count_of(gpu):
+    return int(gpu.partition(":")[2] or 1)
+
+
+def hourly(devices, gpu, asked, listed, region=None):
     """Dollars an hour of a container that has these GPUs, having asked for `gpu`; None where nobody knows.
 
     `asked` is what the caller says of whole containers, {"A10": 1.42} or {"A10": {"hour": 1.42, "device":
     "A10"}}, the device being words that the card has in its name; `listed` is what `tiny-cats plan prices
-    --json` says of a GPU, a core and a GiB.
+    --json` says of a GPU, a core and a GiB where Modal chooses the region.
     """
     known = {}
     for name, row in ((listed or {}).get("gpus") or {}).items():
@@ -150,19 +182,23 @@ def hourly(devices, gpu, asked, listed):
         container = SETTINGS["container"]
         rest = container["cpu"] * listed["cpu_core_hour"]
         rest += container["memory_mib"] / 1024 * listed["memory_gib_hour"]
-        rows = {name: {**row, "hour": row["hour"] * len(devices) + rest} for name, row in known.items()}
+        times = SETTINGS["price"]["region"] if region else 1
+        rows = {
+            name: {**row, "hour": (row["hour"] * len(devices) + rest) * times} for name, row in known.items()
+        }
     else:
         return None
-    fits = []
+    # Of several prices of a card, for one and for two of them, the highest.
+    dearest = sorted(rows.items(), key=lambda item: item[1]["hour"])
+    rows, fits = {card(name): row for name, row in dearest}, []
     for name, row in rows.items():
-        name = name.partition(":")[0]
-        device = row.get("device") or known.get(name, {}).get("device") or name.rstrip("!").replace("-", " ")
+        device = row.get("device") or known.get(name, {}).get("device") or name.replace("-", " ")
         if devices and words(device) <= words(devices[0]):
             fits.append((len(words(device)), row["hour"]))
     if fits:  # "A100 40GB" says more than "A100"
         return max(fits)[1]
-    # A card under another name counts as the dearest that it may be, so that a budget holds.
-    may_be = [rows.get(name) for name in (asked or (name.partition(":")[0] for name in gpu.split(",")))]
+    # A card under another name counts as the dearest that was asked for, so that a budget holds.
+    may_be = [rows.get(card(name)) for name in gpu.split(",")]
     return None if None in may_be else max(row["hour"] for row in may_be)
 
 
@@ -172,10 +208,24 @@ def price(place, request):
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         answer = place.run(["plan", "prices", "--json"], capture_output=True, timeout=60)
         listed = json.loads(answer.stdout) if answer.returncode == 0 else None
-    return (devices or [None])[0], hourly(devices, request["gpu"], request.get("prices"), listed)
+    asked = request.get("prices")
+    return (devices or [None])[0], hourly(devices, request["gpu"], asked, listed, request.get("region"))
 
 
 # --- The record ---
+
+
+def check_record(known):
+    """Raises where what is counted on is not there."""
+    numbers = [known.get(name, 0) for name in ("heartbeat", "heartbeat_s")]
+    for attempt in known["attempts"]:
+        numbers.append(attempt["begun"])
+        # None: it still runs, and its price is unknown.
+        numbers += [attempt[name] for name in ("ended", "price_per_hour") if attempt[name] is not None]
+        if not isinstance(attempt["outcome"], str):
+            raise ValueError("expected an outcome")
+    if not known["attempts"] or not all(number >= 0 and math.isfinite(number) for number in numbers):
+        raise ValueError("expected attempts with times and prices")
 
 
 class Record:
@@ -183,11 +233,16 @@ class Record:
 
     def __init__(self, path, request):
         self.path, self.lock = path, threading.Lock()
-        known = read_json(path) or {}
+        known = read_kept(path, check_record, "remove it to begin its accounts anew")
         self.attempts = known.get("attempts", [])
         self.heartbeat = known.get("heartbeat")
         self.status, self.error, self.by = known.get("status"), known.get("error"), known.get("call")
         self.request = request
+        # A container that is gone leaves "running" behind, but no fresh heartbeat.
+        life = 3 * (known.get("heartbeat_s") or SETTINGS["time"]["heartbeat_s"])
+        left = (self.heartbeat or 0) + life - time.time()
+        if self.status == "running" and self.by != request["call"] and left > 0:
+            raise Failed(f"another call trains this run; if it is gone, try again in {left:.0f} s")
 
     def begin(self, device, dollars_per_hour):
         """Notes a new attempt. One before it that has no end was killed, after its heartbeat."""
@@ -259,6 +314,7 @@ class Record:
                 "max_cost": self.request.get("max_cost"),
                 "attempts": self.attempts,
                 "heartbeat": self.heartbeat,
+                "heartbeat_s": SETTINGS["time"]["heartbeat_s"],
             }
             write_atomically(self.path, json.dumps(record, indent=2) + "\n")
 
@@ -268,17 +324,31 @@ class Record:
 
 def refuse_credentials(words):
     """An address with a password in it would be in every log."""
+    # What is before a host; or a colon and later an @, since a password may hold anything, a / as well.
     for word in words:
-        if re.search(r"://[^/\s]*@", word):
+        if re.search(r"://([^/?#]*|.*:.*)@", word, re.DOTALL):
             raise Failed(
                 "an address must not hold credentials: keep them in a Modal secret (TINY_CATS_SECRETS)"
             )
 
 
 def train(task, request, place, commit):
-    """Begins a run or goes on with it, and returns what it came to only if it is finished."""
+    """Begins a run or goes on with it, and returns what it came to only if it is finished. What else goes
+    wrong is raised as Ended, by which a sweep tells it from trouble in asking after a call."""
+    try:
+        return trained(task, request, place, commit)
+    except Ended:
+        raise
+    except Exception as error:
+        raise Ended(f"{type(error).__name__}: {error}") from error
+
+
+def trained(task, request, place, commit):
     folder = place.outputs / request.get("runs", "runs") / request["run"]
     request = {**request, "gpu": request.get("gpu") or SETTINGS["gpu"][task]}
+    # By its count: the card that is there may be any of those that were asked for.
+    cores = int(SETTINGS["container"]["cpu"]) // count_of(request["gpu"])
+    place = dataclasses.replace(place, threads=max(cores, 1))
     record = Record(folder / "cloud.json", request)
     # Modal tries every exception again. What this very call has met for good is met again at once, not
     # trained at thrice.
@@ -322,8 +392,9 @@ def attempt(task, request, place, record, folder, begun):
     place.put(request.get("files", {}))
     released = request.get("released") or folder.relative_to(place.root)
     arguments = ["train", task, *request["arguments"]]
-    if request.get("device") and not any(word.split("=")[0] == "--device" for word in arguments):
-        arguments.append(f"--device={request['device']}")
+    for flag, value in (("--device", request.get("device")), ("--num-workers", place.threads)):
+        if value and not any(word.split("=")[0] == flag for word in arguments):
+            arguments.append(f"{flag}={value}")
     arguments += [
         f"--runs-dir={folder.parent.relative_to(place.root)}",
         f"--run-id={folder.name}",
@@ -338,6 +409,8 @@ def attempt(task, request, place, record, folder, begun):
         raise BudgetSpent(record.spent())
     if code == STOPPED:
         raise Unfinished(f"stopped after {stop_after:.0f} s; the next attempt goes on")
+    if code == TRANSIENT:
+        raise MayPass(said or "the engine gave up on an error that may pass")
     if code < 0:
         raise Killed(f"the engine was killed by signal {-code}; the next attempt goes on")
     if code != 0:
@@ -438,12 +511,13 @@ def no_more_interrupts():
 # --- Sweeps ---
 
 
-def sweep(request, place, commit, reload, spawn, attach):
+def sweep(request, place, commit, reload, spawn, attach, ended=lambda error: False):
     """Has a sweep's jobs trained, so many at once, and collects what came of them. One that fails ends no
     other.
 
     `spawn(task, request)` begins a training and `attach(id)` finds it again; both give something with an `id`
-    and `get(timeout)`, which raises the built-in TimeoutError while it runs. The ids are kept in calls.json,
+    and `get(timeout)`, which raises the built-in TimeoutError while it runs, and Ended or what `ended` knows
+    once it has failed. Anything else says nothing of the call, and ends this. The ids are kept in calls.json,
     so that no job is trained twice at once when this is begun anew.
     """
     place.put(request["train"]["files"])
@@ -452,7 +526,15 @@ def sweep(request, place, commit, reload, spawn, attach):
     if answer.returncode != 0:
         raise Failed(f"{file}: its jobs could not be told (exit code {answer.returncode})")
     jobs, folder = json.loads(answer.stdout), place.outputs / "runs/sweeps" / Path(file).stem
-    calls = read_json(folder / "calls.json") or {}
+    shares = request.get("shares")
+    if shares and (unnamed := [job["name"] for job in jobs if job["name"] not in shares]):
+        raise Failed(f"--shares says nothing of {unnamed[0]}")
+
+    def check(known):
+        if not all(call.keys() >= {"id", "sweep"} for call in known.values()):
+            raise ValueError("expected calls")
+
+    calls = read_kept(folder / "calls.json", check, "remove it once no call of this sweep runs any more")
 
     def note(name, **what):
         calls[name] = {"sweep": request["call"], **what}
@@ -462,13 +544,30 @@ def sweep(request, place, commit, reload, spawn, attach):
     def status(name, file):
         return (read_json(folder / name / name / file) or {}).get("status")
 
+    def share(name):
+        if shares:
+            return shares[name]
+        return request["max_cost"] / len(jobs) if request["max_cost"] else None
+
+    def poll(call, timeout):
+        """What came of a call, None while it runs, and its error."""
+        try:
+            call.get(timeout=timeout)
+        except TimeoutError:
+            return None, None
+        except Exception as error:
+            if isinstance(error, Ended) or ended(error):
+                return "failed", str(error)[:300] or type(error).__name__
+            raise
+        return "finished", None
+
     def begin(job):
         """The job's call, or None if there is nothing to do."""
         name, known = job["name"], calls.get(job["name"], {})
         own = known.get("sweep") == request["call"]
         if known and "outcome" not in known:
             call = attach(known["id"])
-            if own or is_running(call):
+            if own or poll(call, 0)[0] is None:
                 return call
         if own or status(name, "run.json") == "finished":
             return None
@@ -484,7 +583,7 @@ def sweep(request, place, commit, reload, spawn, attach):
             "runs": str(runs),
             "released": f"outputs/{runs}",
             "arguments": arguments + request["train"]["arguments"],
-            "max_cost": request["max_cost"] / len(jobs) if request["max_cost"] else None,
+            "max_cost": share(name),
         }
         call = spawn(task, asked)
         note(name, id=call.id)
@@ -505,16 +604,11 @@ def sweep(request, place, commit, reload, spawn, attach):
             if call := begin(job):
                 running[job["name"]] = call
         for name, call in list(running.items()):
-            try:
-                call.get(timeout=1)
-            except TimeoutError:
+            outcome, error = poll(call, 1)
+            if outcome is None:
                 continue
-            except Exception as error:  # kept, and the others go on
-                note(name, id=call.id, outcome="failed", error=str(error)[:300])
-                print(f"{name}: {calls[name]['error']}", flush=True)
-            else:
-                note(name, id=call.id, outcome="finished")
-                print(f"{name}: finished", flush=True)
+            note(name, id=call.id, outcome=outcome, **({"error": error} if error else {}))
+            print(f"{name}: {error or outcome}", flush=True)
             del running[name]
             collect(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     collected = collect()
@@ -522,14 +616,3 @@ def sweep(request, place, commit, reload, spawn, attach):
     if collected.returncode != 0 or finished == 0:
         raise Failed(f"{finished} of {len(jobs)} jobs are finished")
     return {"folder": str(folder.relative_to(place.outputs)), "jobs": len(jobs), "finished": finished}
-
-
-def is_running(call):
-    """Whether a call of an earlier sweep still trains; one that Modal has forgotten does not."""
-    try:
-        call.get(timeout=0)
-    except TimeoutError:
-        return True
-    except Exception:
-        return False
-    return False

@@ -19,8 +19,8 @@ use crate::{
     cloud::Settings,
     data::{BREEDS, Dataset},
     plan::{
-        Calibration, Card, Demand, Estimate, Gpu, Memory, Prices, Source, Verdict, Workload, calibrate,
-        cards, choose, estimate, rules,
+        Calibration, Card, Demand, Estimate, Gpu, Limit, Memory, Prices, Source, Verdict, Workload,
+        calibrate, cards, choose, estimate, rules,
     },
 };
 
@@ -98,6 +98,9 @@ pub const HEADS: [usize; 2] = [BREEDS.len(), 1_082];
 /// See [`HEADS`].
 pub const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
 
+/// More than anybody has.
+const MOST_PICTURES: usize = 1 << 32;
+
 /// Steps that `--calibrate` takes the time of.
 const CALIBRATED: u64 = 20;
 
@@ -156,7 +159,10 @@ impl Where {
             return Ok((pictures, format!("{}: {}", data.display(), words(&pictures))));
         }
         let [classes, all] = [self.classes.unwrap_or(usual[0]), self.pictures.unwrap_or(usual[1])];
-        if classes == 0 || all < 3 * classes {
+        if all > MOST_PICTURES {
+            bail!("--pictures: expected at most {MOST_PICTURES}, found {all}");
+        }
+        if classes == 0 || all / 3 < classes {
             bail!("--pictures: expected at least three for each of {classes} classes, found {all}");
         }
         let (validation, test) = (all / 10, all / 10);
@@ -204,8 +210,9 @@ fn plan<T: clap::Args>(
         None => writeln!(out, "none of these can train it as it is")?,
         Some([cheapest, fastest, chosen]) => {
             let name = |i: usize| {
-                let dollars =
-                    estimates[i].expected_dollars().map_or(String::new(), |d| format!(", {}", money(d)));
+                let dollars = estimates[i]
+                    .expected_dollars()
+                    .map_or(", no price".into(), |d| format!(", {}", money(d)));
                 format!("{} ({}{dollars})", estimates[i].gpu, hours(estimates[i].expected_hours))
             };
             writeln!(out, "cheapest {}; fastest {}", name(cheapest), name(fastest))?;
@@ -218,12 +225,12 @@ fn plan<T: clap::Args>(
     }
     if let Some(here) = &here {
         let seconds = here.step_seconds * workload.steps as f64;
-        let more = workload.looking_flops as f64 / here.flops;
+        let more = workload.looking_flops / here.flops;
         writeln!(
             out,
             "here     {:.3} s a step of {} pictures, {}FLOP/s, measured in {} steps: {} in all; {:.1} ns a value to prepare",
             here.step_seconds,
-            here.batch * workload.accumulation,
+            here.batch as u64 * workload.accumulation as u64,
             quantity(here.flops),
             here.steps,
             hours((seconds + more) / 3600.0),
@@ -252,7 +259,7 @@ fn describe(
     demand: &Demand,
     other: &Memory,
 ) -> std::fmt::Result {
-    let Workload { network, side, steps, batch, accumulation, tape, .. } = workload;
+    let Workload { network, side, steps, batch, tape, .. } = workload;
     let parameters = demand.parameters as f64 / 1e6;
     let name = match network {
         Network::TinyDit(config) => {
@@ -268,19 +275,19 @@ fn describe(
     writeln!(
         out,
         "work     {steps} steps of {} pictures, {}FLOP each, in {}; {}FLOP in all, {:.0} % of it to evaluate and draw samples",
-        batch * accumulation,
+        workload.items(),
         quantity(demand.step_flops as f64),
         tape.precision,
         quantity(demand.run_flops),
-        100.0 * workload.looking_flops as f64 / demand.run_flops
+        100.0 * workload.looking_flops / demand.run_flops
     )?;
-    let Memory { weights, gradients, moments, averages, activations, optimizer, batch: pictures } =
+    let Memory { weights, gradients, moments, averages, activations, workspace, batch: pictures } =
         demand.memory;
     let (with, without) = if tape.checkpoint { ("without", other) } else { ("with", other) };
     writeln!(
         out,
         "memory   weights {}, gradients {}, moments {}, averages {}, batch {}, activations {} ({} {with} --gradient-checkpointing), \
-         or then the optimizer {}: {} for micro-batches of {batch}",
+         or then workspace {}: {} for micro-batches of {batch}",
         bytes(weights),
         bytes(gradients),
         bytes(moments),
@@ -288,7 +295,7 @@ fn describe(
         bytes(pictures),
         bytes(activations),
         bytes(without.activations),
-        bytes(optimizer),
+        bytes(workspace),
         bytes(demand.memory.total())
     )
 }
@@ -299,7 +306,7 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
         "memory",
         "largest batch",
         "steps/s",
-        "speed",
+        "held up by",
         "hours",
         "$",
         "hours expected",
@@ -312,19 +319,21 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
         let Card { memory_gib, .. } = e.gpu.card;
         let known = |text: String| if e.verdict == Verdict::Fits { text } else { String::new() };
         let dollars = |d: Option<f64>| known(d.map_or_else(String::new, |d| format!("{d:.2}")));
-        let source = match &e.source {
-            Source::Assumed => {
+        let limit = match (e.limit, &e.source) {
+            (Limit::Launches, _) => "launching kernels".to_owned(),
+            (Limit::Pictures, _) => "cores, preparing pictures".to_owned(),
+            (Limit::Arithmetic, Source::Assumed) => {
                 let share = e.gpu.card.efficiency.of(workload.tape.precision);
-                format!("assumed MFU {:.0} %", 100.0 * share)
+                format!("GPU, assumed MFU {:.0} %", 100.0 * share)
             }
-            Source::Measured(how) => format!("measured: {how}"),
+            (Limit::Arithmetic, Source::Measured(how)) => format!("GPU, measured: {how}"),
         };
         vec![
             e.gpu.to_string(),
-            format!("{:.0} GiB", memory_gib * e.gpu.count as f64),
+            bytes((memory_gib * f64::from(1 << 30)) as u64 * e.gpu.count as u64),
             e.largest_batch.to_string(),
             known(format!("{:.2}", e.steps_per_second)),
-            known(source),
+            known(limit),
             known(format!("{:.2}", e.hours)),
             dollars(e.dollars()),
             known(format!("{:.2}", e.expected_hours)),
@@ -384,7 +393,7 @@ fn report(
     json!({
         "network": workload.network,
         "steps": workload.steps,
-        "items_per_step": workload.batch * workload.accumulation,
+        "items_per_step": workload.items(),
         "demand": demand,
         "memory_bytes": demand.memory.total(),
         "gpus": each.collect::<Vec<_>>(),

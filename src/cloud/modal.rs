@@ -145,7 +145,8 @@ fn why(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
     }
     let line = said.lines().rev().find(|line| line.chars().any(char::is_alphanumeric));
     let message = line.map_or_else(|| status.to_string(), clean);
-    if has(&["not found", "no such file", "does not exist"]) {
+    let is_missing = has(&["not found", "no such file", "does not exist"]);
+    if is_missing && !message.starts_with("Environment") {
         return Error::NotFound(message);
     }
     Error::Failed { command: words(arguments), message }
@@ -155,9 +156,13 @@ fn why(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
 fn clean(line: &str) -> String {
     let line = line.trim_matches(|c: char| c.is_whitespace() || ('\u{2500}'..='\u{257f}').contains(&c));
     let line = line.trim_start_matches("Error: ");
+    // Tokens begin so, wherever they stand.
     let secret = |word: &str| {
-        let bare = word.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-        ["ak-", "as-"].iter().any(|prefix| bare.starts_with(prefix) && bare.len() > 8)
+        ["ak-", "as-"].iter().flat_map(|prefix| word.match_indices(prefix)).any(|(at, _)| {
+            let begins = !word[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
+            let rest = word[at + 3..].chars().take_while(|c| c.is_ascii_alphanumeric()).count();
+            begins && rest >= 8
+        })
     };
     let words = line.split(' ').map(|word| if secret(word) { "…" } else { word });
     let line: String = words.collect::<Vec<_>>().join(" ").chars().take(300).collect();
@@ -185,6 +190,12 @@ mod tests {
         assert_eq!(
             why("╭─ Error ─╮\n│ Something (ak-0123456789abc) else │\n╰─────╯\n"),
             "modal volume ls: Something … else"
+        );
+        let tokens = "token_id=ak-0123456789abcdef secret:as-0123456789abcdef break-0123456789 ok";
+        assert_eq!(why(tokens), "modal volume ls: … … break-0123456789 ok");
+        assert_eq!(
+            why("Error: Environment 'prod' not found."),
+            "modal volume ls: Environment 'prod' not found."
         );
         assert_eq!(why(""), "modal volume ls: exit status: 1");
         assert_eq!(why("Error: a\u{1b}[31m"), "modal volume ls: a\\u{1b}[31m");

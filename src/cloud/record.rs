@@ -37,6 +37,8 @@ pub struct Record {
     pub seconds: f64,
     /// Dollars; `None` where a price is not known.
     pub dollars: Option<f64>,
+    /// When its container was last seen to work, in seconds since 1970.
+    pub heartbeat: Option<f64>,
 }
 
 /// A container that worked on a run.
@@ -76,6 +78,13 @@ impl Record {
             message: format!("expected the record of a run in the cloud: {e}"),
         };
         serde_json::from_slice(text).map_err(broken)
+    }
+
+    /// How it stands at `now`, in seconds since 1970: as it says, or `lost`, where it was said to run and nobody has been seen to for ten
+    /// heartbeats of `heartbeat_s`.
+    pub fn status_at(&self, now: f64, heartbeat_s: f64) -> &str {
+        let silent = |heartbeat: f64| now - heartbeat > 10.0 * heartbeat_s;
+        if self.status == "running" && self.heartbeat.is_some_and(silent) { "lost" } else { &self.status }
     }
 
     /// Where it ran and what became of it, in one line.

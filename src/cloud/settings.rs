@@ -13,6 +13,15 @@ pub struct Settings {
     pub time: Time,
     /// How often an attempt that failed is made again.
     pub retries: Retries,
+    /// What makes things dearer.
+    pub price: Price,
+}
+
+/// What makes things dearer.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Price {
+    /// In a region that is asked for, so many times.
+    pub region: f64,
 }
 
 /// Names.
@@ -42,6 +51,8 @@ pub struct Time {
     pub longest_attempt_s: f64,
     /// The engine stops by itself so long before the timeout.
     pub stop_before_s: f64,
+    /// A container that works says so that often.
+    pub heartbeat_s: f64,
 }
 
 /// Attempts after the first.

@@ -26,7 +26,7 @@ pub struct Workload {
     /// How pictures are changed.
     pub augmentation: Level,
     /// Floating-point operations of all evaluations and sample grids of the run.
-    pub looking_flops: u64,
+    pub looking_flops: f64,
 }
 
 /// What it takes.
@@ -60,14 +60,15 @@ pub struct Memory {
     /// What operations keep for their way back, and gradients on it.
     pub activations: u64,
     /// What the optimizer has in use for itself, when the activations are gone.
-    pub optimizer: u64,
+    pub workspace: u64,
 }
 
 impl Memory {
     /// The most that is in use at once.
     pub fn total(&self) -> u64 {
-        let kept = self.weights + self.gradients + self.moments + self.averages + self.batch;
-        kept + self.activations.max(self.optimizer)
+        let kept = [self.gradients, self.moments, self.averages, self.batch];
+        let kept = kept.into_iter().fold(self.weights, u64::saturating_add);
+        kept.saturating_add(self.activations.max(self.workspace))
     }
 }
 
@@ -78,6 +79,11 @@ const OPTIMIZER_LAUNCHES: u64 = 60;
 const OPTIMIZER_COPIES: u64 = 7;
 
 impl Workload {
+    /// Pictures in a step.
+    pub fn items(&self) -> u64 {
+        (self.batch as u64).saturating_mul(self.accumulation as u64)
+    }
+
     /// Values of a picture.
     pub fn values(&self) -> usize {
         3 * self.side * self.side
@@ -89,9 +95,8 @@ impl Workload {
     /// When there is no such network.
     pub fn demand(&self, gpu: bool) -> Result<Demand> {
         let ledger = self.network.cost(self.side)?;
-        let items = (self.batch * self.accumulation) as u64;
-        let step_flops = ledger.training_flops(self.tape.checkpoint).saturating_mul(items);
-        let run_flops = step_flops as f64 * self.steps as f64 + self.looking_flops as f64;
+        let step_flops = ledger.training_flops(self.tape.checkpoint).saturating_mul(self.items());
+        let run_flops = step_flops as f64 * self.steps as f64 + self.looking_flops;
         let (parameters, launches) = (ledger.parameters(), self.launches(&ledger));
         let memory = self.memory(&ledger, self.batch, gpu)?;
         Ok(Demand { parameters, step_flops, run_flops, launches, memory })
@@ -114,9 +119,9 @@ impl Workload {
             gradients: trained,
             moments: 2 * trained,
             averages: self.averages as u64 * all,
-            batch: batch as u64 * pictures * picture,
+            batch: (batch as u64).saturating_mul(pictures * picture),
             activations: step.saturating_sub(trained),
-            optimizer: if gpu { OPTIMIZER_COPIES * trained } else { 0 },
+            workspace: if gpu { OPTIMIZER_COPIES * trained } else { 0 },
         })
     }
 
@@ -140,6 +145,6 @@ impl Workload {
         let computed = ledger.entries.iter().filter(|entry| entry.bytes > 0);
         let kernels: u64 =
             computed.map(|entry| if self.tape.checkpoint && entry.in_block { 4 } else { 3 }).sum();
-        kernels * self.accumulation as u64 + 2 * ledger.params.len() as u64 + OPTIMIZER_LAUNCHES
+        kernels.saturating_mul(self.accumulation as u64) + 2 * ledger.params.len() as u64 + OPTIMIZER_LAUNCHES
     }
 }

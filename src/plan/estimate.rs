@@ -35,6 +35,18 @@ impl Verdict {
     }
 }
 
+/// What a step waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// The GPU's arithmetic.
+    Arithmetic,
+    /// The launching of its kernels.
+    Launches,
+    /// The container's cores, which prepare pictures.
+    Pictures,
+}
+
 /// A training on a GPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
@@ -51,6 +63,10 @@ pub struct Estimate {
     pub source: Source,
     /// Steps a second.
     pub steps_per_second: f64,
+    /// What they wait for.
+    pub limit: Limit,
+    /// Seconds of computing, without starts.
+    pub computing_s: f64,
     /// Hours that are paid for if nothing goes wrong.
     pub hours: f64,
     /// Hours that are paid for with as many preemptions as are to be expected.
@@ -97,18 +113,22 @@ pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Pr
     let count = gpu.count as f64;
     let flops = one * if gpu.count == 1 { 1.0 } else { count * rules::TOGETHER };
     // The processor launches kernels and prepares pictures while the GPU computes: the slowest of the three sets the pace.
-    let values = (workload.batch * workload.accumulation * workload.values()) as f64;
+    let values = workload.items() as f64 * workload.values() as f64;
     let paces = [
         demand.step_flops as f64 / flops,
         demand.launches as f64 * launch_s(),
         values * prepare_ns * 1e-9 / settings.container.cpu,
     ];
     let step_s = paces.into_iter().fold(0.0, f64::max);
-    let computing_s = step_s * workload.steps as f64 + workload.looking_flops as f64 / one;
+    let limit = [Limit::Arithmetic, Limit::Launches, Limit::Pictures]
+        .into_iter()
+        .zip(paces)
+        .find_map(|(limit, pace)| (pace == step_s).then_some(limit))
+        .unwrap_or(Limit::Arithmetic);
+    let computing_s = step_s * workload.steps as f64 + workload.looking_flops / one;
 
     let longest = settings.time.longest_attempt_s;
-    let useful = longest - settings.time.stop_before_s - rules::START_S;
-    let attempts = (computing_s / useful).ceil().max(1.0);
+    let attempts = attempts(computing_s, longest, settings) as f64;
     let seconds = computing_s + attempts * rules::START_S;
     let preemptions = seconds / 3600.0 * rules::PREEMPTIONS_AN_HOUR;
     let expected = seconds + preemptions * (rules::START_S + rules::PREEMPTED_S);
@@ -135,6 +155,8 @@ pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Pr
         flops,
         source,
         steps_per_second: 1.0 / step_s,
+        limit,
+        computing_s,
         hours: seconds / 3600.0,
         expected_hours: expected / 3600.0,
         attempts: attempts as u64,
@@ -144,14 +166,22 @@ pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Pr
     })
 }
 
+/// How many attempts of `timeout_s` seconds it takes to compute for `computing_s`: each begins anew, and stops before it is ended.
+pub fn attempts(computing_s: f64, timeout_s: f64, settings: &Settings) -> u64 {
+    let useful = (timeout_s - settings.time.stop_before_s - rules::START_S).max(1.0);
+    (computing_s / useful).ceil().max(1.0) as u64
+}
+
 /// Which of `estimates` is the cheapest, which the fastest, and which is to be taken: the cheapest that is done
 /// [overnight](rules::OVERNIGHT_H), or else the fastest. What does not fit is none of them; what has no price is only the fastest.
 pub fn choose(estimates: &[Estimate]) -> Option<[usize; 3]> {
     let fitting = || (0..estimates.len()).filter(|&i| estimates[i].verdict == Verdict::Fits);
     let hours = |i: &usize| estimates[*i].expected_hours;
     let dollars = |i: &usize| estimates[*i].expected_dollars().unwrap_or(f64::INFINITY);
+    // Of two that are alike by the one, the better by the other.
     let least = |among: &mut dyn Iterator<Item = usize>, by: &dyn Fn(&usize) -> f64| {
-        among.min_by(|a, b| by(a).total_cmp(&by(b)))
+        let other = |i: &usize| hours(i) + dollars(i);
+        among.min_by(|a, b| by(a).total_cmp(&by(b)).then(other(a).total_cmp(&other(b))))
     };
     let fastest = least(&mut fitting(), &hours)?;
     let cheapest = least(&mut fitting(), &dollars)?;
@@ -178,7 +208,7 @@ mod tests {
             tape,
             averages: 2,
             augmentation: Level::Full,
-            looking_flops: 0,
+            looking_flops: 0.0,
         }
     }
 
@@ -250,11 +280,16 @@ mod tests {
             on(&Workload { tape: TapeOptions { checkpoint: true, ..small.tape }, ..small.clone() }, "A100");
         assert!(again.hours > 1.2 * one.hours && again.hours < 1.4 * one.hours);
         assert!(again.largest_batch > 2 * one.largest_batch);
+        assert_eq!((one.limit, attempts(one.computing_s, 86_400.0, &settings)), (Limit::Arithmetic, 1));
+        let useful = 3600.0 - settings.time.stop_before_s - rules::START_S;
+        assert_eq!(attempts(2.5 * useful, 3600.0, &settings), 3);
         // Pictures so large that the container's cores are slower than its GPU.
         let [few, many] = [1, 2].map(|n| on(&workload("nano", 128, 256 * n, 10, Precision::Bf16), "H200"));
+        assert_eq!(few.limit, Limit::Pictures);
         assert!((few.steps_per_second / many.steps_per_second - 2.0).abs() < 1e-9);
         // A network so small that launching its kernels takes longer than computing them.
         let tiny = on(&workload("nano", 32, 1, 10, Precision::F16), "H200");
+        assert_eq!(tiny.limit, Limit::Launches);
         assert!(tiny.steps_per_second < 1000.0, "{}", tiny.steps_per_second);
         let resnet = Network::ResNet(ResNetConfig::named("resnet50", 13).unwrap());
         let resnet = on(&Workload { network: resnet, side: 224, batch: 128, ..small }, "A100-80GB");

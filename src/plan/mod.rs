@@ -14,7 +14,7 @@ pub mod rules;
 pub use calibrate::{Calibration, calibrate};
 pub use card::{Card, Gpu, Source, cards};
 pub use demand::{Demand, Memory, Workload};
-pub use estimate::{Estimate, Verdict, choose, estimate};
+pub use estimate::{Estimate, Limit, Verdict, attempts, choose, estimate};
 pub use prices::Prices;
 
 /// Why something cannot be planned.

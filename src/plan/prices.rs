@@ -98,6 +98,14 @@ impl Prices {
         Ok(self)
     }
 
+    /// The same, `factor` times as dear.
+    pub fn times(mut self, factor: f64) -> Self {
+        self.cpu_core_hour *= factor;
+        self.memory_gib_hour *= factor;
+        self.gpus.values_mut().for_each(|dollars| *dollars *= factor);
+        self
+    }
+
     /// Dollars an hour of a container with these GPUs; `None` where they have no price.
     pub fn hour(&self, gpu: &Gpu, container: &Container) -> Option<f64> {
         let gpus = self.gpus.get(&gpu.card.name)? * gpu.count as f64;

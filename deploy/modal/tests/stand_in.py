@@ -86,6 +86,8 @@ def spawned(service, request, reply):
 
 
 def output(service, request, reply):
+    if isinstance(service.outcome, grpclib.GRPCError):  # the server's, not the call's
+        raise service.outcome
     item = reply.outputs.add(idx=0, data_format=api_pb2.DATA_FORMAT_PICKLE)
     if isinstance(service.outcome, BaseException):
         item.result.status, item.result.exception = FAILURE, repr(service.outcome)

@@ -19,6 +19,7 @@ from pathlib import Path
 MODAL = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(MODAL), str(MODAL / "tests")]
 
+import grpclib  # noqa: E402
 from modal_proto import api_pb2  # noqa: E402
 from stand_in import StandIn  # noqa: E402
 
@@ -47,10 +48,10 @@ class WithServer(unittest.TestCase):
         self.server, self.service = server, server.service
         self.service.outcome = DONE
 
-    def modal(self, *words, code=0, outcome=DONE, flags=(), **environment):
+    def modal(self, *words, code=0, outcome=DONE, flags=(), app=MODAL / "app.py", **environment):
         self.service.outcome = outcome
         self.service.seen.clear()
-        command = [sys.executable, "-m", "modal", "run", *flags, MODAL / "app.py", *words]
+        command = [sys.executable, "-m", "modal", "run", *flags, app, *words]
         environment = clean_environment(
             MODAL_SERVER_URL=self.server.url, HOME=str(self.folder), **{**TOKEN, **environment}
         )
@@ -115,7 +116,9 @@ class Client(WithServer):
             (one.resources.gpu_config.gpu_type, one.resources.gpu_config.count) for one in (first, second)
         ]
         self.assertEqual(cards, [("A10", 2), ("L4", 2)])
-        self.assertEqual((first.resources.milli_cpu, first.resources.memory_mb), (4000, 16384))
+        bounds = (first.resources.milli_cpu, first.resources.memory_mb)
+        self.assertEqual(bounds, (4000, 16384))
+        self.assertEqual((first.resources.milli_cpu_max, first.resources.memory_mb_max), bounds)
         self.assertEqual((first.timeout_secs, first.startup_timeout_secs), (3600, 1200))
         policy = first.retry_policy
         found = (policy.retries, policy.initial_delay_ms, policy.backoff_coefficient, policy.max_delay_ms)
@@ -156,7 +159,10 @@ class Client(WithServer):
         self.modal("sweep", "lr.toml", "--parallel", "3", "--gpu", "H100!", "--max-cost=9")
         functions = self.functions()
         for name in ("sweep", "download_data", "export", "sample"):
-            self.assertEqual(functions[name][0].resources.gpu_config.count, 0, name)
+            resources = functions[name][0].resources
+            self.assertEqual(resources.gpu_config.count, 0, name)
+            self.assertEqual(resources.milli_cpu_max, resources.milli_cpu, name)
+            self.assertEqual((resources.memory_mb, resources.memory_mb_max), (4096, 4096), name)
         (sweep,) = functions["sweep"]
         self.assertTrue(sweep.scheduler_placement.nonpreemptible)
         self.assertEqual((sweep.timeout_secs, sweep.retry_policy.retries), (86400, 10))
@@ -273,6 +279,12 @@ class Client(WithServer):
             ("train dit --max-cost 0", "more than 0"),
             ("train dit --max-cost nan", "more than 0"),
             ("train dit --price-per-hour {}", "dollars an hour"),
+            ('train dit --price-per-hour {"A10":Infinity}', "dollars an hour"),
+            ('train dit --max-cost=1 --gpu=L4,T4 --price-per-hour={"L4":1}', "leaves out T4"),
+            ('train dit --max-cost=1 --price-per-hour={"L4":1}', "leaves out A10"),
+            ('sweep lr.toml --shares {"a":0}', "dollars by job"),
+            ('sweep lr.toml --shares {"a":true}', "dollars by job"),
+            ("sweep lr.toml --shares [1]", "dollars by job"),
             ("train dit --run-id ../x", "a folder's name"),
             ("train cat", "invalid choice"),
             ("train dit --runs-dir=x", "is set in the cloud"),
@@ -281,6 +293,8 @@ class Client(WithServer):
             ("sweep lr.toml --parallel 0", "at least 1"),
             ("sweep none.toml", "No such file"),
             ("sample --bread Siamese", "unexpected argument"),
+            ("check it", "unexpected argument"),
+            ("train dit --mlflow=http://me:secret@/@host", "must not hold credentials"),
             ("", "required"),
         ):
             with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit) as end:
@@ -297,6 +311,27 @@ class Client(WithServer):
     def test_help_is_ours(self):
         self.assertIn("train a model", self.modal("--help").stdout)
         self.assertIn("--max-cost", self.modal("train", "--help").stdout)
+        self.assertEqual(self.service.seen, [])
+
+    def test_check_declares_all_of_it_and_needs_neither_token_nor_server(self):
+        nobody = {"MODAL_TOKEN_ID": "", "MODAL_TOKEN_SECRET": ""}
+        done = self.modal("check", **nobody)
+        self.assertEqual((done.stdout, done.stderr), ("the app loads\n", ""))
+        path = self.folder / "tiny-cats"
+        path.write_bytes(b"#!/bin/sh\n")
+        path.chmod(0o755)
+        done = self.modal("check", code=2, TINY_CATS_BINARY=str(path), **nobody)
+        self.assertEqual(done.stderr, f"error: {path}: expected a program for x86-64 Linux\n")
+        # What only a declaration meets: a copy of the app with a delay that Modal does not have.
+        copy = self.folder / "app"
+        shutil.copytree(MODAL, copy, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+        done = self.modal("check", code=2, app=copy / "app.py", **nobody)
+        self.assertRegex(done.stderr, r"^error: .*/src: not found; [^\n]*\n$")
+        settings = (copy / "settings.toml").read_text("utf8")
+        (copy / "settings.toml").write_text(settings.replace("most_delay_s = 60.0", "most_delay_s = 61.0"))
+        path.write_bytes(program())
+        done = self.modal("check", code=1, app=copy / "app.py", TINY_CATS_BINARY=str(path), **nobody)
+        self.assertRegex(done.stderr, r"^error: the app does not load: InvalidError: [^\n]*61[^\n]*\n$")
         self.assertEqual(self.service.seen, [])
 
     def test_without_a_token_it_is_said_what_is_missing(self):
@@ -352,13 +387,13 @@ class Containers(WithServer):
         site.mkdir()
         (site / "sitecustomize.py").write_text(
             "import pathlib, run\n"
-            f"run.Place.__init__.__defaults__ = (pathlib.Path({str(self.folder)!r}), {BINARY!r}, '')\n"
+            f"run.Place.__init__.__defaults__ = (pathlib.Path({str(self.folder)!r}), {BINARY!r}, '', None)\n"
         )
         self.environment = clean_environment(
             MODAL_IS_REMOTE="1",
             MODAL_SERVER_URL=self.server.url,
             MODAL_TASK_ID="ta-1",
-            PYTHONPATH=os.pathsep.join(filter(None, [str(code), str(site), os.environ.get("PYTHONPATH")])),
+            PYTHONPATH=python_path(code, site),
             MODAL_CONTAINER_ARGUMENTS_PATH=str(self.folder / "arguments"),
             HOME=str(self.folder),
         )
@@ -456,18 +491,22 @@ class Containers(WithServer):
         self.assertIsInstance(error, run.Failed)
         self.assertIn("data/nothing", str(error))
 
-    def test_a_sweep_begins_its_jobs_as_calls_of_their_own(self):
+    def sweep_request(self, **about):
         file = 'task = "dit"\ndata = "data/synth"\n[sweep]\nlr = [1e-3, 2e-3]\n'
         asked = options.request_of(options.parse(["train", "dit", "--max-cost=4", "--no-cache"]))
         train = {**asked, "files": {"lr.toml": file}}
-        request = {
+        return {
             "call": "c",
             "train": train,
             "file": "lr.toml",
             "parallel": 2,
             "max_cost": 4,
             "retry_failed": False,
+            **about,
         }
+
+    def test_a_sweep_begins_its_jobs_as_calls_of_their_own(self):
+        request = self.sweep_request()
         self.service.outcome = run.Failed("of this job")
         self.begin("sweep", request).wait(60)
         jobs = [
@@ -494,6 +533,53 @@ class Containers(WithServer):
         # Begun anew with the same input, it knows its calls.
         self.begin("sweep", request).wait(60)
         self.assertEqual(self.service.requests("FunctionMap"), [])
+
+    def test_a_sweep_that_cannot_ask_after_its_jobs_begins_none_twice(self):
+        calls = self.folder / "outputs/runs/sweeps/lr/calls.json"
+        for call, begun in (("c", 2), ("c", 0), ("d", 0)):
+            self.service.outcome = grpclib.GRPCError(grpclib.Status.PERMISSION_DENIED, "not now")
+            self.begin("sweep", self.sweep_request(call=call)).wait(60)
+            self.assertEqual(len(self.service.requests("FunctionMap")), begun, self.log())
+            (result,) = self.outputs()
+            self.assertEqual(result.status, api_pb2.GenericResult.GENERIC_STATUS_FAILURE)
+            self.assertIn("not now", result.exception)
+            noted = json.loads(calls.read_text()).values()
+            self.assertEqual([set(call) for call in noted], [{"sweep", "id"}] * 2)
+        # A call that Modal has forgotten has ended, and another sweep may begin its job anew.
+        self.service.outcome = grpclib.GRPCError(grpclib.Status.NOT_FOUND, "forgotten")
+        self.begin("sweep", self.sweep_request(call="d")).wait(60)
+        self.assertEqual(len(self.service.requests("FunctionMap")), 2, self.log())
+        self.assertEqual({call["outcome"] for call in json.loads(calls.read_text()).values()}, {"failed"})
+
+
+class Samples(unittest.TestCase):
+    def test_a_batch_shares_the_cores_and_a_picture_has_a_process(self):
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        script = folder / "tiny-cats"
+        # Its picture is what it was asked for: threads, breed, seed, count.
+        script.write_text('#!/bin/sh\necho "$RAYON_NUM_THREADS $2 $3 $4" >"${5#--output=}x.png"\n')
+        script.chmod(0o755)
+        places = f"(run.Path({str(folder)!r}), {str(script)!r}, '', None)"
+        lines = (
+            f"import run; run.Place.__init__.__defaults__ = {places}\n"
+            "import app; draw = app.sample.local\n"
+            "for n in (1, 3, 8): print([p.decode() for p in draw([None] * n, ['Bengal'] * n, [*range(n)])])"
+        )
+        environment = clean_environment(PYTHONPATH=python_path(MODAL), HOME=str(folder))
+        environment.pop("RAYON_NUM_THREADS", None)
+        done = subprocess.run(
+            [sys.executable, "-c", lines], env=environment, cwd=folder, capture_output=True, text=True
+        )
+        expected = [
+            [f"{threads} --breed=Bengal --seed={seed} --count=1\n" for seed in range(count)]
+            for count, threads in ((1, 4), (3, 1), (8, 1))
+        ]
+        self.assertEqual(done.stdout.splitlines(), list(map(repr, expected)), done.stderr)
+
+
+def python_path(*folders):
+    """These, and where modal may be."""
+    return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))
 
 
 def program(glibc=(), libraries=(), machine=b"\x3e\x00"):

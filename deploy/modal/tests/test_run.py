@@ -4,6 +4,8 @@ TINY_CATS_BINARY_FOR_TESTS names the program, as built by `cargo build`.
 """
 
 import ast
+import contextlib
+import io
 import json
 import os
 import re
@@ -15,12 +17,12 @@ import tempfile
 import time
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 MODAL = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(MODAL))
 
-import local  # noqa: E402
 import run  # noqa: E402
 
 BINARY = os.environ.get("TINY_CATS_BINARY_FOR_TESTS")
@@ -69,21 +71,22 @@ class Cloud:
         path.chmod(0o755)
         return path
 
-    def start(self, *words):
+    def start(self, *words, heartbeat=0.05):
         command = [sys.executable, MODAL / "local.py", "--root", self.root, "--binary", self.binary]
         environment = {**os.environ, **SECRETS, "PATH": f"{self.root}/bin:{os.environ['PATH']}"}
         self.calls_before = set(self.root.glob("calls/*"))
         with open(self.log, "a") as log:
             return subprocess.Popen(
-                [*map(str, command), "--heartbeat=0.05", "--initial-delay=0.05", *map(str, words)],
+                [*map(str, command), f"--heartbeat={heartbeat}", "--initial-delay=0.05", *map(str, words)],
                 stdout=log,
                 stderr=log,
                 env=environment,
                 start_new_session=True,
             )
 
-    def train(self, *words, steps=STEPS):
-        return self.start("train", "dit", "data/synth", "--run-id=r", f"--steps={steps}", *SMOKE, *words)
+    def train(self, *words, steps=STEPS, **options):
+        words = ("--run-id=r", f"--steps={steps}", *SMOKE, *words)
+        return self.start("train", "dit", "data/synth", *words, **options)
 
     def finish(self, process, code):
         try:
@@ -130,15 +133,28 @@ class Cloud:
         lines = (self.root / "engine.txt").read_text().splitlines()
         return [line for line in lines if line.startswith("train ") and "--worker" not in line]
 
+    def begun_at(self):
+        """The steps that the engine went on from, one for each time."""
+        return [int(match[1]) for match in re.finditer(r"steps (\d+) to", self.log.read_text())]
+
     def released(self):
         return [(self.root / "outputs/runs/r" / name).read_bytes() for name in RELEASED]
+
+    def committed(self):
+        """The newest step that each container has made durable."""
+        newest = {}
+        for line in (self.root / "commits.jsonl").read_text().splitlines():
+            about = json.loads(line)
+            states = [int(re.search(r"_step_(\d+)", name)[1]) for name in about["states"]]
+            newest[about["container"]] = max(states, default=0)
+        return list(newest.values())
 
     def commits(self):
         return [json.loads(line)["states"] for line in (self.root / "commits.jsonl").read_text().splitlines()]
 
 
 def setUpModule():
-    global DATA, HOME, ALONE
+    global DATA, HOME, ALONE, ALONE_S
     HOME = tempfile.TemporaryDirectory(prefix="tiny-cats-modal-")
     unittest.addModuleCleanup(HOME.cleanup)
     DATA = Path(HOME.name) / "data"
@@ -148,6 +164,7 @@ def setUpModule():
         capture_output=True,
     )
     # What a run that is left alone releases: the same program, without anything around it.
+    begun = time.monotonic()
     subprocess.run(
         [
             BINARY,
@@ -164,6 +181,7 @@ def setUpModule():
         check=True,
         capture_output=True,
     )
+    ALONE_S = time.monotonic() - begun
     ALONE = [(Path(HOME.name) / "runs/r" / name).read_bytes() for name in RELEASED]
 
 
@@ -189,7 +207,7 @@ class Training(unittest.TestCase):
         self.assertEqual((record["status"], record["preemptions"], record["error"]), ("finished", 2, None))
         self.assertEqual(cloud.released(), ALONE)
         self.assertEqual(cloud.log.read_text().count("stopped at step"), 2, "the engine is asked, not killed")
-        steps = [int(match[1]) for match in re.finditer(r"steps (\d+) to", cloud.log.read_text())]
+        steps = cloud.begun_at()
         self.assertEqual(len(steps), 4)
         self.assertEqual(steps[0], 0)
         self.assertTrue(
@@ -203,18 +221,118 @@ class Training(unittest.TestCase):
             {f"dit_step_{step:08}.safetensors" for step in range(2, STEPS + 1, 2)}, committed
         )
 
-    def test_an_attempt_that_ran_out_of_time_is_retried_and_goes_on(self):
+    def test_attempts_that_ran_out_of_time_are_retried_and_go_on(self):
         cloud = self.cloud()
-        process = cloud.train("--max-retries=1")
-        cloud.attempt(process, 1)
-        until(cloud.states, "a training state", process)
-        # The engine stops by itself as it does when its time is up, with the same exit code.
-        engine = until(lambda: engine_of(cloud), "the engine", process)
-        os.kill(engine, signal.SIGTERM)
-        cloud.finish(process, 0)
-        self.assertEqual(cloud.outcomes(), ["timed out", "finished"])
-        self.assertIn("retry 1 of 1", cloud.log.read_text())
+        # The engine gets half of it, which is half of what the whole training takes.
+        timeout = max(4, round(ALONE_S))
+        cloud.finish(cloud.train("--max-retries=10", f"--timeout={timeout}"), 0)
+        *before, last = cloud.outcomes()
+        self.assertEqual((set(before), last), ({"timed out"}, "finished"))
+        self.assertIn("retry 1 of 10", cloud.log.read_text())
+        # What an attempt has computed is saved when it stops: no step is done twice.
+        stopped = [int(match[1]) for match in re.finditer(r"stopped at step (\d+)", cloud.log.read_text())]
+        self.assertEqual(cloud.begun_at(), [0, *stopped])
+        self.assertGreater(max(stopped), 0)
         self.assertEqual(cloud.released(), ALONE)
+
+    def test_attempts_that_the_timeout_kills_go_on_from_what_was_committed(self):
+        cloud = self.cloud()
+        # An engine that knows of no time, and so does not stop by itself.
+        cloud.script(
+            "tiny-cats",
+            'for word; do shift; case $word in --max-time=*) ;; *) set -- "$@" "$word";; esac; done\n'
+            f'exec {BINARY} "$@"',
+        )
+        timeout = max(3, round(ALONE_S * 0.6))
+        cloud.finish(cloud.train("--max-retries=10", f"--timeout={timeout}"), 0)
+        *before, last = cloud.outcomes()
+        self.assertEqual((set(before), last), ({"lost"}, "finished"))
+        # A state is there every two steps, so that no more than two and the one at work are done twice.
+        begun, committed = cloud.begun_at(), cloud.committed()
+        for start, state in zip(begun[1:], committed, strict=False):
+            self.assertGreaterEqual(start, state)
+        self.assertEqual((begun[0], committed[-1]), (0, STEPS))
+        self.assertGreater(max(begun), 0)
+        self.assertEqual(cloud.released(), ALONE)
+
+    def test_what_the_engine_gave_up_on_is_tried_again_with_the_cores_shared_among_the_gpus(self):
+        cloud = self.cloud()
+        cloud.script(
+            "tiny-cats",
+            f'[ "$1" = train ] || exit 1; echo "$RAYON_NUM_THREADS $@" >>{cloud.root}/engine.txt\n'
+            f"[ $(wc -l <{cloud.root}/engine.txt) = 1 ] || exit 2; echo 'error: no disk' >&2; exit 74",
+        )
+        cloud.finish(cloud.train("--max-retries=1"), 1)
+        self.assertEqual(cloud.outcomes(), ["failed", "failed"])
+        log = cloud.log.read_text()
+        self.assertIn("error: MayPass: no disk", log)
+        self.assertIn("retry 1 of 1", log)
+        lines = (cloud.root / "engine.txt").read_text().splitlines()
+        self.assertEqual(len(lines), 2)
+        for line in lines:
+            self.assertTrue(line.startswith("4 train dit ") and "--num-workers=4" in line, line)
+        with mock.patch.dict(os.environ):
+            os.environ.pop("RAYON_NUM_THREADS", None)
+            for gpu, words, found in (
+                ("A10:2", [], ("2", ["--num-workers=2"])),
+                ("A10:8", [], ("1", ["--num-workers=1"])),
+                ("T4", ["--num-workers", "7"], ("4", ["--num-workers"])),
+            ):
+                self.assertEqual(asked_of_the_engine(gpu, words), found)
+            os.environ["RAYON_NUM_THREADS"] = "3"
+            self.assertEqual(asked_of_the_engine("A10:2", [])[0], "3")
+
+    def test_a_damaged_record_is_neither_believed_nor_overwritten(self):
+        request = {"call": "c", "run": "r", "arguments": [], "timeout": 60}
+        whole = {"begun": 1, "ended": None, "price_per_hour": None, "outcome": "running"}
+        for text in (
+            "",
+            '{"attempts": [{"beg',
+            "null",
+            "[]",
+            "{}",
+            '{"attempts": [{}]}',
+            '{"attempts": []}',
+            json.dumps({"attempts": [{**whole, "begun": "now"}]}),
+            json.dumps({"attempts": [{**whole, "price_per_hour": -1}]}),
+            json.dumps({"attempts": [{**whole, "outcome": None}]}),
+            json.dumps({"attempts": [whole], "heartbeat": "now"}),
+        ):
+            with tempfile.TemporaryDirectory() as folder, mock.patch.object(run, "engine") as engine:
+                path = Path(folder) / "outputs/runs/r/cloud.json"
+                path.parent.mkdir(parents=True)
+                path.write_text(text)
+                with self.assertRaisesRegex(run.Failed, "^cloud.json is damaged: .*, remove it to", msg=text):
+                    run.train("dit", request, run.Place(Path(folder)), lambda: None)
+                self.assertEqual(path.read_text(), text)
+                engine.assert_not_called()
+
+    def test_a_run_that_another_call_trains_is_left_to_it(self):
+        cloud = self.cloud()
+        process = cloud.train(heartbeat=30)
+        cloud.attempt(process, 1)
+        cloud.next_state(process)
+        until(lambda: (cloud.root / "outputs/runs/r/cloud.json").exists(), "its record", process)
+        other = cloud.train("--max-retries=0", heartbeat=30)
+        self.assertEqual(other.wait(120), 1)
+        self.assertIsNone(process.poll(), "the first one is still at work")
+        self.assertIn("error: Failed: another call trains this run", cloud.log.read_text())
+        self.assertEqual((cloud.outcomes(), cloud.record()["heartbeat_s"]), (["running"], 30))
+        cloud.finish(process, 0)
+        self.assertEqual((cloud.outcomes(), len(cloud.trainings())), (["finished"], 1))
+        self.assertEqual(cloud.released(), ALONE)
+
+    def test_a_run_whose_heart_stands_still_is_free(self):
+        for call, age, free in (("d", 0, False), ("d", 85, False), ("d", 91, True), ("c", 0, True)):
+            with tempfile.TemporaryDirectory() as folder:
+                path, now = Path(folder) / "cloud.json", time.time()
+                begun = {"begun": now - 100, "ended": None, "price_per_hour": 1, "outcome": "running"}
+                known = {"status": "running", "call": call, "heartbeat": now - age, "heartbeat_s": 30}
+                path.write_text(json.dumps({**known, "attempts": [begun]}))
+                with contextlib.nullcontext() if free else self.assertRaisesRegex(run.Failed, "another call"):
+                    run.Record(path, {"call": "c", "gpu": "A10"}).begin("A10", 1)
+                outcomes = [attempt["outcome"] for attempt in run.read_json(path)["attempts"]]
+                self.assertEqual(outcomes, ["lost", "running"] if free else ["running"])
 
     def test_the_engine_stops_before_the_timeout_and_what_still_hangs_then_is_killed(self):
         cloud = self.cloud()
@@ -287,12 +405,12 @@ class Training(unittest.TestCase):
         self.addCleanup(shutil.rmtree, folder)
         commits = []
         request = {"call": "c", "run": "r", "arguments": [], "timeout": 60}
-        for error, outcome in (
-            (MemoryError, "failed"),
-            (InputCancellation, "cancelled"),
-            (KeyboardInterrupt, "preempted"),
+        for error, raised, outcome in (
+            (MemoryError, run.Ended, "failed"),
+            (InputCancellation, InputCancellation, "cancelled"),
+            (KeyboardInterrupt, KeyboardInterrupt, "preempted"),
         ):
-            with mock.patch.object(run, "engine", side_effect=error), self.assertRaises(error):
+            with mock.patch.object(run, "engine", side_effect=error), self.assertRaises(raised):
                 run.train("dit", request, run.Place(folder), lambda: commits.append(1))
             record = json.loads((folder / "outputs/runs/r/cloud.json").read_text())
             self.assertEqual((record["status"], record["attempts"][-1]["outcome"]), ("stopped", outcome))
@@ -309,12 +427,18 @@ class InputCancellation(BaseException):
     """Like Modal's."""
 
 
-def engine_of(cloud):
-    """The engine's outer process: the child of the newest attempt."""
-    for pid in cloud.known:
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            if local.parent(stat) == pid:
-                return int(stat.parent.name)
+def asked_of_the_engine(gpu, words):
+    """How many threads it is to have, and what it is told of its workers."""
+    request = {"call": "c", "run": "r", "arguments": words, "timeout": 60, "gpu": gpu}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(run, "engine", side_effect=run.Unfinished) as engine,
+        contextlib.suppress(run.Unfinished),
+    ):
+        run.train("dit", request, run.Place(Path(folder)), lambda: None)
+    place, arguments = engine.call_args.args
+    about = [word for word in arguments if word.startswith("--num-workers")]
+    return place.options()["env"]["RAYON_NUM_THREADS"], about
 
 
 class Prices(unittest.TestCase):
@@ -327,8 +451,8 @@ class Prices(unittest.TestCase):
         "memory_gib_hour": 0.01,
     }
 
-    def hourly(self, devices, gpu="A10", asked=None, listed=LISTED):
-        return run.hourly(devices, gpu, asked, listed)
+    def hourly(self, devices, gpu="A10", asked=None, listed=LISTED, region=None):
+        return run.hourly(devices, gpu, asked, listed, region)
 
     def test_the_card_that_is_there_counts_with_cores_and_memory(self):
         rest = 4 * 0.05 + 16 * 0.01
@@ -347,8 +471,41 @@ class Prices(unittest.TestCase):
         self.assertEqual(self.hourly(["NVIDIA A100-SXM4-40GB"], asked={"A10": 9, "A100:1": 8}), 8)
         asked = {"H200": {"hour": 7, "device": "H200"}, "H100": {"hour": 8, "device": "H100"}}
         self.assertEqual(self.hourly(["NVIDIA H200"], asked=asked, listed=None), 7)
-        self.assertEqual(self.hourly(["Tesla V100"], asked={"A10": 9, "L4": 12}), 12, "the dearest it may be")
         self.assertEqual(self.hourly([], asked={"A10": 9}, listed=None), 9)
+        # An unlisted card is the dearest that was asked for, and of no price if one of these has none.
+        v100, asked = ["Tesla V100"], {"A10": 9, "L4": 12, "B200": 99}
+        self.assertEqual(self.hourly(v100, "A10,L4", asked), 12)
+        self.assertEqual(self.hourly(v100, "A10", asked), 9)
+        self.assertEqual(self.hourly(v100, "A10:2,L4:2", {"A10:2": 9, "L4:2": 8}), 9)
+        self.assertIsNone(self.hourly(["NVIDIA RTX PRO 6000"], "RTX-PRO-6000,L4", {"L4": 1.1168}))
+
+    def test_a_region_that_was_asked_for_costs_more_unless_the_caller_has_said_what(self):
+        there = self.hourly(["NVIDIA A10"], region="eu")
+        self.assertAlmostEqual(there, self.hourly(["NVIDIA A10"]) * run.SETTINGS["price"]["region"])
+        self.assertEqual(self.hourly(["NVIDIA A10"], asked={"A10": 9}, region="eu"), 9)
+        request = {"gpu": "A10", "region": "eu"}
+        listed = SimpleNamespace(returncode=0, stdout=json.dumps(self.LISTED))
+        with (
+            mock.patch.object(run, "gpus_here", return_value=["NVIDIA A10"]),
+            mock.patch.object(run.Place, "run", return_value=listed),
+        ):
+            self.assertEqual(run.price(run.Place(), request), ("NVIDIA A10", there))
+
+
+class Credentials(unittest.TestCase):
+    def test_an_address_with_a_password_is_refused_and_others_are_not(self):
+        for word in (
+            "http://u:p@h/",
+            "http://u:p/w@h",
+            "--mlflow=http://u:p?w#x@h",
+            "http://token@h/x",
+            "http://u:p@w@h",
+            "postgres://u:/@h",
+        ):
+            with self.assertRaises(run.Failed, msg=word):
+                run.refuse_credentials(["train", word])
+        ordinary = "http://h/ http://h:5000/x http://h/a@b http://h?mail=a@b me@h a:b@c --x=1:2@3"
+        run.refuse_credentials(ordinary.split())
 
 
 class Files(unittest.TestCase):
@@ -386,6 +543,16 @@ class Sweeps(unittest.TestCase):
             'log-file = ["a.log", "nowhere/a.log"]\n'
         )
 
+    def test_a_job_whose_keeper_was_killed_has_ended(self):
+        cloud = self.cloud
+        process = cloud.start("sweep", "lr.toml", "--parallel=1", "--max-retries=0")
+        folder = until(lambda: next(cloud.root.glob("calls/*/attempt"), None), "a job", process).parent
+        os.killpg(run.read_json(folder / "pid"), signal.SIGKILL)
+        cloud.finish(process, 0)
+        calls = run.read_json(cloud.root / "outputs/runs/sweeps/lr/calls.json").values()
+        gone = [call["id"] for call in calls if call.get("error") == "nobody keeps this call any more"]
+        self.assertEqual(gone, [folder.name])
+
     def test_a_sweep_outlives_its_orchestrator_and_a_job_that_fails_ends_no_other(self):
         cloud, words = self.cloud, ("sweep", "lr.toml", "--parallel=2", "--max-retries=0")
         process, folder = cloud.start(*words), cloud.root / "outputs/runs/sweeps/lr"
@@ -416,6 +583,64 @@ class Sweeps(unittest.TestCase):
         cloud.finish(cloud.start(*words, "--retry-failed"), 0)
         self.assertEqual(len(cloud.trainings()), 6)
         self.assertTrue(all("--log-file=nowhere" in line for line in cloud.trainings()[4:]))
+
+
+class SweepCalls(unittest.TestCase):
+    """A sweep's calls, with a program that knows two jobs and a cloud that answers at once."""
+
+    NAMES = ("a", "b")
+
+    def setUp(self):
+        self.place = run.Place(Path(self.enterContext(tempfile.TemporaryDirectory())))
+        jobs = [{"name": name, "arguments": ["train", "dit"]} for name in self.NAMES]
+        answer = SimpleNamespace(returncode=0, stdout=json.dumps(jobs))
+        self.enterContext(mock.patch.object(run.Place, "run", return_value=answer))
+        self.enterContext(contextlib.redirect_stdout(io.StringIO()))
+        self.calls, self.asked = self.place.outputs / "runs/sweeps/lr/calls.json", []
+
+    def sweep(self, error, ended=lambda error: False, **more):
+        train = {"files": {}, "arguments": []}
+        request = {"call": "c", "train": train, "file": "lr.toml", "parallel": 2, "max_cost": 8, **more}
+        call = SimpleNamespace(id="fc", get=mock.Mock(side_effect=error))
+
+        def spawn(task, job):
+            self.asked.append((job["run"], job["max_cost"]))
+            return call
+
+        request = {**request, "retry_failed": False}
+        run.sweep(request, self.place, lambda: None, lambda: None, spawn, lambda id: call, ended)
+
+    def test_a_job_may_cost_its_share(self):
+        for number, (shares, found) in enumerate(((None, [4, 4]), ({"a": 2.5, "b": 5, "c": 1}, [2.5, 5]))):
+            self.asked.clear()
+            with self.assertRaisesRegex(run.Failed, "0 of 2 jobs"):
+                self.sweep(run.Failed("no"), call=str(number), shares=shares)
+            self.assertEqual(self.asked, list(zip(self.NAMES, found, strict=True)))
+        with self.assertRaisesRegex(run.Failed, "^--shares says nothing of b$"):
+            self.sweep(run.Failed("no"), call="c", shares={"a": 1})
+        self.assertEqual(len(self.asked), 2)
+
+    def test_a_call_that_could_not_be_asked_has_not_ended(self):
+        for call in ("c", "c", "d"):
+            with self.assertRaisesRegex(ConnectionError, "lost"):
+                self.sweep(ConnectionError("lost"), call=call)
+            noted = run.read_json(self.calls)
+            self.assertEqual(noted, {name: {"sweep": "c", "id": "fc"} for name in self.NAMES})
+        self.assertEqual(len(self.asked), 2)
+        # But one of which Modal says so has.
+        with self.assertRaises(run.Failed):
+            self.sweep(LookupError("forgotten"), lambda error: isinstance(error, LookupError))
+        noted = run.read_json(self.calls)
+        found = {(call["outcome"], call["error"]) for call in noted.values()}
+        self.assertEqual(found, {("failed", "forgotten")})
+
+    def test_begun_jobs_are_not_forgotten_because_their_list_is_damaged(self):
+        self.calls.parent.mkdir(parents=True)
+        for text in ("", "null", "[]", '{"a": {}}', '{"a": 1}'):
+            self.calls.write_text(text)
+            with self.assertRaisesRegex(run.Failed, "^calls.json is damaged: .*, remove it", msg=text):
+                self.sweep(run.Failed("no"))
+            self.assertEqual((self.asked, self.calls.read_text()), ([], text))
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether Modal's client can load the app, whose program is looked at then.
+/// Whether Modal's client can load the app, all of it: the program for its image is looked at then.
 fn loads() -> Result<String, String> {
     let app = app().map_err(|error| error.to_string())?;
-    modal::ask_app(&app, &["--help"]).map_err(|error| error.to_string())?;
+    modal::ask_app(&app, &["check"]).map_err(|error| error.to_string())?;
     let program = app.program.as_ref().map_or_else(
         || "whose program is built from this clone".to_owned(),
         |path| format!("with {}", path.display()),

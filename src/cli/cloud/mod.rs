@@ -7,10 +7,16 @@ mod train;
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::ArgMatches;
+use sha2::{Digest, Sha256};
 
-use crate::cloud::{App, Settings, modal};
+use super::plan::Where;
+use crate::{
+    cloud::{App, Settings, modal},
+    data::hex,
+    plan::{Prices, rules},
+};
 
 /// What `tiny-cats cloud` is called with.
 #[derive(clap::Args, Debug)]
@@ -40,8 +46,8 @@ enum Command {
 /// Where, how long and for how much something is trained.
 #[derive(clap::Args, Debug)]
 struct Bounds {
-    /// The longest that one attempt may take, at most 24h [default: by the plan]
-    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Cloud")]
+    /// The longest that one attempt may take, such as 4h, or in seconds; at most 24h [default: by the plan]
+    #[arg(long, value_parser = seconds, value_name = "TIME", help_heading = "Cloud")]
     timeout: Option<Duration>,
     /// Do not start if more is expected to be spent, and stop when so much is
     #[arg(long, value_name = "USD", help_heading = "Cloud")]
@@ -58,13 +64,25 @@ struct Bounds {
 }
 
 impl Bounds {
+    /// What is paid there.
+    ///
+    /// # Errors
+    /// When the price list makes no sense.
+    fn prices(&self, asked: &Where) -> anyhow::Result<Prices> {
+        let prices = asked.prices()?;
+        let dearer = Settings::default().price.region;
+        Ok(if self.region.is_some() { prices.times(dearer) } else { prices })
+    }
+
     /// # Errors
     /// Naming the first flag that makes no sense.
     fn validate(&self, max_retries: u64, settings: &Settings) -> anyhow::Result<()> {
         let longest = Duration::from_secs_f64(settings.time.longest_attempt_s);
-        if let Some(timeout) = self.timeout.filter(|t| *t > longest || t.as_secs() < SHORTEST) {
-            let [longest, found] = [longest, timeout].map(humantime::format_duration);
-            bail!("--timeout: expected {SHORTEST}s to {longest}, found {found}");
+        // Enough to begin, to get on a little, and to stop.
+        let shortest = Duration::from_secs_f64(rules::START_S + settings.time.stop_before_s + 60.0);
+        if let Some(timeout) = self.timeout.filter(|timeout| !(shortest..=longest).contains(timeout)) {
+            let [shortest, longest, found] = [shortest, longest, timeout].map(humantime::format_duration);
+            bail!("--timeout: expected {shortest} to {longest}, found {found}");
         }
         let most = settings.retries.most;
         if max_retries > most {
@@ -83,8 +101,13 @@ impl Bounds {
     }
 }
 
-/// Seconds that an attempt must be given to get anywhere.
-const SHORTEST: u64 = 60;
+/// A duration such as `4h`, or plain seconds, as the app takes them.
+fn seconds(text: &str) -> Result<Duration, humantime::DurationError> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    }
+}
 
 /// Runs it; `matches` are those of the whole command line.
 ///
@@ -123,11 +146,17 @@ fn modal_run(app: &App, name: &str, detach: bool) -> Vec<String> {
     words.into_iter().flatten().chain([app.file.to_string_lossy().into_owned()]).collect()
 }
 
-/// What the app is called while it works on a run, so that it is found again: Modal takes at most 64 letters, digits, -, _ and dots.
+/// What the app is called while it works on a run, so that it is found again: Modal takes at most 64 letters, digits, -, _ and dots. Where that
+/// is not all of the run's name, a hash of it tells it from others.
 fn app_name(run: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
-    let name = Settings::default().app.name;
-    format!("{name}-{run}").chars().map(plain).take(64).collect()
+    let whole = format!("{}-{run}", Settings::default().app.name);
+    let name: String = whole.chars().map(plain).collect();
+    if name == whole && name.len() <= 64 {
+        return name;
+    }
+    let hash = hex(&Sha256::digest(run)[..4]);
+    name.chars().take(55).collect::<String>() + "-" + &hash
 }
 
 /// A command as a shell takes it.
@@ -156,6 +185,35 @@ fn listed(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
         Some((name, entry["type"] == "dir"))
     };
     Ok(entries.iter().filter_map(entry).collect())
+}
+
+/// A file of a run that is in the volume at `runs/PATH`, if it is there.
+fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
+    let volume = Settings::default().app.output_volume;
+    match modal::ask(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
+        Err(modal::Error::NotFound(_)) => Ok(None),
+        said => said.map(Some),
+    }
+}
+
+/// The id of the app of this name, if it works.
+fn working(name: &str) -> anyhow::Result<Option<String>> {
+    let said = modal::ask(&["app", "list", "--json"])?;
+    let apps: Vec<serde_json::Value> =
+        serde_json::from_slice(&said).context("modal app list: expected JSON")?;
+    let works = |app: &&serde_json::Value| {
+        let state = app["state"].as_str().unwrap_or_default();
+        app["description"] == name && !state.starts_with("stop")
+    };
+    Ok(apps.iter().find(works).and_then(|app| Some(app["app_id"].as_str()?.to_owned())))
+}
+
+/// Refuses to start what an app works on already: two would get into each other's way.
+fn needs_peace(name: &str) -> anyhow::Result<()> {
+    match working(&app_name(name))? {
+        None => Ok(()),
+        Some(app) => bail!("{name}: the app {app} works on it already; modal app stop {app} ends that"),
+    }
 }
 
 /// Refuses to start where there is no data.

@@ -4,13 +4,14 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::SystemTime,
 };
 
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::{Value, json};
 
-use super::{app_name, listed};
+use super::{app_name, file, listed, working};
 use crate::{
     checkpoint::{
         WhichWeights,
@@ -21,7 +22,8 @@ use crate::{
         table::{clean, table},
     },
     cloud::{RECORD, Record, Settings, modal},
-    train::folder::{self, LOG, RUNS, Status as RunStatus},
+    sweep::SWEEPS,
+    train::folder::{self, LOG, Lock, RUNS, Status as RunStatus},
 };
 
 /// What `tiny-cats cloud status` is called with.
@@ -67,42 +69,62 @@ pub struct Stop {
 /// What is printed of a text that comes from elsewhere.
 const MOST: usize = 200;
 
-/// A run in the volume, as far as it is known.
-struct Run {
+/// Runs that are asked for at once.
+const AT_ONCE: usize = 8;
+
+/// Where a run is: its folder below `runs/` in the volume, and what its app is called by.
+struct Place {
     id: String,
-    record: Option<folder::Record>,
-    cloud: Option<Record>,
+    folder: String,
+    app: String,
 }
 
-/// A file of a run.
-fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
-    let volume = Settings::default().app.output_volume;
-    match modal::ask(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
-        Err(modal::Error::NotFound(_)) => Ok(None),
-        said => said.map(Some),
+impl Place {
+    /// That of a run, or of a sweep's job as `sweeps/NAME/JOB`.
+    ///
+    /// # Errors
+    /// When it is no name of either.
+    fn of(id: &str) -> anyhow::Result<Self> {
+        let parts: Vec<&str> = id.split('/').collect();
+        let (folder, app) = match parts[..] {
+            [run] => (run.to_owned(), run.to_owned()),
+            [SWEEPS, sweep, job] => (format!("{SWEEPS}/{sweep}/{job}/{job}"), format!("sweep-{sweep}")),
+            [SWEEPS, sweep] => (format!("{SWEEPS}/{sweep}"), format!("sweep-{sweep}")),
+            _ => bail!("{}: expected a run's name, or sweeps/NAME/JOB", clean(id, MOST)),
+        };
+        let names = if parts.len() > 1 { &parts[1..] } else { &parts[..] };
+        if !names.iter().all(|name| folder::is_id(name)) {
+            bail!("{}: expected a run's name, such as tiny-cats cloud status lists", clean(id, MOST));
+        }
+        Ok(Self { id: id.to_owned(), folder, app })
     }
+}
+
+/// A run in the volume, as far as it is known.
+struct Run {
+    place: Place,
+    record: Option<folder::Record>,
+    cloud: Option<Record>,
 }
 
 impl Run {
     /// # Errors
     /// When Modal cannot be asked, or there is no such run.
     fn load(id: &str) -> anyhow::Result<Self> {
-        if !folder::is_id(id) {
-            bail!("{}: expected a run's name, such as tiny-cats cloud status lists", clean(id, MOST));
-        }
-        let record = file(id, folder::RECORD)?;
-        let cloud = file(id, RECORD)?;
+        let place = Place::of(id)?;
+        let (record, cloud) = (file(&place.folder, folder::RECORD)?, file(&place.folder, RECORD)?);
         if record.is_none() && cloud.is_none() {
             let volume = Settings::default().app.output_volume;
             let known = listed(&volume, "/runs").unwrap_or_default();
-            let near = crate::nearest::nearest(id, known.iter().map(|entry| entry.0.as_str()));
+            let others = known.iter().map(|entry| entry.0.as_str()).filter(|other| *other != id);
+            let near = crate::nearest::nearest(id, others);
             let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
             bail!("{id}: there is no such run in the volume {volume}{near}");
         }
         let record = record.map(|text| serde_json::from_slice(&text)).transpose();
         let record = record.with_context(|| format!("{id}/{}", folder::RECORD))?;
         let cloud = cloud.map(|text| Record::parse(&Path::new(id).join(RECORD), &text)).transpose()?;
-        Ok(Self { id: id.to_owned(), record, cloud })
+        Ok(Self { place, record, cloud })
     }
 
     /// Whether all that it was to do is done.
@@ -112,8 +134,9 @@ impl Run {
     }
 
     fn status(&self) -> &str {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         match (&self.cloud, &self.record) {
-            (Some(cloud), _) => &cloud.status,
+            (Some(cloud), _) => cloud.status_at(now, Settings::default().time.heartbeat_s),
             (None, Some(record)) if record.status == RunStatus::Finished => "finished",
             _ => "unknown",
         }
@@ -129,7 +152,7 @@ impl Run {
     }
 
     fn json(&self) -> Value {
-        json!({"id": self.id, "status": self.status(), "record": self.record, "cloud": self.cloud})
+        json!({"id": self.place.id, "status": self.status(), "record": self.record, "cloud": self.cloud})
     }
 }
 
@@ -156,35 +179,60 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     // Names begin with the time, unless they were given.
     names.sort();
     let newest = names.split_off(names.len().saturating_sub(args.count));
-    let runs: Vec<Run> = newest.iter().map(|name| Run::load(name)).collect::<Result<_, _>>()?;
+    let mut runs: Vec<anyhow::Result<Run>> = Vec::new();
+    for some in newest.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = some.iter().map(|name| scope.spawn(|| Run::load(name))).collect();
+            let gone = || Err(anyhow::anyhow!("could not be asked for"));
+            runs.extend(asked.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())));
+        });
+    }
+    // Who cannot be asked for one cannot be asked for any; what cannot be read is one of many.
+    if let Some(error) = runs.iter().position(|run| run.as_ref().is_err_and(|e| e.is::<modal::Error>())) {
+        return runs.swap_remove(error).map(|_| ExitCode::FAILURE);
+    }
+    let both = newest.iter().zip(&runs);
     if args.json {
-        print(&pretty(&runs.iter().map(Run::json).collect())?)?;
+        let row = |(name, run): (&String, &anyhow::Result<Run>)| match run {
+            Ok(run) => run.json(),
+            Err(error) => json!({"id": name, "status": "unreadable", "error": error.to_string()}),
+        };
+        print(&pretty(&both.map(row).collect())?)?;
     } else if runs.is_empty() {
         print(&format!("there are no runs in the volume {volume}\n"))?;
     } else {
-        let row = |run: &Run| {
-            let cloud = run.cloud.clone().unwrap_or_default();
-            vec![
-                run.id.clone(),
-                clean(run.status(), 20),
-                run.steps(),
-                clean(cloud.gpu.as_deref().unwrap_or_default(), 40),
-                cloud.attempts.len().to_string(),
-                cloud.preemptions.to_string(),
-                format!("{:.2}", cloud.seconds / 3600.0),
-                cloud.dollars.map_or_else(String::new, |dollars| format!("{dollars:.2}")),
-                clean(run.error(), MOST),
-            ]
-        };
-        let rows: Vec<Vec<String>> = runs.iter().map(row).collect();
         let head = ["id", "status", "steps", "gpu", "attempts", "preemptions", "hours", "$", "error"];
+        let rows: Vec<Vec<String>> = both.map(|(name, run)| row(name, run)).collect();
         print(&table(&head, &rows))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
+fn row(name: &str, run: &anyhow::Result<Run>) -> Vec<String> {
+    let run = match run {
+        Ok(run) => run,
+        Err(error) => {
+            let unknown = vec![String::new(); 6];
+            let (name, error) = (name.to_owned(), clean(&format!("{error:#}"), MOST));
+            return [vec![name, "unreadable".into()], unknown, vec![error]].concat();
+        }
+    };
+    let cloud = run.cloud.clone().unwrap_or_default();
+    vec![
+        run.place.id.clone(),
+        clean(run.status(), 20),
+        run.steps(),
+        clean(cloud.gpu.as_deref().unwrap_or_default(), 40),
+        cloud.attempts.len().to_string(),
+        cloud.preemptions.to_string(),
+        format!("{:.2}", cloud.seconds / 3600.0),
+        cloud.dollars.map_or_else(String::new, |dollars| format!("{dollars:.2}")),
+        clean(run.error(), MOST),
+    ]
+}
+
 fn about(run: &Run) -> String {
-    let mut said = format!("run       {}\nstatus    {}\n", run.id, clean(run.status(), 20));
+    let mut said = format!("run       {}\nstatus    {}\n", run.place.id, clean(run.status(), 20));
     if let Some(record) = &run.record {
         said += &format!("task      {}\nsteps     {}\n", clean(&record.task, 20), run.steps());
         if let Some(best) = &record.best {
@@ -213,13 +261,17 @@ fn about(run: &Run) -> String {
 /// # Errors
 /// When Modal cannot be asked, or there is no such run.
 pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
-    let run = Run::load(&args.run)?;
+    let place = Place::of(&args.run)?;
     if args.follow {
-        let Some(app) = working(&run.id)? else { bail!("{}: no container works on it now", run.id) };
+        let Some(app) = working(&app_name(&place.app))? else {
+            bail!("{}: no container works on it now", place.id)
+        };
         let status = modal::run(&["app", "logs", "--follow", &app])?;
         return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let text = file(&run.id, LOG)?.with_context(|| format!("{}: it has said nothing yet", run.id))?;
+    let run = Run::load(&args.run)?;
+    let text =
+        file(&place.folder, LOG)?.with_context(|| format!("{}: it has said nothing yet", run.place.id))?;
     // What came from elsewhere cannot change the terminal.
     let text = String::from_utf8_lossy(&text);
     let shown = |c: char| if c == '\n' || c == '\t' || !c.is_control() { c } else { '\u{fffd}' };
@@ -227,31 +279,19 @@ pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The id of the app that works on a run, if one does.
-fn working(run: &str) -> anyhow::Result<Option<String>> {
-    let said = modal::ask(&["app", "list", "--json"])?;
-    let apps: Vec<Value> = serde_json::from_slice(&said).context("modal app list: expected JSON")?;
-    let name = app_name(run);
-    let works = |app: &&Value| {
-        let state = app["state"].as_str().unwrap_or_default();
-        app["description"] == name.as_str() && !state.starts_with("stop")
-    };
-    Ok(apps.iter().find(works).and_then(|app| Some(app["app_id"].as_str()?.to_owned())))
-}
-
 /// Runs it.
 ///
 /// # Errors
 /// When Modal cannot be asked, or nothing works on the run.
 pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
-    let run = Run::load(&args.run)?;
-    let Some(app) = working(&run.id)? else {
-        bail!("{}: no container works on it: it is {}", run.id, clean(run.status(), 20));
+    let place = Place::of(&args.run)?;
+    let Some(app) = working(&app_name(&place.app))? else {
+        bail!("{}: no container works on it; tiny-cats cloud status says how it stands", place.id);
     };
     modal::ask(&["app", "stop", "--yes", &app])?;
     print(&format!(
-        "{}: stopped; the same command with --run-id {} goes on from its last training state\n",
-        run.id, run.id
+        "{}: stopped; what was saved stays, and the same command goes on from there\n",
+        place.id
     ))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -262,11 +302,19 @@ pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
 /// When Modal cannot be asked, the run is not finished, or what came is not what was released.
 pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
     let run = Run::load(&args.run)?;
+    let (id, there) = (&run.place.id, &run.place.folder);
     if !run.is_finished() {
-        bail!("{}: is not finished: {} at step {}", run.id, clean(run.status(), 20), run.steps());
+        bail!("{}: is not finished: {} at step {}", id, clean(run.status(), 20), run.steps());
+    }
+    let folder = args.runs_dir.join(Path::new(there).file_name().unwrap_or_default());
+    let begun = |record: &folder::Record| record.begun;
+    if let Ok(here) = folder::Record::load(&folder)
+        && Some(here.begun) != run.record.as_ref().map(begun)
+    {
+        bail!("{}: another run of this name is here; --runs-dir can name another place", folder.display());
     }
     let volume = Settings::default().app.output_volume;
-    let entries = listed(&volume, &format!("/runs/{}", run.id))?;
+    let entries = listed(&volume, &format!("/runs/{there}"))?;
     let wanted = |name: &String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let known = [".pt", ".safetensors", ".json", ".jsonl", ".toml", ".log", ".png", ".onnx"];
@@ -280,15 +328,15 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
     let stage = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&args.runs_dir)?;
     for name in &names {
         let to = stage.path().join(name);
-        modal::ask(&["volume", "get", &volume, &format!("runs/{}/{name}", run.id), &to.to_string_lossy()])?;
+        modal::ask(&["volume", "get", &volume, &format!("runs/{there}/{name}"), &to.to_string_lossy()])?;
         if !to.is_file() {
-            bail!("{}: {name} did not come", run.id);
+            bail!("{}: {name} did not come", id);
         }
     }
     let released: Vec<&String> =
         names.iter().filter(|name| name.ends_with(".pt") || name.ends_with(".safetensors")).collect();
     if released.is_empty() {
-        bail!("{}: there is no released file, which a finished run has", run.id);
+        bail!("{}: there is no released file, which a finished run has", id);
     }
     for name in released {
         let options = Options { which: WhichWeights::Default, onnx: Onnx::Beside, device: Device::Cpu };
@@ -298,8 +346,11 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
         }
         print(&format!("verified {name}\n"))?;
     }
-    let folder = args.runs_dir.join(&run.id);
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let lock = Lock::take(&folder)?;
+    if lock.is_none() {
+        bail!("{}: another process trains in this folder", folder.display());
+    }
     for name in &names {
         let to = folder.join(name);
         std::fs::rename(stage.path().join(name), &to).with_context(|| to.display().to_string())?;

@@ -1,12 +1,16 @@
 //! `tiny-cats cloud sweep`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Component, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use serde_json::{Map, Value};
 
 use super::{
-    Bounds, app, modal_run, needs_data, shell, start,
-    train::{Expected, bounds, chosen, in_volume},
+    Bounds, app, file, modal_run, needs_data, needs_peace, shell, start,
+    train::{Expected, bounds, chosen, in_volume, retries},
 };
 use crate::{
     cli::{
@@ -52,6 +56,10 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = Settings::default();
     args.bounds.validate(args.max_retries.unwrap_or(0), &settings)?;
+    let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !args.file.components().all(inside) {
+        bail!("{}: expected a path below the working directory", args.file.display());
+    }
     if args.parallel == 0 {
         bail!("--parallel: expected at least 1, found 0");
     }
@@ -59,7 +67,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.results {
         return results(&sweep, &jobs, args.json);
     }
-    let prices = args.where_to.prices()?;
+    let prices = args.bounds.prices(&args.where_to)?;
     let usual = if sweep.task == Task::Dit { HEADS } else { PHOTOS };
     let (mut all, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
     for job in &jobs {
@@ -97,21 +105,30 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         _ => {}
     }
-    let retries = args.max_retries.or(expected.iter().map(|e| e.retries).max()).unwrap_or(0);
     let timeout = expected.iter().map(|e| e.timeout_s).max().unwrap_or(0);
     let timeout = args.bounds.timeout.map_or(timeout, |time| time.as_secs());
+    let retries = retries(&all.concat(), timeout, args.max_retries, &settings)?;
     let app = app()?;
     let mut call = modal_run(&app, &format!("sweep-{}", sweep.name), args.bounds.detach);
     call.extend(["sweep".to_owned(), args.file.to_string_lossy().into_owned()]);
     call.push(format!("--parallel={}", args.parallel));
     call.extend(bounds(&all[0], timeout, retries, &args.bounds));
     call.extend(args.retry_failed.then(|| "--retry-failed".to_owned()));
+    if let Some((most, dollars)) = args.bounds.max_cost.zip(dollars) {
+        // To each job as much of it as is expected of all.
+        let share =
+            |e: &Expected| ((e.dollars.unwrap_or(0.0) * most / dollars * 1e4).floor() / 1e4).max(1e-4);
+        let shares: Map<String, Value> =
+            jobs.iter().zip(&expected).map(|(job, e)| (job.name.clone(), share(e).into())).collect();
+        call.push(format!("--shares={}", Value::Object(shares)));
+    }
     if args.bounds.dry_run {
         print(&format!("{}\n", shell(&call)))?;
         return Ok(ExitCode::SUCCESS);
     }
     modal::version()?;
     modal::ask(&["token", "info"])?;
+    needs_peace(&format!("sweep-{}", sweep.name))?;
     if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
         needs_data(&settings.app.data_volume, &data)?;
     }
@@ -120,16 +137,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Prints what the sweep's jobs there have come to.
 fn results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> {
-    let volume = Settings::default().app.output_volume;
-    let there = format!("runs/{SWEEPS}/{}/{}", sweep.name, LEDGER);
-    let text = match modal::ask(&["volume", "get", &volume, &there, "-"]) {
-        Err(modal::Error::NotFound(_)) => {
-            bail!("{there}: no job of this sweep has ended in the volume {volume}")
-        }
-        said => said?,
-    };
+    let there = format!("{SWEEPS}/{}", sweep.name);
+    let text = file(&there, LEDGER)?
+        .with_context(|| format!("{there}: no job of this sweep has ended in the volume"))?;
     let copy = tempfile::tempdir()?;
     std::fs::write(copy.path().join(LEDGER), text)?;
     let ledger = Ledger::open(copy.path(), sweep, jobs)?;
-    tell(sweep, &End { folder: there.into(), ledger, stopped: false }, json)
+    tell(sweep, &End { folder: format!("runs/{there}").into(), ledger, stopped: false }, json)
 }

@@ -1,12 +1,12 @@
 //! `tiny-cats cloud train`.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{ArgMatches, CommandFactory, parser::ValueSource};
 use serde_json::{Map, Value, json};
 
-use super::{Bounds, app, modal_run, needs_data, shell, start};
+use super::{Bounds, app, file, modal_run, needs_data, needs_peace, shell, start};
 use crate::{
     cli::{
         Cli,
@@ -19,8 +19,8 @@ use crate::{
         },
     },
     cloud::{Record, Settings, modal},
-    plan::{Estimate, Prices, Verdict, Workload, choose, estimate},
-    train::folder,
+    plan::{Estimate, Prices, Verdict, Workload, attempts, choose, estimate},
+    train::folder::{self, Status},
 };
 
 /// What `tiny-cats cloud train` is called with.
@@ -113,26 +113,30 @@ impl Training<'_> {
             .on_command_line("max_retries")
             .then(|| self.matches.get_one::<u32>("max_retries").copied().unwrap_or(0).into());
         self.bounds.validate(said.unwrap_or(0), &settings)?;
-        let prices = self.where_to.prices()?;
+        let prices = self.bounds.prices(self.where_to)?;
         let chosen = chosen(self.where_to, workload, &settings, &prices)?;
         let run = self.matches.get_one::<String>("run_id").cloned();
         let named = run.is_some();
         let run =
             run.unwrap_or_else(|| folder::fresh(std::path::Path::new(""), self.task).display().to_string());
         let expected = Expected::of(&chosen);
+        let timeout = self.bounds.timeout.map_or(expected.timeout_s, |time| time.as_secs());
+        let retries = retries(&chosen, timeout, said, &settings)?;
         print(&format!(
-            "run {run}: {}, {} expected on {}, {} steps\ndata {}: {about}\n",
+            "run {run}: {}, {} expected on {} at {}, {} steps\n{} attempts of at most {}, preemptions apart\ndata {about}\n",
             hours(expected.hours),
             expected.dollars.map_or("an unknown price".into(), money),
             names(&chosen),
+            expected.hourly.map_or("an unknown price".into(), |dollars| money(dollars) + " an hour"),
             workload.steps,
-            self.data
+            retries + 1,
+            humantime::format_duration(Duration::from_secs(timeout)),
         ))?;
-        let (app, timeout) = (app()?, self.bounds.timeout.map_or(expected.timeout_s, |time| time.as_secs()));
+        let app = app()?;
         let mut call = modal_run(&app, &run, self.bounds.detach);
         call.extend(["train", self.task, &self.data].map(str::to_owned));
         call.push(format!("--run-id={run}"));
-        call.extend(bounds(&chosen, timeout, said.unwrap_or(expected.retries), self.bounds));
+        call.extend(bounds(&chosen, timeout, retries, self.bounds));
         call.extend(arguments);
         if self.bounds.dry_run {
             self.affordable(&expected, None)?;
@@ -140,9 +144,19 @@ impl Training<'_> {
             return Ok(ExitCode::SUCCESS);
         }
         modal::version()?;
-        let known = if named { known(&settings, &run)? } else { None };
-        self.affordable(&expected, known)?;
         modal::ask(&["token", "info"])?;
+        let known = if named { known(&run)? } else { None };
+        if let Some(Known { record, .. }) = &known
+            && record.status == Status::Finished
+            && record.steps == workload.steps
+        {
+            bail!("{run}: is finished; tiny-cats cloud fetch {run} brings it");
+        }
+        let left = known.as_ref().map(|known| known.left(workload.steps));
+        self.affordable(&expected, left)?;
+        if named {
+            needs_peace(&run)?;
+        }
         if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
             needs_data(&settings.app.data_volume, &self.data)?;
         }
@@ -174,13 +188,13 @@ impl Training<'_> {
         Ok(resolved.arguments(&command, &[&DECIDED[..], &TOLD[..]].concat()))
     }
 
-    /// Refuses what is expected to cost more than it may.
-    fn affordable(&self, expected: &Expected, known: Option<Known>) -> anyhow::Result<()> {
+    /// Refuses what is expected to cost more than it may, `left` being the dollars that were spent and the share that is still to be done.
+    fn affordable(&self, expected: &Expected, left: Option<(f64, f64)>) -> anyhow::Result<()> {
         let Some(most) = self.bounds.max_cost else { return Ok(()) };
         let dollars =
             expected.dollars.context("--max-cost: these GPUs have no price; --prices FILE can give one")?;
-        let Known { spent, left } = known.unwrap_or(Known { spent: 0.0, left: 1.0 });
-        let dollars = spent + left * dollars;
+        let (spent, share) = left.unwrap_or((0.0, 1.0));
+        let dollars = spent + share * dollars;
         if dollars > most {
             let [dollars, most] = [dollars, most].map(money);
             bail!("--max-cost: {dollars} are expected to be spent, more than {most}: nothing was started");
@@ -189,12 +203,33 @@ impl Training<'_> {
     }
 }
 
+/// How often an attempt may be followed by another: as was said, or as many times as attempts of `timeout` seconds need and some more.
+///
+/// # Errors
+/// When the run would not be finished then.
+pub fn retries(
+    estimates: &[Estimate],
+    timeout: u64,
+    said: Option<u64>,
+    settings: &Settings,
+) -> anyhow::Result<u64> {
+    let needed = estimates.iter().map(|e| attempts(e.computing_s, timeout as f64, settings));
+    let needed = needed.max().unwrap_or(1) - 1;
+    let most = said.unwrap_or(settings.retries.most);
+    if needed > most {
+        let timeout = humantime::format_duration(Duration::from_secs(timeout));
+        let flag = if said.is_some() { "--max-retries" } else { "--timeout" };
+        bail!("{flag}: {} attempts of {timeout} are needed, there are {}", needed + 1, most + 1);
+    }
+    Ok(said.unwrap_or((needed + settings.retries.default).min(most)))
+}
+
 /// What is to be expected of a GPU that is one of several: the worst of all.
 pub struct Expected {
     pub hours: f64,
     pub dollars: Option<f64>,
+    pub hourly: Option<f64>,
     pub timeout_s: u64,
-    pub retries: u64,
 }
 
 impl Expected {
@@ -204,8 +239,8 @@ impl Expected {
         Self {
             hours: most(&|e| e.expected_hours),
             dollars: priced.then(|| most(&|e| e.expected_dollars().unwrap_or(0.0))),
+            hourly: priced.then(|| most(&|e| e.hourly.unwrap_or(0.0))),
             timeout_s: estimates.iter().map(|e| e.timeout_s).max().unwrap_or(0),
-            retries: estimates.iter().map(|e| e.retries).max().unwrap_or(0),
         }
     }
 }
@@ -269,24 +304,22 @@ pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &Bound
 
 /// What is known of a run that is there.
 struct Known {
+    record: folder::Record,
     /// Dollars.
     spent: f64,
-    /// The share of its steps that is left.
-    left: f64,
 }
 
-fn known(settings: &Settings, run: &str) -> anyhow::Result<Option<Known>> {
-    let file = |name: &str| {
-        let said =
-            modal::ask(&["volume", "get", &settings.app.output_volume, &format!("runs/{run}/{name}"), "-"]);
-        match said {
-            Err(modal::Error::NotFound(_)) => Ok(None),
-            said => said.map(Some),
-        }
-    };
-    let Some(record) = file("run.json")? else { return Ok(None) };
-    let record: folder::Record = serde_json::from_slice(&record).context("run.json of this run")?;
-    let cloud = file(crate::cloud::RECORD)?.map(|text| Record::parse(run.as_ref(), &text)).transpose()?;
-    let left = 1.0 - record.step as f64 / record.steps.max(1) as f64;
-    Ok(Some(Known { spent: cloud.and_then(|cloud| cloud.dollars).unwrap_or(0.0), left }))
+impl Known {
+    /// What was spent, and the share of `steps` that is left.
+    fn left(&self, steps: u64) -> (f64, f64) {
+        (self.spent, 1.0 - self.record.step.min(steps) as f64 / steps.max(1) as f64)
+    }
+}
+
+fn known(run: &str) -> anyhow::Result<Option<Known>> {
+    let Some(record) = file(run, folder::RECORD)? else { return Ok(None) };
+    let record = serde_json::from_slice(&record).with_context(|| format!("{run}/{}", folder::RECORD))?;
+    let cloud =
+        file(run, crate::cloud::RECORD)?.map(|text| Record::parse(run.as_ref(), &text)).transpose()?;
+    Ok(Some(Known { record, spent: cloud.and_then(|cloud| cloud.dollars).unwrap_or(0.0) }))
 }

@@ -8,7 +8,11 @@ use serde_json::json;
 use tiny_cats_export::write_png;
 use tiny_cats_models::{Network, ResNetConfig, Weights};
 
-use super::{Job, Pictures, common::Common, drive, open};
+use super::{
+    Job, Pictures,
+    common::{Common, MOST_STEPS},
+    drive, open,
+};
 use crate::{
     checkpoint::{self, WhichWeights},
     cli::{
@@ -81,6 +85,9 @@ impl Args {
         if self.epochs == 0 {
             bail!("--epochs: expected at least 1, found 0");
         }
+        if self.epochs > MOST_STEPS {
+            bail!("--epochs: expected at most {MOST_STEPS}, found {}", self.epochs);
+        }
         if let Some(warmup) = self.warmup_epochs.filter(|&warmup| warmup >= self.epochs) {
             bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", self.epochs);
         }
@@ -125,9 +132,9 @@ impl Args {
         let steps = self.epochs.saturating_mul(train.div_ceil(batch * accumulation) as u64);
         let evaluations = if self.save_interval == 0 { 1 } else { self.epochs.div_ceil(self.save_interval) };
         // In the end the released weights are evaluated once more, on test pictures too.
-        let looked_at = evaluations * (validation * averages) as u64 + (validation + test) as u64;
+        let looked_at = evaluations as f64 * (validation * averages) as f64 + (validation + test) as f64;
         Ok(Workload {
-            looking_flops: network.cost(self.image_size)?.flops().saturating_mul(looked_at),
+            looking_flops: network.cost(self.image_size)?.flops() as f64 * looked_at,
             network,
             side: self.crop_size(),
             steps,

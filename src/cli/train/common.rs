@@ -21,6 +21,11 @@ use crate::{
     },
 };
 
+/// Steps, or epochs, of a run: more than anybody waits for, and few enough to count with.
+pub const MOST_STEPS: u64 = 1 << 40;
+/// Pictures in a micro-batch, and micro-batches in a step, likewise.
+const MOST_ITEMS: usize = 1 << 24;
+
 /// What both tasks are called with. Defaults that differ are set where the task is.
 #[derive(clap::Args, Debug)]
 pub struct Common {
@@ -183,6 +188,14 @@ impl Common {
         ] {
             if value == Some(0) {
                 bail!("{flag}: expected at least 1, found 0");
+            }
+        }
+        for (flag, value) in [
+            ("--batch-size", self.batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+        ] {
+            if value > MOST_ITEMS {
+                bail!("{flag}: expected at most {MOST_ITEMS}, found {value}");
             }
         }
         if let Some(id) = self.run_id.as_ref().filter(|id| !folder::is_id(id)) {

@@ -6,7 +6,11 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use tiny_cats_models::{Network, TinyDitConfig, tiny_dit::SIZES};
 
-use super::{Job, Pictures, common::Common, open};
+use super::{
+    Job, Pictures,
+    common::{Common, MOST_STEPS},
+    open,
+};
 use crate::{
     cli::{common::tell_skipped, logging},
     data::{Dataset, Images, Split},
@@ -62,7 +66,7 @@ pub struct Args {
 }
 
 /// Forward passes of a sample: two for guidance at each of Heun's two evaluations in twenty steps.
-const SAMPLE_PASSES: u64 = 80;
+const SAMPLE_PASSES: f64 = 80.0;
 
 impl Args {
     /// # Errors
@@ -74,6 +78,9 @@ impl Args {
         }
         if !self.cfg_scale.is_finite() {
             bail!("--cfg-scale: expected a number, found {}", self.cfg_scale);
+        }
+        if self.steps > MOST_STEPS {
+            bail!("--steps: expected at most {MOST_STEPS}, found {}", self.steps);
         }
         // The batch is not known yet, and the least number of classes will do.
         self.common.schedule(self.steps, 1, self.warmup_steps, 10_000)?;
@@ -109,14 +116,12 @@ impl Args {
         let (train, validation) =
             if self.no_validation { (train + validation + test, 0) } else { (train, validation) };
         let averages = self.common.ema_beta.len();
-        let passes = |every: u64, each: u64| if every == 0 { 0 } else { self.steps.div_ceil(every) * each };
-        let evaluations = passes(
-            if self.save_interval == 0 { self.steps } else { self.save_interval },
-            DRAWS * (validation * averages) as u64,
-        );
-        let samples = passes(self.sample_interval, (SAMPLE_ROWS * network.classes) as u64 * SAMPLE_PASSES);
+        let times = |every: u64| if every == 0 { 0.0 } else { self.steps.div_ceil(every) as f64 };
+        let saved = if self.save_interval == 0 { self.steps } else { self.save_interval };
+        let evaluations = times(saved) * DRAWS as f64 * (validation * averages) as f64;
+        let samples = times(self.sample_interval) * (SAMPLE_ROWS * network.classes) as f64 * SAMPLE_PASSES;
         Ok(Workload {
-            looking_flops: network.cost()?.flops().saturating_mul(evaluations + samples),
+            looking_flops: network.cost()?.flops() as f64 * (evaluations + samples),
             network: Network::TinyDit(network),
             side: self.image_size,
             steps: self.steps,

@@ -23,7 +23,8 @@ use crate::{
     train::folder::{self, LOG, Lock, Record, Status},
 };
 
-/// The exit code by which a training process says that its error may pass: EX_IOERR of sysexits.h.
+/// The exit code by which a training process says that its error may pass, and by which its parent says that it did not: EX_IOERR of
+/// sysexits.h.
 pub const TRANSIENT: u8 = 74;
 
 /// How often memory may be too small: micro-batches of a millionth are no help.
@@ -117,7 +118,7 @@ where
             let Common { max_retries, retry_initial, retry_max, .. } = self.common;
             if retries == *max_retries {
                 (self.say)(&format!("{what}; given up after {retries} retries"));
-                return Ok(1);
+                return Ok(TRANSIENT);
             }
             let time = back_off(*retry_initial, *retry_max, retries);
             retries += 1;
@@ -381,7 +382,7 @@ mod tests {
         let transient = |state| (Ended::Transient, state);
         let (code, _, waits) =
             kept("--retry-max 25s", vec![transient(0), transient(0), transient(0), transient(0)]);
-        assert_eq!(code, 1);
+        assert_eq!(code, TRANSIENT);
         for (wait, whole) in waits.iter().zip([10.0, 20.0, 25.0]) {
             assert!((whole / 2.0..=whole).contains(wait), "{waits:?}");
         }
@@ -392,7 +393,7 @@ mod tests {
         assert_eq!((code, waits.len()), (0, 5));
         assert!(waits[2] <= 10.0 && waits[3] > 9.9, "{waits:?}");
         let killed = (Ended::Killed("killed (signal 9)".into()), 0);
-        assert_eq!(kept("--max-retries 0", vec![killed]).0, 1);
+        assert_eq!(kept("--max-retries 0", vec![killed]).0, TRANSIENT);
     }
 
     #[test]
