@@ -254,10 +254,10 @@ def download_data(arguments):
     made = {"data/cats": "--crop=none --size=256 --other", "data/cat-heads": "--crop=head --size=128"}
     for folder, how in made.items():
         new = f"{folder}.new"  # what an interrupted call has left is begun anew
-        if not Path("/", folder).exists():
-            shutil.rmtree(Path("/", new), ignore_errors=True)
+        if not (NO_GPU.root / folder).exists():
+            shutil.rmtree(NO_GPU.root / new, ignore_errors=True)
             housekeeping(["data", "prepare", source, new, *how.split()])
-            Path("/", new).rename(Path("/", folder))
+            shutil.move(NO_GPU.root / new, NO_GPU.root / folder)
             DATA.commit()
     return ", ".join(made)
 

@@ -552,29 +552,53 @@ class Containers(WithServer):
         self.assertEqual({call["outcome"] for call in json.loads(calls.read_text()).values()}, {"failed"})
 
 
-class Samples(unittest.TestCase):
-    def test_a_batch_shares_the_cores_and_a_picture_has_a_process(self):
-        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-        script = folder / "tiny-cats"
-        # Its picture is what it was asked for: threads, breed, seed, count.
-        script.write_text('#!/bin/sh\necho "$RAYON_NUM_THREADS $2 $3 $4" >"${5#--output=}x.png"\n')
-        script.chmod(0o755)
-        places = f"(run.Path({str(folder)!r}), {str(script)!r}, '', None)"
-        lines = (
-            f"import run; run.Place.__init__.__defaults__ = {places}\n"
-            "import app; draw = app.sample.local\n"
-            "for n in (1, 3, 8): print([p.decode() for p in draw([None] * n, ['Bengal'] * n, [*range(n)])])"
-        )
-        environment = clean_environment(PYTHONPATH=python_path(MODAL), HOME=str(folder))
+class Functions(unittest.TestCase):
+    """What the others do, here, with a program that stands in for ours."""
+
+    def setUp(self):
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+    def here(self, script, lines):
+        """What Python lines print that use the app."""
+        program = self.folder / "tiny-cats"
+        program.write_text("#!/bin/sh\n" + script)
+        program.chmod(0o755)
+        places = f"(run.Path({str(self.folder)!r}), {str(program)!r}, '', None)"
+        lines = f"import run; run.Place.__init__.__defaults__ = {places}\nimport app\n{lines}"
+        environment = clean_environment(PYTHONPATH=python_path(MODAL), HOME=str(self.folder))
         environment.pop("RAYON_NUM_THREADS", None)
         done = subprocess.run(
-            [sys.executable, "-c", lines], env=environment, cwd=folder, capture_output=True, text=True
+            [sys.executable, "-c", lines], env=environment, cwd=self.folder, capture_output=True, text=True
+        )
+        return done.stdout, done.stderr
+
+    def test_a_batch_shares_the_cores_and_a_picture_has_a_process(self):
+        # Its picture is what it was asked for: threads, breed, seed, count.
+        said, errors = self.here(
+            'echo "$RAYON_NUM_THREADS $2 $3 $4" >"${5#--output=}x.png"\n',
+            "draw = app.sample.local\n"
+            "for n in (1, 3, 8): print([p.decode() for p in draw([None] * n, ['Bengal'] * n, [*range(n)])])",
         )
         expected = [
             [f"{threads} --breed=Bengal --seed={seed} --count=1\n" for seed in range(count)]
             for count, threads in ((1, 4), (3, 1), (8, 1))
         ]
-        self.assertEqual(done.stdout.splitlines(), list(map(repr, expected)), done.stderr)
+        self.assertEqual(said.splitlines(), list(map(repr, expected)), errors)
+
+    def test_data_is_made_once_and_what_was_interrupted_is_begun_anew(self):
+        script = 'echo "$*" >>calls\ncase $2 in prepare) mkdir "$4" && touch "$4/picture" ;; esac\n'
+        lines = "app.DATA = app.SimpleNamespace(commit=lambda: print('commit'))\n"
+        lines += "print(app.download_data.local([]))"
+        (self.folder / "data/cat-heads.new").mkdir(parents=True)
+        (self.folder / "data/cat-heads.new/half").touch()
+        said, errors = self.here(script, lines)
+        self.assertEqual(said.splitlines(), ["commit"] * 3 + ["data/cats, data/cat-heads"], errors)
+        made = sorted(str(path.relative_to(self.folder)) for path in (self.folder / "data").glob("*/*"))
+        self.assertEqual(made, ["data/cat-heads/picture", "data/cats/picture"])
+        self.here(script, lines)
+        calls = (self.folder / "calls").read_text().splitlines()
+        self.assertEqual([call.split()[1] for call in calls], ["download", "prepare", "prepare", "download"])
+        self.assertIn("--other", calls[1])
 
 
 def python_path(*folders):
