@@ -71,6 +71,22 @@ class Cloud:
         path.chmod(0o755)
         return path
 
+    def stall(self, after, without="nothing"):
+        """Has the engine stand still, once, when its first state is there, until the shell commands `after`
+        are done; it is called without arguments like `without`. How fast this machine is does not matter."""
+        self.script(
+            "tiny-cats",
+            f'for word; do shift; case $word in {without}) ;; *) set -- "$@" "$word";; esac; done\n'
+            f'[ "$1" = train ] && [ ! -e {self.root}/stalled ] || exec {BINARY} "$@"\n'
+            f'{BINARY} "$@" &\n'
+            "engine=$!\n"
+            "while kill -0 $engine && ! ls outputs/runs/r/*_step_* >/dev/null 2>&1; do sleep 0.02; done\n"
+            f"touch {self.root}/stalled\n"
+            "worker=$(cat /proc/$engine/task/$engine/children)\n"
+            f"kill -STOP $worker; {after}; kill -CONT $worker\n"
+            "wait $engine",
+        )
+
     def start(self, *words, heartbeat=0.05):
         command = [sys.executable, MODAL / "local.py", "--root", self.root, "--binary", self.binary]
         environment = {**os.environ, **SECRETS, "PATH": f"{self.root}/bin:{os.environ['PATH']}"}
@@ -223,8 +239,9 @@ class Training(unittest.TestCase):
 
     def test_attempts_that_ran_out_of_time_are_retried_and_go_on(self):
         cloud = self.cloud()
-        # The engine gets half of it, which is half of what the whole training takes.
-        timeout = max(4, round(ALONE_S))
+        # The engine gets half of it, and finds that it is gone when it wakes up.
+        timeout = max(8, round(2 * ALONE_S))
+        cloud.stall(f"sleep {timeout / 2}")
         cloud.finish(cloud.train("--max-retries=10", f"--timeout={timeout}"), 0)
         *before, last = cloud.outcomes()
         self.assertEqual((set(before), last), ({"timed out"}, "finished"))
@@ -238,12 +255,8 @@ class Training(unittest.TestCase):
     def test_attempts_that_the_timeout_kills_go_on_from_what_was_committed(self):
         cloud = self.cloud()
         # An engine that knows of no time, and so does not stop by itself.
-        cloud.script(
-            "tiny-cats",
-            'for word; do shift; case $word in --max-time=*) ;; *) set -- "$@" "$word";; esac; done\n'
-            f'exec {BINARY} "$@"',
-        )
-        timeout = max(3, round(ALONE_S * 0.6))
+        cloud.stall("sleep 1000", without="--max-time=*")
+        timeout = max(6, round(2 * ALONE_S))
         cloud.finish(cloud.train("--max-retries=10", f"--timeout={timeout}"), 0)
         *before, last = cloud.outcomes()
         self.assertEqual((set(before), last), ({"lost"}, "finished"))
