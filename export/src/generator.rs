@@ -8,7 +8,7 @@ use tiny_cats_models::Array;
 use crate::{
     Error, GeneratorMeta, Model, ModelMeta, Options, Result, Sampler,
     runtime::RuntimeKind,
-    sample::{Denoiser, Draw, Progress, Settings, sample},
+    sample::{Denoiser, Draw, Progress, Settings, Trajectory, advance, sample},
     to_rgb,
 };
 
@@ -211,35 +211,84 @@ impl Generator {
         request: &Request,
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<Picture>> {
-        let classes = self.meta.classes.len();
-        if let Some(label) = labels.iter().find(|&&label| label >= classes) {
-            return Err(Error::request("label", format!("expected less than {classes}, found {label}")));
-        }
+        self.check_labels(labels)?;
         let index = |i: usize| first.wrapping_add(i as u64);
         let draws: Vec<Draw> = labels
             .iter()
             .enumerate()
             .map(|(i, &label)| Draw { index: index(i), label: label as i64 })
             .collect();
-        let settings = Settings {
+        let (settings, dims) = (self.settings(request), self.dims());
+        let drawn = sample(&mut *self.network, &settings, dims, &draws, &mut progress)?;
+        let picture = |(i, values): (usize, Array)| self.picture(labels[i], request.seed, index(i), values);
+        Ok(drawn.into_iter().enumerate().map(picture).collect())
+    }
+
+    /// The beginning of the picture of class `label` that has the number `index` in `request`, whatever `request` says of breed and count.
+    /// With [`advance`](Self::advance) it goes on, together with others of any request.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming what makes no sense.
+    pub fn begin(&self, label: usize, index: u64, request: &Request) -> Result<Trajectory> {
+        self.check_labels(&[label])?;
+        Trajectory::new(&self.settings(request), self.dims(), Draw { index, label: label as i64 })
+    }
+
+    /// Evaluates the network once for all of `trajectories`, whatever their requests.
+    ///
+    /// # Errors
+    /// Those of the runtime.
+    pub fn advance<'a>(&mut self, trajectories: impl IntoIterator<Item = &'a mut Trajectory>) -> Result<()> {
+        advance(&mut *self.network, trajectories)
+    }
+
+    /// The picture that a trajectory has come to.
+    ///
+    /// # Errors
+    /// None that a trajectory of this generator has.
+    pub fn finish(&self, trajectory: Trajectory) -> Result<Picture> {
+        let (label, seed, index) =
+            (trajectory.label() as usize, trajectory.settings().seed, trajectory.index());
+        Ok(self.picture(label, seed, index, trajectory.into_array()?))
+    }
+
+    /// The clean picture as the network saw it when it was last asked about this trajectory.
+    pub fn preview(&self, trajectory: &Trajectory) -> RgbImage {
+        self.image(trajectory.preview())
+    }
+
+    fn picture(&self, label: usize, seed: u64, index: u64, values: Array) -> Picture {
+        let class = self.meta.classes.get(label).cloned().unwrap_or_default();
+        Picture { label, class, seed, index, image: self.image(values.data()), values }
+    }
+
+    fn image(&self, values: &[f32]) -> RgbImage {
+        to_rgb(&to_unit(values, self.task.value_range), self.meta.image_size as u32)
+    }
+
+    fn dims(&self) -> [usize; 3] {
+        [3, self.meta.image_size, self.meta.image_size]
+    }
+
+    fn settings(&self, request: &Request) -> Settings {
+        Settings {
             sampler: request.sampler,
             steps: request.steps,
             guidance: request.guidance,
             seed: request.seed,
             batch: self.batch,
             ..Settings::from_meta(&self.task)
-        };
-        let size = self.meta.image_size;
-        let drawn = sample(&mut *self.network, &settings, [3, size, size], &draws, &mut progress)?;
-        let picture = |(i, values): (usize, Array)| Picture {
-            label: labels[i],
-            class: self.meta.classes[labels[i]].clone(),
-            seed: request.seed,
-            index: index(i),
-            image: to_rgb(&to_unit(values.data(), self.task.value_range), size as u32),
-            values,
-        };
-        Ok(drawn.into_iter().enumerate().map(picture).collect())
+        }
+    }
+
+    fn check_labels(&self, labels: &[usize]) -> Result<()> {
+        let classes = self.meta.classes.len();
+        match labels.iter().find(|&&label| label >= classes) {
+            Some(label) => {
+                Err(Error::request("label", format!("expected less than {classes}, found {label}")))
+            }
+            None => Ok(()),
+        }
     }
 }
 

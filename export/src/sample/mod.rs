@@ -4,9 +4,13 @@
 //! predicts the clean picture x̂ gives the velocity v = (x̂ − x_t)/max(1−t, 0.05) (JiT, arXiv 2511.13720). Its last step returns x̂
 //! itself: t = 1 is never evaluated, and the clamp leaves nothing behind. A network that predicts velocities is integrated as it is.
 
+mod trajectory;
+
 use std::ops::ControlFlow;
 
-use tiny_cats_models::{Array, Prediction, random::noise};
+use tiny_cats_models::{Array, Prediction};
+
+pub use trajectory::{Trajectory, advance};
 
 use crate::{Error, GeneratorMeta, Result, Sampler, SamplerDefaults};
 
@@ -116,116 +120,27 @@ pub fn sample(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Vec<Array>> {
     settings.validate()?;
-    let len = dims.iter().product();
     let mut pictures = Vec::with_capacity(draws.len());
     let total = draws.len().div_ceil(settings.batch) * settings.steps;
     let mut done = 0;
     for part in draws.chunks(settings.batch) {
-        let values = part.iter().flat_map(|draw| noise(settings.seed, draw.index, len)).collect();
-        let mut x = Array::new([part.len(), dims[0], dims[1], dims[2]], values)?;
-        let mut flow =
-            Flow { denoiser: &mut *denoiser, settings, labels: part.iter().map(|d| d.label).collect() };
-        for step in 0..settings.steps {
-            x = flow.step(x, step)?;
-            if x.data().iter().any(|v| !v.is_finite()) {
-                return Err(Error::NotFinite { step });
+        let begin = |draw: &Draw| Trajectory::new(settings, dims, *draw);
+        let mut batch = part.iter().map(begin).collect::<Result<Vec<_>>>()?;
+        for step in 1..=settings.steps {
+            // All have the same settings, so they take their steps together.
+            while batch.iter().any(|trajectory| trajectory.done() < step) {
+                advance(denoiser, &mut batch)?;
             }
             done += 1;
             if progress(Progress { done, total }).is_break() {
                 return Err(Error::Cancelled);
             }
         }
-        for picture in x.data().chunks_exact(len) {
-            pictures.push(Array::new(dims, picture.to_vec())?);
+        for trajectory in batch {
+            pictures.push(trajectory.into_array()?);
         }
     }
     Ok(pictures)
-}
-
-/// One batch on its way.
-struct Flow<'a> {
-    denoiser: &'a mut dyn Denoiser,
-    settings: &'a Settings,
-    labels: Vec<i64>,
-}
-
-impl Flow<'_> {
-    /// From `x` at `step / steps` to the next point of the grid.
-    fn step(&mut self, x: Array, step: usize) -> Result<Array> {
-        let steps = self.settings.steps;
-        let time = |step: usize| (step as f64 / steps as f64) as f32;
-        let (from, to) = (time(step), time(step + 1));
-        let first = self.predict(&x, from)?;
-        if step + 1 == steps && self.settings.prediction == Prediction::X {
-            return Ok(first);
-        }
-        let slope = self.velocity(&x, first, from);
-        let width = to - from;
-        match self.settings.sampler {
-            Sampler::Euler => Ok(advance(x, &slope, width)),
-            Sampler::Heun => {
-                let end = advance(x.clone(), &slope, width);
-                let prediction = self.predict(&end, to)?;
-                let last = self.velocity(&end, prediction, to);
-                Ok(advance(advance(x, &slope, width / 2.0), &last, width / 2.0))
-            }
-            Sampler::Midpoint => {
-                let middle = from + width / 2.0;
-                let half = advance(x.clone(), &slope, width / 2.0);
-                let prediction = self.predict(&half, middle)?;
-                let slope = self.velocity(&half, prediction, middle);
-                Ok(advance(x, &slope, width))
-            }
-        }
-    }
-
-    /// The prediction, guided where it has to be: null + guidance·(conditional − null), both in one batch.
-    fn predict(&mut self, x: &Array, t: f32) -> Result<Array> {
-        let n = self.labels.len();
-        let [from, to] = self.settings.guidance_interval;
-        let guided = self.settings.guidance != 1.0 && (from..=to).contains(&t);
-        if !guided {
-            let prediction = self.denoiser.predict(x, &vec![t; n], &self.labels)?;
-            return expect(prediction, x.dims());
-        }
-        let mut dims = x.dims().to_vec();
-        if let Some(batch) = dims.first_mut() {
-            *batch = 2 * n;
-        }
-        let both = Array::new(dims.clone(), [x.data(), x.data()].concat())?;
-        let labels = [self.labels.clone(), vec![self.settings.null_label; n]].concat();
-        let prediction = expect(self.denoiser.predict(&both, &vec![t; 2 * n], &labels)?, &dims)?;
-        let (conditional, null) = prediction.data().split_at(x.data().len());
-        let guide = |(c, u): (&f32, &f32)| u + self.settings.guidance * (c - u);
-        Ok(Array::new(x.dims(), conditional.iter().zip(null).map(guide).collect())?)
-    }
-
-    /// The velocity at `x` and `t` that follows from a prediction.
-    fn velocity(&self, x: &Array, mut prediction: Array, t: f32) -> Array {
-        if self.settings.prediction == Prediction::X {
-            let remaining = (1.0 - t).max(CLAMP);
-            for (p, x) in prediction.data_mut().iter_mut().zip(x.data()) {
-                *p = (*p - x) / remaining;
-            }
-        }
-        prediction
-    }
-}
-
-fn expect(prediction: Array, dims: &[usize]) -> Result<Array> {
-    if prediction.dims() == dims {
-        return Ok(prediction);
-    }
-    let found = format!("{:?}", prediction.dims());
-    Err(tiny_cats_models::Error::Shape { op: "prediction", expected: format!("{dims:?}"), found }.into())
-}
-
-/// `x + width·slope`.
-fn advance(mut x: Array, slope: &Array, width: f32) -> Array {
-    for (x, v) in x.data_mut().iter_mut().zip(slope.data()) {
-        *x += width * v;
-    }
-    x
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use tiny_cats_models::random::noise;
+
 use super::*;
 
 /// Knows the picture: of one colour by label, and how it was asked.
@@ -40,7 +42,8 @@ struct Curve;
 
 impl Denoiser for Curve {
     fn predict(&mut self, x: &Array, t: &[f32], _: &[i64]) -> Result<Array> {
-        let values = x.data().iter().map(|x| x * t[0].cos()).collect();
+        let len = x.data().len() / t.len();
+        let values = x.data().iter().enumerate().map(|(i, x)| x * t[i / len].cos()).collect();
         Ok(Array::new(x.dims(), values)?)
     }
 }
@@ -167,4 +170,44 @@ fn settings_that_make_no_sense_and_numbers_that_are_none_are_errors() {
         }
     }
     assert!(matches!(draw(&mut Nan, &good, &draws(1)), Err(Error::NotFinite { step: 0 })));
+}
+
+#[test]
+fn pictures_of_different_settings_advance_together_as_they_do_alone() {
+    let mut all = Vec::new();
+    for (i, sampler) in (0u64..).zip(SAMPLERS.into_iter().cycle().take(9)) {
+        let (steps, guidance) = (1 + i as usize % 4, [1.0, 2.0, 3.5][i as usize % 3]);
+        let settings = Settings { sampler, steps, guidance, seed: i, ..settings(Prediction::Velocity) };
+        all.push((settings, Draw { index: 40 + i, label: i as i64 % 5 }));
+    }
+    let mut curve = Curve;
+    let begin = |(settings, draw): &(Settings, Draw)| Trajectory::new(settings, DIMS, *draw).unwrap();
+    // Some begin later than others, and all leave as they are finished.
+    let (mut waiting, mut under_way) = (all.iter().map(begin).collect::<Vec<_>>(), Vec::new());
+    let mut finished = Vec::new();
+    while finished.len() < all.len() {
+        under_way.extend(waiting.pop());
+        advance(&mut curve, &mut under_way).unwrap();
+        let (done, others) = under_way.into_iter().partition(Trajectory::is_finished);
+        under_way = others;
+        finished.extend::<Vec<Trajectory>>(done);
+    }
+    for (settings, one) in &all {
+        let alone = &draw(&mut curve, settings, &[*one]).unwrap()[0];
+        let together = finished.iter().find(|t| t.index() == one.index).unwrap();
+        assert_eq!(together.values(), alone.data());
+    }
+}
+
+#[test]
+fn a_preview_is_the_clean_picture_that_the_network_sees() {
+    for prediction in [Prediction::X, Prediction::Velocity] {
+        let settings = Settings { steps: 4, ..settings(prediction) };
+        let mut oracle = Oracle::new(prediction);
+        let mut picture = [Trajectory::new(&settings, DIMS, Draw { index: 1, label: 2 }).unwrap()];
+        while !picture[0].is_finished() {
+            advance(&mut oracle, &mut picture).unwrap();
+            assert!(picture[0].preview().iter().all(|v| (v - colour(2)).abs() < 1e-5));
+        }
+    }
 }
