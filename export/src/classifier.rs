@@ -185,8 +185,11 @@ impl Classifier {
         Ok(results)
     }
 
-    /// What one batch of `inputs` is taken for.
-    fn predict(&mut self, inputs: Vec<Vec<f32>>) -> Result<Vec<Prediction>> {
+    /// What one batch of inputs is taken for, each made by [`Preprocessing::apply`].
+    ///
+    /// # Errors
+    /// Those of the runtime, and when an input is not of the network's size.
+    pub fn predict(&mut self, inputs: Vec<Vec<f32>>) -> Result<Vec<Prediction>> {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::font;
+use crate::{Picture, font};
 
 /// Space around each picture, in pixels of the sheet.
 const MARGIN: u32 = 6;
@@ -36,6 +36,16 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
         }
     }
     sheet
+}
+
+/// A labelled [`grid`] of pictures that were drawn, about as wide as high; those of one class stand together.
+pub fn sheet(pictures: &[Picture]) -> RgbImage {
+    let mut order: Vec<&Picture> = pictures.iter().collect();
+    order.sort_by_key(|p| (p.label, p.index));
+    let labels: Vec<String> = order.iter().map(|p| p.class.replace('_', " ")).collect();
+    let images: Vec<_> = order.iter().map(|p| p.image.clone()).collect();
+    let columns = (images.len() as f64).sqrt().ceil() as usize;
+    grid(&images, columns, Some(&labels))
 }
 
 /// Writes `text` centred in the `width` pixels that begin at (`x`, `y`), as much of it as fits.

@@ -25,7 +25,7 @@ pub use error::{Error, Result};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
 pub use generator::{Breed, Generator, Picture, Request};
-pub use grid::{grid, to_rgb};
+pub use grid::{grid, sheet, to_rgb};
 pub use load::{Model, predecessor_classes};
 pub use meta::{
     ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,
@@ -38,5 +38,5 @@ mod verify;
 pub use tiny_cats_models::Network;
 #[cfg(feature = "candle")]
 pub use verify::{
-    ExportOptions, MIN_PSNR, Report, RuntimeReport, TOLERANCE, Tolerance, export, psnr, report_path, verify,
+    ExportOptions, MIN_PSNR, Report, RuntimeReport, TOLERANCE, Tolerance, export, psnr, report_path, verify, verify_on,
 };

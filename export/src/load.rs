@@ -1,6 +1,6 @@
 //! Opening a released model, whatever its format, for whatever runtime.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use safetensors::{Dtype, SafeTensors};
 use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights, resnet::BATCH_COUNT};
@@ -153,15 +153,22 @@ impl Model {
 
     /// The graph in a runtime, and the names of its inputs.
     fn session(&self, kind: RuntimeKind) -> Result<(Box<dyn Session>, Vec<String>)> {
-        let written;
-        let file = match &self.contents {
-            Contents::Graph(file) => file,
+        let file = self.graph()?;
+        Ok((kind.load(&file)?, file.inputs().iter().map(|port| port.name.clone()).collect()))
+    }
+
+    /// The graph: that of the file, or the weights written down as one.
+    ///
+    /// # Errors
+    /// When weights do not fit the network.
+    pub fn graph(&self) -> Result<Cow<'_, OnnxFile>> {
+        match &self.contents {
+            Contents::Graph(file) => Ok(Cow::Borrowed(file)),
             Contents::Weights(weights) => {
-                written = OnnxFile::from_bytes(to_onnx(&self.meta, weights, DEFAULT_OPSET)?, &self.name)?;
-                &written
+                let bytes = to_onnx(&self.meta, weights, DEFAULT_OPSET)?;
+                Ok(Cow::Owned(OnnxFile::from_bytes(bytes, &self.name)?))
             }
-        };
-        Ok((kind.load(file)?, file.inputs().iter().map(|port| port.name.clone()).collect()))
+        }
     }
 
     /// The weights: of a graph, those that its definition asks for.

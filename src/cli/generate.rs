@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use tiny_cats_export::{Breed, Generator, Model, Options, Picture, Sampler, grid, write_png};
+use tiny_cats_export::{Breed, Generator, Model, Options, Picture, Sampler, sheet, write_png};
 use tiny_cats_models::pretrained;
 
 use super::common::Runtime;
@@ -112,11 +112,5 @@ fn write(pictures: &[Picture], output: &Path, folder: bool) -> anyhow::Result<()
         }
         return Ok(());
     }
-    // Pictures of one breed stand together.
-    let mut order: Vec<&Picture> = pictures.iter().collect();
-    order.sort_by_key(|p| (p.label, p.index));
-    let labels: Vec<String> = order.iter().map(|p| p.class.replace('_', " ")).collect();
-    let images: Vec<_> = order.iter().map(|p| p.image.clone()).collect();
-    let columns = (images.len() as f64).sqrt().ceil() as usize;
-    write_png(output, &grid(&images, columns, Some(&labels))).with_context(|| output.display().to_string())
+    write_png(output, &sheet(pictures)).with_context(|| output.display().to_string())
 }

@@ -107,7 +107,8 @@ pub struct RuntimeReport {
 }
 
 impl Report {
-    fn failures(&self) -> String {
+    /// What is wrong, in one line.
+    pub fn failures(&self) -> String {
         let failed = |r: &RuntimeReport| match &r.error {
             Some(error) => error.clone(),
             None => format!(
@@ -164,6 +165,20 @@ pub fn report_path(path: &Path) -> PathBuf {
 /// [`Error::Verification`] when weights are not finite, when the file holds something else, when there is nothing to compare on, or when
 /// the definition itself returns no finite numbers. A runtime that disagrees is in the report.
 pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: bool) -> Result<Report> {
+    verify_on(&RuntimeKind::ALL, meta, weights, file, trajectory)
+}
+
+/// As [`verify`], on those of `kinds` that are present and compute graphs.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_on(
+    kinds: &[RuntimeKind],
+    meta: &ModelMeta,
+    weights: &Weights,
+    file: &OnnxFile,
+    trajectory: bool,
+) -> Result<Report> {
     // A NaN is not equal to itself, so this comes before any comparison.
     let (exported_meta, exported) = exported(meta, weights)?;
     for (name, array) in weights.iter().chain(&*exported) {
@@ -191,7 +206,7 @@ pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: 
     }
     let pictures = if trajectory { draw(&mut definition, meta)? } else { None };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
-    for kind in RuntimeKind::ALL.into_iter().filter(|kind| kind.runs_graphs()) {
+    for kind in kinds.iter().copied().filter(|kind| kind.runs_graphs()) {
         match kind.version() {
             Err(e) => skipped.push((kind.to_string(), e.to_string())),
             Ok(_) if file.opset() > kind.newest_opset() => {
