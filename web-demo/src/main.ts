@@ -1,0 +1,111 @@
+/** The page: puts its views together, keeps its address, and takes what is dropped onto it. */
+import { describe } from './engine/errors';
+import { Models } from './models';
+import { type View, format, parse } from './state';
+import { startAbout } from './ui/about';
+import { Benchmark } from './ui/benchmark';
+import { Classify } from './ui/classify';
+import { byId } from './ui/dom';
+import { startDrops } from './ui/drops';
+import { Generate } from './ui/generate';
+import { rememberedBackend, startModelBar } from './ui/model-bar';
+import { complain, hint } from './ui/notices';
+import { startOffline } from './ui/offline';
+import { Tabs } from './ui/tabs';
+import { startTheme } from './ui/theme';
+
+startTheme();
+const models = new Models();
+models.configure({ backend: rememberedBackend(), threads: 0 });
+startModelBar(models, complain);
+
+let lastHash = '';
+const tabs = new Tabs((view) => {
+  setHash(addressOf(view), true);
+  entered(view);
+});
+const classify = new Classify(models, complain);
+const generate = new Generate(models, {
+  address: (drawing, remember) => {
+    if (tabs.view === 'generate') setHash(format('generate', drawing, generate.hash), remember);
+  },
+  classify: (pixels, name) => {
+    open('classify');
+    classify.drawn(pixels, name);
+  },
+  complain,
+});
+new Benchmark(models, () => generate.quiet());
+startAbout(models);
+startDrops({
+  view: () => tabs.view,
+  pictures: (files) => {
+    open('classify');
+    classify.files(files);
+  },
+  model: (file) => {
+    models.use(file).then(
+      ({ meta }) => open(meta.kind === 'generator' ? 'generate' : 'classify'),
+      () => {},
+    );
+  },
+});
+document.addEventListener('keydown', (event) => {
+  if (event.key === 'Escape') generate.cancel();
+});
+
+function addressOf(view: View): string {
+  return view === 'generate' && generate.ready ? format(view, generate.drawing(), generate.hash) : format(view, null, null);
+}
+
+function setHash(hash: string, remember: boolean): void {
+  if (hash === location.hash) return;
+  lastHash = hash;
+  if (remember) history.pushState(null, '', hash);
+  else history.replaceState(null, '', hash);
+}
+
+function open(view: View): void {
+  if (tabs.view === view) return;
+  tabs.show(view);
+  setHash(addressOf(view), true);
+  entered(view);
+}
+
+function entered(view: View): void {
+  if (view === 'classify') models.need('classifier').catch(() => {});
+  if (view === 'generate') models.need('generator').catch(() => {});
+}
+
+/** The address was opened, changed by hand, or gone back to. */
+function follow(): void {
+  if (location.hash === lastHash) return;
+  lastHash = location.hash;
+  const { view, drawing, model } = parse(location.hash);
+  tabs.show(view);
+  if (drawing) generate.restore(drawing);
+  const current = models.current.generator?.sha256;
+  if (view === 'generate' && model && current && !current.startsWith(model)) otherModel(model);
+  entered(view);
+}
+
+function otherModel(wanted: string): void {
+  hint(`This address was made with another model (${wanted}…), so its pictures differ here.`);
+}
+
+const opened = parse(location.hash).model;
+models.on('loaded', ({ meta, sha256, notStored, device }) => {
+  if (meta.kind !== 'generator') return;
+  if (opened && !sha256.startsWith(opened)) otherModel(opened);
+  else if (notStored) hint(`The model works, but could not be kept for the next visit: ${notStored}.`);
+  byId('model-bar').title = device.notes.join(' ');
+});
+addEventListener('hashchange', follow);
+addEventListener('popstate', follow);
+tabs.show('generate');
+lastHash = '-';
+follow();
+// A view that needs no model still gets one ready, unless the visitor saves data.
+const { saveData } = (navigator as { connection?: { saveData?: boolean } }).connection ?? {};
+if (!saveData) models.need('generator').catch((error: unknown) => console.warn(describe(error)));
+startOffline(models);

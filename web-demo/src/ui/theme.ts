@@ -1,0 +1,21 @@
+/** Light or dark as the system says, until the visitor chooses. */
+import { byId, recall, remember } from './dom';
+
+const THEMES = ['system', 'light', 'dark'] as const;
+type Theme = (typeof THEMES)[number];
+
+export function startTheme(): void {
+  const button = byId<HTMLButtonElement>('theme');
+  let theme: Theme = THEMES.find((name) => name === recall('theme')) ?? 'system';
+  const apply = () => {
+    if (theme === 'system') delete document.documentElement.dataset['theme'];
+    else document.documentElement.dataset['theme'] = theme;
+    button.textContent = `Theme: ${theme}`;
+  };
+  button.addEventListener('click', () => {
+    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]!;
+    remember('theme', theme === 'system' ? null : theme);
+    apply();
+  });
+  apply();
+}

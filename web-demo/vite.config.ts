@@ -1,0 +1,41 @@
+import { defaultClientConditions, defineConfig } from 'vite';
+import { models } from './build/models';
+import { finish } from './build/finish';
+import { policy } from './build/policy';
+import packageJson from './package.json' with { type: 'json' };
+
+/** What browsers ask for before a page may use threads. */
+const isolation = {
+  'Cross-Origin-Opener-Policy': 'same-origin',
+  'Cross-Origin-Embedder-Policy': 'require-corp',
+  'Cross-Origin-Resource-Policy': 'same-origin',
+};
+
+const runtime = `ort-${packageJson.dependencies['onnxruntime-web']}`;
+
+/** The runtime's files find each other by their own names, so these stay, in a folder that is named by the version. */
+const assetFileNames = ({ names }: { names: string[] }) => (names[0]?.startsWith('ort-') ? `${runtime}/[name][extname]` : 'assets/[name]-[hash][extname]');
+
+export default defineConfig({
+  // Any folder of any static host.
+  base: './',
+  plugins: [models(), policy(), finish()],
+  resolve: { conditions: ['onnxruntime-web-use-extern-wasm', ...defaultClientConditions] },
+  optimizeDeps: { exclude: ['onnxruntime-web'] },
+  worker: { format: 'es', rollupOptions: { output: { assetFileNames } } },
+  build: {
+    target: 'es2022',
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    reportCompressedSize: false,
+    rollupOptions: {
+      input: { index: 'index.html', sw: 'src/sw.ts' },
+      output: {
+        assetFileNames,
+        entryFileNames: ({ name }) => (name === 'sw' ? 'sw.js' : 'assets/[name]-[hash].js'),
+      },
+    },
+  },
+  server: { headers: isolation },
+  preview: { headers: isolation },
+});
