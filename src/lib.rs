@@ -11,6 +11,8 @@ pub mod memory;
 mod nearest;
 pub mod plan;
 pub mod plot;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod signals;
 pub mod sweep;
 pub mod track;

@@ -17,6 +17,8 @@ pub mod generate;
 pub mod logging;
 pub mod plan;
 pub mod runs;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod sweep;
 mod table;
 pub mod train;
@@ -43,6 +45,9 @@ enum Command {
     Plan(plan::Args),
     /// Says how good a trained model is.
     Eval(eval::Args),
+    /// Serves models by HTTP, and the web demo.
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     /// Writes a checkpoint as ONNX, and proves that the file is the model.
     Export(export::Args),
     /// Lists runs, and shows one.
@@ -73,6 +78,8 @@ pub fn main() -> ExitCode {
         }
         Command::Plan(args) => done(plan::run(&args)),
         Command::Eval(args) => done(eval::run(&args)),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(&args),
         Command::Export(args) => done(export::run(args)),
         Command::Runs(args) => done(runs::run(&args)),
         Command::Sweep(args) => sweep::run(&args),

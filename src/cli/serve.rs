@@ -1,0 +1,217 @@
+//! `tiny-cats serve`: the HTTP server.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use axum::http::HeaderValue;
+use signal_hook::iterator::Signals;
+use tiny_cats_export::Model;
+use tiny_cats_models::pretrained;
+
+use super::{
+    common::Runtime,
+    logging::{note, say},
+};
+use crate::{
+    serve::{Config, Demo, End, Named, Server},
+    signals,
+};
+
+/// What `tiny-cats serve` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The generator, .onnx or .safetensors [default: the one that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The classifier, .onnx or .safetensors [default: the one that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    classifier: Option<PathBuf>,
+    /// Serve no generator
+    #[arg(long, conflicts_with = "model")]
+    no_generator: bool,
+    /// Serve no classifier
+    #[arg(long, conflicts_with = "classifier")]
+    no_classifier: bool,
+    /// What computes them [default: tract]
+    #[arg(long, value_enum)]
+    runtime: Option<Runtime>,
+    /// The address to listen at; others than this machine reach it at 0.0.0.0 or ::
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    host: IpAddr,
+    /// The port to listen at; 0 is any that is free
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// The web demo, as `npm run build` makes it in web-demo/dist [default: the one in this program, if it was built with it]
+    #[arg(long, value_name = "DIR")]
+    web: Option<PathBuf>,
+    /// Serve the API alone
+    #[arg(long, conflicts_with = "web")]
+    no_web: bool,
+    /// A file with the token that clients of the API must send; TINY_CATS_TOKEN does the same. The web demo needs none: it computes in
+    /// the browser
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// An origin whose pages may use the API, such as https://example.org; may be repeated [default: none]
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// Pictures that share an evaluation of a network
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_batch: u16,
+    /// Milliseconds for which a picture to be classified may wait for others to share its evaluation. Pictures that are drawn join
+    /// others without waiting
+    #[arg(long, default_value_t = 5, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=10_000))]
+    max_wait: u64,
+    /// Pictures that are admitted and not finished, for each model; more are answered 429
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    queue: u32,
+    /// Pictures of one request
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_count: u32,
+    /// Steps of one request
+    #[arg(long, default_value_t = 250, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_steps: u32,
+    /// Seconds that a request may take; after a signal the server waits that long for those at work
+    #[arg(long, default_value_t = 60, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+    /// MiB of a request's body
+    #[arg(long, default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    max_body: u64,
+    /// Millions of pixels of a photograph
+    #[arg(long, default_value_t = 24, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    max_megapixels: u64,
+    /// Connections that are open at the same time
+    #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_connections: u32,
+}
+
+/// Serves until a signal asks it to stop.
+///
+/// # Errors
+/// When an argument makes no sense, the address is taken, or a model cannot be used or does not compute what its definition does.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
+    if args.no_generator && args.no_classifier && args.no_web {
+        bail!("--no-generator --no-classifier --no-web: nothing is left to serve");
+    }
+    if args.max_count > args.queue {
+        bail!("--max-count {}: expected at most --queue, {}", args.max_count, args.queue);
+    }
+    let config = config(args)?;
+    let generator = match args.no_generator {
+        true => None,
+        false => Some(open(args.model.as_deref(), "tinydit", pretrained::TINYDIT)?),
+    };
+    let classifier = match args.no_classifier {
+        true => None,
+        false => Some(open(args.classifier.as_deref(), "resnet18-breeds", pretrained::CLASSIFIER)?),
+    };
+    let stop = Arc::new(tokio::sync::Notify::new());
+    listen_for_signals(&stop)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio")?;
+    let end = runtime.block_on(async {
+        let guarded = config.token.is_some();
+        let server = Server::start(config, generator, classifier).await?;
+        let address = server.address()?;
+        if !address.ip().is_loopback() && !guarded {
+            note("anybody who reaches this address can use the API: --token-file asks them for a token");
+        }
+        // Printed at once, so that whoever began this knows the port; what comes before it is ready is answered so.
+        say(&format!("listening at http://{address}/"));
+        server.when_ready(move || note(&format!("ready after {:.2} s", start.elapsed().as_secs_f64())));
+        server.run(async move { stop.notified().await }).await
+    })?;
+    Ok(match end {
+        End::Finished => {
+            note("stopped: all that was accepted was answered");
+            ExitCode::SUCCESS
+        }
+        End::Cut(n) => {
+            note(&format!("stopped: {n} connections were cut, their time being over"));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn config(args: &Args) -> anyhow::Result<Config> {
+    let origin = |text: &String| {
+        let known = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        let origin = known.filter(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', '*', ' ']));
+        match (origin, HeaderValue::from_str(text)) {
+            (Some(_), Ok(value)) => Ok(value),
+            _ => bail!("--cors-origin {text}: expected scheme, host and port, such as https://example.org"),
+        }
+    };
+    Ok(Config {
+        address: SocketAddr::new(args.host, args.port),
+        runtime: args.runtime.map(Into::into),
+        max_batch: args.max_batch.into(),
+        max_wait: Duration::from_millis(args.max_wait),
+        queue: args.queue as usize,
+        max_count: args.max_count as usize,
+        max_steps: args.max_steps as usize,
+        timeout: Duration::from_secs(args.timeout),
+        max_body: (args.max_body << 20) as usize,
+        max_pixels: args.max_megapixels * 1_000_000,
+        max_connections: args.max_connections as usize,
+        token: token(args.token_file.as_deref())?,
+        origins: args.cors_origin.iter().map(origin).collect::<anyhow::Result<_>>()?,
+        demo: match &args.web {
+            _ if args.no_web => Demo::None,
+            Some(folder) => Demo::Folder(folder.clone()),
+            None => Demo::Embedded,
+        },
+    })
+}
+
+/// The token that clients must send, if there is one: never an argument, which every user of the machine can see.
+fn token(file: Option<&Path>) -> anyhow::Result<Option<String>> {
+    let (token, place) = match (file, std::env::var("TINY_CATS_TOKEN")) {
+        (Some(path), _) => (
+            fs::read_to_string(path).with_context(|| path.display().to_string())?,
+            path.display().to_string(),
+        ),
+        (None, Ok(token)) => (token, "TINY_CATS_TOKEN".to_owned()),
+        (None, Err(_)) => return Ok(None),
+    };
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        bail!("{place}: expected a token of printable characters, without spaces");
+    }
+    Ok(Some(token.to_owned()))
+}
+
+/// The model in a file, or the one that comes with this program, and its name.
+fn open(path: Option<&Path>, name: &str, bytes: &'static [u8]) -> anyhow::Result<Named> {
+    let Some(path) = path else {
+        return Ok((name.to_owned(), Model::from_bytes(bytes.to_vec(), &format!("the pretrained {name}"))?));
+    };
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    // It becomes part of a URL and of metrics.
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' };
+    Ok((stem.chars().map(plain).collect(), Model::open(path)?))
+}
+
+/// The first signal asks the server to stop; the second ends the process.
+fn listen_for_signals(stop: &Arc<tokio::sync::Notify>) -> anyhow::Result<()> {
+    let mut signals = Signals::new(signals::stopping()).context("signals")?;
+    let stop = stop.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut asked = false;
+        for signal in signals.forever() {
+            if asked {
+                std::process::exit(128 + signal);
+            }
+            asked = true;
+            note("stopping: what was accepted is finished; a second signal ends it at once");
+            stop.notify_one();
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! The way to a model: a bounded queue in front of a thread that owns it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use axum::http::StatusCode;
+use tiny_cats_export::{Error, Model, ModelMeta, Report, runtime::RuntimeKind, verify_on};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::{Metrics, Problem};
+
+/// How far a model is.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// It is being proved and loaded.
+    Loading,
+    /// It computes what its definition computes, and is served.
+    Ready(Arc<Report>),
+    /// It is no good.
+    Failed(String),
+}
+
+/// What the thread knows about those who wait for it.
+pub struct Desk<J> {
+    pub jobs: mpsc::Receiver<J>,
+    pub metrics: Arc<Metrics>,
+    /// The model's name.
+    pub name: String,
+    pace: Arc<AtomicU64>,
+}
+
+impl<J> Desk<J> {
+    /// `n` pictures took `time` of the model's: what those who are sent away are told when to come again by.
+    pub fn took(&self, time: Duration, n: usize) {
+        let new = time.as_micros() as u64 / n.max(1) as u64;
+        let old = self.pace.load(Ordering::Relaxed);
+        self.pace.store(if old == 0 { new } else { (3 * old + new) / 4 }, Ordering::Relaxed);
+        self.metrics.computed(&self.name, n);
+    }
+}
+
+/// A model that computes in a thread of its own, and the queue before it.
+pub struct Lane<J> {
+    /// Its name.
+    pub name: String,
+    /// What its file says.
+    pub meta: ModelMeta,
+    /// What computes it.
+    pub runtime: RuntimeKind,
+    jobs: mpsc::Sender<J>,
+    room: Arc<Semaphore>,
+    capacity: usize,
+    /// Microseconds a picture.
+    pace: Arc<AtomicU64>,
+    state: watch::Receiver<State>,
+}
+
+impl<J: Send + 'static> Lane<J> {
+    /// Starts the thread: it proves `model`, readies it by `load`, and then does what `work` does until nobody can ask any more.
+    ///
+    /// # Errors
+    /// When no thread can be begun.
+    pub fn start<L: 'static>(
+        name: &str,
+        model: Model,
+        runtime: RuntimeKind,
+        capacity: usize,
+        metrics: &Arc<Metrics>,
+        load: impl FnOnce(&Model) -> Result<L, Error> + Send + 'static,
+        work: impl FnOnce(L, Desk<J>) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (jobs, receiver) = mpsc::channel();
+        let (state, watched) = watch::channel(State::Loading);
+        let pace = Arc::new(AtomicU64::new(0));
+        let meta = model.meta().clone();
+        let desk =
+            Desk { jobs: receiver, metrics: metrics.clone(), name: name.to_owned(), pace: pace.clone() };
+        thread::Builder::new().name(format!("model {name}")).spawn(move || {
+            let readied = prove(&model, runtime).and_then(|report| Ok((report, load(&model)?)));
+            drop(model);
+            match readied {
+                Ok((report, loaded)) => {
+                    state.send_replace(State::Ready(Arc::new(report)));
+                    work(loaded, desk);
+                }
+                Err(error) => {
+                    state.send_replace(State::Failed(error.to_string()));
+                }
+            }
+        })?;
+        let room = Arc::new(Semaphore::new(capacity));
+        Ok(Self { name: name.to_owned(), meta, runtime, jobs, room, capacity, pace, state: watched })
+    }
+
+    /// How far the model is. A thread that has ended, ended badly.
+    pub fn state(&self) -> State {
+        let state = self.state.borrow().clone();
+        match state {
+            State::Ready(_) | State::Loading if self.state.has_changed().is_err() => {
+                State::Failed("its thread has died".into())
+            }
+            state => state,
+        }
+    }
+
+    /// Waits until the model is served; for ever if it is no good.
+    pub async fn ready(&self) {
+        let mut state = self.state.clone();
+        if state.wait_for(|state| matches!(state, State::Ready(_))).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Waits until the model is no good, which is hoped to be for ever, and says why.
+    pub async fn failed(&self) -> String {
+        let mut state = self.state.clone();
+        match state.wait_for(|state| matches!(state, State::Failed(_))).await.as_deref() {
+            Ok(State::Failed(reason)) => reason.clone(),
+            _ => "its thread has died".into(),
+        }
+    }
+
+    /// A place in the queue for `n` pictures, kept until it is dropped.
+    ///
+    /// # Errors
+    /// 503 while the model is loaded, 429 when the queue is full.
+    pub fn admit(&self, n: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        if !matches!(self.state(), State::Ready(_)) {
+            let detail = format!("{} is not ready yet", self.name);
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));
+        }
+        let permits = u32::try_from(n).unwrap_or(u32::MAX);
+        self.room.clone().try_acquire_many_owned(permits).map_err(|_| {
+            let waiting = self.waiting() as u64;
+            let seconds = (waiting * self.pace.load(Ordering::Relaxed)).div_ceil(1_000_000);
+            let detail = format!("{waiting} pictures are waiting for {} already", self.name);
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).retry_after(seconds.clamp(1, 600))
+        })
+    }
+
+    /// Hands a job to the thread.
+    ///
+    /// # Errors
+    /// 503 when it has died.
+    pub fn send(&self, job: J) -> Result<(), Problem> {
+        self.jobs.send(job).map_err(|_| died(&self.name))
+    }
+
+    /// Pictures that were admitted and are not finished.
+    pub fn waiting(&self) -> usize {
+        self.capacity - self.room.available_permits()
+    }
+}
+
+/// What is said when a model's thread has dropped a job.
+pub fn died(name: &str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{name} has stopped working"))
+}
+
+/// Proves that the runtime computes what the definition computes; of the definition itself, that its file as a graph does.
+fn prove(model: &Model, runtime: RuntimeKind) -> Result<Report, Error> {
+    let on = if runtime.runs_graphs() { runtime } else { RuntimeKind::Tract };
+    let report = verify_on(&[on], model.meta(), &model.weights()?, &*model.graph()?, false)?;
+    if report.passed { Ok(report) } else { Err(Error::Verification(report.failures())) }
+}

@@ -1,0 +1,126 @@
+//! Figures for Prometheus.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Served {
+    path: String,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Path {
+    path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    model: String,
+}
+
+/// All of them.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Served, Counter>,
+    seconds: Family<Path, Histogram>,
+    pictures: Family<Of, Counter>,
+    cancelled: Family<Of, Counter>,
+    batch: Family<Of, Histogram>,
+    waiting: Family<Of, Gauge>,
+    connections: Gauge,
+    memory: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("tiny_cats");
+        let requests = Family::default();
+        registry.register(
+            "requests",
+            "Requests by route and status; 499 is a client that left",
+            requests.clone(),
+        );
+        let seconds = Family::new_with_constructor(
+            (|| Histogram::new(exponential_buckets(0.001, 2.0, 17))) as fn() -> _,
+        );
+        registry.register_with_unit(
+            "request",
+            "From a request's head to its answer's",
+            Unit::Seconds,
+            seconds.clone(),
+        );
+        let pictures = Family::default();
+        registry.register("pictures", "Pictures drawn or classified", pictures.clone());
+        let cancelled = Family::default();
+        registry.register(
+            "cancelled_pictures",
+            "Pictures that nobody waited for any more",
+            cancelled.clone(),
+        );
+        let batch =
+            Family::new_with_constructor((|| Histogram::new(exponential_buckets(1.0, 2.0, 8))) as fn() -> _);
+        registry.register(
+            "batch_pictures",
+            "Pictures that share an evaluation of the network",
+            batch.clone(),
+        );
+        let waiting = Family::default();
+        registry.register("waiting_pictures", "Pictures admitted and not finished", waiting.clone());
+        let connections = Gauge::default();
+        registry.register("connections", "Connections that are open", connections.clone());
+        let memory = Gauge::default();
+        registry.register_with_unit("resident_memory", "Memory of the process", Unit::Bytes, memory.clone());
+        Self { registry, requests, seconds, pictures, cancelled, batch, waiting, connections, memory }
+    }
+}
+
+impl Metrics {
+    /// A request of `path`, a route, was answered.
+    pub fn served(&self, path: &str, status: u16, time: Duration) {
+        self.requests.get_or_create(&Served { path: path.to_owned(), status }).inc();
+        self.seconds.get_or_create(&Path { path: path.to_owned() }).observe(time.as_secs_f64());
+    }
+
+    /// The network was evaluated once for `n` pictures.
+    pub fn evaluated(&self, model: &str, n: usize) {
+        self.batch.get_or_create(&Of { model: model.to_owned() }).observe(n as f64);
+    }
+
+    /// `n` pictures are done.
+    pub fn computed(&self, model: &str, n: usize) {
+        self.pictures.get_or_create(&Of { model: model.to_owned() }).inc_by(n as u64);
+    }
+
+    /// `n` pictures will not be done.
+    pub fn cancelled(&self, model: &str, n: usize) {
+        self.cancelled.get_or_create(&Of { model: model.to_owned() }).inc_by(n as u64);
+    }
+
+    /// A connection was opened (1) or closed (−1).
+    pub fn connection(&self, change: i64) {
+        self.connections.inc_by(change);
+    }
+
+    /// All of them in OpenMetrics' text format, with what is waiting for which model now.
+    pub fn text(&self, waiting: &[(&str, usize)]) -> String {
+        for (model, n) in waiting {
+            self.waiting.get_or_create(&Of { model: (*model).to_owned() }).set(*n as i64);
+        }
+        self.memory.set(crate::memory::process().map_or(0, |bytes| bytes as i64));
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

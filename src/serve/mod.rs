@@ -1,0 +1,291 @@
+//! The HTTP server: pictures and breeds for programs, the web demo for people.
+//!
+//! Each model has a thread of its own and a bounded queue before it ([`lane`]); the generator's batches continuously ([`drawing`]), the
+//! classifier's gathers what comes together ([`classifying`]). Handlers check what they are asked for, take a place in the queue, and
+//! wait. A handler that is dropped, because its client has left or its time is over, takes its work with it. No model is served before
+//! it is proved that its runtime computes what its definition computes.
+
+mod classifying;
+mod connections;
+mod drawing;
+mod guard;
+mod lane;
+mod metrics;
+mod openapi;
+mod problem;
+mod routes;
+mod site;
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::{HeaderValue, Method, header},
+    middleware,
+    routing::{get, post},
+};
+use tiny_cats_export::{Classifier, Generator, Model, Options, runtime::RuntimeKind};
+use tokio::net::TcpListener;
+use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
+
+use lane::{Lane, State};
+use metrics::Metrics;
+use problem::Problem;
+
+/// What may be asked for, by how many, and who may ask.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen; port 0 is any that is free.
+    pub address: SocketAddr,
+    /// What computes the models; `None` for the first that is built in.
+    pub runtime: Option<RuntimeKind>,
+    /// Pictures that share an evaluation of a network.
+    pub max_batch: usize,
+    /// How long a picture to be classified may wait for others to share its evaluation.
+    pub max_wait: Duration,
+    /// Pictures admitted and not finished, for each model; who asks for more is sent away.
+    pub queue: usize,
+    /// Pictures of one request, at most [`queue`](Self::queue).
+    pub max_count: usize,
+    /// Steps of one request.
+    pub max_steps: usize,
+    /// How long a request may take, its body included.
+    pub timeout: Duration,
+    /// Bytes of a request's body.
+    pub max_body: usize,
+    /// Pixels of a photograph.
+    pub max_pixels: u64,
+    /// Connections that are open at the same time.
+    pub max_connections: usize,
+    /// What clients of the API must know, if anything.
+    pub token: Option<String>,
+    /// Origins whose pages may use the API.
+    pub origins: Vec<HeaderValue>,
+    /// The web demo.
+    pub demo: Demo,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            address: ([127, 0, 0, 1], 8080).into(),
+            runtime: None,
+            max_batch: 16,
+            max_wait: Duration::from_millis(5),
+            queue: 256,
+            max_count: 64,
+            max_steps: 250,
+            timeout: Duration::from_secs(60),
+            max_body: 16 << 20,
+            max_pixels: 24_000_000,
+            max_connections: 1024,
+            token: None,
+            origins: Vec::new(),
+            demo: Demo::default(),
+        }
+    }
+}
+
+/// Where the web demo is.
+#[derive(Clone, Debug, Default)]
+pub enum Demo {
+    /// In this program, if it was built with the feature `web-demo`.
+    #[default]
+    Embedded,
+    /// In a folder, such as `web-demo/dist`; it is read once.
+    Folder(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+/// A model to be served, and its name.
+pub type Named = (String, Model);
+
+/// What handlers share.
+struct App {
+    config: Config,
+    generator: Option<Lane<drawing::Job>>,
+    classifier: Option<Lane<classifying::Job>>,
+    metrics: Arc<Metrics>,
+    site: site::Site,
+    openapi: String,
+    /// Photographs that are decoded at the same time.
+    decoders: Arc<tokio::sync::Semaphore>,
+    stopping: AtomicBool,
+}
+
+impl App {
+    fn states(&self) -> Vec<(&str, State)> {
+        let generator = self.generator.iter().map(|lane| (lane.name.as_str(), lane.state()));
+        generator.chain(self.classifier.iter().map(|lane| (lane.name.as_str(), lane.state()))).collect()
+    }
+
+    /// Waits until a model is no good, which is hoped to be for ever.
+    async fn failed(&self) -> String {
+        let generator = async {
+            match &self.generator {
+                Some(lane) => lane.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let classifier = async {
+            match &self.classifier {
+                Some(lane) => lane.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! { reason = generator => reason, reason = classifier => reason }
+    }
+}
+
+/// A server that listens and does not answer yet.
+pub struct Server {
+    listener: TcpListener,
+    app: Arc<App>,
+}
+
+/// How a server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All that was accepted was answered.
+    Finished,
+    /// Some connections were cut when their time was over.
+    Cut(usize),
+}
+
+impl Server {
+    /// Listens, and begins to prove and load the models. Needs tokio's runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be listened at, the web demo cannot be read, or the models are not what they should be.
+    pub async fn start(
+        config: Config,
+        generator: Option<Named>,
+        classifier: Option<Named>,
+    ) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::default());
+        let site = site::Site::new(&config.demo, generator.iter().chain(&classifier))?;
+        let listener = TcpListener::bind(config.address)
+            .await
+            .map_err(|e| anyhow::anyhow!("{}: cannot listen there: {e}", config.address))?;
+        let (batch, wait, queue) = (config.max_batch, config.max_wait, config.queue);
+        let options = Options { runtime: config.runtime, batch };
+        let runtime = options.runtime();
+        let generator = match generator {
+            Some((name, model)) => {
+                model.generator()?;
+                let load = move |model: &Model| Generator::from_model(model, &options);
+                let work = move |generator, desk| drawing::work(generator, desk, batch);
+                Some(Lane::start(&name, model, runtime, queue, &metrics, load, work)?)
+            }
+            None => None,
+        };
+        let classifier = match classifier {
+            Some((name, model)) => {
+                model.classifier()?;
+                let options = Options { runtime: config.runtime, batch };
+                let load = move |model: &Model| Classifier::from_model(model, &options);
+                let work = move |classifier, desk| classifying::work(classifier, desk, batch, wait);
+                Some(Lane::start(&name, model, runtime, queue, &metrics, load, work)?)
+            }
+            None => None,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let decoders = Arc::new(tokio::sync::Semaphore::new(cores));
+        let openapi = openapi::document(
+            &config,
+            generator.as_ref().map(|lane| &lane.meta),
+            classifier.as_ref().map(|lane| &lane.meta),
+        )
+        .to_string();
+        let stopping = AtomicBool::new(false);
+        let app = App { config, generator, classifier, metrics, site, openapi, decoders, stopping };
+        Ok(Self { listener, app: Arc::new(app) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Calls `then` when all models are proved and loaded; not at all if one is no good.
+    pub fn when_ready(&self, then: impl FnOnce() + Send + 'static) {
+        let app = self.app.clone();
+        tokio::spawn(async move {
+            if let Some(lane) = &app.generator {
+                lane.ready().await;
+            }
+            if let Some(lane) = &app.classifier {
+                lane.ready().await;
+            }
+            then();
+        });
+    }
+
+    /// Answers until `stop`, then finishes what was accepted, for as long as a request may take.
+    ///
+    /// # Errors
+    /// When a model is no good.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<End> {
+        let Self { listener, app } = self;
+        let router = router(&app);
+        let stopped = async {
+            tokio::select! {
+                () = stop => Ok(()),
+                reason = app.failed() => Err(anyhow::anyhow!(reason)),
+            }
+        };
+        let mut why = Ok(());
+        let when = async {
+            why = stopped.await;
+            app.stopping.store(true, Ordering::Relaxed);
+        };
+        let grace = app.config.timeout + Duration::from_secs(5);
+        let cut =
+            connections::serve(listener, router, &app.metrics, app.config.max_connections, when, grace).await;
+        why?;
+        Ok(if cut == 0 { End::Finished } else { End::Cut(cut) })
+    }
+}
+
+fn router(app: &Arc<App>) -> Router {
+    let api = Router::new()
+        .route("/v1/generate", post(routes::generate))
+        .route("/v1/classify", post(routes::classify))
+        .route("/v1/models", get(routes::models))
+        .route("/metrics", get(routes::metrics))
+        .method_not_allowed_fallback(guard::wrong_method)
+        .layer(middleware::from_fn_with_state(app.clone(), guard::authorise));
+    let mut router = Router::new()
+        .merge(api)
+        .route("/openapi.json", get(routes::openapi))
+        .route("/healthz", get(routes::healthz))
+        .route("/readyz", get(routes::readyz))
+        .method_not_allowed_fallback(guard::wrong_method)
+        .fallback(site::serve)
+        .layer(DefaultBodyLimit::max(app.config.max_body))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::in_time))
+        .layer(CatchPanicLayer::custom(guard::panicked));
+    if !app.config.origins.is_empty() {
+        let cors = CorsLayer::new()
+            .allow_origin(app.config.origins.clone())
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION])
+            .expose_headers([header::RETRY_AFTER, guard::REQUEST_ID]);
+        router = router.layer(cors);
+    }
+    router.layer(middleware::from_fn_with_state(app.clone(), guard::account)).with_state(app.clone())
+}

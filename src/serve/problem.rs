@@ -1,0 +1,69 @@
+//! What a client is told when something is wrong: RFC 9457's problem details.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use tiny_cats_export::Error;
+
+/// Why a request was not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    status: StatusCode,
+    /// The request's field that is wrong, if it is one.
+    field: Option<String>,
+    detail: String,
+    /// Seconds after which it is worth trying again.
+    retry_after: Option<u64>,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, field: None, detail: detail.into(), retry_after: None }
+    }
+
+    /// A field of the request makes no sense.
+    pub fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { field: Some(field.into()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
+    }
+
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The details as they are sent.
+    pub fn json(&self) -> serde_json::Value {
+        let title = self.status.canonical_reason().unwrap_or("error");
+        let mut json = json!({"title": title, "status": self.status.as_u16(), "detail": self.detail});
+        if let Some(field) = &self.field {
+            json["field"] = json!(field);
+        }
+        json
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Request { field, message } => Self::field(field, message),
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = self.json().to_string();
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,161 @@
+//! `POST /v1/classify`
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{FromRequest, Multipart, Query, Request, State, rejection::QueryRejection},
+    http::{StatusCode, header},
+};
+use futures_util::future::try_join_all;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tiny_cats_export::{ModelMeta, Prediction, decode};
+use tokio::sync::oneshot;
+
+use super::super::{App, Problem, classifying::Job, lane::died};
+
+/// Classes that are told unless more or fewer are asked for.
+const TOP_K: usize = 3;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    top_k: Option<usize>,
+}
+
+/// A file that was sent.
+struct File {
+    name: Option<String>,
+    bytes: Bytes,
+}
+
+/// `POST /v1/classify`
+pub async fn classify(
+    State(app): State<Arc<App>>,
+    asked: Result<Query<Asked>, QueryRejection>,
+    request: Request,
+) -> Result<Json<Value>, Problem> {
+    let Some(lane) = &app.classifier else {
+        return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no classifier"));
+    };
+    let Query(asked) =
+        asked.map_err(|rejection| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, rejection.body_text()))?;
+    let classes = lane.meta.classes.len();
+    let top_k = asked.top_k.unwrap_or(TOP_K.min(classes));
+    if !(1..=classes).contains(&top_k) {
+        let expected = format!("expected 1 to {classes}, the number of classes, found {top_k}");
+        return Err(Problem::field("top_k", expected));
+    }
+    let several = is(&request, "multipart/form-data");
+    let files = files(request, &app).await?;
+    let room = lane.admit(files.len())?;
+    let (mut names, mut contents) = (Vec::new(), Vec::new());
+    for file in files {
+        names.push(file.name);
+        contents.push(prepare(&app, &lane.meta, file.bytes));
+    }
+    let (mut inputs, mut wrong) = (Vec::new(), Vec::new());
+    for prepared in try_join_all(contents).await? {
+        match prepared {
+            Ok(input) => {
+                inputs.push(input);
+                wrong.push(None);
+            }
+            Err(reason) if several => wrong.push(Some(reason)),
+            Err(reason) => return Err(Problem::field("body", reason)),
+        }
+    }
+    let mut predictions = Vec::new().into_iter();
+    if !inputs.is_empty() {
+        let (reply, answer) = oneshot::channel();
+        lane.send(Job { inputs, reply, room })?;
+        predictions = answer.await.map_err(|_| died(&lane.name))??.into_iter();
+    }
+    let result = |(name, wrong): (Option<String>, Option<String>)| {
+        let mut result = match wrong {
+            Some(reason) => json!({"error": reason}),
+            None => json!({"top": predictions.next().map(|p: Prediction| top(&p, top_k))}),
+        };
+        if let Some(name) = name {
+            result["name"] = json!(name);
+        }
+        result
+    };
+    let results: Vec<Value> = names.into_iter().zip(wrong).map(result).collect();
+    Ok(Json(json!({"model": lane.name, "results": results})))
+}
+
+fn top(prediction: &Prediction, k: usize) -> Vec<Value> {
+    let candidate = |c: &tiny_cats_export::Candidate| json!({"class": c.class, "label": c.label, "probability": c.probability});
+    prediction.top(k).iter().map(candidate).collect()
+}
+
+/// Whether the body is of the content type `media`.
+fn is(request: &Request, media: &str) -> bool {
+    let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|given| given.split(';').next()).unwrap_or_default().trim();
+    given.eq_ignore_ascii_case(media)
+}
+
+/// The files in the body: those of a form, or the body itself.
+async fn files(request: Request, app: &Arc<App>) -> Result<Vec<File>, Problem> {
+    let media = ["image/jpeg", "image/png", "image/webp", "application/octet-stream"];
+    if media.iter().any(|media| is(&request, media)) {
+        let bytes = Bytes::from_request(request, app)
+            .await
+            .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+        return Ok(vec![File { name: None, bytes }]);
+    }
+    if !is(&request, "multipart/form-data") {
+        let detail =
+            format!("expected a body of the content type {} or multipart/form-data", media.join(", "));
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let mut form = Multipart::from_request(request, app)
+        .await
+        .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let wrong = |error: axum::extract::multipart::MultipartError| {
+        Problem::new(error.status(), format!("the body: {}", error.body_text()))
+    };
+    let mut files = Vec::new();
+    while let Some(field) = form.next_field().await.map_err(wrong)? {
+        let name = field.name().unwrap_or_default();
+        if name != "image" {
+            let printable: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+            return Err(Problem::field("body", format!("expected fields called image, found {printable:?}")));
+        }
+        if files.len() == app.config.max_count {
+            let most = app.config.max_count;
+            return Err(Problem::field("image", format!("expected at most {most} of them")));
+        }
+        let name = field.file_name().map(|name| name.chars().take(200).collect());
+        files.push(File { name, bytes: field.bytes().await.map_err(wrong)? });
+    }
+    if files.is_empty() {
+        return Err(Problem::field("image", "expected at least one"));
+    }
+    Ok(files)
+}
+
+/// Decodes a picture and makes the network's input of it, on a thread where that may take its time; or why that can't be done.
+async fn prepare(app: &App, meta: &ModelMeta, bytes: Bytes) -> Result<Result<Vec<f32>, String>, Problem> {
+    let Some(how) = meta.classifier().map(|task| task.preprocessing.clone()) else {
+        return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no classifier"));
+    };
+    let (size, most) = (meta.image_size, app.config.max_pixels);
+    let place = app.decoders.clone().acquire_owned().await;
+    let work = move || {
+        // Kept while the work goes on, also when nobody waits for it any more.
+        let _place = place;
+        let [width, height] = decode::check(&bytes)?;
+        if u64::from(width) * u64::from(height) > most {
+            return Err(format!("{width} x {height} pixels are too many; expected at most {most}"));
+        }
+        decode::with_upright(&bytes, |picture| how.apply(&picture, size))
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a picture could not be decoded"))
+}

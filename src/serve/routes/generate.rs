@@ -1,0 +1,270 @@
+//! `POST /v1/generate`
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, header},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tiny_cats_export::{ModelMeta, Picture, Request, Sampler, sample::MAX_GUIDANCE, sheet};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{as_written, png};
+use crate::serve::{
+    App, Problem,
+    drawing::{Job, Step},
+    guard::too_slow,
+    lane::died,
+};
+
+/// The largest whole number that every JSON reader reads exactly.
+pub const MAX_SEED: u64 = (1 << 53) - 1;
+/// Steps that a client may be late in reading before some are left out.
+const STEPS_KEPT: usize = 4;
+
+/// What is sent back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    /// All about the pictures, and each as a PNG file in base64.
+    #[default]
+    Json,
+    /// The one picture.
+    Png,
+    /// All pictures in one, labelled.
+    Grid,
+}
+
+/// The body of the request; what is left out is as the model advises.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    #[serde(default = "all")]
+    breed: String,
+    #[serde(default = "one")]
+    count: usize,
+    #[serde(default)]
+    first: u64,
+    seed: Option<u64>,
+    steps: Option<usize>,
+    sampler: Option<Sampler>,
+    guidance: Option<f32>,
+    #[serde(default)]
+    format: Format,
+    #[serde(default)]
+    stream: bool,
+}
+
+fn all() -> String {
+    "all".into()
+}
+
+fn one() -> usize {
+    1
+}
+
+/// What was asked for, checked.
+struct Order {
+    request: Request,
+    labels: Vec<usize>,
+    first: u64,
+    format: Format,
+    stream: bool,
+}
+
+/// `POST /v1/generate`
+pub async fn generate(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let start = Instant::now();
+    let Some(lane) = &app.generator else {
+        return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no generator"));
+    };
+    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let order = Order::new(&parse(&headers, &body)?, &lane.meta, &app)?;
+    let room = lane.admit(order.labels.len())?;
+    let (reply, answer) = oneshot::channel();
+    let (steps, told) = if order.stream {
+        let (sender, receiver) = mpsc::channel(STEPS_KEPT);
+        (Some(sender), Some(receiver))
+    } else {
+        (None, None)
+    };
+    let Order { request, labels, first, format, .. } = order;
+    let model = lane.name.clone();
+    let about = About { model, request: request.clone(), start };
+    lane.send(Job { request, labels, first, reply, steps, room })?;
+    if let Some(told) = told {
+        return Ok(events(app.clone(), told, answer, about));
+    }
+    let pictures = answer.await.map_err(|_| died(&about.model))??;
+    match format {
+        Format::Json => Ok(Json(about.json(&pictures)?).into_response()),
+        Format::Png | Format::Grid => {
+            let image = match &pictures[..] {
+                [picture] if format == Format::Png => png(&picture.image)?,
+                pictures => png(&sheet(pictures))?,
+            };
+            let seed = about.request.seed.to_string();
+            Ok(([(header::CONTENT_TYPE, "image/png"), (SEED, &seed)], image).into_response())
+        }
+    }
+}
+
+/// The header that has the seed of pictures that come without JSON.
+const SEED: header::HeaderName = header::HeaderName::from_static("x-seed");
+
+fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Body, Problem> {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media = media.split(';').next().unwrap_or_default().trim();
+    if !media.eq_ignore_ascii_case("application/json") {
+        let detail = "expected a body of the content type application/json";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let about = |error: &serde_json::Error| format!("the body: {error}");
+    // As a map first: a struct is read from an array, too, and what is null is not what was left out.
+    let fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
+        let status = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+        Problem::new(status, about(&error))
+    })?;
+    if let Some((name, _)) = fields.iter().find(|(_, value)| value.is_null()) {
+        return Err(Problem::field(name, "expected a value, found null"));
+    }
+    Body::deserialize(Value::Object(fields))
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, about(&error)))
+}
+
+impl Order {
+    fn new(body: &Body, meta: &ModelMeta, app: &App) -> Result<Self, Problem> {
+        let within = |field: &'static str, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                return Ok(value);
+            }
+            Err(Problem::field(field, format!("expected {least} to {most}, found {value}")))
+        };
+        let count = within("count", body.count as u64, 1, app.config.max_count as u64)? as usize;
+        let first = within("first", body.first, 0, MAX_SEED)?;
+        let seed = match body.seed {
+            Some(seed) => within("seed", seed, 0, MAX_SEED)?,
+            None => random_seed(),
+        };
+        let Some(task) = meta.generator() else {
+            return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no generator"));
+        };
+        let advised = &task.sampler;
+        let steps = match body.steps {
+            Some(steps) => within("steps", steps as u64, 1, app.config.max_steps as u64)? as usize,
+            None => advised.steps.min(app.config.max_steps),
+        };
+        let guidance = body.guidance.unwrap_or(advised.guidance);
+        if !(guidance.abs() <= MAX_GUIDANCE) {
+            let expected = format!("expected -{MAX_GUIDANCE} to {MAX_GUIDANCE}, found {guidance}");
+            return Err(Problem::field("guidance", expected));
+        }
+        let classes = meta.classes.len();
+        let label =
+            if body.breed.eq_ignore_ascii_case("all") { None } else { Some(meta.label(&body.breed)?) };
+        let of = |index: u64| label.unwrap_or((index % classes as u64) as usize);
+        let labels = (first..first + count as u64).map(of).collect();
+        if body.format == Format::Png && count > 1 {
+            return Err(Problem::field("format", "expected json or grid for several pictures, found png"));
+        }
+        if body.stream && body.format != Format::Json {
+            return Err(Problem::field("format", "expected json for a stream"));
+        }
+        let sampler = body.sampler.unwrap_or(advised.sampler);
+        let request = Request { count, seed, steps, sampler, guidance, ..Request::default() };
+        Ok(Self { request, labels, first, format: body.format, stream: body.stream })
+    }
+}
+
+/// A seed that nobody chose: the hasher's keys are from the system's source of randomness.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish() & MAX_SEED
+}
+
+/// What the answer says about all pictures.
+struct About {
+    model: String,
+    request: Request,
+    start: Instant,
+}
+
+impl About {
+    fn json(&self, pictures: &[Picture]) -> Result<Value, Problem> {
+        let picture = |p: &Picture| {
+            let (width, height) = p.image.dimensions();
+            Ok(json!({
+                "index": p.index, "breed": p.class, "label": p.label, "width": width, "height": height,
+                "png": BASE64_STANDARD.encode(png(&p.image)?),
+            }))
+        };
+        let Request { seed, steps, sampler, guidance, .. } = &self.request;
+        Ok(json!({
+            "model": self.model, "seed": seed, "steps": steps, "sampler": sampler, "guidance": as_written(guidance),
+            "seconds": self.start.elapsed().as_secs_f64(),
+            "pictures": pictures.iter().map(picture).collect::<Result<Vec<Value>, Problem>>()?,
+        }))
+    }
+}
+
+/// What a stream of events needs; when the client leaves it is dropped, and nobody waits for the pictures any more.
+struct Listening {
+    app: Arc<App>,
+    told: mpsc::Receiver<Step>,
+    answer: oneshot::Receiver<Result<Vec<Picture>, Problem>>,
+    about: About,
+}
+
+/// Server-sent events: `step` with previews, then `done` with what a request without stream is answered, or `error`.
+fn events(
+    app: Arc<App>,
+    told: mpsc::Receiver<Step>,
+    answer: oneshot::Receiver<Result<Vec<Picture>, Problem>>,
+    about: About,
+) -> Response {
+    let listening = Listening { app, told, answer, about };
+    let stream = stream::unfold(Some(listening), |listening| async move {
+        let mut listening = listening?;
+        let over = listening.about.start + listening.app.config.timeout;
+        let next = tokio::select! {
+            biased;
+            Some(step) = listening.told.recv() => progress(&step).map(|json| ("step", json)),
+            answer = &mut listening.answer => match answer {
+                Ok(Ok(pictures)) => listening.about.json(&pictures).map(|json| ("done", json)),
+                Ok(Err(problem)) => Err(problem),
+                Err(_) => Err(died(&listening.about.model)),
+            },
+            () = tokio::time::sleep_until(over.into()) => Err(too_slow(&listening.app)),
+        };
+        let (name, json) = next.unwrap_or_else(|problem| ("error", problem.json()));
+        let event = Event::default().event(name).data(json.to_string());
+        Some((Ok::<_, Infallible>(event), (name == "step").then_some(listening)))
+    });
+    Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))).into_response()
+}
+
+fn progress(step: &Step) -> Result<Value, Problem> {
+    let preview = |(index, image): &(u64, image::RgbImage)| {
+        Ok(json!({"index": index, "png": BASE64_STANDARD.encode(png(image)?)}))
+    };
+    let previews = step.previews.iter().map(preview).collect::<Result<Vec<Value>, Problem>>()?;
+    Ok(json!({"done": step.done, "total": step.total, "previews": previews}))
+}

@@ -1,0 +1,100 @@
+//! What the API does, one file a task.
+
+mod classify;
+mod generate;
+
+use std::sync::{Arc, atomic::Ordering};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use tiny_cats_export::ModelMeta;
+
+pub use classify::classify;
+pub use generate::{MAX_SEED, generate};
+
+use super::{App, Problem, lane};
+
+/// `GET /v1/models`
+pub async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+    let (mut models, states) = (Vec::new(), app.states());
+    let generator = app.generator.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime));
+    let classifier = app.classifier.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime));
+    for ((name, meta, runtime), (_, state)) in generator.chain(classifier).zip(states) {
+        let mut model = describe(name, meta);
+        model["runtime"] = json!(runtime.name());
+        model["ready"] = json!(matches!(state, lane::State::Ready(_)));
+        if let lane::State::Ready(report) = state {
+            model["verification"] = as_written(&*report);
+        }
+        models.push(model);
+    }
+    Json(json!({ "models": models }))
+}
+
+fn describe(name: &str, meta: &ModelMeta) -> Value {
+    let mut model = json!({
+        "name": name,
+        "kind": "classifier",
+        "classes": meta.classes,
+        "image_size": meta.image_size,
+    });
+    if let Some(task) = meta.generator() {
+        model["kind"] = json!("generator");
+        model["sampler"] = as_written(&task.sampler);
+    }
+    model
+}
+
+/// `value` with its numbers as they are written in files: 0.1, where `json!` makes 0.10000000149011612 of an f32.
+fn as_written(value: &impl serde::Serialize) -> Value {
+    serde_json::to_string(value).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
+/// `GET /healthz`: the process is there.
+pub async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: requests can be sent.
+pub async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem> {
+    if app.stopping.load(Ordering::Relaxed) {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"));
+    }
+    for (name, state) in app.states() {
+        let detail = match state {
+            lane::State::Ready(_) => continue,
+            lane::State::Loading => format!("{name} is being proved and loaded"),
+            lane::State::Failed(reason) => format!("{name}: {reason}"),
+        };
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));
+    }
+    Ok("ready\n")
+}
+
+/// `GET /metrics`
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let generator = app.generator.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
+    let classifier = app.classifier.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
+    let text = app.metrics.text(&generator.chain(classifier).collect::<Vec<_>>());
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+}
+
+/// `GET /openapi.json`
+pub async fn openapi(State(app): State<Arc<App>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone()).into_response()
+}
+
+/// A picture as a PNG file.
+fn png(image: &image::RgbImage) -> Result<Vec<u8>, Problem> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("a picture could not be encoded: {error}"))
+    })?;
+    Ok(bytes.into_inner())
+}

@@ -1,0 +1,346 @@
+//! The web demo and the models for it: files in memory, found by their exact names.
+//!
+//! What the page's `models.json` lists are the models that this server serves, not those that the page was built with.
+
+use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
+
+use anyhow::{Context, bail};
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use walkdir::WalkDir;
+
+use super::{App, Demo, Named, Problem};
+
+/// More than the demo and its models take.
+const MOST_BYTES: u64 = 512 << 20;
+const MOST_FILES: usize = 2000;
+
+/// What is at `/` where there is no demo.
+const NO_DEMO: &str = include_str!("no-demo.html");
+
+/// Pages may compute on several threads only if they are isolated from others.
+const ISOLATION: [(&str, &str); 4] = [
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-embedder-policy", "require-corp"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("referrer-policy", "no-referrer"),
+];
+
+/// The web demo as it was built: with the raw runtime left out, since it is there compressed, and without models, which the program has.
+#[cfg(feature = "web-demo")]
+#[derive(rust_embed::Embed)]
+#[folder = "web-demo/dist"]
+#[exclude = "*.wasm"]
+#[exclude = "models/*.onnx"]
+struct Embedded;
+
+/// One file.
+pub struct Asset {
+    content_type: &'static str,
+    /// Absent where only the compressed form is there.
+    plain: Option<Bytes>,
+    gzip: Option<Bytes>,
+    /// The hash of the contents, or of their compressed form where that is all there is.
+    hash: String,
+    /// The name changes with the contents.
+    immutable: bool,
+}
+
+/// All files, by path.
+pub struct Site {
+    assets: HashMap<String, Asset>,
+}
+
+impl Site {
+    /// Reads the demo, and adds `models`.
+    ///
+    /// # Errors
+    /// When the folder is no web demo or is too large.
+    pub fn new<'a>(demo: &Demo, models: impl Iterator<Item = &'a Named>) -> anyhow::Result<Self> {
+        let mut files = match demo {
+            Demo::Folder(folder) => read(folder)?,
+            Demo::Embedded => embedded(),
+            Demo::None => HashMap::new(),
+        };
+        if let Demo::None = demo {
+            return Ok(Self { assets: HashMap::new() });
+        }
+        let built: Value = files
+            .remove("models.json")
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        let mut entries = Vec::new();
+        let mut about = HashMap::new();
+        for (name, model) in models {
+            let graph = model.graph()?;
+            let hash = sha256(graph.bytes());
+            let kind = if model.meta().generator().is_some() { "generator" } else { "classifier" };
+            let url = format!("models/{name}.onnx");
+            let mut entry = json!({
+                "name": name, "kind": kind, "url": url, "bytes": graph.bytes().len(), "sha256": hash,
+            });
+            // Cards and reports that the demo was built with speak of our model if they speak of the same bytes.
+            let same =
+                built["models"].as_array().into_iter().flatten().find(|m| m["sha256"] == hash.as_str());
+            for (key, path) in same.into_iter().flat_map(|m| [("card", &m["card"]), ("report", &m["report"])])
+            {
+                if let Some(text) = path.as_str().and_then(|path| files.remove(path)) {
+                    let ending = if key == "card" { "md" } else { "report.json" };
+                    entry[key] = json!(format!("models/{name}.{ending}"));
+                    about.insert(format!("models/{name}.{ending}"), text);
+                }
+            }
+            about.insert(url, Bytes::copy_from_slice(graph.bytes()));
+            entries.push(entry);
+        }
+        files.retain(|path, _| !path.starts_with("models/"));
+        files.extend(about);
+        files.insert("models.json".into(), json!({ "models": entries }).to_string().into());
+        files.entry("index.html".into()).or_insert(Bytes::from_static(NO_DEMO.as_bytes()));
+        Ok(Self { assets: assets(files) })
+    }
+
+    /// The file at the path of a URL.
+    pub fn get(&self, path: &str) -> Option<&Asset> {
+        let path = path.strip_prefix('/')?;
+        self.assets.get(if path.is_empty() { "index.html" } else { path })
+    }
+}
+
+/// Everything in `folder`.
+fn read(folder: &Path) -> anyhow::Result<HashMap<String, Bytes>> {
+    let named = || folder.display().to_string();
+    if !folder.join("index.html").is_file() {
+        bail!("{}: index.html: expected a built web demo (npm ci && npm run build in web-demo)", named());
+    }
+    let (mut files, mut bytes) = (HashMap::new(), 0);
+    for entry in WalkDir::new(folder) {
+        let entry = entry.with_context(named)?;
+        if !entry.file_type().is_file() {
+            continue;
+        }
+        bytes += entry.metadata().with_context(named)?.len();
+        if bytes > MOST_BYTES || files.len() == MOST_FILES {
+            bail!(
+                "{}: expected a web demo, found more than {} MiB or {MOST_FILES} files",
+                named(),
+                MOST_BYTES >> 20
+            );
+        }
+        let path = entry.path().strip_prefix(folder)?;
+        let path: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+        let contents = std::fs::read(entry.path()).with_context(|| entry.path().display().to_string())?;
+        files.insert(path.join("/"), contents.into());
+    }
+    Ok(files)
+}
+
+#[cfg(feature = "web-demo")]
+fn embedded() -> HashMap<String, Bytes> {
+    let bytes = |data: std::borrow::Cow<'static, [u8]>| match data {
+        std::borrow::Cow::Borrowed(data) => Bytes::from_static(data),
+        std::borrow::Cow::Owned(data) => data.into(),
+    };
+    Embedded::iter().filter_map(|path| Some((path.to_string(), bytes(Embedded::get(&path)?.data)))).collect()
+}
+
+#[cfg(not(feature = "web-demo"))]
+fn embedded() -> HashMap<String, Bytes> {
+    HashMap::new()
+}
+
+/// Joins files with their compressed forms, `NAME.gz`.
+fn assets(mut files: HashMap<String, Bytes>) -> HashMap<String, Asset> {
+    let compressed: Vec<String> = files.keys().filter(|path| path.ends_with(".gz")).cloned().collect();
+    let mut gzip: HashMap<String, Bytes> = HashMap::new();
+    for path in compressed {
+        if let (Some(bytes), Some(name)) = (files.remove(&path), path.strip_suffix(".gz")) {
+            gzip.insert(name.to_owned(), bytes);
+        }
+    }
+    let mut names: Vec<String> = files.keys().chain(gzip.keys()).cloned().collect();
+    names.dedup();
+    let asset = |path: String| {
+        let (plain, gzip) = (files.get(&path).cloned(), gzip.get(&path).cloned());
+        let hash = sha256(plain.as_ref().or(gzip.as_ref()).map_or(&[], |bytes| &bytes[..]));
+        // The bundler's folder of files that are named by their contents.
+        let immutable = path.starts_with("assets/");
+        let content_type = content_type(&path);
+        (path, Asset { content_type, plain, gzip, hash, immutable })
+    };
+    names.into_iter().map(asset).collect()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn content_type(path: &str) -> &'static str {
+    match path.rsplit_once('.').map_or("", |(_, ending)| ending) {
+        "html" => "text/html; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "json" | "map" => "application/json",
+        "webmanifest" => "application/manifest+json",
+        "wasm" => "application/wasm",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "webp" => "image/webp",
+        "ico" => "image/x-icon",
+        "txt" | "md" => "text/plain; charset=utf-8",
+        _ => "application/octet-stream",
+    }
+}
+
+/// Answers what no route of the API does.
+pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response {
+    let path = request.uri().path();
+    let Some(asset) = app.site.get(path) else {
+        return Problem::new(StatusCode::NOT_FOUND, "there is nothing at this address").into_response();
+    };
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD");
+        return ([(header::ALLOW, "GET, HEAD")], problem).into_response();
+    }
+    let mut response = asset.respond(request.headers());
+    for (name, value) in ISOLATION {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+impl Asset {
+    fn respond(&self, asked: &HeaderMap) -> Response {
+        let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
+        let range = text(header::RANGE);
+        let takes_gzip = text(header::ACCEPT_ENCODING).is_some_and(takes_gzip);
+        // A part is one of the plain contents.
+        let gzip = self.gzip.as_ref().filter(|_| takes_gzip && range.is_none());
+        let etag = format!("\"{}{}\"", self.hash, if gzip.is_some() { "-gzip" } else { "" });
+        let mut response = Response::builder()
+            .header(header::ETAG, &etag)
+            .header(header::VARY, "accept-encoding")
+            .header(header::ACCEPT_RANGES, "bytes")
+            .header(
+                header::CACHE_CONTROL,
+                if self.immutable { "public, max-age=31536000, immutable" } else { "no-cache" },
+            );
+        if text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.contains(&etag)) {
+            return built(response.status(StatusCode::NOT_MODIFIED), Body::empty());
+        }
+        response = response.header(header::CONTENT_TYPE, self.content_type);
+        if let Some(gzip) = gzip {
+            return built(response.header(header::CONTENT_ENCODING, "gzip"), gzip.clone().into());
+        }
+        let Some(plain) = self.plain.clone().or_else(|| self.decompressed()) else {
+            return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a damaged file").into_response();
+        };
+        let unchanged = text(header::IF_RANGE).is_none_or(|known| known == etag);
+        match range.filter(|_| unchanged).and_then(|range| part(range, plain.len())) {
+            None => built(response, plain.into()),
+            Some(Some((from, to))) => {
+                let about = format!("bytes {from}-{}/{}", to - 1, plain.len());
+                let response = response.status(StatusCode::PARTIAL_CONTENT);
+                built(response.header(header::CONTENT_RANGE, about), plain.slice(from..to).into())
+            }
+            Some(None) => {
+                let about = format!("bytes */{}", plain.len());
+                let response = response.status(StatusCode::RANGE_NOT_SATISFIABLE);
+                built(response.header(header::CONTENT_RANGE, about), Body::empty())
+            }
+        }
+    }
+
+    fn decompressed(&self) -> Option<Bytes> {
+        let mut bytes = Vec::new();
+        let decoder = flate2::read::GzDecoder::new(&self.gzip.as_ref()?[..]);
+        decoder.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
+        Some(bytes.into())
+    }
+}
+
+fn built(response: axum::http::response::Builder, body: Body) -> Response {
+    // All headers are text of our own.
+    response.body(body).unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+fn takes_gzip(accepted: &str) -> bool {
+    accepted.split(',').any(|coding| {
+        let mut parts = coding.split(';').map(str::trim);
+        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip") || name == "*");
+        let refused = parts.any(|p| p.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0)));
+        named && !refused
+    })
+}
+
+/// The part of `len` bytes that `range` asks for; `Some(None)` where there is no such part. What is no range of bytes, or several, is
+/// answered whole.
+fn part(range: &str, len: usize) -> Option<Option<(usize, usize)>> {
+    let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let number = |text: &str| text.trim().parse::<usize>();
+    let (from, to) = match (from.trim(), to.trim()) {
+        ("", last) => (len.saturating_sub(number(last).ok()?), len),
+        (from, "") => (number(from).ok()?, len),
+        (from, to) => (number(from).ok()?, number(to).ok()?.saturating_add(1).min(len)),
+    };
+    Some((from < to).then_some((from, to)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_those_of_rfc_9110() {
+        for (range, expected) in [
+            ("bytes=0-", Some(Some((0, 10)))),
+            ("bytes=3-4", Some(Some((3, 5)))),
+            ("bytes=3-400", Some(Some((3, 10)))),
+            ("bytes=-4", Some(Some((6, 10)))),
+            ("bytes=-40", Some(Some((0, 10)))),
+            ("bytes=10-", Some(None)),
+            ("bytes=5-4", Some(None)),
+            ("bytes=-0", Some(None)),
+            ("bytes=0-1,4-5", None),
+            ("bytes=a-b", None),
+            ("bytes=99999999999999999999-", None),
+            ("lines=1-2", None),
+        ] {
+            assert_eq!(part(range, 10), expected, "{range}");
+        }
+    }
+
+    #[test]
+    fn who_takes_gzip_says_so() {
+        for (accepted, takes) in [
+            ("gzip, deflate, br", true),
+            ("br;q=1.0, gzip;q=0.8", true),
+            ("*", true),
+            ("gzip;q=0", false),
+            ("identity", false),
+            ("", false),
+        ] {
+            assert_eq!(takes_gzip(accepted), takes, "{accepted}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_there_compressed_only_is_served_plain_too() {
+        use std::io::Write;
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(b"meow").unwrap();
+        let files = HashMap::from([("a.wasm.gz".to_owned(), Bytes::from(gz.finish().unwrap()))]);
+        let site = Site { assets: assets(files) };
+        let asset = site.get("/a.wasm").unwrap();
+        assert_eq!(asset.content_type, "application/wasm");
+        assert_eq!(asset.decompressed().unwrap(), "meow");
+        assert!(site.get("/a.wasm.gz").is_none() && site.get("a.wasm").is_none());
+    }
+}
