@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test uses some of it")]
 
 pub mod begun;
+#[cfg(feature = "serve")]
+pub mod http;
 pub mod trained;
 
 use std::{

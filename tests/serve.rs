@@ -1,0 +1,552 @@
+//! The HTTP server as its clients have it.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use common::http::{Served, answer, ask, begin};
+use image::{ImageFormat, RgbImage};
+use serde_json::{Value, json};
+use tiny_cats::{
+    data::synth,
+    serve::{Config, Demo, End, Named},
+};
+use tiny_cats_export::{Breed, Classifier, Generator, Model, ModelMeta, Options, Request, Sampler, sheet};
+use tiny_cats_models::{Init, ResNetConfig, TinyDitConfig, init};
+
+const JSON: &str = "application/json";
+const BREEDS: [&str; 3] = ["Abyssinian", "Maine_Coon", "Sphynx"];
+
+/// A small generator; that its pictures are of nothing matters to nobody here.
+fn generator() -> Named {
+    let classes = BREEDS.map(String::from).to_vec();
+    let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, classes.len()).unwrap() };
+    let mut params = config.cost().unwrap().params;
+    for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
+        spec.init = Init::Normal(0.05);
+    }
+    ("small".into(), Model::from_weights(ModelMeta::tiny_dit(&config, classes), init(&params, 1)))
+}
+
+fn classifier() -> Named {
+    let classes = BREEDS.map(String::from).to_vec();
+    let config = ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", classes.len()).unwrap() };
+    let weights = init(&config.cost(32).unwrap().params, 2);
+    ("breeds".into(), Model::from_weights(ModelMeta::resnet(&config, 32, classes), weights))
+}
+
+/// A server that nobody stops.
+static SERVED: LazyLock<Served> = LazyLock::new(|| {
+    let config =
+        Config { max_body: 1 << 20, max_pixels: 1_000_000, demo: Demo::Embedded, ..Config::default() };
+    Served::new(config, Some(generator()), Some(classifier()))
+});
+
+fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn decoded(base64: &Value) -> RgbImage {
+    let png = BASE64_STANDARD.decode(base64.as_str().expect("base64")).expect("base64");
+    image::load_from_memory(&png).expect("a PNG file").into_rgb8()
+}
+
+/// A form with `files` in fields called `image`.
+fn form(files: &[(&str, &[u8])]) -> (String, Vec<u8>) {
+    let mut body = Vec::new();
+    for (name, bytes) in files {
+        let head =
+            format!("--mark\r\ncontent-disposition: form-data; name=\"image\"; filename=\"{name}\"\r\n\r\n");
+        body.extend([head.as_bytes(), bytes, b"\r\n"].concat());
+    }
+    body.extend(b"--mark--\r\n");
+    ("multipart/form-data; boundary=mark".into(), body)
+}
+
+/// What takes the small model a while.
+fn long() -> Value {
+    json!({"seed": 1, "count": 2, "steps": 250})
+}
+
+#[test]
+fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
+    let (_, model) = generator();
+    let mut library = Generator::from_model(&model, &Options::default()).unwrap();
+    // Different in everything that may differ, and more than there are places.
+    let asked: Vec<Request> = (0..12)
+        .map(|i| Request {
+            breed: if i % 4 == 0 { Breed::All } else { Breed::Named(BREEDS[i % 3].into()) },
+            count: 1 + i % 5,
+            steps: 1 + i % 7,
+            sampler: [Sampler::Heun, Sampler::Euler, Sampler::Midpoint][i % 3],
+            guidance: [1.0, 2.0, 4.5][i / 3 % 3],
+            seed: 100 + i as u64,
+        })
+        .collect();
+    let answers: Vec<Value> = thread::scope(|scope| {
+        let ask = |request: &Request| {
+            let breed = match &request.breed {
+                Breed::All => "all",
+                Breed::Named(name) => name,
+            };
+            let answer = SERVED.generate(&json!({
+                "breed": breed, "count": request.count, "steps": request.steps, "guidance": request.guidance,
+                "sampler": request.sampler.to_string(), "seed": request.seed,
+            }));
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.json()
+        };
+        let threads: Vec<_> = asked.iter().map(|request| scope.spawn(move || ask(request))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (request, answer) in asked.iter().zip(answers) {
+        let expected = library.generate(request).unwrap();
+        let found = answer["pictures"].as_array().unwrap();
+        assert_eq!(found.len(), expected.len());
+        assert_eq!((&answer["seed"], &answer["model"]), (&json!(request.seed), &json!("small")));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found["breed"], expected.class);
+            assert_eq!(found["index"], expected.index);
+            assert!(decoded(&found["png"]) == expected.image, "{request:?}, picture {}", expected.index);
+        }
+    }
+}
+
+#[test]
+fn a_picture_comes_alone_as_a_grid_or_as_the_part_of_a_series() {
+    let (_, model) = generator();
+    let mut library = Generator::from_model(&model, &Options::default()).unwrap();
+    let request = Request { count: 5, steps: 3, seed: 9, ..library.request() };
+    let pictures = library.generate(&request).unwrap();
+
+    let answer = SERVED.generate(&json!({"count": 5, "steps": 3, "seed": 9, "format": "grid"}));
+    assert_eq!((answer.header("content-type"), answer.header("x-seed")), (Some("image/png"), Some("9")));
+    assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == sheet(&pictures));
+
+    let answer = SERVED.generate(&json!({"first": 4, "steps": 3, "seed": 9, "format": "png"}));
+    assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == pictures[4].image);
+
+    // Without a seed any is taken, and said.
+    let seeds: Vec<Value> =
+        (0..2).map(|_| SERVED.generate(&json!({"steps": 1})).json()["seed"].clone()).collect();
+    assert_ne!(seeds[0], seeds[1]);
+    let again = SERVED.generate(&json!({"steps": 1, "seed": seeds[0]})).json();
+    assert_eq!(again["seed"], seeds[0]);
+}
+
+#[test]
+fn a_stream_tells_every_step_and_ends_with_the_answer() {
+    let body = json!({"count": 3, "steps": 4, "seed": 5, "breed": "sphynx"});
+    let plain = SERVED.generate(&body).json();
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    let answer = SERVED.generate(&streamed);
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+    let text = answer.text();
+    let events: Vec<(&str, Value)> = text
+        .split("\n\n")
+        .filter(|event| event.starts_with("event"))
+        .map(|event| {
+            let (name, data) = event.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
+            (name, serde_json::from_str(data).unwrap())
+        })
+        .collect();
+    let (last, steps) = events.split_last().unwrap();
+    assert_eq!(last.0, "done");
+    assert_eq!(last.1["pictures"], plain["pictures"]);
+    assert!(!steps.is_empty() && steps.iter().all(|(name, step)| *name == "step" && step["total"] == 12));
+    let done: Vec<u64> = steps.iter().map(|(_, step)| step["done"].as_u64().unwrap()).collect();
+    assert!(done.is_sorted() && done.iter().all(|done| (1..=12).contains(done)), "{done:?}");
+    for preview in steps.iter().flat_map(|(_, step)| step["previews"].as_array().unwrap()) {
+        assert_eq!(decoded(&preview["png"]).dimensions(), (32, 32));
+    }
+}
+
+#[test]
+fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
+    let (_, model) = classifier();
+    let mut library = Classifier::from_model(&model, &Options::default()).unwrap();
+    let pictures: Vec<RgbImage> = (0..3).map(|i| synth::draw(i as usize, 1, i, 60)).collect();
+    let files: Vec<Vec<u8>> = pictures.iter().map(|picture| encoded(picture, ImageFormat::Png)).collect();
+    let expected = library.classify(&pictures).unwrap();
+    let check = |result: &Value, i: usize, k: usize| {
+        let top = result["top"].as_array().unwrap_or_else(|| panic!("{result}"));
+        assert_eq!(top.len(), k);
+        for (found, expected) in top.iter().zip(expected[i].top(k)) {
+            assert_eq!(found["class"], expected.class);
+            assert!((found["probability"].as_f64().unwrap() - expected.probability).abs() < 1e-6);
+        }
+    };
+    for (i, file) in files.iter().enumerate() {
+        for content_type in ["image/png", "application/octet-stream"] {
+            let answer = SERVED.post("/v1/classify?top_k=2", content_type, file);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            check(&answer.json()["results"][0], i, 2);
+        }
+    }
+    let (content_type, body) = form(&[
+        ("a.png", &files[0]),
+        ("passwd", b"root:x:0:0"),
+        ("b.png", &files[1]),
+        ("half.png", &files[2][..files[2].len() / 2]),
+        ("empty", b""),
+        ("c.png", &files[2]),
+    ]);
+    let answer = SERVED.post("/v1/classify", &content_type, body).json();
+    let results = answer["results"].as_array().unwrap();
+    for (at, i) in [(0, 0), (2, 1), (5, 2)] {
+        check(&results[at], i, 3);
+    }
+    for (at, name, error) in
+        [(1, "passwd", "not a picture"), (3, "half.png", "broken"), (4, "empty", "not a")]
+    {
+        assert_eq!(results[at]["name"], name);
+        assert!(results[at]["error"].as_str().unwrap().contains(error), "{}", results[at]);
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_one_problem_with_its_field_and_harms_nobody() {
+    let picture = encoded(&RgbImage::new(20, 20), ImageFormat::Png);
+    let large = encoded(&RgbImage::new(1001, 1000), ImageFormat::Png);
+    let generate = |body: &str| SERVED.post("/v1/generate", JSON, body);
+    let (content_type, many) = form(&[("a", &picture[..]); 65]);
+    let mut cases = vec![
+        (400, "", generate("{")),
+        (400, "", SERVED.post("/v1/classify", "multipart/form-data", "x")),
+        (400, "", SERVED.post("/v1/classify", "multipart/form-data; boundary=mark", "--mark\r\n")),
+        (404, "", SERVED.get("/v2/generate")),
+        (404, "", SERVED.get("/../../etc/passwd")),
+        (404, "", SERVED.get("/%2e%2e/Cargo.toml")),
+        (405, "", SERVED.get("/v1/generate")),
+        (405, "", SERVED.post("/healthz", JSON, "")),
+        (405, "", SERVED.post("/models.json", JSON, "")),
+        (413, "", SERVED.post("/v1/classify", "image/png", vec![0; 2 << 20])),
+        (415, "", SERVED.post("/v1/generate", "text/plain", "{}")),
+        (415, "", SERVED.post("/v1/classify", "image/gif", &picture)),
+        (422, "", generate("[1, 2]")),
+        (422, "body", SERVED.post("/v1/classify", "image/png", "GIF89a")),
+        (422, "body", SERVED.post("/v1/classify", "image/png", large)),
+        (422, "top_k", SERVED.post("/v1/classify?top_k=0", "image/png", &picture)),
+        (422, "top_k", SERVED.post("/v1/classify?top_k=4", "image/png", &picture)),
+        (422, "", SERVED.post("/v1/classify?k=1", "image/png", &picture)),
+        (422, "image", SERVED.post("/v1/classify", &content_type, many)),
+    ];
+    for (field, body) in [
+        ("breed", r#"{"breed": "Maine_Cone"}"#),
+        ("breed", r#"{"breed": null}"#),
+        ("count", r#"{"count": 0}"#),
+        ("count", r#"{"count": 65}"#),
+        ("steps", r#"{"steps": 251}"#),
+        ("seed", r#"{"seed": 9007199254740992}"#),
+        ("first", r#"{"first": 9007199254740992}"#),
+        ("guidance", r#"{"guidance": 1e9}"#),
+        ("format", r#"{"format": "png", "count": 2}"#),
+        ("format", r#"{"format": "grid", "stream": true}"#),
+        ("", r#"{"seed": -1}"#),
+        ("", r#"{"sampler": "rk4"}"#),
+        ("", r#"{"size": 64}"#),
+        ("", r#"{"guidance": "2"}"#),
+    ] {
+        cases.push((422, field, generate(body)));
+    }
+    for (status, field, answer) in &cases {
+        assert_eq!(answer.status, *status, "{answer:?} {}", answer.text());
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        assert!(answer.header("x-request-id").is_some());
+        let problem = answer.json();
+        assert_eq!(problem["status"], *status);
+        assert_eq!(problem["field"].as_str().unwrap_or_default(), *field, "{problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(!detail.is_empty() && !detail.contains('\n'), "{detail:?}");
+        if *status == 405 {
+            assert!(answer.header("allow").is_some());
+        }
+    }
+    let nearest = generate(r#"{"breed": "Maine_Cone"}"#).json()["detail"].as_str().unwrap().to_owned();
+    assert!(nearest.contains("did you mean Maine_Coon?"), "{nearest}");
+    assert_eq!(SERVED.get("/readyz").status, 200);
+}
+
+#[test]
+fn the_site_lists_the_models_that_are_served_and_sends_parts_of_them() {
+    let answer = SERVED.get("/models.json").json();
+    let models = answer["models"].as_array().unwrap();
+    let (_, model) = generator();
+    let graph = model.graph().unwrap();
+    assert_eq!(models[0]["kind"], "generator");
+    assert_eq!(models[0]["bytes"], graph.bytes().len());
+    assert_eq!(models[1]["kind"], "classifier");
+    let path = format!("/{}", models[0]["url"].as_str().unwrap());
+
+    let whole = SERVED.get(&path);
+    assert!(whole.body == graph.bytes());
+    assert_eq!(whole.header("cross-origin-embedder-policy"), Some("require-corp"));
+    let etag = whole.header("etag").unwrap().to_owned();
+    assert_eq!(etag.trim_matches('"'), models[0]["sha256"]);
+    let asked = |headers: &[(&str, &str)]| ask(SERVED.address, "GET", &path, headers, b"");
+    assert_eq!(asked(&[("if-none-match", &etag)]).status, 304);
+    let part = asked(&[("range", "bytes=1000-1009"), ("if-range", &etag)]);
+    assert_eq!((part.status, &part.body[..]), (206, &graph.bytes()[1000..1010]));
+    let about = format!("bytes 1000-1009/{}", graph.bytes().len());
+    assert_eq!(part.header("content-range"), Some(&about[..]));
+    // Of another file than the one that the client has a part of, all.
+    assert_eq!(asked(&[("range", "bytes=1000-1009"), ("if-range", "\"other\"")]).status, 200);
+    assert_eq!(asked(&[("range", "bytes=99999999-")]).status, 416);
+    assert!(SERVED.get("/").text().contains("<!doctype html>"));
+}
+
+#[test]
+fn a_full_queue_sends_clients_away_and_who_leaves_makes_room() {
+    let config = Config { queue: 3, max_count: 3, demo: Demo::None, ..Config::default() };
+    let served = Served::new(config, Some(generator()), None);
+    let post = |body: &Value| {
+        let body = body.to_string();
+        begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes())
+    };
+    let first = post(&long());
+    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 2);
+    let refused = served.generate(&json!({"count": 2, "steps": 1}));
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
+    // There is room for one, who does not wait for the others' end.
+    assert_eq!(served.generate(&json!({"count": 1, "steps": 1})).status, 200);
+    drop(first);
+    served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 2);
+    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
+    assert_eq!(served.metric("tiny_cats_requests_total{path=\"/v1/generate\",status=\"499\"}"), 1);
+    assert_eq!(served.generate(&json!({"count": 3, "steps": 1})).status, 200);
+
+    // A reader of events leaves after the first.
+    let mut body = long();
+    body["stream"] = json!(true);
+    let mut stream = post(&body);
+    let mut some = [0; 100];
+    stream.read_exact(&mut some).unwrap();
+    drop(stream);
+    served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 4);
+    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
+    assert_eq!(served.end(), End::Finished);
+}
+
+#[test]
+fn a_request_whose_time_is_over_is_told_so_and_its_work_ends() {
+    let config = Config { timeout: Duration::from_millis(300), demo: Demo::None, ..Config::default() };
+    let served = Served::new(config, Some(generator()), None);
+    let start = Instant::now();
+    let late = served.generate(&json!({"count": 64, "steps": 250}));
+    assert_eq!((late.status, late.json()["status"].as_u64()), (504, Some(504)));
+    let mut body = long();
+    body["count"] = json!(60);
+    body["stream"] = json!(true);
+    let text = served.generate(&body).text();
+    assert!(text.contains("event: error") && text.contains("504"), "{}", &text[text.len().min(2000)..]);
+    assert!(start.elapsed() < Duration::from_secs(20));
+    served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 124);
+    // A body that never comes.
+    let mut stream = TcpStream::connect(served.address).unwrap();
+    let head = "POST /v1/generate HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).unwrap();
+    assert_eq!(answer(stream).status, 504);
+}
+
+#[test]
+fn all_that_was_accepted_is_answered_before_the_end() {
+    let served = Served::new(Config::default(), Some(generator()), Some(classifier()));
+    let body = json!({"steps": 12, "count": 2, "seed": 3}).to_string();
+    let streams: Vec<TcpStream> = (0..8)
+        .map(|_| begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes()))
+        .collect();
+    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 16);
+    served.ask_to_stop();
+    let first = answer(streams[0].try_clone().unwrap());
+    assert_eq!(first.status, 200);
+    for stream in streams.into_iter().skip(1) {
+        let answer = answer(stream);
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.json()["pictures"], first.json()["pictures"]);
+    }
+    let address = served.address;
+    assert_eq!(served.end(), End::Finished);
+    assert!(TcpStream::connect(address).is_err(), "nobody listens there any more");
+}
+
+#[test]
+fn a_token_is_asked_for_and_other_origins_only_where_allowed() {
+    let origins = vec!["https://example.org".parse().unwrap()];
+    let config = Config { token: Some("s3cret".into()), origins, demo: Demo::None, ..Config::default() };
+    let served = Served::new(config, None, Some(classifier()));
+    let models = |headers: &[(&str, &str)]| ask(served.address, "GET", "/v1/models", headers, b"");
+    for headers in [&[][..], &[("authorization", "Bearer s3cre")], &[("authorization", "Basic s3cret")]] {
+        let answer = models(headers);
+        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")));
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    }
+    assert_eq!(models(&[("authorization", "Bearer s3cret")]).status, 200);
+    assert_eq!(models(&[("authorization", "bearer s3cret")]).status, 200);
+    assert_eq!(served.get("/metrics").status, 401);
+    assert_eq!((served.get("/healthz").status, served.get("/readyz").status), (200, 200));
+    // There is no generator, and no demo.
+    assert_eq!(served.get("/").status, 404);
+    let generate = ask(
+        served.address,
+        "POST",
+        "/v1/generate",
+        &[("authorization", "Bearer s3cret"), ("content-type", JSON)],
+        b"{}",
+    );
+    assert_eq!(generate.status, 404);
+
+    let asked = |origin: &str| ask(served.address, "GET", "/healthz", &[("origin", origin)], b"");
+    let allowed =
+        |answer: &common::http::Answer| answer.header("access-control-allow-origin").map(str::to_owned);
+    assert_eq!(allowed(&asked("https://example.org")).as_deref(), Some("https://example.org"));
+    assert_eq!(allowed(&asked("https://example.com")), None);
+    let own = ask(SERVED.address, "GET", "/healthz", &[("origin", "https://example.org")], b"");
+    assert_eq!(allowed(&own), None);
+}
+
+#[test]
+fn a_request_keeps_the_number_that_its_client_gave_it_if_that_can_stand_in_a_log() {
+    let id = |id: &str| {
+        let answer = ask(SERVED.address, "GET", "/healthz", &[("x-request-id", id)], b"");
+        answer.header("x-request-id").unwrap().to_owned()
+    };
+    assert_eq!(id("abc-123"), "abc-123");
+    let long = "x".repeat(129);
+    for foreign in ["a b", &long, "\u{e4}"] {
+        assert_ne!(id(foreign), foreign);
+    }
+    assert_ne!(id(""), id(""));
+}
+
+#[test]
+fn the_document_lists_what_is_there_and_no_reference_leads_nowhere() {
+    let document = SERVED.get("/openapi.json").json();
+    assert_eq!(document["openapi"], "3.1.0");
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            let answer = ask(SERVED.address, &method.to_uppercase(), path, &[], b"");
+            assert!(!matches!(answer.status, 404 | 405), "{method} {path}: {}", answer.status);
+            let documented = &document["paths"][path][method]["responses"];
+            assert!(documented[answer.status.to_string()].is_object(), "{method} {path}: {}", answer.status);
+        }
+    }
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let path = reference.split('"').next().unwrap();
+        assert!(document.pointer(path).is_some(), "{path}");
+    }
+    let breeds = &document["paths"]["/v1/generate"]["post"]["requestBody"]["content"][JSON]["schema"]["properties"]
+        ["breed"]["enum"];
+    assert_eq!(*breeds, json!(["Abyssinian", "Maine_Coon", "Sphynx", "all"]));
+}
+
+#[test]
+fn models_are_described_with_how_they_were_proved() {
+    let answer = SERVED.get("/v1/models").json();
+    let by_kind: BTreeMap<&str, &Value> =
+        answer["models"].as_array().unwrap().iter().map(|m| (m["kind"].as_str().unwrap(), m)).collect();
+    for (kind, name) in [("generator", "small"), ("classifier", "breeds")] {
+        let model = by_kind[kind];
+        assert_eq!((&model["name"], &model["ready"]), (&json!(name), &json!(true)));
+        assert_eq!(model["classes"], json!(BREEDS));
+        assert_eq!(model["verification"]["passed"], true);
+        assert_eq!(model["verification"]["runtimes"][0]["runtime"], model["runtime"]);
+    }
+    assert_eq!(by_kind["generator"]["sampler"]["guidance_interval"], json!([0.1, 0.9]));
+}
+
+/// Begins the program, and waits for the line that says where it listens.
+#[cfg(unix)]
+fn spawn(folder: &Path, args: &[&str]) -> (std::process::Child, std::net::SocketAddr) {
+    use std::{io::BufRead, process::Stdio};
+    let mut child = std::process::Command::new(common::CATS)
+        .args([&["serve", "--port", "0"], args].concat())
+        .current_dir(folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening at http://").and_then(|rest| rest.strip_suffix('/'));
+    let address = address.and_then(|address| address.parse().ok());
+    (child, address.unwrap_or_else(|| panic!("{line:?}")))
+}
+
+#[cfg(unix)]
+#[test]
+fn the_program_serves_the_released_models_until_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (child, address) = spawn(folder.path(), &["--max-batch", "4"]);
+    // Before the models are proved they are not served.
+    let early = ask(address, "GET", "/readyz", &[], b"").status;
+    let start = Instant::now();
+    while ask(address, "GET", "/readyz", &[], b"").status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(120), "it is never ready");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(early == 503 || start.elapsed() < Duration::from_millis(100), "{early}");
+    let body = br#"{"breed": "Siamese", "seed": 7, "steps": 2, "format": "png"}"#;
+    let picture = ask(address, "POST", "/v1/generate", &[("content-type", JSON)], body);
+    assert_eq!(picture.status, 200);
+    common::succeeds(
+        common::CATS,
+        folder.path(),
+        &["generate", "--breed", "Siamese", "--seed", "7", "--steps", "2", "-n", "1", "-o", "cats/"],
+    );
+    let drawn = image::open(folder.path().join("cats/Siamese_seed7_0000.png")).unwrap().into_rgb8();
+    assert!(image::load_from_memory(&picture.body).unwrap().into_rgb8() == drawn);
+    common::begun::signal(child.id() as i32, libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    let said = common::text(&output);
+    assert!(output.status.success() && said.contains("all that was accepted was answered"), "{said}");
+    assert!(said.contains("path=\"/v1/generate\" status=200"), "{said}");
+}
+
+#[test]
+fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, model) = generator();
+    let mut bytes = model.graph().unwrap().bytes().to_vec();
+    // A weight becomes a NaN.
+    let value = model.weights().unwrap()["blocks.1.attn.qkv.weight"].data()[5].to_le_bytes();
+    let at = bytes.windows(4).position(|four| four == value).expect("the weight");
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(folder.path().join("bad.onnx"), bytes).unwrap();
+    std::fs::write(folder.path().join("token"), "two words\n").unwrap();
+    let fails = |args: &[&str]| {
+        common::fails(common::CATS, folder.path(), &[&["serve", "--port", "0"], args].concat())
+    };
+    let said = fails(&["--model", "bad.onnx", "--no-classifier"]);
+    assert!(said.contains("blocks.1.attn.qkv.weight") && said.contains("not finite"), "{said}");
+    for (args, expected) in [
+        (&["--model", "none.onnx"][..], "none.onnx: "),
+        (&["--classifier", "bad.onnx"], "bad.onnx: task: expected a classifier"),
+        (&["--web", "."], "index.html: expected a built web demo"),
+        (&["--token-file", "token"], "token: expected a token"),
+        (&["--cors-origin", "example.org"], "--cors-origin example.org: expected"),
+        (&["--cors-origin", "https://a/b"], "--cors-origin https://a/b: expected"),
+        (&["--queue", "8"], "--max-count 64: expected at most --queue, 8"),
+        (&["--no-generator", "--no-classifier", "--no-web"], "nothing is left to serve"),
+    ] {
+        let said = fails(args);
+        assert!(said.contains(expected), "{args:?}: {said}");
+    }
+    let address = SERVED.address.to_string();
+    let (host, port) = address.rsplit_once(':').unwrap();
+    let said = common::fails(common::CATS, folder.path(), &["serve", "--host", host, "--port", port]);
+    assert!(said.contains(&format!("{address}: cannot listen there: ")), "{said}");
+}
