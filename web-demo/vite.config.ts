@@ -1,7 +1,7 @@
 import { defaultClientConditions, defineConfig } from 'vite';
-import { models } from './build/models';
-import { finish } from './build/finish';
-import { policy } from './build/policy';
+import { models } from './build/models.ts';
+import { finish } from './build/finish.ts';
+import { policy } from './build/policy.ts';
 import packageJson from './package.json' with { type: 'json' };
 
 /** What browsers ask for before a page may use threads. */

@@ -6,9 +6,9 @@ import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import type { Plugin } from 'vite';
-import { readMeta } from '../src/engine/meta';
-import { readOnnx } from '../src/engine/onnx-file';
-import type { ListedModel } from '../src/engine/protocol';
+import { readMeta } from '../src/engine/meta.ts';
+import { readOnnx } from '../src/engine/onnx-file.ts';
+import type { ListedModel } from '../src/engine/protocol.ts';
 
 const FOLDER = resolve(import.meta.dirname, '../../models/pretrained');
 const TYPES: Record<string, string> = { onnx: 'application/octet-stream', md: 'text/markdown; charset=utf-8', json: 'application/json' };

@@ -1,8 +1,8 @@
 /** From what is asked for to single pictures, each with a name and an address of its own. */
-import type { GeneratorMeta } from './engine/meta';
-import { wrap64 } from './engine/noise';
-import type { Draw } from './engine/protocol';
-import { ALL, type Drawing } from './state';
+import type { GeneratorMeta } from './engine/meta.ts';
+import { wrap64 } from './engine/noise.ts';
+import type { Draw } from './engine/protocol.ts';
+import { ALL, type Drawing } from './state.ts';
 
 /** `drawing` with what it leaves out as the model advises. */
 export function complete(drawing: Partial<Drawing>, meta: GeneratorMeta): Drawing {

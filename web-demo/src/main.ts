@@ -1,18 +1,18 @@
 /** The page: puts its views together, keeps its address, and takes what is dropped onto it. */
-import { describe } from './engine/errors';
-import { Models } from './models';
-import { type View, format, parse } from './state';
-import { startAbout } from './ui/about';
-import { Benchmark } from './ui/benchmark';
-import { Classify } from './ui/classify';
-import { byId } from './ui/dom';
-import { startDrops } from './ui/drops';
-import { Generate } from './ui/generate';
-import { rememberedBackend, startModelBar } from './ui/model-bar';
-import { complain, hint } from './ui/notices';
-import { startOffline } from './ui/offline';
-import { Tabs } from './ui/tabs';
-import { startTheme } from './ui/theme';
+import { describe } from './engine/errors.ts';
+import { Models } from './models.ts';
+import { type View, format, parse } from './state.ts';
+import { startAbout } from './ui/about.ts';
+import { Benchmark } from './ui/benchmark.ts';
+import { Classify } from './ui/classify.ts';
+import { byId } from './ui/dom.ts';
+import { startDrops } from './ui/drops.ts';
+import { Generate } from './ui/generate.ts';
+import { rememberedBackend, startModelBar } from './ui/model-bar.ts';
+import { complain, hint } from './ui/notices.ts';
+import { startOffline } from './ui/offline.ts';
+import { Tabs } from './ui/tabs.ts';
+import { startTheme } from './ui/theme.ts';
 
 startTheme();
 const models = new Models();

@@ -1,8 +1,8 @@
 /** Which models there are, which are in use, and the engine that runs them. */
-import { Engine, type Call } from './engine/client';
-import { UserError, describe } from './engine/errors';
-import type { ModelMeta } from './engine/meta';
-import type { BackendChoice, ListedModel, LoadedModel, ModelSource, Progress } from './engine/protocol';
+import { Engine, type Call } from './engine/client.ts';
+import { UserError, describe } from './engine/errors.ts';
+import type { ModelMeta } from './engine/meta.ts';
+import type { BackendChoice, ListedModel, LoadedModel, ModelSource, Progress } from './engine/protocol.ts';
 
 export type Kind = ModelMeta['kind'];
 

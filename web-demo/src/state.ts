@@ -2,9 +2,9 @@
  * What the page's address says: the view, and all that a picture depends on, so that whoever opens it sees the same. It stands behind the
  * `#`, which browsers do not send to servers. Whatever makes no sense in it is passed over.
  */
-import { SAMPLERS, type SamplerName } from './engine/meta';
-import { MOST_NEIGHBOURS, wrap64 } from './engine/noise';
-import { MAX_GUIDANCE, MAX_STEPS } from './engine/sampler';
+import { SAMPLERS, type SamplerName } from './engine/meta.ts';
+import { MOST_NEIGHBOURS, wrap64 } from './engine/noise.ts';
+import { MAX_GUIDANCE, MAX_STEPS } from './engine/sampler.ts';
 
 export const VIEWS = ['generate', 'classify', 'benchmark', 'about'] as const;
 export type View = (typeof VIEWS)[number];

@@ -1,10 +1,10 @@
 /** Measures one case at a time: how long the network takes, or whole pictures. */
-import { Cancelled } from './errors';
-import { draw } from './generator';
-import type { GeneratorMeta } from './meta';
-import type { Network } from './network';
-import { noise } from './noise';
-import type { BenchmarkCase, BenchmarkEvent, BenchmarkResult } from './protocol';
+import { Cancelled } from './errors.ts';
+import { draw } from './generator.ts';
+import type { GeneratorMeta } from './meta.ts';
+import type { Network } from './network.ts';
+import { noise } from './noise.ts';
+import type { BenchmarkCase, BenchmarkEvent, BenchmarkResult } from './protocol.ts';
 
 /** Runs before the first that counts, because the first ones load and compile. */
 const WARM_UP = { evaluation: 3, picture: 1 };

@@ -1,11 +1,11 @@
 /** What pictures are taken for. Each is read, classified and told about before the next, so a broken one stops no other. */
-import { decode } from './decode';
-import { Cancelled, UserError, describe } from './errors';
-import type { ClassifierMeta } from './meta';
-import type { Network } from './network';
-import { preprocess, rgbOf } from './preprocess';
-import type { Candidate, ClassifyEvent, ClassifyResult, Source, Verdict } from './protocol';
-import { allFinite } from './sampler';
+import { decode } from './decode.ts';
+import { Cancelled, UserError, describe } from './errors.ts';
+import type { ClassifierMeta } from './meta.ts';
+import type { Network } from './network.ts';
+import { preprocess, rgbOf } from './preprocess.ts';
+import type { Candidate, ClassifyEvent, ClassifyResult, Source, Verdict } from './protocol.ts';
+import { allFinite } from './sampler.ts';
 
 /** All classes by softmax, the most probable first; equal ones stay in order. */
 export function softmax(logits: Float32Array, classes: readonly string[]): Candidate[] {

@@ -1,6 +1,6 @@
 /** The page's end of the engine: calls become messages, and messages become promises. */
-import { Cancelled, UserError } from './errors';
-import type { CallName, Calls, FromWorker, ToWorker } from './protocol';
+import { Cancelled, UserError } from './errors.ts';
+import type { CallName, Calls, FromWorker, ToWorker } from './protocol.ts';
 
 interface Pending {
   tell(event: unknown): void;

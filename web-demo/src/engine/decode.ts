@@ -2,10 +2,10 @@
  * From a file to upright pixels on white, by the browser's decoders. Colours are taken as they are stored, because the training pictures
  * were; the limits are those of `export/src/decode.rs`.
  */
-import { UserError } from './errors';
-import { pictureHeader } from './picture-header';
-import { rgbOf } from './preprocess';
-import type { Rgb } from './resize';
+import { UserError } from './errors.ts';
+import { pictureHeader } from './picture-header.ts';
+import { rgbOf } from './preprocess.ts';
+import type { Rgb } from './resize.ts';
 
 export const MOST_BYTES = 64 << 20;
 export const MOST_PIXELS = 64_000_000;

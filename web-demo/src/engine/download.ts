@@ -4,9 +4,9 @@
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex } from '@noble/hashes/utils.js';
-import { Cancelled, UserError, describe, fileError } from './errors';
-import type { ListedModel, Progress } from './protocol';
-import type { ModelStore } from './store';
+import { Cancelled, UserError, describe, fileError } from './errors.ts';
+import type { ListedModel, Progress } from './protocol.ts';
+import type { ModelStore } from './store.ts';
 
 /** Larger files are no models for a browser. */
 export const MOST_BYTES = 1 << 30;

@@ -1,11 +1,11 @@
 /** Pictures from a network, batch by batch. */
-import { nearbyNoise } from './noise';
-import type { GeneratorMeta } from './meta';
-import type { Network } from './network';
-import { toPixels } from './pixels';
-import type { Draw, DrawRequest, DrawResult, Pixels, StepEvent } from './protocol';
-import { type Hooks, type Settings, sample } from './sampler';
-import { UserError } from './errors';
+import { nearbyNoise } from './noise.ts';
+import type { GeneratorMeta } from './meta.ts';
+import type { Network } from './network.ts';
+import { toPixels } from './pixels.ts';
+import type { Draw, DrawRequest, DrawResult, Pixels, StepEvent } from './protocol.ts';
+import { type Hooks, type Settings, sample } from './sampler.ts';
+import { UserError } from './errors.ts';
 
 /** Pictures that are drawn at once. Processors gain little from more, and the page would wait longer for each step; cards gain much. */
 export const BATCH = { wasm: 4, webgpu: 16 };

@@ -2,8 +2,8 @@
  * What a file says about its model: the JSON text under `tiny-cats` in an ONNX file's metadata, as `export/src/meta` writes and checks it.
  * It drives the page: class names, sizes, steps, guidance and preprocessing come from here, so a newly trained model needs no new page.
  */
-import { fileError } from './errors';
-import type { OnnxFile, Port } from './onnx-file';
+import { fileError } from './errors.ts';
+import type { OnnxFile, Port } from './onnx-file.ts';
 
 export const META_KEY = 'tiny-cats';
 /** The newest format that this page reads. */

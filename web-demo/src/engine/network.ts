@@ -3,10 +3,10 @@
  * what it returns must have the expected shape and be finite, before anything is drawn with it.
  */
 import type { InferenceSession, Tensor, TypedTensor } from 'onnxruntime-web';
-import { UserError, describe } from './errors';
-import type { ModelMeta } from './meta';
-import type { BackendChoice, Device } from './protocol';
-import { allFinite } from './sampler';
+import { UserError, describe } from './errors.ts';
+import type { ModelMeta } from './meta.ts';
+import type { BackendChoice, Device } from './protocol.ts';
+import { allFinite } from './sampler.ts';
 
 /** The part of the runtime that is used; both builds of it have it. */
 interface Ort {
@@ -61,7 +61,7 @@ export class Network {
       const adapter = await webgpuAdapter();
       if (adapter !== null) {
         try {
-          const { start, files } = await import('./ort-webgpu');
+          const { start, files } = await import('./ort-webgpu.ts');
           return await Network.start(start(), bytes, meta, { backend: 'webgpu', threads: 1, notes, files, adapter });
         } catch (error) {
           notes.push(`WebGPU is not used: ${describe(error)}.`);
@@ -70,7 +70,7 @@ export class Network {
         notes.push('WebGPU is not used: this browser offers no adapter.');
       }
     }
-    const { start, files } = await import('./ort-wasm');
+    const { start, files } = await import('./ort-wasm.ts');
     return Network.start(start(backend.threads), bytes, meta, { backend: 'wasm', threads: backend.threads, notes, files });
   }
 

@@ -1,8 +1,8 @@
 /**
  * What an ONNX file says about itself: its inputs, its outputs and its metadata. Field numbers are those of `onnx.proto`.
  */
-import { fileError } from './errors';
-import { NotProtobuf, fields } from './protobuf';
+import { fileError } from './errors.ts';
+import { NotProtobuf, fields } from './protobuf.ts';
 
 /** An input or output of the graph. */
 export interface Port {

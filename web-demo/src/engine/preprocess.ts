@@ -1,6 +1,6 @@
 /** From a photograph to a classifier's input: the arithmetic of `export/src/preprocess.rs`. */
-import type { Preprocessing } from './meta';
-import { type Rgb, resize } from './resize';
+import type { Preprocessing } from './meta.ts';
+import { type Rgb, resize } from './resize.ts';
 
 /** Of pictures that are longer than this times their short side, the middle is used. */
 const LONGEST = 4;

@@ -1,5 +1,5 @@
 /** What the page and the engine's worker say to each other. */
-import type { ModelMeta, SamplerName } from './meta';
+import type { ModelMeta, SamplerName } from './meta.ts';
 
 export type BackendChoice = 'auto' | 'webgpu' | 'wasm';
 

@@ -6,8 +6,8 @@
  * A network that predicts velocities is integrated as it is. All times are rounded to single precision, because whether a time lies in
  * the guidance interval, its ends included, must not depend on the language.
  */
-import { Cancelled, UserError } from './errors';
-import type { Prediction, SamplerName } from './meta';
+import { Cancelled, UserError } from './errors.ts';
+import type { Prediction, SamplerName } from './meta.ts';
 
 /** The least 1 − t that a difference is divided by, in training and sampling alike. */
 export const CLAMP = Math.fround(0.05);

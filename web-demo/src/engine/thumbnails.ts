@@ -1,11 +1,11 @@
 /** A small picture of each class, drawn by the model itself when nothing else is to be done, and kept for the next visit. */
-import { Cancelled } from './errors';
-import { draw } from './generator';
-import type { GeneratorMeta } from './meta';
-import type { Network } from './network';
-import type { Calls, Pixels } from './protocol';
-import type { Queue } from './queue';
-import type { Database } from './store';
+import { Cancelled } from './errors.ts';
+import { draw } from './generator.ts';
+import type { GeneratorMeta } from './meta.ts';
+import type { Network } from './network.ts';
+import type { Calls, Pixels } from './protocol.ts';
+import type { Queue } from './queue.ts';
+import type { Database } from './store.ts';
 
 /** More classes than these keep their initials. */
 const MOST = 64;

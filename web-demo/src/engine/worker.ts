@@ -1,16 +1,16 @@
 /** The engine's worker: everything that takes time happens here, so that the page never freezes. */
-import { benchmark } from './benchmark';
-import { classify } from './classifier';
-import { MOST_BYTES, download, hashOf } from './download';
-import { Cancelled, UserError, describe, fileError } from './errors';
-import { draw } from './generator';
-import { readMeta } from './meta';
-import { type Backend, Network, threadsFor, webgpuAdapter } from './network';
-import { readOnnx } from './onnx-file';
-import type { CallName, Calls, FromWorker, LoadedModel, ToWorker } from './protocol';
-import { Queue, breathe } from './queue';
-import { Database } from './store';
-import { thumbnails } from './thumbnails';
+import { benchmark } from './benchmark.ts';
+import { classify } from './classifier.ts';
+import { MOST_BYTES, download, hashOf } from './download.ts';
+import { Cancelled, UserError, describe, fileError } from './errors.ts';
+import { draw } from './generator.ts';
+import { readMeta } from './meta.ts';
+import { type Backend, Network, threadsFor, webgpuAdapter } from './network.ts';
+import { readOnnx } from './onnx-file.ts';
+import type { CallName, Calls, FromWorker, LoadedModel, ToWorker } from './protocol.ts';
+import { Queue, breathe } from './queue.ts';
+import { Database } from './store.ts';
+import { thumbnails } from './thumbnails.ts';
 
 const scope = self as unknown as {
   postMessage(message: FromWorker): void;

@@ -1,11 +1,11 @@
 /** The view that says what the models are, from their files, cards and reports. */
-import { readable } from '../drawing';
-import { describe } from '../engine/errors';
-import type { ListedModel, LoadedModel } from '../engine/protocol';
-import { type Kind, type Models } from '../models';
-import { byId, el } from './dom';
-import { renderMarkdown } from './markdown';
-import { bytes, count, device } from './words';
+import { readable } from '../drawing.ts';
+import { describe } from '../engine/errors.ts';
+import type { ListedModel, LoadedModel } from '../engine/protocol.ts';
+import { type Kind, type Models } from '../models.ts';
+import { byId, el } from './dom.ts';
+import { renderMarkdown } from './markdown.ts';
+import { bytes, count, device } from './words.ts';
 
 export function startAbout(models: Models): void {
   const box = byId('model-list');

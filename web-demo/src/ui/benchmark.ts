@@ -1,12 +1,12 @@
 /** The view that measures. Each backend and number of threads gets an engine of its own, so that none profits from another. */
-import type { Call, Engine } from '../engine/client';
-import { Cancelled, describe } from '../engine/errors';
-import type { GeneratorMeta } from '../engine/meta';
-import type { BenchmarkCase, LoadedModel } from '../engine/protocol';
-import type { Models, Settings } from '../models';
-import { describeDevice } from './device';
-import { byId, el, save } from './dom';
-import { type Report, cells, markdown, row } from './statistics';
+import type { Call, Engine } from '../engine/client.ts';
+import { Cancelled, describe } from '../engine/errors.ts';
+import type { GeneratorMeta } from '../engine/meta.ts';
+import type { BenchmarkCase, LoadedModel } from '../engine/protocol.ts';
+import type { Models, Settings } from '../models.ts';
+import { describeDevice } from './device.ts';
+import { byId, el, save } from './dom.ts';
+import { type Report, cells, markdown, row } from './statistics.ts';
 
 const BATCHES = [1, 4];
 const STEPS = [10, 20];

@@ -1,9 +1,9 @@
 /** The breeds to choose from: a picture of each where there is one, its initials before that. */
-import { readable } from '../drawing';
-import type { Pixels } from '../engine/protocol';
-import { ALL } from '../state';
-import { show } from './canvas';
-import { byId, el } from './dom';
+import { readable } from '../drawing.ts';
+import type { Pixels } from '../engine/protocol.ts';
+import { ALL } from '../state.ts';
+import { show } from './canvas.ts';
+import { byId, el } from './dom.ts';
 
 export class Breeds {
   private readonly box = byId('breeds');

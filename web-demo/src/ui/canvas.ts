@@ -1,5 +1,5 @@
 /** Small pictures on larger canvases, and as files of their own size. */
-import type { Pixels } from '../engine/protocol';
+import type { Pixels } from '../engine/protocol.ts';
 
 /** A canvas of the network's own size. */
 export function native({ size, rgba }: Pixels): HTMLCanvasElement {

@@ -1,12 +1,12 @@
 /** The view that tells breeds. */
-import { readable } from '../drawing';
-import type { Call } from '../engine/client';
-import { Cancelled, describe } from '../engine/errors';
-import type { ClassifyResult, Pixels, Source, Verdict } from '../engine/protocol';
-import type { Models } from '../models';
-import { show } from './canvas';
-import { byId, el } from './dom';
-import { duration, percent, plural } from './words';
+import { readable } from '../drawing.ts';
+import type { Call } from '../engine/client.ts';
+import { Cancelled, describe } from '../engine/errors.ts';
+import type { ClassifyResult, Pixels, Source, Verdict } from '../engine/protocol.ts';
+import type { Models } from '../models.ts';
+import { show } from './canvas.ts';
+import { byId, el } from './dom.ts';
+import { duration, percent, plural } from './words.ts';
 
 const TOP = 3;
 /** More files at once than these are a mistake. */

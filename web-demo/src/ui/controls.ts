@@ -1,8 +1,8 @@
 /** The fields of a drawing. Whatever is typed, what they say makes sense: a field that does not is as it was. */
-import { SAMPLERS } from '../engine/meta';
-import { MAX_GUIDANCE, MAX_STEPS } from '../engine/sampler';
-import { type Drawing, MOST_PICTURES, natural } from '../state';
-import { byId } from './dom';
+import { SAMPLERS } from '../engine/meta.ts';
+import { MAX_GUIDANCE, MAX_STEPS } from '../engine/sampler.ts';
+import { type Drawing, MOST_PICTURES, natural } from '../state.ts';
+import { byId } from './dom.ts';
 
 type Values = Pick<Drawing, 'seed' | 'index' | 'count' | 'steps' | 'guidance' | 'sampler'>;
 

@@ -1,6 +1,6 @@
 /** What the browser says about the device. */
-import { webgpuAdapter } from '../engine/network';
-import { bytes } from './words';
+import { webgpuAdapter } from '../engine/network.ts';
+import { bytes } from './words.ts';
 
 export async function describeDevice(): Promise<Record<string, string>> {
   const { deviceMemory } = navigator as { deviceMemory?: number };

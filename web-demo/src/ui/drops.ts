@@ -1,6 +1,6 @@
 /** What is dropped onto the page, pasted into it, or chosen by the button for models. */
-import type { View } from '../state';
-import { byId } from './dom';
+import type { View } from '../state.ts';
+import { byId } from './dom.ts';
 
 interface Takers {
   view(): View;

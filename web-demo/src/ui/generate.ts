@@ -1,17 +1,17 @@
 /** The view that draws. */
-import { alone, complete, draws as drawsOf, fileName, labelOf, likeIt, readable } from '../drawing';
-import type { Call } from '../engine/client';
-import { Cancelled, describe } from '../engine/errors';
-import type { GeneratorMeta } from '../engine/meta';
-import type { Draw, DrawResult, LoadedModel, Pixels } from '../engine/protocol';
-import type { Models } from '../models';
-import { ALL, type Drawing, format } from '../state';
-import { Breeds } from './breeds';
-import { png } from './canvas';
-import { Controls } from './controls';
-import { byId, copy, save } from './dom';
-import { Picture } from './picture';
-import { device, duration, plural } from './words';
+import { alone, complete, draws as drawsOf, fileName, labelOf, likeIt, readable } from '../drawing.ts';
+import type { Call } from '../engine/client.ts';
+import { Cancelled, describe } from '../engine/errors.ts';
+import type { GeneratorMeta } from '../engine/meta.ts';
+import type { Draw, DrawResult, LoadedModel, Pixels } from '../engine/protocol.ts';
+import type { Models } from '../models.ts';
+import { ALL, type Drawing, format } from '../state.ts';
+import { Breeds } from './breeds.ts';
+import { png } from './canvas.ts';
+import { Controls } from './controls.ts';
+import { byId, copy, save } from './dom.ts';
+import { Picture } from './picture.ts';
+import { device, duration, plural } from './words.ts';
 
 const AROUND = 9;
 

@@ -2,7 +2,7 @@
  * Model cards are Markdown from elsewhere. They are shown as elements that are made one by one, with foreign text only ever as text: no
  * HTML of theirs, no pictures, and links to http and https only. What is not understood is shown as it stands.
  */
-import { el } from './dom';
+import { el } from './dom.ts';
 
 const MOST = 200_000;
 

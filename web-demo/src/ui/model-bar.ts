@@ -1,9 +1,9 @@
 /** The line that says which model is in use and what computes it, and lets the visitor change both. */
-import { readable } from '../drawing';
-import type { BackendChoice, LoadedModel, Progress } from '../engine/protocol';
-import type { Models } from '../models';
-import { byId, recall, remember } from './dom';
-import { bytes, count, device, millions } from './words';
+import { readable } from '../drawing.ts';
+import type { BackendChoice, LoadedModel, Progress } from '../engine/protocol.ts';
+import type { Models } from '../models.ts';
+import { byId, recall, remember } from './dom.ts';
+import { bytes, count, device, millions } from './words.ts';
 
 const CHOICES: readonly BackendChoice[] = ['auto', 'webgpu', 'wasm'];
 

@@ -1,5 +1,5 @@
 /** Messages: what went wrong, until the next success or a click; and hints, which are no errors. */
-import { byId } from './dom';
+import { byId } from './dom.ts';
 
 export function complain(error: string): void {
   const notice = byId('notice');

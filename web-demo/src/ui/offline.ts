@@ -1,6 +1,6 @@
 /** Registers the service worker, where one is allowed, and tells it which files of the runtime are in use. */
-import type { Models } from '../models';
-import { hint } from './notices';
+import type { Models } from '../models.ts';
+import { hint } from './notices.ts';
 
 export function startOffline(models: Models): void {
   models.on('loaded', ({ device }) => {

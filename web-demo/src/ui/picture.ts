@@ -1,7 +1,7 @@
 /** One picture with what can be done with it. */
-import type { Pixels } from '../engine/protocol';
-import { show } from './canvas';
-import { button, el } from './dom';
+import type { Pixels } from '../engine/protocol.ts';
+import { show } from './canvas.ts';
+import { button, el } from './dom.ts';
 
 export interface Actions {
   download(): void;

@@ -1,6 +1,6 @@
 /** Tabs as the ARIA practices describe them: arrow keys move, one tab is in the order of the Tab key. */
-import { VIEWS, type View } from '../state';
-import { byId } from './dom';
+import { VIEWS, type View } from '../state.ts';
+import { byId } from './dom.ts';
 
 export class Tabs {
   view: View = 'generate';

@@ -1,5 +1,5 @@
 /** Light or dark as the system says, until the visitor chooses. */
-import { byId, recall, remember } from './dom';
+import { byId, recall, remember } from './dom.ts';
 
 const THEMES = ['system', 'light', 'dark'] as const;
 type Theme = (typeof THEMES)[number];
