@@ -1,6 +1,6 @@
 /** Which models there are, which are in use, and the engine that runs them. */
 import { Engine, type Call } from './engine/client.ts';
-import { UserError, describe } from './engine/errors.ts';
+import { Cancelled, UserError, describe } from './engine/errors.ts';
 import type { ModelMeta } from './engine/meta.ts';
 import type { BackendChoice, ListedModel, LoadedModel, ModelSource, Progress } from './engine/protocol.ts';
 
@@ -53,8 +53,13 @@ export class Models {
   need(kind: Kind): Promise<LoadedModel> {
     const loaded = this.current[kind];
     if (loaded) return Promise.resolve(loaded);
-    this.loading[kind] ??= this.load(kind).finally(() => delete this.loading[kind]);
-    return this.loading[kind];
+    const running = this.loading[kind];
+    if (running) return running;
+    const started = this.load(kind).finally(() => {
+      if (this.loading[kind] === started) delete this.loading[kind];
+    });
+    this.loading[kind] = started;
+    return started;
   }
 
   private async load(kind: Kind): Promise<LoadedModel> {
@@ -64,11 +69,16 @@ export class Models {
       name = nameOf(source);
       return await this.loadInto(this.engine, source, kind);
     } catch (error) {
-      this.emit('failed', { name, error: describe(error), kind });
+      this.fail(name, error, kind);
       throw error;
     } finally {
       this.emit('progress', null);
     }
+  }
+
+  /** That another engine took over is no failure. */
+  private fail(name: string, error: unknown, kind: Kind | null): void {
+    if (!(error instanceof Cancelled)) this.emit('failed', { name, error: describe(error), kind });
   }
 
   private async loadInto(engine: Engine, source: ModelSource, kind: Kind | null): Promise<LoadedModel> {
@@ -118,7 +128,7 @@ export class Models {
     try {
       return await this.loadInto(this.engine, { from: 'file', name: file.name, file }, null);
     } catch (error) {
-      this.emit('failed', { name: file.name, error: describe(error), kind: null });
+      this.fail(file.name, error, null);
       throw error;
     } finally {
       this.emit('progress', null);

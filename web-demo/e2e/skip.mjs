@@ -1,0 +1,2 @@
+/** A check that cannot be made here, and why. */
+export class Skip extends Error {}
