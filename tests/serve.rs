@@ -13,36 +13,16 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use common::http::{Served, answer, ask, begin};
+use common::http::{BREEDS, Served, answer, ask, begin, classifier, generator};
 use image::{ImageFormat, RgbImage};
 use serde_json::{Value, json};
 use tiny_cats::{
     data::synth,
-    serve::{Config, Demo, End, Named},
+    serve::{Config, Demo, End},
 };
-use tiny_cats_export::{Breed, Classifier, Generator, Model, ModelMeta, Options, Request, Sampler, sheet};
-use tiny_cats_models::{Init, ResNetConfig, TinyDitConfig, init};
+use tiny_cats_export::{Breed, Classifier, Generator, Options, Request, Sampler, sheet};
 
 const JSON: &str = "application/json";
-const BREEDS: [&str; 3] = ["Abyssinian", "Maine_Coon", "Sphynx"];
-
-/// A small generator; that its pictures are of nothing matters to nobody here.
-fn generator() -> Named {
-    let classes = BREEDS.map(String::from).to_vec();
-    let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, classes.len()).unwrap() };
-    let mut params = config.cost().unwrap().params;
-    for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
-        spec.init = Init::Normal(0.05);
-    }
-    ("small".into(), Model::from_weights(ModelMeta::tiny_dit(&config, classes), init(&params, 1)))
-}
-
-fn classifier() -> Named {
-    let classes = BREEDS.map(String::from).to_vec();
-    let config = ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", classes.len()).unwrap() };
-    let weights = init(&config.cost(32).unwrap().params, 2);
-    ("breeds".into(), Model::from_weights(ModelMeta::resnet(&config, 32, classes), weights))
-}
 
 /// A server that nobody stops.
 static SERVED: LazyLock<Served> = LazyLock::new(|| {
@@ -137,6 +117,10 @@ fn a_picture_comes_alone_as_a_grid_or_as_the_part_of_a_series() {
     let answer = SERVED.generate(&json!({"first": 4, "steps": 3, "seed": 9, "format": "png"}));
     assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == pictures[4].image);
 
+    // 2.0 is a whole number.
+    let [whole, written] = [json!({"seed": 2, "steps": 2}), json!({"seed": 2.0, "steps": 2.0})];
+    assert_eq!(SERVED.generate(&whole).json()["pictures"], SERVED.generate(&written).json()["pictures"]);
+
     // Without a seed any is taken, and said.
     let seeds: Vec<Value> =
         (0..2).map(|_| SERVED.generate(&json!({"steps": 1})).json()["seed"].clone()).collect();
@@ -189,7 +173,8 @@ fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
         }
     };
     for (i, file) in files.iter().enumerate() {
-        for content_type in ["image/png", "application/octet-stream"] {
+        // What it is is seen by its contents.
+        for content_type in ["image/png", "image/jpeg"] {
             let answer = SERVED.post("/v1/classify?top_k=2", content_type, file);
             assert_eq!(answer.status, 200, "{}", answer.text());
             check(&answer.json()["results"][0], i, 2);
@@ -238,6 +223,15 @@ fn what_makes_no_sense_is_one_problem_with_its_field_and_harms_nobody() {
         (422, "", generate("[1, 2]")),
         (422, "body", SERVED.post("/v1/classify", "image/png", "GIF89a")),
         (422, "body", SERVED.post("/v1/classify", "image/png", large)),
+        (
+            422,
+            "image",
+            SERVED.post(
+                "/v1/classify",
+                "multipart/form-data; boundary=mark",
+                "--mark\r\ncontent-disposition: form-data; name=\"image\"\r\n\r\nx\r\n--mark--\r\n",
+            ),
+        ),
         (422, "top_k", SERVED.post("/v1/classify?top_k=0", "image/png", &picture)),
         (422, "top_k", SERVED.post("/v1/classify?top_k=4", "image/png", &picture)),
         (422, "", SERVED.post("/v1/classify?k=1", "image/png", &picture)),

@@ -93,9 +93,14 @@ fn generate(config: &Config, meta: &ModelMeta) -> Value {
             "application/json": { "schema": { "$ref": "#/components/schemas/Pictures" } },
             "image/png": picture,
             "text/event-stream": { "schema": {
-                "type": "string",
-                "description": "Events `step` (done and total steps, previews as PNG files in base64), at last `done` with what a \
+                "type": "object",
+                "description": "Each event: `step` (done and total steps, previews as PNG files in base64), at last `done` with what a \
                                 request without stream is answered, or `error` with a problem. A slow reader misses steps.",
+                "required": ["event", "data"],
+                "properties": {
+                    "event": { "enum": ["step", "done", "error"] },
+                    "data": { "type": "string", "contentMediaType": "application/json" },
+                },
             }},
         },
     });
@@ -188,7 +193,7 @@ fn classify(config: &Config, meta: &ModelMeta) -> Value {
                         "items": { "type": "string", "format": "binary" },
                     }},
                 }},
-                "image/jpeg": picture, "image/png": picture, "image/webp": picture, "application/octet-stream": picture,
+                "image/jpeg": picture, "image/png": picture, "image/webp": picture,
             },
         },
         "responses": answers(config, &[400, 413, 415, 422, 429, 503, 504], true, ok),

@@ -1,4 +1,5 @@
 //! A server in this process, and a client that can behave badly.
+#![allow(dead_code, reason = "each test uses some of it")]
 
 use std::{
     io::{Read, Write},
@@ -10,7 +11,31 @@ use std::{
 
 use serde_json::Value;
 use tiny_cats::serve::{Config, End, Named, Server};
+use tiny_cats_export::{Model, ModelMeta};
+use tiny_cats_models::{Init, ResNetConfig, TinyDitConfig, init};
 use tokio::sync::Notify;
+
+/// Its classes.
+pub const BREEDS: [&str; 3] = ["Abyssinian", "Maine_Coon", "Sphynx"];
+
+/// A small generator; that its pictures are of nothing matters to nobody here.
+pub fn generator() -> Named {
+    let classes = BREEDS.map(String::from).to_vec();
+    let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, classes.len()).unwrap() };
+    let mut params = config.cost().unwrap().params;
+    for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
+        spec.init = Init::Normal(0.05);
+    }
+    ("small".into(), Model::from_weights(ModelMeta::tiny_dit(&config, classes), init(&params, 1)))
+}
+
+/// A small classifier.
+pub fn classifier() -> Named {
+    let classes = BREEDS.map(String::from).to_vec();
+    let config = ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", classes.len()).unwrap() };
+    let weights = init(&config.cost(32).unwrap().params, 2);
+    ("breeds".into(), Model::from_weights(ModelMeta::resnet(&config, 32, classes), weights))
+}
 
 /// A server that ends with this value.
 pub struct Served {
@@ -127,27 +152,46 @@ pub fn begin(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> TcpStream {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout");
+    try_begin(address, method, path, headers, body).expect("it listens")
+}
+
+/// The same, where nobody may listen.
+pub fn try_begin(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
     // Of 1.0: the answer ends with the connection.
     let mut head = format!("{method} {path} HTTP/1.0\r\ncontent-length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     // A server may answer and close before it has read everything.
     let _ = stream.write_all(&[head.as_bytes(), b"\r\n", body].concat());
-    stream
+    Ok(stream)
 }
 
-pub fn answer(mut stream: TcpStream) -> Answer {
+pub fn answer(stream: TcpStream) -> Answer {
+    try_answer(stream).expect("an answer")
+}
+
+/// The answer, if one comes.
+pub fn try_answer(mut stream: TcpStream) -> Option<Answer> {
     let mut bytes = Vec::new();
     let mut part = [0; 1 << 14];
     // What came before the connection was reset has come.
     while let Ok(n @ 1..) = stream.read(&mut part) {
         bytes.extend_from_slice(&part[..n]);
     }
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("an answer");
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8(bytes[..end].to_vec()).expect("text");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    Answer { status, head, body: bytes[end + 4..].to_vec() }
+    let answer = Answer { status, head, body: bytes[end + 4..].to_vec() };
+    let length = answer.header("content-length").and_then(|length| length.parse().ok());
+    assert!(length.is_none_or(|length: usize| length == answer.body.len()), "an answer that breaks off");
+    Some(answer)
 }
 
 pub fn ask(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {

@@ -101,7 +101,7 @@ fn is(request: &Request, media: &str) -> bool {
 
 /// The files in the body: those of a form, or the body itself.
 async fn files(request: Request, app: &Arc<App>) -> Result<Vec<File>, Problem> {
-    let media = ["image/jpeg", "image/png", "image/webp", "application/octet-stream"];
+    let media = ["image/jpeg", "image/png", "image/webp"];
     if media.iter().any(|media| is(&request, media)) {
         let bytes = Bytes::from_request(request, app)
             .await
@@ -130,7 +130,10 @@ async fn files(request: Request, app: &Arc<App>) -> Result<Vec<File>, Problem> {
             let most = app.config.max_count;
             return Err(Problem::field("image", format!("expected at most {most} of them")));
         }
-        let name = field.file_name().map(|name| name.chars().take(200).collect());
+        let Some(name) = field.file_name() else {
+            return Err(Problem::field("image", "expected a file, with a name"));
+        };
+        let name = Some(name.chars().take(200).collect());
         files.push(File { name, bytes: field.bytes().await.map_err(wrong)? });
     }
     if files.is_empty() {

@@ -139,15 +139,27 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Body, Problem> {
     }
     let about = |error: &serde_json::Error| format!("the body: {error}");
     // As a map first: a struct is read from an array, too, and what is null is not what was left out.
-    let fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
+    let mut fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
         let status = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
         Problem::new(status, about(&error))
     })?;
     if let Some((name, _)) = fields.iter().find(|(_, value)| value.is_null()) {
         return Err(Problem::field(name, "expected a value, found null"));
     }
+    fields.values_mut().for_each(whole);
     Body::deserialize(Value::Object(fields))
         .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, about(&error)))
+}
+
+/// Makes a whole number of what is one, however it is written: 2.0 and 2e0 are 2.
+fn whole(value: &mut Value) {
+    if let Some(number) = value.as_f64()
+        && !value.is_u64()
+        && number.fract() == 0.0
+        && (0.0..=MAX_SEED as f64).contains(&number)
+    {
+        *value = json!(number as u64);
+    }
 }
 
 impl Order {

@@ -1,0 +1,257 @@
+//! The HTTP server under load, and against a program that looks for what its description leaves out.
+
+mod common;
+
+use std::{
+    fs::{self, File},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::http::{ask, begin, try_answer};
+use image::ImageFormat;
+use tempfile::TempDir;
+use tiny_cats::data::synth;
+use tiny_cats_models::random::{Purpose, Stream};
+
+const JSON: &str = "application/json";
+
+/// The program in a process of its own, with small models; its log is in a file.
+struct Program {
+    child: Child,
+    address: SocketAddr,
+    folder: TempDir,
+}
+
+impl Program {
+    fn new(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, model) in [common::http::generator(), common::http::classifier()] {
+            fs::write(folder.path().join(format!("{name}.onnx")), model.graph().unwrap().bytes()).unwrap();
+        }
+        let (out, log) = (folder.path().join("out"), folder.path().join("log"));
+        let child = Command::new(common::CATS)
+            .args(["serve", "--port", "0", "--model", "small.onnx", "--classifier", "breeds.onnx"])
+            .args(args)
+            .current_dir(folder.path())
+            .stdout(File::create(&out).unwrap())
+            .stderr(File::create(log).unwrap())
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let start = Instant::now();
+        let address = loop {
+            let said = fs::read_to_string(&out).unwrap();
+            if let Some(line) = said.strip_suffix("/\n") {
+                break line.trim_start_matches("listening at http://").parse().expect("an address");
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not listen");
+            thread::sleep(Duration::from_millis(10));
+        };
+        let program = Self { child, address, folder };
+        while program.get("/readyz").0 != 200 {
+            assert!(start.elapsed() < Duration::from_secs(120), "it is never ready");
+            thread::sleep(Duration::from_millis(10));
+        }
+        program
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        let answer = ask(self.address, "GET", path, &[], b"");
+        (answer.status, answer.text())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Bytes of memory.
+    fn memory(&self) -> u64 {
+        let text = self.get("/metrics").1;
+        let line = text.lines().find_map(|l| l.strip_prefix("tiny_cats_resident_memory_bytes "));
+        line.expect("the metric").parse().expect("a number")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A request, and what is to come of it: one of these statuses.
+type Asked = (&'static str, &'static str, Vec<u8>, &'static [u16]);
+
+/// One of some requests, good and bad.
+fn any(stream: &mut Stream, picture: &[u8]) -> Asked {
+    let seed = stream.below(1 << 20);
+    let generate =
+        |body: String, statuses: &'static [u16]| ("/v1/generate", JSON, body.into_bytes(), statuses);
+    // What is random may be text by chance, but no picture.
+    let noise: Vec<u8> = (0..300).map(|_| stream.below(256) as u8).collect();
+    match stream.below(14) {
+        0..=3 => generate(format!(r#"{{"seed": {seed}, "steps": {}}}"#, 1 + seed % 3), &[200, 429]),
+        4 => {
+            generate(format!(r#"{{"seed": {seed}, "steps": 1, "count": 5, "format": "grid"}}"#), &[200, 429])
+        }
+        5 => generate(format!(r#"{{"seed": {seed}, "steps": 2, "stream": true}}"#), &[200, 429]),
+        6 => generate(format!(r#"{{"seed": {seed}, "breed": "Dog"}}"#), &[422]),
+        7 => generate(format!(r#"{{"seed": {seed}"#), &[400]),
+        8 => ("/v1/generate", JSON, noise, &[400, 422]),
+        9 => ("/v1/classify", "image/png", picture.to_vec(), &[200, 429]),
+        10 => ("/v1/classify", "image/jpeg", picture[..picture.len() / 2].to_vec(), &[422]),
+        11 => ("/v1/classify", "image/webp", noise, &[422]),
+        12 => ("/v1/classify", "multipart/form-data; boundary=b", noise, &[400, 422]),
+        _ => ("/nowhere", JSON, noise, &[404]),
+    }
+}
+
+#[test]
+#[ignore = "takes minutes; scripts/test-slow runs it"]
+fn ten_thousand_requests_good_and_bad_are_all_answered_and_leave_no_memory_behind() {
+    const ALL: usize = 10_000;
+    const CLIENTS: u64 = 16;
+    let program = Program::new(&["--queue", "24", "--max-count", "8", "--max-body", "1"]);
+    let mut picture = std::io::Cursor::new(Vec::new());
+    synth::draw(1, 1, 1, 200).write_to(&mut picture, ImageFormat::Png).unwrap();
+    let picture = picture.into_inner();
+    let (next, warm) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let statuses = thread::scope(|scope| {
+        let client = |number: u64| {
+            let (program, next, warm, picture) = (&program, &next, &warm, &picture);
+            scope.spawn(move || {
+                let mut stream = Stream::new(11, Purpose::Synthetic, number);
+                let mut statuses = Vec::new();
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= ALL {
+                        return statuses;
+                    }
+                    if i == ALL / 2 {
+                        warm.store(program.memory() as usize, Ordering::Relaxed);
+                    }
+                    let (path, content_type, body, expected) = any(&mut stream, picture);
+                    let headers = [("content-type", content_type)];
+                    if i % 20 == 0 {
+                        // It leaves without reading.
+                        drop(begin(program.address, "POST", path, &headers, &body));
+                        continue;
+                    }
+                    let answer = ask(program.address, "POST", path, &headers, &body);
+                    assert!(expected.contains(&answer.status), "{path} {content_type}: {answer:?}");
+                    if answer.status == 429 {
+                        assert!(answer.header("retry-after").is_some());
+                    }
+                    statuses.push(answer.status);
+                }
+            })
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(client).collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<u16>>()
+    });
+    assert_eq!(statuses.len(), ALL - ALL / 20);
+    let count = |status| statuses.iter().filter(|s| **s == status).count();
+    println!(
+        "200: {}, 400: {}, 404: {}, 422: {}, 429: {}",
+        count(200),
+        count(400),
+        count(404),
+        count(422),
+        count(429)
+    );
+    assert!(count(200) > ALL / 4 && count(429) > 0, "the queue was never full");
+    let (before, after) = (warm.into_inner(), program.memory() as usize);
+    println!("resident: {:.1} MiB halfway, {:.1} MiB at the end", mib(before), mib(after));
+    assert!(after < before + (8 << 20), "{before} to {after} bytes");
+    // Nobody waits any more, not even those who left.
+    let text = program.get("/metrics").1;
+    for line in text.lines().filter(|line| line.starts_with("tiny_cats_waiting_pictures{")) {
+        assert!(line.ends_with(" 0"), "{line}");
+    }
+    assert!(!program.log().contains("panicked"));
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(unix)]
+#[test]
+#[ignore = "keeps the machine busy; scripts/test-slow runs it"]
+fn a_signal_under_load_loses_nothing_that_was_accepted() {
+    let mut program = Program::new(&[]);
+    let (whole, cut, stopping) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for client in 0..16 {
+            let (address, whole, cut, stopping) = (program.address, &whole, &cut, &stopping);
+            scope.spawn(move || {
+                let body = format!(r#"{{"seed": {client}, "steps": 3, "count": 2}}"#);
+                // Until nobody listens any more.
+                while TcpStream::connect(address).is_ok() {
+                    let Ok(stream) = common::http::try_begin(
+                        address,
+                        "POST",
+                        "/v1/generate",
+                        &[("content-type", JSON)],
+                        body.as_bytes(),
+                    ) else {
+                        return;
+                    };
+                    match try_answer(stream) {
+                        Some(answer) => {
+                            assert_eq!(answer.status, 200, "{}", answer.text());
+                            assert_eq!(answer.json()["pictures"].as_array().unwrap().len(), 2);
+                            whole.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // It was never accepted: nobody was there any more.
+                        None => {
+                            assert!(stopping.load(Ordering::Relaxed), "no answer before the end");
+                            cut.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+        thread::sleep(Duration::from_secs(3));
+        stopping.store(true, Ordering::Relaxed);
+        common::begun::signal(program.child.id() as i32, libc::SIGTERM);
+    });
+    assert!(program.child.wait().unwrap().success(), "{}", program.log());
+    let log = program.log();
+    let served =
+        log.lines().filter(|line| line.contains("/v1/generate") && line.contains("status=200")).count();
+    let (whole, cut) = (whole.into_inner(), cut.into_inner());
+    println!("{whole} answered, {cut} connections were never accepted");
+    assert!(whole > 16 && log.contains("all that was accepted was answered"));
+    assert_eq!(served, whole, "what the server answered is what its clients have");
+}
+
+#[test]
+#[ignore = "wants a Python with schemathesis: TINY_CATS_PYTHON=python cargo test --test serve_slow -- --ignored schemathesis"]
+fn schemathesis_finds_nothing_that_the_document_does_not_say() {
+    let python =
+        std::env::var("TINY_CATS_PYTHON").expect("TINY_CATS_PYTHON names a Python with schemathesis");
+    let token = tempfile::NamedTempFile::new().unwrap();
+    fs::write(token.path(), "s3cret").unwrap();
+    let guarded = ["--token-file", token.path().to_str().unwrap()];
+    for guard in [&[][..], &guarded] {
+        let program =
+            Program::new(&[&["--max-steps", "3", "--max-count", "3", "--max-body", "1"], guard].concat());
+        let mut command = Command::new(&python);
+        command
+            .args(["-m", "schemathesis.cli", "run", &format!("http://{}/openapi.json", program.address)])
+            .args(["--checks", "all", "--continue-on-failure", "--no-color", "-n", "200"])
+            .current_dir(program.folder.path());
+        if !guard.is_empty() {
+            command.args(["-H", "Authorization: Bearer s3cret"]);
+        }
+        let output = command.output().expect("Python starts");
+        let said = common::text(&output);
+        assert!(output.status.success() && said.contains("No issues found"), "{said}");
+        println!("{}", said.lines().rev().take(8).collect::<Vec<_>>().join("\n"));
+    }
+}
