@@ -150,23 +150,6 @@ impl Generator {
         Request { steps, sampler, guidance, ..Request::default() }
     }
 
-    /// The label of the class called `name`; case, spaces, `_` and `-` do not matter.
-    ///
-    /// # Errors
-    /// [`Error::Request`] naming the nearest class.
-    pub fn label(&self, name: &str) -> Result<usize> {
-        let plain = |s: &str| s.to_lowercase().replace([' ', '-'], "_");
-        let wanted = plain(name);
-        let classes = &self.meta.classes;
-        if let Some(label) = classes.iter().position(|class| plain(class) == wanted) {
-            return Ok(label);
-        }
-        let similar = |class: &&String| strsim::jaro_winkler(&plain(class), &wanted);
-        let nearest = classes.iter().max_by(|a, b| similar(a).total_cmp(&similar(b)));
-        let nearest = nearest.map_or("", |class| class);
-        Err(Error::request("breed", format!("no class is called {name:?}; did you mean {nearest}?")))
-    }
-
     /// Draws pictures. Picture `i` depends on the request's seed and on `i`, not on how many are drawn.
     ///
     /// # Errors
@@ -193,7 +176,7 @@ impl Generator {
         let classes = self.meta.classes.len();
         let label = match &request.breed {
             Breed::All => None,
-            Breed::Named(name) => Some(self.label(name)?),
+            Breed::Named(name) => Some(self.meta.label(name)?),
         };
         let labels: Vec<usize> = (0..request.count).map(|i| label.unwrap_or(i % classes)).collect();
         self.draw(&labels, 0, request, progress)

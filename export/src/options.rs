@@ -19,7 +19,7 @@ impl Default for Options {
 
 impl Options {
     /// What computes the model.
-    pub(crate) fn runtime(&self) -> RuntimeKind {
+    pub fn runtime(&self) -> RuntimeKind {
         self.runtime.unwrap_or(if cfg!(feature = "tract") {
             RuntimeKind::Tract
         } else if cfg!(feature = "ort") {

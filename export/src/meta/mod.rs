@@ -105,6 +105,23 @@ impl ModelMeta {
         }
     }
 
+    /// The label of the class called `name`; case, spaces, `_` and `-` do not matter.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming the nearest class.
+    pub fn label(&self, name: &str) -> Result<usize> {
+        let plain = |s: &str| s.to_lowercase().replace([' ', '-'], "_");
+        let wanted = plain(name);
+        let classes = &self.classes;
+        if let Some(label) = classes.iter().position(|class| plain(class) == wanted) {
+            return Ok(label);
+        }
+        let similar = |class: &&String| strsim::jaro_winkler(&plain(class), &wanted);
+        let nearest = classes.iter().max_by(|a, b| similar(a).total_cmp(&similar(b)));
+        let nearest = nearest.map_or("", |class| class);
+        Err(Error::request("breed", format!("no class is called {name:?}; did you mean {nearest}?")))
+    }
+
     /// "a generator of 13 classes", for messages.
     pub(crate) fn kind(&self) -> String {
         let task = match self.task {

@@ -17,7 +17,8 @@ use crate::{Error, GeneratorMeta, Result, Sampler, SamplerDefaults};
 /// The least 1 − t that a difference is divided by, in training and sampling alike.
 pub const CLAMP: f32 = 0.05;
 const MAX_STEPS: usize = 10_000;
-const MAX_GUIDANCE: f32 = 1000.0;
+/// The largest weight of guidance, on either side of 0.
+pub const MAX_GUIDANCE: f32 = 1000.0;
 
 /// A network that can be sampled from.
 pub trait Denoiser {
