@@ -9,7 +9,7 @@ import { byId } from './ui/dom.ts';
 import { startDrops } from './ui/drops.ts';
 import { Generate } from './ui/generate.ts';
 import { rememberedBackend, startModelBar } from './ui/model-bar.ts';
-import { complain, hint } from './ui/notices.ts';
+import { complain, forgive, hint } from './ui/notices.ts';
 import { startOffline } from './ui/offline.ts';
 import { Tabs } from './ui/tabs.ts';
 import { startTheme } from './ui/theme.ts';
@@ -34,6 +34,7 @@ const generate = new Generate(models, {
     classify.drawn(pixels, name);
   },
   complain,
+  forgive,
 });
 new Benchmark(models, () => generate.quiet());
 startAbout(models);
@@ -95,6 +96,7 @@ function otherModel(wanted: string): void {
 
 const opened = parse(location.hash).model;
 models.on('loaded', ({ meta, sha256, notStored, device }) => {
+  forgive();
   if (meta.kind !== 'generator') return;
   if (opened && !sha256.startsWith(opened)) otherModel(opened);
   else if (notStored) hint(`The model works, but could not be kept for the next visit: ${notStored}.`);

@@ -20,6 +20,8 @@ interface Outside {
   address(drawing: Drawing, remember: boolean): void;
   classify(pixels: Pixels, name: string): void;
   complain(error: string): void;
+  /** What was complained of is over. */
+  forgive(): void;
 }
 
 export class Generate {
@@ -121,6 +123,7 @@ export class Generate {
       return;
     }
     this.running?.cancel();
+    this.outside.forgive();
     this.outside.address(drawing, remember);
     const pictures = draws.map((draw, i) => this.picture(drawing, draw, i, classes));
     const list = byId('pictures');

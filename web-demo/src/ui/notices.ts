@@ -9,6 +9,7 @@ export function complain(error: string): void {
 
 export function forgive(): void {
   byId('notice').hidden = true;
+  byId('notice').textContent = '';
 }
 
 /** A hint, with something to do about it where there is. */
