@@ -169,8 +169,8 @@ fn assets(mut files: HashMap<String, Bytes>) -> HashMap<String, Asset> {
     let asset = |path: String| {
         let (plain, gzip) = (files.get(&path).cloned(), gzip.get(&path).cloned());
         let hash = sha256(plain.as_ref().or(gzip.as_ref()).map_or(&[], |bytes| &bytes[..]));
-        // The bundler's folder of files that are named by their contents.
-        let immutable = path.starts_with("assets/");
+        // The bundler's files are named by their contents, the runtime's folder by its version.
+        let immutable = path.starts_with("assets/") || path.starts_with("ort-");
         let content_type = content_type(&path);
         (path, Asset { content_type, plain, gzip, hash, immutable })
     };
