@@ -16,6 +16,8 @@ import { startTheme } from './ui/theme.ts';
 
 startTheme();
 const models = new Models();
+// Before the views hear of it: they may have something new to complain of.
+models.on('loaded', forgive);
 models.configure({ backend: rememberedBackend(), threads: 0 });
 startModelBar(models, complain);
 
@@ -96,7 +98,6 @@ function otherModel(wanted: string): void {
 
 const opened = parse(location.hash).model;
 models.on('loaded', ({ meta, sha256, notStored, device }) => {
-  forgive();
   if (meta.kind !== 'generator') return;
   if (opened && !sha256.startsWith(opened)) otherModel(opened);
   else if (notStored) hint(`The model works, but could not be kept for the next visit: ${notStored}.`);

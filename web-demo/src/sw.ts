@@ -19,6 +19,8 @@ self.addEventListener('install', (event) => {
     (async () => {
       const cache = await caches.open(SHELL);
       await cache.addAll(shell.files.map((file) => new Request(urlOf(file), { cache: 'reload' })));
+      // The first visit has asked for it already, before there was anyone to keep it.
+      await cache.add(urlOf('models.json')).catch(() => {});
       await self.skipWaiting();
     })(),
   );

@@ -21,7 +21,7 @@ export const offline = (tools) =>
     const { page, close, complaints } = await visit(tools.browser, server.url + START);
     await drawn(page);
     await page.getByRole('tab', { name: 'Classify' }).click();
-    await says(page, 'model-state', /resnet18-breeds/);
+    await says(page, 'model-state', /^resnet18-breeds · /);
     await page.waitForFunction(async () => {
       const caches = await window.caches.keys();
       const runtime = await window.caches.open('tiny-cats-runtimes').then((cache) => cache.keys());
@@ -35,7 +35,7 @@ export const offline = (tools) =>
     await drawn(page);
     expect(/tinydit/.test(await text(page, 'model-state')), 'no model');
     await page.getByRole('tab', { name: 'Classify' }).click();
-    await says(page, 'model-state', /resnet18-breeds/);
+    await says(page, 'model-state', /^resnet18-breeds · /);
     await close();
     return `${complaints.length} complaints in the console`;
   });

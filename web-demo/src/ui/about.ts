@@ -27,7 +27,7 @@ function card(name: string, loaded: LoadedModel | null, listed: ListedModel | nu
   const out = el('article', { class: 'model' }, el('h4', { text: readable(name) }), el('dl', { class: 'facts' }, ...facts(loaded, listed)));
   if (loaded) out.append(opened('What its file says', () => el('pre', { attributes: { tabindex: '0' } }, el('code', { text: JSON.stringify(loaded.meta.json, null, 2) }))));
   if (listed?.card) out.append(fetched('Model card', listed.card, (text) => el('div', { class: 'card prose' }, renderMarkdown(text))));
-  if (listed?.report) out.append(fetched('Verification report', listed.report, (text) => report(JSON.parse(text) as Report)));
+  if (listed?.report) out.append(fetched('Verification report', listed.report, (text) => report(name, JSON.parse(text) as Report)));
   return out;
 }
 
@@ -39,7 +39,7 @@ function facts(loaded: LoadedModel | null, listed: ListedModel | null): HTMLElem
   list.push(['Size', bytes(loaded?.bytes ?? listed?.bytes ?? 0)]);
   if (loaded) {
     const { meta } = loaded;
-    list.push(['Parameters', count(loaded.parameters)], ['Pictures', `${meta.imageSize} × ${meta.imageSize} px`]);
+    list.push(['Weights and constants', count(loaded.parameters)], ['Pictures', `${meta.imageSize} × ${meta.imageSize} px`]);
     list.push(['Classes', meta.classes.map(readable).join(', ')]);
     if (meta.kind === 'generator') {
       const { sampler, steps, guidance, guidanceInterval } = meta.defaults;
@@ -88,14 +88,14 @@ const COLUMNS: [string, string][] = [
   ['passed', 'Passed'],
 ];
 
-function report({ passed, reference, tolerance, runtimes = [] }: Report): HTMLElement {
+function report(name: string, { passed, reference, tolerance, runtimes = [] }: Report): HTMLElement {
   const columns = COLUMNS.filter(([key]) => runtimes.some((run) => key in run));
   const cell = (value: unknown) => (typeof value === 'number' ? String(Number(value.toPrecision(3))) : value === true ? 'yes' : value === false ? 'no' : String(value ?? ''));
   const head = el('tr', {}, ...columns.map(([, text]) => el('th', { text, attributes: { scope: 'col' } })));
   const rows = runtimes.map((run) => el('tr', {}, ...columns.map(([key]) => el('td', { text: cell(run[key]) }))));
   const table = el('table', {}, el('caption', { text: `Compared with ${reference ?? 'the reference'}` }), el('thead', {}, head), el('tbody', {}, ...rows));
   const verdict = `${passed ? 'Passed' : 'Failed'}; tolerance ${tolerance?.absolute ?? '?'} absolute, ${tolerance?.relative ?? '?'} relative.`;
-  return el('div', {}, el('p', { text: verdict }), el('div', { class: 'table', attributes: { tabindex: '0', role: 'region', 'aria-label': 'Verification report' } }, table));
+  return el('div', {}, el('p', { text: verdict }), el('div', { class: 'table', attributes: { tabindex: '0', role: 'region', 'aria-label': `Verification of ${name}` } }, table));
 }
 
 /** Deletes what this page keeps: databases, caches, settings, and the service worker. */

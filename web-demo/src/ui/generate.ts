@@ -128,6 +128,7 @@ export class Generate {
     const pictures = draws.map((draw, i) => this.picture(drawing, draw, i, classes));
     const list = byId('pictures');
     list.classList.toggle('one', pictures.length === 1);
+    list.classList.toggle('two', pictures.length === 2 || pictures.length === 4);
     list.replaceChildren(...pictures.map((picture) => picture.element));
     this.busy(true);
     this.status.textContent = `Drawing ${plural(draws.length, 'cat')}…`;

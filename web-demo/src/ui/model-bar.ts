@@ -23,7 +23,7 @@ export function startModelBar(models: Models, complain: (error: string) => void)
   };
   const settle = () => {
     const model = shown();
-    bar.hidden = true;
+    bar.classList.add('idle');
     if (model) state.textContent = line(model);
   };
 
@@ -32,7 +32,7 @@ export function startModelBar(models: Models, complain: (error: string) => void)
       settle();
       return;
     }
-    bar.hidden = false;
+    bar.classList.remove('idle');
     bar.value = event.progress.done / Math.max(1, event.progress.total);
     const text = loading(event.name, event.progress);
     // Percentages in a live region would be read out one by one.

@@ -21,14 +21,24 @@ export class Picture {
     caption: string,
     actions: Actions,
   ) {
-    const copyLink = button('Copy link', () => {
+    const copyLink = button('Link', () => {
       void actions.copyLink().then((done) => {
-        copyLink.textContent = done ? 'Copied' : 'Not allowed';
-        setTimeout(() => (copyLink.textContent = 'Copy link'), 1500);
+        copyLink.textContent = done ? 'Copied' : 'No';
+        setTimeout(() => (copyLink.textContent = 'Link'), 1500);
       });
     });
-    this.buttons = [button('Save PNG', actions.download), copyLink, button('More like this', actions.more), button('Which breed?', actions.classify)];
-    for (const each of this.buttons) each.setAttribute('aria-label', `${each.textContent}: ${caption}`);
+    // What a button says in short, and what it does.
+    const named: [HTMLButtonElement, string][] = [
+      [button('More like this', actions.more), 'More like this'],
+      [button('PNG', actions.download), 'Save PNG'],
+      [copyLink, 'Copy link'],
+      [button('Breed?', actions.classify), 'Which breed?'],
+    ];
+    for (const [each, does] of named) {
+      each.setAttribute('aria-label', `${does}: ${caption}`);
+      each.title = does;
+    }
+    this.buttons = named.map(([each]) => each);
     this.canvas.setAttribute('aria-label', `${name}, not drawn yet`);
     const text = el('p', { class: 'caption' }, el('strong', { text: name }), ' ', el('span', { text: caption.slice(name.length).trim() }));
     this.element = el('li', { class: 'picture waiting' }, this.canvas, text, el('div', { class: 'picture-actions' }, ...this.buttons));
