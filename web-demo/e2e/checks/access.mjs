@@ -62,5 +62,5 @@ export async function steady({ browser, url }) {
   expect(shift < 0.1, `the layout shifts by ${shift}: ${shifts.join('; ')}`);
   expect(headlines === 1 && lang === 'en' && title && description, 'headline, language, title or description is missing');
   await visitor.close();
-  return `layout shift ${shift.toFixed(4)}`;
+  return `layout shift ${shift.toFixed(4)}${shifts.length > 0 ? ` (${shifts.join("; ")})` : ""}`;
 }
