@@ -29,7 +29,7 @@ if (!base && !existsSync(dist)) {
   process.exit(2);
 }
 
-const files = short ? ['basics'] : ['basics', 'drawing', 'models', 'classify', 'network', 'access', 'measure', 'shots'];
+const files = short ? ['basics'] : ['basics', 'drawing', 'models', 'classify', 'network', 'access', 'webgpu', 'measure', 'shots'];
 const checks = [];
 for (const file of files) {
   const found = await import(`./checks/${file}.mjs`);

@@ -29,14 +29,25 @@ export function threadsFor(wanted: number): number {
   return wanted > 0 ? Math.min(wanted, 64) : Math.min(cores, 8);
 }
 
-/** The names by which the browser knows its graphics card, or null where there is none to compute with. */
-export async function webgpuAdapter(): Promise<string | null> {
+/** A graphics card, or what stands for one. */
+export interface Adapter {
+  /** The names by which the browser knows it. */
+  name: string;
+  /** The processor pretends to be a card, which is slower than to compute at once. */
+  software: boolean;
+}
+
+/** What there is to compute with by WebGPU, or null. */
+export async function webgpuAdapter(): Promise<Adapter | null> {
   try {
-    const gpu = (navigator as { gpu?: { requestAdapter(): Promise<{ info?: Record<string, string> } | null> } }).gpu;
+    type Found = { info?: Record<string, unknown>; isFallbackAdapter?: boolean } | null;
+    const gpu = (navigator as { gpu?: { requestAdapter(): Promise<Found> } }).gpu;
     const adapter = await gpu?.requestAdapter();
     if (!adapter) return null;
-    const { vendor, architecture, description } = adapter.info ?? {};
-    return [description, vendor, architecture].filter(Boolean).join(', ') || 'unnamed adapter';
+    const { vendor, architecture, description, isFallbackAdapter } = adapter.info ?? {};
+    const name = [description, vendor, architecture].filter(Boolean).join(', ') || 'unnamed adapter';
+    const software = Boolean(isFallbackAdapter ?? adapter.isFallbackAdapter) || /swiftshader|llvmpipe|basic render/i.test(name);
+    return { name, software };
   } catch {
     return null;
   }
@@ -59,10 +70,12 @@ export class Network {
     const notes = [...backend.notes];
     if (backend.choice !== 'wasm') {
       const adapter = await webgpuAdapter();
-      if (adapter !== null) {
+      if (adapter?.software && backend.choice === 'auto') {
+        notes.push(`WebGPU is not used: its adapter (${adapter.name}) is the processor, which is faster without it.`);
+      } else if (adapter) {
         try {
           const { start, files } = await import('./ort-webgpu.ts');
-          return await Network.start(start(), bytes, meta, { backend: 'webgpu', threads: 1, notes, files, adapter });
+          return await Network.start(start(), bytes, meta, { backend: 'webgpu', threads: 1, notes, files, adapter: adapter.name });
         } catch (error) {
           notes.push(`WebGPU is not used: ${describe(error)}.`);
         }

@@ -48,7 +48,7 @@ export class Benchmark {
     const device = await describeDevice();
     byId('device').replaceChildren(...Object.entries(device).flatMap(([term, text]) => [el('dt', { text: term }), el('dd', { text })]));
     const hasAdapter = device['WebGPU adapter'] !== 'none';
-    checks('bench-backends', [['wasm', 'WASM', true], ['webgpu', hasAdapter ? 'WebGPU' : 'WebGPU (no adapter here)', hasAdapter, !hasAdapter]]);
+    checks('bench-backends', [['wasm', 'WASM', true], ['webgpu', hasAdapter ? 'WebGPU' : 'WebGPU (no adapter here)', hasAdapter && !device['WebGPU adapter']!.endsWith('(the processor)'), !hasAdapter]]);
     const cores = crossOriginIsolated ? navigator.hardwareConcurrency || 1 : 1;
     const threads = [...new Set([1, 2, 4, 8, cores])].filter((n) => n <= Math.max(1, cores)).sort((a, b) => a - b);
     checks('bench-threads', threads.map((n) => [String(n), String(n), true]));

@@ -57,13 +57,22 @@ export class Generate {
   }
 
   private use(model: LoadedModel, meta: GeneratorMeta): void {
-    const first = this.model === null;
+    const before = this.model;
     this.model = model;
-    this.breeds.fill(meta.classes);
-    const drawing = complete(first ? (this.wanted ?? { seed: randomSeed(), count: 4 }) : { ...this.drawing(), ...defaultsOf(meta) }, meta);
+    if (before?.sha256 !== model.sha256) this.breeds.fill(meta.classes);
+    const drawing = complete(this.next(before), meta);
     this.set(drawing);
     this.outside.address(drawing, false);
     void this.draw(drawing, false).then(() => this.drawThumbnails());
+  }
+
+  /** What is drawn when a model is ready: at first what the address asks for, and by another model, as that one advises. */
+  private next(before: LoadedModel | null): Partial<Drawing> {
+    if (!before) return this.wanted ?? { seed: randomSeed(), count: 4 };
+    const drawing = this.drawing();
+    if (before.sha256 === this.model?.sha256) return drawing;
+    const { breed, seed, index, count } = drawing;
+    return { breed, seed, index, count };
   }
 
   /** What the address asks for: at once, or when there is a model. */
@@ -211,13 +220,11 @@ export class Generate {
   }
 }
 
-const defaultsOf = (meta: GeneratorMeta) => ({ steps: meta.defaults.steps, guidance: meta.defaults.guidance, sampler: meta.defaults.sampler, near: [], around: false });
-
 export const randomSeed = () => BigInt(crypto.getRandomValues(new Uint32Array(1))[0]!);
 
 function summary(result: DrawResult, pictures: number, { steps, sampler }: Drawing): string {
   const mean = result.stepMs.reduce((a, b) => a + b, 0) / Math.max(1, result.stepMs.length);
   const each = pictures > 1 ? `, ${duration(result.totalMs / pictures)} a picture` : '';
-  return `${plural(pictures, 'cat')} in ${duration(result.totalMs)}${each}: ${plural(steps, 'step')} by ${sampler}, ${duration(mean)} a step, on ${device(result.device)}.`;
+  return `${plural(pictures, 'cat')} in ${duration(result.totalMs)}${each}: ${plural(steps, 'step')} by ${sampler}, ${duration(mean)} a step, on ${device(result.device)}; ${Math.round((100 * result.networkMs) / result.totalMs)} % of it in the network.`;
 }
 
