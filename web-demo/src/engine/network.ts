@@ -93,6 +93,8 @@ export class Network {
       graphOptimizationLevel: 'all',
       enableMemPattern: true,
       enableCpuMemArena: true,
+      // Threads that wait for work sleep: as fast on an idle machine, and on a busy one they do not take the processor from those that work.
+      extra: { session: { intra_op: { allow_spinning: '0' } } },
     });
     const network = new Network(ort, session, meta, device);
     try {
