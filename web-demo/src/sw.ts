@@ -21,7 +21,6 @@ self.addEventListener('install', (event) => {
       await cache.addAll(shell.files.map((file) => new Request(urlOf(file), { cache: 'reload' })));
       // The first visit has asked for it already, before there was anyone to keep it.
       await cache.add(urlOf('models.json')).catch(() => {});
-      await self.skipWaiting();
     })(),
   );
 });
@@ -37,9 +36,10 @@ self.addEventListener('activate', (event) => {
   );
 });
 
-/** The page names the files of the runtime that it uses; those of another version are forgotten. */
+/** The page lets a new version in, or names the files of the runtime that it uses; those of another version are forgotten. */
 self.addEventListener('message', (event) => {
-  const { keep } = (event.data ?? {}) as { keep?: string[] };
+  const { keep, activate } = (event.data ?? {}) as { keep?: string[]; activate?: boolean };
+  if (activate) event.waitUntil(self.skipWaiting());
   if (Array.isArray(keep)) event.waitUntil(keepRuntime(keep.filter((url) => url.startsWith(here.href) && RUNTIME.test(url))));
 });
 

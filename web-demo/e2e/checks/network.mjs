@@ -1,4 +1,6 @@
 /** The network: none, a bad one, one without headers, one that lies. These checks need servers of their own. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { drawn, expect, says, text, visit } from '../page.mjs';
 import { serve } from '../server.mjs';
 import { Skip } from '../skip.mjs';
@@ -117,7 +119,7 @@ export const withoutIsolation = (tools) =>
     const { page, close } = await visit(tools.browser, server.url + START);
     await drawn(page);
     expect(/WASM, 1 thread\b/.test(await text(page, 'model-state')), await text(page, 'model-state'));
-    await says(page, 'hint-text', /one core.*Cross-Origin-Opener-Policy, Cross-Origin-Embedder-Policy/);
+    await says(page, 'hint-text', /one core.*Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp/);
     await page.locator('#hint-action').click();
     await page.waitForFunction(() => crossOriginIsolated, null, { timeout: 20_000 });
     await drawn(page);
@@ -132,6 +134,7 @@ export const insecureSubfolder = (tools) =>
     await drawn(page);
     expect(!(await page.evaluate(() => isSecureContext)), 'the context is secure');
     expect(/WASM, 1 thread\b/.test(await text(page, 'model-state')), await text(page, 'model-state'));
+    await says(page, 'hint-text', /one core: this page is not served securely/);
     // The browser itself complains of the isolation headers there, which mean nothing without a secure context.
     const ours = complaints.filter((text) => !/Cross-Origin-Opener-Policy header has been ignored/.test(text));
     expect(ours.length === 0, ours.join('; '));
@@ -139,5 +142,48 @@ export const insecureSubfolder = (tools) =>
     await page.reload();
     await drawn(page);
     expect(server.requests.filter(({ path }) => path.endsWith('tinydit.onnx')).length === 1, 'the model was not kept');
+    await close();
+  });
+
+/** A new version of the page waits until it is let in, and then is what one sees. */
+export const updates = (tools) =>
+  withServer(tools, {}, async (server) => {
+    const { page, close } = await visit(tools.browser, server.url + START);
+    await drawn(page);
+    await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
+    const script = readFileSync(join(tools.dist, 'sw.js'), 'utf8');
+    const html = readFileSync(join(tools.dist, 'index.html'), 'utf8');
+    server.faults.replace.set('sw.js', Buffer.from(script.replace(/(version\\":\\")[0-9a-f]{4}/, '$1ffff')));
+    server.faults.replace.set('index.html', Buffer.from(html.replace('>Cats, drawn', '>Newer cats, drawn')));
+    await page.reload();
+    await says(page, 'hint-text', /A newer version/, 30_000);
+    expect(/^Cats, drawn/.test(await page.locator('h1').textContent()), 'the new version did not wait');
+    await page.locator('#hint-action').click();
+    await page.waitForFunction(() => /^Newer cats, drawn/.test(document.querySelector('h1')?.textContent ?? ''), null, { timeout: 20_000 });
+    await drawn(page);
+    const shells = await page.evaluate(async () => (await caches.keys()).filter((name) => name.startsWith('tiny-cats-shell-')));
+    expect(shells.length === 1 && shells[0].startsWith('tiny-cats-shell-ffff'), `kept: ${shells}`);
+    await close();
+  });
+
+/** A card from elsewhere is text: its markup does nothing, and its links lead to http and https only. */
+export const hostileCard = (tools) =>
+  withServer(tools, {}, async (server) => {
+    const card = '# A <b>card</b>\n\n<img src=x onerror="window.hit=1"><script>window.hit=1</script>\n\n[bad](javascript:window.hit=1) [good](https://example.com/) ![cats](https://example.com/cats.png)\n\n| a | b |\n| --- | --- |\n| `x` | **y** |\n';
+    server.faults.replace.set('models/tinydit.md', Buffer.from(card));
+    const { page, close, foreign, complaints } = await visit(tools.browser, `${server.url}#about`);
+    await says(page, 'model-state', /^tinydit · /);
+    await page.locator('summary', { hasText: 'Model card' }).first().click();
+    await page.waitForFunction(() => document.querySelector('.card h4')?.textContent === 'A <b>card</b>');
+    const found = await page.evaluate(() => ({
+      elements: document.querySelectorAll('.card img, .card script, .card b').length,
+      links: [...document.querySelectorAll('.card a')].map((link) => link.href),
+      cells: [...document.querySelectorAll('.card td, .card th')].map((cell) => cell.innerHTML),
+      hit: window.hit,
+    }));
+    expect(found.elements === 0 && found.hit === undefined, JSON.stringify(found));
+    expect(found.links.join() === 'https://example.com/', `links: ${found.links}`);
+    expect(found.cells.join() === 'a,b,<code>x</code>,<strong>y</strong>', `cells: ${found.cells}`);
+    expect(foreign.length === 0 && complaints.length === 0, `${foreign} ${complaints}`);
     await close();
   });

@@ -42,7 +42,11 @@ const handlers: Handlers = {
   async configure({ backend: choice, threads, storage }) {
     const notes: string[] = [];
     if (globalThis.crossOriginIsolated !== true) {
-      notes.push('One thread only: this page is not cross-origin isolated, because its server does not send the headers Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.');
+      notes.push(
+        globalThis.isSecureContext
+          ? 'One thread only: the server does not send the headers that allow more, Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.'
+          : 'One thread only: this page is not served securely, and threads need that.',
+      );
     }
     backend = { choice, threads: threadsFor(threads), notes };
     database = Database.open(storage).then((db) => ({ db }), (error: unknown) => ({ db: null, why: describe(error) }));
