@@ -37,8 +37,9 @@ const generate = new Generate(models, {
   },
   complain,
   forgive,
+  visible: () => tabs.view === 'generate',
 });
-new Benchmark(models, () => generate.quiet());
+new Benchmark(models, (quiet) => generate.quiet(quiet));
 startAbout(models);
 startDrops({
   view: () => tabs.view,
@@ -77,7 +78,9 @@ function open(view: View): void {
 
 function entered(view: View): void {
   if (view === 'classify') models.need('classifier').catch(() => {});
-  if (view === 'generate') models.need('generator').catch(() => {});
+  if (view !== 'generate') return;
+  models.need('generator').catch(() => {});
+  generate.entered();
 }
 
 /** The address was opened, changed by hand, or gone back to. */

@@ -24,7 +24,7 @@ export class Benchmark {
 
   constructor(
     private readonly models: Models,
-    private readonly quiet: () => void,
+    private readonly quiet: (quiet: boolean) => void,
   ) {
     void this.fill();
     byId('bench-form').addEventListener('submit', (event) => {
@@ -75,7 +75,7 @@ export class Benchmark {
     }
     this.stopped = false;
     this.busy(true);
-    this.quiet();
+    this.quiet(true);
     const body = byId('bench-table').querySelector('tbody')!;
     body.replaceChildren();
     byId('bench-table').hidden = false;
@@ -119,6 +119,7 @@ export class Benchmark {
       this.engine?.close();
       this.engine = null;
       this.busy(false);
+      this.quiet(false);
     }
   }
 

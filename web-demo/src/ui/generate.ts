@@ -20,6 +20,8 @@ interface Outside {
   address(drawing: Drawing, remember: boolean): void;
   classify(pixels: Pixels, name: string): void;
   complain(error: string): void;
+  /** Whether this is the view that is seen. */
+  visible(): boolean;
   /** What was complained of is over. */
   forgive(): void;
 }
@@ -34,6 +36,8 @@ export class Generate {
   private wanted: Partial<Drawing> | null = null;
   private running: Call<DrawResult> | null = null;
   private thumbnails: Call<null> | null = null;
+  private pending: Drawing | null = null;
+  private isQuiet = false;
   /** The neighbourhood that the pictures are from, until something is drawn from the controls again. */
   private near: Pick<Drawing, 'near' | 'around'> = { near: [], around: false };
 
@@ -63,6 +67,15 @@ export class Generate {
     const drawing = complete(this.next(before), meta);
     this.set(drawing);
     this.outside.address(drawing, false);
+    this.pending = drawing;
+    this.entered();
+  }
+
+  /** What is not seen is not drawn: a model that was loaded behind another view draws when this one is entered. */
+  entered(): void {
+    if (!this.pending || !this.outside.visible()) return;
+    const drawing = this.pending;
+    this.pending = null;
     void this.draw(drawing, false).then(() => this.drawThumbnails());
   }
 
@@ -79,6 +92,7 @@ export class Generate {
   restore(drawing: Partial<Drawing>): void {
     this.wanted = drawing;
     if (this.model?.meta.kind !== 'generator') return;
+    this.pending = null;
     const whole = complete(drawing, this.model.meta);
     this.set(whole);
     void this.draw(whole, false);
@@ -204,6 +218,7 @@ export class Generate {
 
   private drawThumbnails(): void {
     this.thumbnails?.cancel();
+    if (this.isQuiet || !this.model) return;
     const { model } = this;
     const call = this.models.engine.call('thumbnails', {}, ({ label, picture }) => {
       if (this.model === model) this.breeds.thumbnail(label, picture);
@@ -214,9 +229,10 @@ export class Generate {
   }
 
   /** A benchmark wants the processor for itself. */
-  quiet(): void {
-    this.thumbnails?.cancel();
-    this.running?.cancel();
+  quiet(quiet: boolean): void {
+    this.isQuiet = quiet;
+    if (quiet) this.running?.cancel();
+    this.drawThumbnails();
   }
 }
 
