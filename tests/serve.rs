@@ -330,8 +330,119 @@ fn a_full_queue_sends_clients_away_and_who_leaves_makes_room() {
     stream.read_exact(&mut some).unwrap();
     drop(stream);
     served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 4);
+    served.until("tiny_cats_requests_total{path=\"/v1/generate\",status=\"499\"}", 2);
     served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
     assert_eq!(served.end(), End::Finished);
+}
+
+#[test]
+fn a_short_request_does_not_wait_for_the_end_of_a_long_one() {
+    let served = Served::new(Config { demo: Demo::None, ..Config::default() }, Some(generator()), None);
+    let body = json!({"count": 64, "steps": 250}).to_string();
+    let long = begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
+    // All places are taken by it.
+    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 64);
+    let evaluations = || served.metric("tiny_cats_batch_pictures_count{model=\"small\"}");
+    let before = evaluations();
+    assert_eq!(served.generate(&json!({"steps": 2, "count": 2})).status, 200);
+    // Three evaluations of its own, and a few that pass while it comes and its answer goes.
+    assert!(evaluations() - before < 30, "{} evaluations", evaluations() - before);
+    assert_eq!(served.metric("tiny_cats_waiting_pictures{model=\"small\"}"), 64);
+    drop(long);
+}
+
+#[test]
+fn who_does_not_read_a_stream_is_not_drawn_for_beyond_its_time() {
+    let config = Config { timeout: Duration::from_secs(2), demo: Demo::None, ..Config::default() };
+    let served = Served::new(config, Some(generator()), None);
+    let body = json!({"count": 64, "steps": 250, "stream": true}).to_string();
+    let stalled = begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
+    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 64);
+    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
+    assert_eq!(served.metric("tiny_cats_cancelled_pictures_total{model=\"small\"}"), 64);
+    drop(stalled);
+}
+
+#[test]
+fn what_a_foreign_page_has_a_browser_send_is_refused() {
+    let post = |headers: &[(&str, &str)]| {
+        let headers = [headers, &[("content-type", JSON)]].concat();
+        ask(SERVED.address, "POST", "/v1/generate", &headers, br#"{"steps": 1}"#).status
+    };
+    let own = SERVED.address.to_string();
+    let page = format!("http://{own}");
+    assert_eq!(post(&[("host", &own), ("origin", &page)]), 200);
+    assert_eq!(post(&[("host", "localhost")]), 200);
+    assert_eq!(post(&[("host", &own), ("origin", "https://evil.example")]), 403);
+    assert_eq!(post(&[("host", &own), ("origin", "null")]), 403);
+    // A name of the page's own that leads here.
+    assert_eq!(post(&[("host", "evil.example"), ("origin", "http://evil.example")]), 403);
+    assert_eq!(ask(SERVED.address, "GET", "/", &[("host", "evil.example")], b"").status, 403);
+}
+
+#[test]
+fn a_client_that_has_asked_for_nothing_does_not_hold_up_the_end() {
+    let served = Served::new(Config { demo: Demo::None, ..Config::default() }, None, Some(classifier()));
+    let mut half = TcpStream::connect(served.address).unwrap();
+    half.write_all(b"GET /healthz HT").unwrap();
+    served.until("tiny_cats_connections", 2);
+    let start = Instant::now();
+    assert_eq!(served.end(), End::Finished);
+    assert!(start.elapsed() < Duration::from_secs(15));
+}
+
+#[test]
+fn a_folder_is_served_with_the_servers_own_models_compressed_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let gzip = |bytes: &[u8]| {
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(bytes).unwrap();
+        gz.finish().unwrap()
+    };
+    let put = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    let (_, model) = generator();
+    let hash = SERVED.get("/models.json").json()["models"][0]["sha256"].clone();
+    let built = json!({"models": [
+        {"name": "it", "sha256": hash, "card": "models/it.md"}, {"name": "other", "sha256": "00", "card": "models/other.md"},
+    ]});
+    put("index.html", b"<!doctype html>");
+    put("models.json", built.to_string().as_bytes());
+    put("models.json.gz", &gzip(built.to_string().as_bytes()));
+    put("models/it.md", b"the card");
+    put("models/other.md", b"another card");
+    put("models/other.onnx", b"another model");
+    put("ort-1/x.wasm.gz", &gzip(b"wasm"));
+    put("assets/a.js", b"let a");
+    put("assets/a.js.gz", &gzip(b"let a"));
+    let config = Config { demo: Demo::Folder(folder.path().to_owned()), ..Config::default() };
+    let served = Served::new(config, Some(generator()), None);
+    let zipped = |path: &str| ask(served.address, "GET", path, &[("accept-encoding", "gzip")], b"");
+
+    for answer in [served.get("/models.json"), zipped("/models.json")] {
+        let models = answer.json();
+        assert_eq!(models["models"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            (&models["models"][0]["name"], &models["models"][0]["card"]),
+            (&json!("small"), &json!("models/small.md"))
+        );
+    }
+    assert_eq!(served.get("/models/small.md").text(), "the card");
+    assert!(served.get("/models/small.onnx").body == model.graph().unwrap().bytes());
+    assert_eq!((served.get("/models/other.onnx").status, served.get("/models/other.md").status), (404, 404));
+    let plain = served.get("/ort-1/x.wasm");
+    assert_eq!((plain.text().as_str(), plain.header("content-encoding")), ("wasm", None));
+    assert_eq!(plain.header("content-type"), Some("application/wasm"));
+    for path in ["/ort-1/x.wasm", "/assets/a.js"] {
+        let answer = zipped(path);
+        assert_eq!(answer.header("content-encoding"), Some("gzip"), "{path}");
+        assert!(answer.header("cache-control").unwrap().contains("immutable"));
+        assert_ne!(answer.header("etag"), served.get(path).header("etag"));
+    }
+    assert_eq!(served.get("/").header("cache-control"), Some("no-cache"));
 }
 
 #[test]
@@ -533,7 +644,7 @@ fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
         (&["--token-file", "token"], "token: expected a token"),
         (&["--cors-origin", "example.org"], "--cors-origin example.org: expected"),
         (&["--cors-origin", "https://a/b"], "--cors-origin https://a/b: expected"),
-        (&["--queue", "8"], "--max-count 64: expected at most --queue, 8"),
+        (&["--queue", "8", "--max-count", "9"], "--max-count 9: expected at most --queue, 8"),
         (&["--no-generator", "--no-classifier", "--no-web"], "nothing is left to serve"),
     ] {
         let said = fails(args);

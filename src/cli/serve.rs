@@ -1,6 +1,7 @@
 //! `tiny-cats serve`: the HTTP server.
 
 use std::{
+    env::VarError,
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -58,6 +59,10 @@ pub struct Args {
     /// the browser
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// A name that clients may call this machine by, besides localhost, while it listens to itself alone: that of a proxy before it, for
+    /// instance; may be repeated. It keeps pages from reaching the server by a name of their own
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
     /// An origin whose pages may use the API, such as https://example.org; may be repeated [default: none]
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
@@ -71,9 +76,9 @@ pub struct Args {
     /// Pictures that are admitted and not finished, for each model; more are answered 429
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     queue: u32,
-    /// Pictures of one request
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    max_count: u32,
+    /// Pictures of one request [default: 64, or --queue where that is less]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_count: Option<u32>,
     /// Steps of one request
     #[arg(long, default_value_t = 250, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_steps: u32,
@@ -83,7 +88,7 @@ pub struct Args {
     /// MiB of a request's body
     #[arg(long, default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1024))]
     max_body: u64,
-    /// Millions of pixels of a photograph
+    /// Millions of pixels of a photograph; all of one request may have four times as many
     #[arg(long, default_value_t = 24, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
     max_megapixels: u64,
     /// Connections that are open at the same time
@@ -100,8 +105,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.no_generator && args.no_classifier && args.no_web {
         bail!("--no-generator --no-classifier --no-web: nothing is left to serve");
     }
-    if args.max_count > args.queue {
-        bail!("--max-count {}: expected at most --queue, {}", args.max_count, args.queue);
+    if let Some(count) = args.max_count.filter(|count| *count > args.queue) {
+        bail!("--max-count {count}: expected at most --queue, {}", args.queue);
     }
     let config = config(args)?;
     let generator = match args.no_generator {
@@ -112,6 +117,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true => None,
         false => Some(open(args.classifier.as_deref(), "resnet18-breeds", pretrained::CLASSIFIER)?),
     };
+    // Names stand in addresses and metrics.
+    let classifier = classifier.map(|(name, model)| match &generator {
+        Some((other, _)) if *other == name => (format!("{name}-classifier"), model),
+        _ => (name, model),
+    });
     let stop = Arc::new(tokio::sync::Notify::new());
     listen_for_signals(&stop)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio")?;
@@ -154,13 +164,14 @@ fn config(args: &Args) -> anyhow::Result<Config> {
         max_batch: args.max_batch.into(),
         max_wait: Duration::from_millis(args.max_wait),
         queue: args.queue as usize,
-        max_count: args.max_count as usize,
+        max_count: args.max_count.unwrap_or(64.min(args.queue)) as usize,
         max_steps: args.max_steps as usize,
         timeout: Duration::from_secs(args.timeout),
         max_body: (args.max_body << 20) as usize,
         max_pixels: args.max_megapixels * 1_000_000,
         max_connections: args.max_connections as usize,
         token: token(args.token_file.as_deref())?,
+        hosts: args.allow_host.clone(),
         origins: args.cors_origin.iter().map(origin).collect::<anyhow::Result<_>>()?,
         demo: match &args.web {
             _ if args.no_web => Demo::None,
@@ -178,7 +189,9 @@ fn token(file: Option<&Path>) -> anyhow::Result<Option<String>> {
             path.display().to_string(),
         ),
         (None, Ok(token)) => (token, "TINY_CATS_TOKEN".to_owned()),
-        (None, Err(_)) => return Ok(None),
+        (None, Err(VarError::NotPresent)) => return Ok(None),
+        // To go on without one would open what somebody wanted closed.
+        (None, Err(VarError::NotUnicode(_))) => bail!("TINY_CATS_TOKEN: expected text"),
     };
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {

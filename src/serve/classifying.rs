@@ -20,60 +20,82 @@ pub struct Job {
     pub room: OwnedSemaphorePermit,
 }
 
+/// A job, and what has been found.
+struct Open {
+    job: Job,
+    found: Vec<Prediction>,
+}
+
 /// Classifies up to `most` pictures at a time, for which the first waits no longer than `wait`, until nobody can ask any more.
 pub fn work(mut classifier: Classifier, desk: Desk<Job>, most: usize, wait: Duration) {
-    while let Some(mut jobs) = gather(&desk, most, wait) {
-        jobs.retain(|job| {
-            let left = job.reply.is_closed();
-            if left {
-                desk.metrics.cancelled(&desk.name, job.inputs.len());
-            }
-            !left
-        });
-        let counts: Vec<usize> = jobs.iter().map(|job| job.inputs.len()).collect();
-        let inputs: Vec<Vec<f32>> = jobs.iter_mut().flat_map(|job| std::mem::take(&mut job.inputs)).collect();
-        let n = inputs.len();
-        let start = Instant::now();
-        let result = in_batches(&mut classifier, &desk, inputs, most);
-        desk.took(start.elapsed(), n);
-        let mut predictions = match &result {
-            Ok(predictions) => predictions.iter(),
-            Err(_) => [].iter(),
-        };
-        for (job, count) in jobs.into_iter().zip(counts) {
-            let own: Vec<Prediction> = predictions.by_ref().take(count).cloned().collect();
-            drop(job.room);
-            let _ = job.reply.send(result.as_ref().map(|_| own).map_err(Problem::clone));
+    while let Some(mut open) = gather(&desk, most, wait) {
+        while !open.is_empty() {
+            evaluate(&mut classifier, &desk, &mut open, most);
         }
     }
 }
 
 /// The next jobs, whole: the first that comes, and those that come while there is room and time. `None` when there never will be one.
-fn gather(desk: &Desk<Job>, most: usize, wait: Duration) -> Option<Vec<Job>> {
-    let mut jobs = vec![desk.jobs.recv().ok()?];
+fn gather(desk: &Desk<Job>, most: usize, wait: Duration) -> Option<Vec<Open>> {
+    let open = |job| Open { job, found: Vec::new() };
+    let mut jobs = vec![open(desk.jobs.recv().ok()?)];
     let until = Instant::now() + wait;
-    while jobs.iter().map(|job| job.inputs.len()).sum::<usize>() < most {
+    while jobs.iter().map(|open| open.job.inputs.len()).sum::<usize>() < most {
         let left = until.saturating_duration_since(Instant::now());
         match desk.jobs.recv_timeout(left) {
-            Ok(job) => jobs.push(job),
+            Ok(job) => jobs.push(open(job)),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
         }
     }
     Some(jobs)
 }
 
-fn in_batches(
-    classifier: &mut Classifier,
-    desk: &Desk<Job>,
-    mut inputs: Vec<Vec<f32>>,
-    most: usize,
-) -> Result<Vec<Prediction>, Problem> {
-    let mut predictions = Vec::with_capacity(inputs.len());
-    while !inputs.is_empty() {
-        let rest = inputs.split_off(most.min(inputs.len()));
-        desk.metrics.evaluated(&desk.name, inputs.len());
-        predictions.extend(classifier.predict(inputs)?);
-        inputs = rest;
+/// Evaluates the network once, for the next pictures that somebody waits for, and hands out what is complete.
+fn evaluate(classifier: &mut Classifier, desk: &Desk<Job>, open: &mut Vec<Open>, most: usize) {
+    open.retain(|open| {
+        let left = open.job.reply.is_closed();
+        if left {
+            desk.metrics.cancelled(&desk.name, open.job.inputs.len());
+        }
+        !left
+    });
+    let mut room = most;
+    let (mut inputs, mut shares) = (Vec::new(), Vec::new());
+    for open in open.iter_mut() {
+        let share = room.min(open.job.inputs.len());
+        inputs.extend(open.job.inputs.drain(..share));
+        shares.push(share);
+        room -= share;
     }
-    Ok(predictions)
+    let n = inputs.len();
+    if n == 0 {
+        return;
+    }
+    desk.metrics.evaluated(&desk.name, n);
+    let start = Instant::now();
+    match classifier.predict(inputs) {
+        Ok(predictions) => {
+            let mut predictions = predictions.into_iter();
+            for (open, share) in open.iter_mut().zip(shares) {
+                open.found.extend(predictions.by_ref().take(share));
+            }
+        }
+        Err(error) => {
+            tracing::error!("{}: {error}", desk.name);
+            let problem = Problem::from(error);
+            for Open { job, .. } in open.drain(..) {
+                drop(job.room);
+                let _ = job.reply.send(Err(problem.clone()));
+            }
+        }
+    }
+    desk.took(start.elapsed(), n);
+    let (complete, others): (Vec<_>, Vec<_>) =
+        std::mem::take(open).into_iter().partition(|open| open.job.inputs.is_empty());
+    *open = others;
+    for Open { job, found } in complete {
+        // The place is free before the answer is there, so that whoever reads it may ask again.
+        drop(job.room);
+        let _ = job.reply.send(Ok(found));
+    }
 }

@@ -1,19 +1,23 @@
 //! The generator's thread: continuous batching.
 //!
-//! Pictures of all requests that are under way share each evaluation of the network, whatever their steps, samplers and guidance. A
-//! picture joins at the next evaluation and leaves when it is finished or nobody waits for it any more, so a request waits for no other
-//! one's end. Requests take turns at the places that come free.
+//! Each evaluation of the network is shared by pictures of all requests, whatever their steps, samplers and guidance, one of each in turn
+//! while there are places. So a request that comes is served at the next evaluation, however long the others take: its pictures are set
+//! going, and some of another's stand still meanwhile. What nobody waits for any more, or whose time is over, is left.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
+use axum::http::StatusCode;
 use image::RgbImage;
 use tiny_cats_export::{Error, Generator, Picture, Request, sample::Trajectory};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{Problem, lane::Desk};
+
+/// Failures of the runtime in a row after which it is no use to go on.
+const MOST_FAILURES: usize = 3;
 
 /// Pictures that one client waits for.
 pub struct Job {
@@ -23,6 +27,8 @@ pub struct Job {
     pub labels: Vec<usize>,
     /// The number of the first of them.
     pub first: u64,
+    /// When nobody waits for them any more.
+    pub deadline: Instant,
     /// Where they go. That nobody listens there any more ends the work.
     pub reply: oneshot::Sender<Result<Vec<Picture>, Problem>>,
     /// Where it is told how far they are; what does not fit is left out.
@@ -41,174 +47,243 @@ pub struct Step {
     pub previews: Vec<(u64, RgbImage)>,
 }
 
-/// A job on which work has begun.
+/// A job, and how far it is.
 struct Open {
     job: Job,
     /// Pictures begun.
     begun: usize,
+    under_way: Vec<UnderWay>,
+    finished: Vec<Picture>,
     /// Steps taken.
     done: usize,
-    finished: Vec<Picture>,
 }
 
-/// A picture under way.
-struct Active {
-    job: u64,
+struct UnderWay {
     trajectory: Trajectory,
+    /// Its part of the time of the evaluations that it shared.
+    spent: Duration,
+}
+
+impl Open {
+    fn new(job: Job) -> Self {
+        Self { job, begun: 0, under_way: Vec::new(), finished: Vec::new(), done: 0 }
+    }
+
+    /// Pictures to be drawn.
+    fn left(&self) -> usize {
+        self.job.labels.len() - self.finished.len()
+    }
+
+    /// Begins pictures until `share` are under way.
+    fn begin(&mut self, share: usize, generator: &Generator) -> Result<(), Error> {
+        while self.under_way.len() < share
+            && let Some(&label) = self.job.labels.get(self.begun)
+        {
+            let index = self.job.first.wrapping_add(self.begun as u64);
+            let trajectory = generator.begin(label, index, &self.job.request)?;
+            self.under_way.push(UnderWay { trajectory, spent: Duration::ZERO });
+            self.begun += 1;
+        }
+        Ok(())
+    }
+
+    fn answer(self, answer: Result<Vec<Picture>, Problem>) {
+        // The place is free before the answer is there, so that whoever reads it may ask again.
+        drop(self.job.room);
+        let _ = self.job.reply.send(answer);
+    }
 }
 
 struct Studio {
     generator: Generator,
     desk: Desk<Job>,
-    /// Pictures that are drawn at once.
+    /// Pictures that share an evaluation.
     places: usize,
-    next: u64,
-    open: HashMap<u64, Open>,
-    /// Jobs with pictures not begun, by turns.
-    turns: VecDeque<u64>,
-    active: Vec<Active>,
-    /// Time spent since a picture was last finished.
-    spent: Duration,
+    /// The jobs, by turns.
+    open: VecDeque<Open>,
+    /// Evaluations in a row that failed.
+    failures: usize,
 }
 
-/// Draws `places` pictures at a time, until nobody can ask any more.
+/// Draws up to `places` pictures at a time, until nobody can ask any more, or the runtime fails again and again.
 pub fn work(generator: Generator, desk: Desk<Job>, places: usize) {
-    let (open, turns, active) = (HashMap::new(), VecDeque::new(), Vec::new());
-    let mut studio = Studio { generator, desk, places, next: 0, open, turns, active, spent: Duration::ZERO };
-    while studio.take_jobs() {
+    let mut studio = Studio { generator, desk, places, open: VecDeque::new(), failures: 0 };
+    while studio.failures < MOST_FAILURES && studio.take_jobs() {
         studio.forget_the_abandoned();
-        studio.begin();
-        studio.advance();
+        studio.evaluate();
         studio.finish();
     }
 }
 
 impl Studio {
-    /// Takes the jobs that have come, and waits for one where there is nothing to do. False when there never will be.
+    /// Takes the jobs that have come, and waits for one where there is nothing to do. False when there never will be one.
     fn take_jobs(&mut self) -> bool {
         if self.open.is_empty() {
             match self.desk.jobs.recv() {
-                Ok(job) => self.take(job),
+                Ok(job) => self.open.push_back(Open::new(job)),
                 Err(_) => return false,
             }
         }
         while let Ok(job) = self.desk.jobs.try_recv() {
-            self.take(job);
+            self.open.push_back(Open::new(job));
         }
         true
     }
 
-    fn take(&mut self, job: Job) {
-        let id = self.next;
-        self.next += 1;
-        self.open.insert(id, Open { job, begun: 0, done: 0, finished: Vec::new() });
-        self.turns.push_back(id);
-    }
-
     /// Stops work that nobody waits for.
     fn forget_the_abandoned(&mut self) {
-        let Self { open, desk, .. } = self;
-        open.retain(|_, open| {
-            let left = open.job.reply.is_closed();
-            if left {
-                desk.metrics.cancelled(&desk.name, open.job.labels.len() - open.finished.len());
+        let (now, all) = (Instant::now(), std::mem::take(&mut self.open));
+        for open in all {
+            let late = now > open.job.deadline;
+            if !late && !open.job.reply.is_closed() {
+                self.open.push_back(open);
+                continue;
             }
-            !left
-        });
-        self.active.retain(|active| self.open.contains_key(&active.job));
-        self.turns.retain(|id| self.open.contains_key(id));
+            self.desk.metrics.cancelled(&self.desk.name, open.left());
+            open.answer(Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "not done in time")));
+        }
     }
 
-    /// Begins pictures while there are places, one of each job in turn.
-    fn begin(&mut self) {
-        while self.active.len() < self.places {
-            let Some(id) = self.turns.pop_front() else { return };
-            let Some(open) = self.open.get_mut(&id) else { continue };
-            let Some(&label) = open.job.labels.get(open.begun) else { continue };
-            let index = open.job.first.wrapping_add(open.begun as u64);
-            match self.generator.begin(label, index, &open.job.request) {
-                Ok(trajectory) => {
-                    open.begun += 1;
-                    self.active.push(Active { job: id, trajectory });
-                    self.turns.push_back(id);
+    /// Evaluates the network once, for one picture of each job in turn while there are places.
+    fn evaluate(&mut self) {
+        let shares = shares(self.open.iter().map(Open::left), self.places);
+        let mut i = 0;
+        for share in &shares {
+            match self.open[i].begin(*share, &self.generator) {
+                Ok(()) => i += 1,
+                Err(error) => {
+                    if let Some(open) = self.open.remove(i) {
+                        open.answer(Err(error.into()));
+                    }
+                    return;
                 }
-                Err(error) => self.fail(id, error),
             }
         }
-    }
-
-    fn fail(&mut self, id: u64, error: Error) {
-        self.active.retain(|active| active.job != id);
-        if let Some(open) = self.open.remove(&id) {
-            let _ = open.job.reply.send(Err(error.into()));
-        }
-    }
-
-    /// Evaluates the network once for all that are under way, and tells those who want to know.
-    fn advance(&mut self) {
-        if self.active.is_empty() {
+        let n: usize = shares.iter().sum();
+        if n == 0 {
             return;
         }
-        let before: Vec<usize> = self.active.iter().map(|active| active.trajectory.done()).collect();
+        let before: Vec<usize> = chosen(&mut self.open, &shares).map(|u| u.trajectory.done()).collect();
         let start = Instant::now();
-        let result = self.generator.advance(self.active.iter_mut().map(|active| &mut active.trajectory));
-        self.spent += start.elapsed();
-        self.desk.metrics.evaluated(&self.desk.name, self.active.len());
-        if let Err(error) = result {
-            // The network is no good: nobody can be served.
-            tracing::error!("{}: {error}", self.desk.name);
-            let message = error.to_string();
-            self.active.clear();
-            for (_, open) in self.open.drain() {
-                let problem = Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, message.clone());
-                let _ = open.job.reply.send(Err(problem));
+        let result = self.generator.advance(chosen(&mut self.open, &shares).map(|u| &mut u.trajectory));
+        let each = start.elapsed() / n as u32;
+        chosen(&mut self.open, &shares).for_each(|under_way| under_way.spent += each);
+        self.desk.metrics.evaluated(&self.desk.name, n);
+        match result {
+            Ok(()) => {
+                self.failures = 0;
+                self.tell(&shares, &before);
+                // Where there are more jobs than places, others come first the next time.
+                self.open.rotate_left(1);
             }
-            return;
+            Err(error) => self.fail(&error),
         }
-        let mut stepped: HashMap<u64, Vec<&Trajectory>> = HashMap::new();
-        for (active, before) in self.active.iter().zip(before) {
-            if active.trajectory.done() > before {
-                stepped.entry(active.job).or_default().push(&active.trajectory);
-            }
-        }
-        for (id, trajectories) in stepped {
-            let Some(open) = self.open.get_mut(&id) else { continue };
-            open.done += trajectories.len();
-            let Some(listener) = &open.job.steps else { continue };
-            if let Ok(place) = listener.try_reserve() {
+    }
+
+    /// Tells those who want to know which pictures have taken a step.
+    fn tell(&mut self, shares: &[usize], before: &[usize]) {
+        let mut before = before.iter();
+        for (open, share) in self.open.iter_mut().zip(shares) {
+            let stepped: Vec<&Trajectory> = open.under_way[..*share]
+                .iter()
+                .zip(&mut before)
+                .filter_map(|(u, before)| (u.trajectory.done() > *before).then_some(&u.trajectory))
+                .collect();
+            open.done += stepped.len();
+            let listener = open.job.steps.as_ref().filter(|_| !stepped.is_empty());
+            if let Some(Ok(place)) = listener.map(mpsc::Sender::try_reserve) {
                 let preview = |t: &&Trajectory| (t.index(), self.generator.preview(t));
-                let previews = trajectories.iter().map(preview).collect();
+                let previews = stepped.iter().map(preview).collect();
                 let total = open.job.labels.len() * open.job.request.steps;
                 place.send(Step { done: open.done, total, previews });
             }
         }
     }
 
+    /// An evaluation failed: of numbers that are none those are told whose they are, of another error all.
+    fn fail(&mut self, error: &Error) {
+        tracing::error!("{}: {error}", self.desk.name);
+        let one = matches!(error, Error::NotFinite { .. });
+        self.failures += usize::from(!one);
+        let broken = |open: &Open| {
+            let mut values = open.under_way.iter().flat_map(|u| u.trajectory.values());
+            values.any(|value| !value.is_finite())
+        };
+        for open in std::mem::take(&mut self.open) {
+            if one && !broken(&open) {
+                self.open.push_back(open);
+            } else {
+                open.answer(Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())));
+            }
+        }
+    }
+
     /// Hands out what is finished.
     fn finish(&mut self) {
-        let (finished, active): (Vec<_>, Vec<_>) =
-            self.active.drain(..).partition(|active| active.trajectory.is_finished());
-        self.active = active;
-        if !finished.is_empty() {
-            self.desk.took(std::mem::take(&mut self.spent), finished.len());
-        }
-        for Active { job: id, trajectory } in finished {
-            let Some(open) = self.open.get_mut(&id) else { continue };
-            match self.generator.finish(trajectory) {
-                Ok(picture) => open.finished.push(picture),
+        for mut open in std::mem::take(&mut self.open) {
+            let all = std::mem::take(&mut open.under_way);
+            let (finished, under_way): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|under_way| under_way.trajectory.is_finished());
+            open.under_way = under_way;
+            if !finished.is_empty() {
+                self.desk.took(finished.iter().map(|u| u.spent).sum(), finished.len());
+            }
+            let pictures = finished.into_iter().map(|u| self.generator.finish(u.trajectory));
+            match pictures.collect::<Result<Vec<Picture>, Error>>() {
+                Ok(pictures) => open.finished.extend(pictures),
                 Err(error) => {
-                    self.fail(id, error);
+                    open.answer(Err(error.into()));
                     continue;
                 }
             }
-            if open.finished.len() == open.job.labels.len()
-                && let Some(mut open) = self.open.remove(&id)
-            {
-                open.finished.sort_by_key(|picture| picture.index.wrapping_sub(open.job.first));
-                // The place is free before the answer is there, so that whoever reads it may ask again.
-                drop(open.job.room);
-                let _ = open.job.reply.send(Ok(open.finished));
+            if open.left() > 0 {
+                self.open.push_back(open);
+                continue;
             }
+            let first = open.job.first;
+            open.finished.sort_by_key(|picture| picture.index.wrapping_sub(first));
+            let pictures = std::mem::take(&mut open.finished);
+            open.answer(Ok(pictures));
+        }
+    }
+}
+
+/// How many places each gets who can use so many, when they get one each in turn while there are any.
+fn shares(wanted: impl Iterator<Item = usize>, places: usize) -> Vec<usize> {
+    let wanted: Vec<usize> = wanted.collect();
+    let mut shares = vec![0; wanted.len()];
+    let mut left = places.min(wanted.iter().sum());
+    while left > 0 {
+        for (share, _) in shares.iter_mut().zip(&wanted).filter(|(share, wanted)| **share < **wanted) {
+            if left > 0 {
+                *share += 1;
+                left -= 1;
+            }
+        }
+    }
+    shares
+}
+
+/// The pictures that share an evaluation.
+fn chosen<'a>(open: &'a mut VecDeque<Open>, shares: &'a [usize]) -> impl Iterator<Item = &'a mut UnderWay> {
+    open.iter_mut().zip(shares).flat_map(|(open, share)| open.under_way[..*share].iter_mut())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn places_are_shared_out_in_turn_and_none_is_left_while_somebody_wants_it() {
+        for (wanted, places, expected) in [
+            (vec![64], 16, vec![16]),
+            (vec![64, 1], 16, vec![15, 1]),
+            (vec![64, 64, 3], 16, vec![7, 6, 3]),
+            (vec![1, 1, 1], 2, vec![1, 1, 0]),
+            (vec![2, 0, 5], 16, vec![2, 0, 5]),
+            (vec![], 4, vec![]),
+        ] {
+            assert_eq!(shares(wanted.clone().into_iter(), places), expected, "{wanted:?}");
         }
     }
 }

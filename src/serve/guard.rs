@@ -2,23 +2,28 @@
 
 use std::{
     any::Any,
+    net::IpAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Instant,
 };
 
 use axum::{
+    body::{Body, Bytes},
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use http_body::{Body as _, Frame, SizeHint};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{App, Metrics, Problem};
+use super::{App, Config, Metrics, Problem};
 
 /// The header that has a request's number: the client's, if it sends one, else ours.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,11 +31,11 @@ const LONGEST_ID: usize = 128;
 /// The status of a request whose client has left, as nginx has it.
 const LEFT: u16 = 499;
 
-/// Tells the log and the metrics of a request, also of one whose client has left.
+/// Tells the log and the metrics of a request when its answer has been sent, or its client has left.
 struct Account {
     metrics: Arc<Metrics>,
     id: HeaderValue,
-    method: Method,
+    method: String,
     /// What was asked for, without its query, which is nobody's business.
     path: String,
     /// The route, of which there are few.
@@ -45,7 +50,7 @@ impl Drop for Account {
         self.metrics.served(&self.route, self.status, time);
         tracing::info!(
             id = self.id.to_str().unwrap_or_default(),
-            method = %self.method,
+            method = self.method,
             path = self.path,
             status = self.status,
             ms = (time.as_secs_f64() * 1e5).round() / 100.0,
@@ -56,7 +61,8 @@ impl Drop for Account {
 /// Numbers a request, and accounts for it.
 pub async fn account(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    let path: String = request.uri().path().chars().take(200).collect();
+    let cut = |text: &str, most| text.chars().take(most).collect::<String>();
+    let (path, method) = (cut(request.uri().path(), 200), cut(request.method().as_str(), 32));
     let route = match request.extensions().get::<MatchedPath>() {
         Some(route) => route.as_str().to_owned(),
         None if app.site.get(request.uri().path()).is_some() => "site".to_owned(),
@@ -64,13 +70,85 @@ pub async fn account(State(app): State<Arc<App>>, mut request: Request, next: Ne
     };
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let metrics = app.metrics.clone();
-    let (method, start) = (request.method().clone(), Instant::now());
+    let start = Instant::now();
+    let head = request.method() == Method::HEAD;
     let mut account = Account { metrics, id: id.clone(), method, path, route, start, status: LEFT };
     let mut response = next.run(request).await;
-    account.status = response.status().as_u16();
+    let status = response.status().as_u16();
     response.headers_mut().insert(REQUEST_ID, id);
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
+    if head || response.body().is_end_stream() {
+        account.status = status;
+        return response;
+    }
+    response.map(|body| Body::new(Accounted { body, account, status }))
+}
+
+/// The body of an answer: it is accounted for when it has been sent.
+struct Accounted {
+    body: Body,
+    account: Account,
+    /// The answer's; the account has it when all is sent.
+    status: u16,
+}
+
+impl http_body::Body for Accounted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.account.status = self.status;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Refuses what a page of another origin has a browser send: forms and files need no permission to be sent, and a name that leads to this
+/// machine makes any page one of the same origin.
+pub async fn from_here(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match foreign(&app.config, &request) {
+        Some(detail) => Problem::new(StatusCode::FORBIDDEN, detail).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+/// Why a request is none of a page of this server, or of a program.
+fn foreign(config: &Config, request: &Request) -> Option<String> {
+    let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let shown = |text: &str| text.chars().take(100).collect::<String>();
+    let host = text(header::HOST).unwrap_or_default().to_ascii_lowercase();
+    if config.address.ip().is_loopback() && !host.is_empty() && !is_own(&host, &config.hosts) {
+        let host = shown(&host);
+        return Some(format!("this server is not called {host:?}: --allow-host lets clients call it so"));
+    }
+    let origin = text(header::ORIGIN).filter(|_| request.method() == Method::POST)?;
+    let own = origin.split_once("://").is_some_and(|(_, named)| named.eq_ignore_ascii_case(&host));
+    let known = own || config.origins.iter().any(|known| known == origin);
+    let origin = shown(origin);
+    (!known).then(|| format!("pages of {origin:?} may not use this server: --cors-origin lets them"))
+}
+
+/// Whether `host`, with or without a port, is a name of this machine for itself, or one of `others`.
+fn is_own(host: &str, others: &[String]) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    name == "localhost" || address.is_ok() || others.iter().any(|other| other.eq_ignore_ascii_case(name))
 }
 
 /// What the client calls the request, if that can stand in a log; else a number of our own.
@@ -122,12 +200,30 @@ pub fn too_slow(app: &App) -> Problem {
 
 /// A handler that panicked is an error of ours; others are served.
 pub fn panicked(what: Box<dyn Any + Send>) -> Response {
-    let what = what.downcast_ref::<String>().map(String::as_str);
+    let what = what.downcast_ref::<String>().map(String::as_str).or(what.downcast_ref::<&str>().copied());
     tracing::error!("a handler panicked: {}", what.unwrap_or("unknown"));
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "an error of the server").into_response()
 }
 
 /// For methods that a route does not know.
-pub async fn wrong_method(method: Method) -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for this address"))
+pub async fn wrong_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this address")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_own;
+
+    #[test]
+    fn names_of_this_machine_are_known_and_others_must_be_named() {
+        let others = ["cats.example".to_owned()];
+        for host in ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:80", "[::1]", "cats.example:443"] {
+            assert!(is_own(host, &others), "{host}");
+        }
+        for host in
+            ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "cats.example.evil"]
+        {
+            assert!(!is_own(host, &others), "{host}");
+        }
+    }
 }

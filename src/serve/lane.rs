@@ -127,6 +127,14 @@ impl<J: Send + 'static> Lane<J> {
         }
     }
 
+    /// Whether anything would be admitted: worth asking before much is read.
+    ///
+    /// # Errors
+    /// 503 while the model is loaded, 429 when the queue is full.
+    pub fn is_open(&self) -> Result<(), Problem> {
+        self.admit(1).map(drop)
+    }
+
     /// A place in the queue for `n` pictures, kept until it is dropped.
     ///
     /// # Errors
@@ -164,9 +172,12 @@ pub fn died(name: &str) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{name} has stopped working"))
 }
 
-/// Proves that the runtime computes what the definition computes; of the definition itself, that its file as a graph does.
+/// Proves that the runtime computes what the definition computes; of the definition itself, that its file as a graph does on the first
+/// other runtime that is there.
 fn prove(model: &Model, runtime: RuntimeKind) -> Result<Report, Error> {
-    let on = if runtime.runs_graphs() { runtime } else { RuntimeKind::Tract };
+    let present = |kind: &RuntimeKind| kind.runs_graphs() && kind.version().is_ok();
+    let other = || RuntimeKind::ALL.into_iter().find(present).unwrap_or(RuntimeKind::Tract);
+    let on = if runtime.runs_graphs() { runtime } else { other() };
     let report = verify_on(&[on], model.meta(), &model.weights()?, &*model.graph()?, false)?;
     if report.passed { Ok(report) } else { Err(Error::Verification(report.failures())) }
 }

@@ -35,12 +35,15 @@ use axum::{
     routing::{get, post},
 };
 use tiny_cats_export::{Classifier, Generator, Model, Options, runtime::RuntimeKind};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
 
 use lane::{Lane, State};
 use metrics::Metrics;
 use problem::Problem;
+
+/// Bytes of all photographs that are being read.
+const BODIES: usize = 256 << 20;
 
 /// What may be asked for, by how many, and who may ask.
 #[derive(Clone, Debug)]
@@ -63,12 +66,14 @@ pub struct Config {
     pub timeout: Duration,
     /// Bytes of a request's body.
     pub max_body: usize,
-    /// Pixels of a photograph.
+    /// Pixels of a photograph; all of one request may have four times as many.
     pub max_pixels: u64,
     /// Connections that are open at the same time.
     pub max_connections: usize,
     /// What clients of the API must know, if anything.
     pub token: Option<String>,
+    /// What clients may call this machine, where it listens to itself alone; `localhost` and addresses are known.
+    pub hosts: Vec<String>,
     /// Origins whose pages may use the API.
     pub origins: Vec<HeaderValue>,
     /// The web demo.
@@ -90,6 +95,7 @@ impl Default for Config {
             max_pixels: 24_000_000,
             max_connections: 1024,
             token: None,
+            hosts: Vec::new(),
             origins: Vec::new(),
             demo: Demo::default(),
         }
@@ -120,7 +126,11 @@ struct App {
     site: site::Site,
     openapi: String,
     /// Photographs that are decoded at the same time.
-    decoders: Arc<tokio::sync::Semaphore>,
+    decoders: Arc<Semaphore>,
+    /// The large ones among them: one.
+    large: Arc<Semaphore>,
+    /// KiB for photographs that are being read.
+    memory: Arc<Semaphore>,
     stopping: AtomicBool,
 }
 
@@ -201,7 +211,8 @@ impl Server {
             None => None,
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let decoders = Arc::new(tokio::sync::Semaphore::new(cores));
+        let (decoders, large) = (Arc::new(Semaphore::new(cores)), Arc::new(Semaphore::new(1)));
+        let memory = Arc::new(Semaphore::new(config.max_body.max(BODIES) / 1024));
         let openapi = openapi::document(
             &config,
             generator.as_ref().map(|lane| &lane.meta),
@@ -209,7 +220,8 @@ impl Server {
         )
         .to_string();
         let stopping = AtomicBool::new(false);
-        let app = App { config, generator, classifier, metrics, site, openapi, decoders, stopping };
+        let app =
+            App { config, generator, classifier, metrics, site, openapi, decoders, large, memory, stopping };
         Ok(Self { listener, app: Arc::new(app) })
     }
 
@@ -263,7 +275,7 @@ impl Server {
 
 fn router(app: &Arc<App>) -> Router {
     let api = Router::new()
-        .route("/v1/generate", post(routes::generate))
+        .route("/v1/generate", post(routes::generate).layer(DefaultBodyLimit::max(routes::MOST_BYTES)))
         .route("/v1/classify", post(routes::classify))
         .route("/v1/models", get(routes::models))
         .route("/metrics", get(routes::metrics))
@@ -277,14 +289,15 @@ fn router(app: &Arc<App>) -> Router {
         .method_not_allowed_fallback(guard::wrong_method)
         .fallback(site::serve)
         .layer(DefaultBodyLimit::max(app.config.max_body))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::from_here))
         .layer(middleware::from_fn_with_state(app.clone(), guard::in_time))
         .layer(CatchPanicLayer::custom(guard::panicked));
     if !app.config.origins.is_empty() {
         let cors = CorsLayer::new()
             .allow_origin(app.config.origins.clone())
             .allow_methods([Method::GET, Method::POST])
-            .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION])
-            .expose_headers([header::RETRY_AFTER, guard::REQUEST_ID]);
+            .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION, guard::REQUEST_ID])
+            .expose_headers([header::RETRY_AFTER, guard::REQUEST_ID, routes::SEED]);
         router = router.layer(cors);
     }
     router.layer(middleware::from_fn_with_state(app.clone(), guard::account)).with_state(app.clone())

@@ -62,6 +62,9 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
             "description": "OpenAPI 3.1", "content": { "application/json": { "schema": { "type": "object" } } },
         })),
     }}));
+    for path in ["/v1/models", "/metrics"] {
+        secure(&mut paths[path]["get"], config);
+    }
     let mut document = json!({
         "openapi": "3.1.0",
         "info": {
@@ -143,7 +146,7 @@ fn order(config: &Config, meta: &ModelMeta) -> Value {
                 "type": "integer", "minimum": 0, "maximum": MAX_SEED,
                 "description": "Equal seeds give equal pictures. Without one, any is taken.",
             },
-            "steps": { "type": "integer", "minimum": 1, "maximum": config.max_steps, "default": advised.steps },
+            "steps": { "type": "integer", "minimum": 1, "maximum": config.max_steps, "default": advised.steps.min(config.max_steps) },
             "sampler": { "enum": ["euler", "heun", "midpoint"], "default": advised.sampler },
             "guidance": {
                 "type": "number", "minimum": -MAX_GUIDANCE, "maximum": MAX_GUIDANCE, "default": advised.guidance,
@@ -212,10 +215,11 @@ fn secure(operation: &mut Value, config: &Config) {
 fn answers(config: &Config, statuses: &[u16], guarded: bool, ok: Value) -> Value {
     let mut all = Map::from_iter([("200".to_owned(), ok)]);
     let token = (guarded && config.token.is_some()).then_some(401);
-    for status in statuses.iter().copied().chain([405, 500]).chain(token) {
+    for status in statuses.iter().copied().chain([403, 405, 500]).chain(token) {
         let description = match status {
             400 => "The body cannot be read",
             401 => "The token is missing or wrong",
+            403 => "Sent by a page of another origin, or to another name of this machine",
             405 => "Another method",
             413 => "The body is too large",
             415 => "A body of another content type",
@@ -229,6 +233,9 @@ fn answers(config: &Config, statuses: &[u16], guarded: bool, ok: Value) -> Value
             "description": description,
             "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
         });
+        if status == 401 {
+            answer["headers"] = json!({ "WWW-Authenticate": { "schema": { "const": "Bearer" } } });
+        }
         if matches!(status, 429 | 503) {
             answer["headers"] = json!({ "Retry-After": {
                 "description": "Seconds", "schema": { "type": "string", "pattern": "^[0-9]+$" },

@@ -2,7 +2,12 @@
 //!
 //! What the page's `models.json` lists are the models that this server serves, not those that the page was built with.
 
-use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Read,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context, bail};
 use axum::{
@@ -46,6 +51,8 @@ pub struct Asset {
     /// Absent where only the compressed form is there.
     plain: Option<Bytes>,
     gzip: Option<Bytes>,
+    /// What the compressed form holds, where that is all there is and somebody wanted it plain.
+    inflated: OnceLock<Option<Bytes>>,
     /// The hash of the contents, or of their compressed form where that is all there is.
     hash: String,
     /// The name changes with the contents.
@@ -75,6 +82,7 @@ impl Site {
             .remove("models.json")
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
+        files.remove("models.json.gz");
         let mut entries = Vec::new();
         let mut about = HashMap::new();
         for (name, model) in models {
@@ -164,15 +172,14 @@ fn assets(mut files: HashMap<String, Bytes>) -> HashMap<String, Asset> {
             gzip.insert(name.to_owned(), bytes);
         }
     }
-    let mut names: Vec<String> = files.keys().chain(gzip.keys()).cloned().collect();
-    names.dedup();
+    let names: BTreeSet<String> = files.keys().chain(gzip.keys()).cloned().collect();
     let asset = |path: String| {
         let (plain, gzip) = (files.get(&path).cloned(), gzip.get(&path).cloned());
         let hash = sha256(plain.as_ref().or(gzip.as_ref()).map_or(&[], |bytes| &bytes[..]));
         // The bundler's files are named by their contents, the runtime's folder by its version.
         let immutable = path.starts_with("assets/") || path.starts_with("ort-");
         let content_type = content_type(&path);
-        (path, Asset { content_type, plain, gzip, hash, immutable })
+        (path, Asset { content_type, plain, gzip, inflated: OnceLock::new(), hash, immutable })
     };
     names.into_iter().map(asset).collect()
 }
@@ -209,7 +216,17 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response {
         let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD");
         return ([(header::ALLOW, "GET, HEAD")], problem).into_response();
     }
-    let mut response = asset.respond(request.headers());
+    let mut response = if asset.is_at_hand(request.headers()) {
+        asset.respond(request.headers(), request.method())
+    } else {
+        // To decompress much takes its time.
+        let (app, path, headers) = (app.clone(), path.to_owned(), request.headers().clone());
+        let work = move || app.site.get(&path).map(|asset| asset.respond(&headers, request.method()));
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Some(response)) => response,
+            _ => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a damaged file").into_response(),
+        }
+    };
     for (name, value) in ISOLATION {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
@@ -217,9 +234,16 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response {
 }
 
 impl Asset {
-    fn respond(&self, asked: &HeaderMap) -> Response {
+    /// Whether an answer takes no time to make.
+    fn is_at_hand(&self, asked: &HeaderMap) -> bool {
+        let accepted = asked.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+        let compressed = accepted.is_some_and(takes_gzip) && !asked.contains_key(header::RANGE);
+        self.plain.is_some() || self.inflated.get().is_some() || compressed
+    }
+
+    fn respond(&self, asked: &HeaderMap, method: &Method) -> Response {
         let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
-        let range = text(header::RANGE);
+        let range = text(header::RANGE).filter(|_| *method == Method::GET);
         let takes_gzip = text(header::ACCEPT_ENCODING).is_some_and(takes_gzip);
         // A part is one of the plain contents.
         let gzip = self.gzip.as_ref().filter(|_| takes_gzip && range.is_none());
@@ -232,14 +256,17 @@ impl Asset {
                 header::CACHE_CONTROL,
                 if self.immutable { "public, max-age=31536000, immutable" } else { "no-cache" },
             );
-        if text(header::IF_NONE_MATCH).is_some_and(|known| known == "*" || known.contains(&etag)) {
+        let mut known = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        if known.any(|known| known == "*" || known.contains(&etag)) {
             return built(response.status(StatusCode::NOT_MODIFIED), Body::empty());
         }
         response = response.header(header::CONTENT_TYPE, self.content_type);
         if let Some(gzip) = gzip {
             return built(response.header(header::CONTENT_ENCODING, "gzip"), gzip.clone().into());
         }
-        let Some(plain) = self.plain.clone().or_else(|| self.decompressed()) else {
+        let Some(plain) =
+            self.plain.clone().or_else(|| self.inflated.get_or_init(|| self.decompressed()).clone())
+        else {
             return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a damaged file").into_response();
         };
         let unchanged = text(header::IF_RANGE).is_none_or(|known| known == etag);
@@ -272,12 +299,16 @@ fn built(response: axum::http::response::Builder, body: Body) -> Response {
 }
 
 fn takes_gzip(accepted: &str) -> bool {
-    accepted.split(',').any(|coding| {
-        let mut parts = coding.split(';').map(str::trim);
-        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip") || name == "*");
-        let refused = parts.any(|p| p.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0)));
-        named && !refused
-    })
+    let weight = |wanted: &str| {
+        accepted.split(',').find_map(|coding| {
+            let mut parts = coding.split(';').map(str::trim);
+            let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(wanted));
+            let weight =
+                parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| q.parse().unwrap_or(0.0));
+            named.then_some(weight)
+        })
+    };
+    weight("gzip").or_else(|| weight("*")).is_some_and(|weight: f32| weight > 0.0)
 }
 
 /// The part of `len` bytes that `range` asks for; `Some(None)` where there is no such part. What is no range of bytes, or several, is
@@ -324,6 +355,7 @@ mod tests {
             ("br;q=1.0, gzip;q=0.8", true),
             ("*", true),
             ("gzip;q=0", false),
+            ("gzip;q=0, *;q=0.5", false),
             ("identity", false),
             ("", false),
         ] {

@@ -110,8 +110,10 @@ impl ModelMeta {
     /// # Errors
     /// [`Error::Request`] naming the nearest class.
     pub fn label(&self, name: &str) -> Result<usize> {
+        // What is longer than any name is like none, and would take long to compare and to read.
+        let name: String = name.chars().take(100).collect();
         let plain = |s: &str| s.to_lowercase().replace([' ', '-'], "_");
-        let wanted = plain(name);
+        let wanted = plain(&name);
         let classes = &self.classes;
         if let Some(label) = classes.iter().position(|class| plain(class) == wanted) {
             return Ok(label);

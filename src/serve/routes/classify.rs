@@ -8,14 +8,17 @@ use axum::{
     extract::{FromRequest, Multipart, Query, Request, State, rejection::QueryRejection},
     http::{StatusCode, header},
 };
-use futures_util::future::try_join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tiny_cats_export::{ModelMeta, Prediction, decode};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::super::{App, Problem, classifying::Job, lane::died};
 
+/// What all photographs of a request may have of the pixels that one may have.
+const PIXELS_OF_ALL: u64 = 4;
+/// Pictures of more pixels are decoded one at a time.
+const LARGE_PIXELS: u64 = 8_000_000;
 /// Classes that are told unless more or fewer are asked for.
 const TOP_K: usize = 3;
 
@@ -49,16 +52,17 @@ pub async fn classify(
         return Err(Problem::field("top_k", expected));
     }
     let several = is(&request, "multipart/form-data");
+    // Before anything is read, so that what waits in memory is bounded, too.
+    lane.is_open()?;
+    let _memory = memory(&request, &app)?;
     let files = files(request, &app).await?;
     let room = lane.admit(files.len())?;
-    let (mut names, mut contents) = (Vec::new(), Vec::new());
+    let (mut names, mut inputs, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pixels = app.config.max_pixels.saturating_mul(PIXELS_OF_ALL);
+    // One after the other, so that those of other requests take turns with them.
     for file in files {
         names.push(file.name);
-        contents.push(prepare(&app, &lane.meta, file.bytes));
-    }
-    let (mut inputs, mut wrong) = (Vec::new(), Vec::new());
-    for prepared in try_join_all(contents).await? {
-        match prepared {
+        match prepare(&app, &lane.meta, file.bytes, &mut pixels).await? {
             Ok(input) => {
                 inputs.push(input);
                 wrong.push(None);
@@ -142,20 +146,48 @@ async fn files(request: Request, app: &Arc<App>) -> Result<Vec<File>, Problem> {
     Ok(files)
 }
 
-/// Decodes a picture and makes the network's input of it, on a thread where that may take its time; or why that can't be done.
-async fn prepare(app: &App, meta: &ModelMeta, bytes: Bytes) -> Result<Result<Vec<f32>, String>, Problem> {
+/// Memory for the request's body, of that which is there for all of them.
+fn memory(request: &Request, app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let announced = announced.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX);
+    let kib = u32::try_from(announced.min(app.config.max_body).div_ceil(1024)).unwrap_or(u32::MAX);
+    app.memory.clone().try_acquire_many_owned(kib).map_err(|_| {
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many photographs are being read already")
+            .retry_after(1)
+    })
+}
+
+/// Decodes a picture and makes the network's input of it, on a thread where that may take its time; or why that can't be done. `left` is
+/// how many pixels the request has left.
+async fn prepare(
+    app: &App,
+    meta: &ModelMeta,
+    bytes: Bytes,
+    left: &mut u64,
+) -> Result<Result<Vec<f32>, String>, Problem> {
     let Some(how) = meta.classifier().map(|task| task.preprocessing.clone()) else {
         return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no classifier"));
     };
-    let (size, most) = (meta.image_size, app.config.max_pixels);
+    let [width, height] = match decode::check(&bytes) {
+        Ok(size) => size,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let (pixels, most) = (u64::from(width) * u64::from(height), app.config.max_pixels);
+    if pixels > most {
+        return Ok(Err(format!("{width} x {height} pixels are too many; expected at most {most}")));
+    }
+    let Some(rest) = left.checked_sub(pixels) else {
+        let most = most.saturating_mul(PIXELS_OF_ALL);
+        return Ok(Err(format!("the request's photographs have more than {most} pixels together")));
+    };
+    *left = rest;
+    // Who waits for the one place for large pictures holds none of the others.
+    let large = if pixels > LARGE_PIXELS { app.large.clone().acquire_owned().await.ok() } else { None };
     let place = app.decoders.clone().acquire_owned().await;
+    let size = meta.image_size;
     let work = move || {
         // Kept while the work goes on, also when nobody waits for it any more.
-        let _place = place;
-        let [width, height] = decode::check(&bytes)?;
-        if u64::from(width) * u64::from(height) > most {
-            return Err(format!("{width} x {height} pixels are too many; expected at most {most}"));
-        }
+        let _places = (large, place);
         decode::with_upright(&bytes, |picture| how.apply(&picture, size))
     };
     tokio::task::spawn_blocking(work)

@@ -33,6 +33,8 @@ use crate::serve::{
 
 /// The largest whole number that every JSON reader reads exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
+/// Bytes of a request for pictures: many times what it can hold.
+pub const MOST_BYTES: usize = 1 << 16;
 /// Steps that a client may be late in reading before some are left out.
 const STEPS_KEPT: usize = 4;
 
@@ -109,7 +111,8 @@ pub async fn generate(
     let Order { request, labels, first, format, .. } = order;
     let model = lane.name.clone();
     let about = About { model, request: request.clone(), start };
-    lane.send(Job { request, labels, first, reply, steps, room })?;
+    let deadline = start + app.config.timeout;
+    lane.send(Job { request, labels, first, deadline, reply, steps, room })?;
     if let Some(told) = told {
         return Ok(events(app.clone(), told, answer, about));
     }
@@ -128,7 +131,7 @@ pub async fn generate(
 }
 
 /// The header that has the seed of pictures that come without JSON.
-const SEED: header::HeaderName = header::HeaderName::from_static("x-seed");
+pub const SEED: header::HeaderName = header::HeaderName::from_static("x-seed");
 
 fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Body, Problem> {
     let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -258,13 +261,13 @@ fn events(
         let over = listening.about.start + listening.app.config.timeout;
         let next = tokio::select! {
             biased;
+            () = tokio::time::sleep_until(over.into()) => Err(too_slow(&listening.app)),
             Some(step) = listening.told.recv() => progress(&step).map(|json| ("step", json)),
             answer = &mut listening.answer => match answer {
                 Ok(Ok(pictures)) => listening.about.json(&pictures).map(|json| ("done", json)),
                 Ok(Err(problem)) => Err(problem),
                 Err(_) => Err(died(&listening.about.model)),
             },
-            () = tokio::time::sleep_until(over.into()) => Err(too_slow(&listening.app)),
         };
         let (name, json) = next.unwrap_or_else(|problem| ("error", problem.json()));
         let event = Event::default().event(name).data(json.to_string());

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tiny_cats_export::ModelMeta;
 
 pub use classify::classify;
-pub use generate::{MAX_SEED, generate};
+pub use generate::{MAX_SEED, MOST_BYTES, SEED, generate};
 
 use super::{App, Problem, lane};
 
