@@ -188,7 +188,7 @@ impl Order {
             None => advised.steps.min(app.config.max_steps),
         };
         let guidance = body.guidance.unwrap_or(advised.guidance);
-        if !(guidance.abs() <= MAX_GUIDANCE) {
+        if guidance.is_nan() || guidance.abs() > MAX_GUIDANCE {
             let expected = format!("expected -{MAX_GUIDANCE} to {MAX_GUIDANCE}, found {guidance}");
             return Err(Problem::field("guidance", expected));
         }
