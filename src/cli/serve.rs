@@ -63,7 +63,7 @@ pub struct Args {
     /// instance; may be repeated. It keeps pages from reaching the server by a name of their own
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// An origin whose pages may use the API, such as https://example.org; may be repeated [default: none]
+    /// An origin whose pages may use the API, such as `https://example.org`; may be repeated [default: none]
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// Pictures that share an evaluation of a network

@@ -1,7 +1,7 @@
 //! The HTTP server: pictures and breeds for programs, the web demo for people.
 //!
-//! Each model has a thread of its own and a bounded queue before it ([`lane`]); the generator's batches continuously ([`drawing`]), the
-//! classifier's gathers what comes together ([`classifying`]). Handlers check what they are asked for, take a place in the queue, and
+//! Each model has a thread of its own and a bounded queue before it (`lane`); the generator's batches continuously (`drawing`), the
+//! classifier's gathers what comes together (`classifying`). Handlers check what they are asked for, take a place in the queue, and
 //! wait. A handler that is dropped, because its client has left or its time is over, takes its work with it. No model is served before
 //! it is proved that its runtime computes what its definition computes.
 
