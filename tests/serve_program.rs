@@ -1,0 +1,97 @@
+//! `tiny-cats serve` as a user has it.
+
+mod common;
+
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::http::{ask, generator};
+
+const JSON: &str = "application/json";
+
+/// Begins the program, and waits for the line that says where it listens.
+#[cfg(unix)]
+fn spawn(folder: &Path, args: &[&str]) -> (std::process::Child, std::net::SocketAddr) {
+    use std::{io::BufRead, process::Stdio};
+    let mut child = std::process::Command::new(common::CATS)
+        .args([&["serve", "--port", "0"], args].concat())
+        .current_dir(folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening at http://").and_then(|rest| rest.strip_suffix('/'));
+    let address = address.and_then(|address| address.parse().ok());
+    (child, address.unwrap_or_else(|| panic!("{line:?}")))
+}
+
+#[cfg(unix)]
+#[test]
+fn the_program_serves_the_released_models_until_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (child, address) = spawn(folder.path(), &["--max-batch", "4"]);
+    // Before the models are proved they are not served.
+    let early = ask(address, "GET", "/readyz", &[], b"").status;
+    let start = Instant::now();
+    while ask(address, "GET", "/readyz", &[], b"").status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(120), "it is never ready");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(early == 503 || start.elapsed() < Duration::from_millis(100), "{early}");
+    let body = br#"{"breed": "Siamese", "seed": 7, "steps": 2, "format": "png"}"#;
+    let picture = ask(address, "POST", "/v1/generate", &[("content-type", JSON)], body);
+    assert_eq!(picture.status, 200);
+    common::succeeds(
+        common::CATS,
+        folder.path(),
+        &["generate", "--breed", "Siamese", "--seed", "7", "--steps", "2", "-n", "1", "-o", "cats/"],
+    );
+    let drawn = image::open(folder.path().join("cats/Siamese_seed7_0000.png")).unwrap().into_rgb8();
+    assert!(image::load_from_memory(&picture.body).unwrap().into_rgb8() == drawn);
+    common::begun::signal(child.id() as i32, libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    let said = common::text(&output);
+    assert!(output.status.success() && said.contains("all that was accepted was answered"), "{said}");
+    assert!(said.contains("path=\"/v1/generate\" status=200"), "{said}");
+}
+
+#[test]
+fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, model) = generator();
+    let mut bytes = model.graph().unwrap().bytes().to_vec();
+    // A weight becomes a NaN.
+    let value = model.weights().unwrap()["blocks.1.attn.qkv.weight"].data()[5].to_le_bytes();
+    let at = bytes.windows(4).position(|four| four == value).expect("the weight");
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(folder.path().join("bad.onnx"), bytes).unwrap();
+    std::fs::write(folder.path().join("token"), "two words\n").unwrap();
+    let fails = |args: &[&str]| {
+        common::fails(common::CATS, folder.path(), &[&["serve", "--port", "0"], args].concat())
+    };
+    let said = fails(&["--model", "bad.onnx", "--no-classifier"]);
+    assert!(said.contains("blocks.1.attn.qkv.weight") && said.contains("not finite"), "{said}");
+    for (args, expected) in [
+        (&["--model", "none.onnx"][..], "none.onnx: "),
+        (&["--classifier", "bad.onnx"], "bad.onnx: task: expected a classifier"),
+        (&["--web", "."], "index.html: expected a built web demo"),
+        (&["--token-file", "token"], "token: expected a token"),
+        (&["--cors-origin", "example.org"], "--cors-origin example.org: expected"),
+        (&["--cors-origin", "https://a/b"], "--cors-origin https://a/b: expected"),
+        (&["--queue", "8", "--max-count", "9"], "--max-count 9: expected at most --queue, 8"),
+        (&["--no-generator", "--no-classifier", "--no-web"], "nothing is left to serve"),
+    ] {
+        let said = fails(args);
+        assert!(said.contains(expected), "{args:?}: {said}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (host, port) = address.rsplit_once(':').unwrap();
+    let said = common::fails(common::CATS, folder.path(), &["serve", "--host", host, "--port", port]);
+    assert!(said.contains(&format!("{address}: cannot listen there: ")), "{said}");
+}
