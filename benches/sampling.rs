@@ -33,7 +33,7 @@ fn write(model: &Model, folder: &Path) -> Result<()> {
     let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect();
     let size = model.meta().image_size;
     let start = (0..REQUEST.count).flat_map(|i| noise(REQUEST.seed, i as u64, 3 * size * size)).collect();
-    let pictures = generator(model, RuntimeKind::Tract)?.generate(&REQUEST)?;
+    let pictures = generator(model, RuntimeKind::Native)?.generate(&REQUEST)?;
     put("model.onnx", to_onnx(model.meta(), &model.weights()?, DEFAULT_OPSET)?)?;
     put("noise.bin", bytes(start))?;
     put("pictures.bin", bytes(pictures.into_iter().flat_map(|p| p.values.data().to_vec()).collect()))

@@ -58,8 +58,8 @@ impl Case {
         let dit = |name, size| Ok::<_, anyhow::Error>(TinyDitConfig::named(name, size, classes)?);
         let resnet = ResNetConfig::named("resnet18", classes)?;
         Ok([
-            Self { name: "base-128", network: Network::TinyDit(dit("base", 128)?), batch: 8 },
-            Self { name: "legacy-128", network: Network::TinyDit(TinyDitConfig::legacy()), batch: 8 },
+            Self { name: "base-128", network: Network::TinyDit(dit("base", 128)?), batch: 16 },
+            Self { name: "legacy-128", network: Network::TinyDit(TinyDitConfig::legacy()), batch: 16 },
             Self { name: "tiny-32", network: Network::TinyDit(dit("tiny", 32)?), batch: 64 },
             Self { name: "resnet18-128", network: Network::ResNet(resnet), batch: 32 },
         ])

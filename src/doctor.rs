@@ -127,7 +127,7 @@ pub fn examine() -> tiny_cats_export::Result<Report> {
     let runtimes = runtimes()?;
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
-        ok: runtimes.iter().any(|r| r.name == RuntimeKind::Tract.name() && r.error.is_none()),
+        ok: runtimes.iter().any(|r| r.name == RuntimeKind::Native.name() && r.error.is_none()),
         processor: processor(&system),
         memory,
         disk,
@@ -231,7 +231,8 @@ fn how_to_get(kind: RuntimeKind) -> String {
     let built_in = match kind {
         RuntimeKind::Ort => cfg!(feature = "ort"),
         RuntimeKind::CandleOnnx => cfg!(feature = "candle-onnx"),
-        _ => cfg!(feature = "tract"),
+        RuntimeKind::Tract => cfg!(feature = "tract"),
+        _ => true,
     };
     match kind {
         RuntimeKind::Ort if built_in && env::var_os("ORT_DYLIB_PATH").is_some() => {

@@ -67,7 +67,9 @@ fn it_is_as_accurate_as_training_said_and_its_runtimes_agree() {
     let test = Dataset::open(dir.join("synth")).unwrap().part(Split::Test);
     let paths: Vec<String> = test.files.iter().map(|f| format!("synth/{}", f.path.display())).collect();
     let mut probabilities: Vec<Vec<BTreeMap<String, f64>>> = Vec::new();
-    for (runtime, batch) in [("candle", "16"), ("candle", "5"), ("tract", "16"), ("tract", "1")] {
+    for (runtime, batch) in
+        [("native", "16"), ("native", "5"), ("candle", "16"), ("tract", "16"), ("tract", "1")]
+    {
         let mut args = vec!["--json", "--top-k", "13", "--runtime", runtime, "--batch", batch];
         args.extend(paths.iter().map(String::as_str));
         let output = classify(&args);

@@ -56,6 +56,9 @@ fn what_was_trained_is_verified_exported_and_draws_the_same_cats_on_every_runtim
     };
     let first = draw("cat.onnx", "tract", "16", "a.png");
     for (model, runtime, batch) in [
+        ("cat.onnx", "native", "1"),
+        ("cat.onnx", "native", "16"),
+        ("checkpoints/tinydit_final.safetensors", "native", "2"),
         ("cat.onnx", "tract", "1"),
         ("cat.onnx", "candle", "2"),
         ("checkpoints/tinydit_final.safetensors", "tract", "16"),

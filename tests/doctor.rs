@@ -36,7 +36,7 @@ fn every_runtime_is_tried_and_what_is_missing_comes_with_its_remedy() {
     let report = &*REPORT;
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["ok"], true);
-    for name in ["tract", "candle"] {
+    for name in ["native", "tract", "candle"] {
         let runtime = runtime(report, name);
         assert!(runtime["version"].is_string() && runtime["error"].is_null(), "{runtime}");
         assert!(runtime["milliseconds"].as_f64().is_some_and(|ms| ms > 0.0), "{runtime}");
@@ -88,7 +88,7 @@ fn text_says_the_same_line_by_line() {
     let line = |start: &str| {
         text.lines().find(|l| l.starts_with(start)).unwrap_or_else(|| panic!("no {start:?} in\n{text}"))
     };
-    assert!(line("  ok        tract").ends_with(" ms"));
+    assert!(line("  ok        native").ends_with(" ms"));
     assert!(line("memory").contains("GiB free of"));
     assert!(line("  ok        tinydit").contains("32 px"));
     assert!(cfg!(feature = "cuda") || line("  missing   CUDA").contains(GET_CUDA));

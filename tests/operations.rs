@@ -9,6 +9,7 @@ use tiny_cats_models::{
     Array, BatchNorm, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
     candle::{Plain, to_device, with_plain_operations},
     cost::{Cost, Counter},
+    native,
     random::{Purpose, Stream},
     tape::{Param, Tape, Var},
 };
@@ -281,6 +282,37 @@ fn items_and_cost<O: Operation>(op: &O) {
     );
 }
 
+/// The kernels alone make what candle's own operations make, and of an item the same bits in every batch.
+fn natively<O: Operation>(op: &O) {
+    let (inputs, params) = (inputs(op), params(op));
+    let weights = params.iter().enumerate().map(|(i, (_, array))| (format!("p{i}"), array.clone())).collect();
+    let mut source = native::Params::new(weights);
+    let mut scope = Scope::<native::Value>::root(&mut source);
+    let p: Vec<_> = params
+        .iter()
+        .enumerate()
+        .map(|(i, (_, array))| scope.param(&format!("p{i}"), array.dims(), Init::Zeros).unwrap())
+        .collect();
+    let run = |from: usize, n: usize| {
+        let part = |(_, array): &(Kind, Array)| {
+            let len = array.data().len() / BATCH;
+            let dims: Vec<usize> = std::iter::once(n).chain(array.dims()[1..].iter().copied()).collect();
+            let values = array.data()[from * len..(from + n) * len].to_vec();
+            native::Value::new(Array::new(dims, values).unwrap()).unwrap()
+        };
+        let x: Vec<native::Value> = inputs.iter().map(part).collect();
+        op.run(&x, &p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME)).into_array()
+    };
+    let together = run(0, BATCH);
+    let expected: Vec<CandleTensor> = tensors(op, DType::F32).into_iter().map(|(_, t)| t).collect();
+    let expected = with_plain_operations(|| plain(op, &expected));
+    assert_eq!(together.dims(), expected.dims(), "{}: the native shape", O::NAME);
+    let found: Vec<f64> = together.data().iter().map(|&v| f64::from(v)).collect();
+    close(&format!("{}: native", O::NAME), &found, &flat(&expected), 1e-5);
+    let alone: Vec<f32> = (0..BATCH).flat_map(|item| run(item, 1).into_data()).collect();
+    assert!(alone == together.data(), "{}: an item depends on its batch", O::NAME);
+}
+
 /// The ONNX reading, computed by every runtime that is present, in the first and the last operator set, whole and one by one.
 fn on_runtimes<O: Operation>(op: &O) {
     let expected: Vec<CandleTensor> = tensors(op, DType::F32).into_iter().map(|(_, t)| t).collect();
@@ -346,6 +378,7 @@ fn on_runtimes<O: Operation>(op: &O) {
 }
 
 fn every_reading<O: Operation>(op: &O) {
+    natively(op);
     on_runtimes(op);
     finite_differences(op);
     if O::SAME_IN_TRAINING && O::KNOWN_TO_CANDLE {

@@ -24,6 +24,7 @@ def arguments(doc):
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tf32", action="store_true", help="round the factors of products to TF32 while being timed")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="autocast to it while being timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
@@ -76,7 +77,7 @@ class Trainer:
 
     def __init__(self, model, batch, betas, weight_decay, ema):
         self.model, self.batch, self.ema_decay = model, batch, ema
-        self.step_count = 0
+        self.step_count, self.half = 0, False
         self.parameters = list(model.parameters())
         decays = [[p for p in self.parameters if (p.dim() >= 2) == of] for of in (True, False)]
         groups = [{"params": decays[0], "weight_decay": weight_decay}, {"params": decays[1], "weight_decay": 0.0}]
@@ -88,7 +89,8 @@ class Trainer:
     def step(self):
         batch = self.draw()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(*batch)
+        with torch.autocast(self.parameters[0].device.type, torch.bfloat16, enabled=self.half):
+            loss = self.loss(*batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
@@ -120,6 +122,7 @@ class Memory(threading.Thread):
 def time(args, trainer, difference):
     """Times steps, each of which waits for its own end, and prints a line of JSON."""
     tf32(args.tf32)
+    trainer.half = args.precision == "bf16"
     memory = Memory()
     if args.device == "cuda":
         memory.start()

@@ -120,7 +120,7 @@ impl Classifier {
     /// # Errors
     /// As [`open_with`](Self::open_with).
     pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
-        let (runtime, batch) = (options.runtime(), options.batch);
+        let (runtime, batch) = (options.runtime(model), options.batch);
         if !(1..=MAX_BATCH).contains(&batch) {
             return Err(Error::request("batch", format!("expected 1 to {MAX_BATCH}, found {batch}")));
         }

@@ -47,13 +47,13 @@ impl FeatureExtractor {
     /// [`Error::File`] when it is no classifier, [`Error::Request`] for options that make no sense, and those of the runtime.
     pub fn from_classifier(model: &Model, options: &Options) -> Result<Self> {
         let preprocessing = model.classifier()?.preprocessing.clone();
-        let (runtime, meta) = (options.runtime(), model.meta());
+        let (runtime, meta) = (options.runtime(model), model.meta());
         let compute = match runtime.runs_graphs() {
             true => {
                 let file = OnnxFile::from_bytes(graph(meta, model)?, "features")?;
                 session(&file, runtime)?
             }
-            false => definition(model)?,
+            false => definition(model, runtime)?,
         };
         Self { size: meta.image_size, preprocessing, runtime, batch: options.batch, compute }.checked()
     }
@@ -86,7 +86,7 @@ impl FeatureExtractor {
                 return Err(no_extractor(file, format!("{}: {expected}, found [{found}]", input.name)));
             }
         };
-        let runtime = options.runtime();
+        let runtime = options.graphs();
         let compute = session(file, runtime)?;
         let batch = if single { options.batch.min(1) } else { options.batch };
         Self { size, preprocessing: preprocessing(size), runtime, batch, compute }.checked()
@@ -193,16 +193,21 @@ fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
     graph.finish(&[(OUTPUT, &features)], &[])
 }
 
-#[cfg(feature = "candle")]
-fn definition(model: &Model) -> Result<Compute> {
-    let Network::ResNet(config) = &model.meta().config else {
+fn definition(model: &Model, runtime: RuntimeKind) -> Result<Compute> {
+    let Network::ResNet(_config) = &model.meta().config else {
         return Err(Error::request("features", "expected a classifier"));
     };
-    let network = crate::runtime::candle::Definition::resnet(config, &model.weights()?)?;
-    Ok(Box::new(move |x| network.features(x)))
-}
-
-#[cfg(not(feature = "candle"))]
-fn definition(_: &Model) -> Result<Compute> {
-    Err(RuntimeKind::Candle.absent())
+    match runtime {
+        #[cfg(feature = "native")]
+        RuntimeKind::Native => {
+            let network = crate::runtime::native::Native::resnet(_config, model.weights()?)?;
+            Ok(Box::new(move |x| network.features(x)))
+        }
+        #[cfg(feature = "candle")]
+        RuntimeKind::Candle => {
+            let network = crate::runtime::candle::Definition::resnet(_config, &model.weights()?)?;
+            Ok(Box::new(move |x| network.features(x)))
+        }
+        other => Err(other.absent()),
+    }
 }

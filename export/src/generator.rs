@@ -128,7 +128,7 @@ impl Generator {
     /// # Errors
     /// As [`open_with`](Self::open_with).
     pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
-        let runtime = options.runtime();
+        let runtime = options.runtime(model);
         let (task, network) = (model.generator()?.clone(), model.load_generator(runtime)?);
         Ok(Self { meta: model.meta().clone(), task, runtime, network, batch: options.batch })
     }

@@ -16,6 +16,8 @@ use crate::{
 
 #[cfg(feature = "candle")]
 use crate::runtime::candle::Definition;
+#[cfg(feature = "native")]
+use crate::runtime::native::Native;
 
 /// More than any model that we write, and less than what a machine chokes on.
 const MAX_BYTES: u64 = i32::MAX as u64;
@@ -116,18 +118,19 @@ impl Model {
     }
 
     /// Loads a generator into a runtime. Weights alone are written down as a graph for those runtimes that compute graphs; of a graph,
-    /// candle takes the weights.
+    /// those that compute definitions take the weights.
     ///
     /// # Errors
     /// [`Error::Runtime`] when the runtime is not there, and when weights do not fit the network or it is no generator.
-    #[cfg_attr(not(feature = "candle"), allow(unused_variables))]
+    #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_generator(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
         let Network::TinyDit(config) = &self.meta.config else { return Err(self.other_task("generator")) };
-        if !kind.runs_graphs() {
+        match kind {
+            #[cfg(feature = "native")]
+            RuntimeKind::Native => return Ok(Box::new(Native::tiny_dit(config, self.weights()?)?)),
             #[cfg(feature = "candle")]
-            return Ok(Box::new(Definition::tiny_dit(config, &self.weights()?)?));
-            #[cfg(not(feature = "candle"))]
-            return Err(kind.absent());
+            RuntimeKind::Candle => return Ok(Box::new(Definition::tiny_dit(config, &self.weights()?)?)),
+            _ => {}
         }
         let (session, names) = self.session(kind)?;
         let names =
@@ -139,16 +142,26 @@ impl Model {
     ///
     /// # Errors
     /// As [`load_generator`](Self::load_generator).
-    #[cfg_attr(not(feature = "candle"), allow(unused_variables))]
+    #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_classifier(&self, kind: RuntimeKind) -> Result<Box<dyn Classify + Send>> {
         let Network::ResNet(config) = &self.meta.config else { return Err(self.other_task("classifier")) };
-        if !kind.runs_graphs() {
+        match kind {
+            #[cfg(feature = "native")]
+            RuntimeKind::Native => return Ok(Box::new(Native::resnet(config, self.weights()?)?)),
             #[cfg(feature = "candle")]
-            return Ok(Box::new(Definition::resnet(config, &self.weights()?)?));
-            #[cfg(not(feature = "candle"))]
-            return Err(kind.absent());
+            RuntimeKind::Candle => return Ok(Box::new(Definition::resnet(config, &self.weights()?)?)),
+            _ => {}
         }
         Ok(Box::new(Graph { session: self.session(kind)?.0, names: [CLASSIFIER_INPUT] }))
+    }
+
+    /// Whether it is what its metadata says, so that what computes definitions can compute it: another program's graph may be anything
+    /// with such inputs and outputs.
+    pub(crate) fn is_defined(&self) -> bool {
+        match &self.contents {
+            Contents::Weights(_) => true,
+            Contents::Graph(file) => file.metadata().contains_key(META_KEY),
+        }
     }
 
     /// The graph in a runtime, and the names of its inputs.

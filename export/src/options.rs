@@ -1,11 +1,12 @@
 //! How a model is opened.
 
-use crate::runtime::RuntimeKind;
+use crate::{Model, runtime::RuntimeKind};
 
 /// How to open a model.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What computes it; `None` for the first that is built in of tract, ONNX Runtime, candle.
+    /// What computes it; `None` for our own kernels where the model is one of ours, and else for the first that is built in of tract and
+    /// ONNX Runtime.
     pub runtime: Option<RuntimeKind>,
     /// Pictures computed at once; it bounds memory and changes no result.
     pub batch: usize,
@@ -18,14 +19,15 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What computes the model.
-    pub fn runtime(&self) -> RuntimeKind {
-        self.runtime.unwrap_or(if cfg!(feature = "tract") {
-            RuntimeKind::Tract
-        } else if cfg!(feature = "ort") {
-            RuntimeKind::Ort
-        } else {
-            RuntimeKind::Candle
-        })
+    /// What computes `model`.
+    pub fn runtime(&self, model: &Model) -> RuntimeKind {
+        let own = cfg!(feature = "native") && model.is_defined();
+        self.runtime.unwrap_or_else(|| if own { RuntimeKind::Native } else { self.graphs() })
+    }
+
+    /// What computes a graph that need not be one of ours.
+    pub(crate) fn graphs(&self) -> RuntimeKind {
+        let first = if cfg!(feature = "tract") { RuntimeKind::Tract } else { RuntimeKind::Ort };
+        self.runtime.unwrap_or(first)
     }
 }

@@ -132,8 +132,17 @@ impl Counter {
         self.0.options.precision != Precision::F32
     }
 
-    /// What a product of halves has in use on the way back besides: `x`, which the CPU's kernels compute with in f32; the weight and the
-    /// result's gradient in halves, and in f32 again.
+    /// What a linear layer of halves has in use on the way back besides: the weight and the result's gradient in bf16, which the CPU's
+    /// kernels multiply.
+    fn linear_factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
+        match self.0.options.precision {
+            Precision::Bf16 => (bytes(weight) / 2).saturating_add(self.bytes(y) / 2),
+            _ => self.factors(x, weight, y),
+        }
+    }
+
+    /// What other products of halves have in use on the way back besides: `x`, which the CPU's kernels compute with in f32; the weight and
+    /// the result's gradient in halves, and in f32 again.
     fn factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
         if !self.half() {
             return 0;
@@ -232,7 +241,7 @@ impl Tensor for Cost {
     fn linear(&self, weight: &Vec<usize>, bias: Option<&Vec<usize>>) -> Result<Self> {
         let dims = shape::linear(&self.dims, weight, bias.map(Vec::as_slice))?;
         let each = 2 * weight[1] + usize::from(bias.is_some());
-        let factors = self.counter.factors(&self.dims, weight, &dims);
+        let factors = self.counter.linear_factors(&self.dims, weight, &dims);
         let made = self.made("linear", dims, each).keeps_factor(self).half(self.counter.half());
         Ok(made.to(self).params([Some(weight), bias]).scratch(factors).done())
     }

@@ -4,6 +4,10 @@
 pub mod candle;
 pub mod cost;
 mod error;
+#[cfg(feature = "native")]
+mod kernels;
+#[cfg(feature = "native")]
+pub mod native;
 mod network;
 mod options;
 mod params;

@@ -1,7 +1,7 @@
 //! Where a model's parameters come from, and how they begin.
 
 use crate::{
-    Array, Result, Tensor, Weights,
+    Array, Error, Result, Tensor, Weights,
     random::{Purpose, Stream},
 };
 
@@ -34,6 +34,24 @@ pub struct ParamSpec {
     /// Whether weight decay acts on it: on the matrices of linear layers and the kernels of convolutions, not on biases,
     /// normalisations, embeddings, and what makes gates, scales and shifts.
     pub decays: bool,
+}
+
+impl ParamSpec {
+    /// Whether what was found under the name, of these sizes, is what is asked for.
+    ///
+    /// # Errors
+    /// [`Error::MissingParameter`], [`Error::ParameterShape`].
+    pub fn fits(&self, found: Option<&[usize]>) -> Result<()> {
+        let found = found.ok_or_else(|| Error::MissingParameter { name: self.name.clone() })?;
+        if found != self.dims {
+            return Err(Error::ParameterShape {
+                name: self.name.clone(),
+                expected: self.dims.clone(),
+                found: found.to_vec(),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Hands parameters to a model that is being built for the reading `T`.

@@ -1,10 +1,11 @@
-//! Released models that come with this crate; `pretrained/` holds their cards.
+//! Released models that come with this crate; `pretrained/` holds their cards. Statics, because a constant of this size would be in the
+//! program once for every place that names it.
 
 /// The generator, an ONNX file.
-pub const TINYDIT: &[u8] = include_bytes!("../pretrained/tinydit.onnx");
+pub static TINYDIT: &[u8] = include_bytes!("../pretrained/tinydit.onnx");
 
 /// The classifier, an ONNX file.
-pub const CLASSIFIER: &[u8] = include_bytes!("../pretrained/resnet18-breeds.onnx");
+pub static CLASSIFIER: &[u8] = include_bytes!("../pretrained/resnet18-breeds.onnx");
 
 /// All of them, by name.
-pub const ALL: [(&str, &[u8]); 2] = [("tinydit", TINYDIT), ("resnet18-breeds", CLASSIFIER)];
+pub static ALL: [(&str, &[u8]); 2] = [("tinydit", TINYDIT), ("resnet18-breeds", CLASSIFIER)];

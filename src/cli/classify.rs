@@ -32,7 +32,7 @@ pub struct Args {
     /// Print a JSON array: of each file its path, and its most probable classes or an error
     #[arg(long)]
     json: bool,
-    /// What computes them [default: tract]
+    /// What computes them [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
     /// Pictures computed at once; changes memory, not results

@@ -140,7 +140,9 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// The runtimes that `--runtime` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Runtime {
-    /// Embedded, pure Rust.
+    /// Embedded: our own kernels, for models of ours.
+    Native,
+    /// Embedded: pure Rust, for any ONNX file.
     Tract,
     /// ONNX Runtime, found when used.
     Ort,
@@ -151,6 +153,7 @@ pub enum Runtime {
 impl From<Runtime> for RuntimeKind {
     fn from(runtime: Runtime) -> Self {
         match runtime {
+            Runtime::Native => Self::Native,
             Runtime::Tract => Self::Tract,
             Runtime::Ort => Self::Ort,
             Runtime::Candle => Self::Candle,

@@ -38,7 +38,7 @@ pub struct Args {
     /// The same seed gives the same pictures
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What computes them [default: tract]
+    /// What computes them [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
     /// Pictures drawn at once; changes memory, not pictures

@@ -40,7 +40,7 @@ pub struct Args {
     /// Serve no classifier
     #[arg(long, conflicts_with = "classifier")]
     no_classifier: bool,
-    /// What computes them [default: tract]
+    /// What computes them [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
     /// The address to listen at; others than this machine reach it at 0.0.0.0 or ::

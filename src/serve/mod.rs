@@ -190,10 +190,10 @@ impl Server {
             .map_err(|e| anyhow::anyhow!("{}: cannot listen there: {e}", config.address))?;
         let (batch, wait, queue) = (config.max_batch, config.max_wait, config.queue);
         let options = Options { runtime: config.runtime, batch };
-        let runtime = options.runtime();
         let generator = match generator {
             Some((name, model)) => {
                 model.generator()?;
+                let runtime = options.runtime(&model);
                 let load = move |model: &Model| Generator::from_model(model, &options);
                 let work = move |generator, desk| drawing::work(generator, desk, batch);
                 Some(Lane::start(&name, model, runtime, queue, &metrics, load, work)?)
@@ -204,6 +204,7 @@ impl Server {
             Some((name, model)) => {
                 model.classifier()?;
                 let options = Options { runtime: config.runtime, batch };
+                let runtime = options.runtime(&model);
                 let load = move |model: &Model| Classifier::from_model(model, &options);
                 let work = move |classifier, desk| classifying::work(classifier, desk, batch, wait);
                 Some(Lane::start(&name, model, runtime, queue, &metrics, load, work)?)

@@ -9,6 +9,8 @@
 pub(crate) mod candle;
 #[cfg(feature = "candle-onnx")]
 mod candle_onnx;
+#[cfg(feature = "native")]
+pub(crate) mod native;
 #[cfg(feature = "ort")]
 mod ort;
 #[cfg(feature = "tract")]
@@ -24,6 +26,8 @@ use crate::{Error, Result, onnx::OnnxFile};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum RuntimeKind {
+    /// The definition itself, computed by our own kernels: embedded.
+    Native,
     /// tract, embedded: pure Rust.
     Tract,
     /// ONNX Runtime, found when first used.
@@ -36,11 +40,12 @@ pub enum RuntimeKind {
 
 impl RuntimeKind {
     /// All of them, whether built in or not.
-    pub const ALL: [Self; 4] = [Self::Tract, Self::Ort, Self::Candle, Self::CandleOnnx];
+    pub const ALL: [Self; 5] = [Self::Native, Self::Tract, Self::Ort, Self::Candle, Self::CandleOnnx];
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Native => "native",
             Self::Tract => "tract",
             Self::Ort => "ort",
             Self::Candle => "candle",
@@ -54,6 +59,8 @@ impl RuntimeKind {
     /// [`Error::Runtime`] saying why it is not there, and how to get it.
     pub fn version(self) -> Result<String> {
         match self {
+            #[cfg(feature = "native")]
+            Self::Native => Ok(native::VERSION.into()),
             #[cfg(feature = "tract")]
             Self::Tract => Ok(tract::VERSION.into()),
             #[cfg(feature = "ort")]
@@ -79,7 +86,8 @@ impl RuntimeKind {
     /// Loads a graph into this runtime.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when it is not there, or refuses the graph. [`Candle`](Self::Candle) computes definitions, no graphs.
+    /// [`Error::Runtime`] when it is not there, or refuses the graph. [`Native`](Self::Native) and
+    /// [`Candle`](Self::Candle) compute definitions, no graphs.
     pub fn load(self, file: &OnnxFile) -> Result<Box<dyn Session>> {
         guarded(self, || match self {
             #[cfg(feature = "tract")]
@@ -88,8 +96,9 @@ impl RuntimeKind {
             Self::Ort => Ok(Box::new(ort::OrtSession::load(file)?) as Box<dyn Session>),
             #[cfg(feature = "candle-onnx")]
             Self::CandleOnnx => Ok(Box::new(candle_onnx::CandleOnnxSession::load(file)?) as Box<dyn Session>),
-            #[cfg(feature = "candle")]
-            Self::Candle => Err(self.error("it computes definitions, not graphs")),
+            Self::Native | Self::Candle if self.version().is_ok() => {
+                Err(self.error("it computes definitions, not graphs"))
+            }
             #[allow(unreachable_patterns)]
             _ => Err(self.absent()),
         })
@@ -97,7 +106,7 @@ impl RuntimeKind {
 
     /// Whether it computes any graph, rather than the definition.
     pub fn runs_graphs(self) -> bool {
-        self != Self::Candle
+        !matches!(self, Self::Native | Self::Candle)
     }
 
     /// The newest operator set in which it computes all that we write. candle-onnx ignores the axes of a reduction from 18 on, without
@@ -177,6 +186,18 @@ pub fn run_everywhere(file: &OnnxFile, inputs: &[(&str, Input)]) -> Vec<(Runtime
     };
     let run = |kind: RuntimeKind| (kind, kind.load(file).and_then(|mut session| session.run(inputs)));
     RuntimeKind::ALL.into_iter().filter(present).map(run).collect()
+}
+
+/// Whether all `weights` have the names of parameters.
+///
+/// # Errors
+/// Naming one that has not.
+#[cfg(feature = "native")]
+fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_models::Weights) -> Result<()> {
+    match weights.keys().find(|name| specs.iter().all(|spec| spec.name != **name)) {
+        Some(other) => Err(Error::file("weights", other, "the network has no parameter of this name")),
+        None => Ok(()),
+    }
 }
 
 /// Runs `f`, and makes an error of a panic: the runtimes index what a file gives them.

@@ -1,14 +1,13 @@
 //! The candle readings: [`Plain`] for inference, and the kernels that it shares with the [tape](crate::tape).
 
 mod convolution;
-mod kernels;
+mod element;
 pub(crate) mod ops;
 mod plain;
 pub(crate) mod precision;
 pub(crate) mod spatial;
 pub(crate) mod windows;
 
-pub(crate) use kernels::pointwise::add_assign;
 pub use ops::{has_kernels, with_plain_operations};
 pub use plain::{Params, Plain};
 

@@ -5,18 +5,21 @@
 
 use std::cell::Cell;
 
-use candle_core::{D, Device, Shape, Tensor};
+use candle_core::{D, DType, Device, Tensor};
+use half::bf16;
 
-use super::kernels::{
-    Real,
-    attention::{self, Sizes},
-    by_type, matrix, norm,
-    pointwise::{self},
-    view,
+use super::{
+    element::{Element, by_type, made, view},
+    precision::{convert, is_half, wide},
 };
-pub(crate) use super::kernels::{norm::Kind, pointwise::Activation};
-use super::precision::{is_half, wide};
-use crate::Result;
+pub(crate) use crate::kernels::{norm::Kind, pointwise::Activation};
+use crate::{
+    Result,
+    kernels::{
+        attention::{self, Sizes},
+        linear as layer, norm, pointwise, rounding,
+    },
+};
 
 thread_local! {
     static PLAIN: Cell<bool> = const { Cell::new(false) };
@@ -49,10 +52,6 @@ pub(super) fn widened(x: &Tensor) -> bool {
     fused(x) && is_half(x.dtype())
 }
 
-pub(super) fn made<F: Real>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
-    Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
-}
-
 /// `x` with its leading axes folded: `[rows, last]`.
 fn rows(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
@@ -68,7 +67,7 @@ pub(super) fn contiguous<const N: usize>(xs: [&Tensor; N]) -> Result<[Tensor; N]
 }
 
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         made(pointwise::zip::<F>(&view(a)?, &view(b)?, |a, b| a + b), a.shape())
     }
     if fused(a) && a.dtype().is_float() {
@@ -80,7 +79,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// Sum over all axes but the last: a product with ones where there is no kernel, because reductions over leading axes are slow.
 pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let width = x.dim(D::Minus1)?;
         made(pointwise::sum_rows::<F>(&view(x)?, width), width)
     }
@@ -92,12 +91,12 @@ pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
 }
 
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<F>> {
+    fn kernel<F: Element>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<F>> {
         let (out, input) = weight.dims2()?;
         let bias = bias.map(view::<F>).transpose()?;
-        Ok(matrix::linear(&view::<F>(x)?, &view(weight)?, bias.as_deref(), input, out))
+        Ok(layer::linear(&view::<F>(x)?, &view(weight)?, bias.as_deref(), input, out))
     }
-    fn shaped<F: Real>(
+    fn shaped<F: Element>(
         x: &Tensor,
         weight: &Tensor,
         bias: Option<&Tensor>,
@@ -105,13 +104,21 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     ) -> Result<Tensor> {
         made(kernel::<F>(x, weight, bias)?, dims)
     }
-    if widened(x) {
-        let bias = bias.map(wide).transpose()?;
-        return Ok(linear(&wide(x)?, &wide(weight)?, bias.as_ref())?.to_dtype(x.dtype())?);
-    }
-    let [x, weight] = contiguous([x, weight])?;
     let mut dims = x.dims().to_vec();
     *dims.last_mut().expect("checked by the reading") = weight.dim(0)?;
+    if fused(x) && x.dtype() == DType::BF16 {
+        let [x, weight] = contiguous([x, weight])?;
+        let (out, input) = weight.dims2()?;
+        let bias = bias.map(wide).transpose()?;
+        let bias = bias.as_ref().map(view::<f32>).transpose()?;
+        let y = layer::linear::<bf16>(&view(&x)?, &view(&weight)?, bias.as_deref(), input, out);
+        return made(rounding::to_bf16(&y), dims);
+    }
+    if widened(x) {
+        let bias = bias.map(wide).transpose()?;
+        return convert(&linear(&wide(x)?, &wide(weight)?, bias.as_ref())?, x.dtype());
+    }
+    let [x, weight] = contiguous([x, weight])?;
     if fused(&x) {
         return by_type!(x, shaped(&x, &weight, bias, dims));
     }
@@ -123,14 +130,15 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     Ok(y.reshape(dims)?)
 }
 
-/// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_rows`].
+/// Gradients of `x` (where needed) and `weight`, where kernels multiply bf16 as the f32 that the sums are taken in; that of the bias is
+/// [`sum_rows`].
 pub(crate) fn linear_backward(
     x: &Tensor,
     weight: &Tensor,
     grad: &Tensor,
     need_x: bool,
 ) -> Result<(Option<Tensor>, Tensor)> {
-    fn kernel<F: Real>(
+    fn kernel<F: Element>(
         x: &Tensor,
         weight: &Tensor,
         grad: &Tensor,
@@ -138,16 +146,23 @@ pub(crate) fn linear_backward(
     ) -> Result<(Option<Tensor>, Tensor)> {
         let (out, input) = weight.dims2()?;
         let (grad_x, grad_weight) =
-            matrix::linear_backward::<F>(&view(x)?, &view(weight)?, &view(grad)?, input, out, need_x);
+            layer::linear_backward::<F>(&view(x)?, &view(weight)?, &view(grad)?, input, out, need_x);
         let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
         Ok((grad_x, made(grad_weight, weight.shape())?))
     }
-    if widened(x) {
-        let (grad_x, grad_weight) = linear_backward(&wide(x)?, &wide(weight)?, &wide(grad)?, need_x)?;
-        let grad_x = grad_x.map(|g| g.to_dtype(x.dtype())).transpose()?;
-        return Ok((grad_x, grad_weight.to_dtype(x.dtype())?));
-    }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
+    if fused(&x) && x.dtype() == DType::BF16 {
+        let (out, input) = weight.dims2()?;
+        let (grad_x, grad_weight) =
+            layer::linear_backward::<bf16>(&view(&x)?, &view(&weight)?, &view(&grad)?, input, out, need_x);
+        let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
+        return Ok((grad_x, made(grad_weight, weight.shape())?));
+    }
+    if widened(&x) {
+        let (grad_x, grad_weight) = linear_backward(&wide(&x)?, &wide(&weight)?, &wide(&grad)?, need_x)?;
+        let grad_x = grad_x.map(|g| convert(&g, x.dtype())).transpose()?;
+        return Ok((grad_x, convert(&grad_weight, x.dtype())?));
+    }
     if fused(&x) {
         return by_type!(x, kernel(&x, &weight, &grad, need_x));
     }
@@ -164,7 +179,7 @@ pub(crate) fn norm(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
-    fn kernel<F: Real>(
+    fn kernel<F: Element>(
         kind: Kind,
         x: &Tensor,
         weight: Option<&Tensor>,
@@ -207,7 +222,7 @@ pub(crate) fn norm_backward(
     grad: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
-    fn kernel<F: Real>(
+    fn kernel<F: Element>(
         kind: Kind,
         x: &Tensor,
         weight: Option<&Tensor>,
@@ -244,7 +259,7 @@ pub(crate) fn norm_backward(
 }
 
 pub(crate) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(kind: Activation, x: &Tensor) -> Result<Tensor> {
         made(pointwise::activation::<F>(kind, &view(x)?), x.shape())
     }
     let x = x.contiguous()?;
@@ -263,7 +278,7 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
 }
 
 pub(crate) fn activation_backward(kind: Activation, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(kind: Activation, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(kind: Activation, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         made(pointwise::activation_backward::<F>(kind, &view(x)?, &view(grad)?), x.shape())
     }
     let [x, grad] = contiguous([x, grad])?;
@@ -291,7 +306,7 @@ fn halves(x: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 pub(crate) fn swiglu(x: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let mut dims = x.dims().to_vec();
         let half = x.dim(D::Minus1)? / 2;
         *dims.last_mut().expect("checked by the reading") = half;
@@ -306,7 +321,7 @@ pub(crate) fn swiglu(x: &Tensor) -> Result<Tensor> {
 }
 
 pub(crate) fn swiglu_backward(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         made(pointwise::swiglu_backward::<F>(&view(x)?, &view(grad)?, x.dim(D::Minus1)? / 2), x.shape())
     }
     let [x, grad] = contiguous([x, grad])?;
@@ -320,7 +335,7 @@ pub(crate) fn swiglu_backward(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
 }
 
 pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         made(pointwise::softmax::<F>(&view(x)?, x.dim(D::Minus1)?), x.shape())
     }
     let x = x.contiguous()?;
@@ -333,7 +348,7 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
 
 /// Gradient of softmax's input, from its result `y`.
 pub(crate) fn softmax_backward(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
         made(pointwise::softmax_backward::<F>(&view(y)?, &view(grad)?, y.dim(D::Minus1)?), y.shape())
     }
     let [y, grad] = contiguous([y, grad])?;
@@ -351,7 +366,7 @@ fn tokens(x: &Tensor) -> Result<(usize, usize)> {
 }
 
 pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let (tokens, width) = tokens(x)?;
         made(pointwise::scale_shift::<F>(&view(x)?, &view(scale)?, &view(shift)?, tokens, width), x.shape())
     }
@@ -364,7 +379,7 @@ pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<
 
 /// Gradients of `x`, `scale` and `shift`.
 pub(crate) fn scale_shift_backward(x: &Tensor, scale: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
-    fn kernel<F: Real>(x: &Tensor, scale: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+    fn kernel<F: Element>(x: &Tensor, scale: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
         let (tokens, width) = tokens(x)?;
         let [gx, gs, gh] =
             pointwise::scale_shift_backward::<F>(&view(x)?, &view(scale)?, &view(grad)?, tokens, width);
@@ -378,7 +393,7 @@ pub(crate) fn scale_shift_backward(x: &Tensor, scale: &Tensor, grad: &Tensor) ->
 }
 
 pub(crate) fn gated_residual(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Result<Tensor> {
         let (tokens, width) = tokens(x)?;
         made(
             pointwise::gated_residual::<F>(&view(x)?, &view(branch)?, &view(gate)?, tokens, width),
@@ -394,7 +409,7 @@ pub(crate) fn gated_residual(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Resu
 
 /// Gradients of `branch` and `gate`; that of `x` is `grad` itself.
 pub(crate) fn gated_residual_backward(branch: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
-    fn kernel<F: Real>(branch: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
+    fn kernel<F: Element>(branch: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
         let (tokens, width) = tokens(branch)?;
         let [gb, gg] = pointwise::gated_residual_backward::<F>(
             &view(branch)?,
@@ -424,14 +439,14 @@ fn swapped(x: &Tensor) -> Result<Tensor> {
 
 /// The result `[batch, tokens, heads, d]` and the probabilities `[batch, heads, tokens, tokens]`, which the backward needs.
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-    fn kernel<F: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn kernel<F: Element>(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let s = sizes(q)?;
         let (y, p) = attention::forward::<F>(&view(q)?, &view(k)?, &view(v)?, s);
         Ok((made(y, q.shape())?, made(p, (q.dim(0)?, s.heads, s.tokens, s.tokens))?))
     }
     if widened(q) {
         let (y, p) = attention(&wide(q)?, &wide(k)?, &wide(v)?)?;
-        return Ok((y.to_dtype(q.dtype())?, p.to_dtype(q.dtype())?));
+        return Ok((convert(&y, q.dtype())?, convert(&p, q.dtype())?));
     }
     let [q, k, v] = contiguous([q, k, v])?;
     if fused(&q) {
@@ -451,14 +466,20 @@ pub(crate) fn attention_backward(
     p: &Tensor,
     grad: &Tensor,
 ) -> Result<[Tensor; 3]> {
-    fn kernel<F: Real>(q: &Tensor, k: &Tensor, v: &Tensor, p: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+    fn kernel<F: Element>(
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        p: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Tensor; 3]> {
         let [gq, gk, gv] =
             attention::backward::<F>(&view(q)?, &view(k)?, &view(v)?, &view(p)?, &view(grad)?, sizes(q)?);
         Ok([made(gq, q.shape())?, made(gk, q.shape())?, made(gv, q.shape())?])
     }
     if widened(q) {
         let grads = attention_backward(&wide(q)?, &wide(k)?, &wide(v)?, &wide(p)?, &wide(grad)?)?;
-        let [gq, gk, gv] = grads.each_ref().map(|g| g.to_dtype(q.dtype()));
+        let [gq, gk, gv] = grads.each_ref().map(|g| convert(g, q.dtype()));
         return Ok([gq?, gk?, gv?]);
     }
     let [q, k, v, p, grad] = contiguous([q, k, v, p, grad])?;

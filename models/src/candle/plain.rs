@@ -8,7 +8,7 @@ use super::{
     ops::{self, Activation, Kind},
     spatial, to_device,
 };
-use crate::{Array, BatchNorm, Error, ParamSpec, Result, Source, Tensor, Weights, shape};
+use crate::{Array, BatchNorm, ParamSpec, Result, Source, Tensor, Weights, shape};
 
 /// A value of the inference reading.
 #[derive(Clone, Debug)]
@@ -58,22 +58,11 @@ impl Params {
     }
 }
 
-/// The tensor that `spec` asks for.
-pub(crate) fn find<'a>(tensor: Option<&'a CandleTensor>, spec: &ParamSpec) -> Result<&'a CandleTensor> {
-    let tensor = tensor.ok_or_else(|| Error::MissingParameter { name: spec.name.clone() })?;
-    if tensor.dims() != spec.dims {
-        return Err(Error::ParameterShape {
-            name: spec.name.clone(),
-            expected: spec.dims.clone(),
-            found: tensor.dims().to_vec(),
-        });
-    }
-    Ok(tensor)
-}
-
 impl Source<Plain> for Params {
     fn param(&mut self, spec: ParamSpec) -> Result<CandleTensor> {
-        find(self.tensors.get(&spec.name), &spec).cloned()
+        let tensor = self.tensors.get(&spec.name);
+        spec.fits(tensor.map(CandleTensor::dims))?;
+        Ok(tensor.expect("found above").clone())
     }
 
     fn constant(&mut self, _name: &str, value: Array) -> Result<CandleTensor> {

@@ -1,8 +1,13 @@
 //! Values in half precision. Kernels and compositions that are no products compute in f32 what comes in halves.
 
 use candle_core::{DType, Tensor};
+use half::bf16;
 
-use crate::{Precision, Result};
+use super::{
+    element::{made, view},
+    ops::fused,
+};
+use crate::{Precision, Result, kernels::rounding};
 
 impl Precision {
     /// The type of the factors of products; none where it is that of the values.
@@ -17,7 +22,19 @@ impl Precision {
 
 /// `x` as a factor of products.
 pub(crate) fn factor(factors: Option<DType>, x: &Tensor) -> Result<Tensor> {
-    Ok(factors.map_or_else(|| Ok(x.clone()), |dtype| x.to_dtype(dtype))?)
+    factors.map_or_else(|| Ok(x.clone()), |dtype| convert(x, dtype))
+}
+
+/// `x` as `dtype`; between f32 and bf16 by all threads, where candle takes one.
+pub(crate) fn convert(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    match (x.dtype(), dtype) {
+        (from, to) if from == to => Ok(x.clone()),
+        (DType::F32, DType::BF16) if fused(x) => made(rounding::to_bf16(&view(&x.contiguous()?)?), x.shape()),
+        (DType::BF16, DType::F32) if fused(x) => {
+            made(rounding::from_bf16(&view::<bf16>(&x.contiguous()?)?), x.shape())
+        }
+        _ => Ok(x.to_dtype(dtype)?),
+    }
 }
 
 pub(crate) fn is_half(dtype: DType) -> bool {
@@ -31,5 +48,5 @@ pub(crate) fn wide_type(dtype: DType) -> DType {
 
 /// `x` in f32 where it is in halves, and as it is otherwise.
 pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
-    Ok(x.to_dtype(wide_type(x.dtype()))?)
+    convert(x, wide_type(x.dtype()))
 }

@@ -6,17 +6,21 @@ use candle_core::Tensor;
 
 use super::{
     convolution,
-    kernels::{
-        Real, batch_norm,
-        conv::{self, Conv},
-        pool, view,
-        window::Window,
-    },
-    ops::{contiguous, fused, made, widened},
-    precision::wide,
+    element::{Element, by_type, made, view},
+    ops::{contiguous, fused, widened},
+    precision::{convert, wide},
     windows::{self, Windows},
 };
-use crate::{Error, Result, candle::kernels::by_type, shape};
+use crate::{
+    Error, Result,
+    kernels::{
+        batch_norm,
+        conv::{self, Conv},
+        pool,
+        window::Window,
+    },
+    shape,
+};
 
 fn window(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Window> {
     let (_, _, height, width) = x.dims4()?;
@@ -46,7 +50,7 @@ pub(crate) fn conv2d(
     padding: usize,
     training: bool,
 ) -> Result<Tensor> {
-    fn kernel<F: Real>(
+    fn kernel<F: Element>(
         x: &Tensor,
         weight: &Tensor,
         bias: Option<&Tensor>,
@@ -60,7 +64,7 @@ pub(crate) fn conv2d(
     if widened(x) {
         let bias = bias.map(wide).transpose()?;
         let y = conv2d(&wide(x)?, &wide(weight)?, bias.as_ref(), stride, padding, training)?;
-        return Ok(y.to_dtype(x.dtype())?);
+        return convert(&y, x.dtype());
     }
     let [x, weight] = contiguous([x, weight])?;
     if fused(&x) {
@@ -79,7 +83,7 @@ pub(crate) fn conv2d_backward(
     padding: usize,
     need_x: bool,
 ) -> Result<(Option<Tensor>, Tensor)> {
-    fn kernel<F: Real>(
+    fn kernel<F: Element>(
         x: &Tensor,
         weight: &Tensor,
         grad: &Tensor,
@@ -94,8 +98,8 @@ pub(crate) fn conv2d_backward(
     if widened(x) {
         let (wide_x, weight, grad) = (wide(x)?, wide(weight)?, wide(grad)?);
         let (grad_x, grad_weight) = conv2d_backward(&wide_x, &weight, &grad, stride, padding, need_x)?;
-        let grad_x = grad_x.map(|g| g.to_dtype(x.dtype())).transpose()?;
-        return Ok((grad_x, grad_weight.to_dtype(x.dtype())?));
+        let grad_x = grad_x.map(|g| convert(&g, x.dtype())).transpose()?;
+        return Ok((grad_x, convert(&grad_weight, x.dtype())?));
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
     if fused(&x) {
@@ -107,7 +111,7 @@ pub(crate) fn conv2d_backward(
 
 /// Sum of each channel.
 pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = x.dims4()?;
         made(batch_norm::sum_channels::<F>(&view(x)?, channels, height * width), channels)
     }
@@ -120,7 +124,7 @@ pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
 
 /// `x·scale + shift`, with a number for each channel.
 pub(crate) fn scale_shift_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    fn kernel<F: Real>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    fn kernel<F: Element>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
         made(batch_norm::scale_shift::<F>(&view(x)?, height * width, &view(scale)?, &view(shift)?), x.shape())
     }
@@ -134,7 +138,7 @@ pub(crate) fn scale_shift_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -
 
 /// `x` normalised by the batch's own statistics, then `·weight + bias`; and those statistics: mean and (biased) variance of each channel.
 pub(crate) fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
-    fn kernel<F: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
+    fn kernel<F: Element>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
         let (_, channels, height, width) = x.dims4()?;
         let (y, mean, var) =
             batch_norm::forward::<F>(&view(x)?, height * width, &view(weight)?, &view(bias)?, eps);
@@ -159,7 +163,7 @@ pub(crate) fn batch_norm_backward(
     eps: f64,
     grad: &Tensor,
 ) -> Result<[Tensor; 3]> {
-    fn kernel<F: Real>(
+    fn kernel<F: Element>(
         x: &Tensor,
         weight: &Tensor,
         mean: &Tensor,
@@ -203,7 +207,7 @@ pub(crate) fn max_pool2d(
     stride: usize,
     padding: usize,
 ) -> Result<(Tensor, Tensor)> {
-    fn kernel_<F: Real>(x: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
+    fn kernel_<F: Element>(x: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
         let shape = placed(x, x.dim(1)?, window)?;
         let (y, winners) = pool::max::<F>(window, &view(x)?);
         Ok((made(y, shape)?, Tensor::from_vec(winners, shape, x.device())?))
@@ -223,7 +227,7 @@ pub(crate) fn max_pool2d_backward(
     height: usize,
     width: usize,
 ) -> Result<Tensor> {
-    fn kernel<F: Real>(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    fn kernel<F: Element>(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
         let (batch, channels, rows, cols) = grad.dims4()?;
         let grad_x = pool::max_backward::<F>(&view(winners)?, &view(grad)?, rows * cols, height * width);
         made(grad_x, (batch, channels, height, width))
@@ -237,7 +241,7 @@ pub(crate) fn max_pool2d_backward(
 
 /// The mean of each window.
 pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
-    fn kernel_<F: Real>(x: &Tensor, window: Window) -> Result<Tensor> {
+    fn kernel_<F: Element>(x: &Tensor, window: Window) -> Result<Tensor> {
         made(pool::mean::<F>(window, &view(x)?), placed(x, x.dim(1)?, window)?)
     }
     let x = x.contiguous()?;
@@ -250,7 +254,7 @@ pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Ten
 
 /// Gradient of `x`, of which only the shape counts.
 pub(crate) fn avg_pool2d_backward(x: &Tensor, grad: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
-    fn kernel_<F: Real>(x: &Tensor, grad: &Tensor, window: Window) -> Result<Tensor> {
+    fn kernel_<F: Element>(x: &Tensor, grad: &Tensor, window: Window) -> Result<Tensor> {
         made(pool::mean_backward::<F>(window, &view(grad)?), x.shape())
     }
     let grad = grad.contiguous()?;

@@ -11,7 +11,7 @@ use crate::{
     candle::{
         Plain,
         ops::{self, Activation, Kind},
-        precision::{factor, wide, wide_type},
+        precision::{convert, factor, wide, wide_type},
         spatial,
     },
 };
@@ -59,7 +59,7 @@ impl Var {
 
     fn activation(&self, kind: Activation) -> Result<Var> {
         let x = self.value.clone();
-        let y = Plain::new(ops::activation(kind, &wide(&x)?)?.to_dtype(x.dtype())?);
+        let y = Plain::new(convert(&ops::activation(kind, &wide(&x)?)?, x.dtype())?);
         self.one(y, move |grad| ops::activation_backward(kind, &wide(&x)?, grad))
     }
 
@@ -163,7 +163,7 @@ impl Tensor for Var {
         }
         let (x, weight, eps) = (self.value.clone(), norm.weight.value.clone(), norm.eps);
         let [y, mean, var] = spatial::batch_norm(&wide(&x)?, &weight, &norm.bias.value, eps)?;
-        let y = y.to_dtype(x.dtype())?;
+        let y = convert(&y, x.dtype())?;
         let unbiased = (&var * (n as f64 / (n - 1) as f64))?;
         let statistics = BatchStatistics { path: norm.path.clone(), mean: mean.clone(), var: unbiased };
         self.tape.0.record.borrow_mut().statistics.push(statistics);
@@ -256,7 +256,7 @@ impl Tensor for Var {
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
-        let y = self.plain()?.add(&other.plain()?)?.into_inner().to_dtype(self.common_type(other))?;
+        let y = convert(&self.plain()?.add(&other.plain()?)?.into_inner(), self.common_type(other))?;
         let (slot, other_slot) = (self.slot, other.slot);
         Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
             slots.add_shared(slot, &grad)?;
@@ -265,7 +265,7 @@ impl Tensor for Var {
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
-        let y = self.plain()?.mul(&other.plain()?)?.into_inner().to_dtype(self.common_type(other))?;
+        let y = convert(&self.plain()?.mul(&other.plain()?)?.into_inner(), self.common_type(other))?;
         let (a, b) = (self.value.clone(), other.value.clone());
         let (slot, other_slot) = (self.slot, other.slot);
         Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
@@ -275,7 +275,7 @@ impl Tensor for Var {
     }
 
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
-        let y = self.plain()?.affine(factor, offset)?.into_inner().to_dtype(self.value.dtype())?;
+        let y = convert(&self.plain()?.affine(factor, offset)?.into_inner(), self.value.dtype())?;
         self.one(Plain::new(y), move |grad| Ok((grad * factor)?))
     }
 
@@ -288,7 +288,7 @@ impl Tensor for Var {
     }
 
     fn relu(&self) -> Result<Self> {
-        let y = ops::activation(Activation::Relu, &wide(&self.value)?)?.to_dtype(self.value.dtype())?;
+        let y = convert(&ops::activation(Activation::Relu, &wide(&self.value)?)?, self.value.dtype())?;
         // The result is positive where the value is, and the next operation keeps it anyway.
         let result = y.clone();
         self.one(Plain::new(y), move |grad| ops::activation_backward(Activation::Relu, &wide(&result)?, grad))
@@ -296,7 +296,7 @@ impl Tensor for Var {
 
     fn swiglu(&self) -> Result<Self> {
         let x = self.value.clone();
-        let y = self.plain()?.swiglu()?.into_inner().to_dtype(x.dtype())?;
+        let y = convert(&self.plain()?.swiglu()?.into_inner(), x.dtype())?;
         self.one(Plain::new(y), move |grad| ops::swiglu_backward(&wide(&x)?, grad))
     }
 
@@ -371,14 +371,14 @@ impl Tensor for Var {
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         crate::shape::pool2d(self.dims(), kernel, stride, padding)?;
         let (y, winners) = spatial::max_pool2d(&wide(&self.value)?, kernel, stride, padding)?;
-        let y = y.to_dtype(self.value.dtype())?;
+        let y = convert(&y, self.value.dtype())?;
         let (height, width) = (self.dims()[1], self.dims()[2]);
         self.one(Plain::new(y), move |grad| spatial::max_pool2d_backward(&winners, grad, height, width))
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let x = self.value.clone();
-        let y = self.plain()?.avg_pool2d(kernel, stride)?.into_inner().to_dtype(x.dtype())?;
+        let y = convert(&self.plain()?.avg_pool2d(kernel, stride)?.into_inner(), x.dtype())?;
         self.one(Plain::new(y), move |grad| spatial::avg_pool2d_backward(&wide(&x)?, grad, kernel, stride))
     }
 }

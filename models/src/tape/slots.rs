@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor as CandleTensor};
 
 use super::{Node, Tape, Var};
-use crate::{Result, candle::add_assign};
+use crate::{Result, kernels::pointwise::add_assign};
 
 /// A gradient.
 pub(super) struct Grad {

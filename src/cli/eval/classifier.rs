@@ -34,7 +34,7 @@ pub struct Args {
     /// Draw what is taken for what
     #[arg(long, value_name = "FILE.png")]
     confusion: Option<PathBuf>,
-    /// What computes it [default: tract]
+    /// What computes it [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
     /// Photographs computed at once; changes memory, not results

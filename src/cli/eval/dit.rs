@@ -100,7 +100,7 @@ pub struct Args {
     /// Show the drawn pictures that are nearest to a real one, each beside it
     #[arg(long, value_name = "FILE.png")]
     sheet: Option<PathBuf>,
-    /// What computes all networks [default: tract]
+    /// What computes all networks [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
     /// Pictures computed at once; changes memory, not results

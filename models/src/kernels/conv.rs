@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    matrix::{Strides, product},
+    product::{Strides, product},
     sum_partials,
     window::Window,
     winograd,
@@ -192,10 +192,10 @@ pub(super) fn forward_by_columns<F: Real>(conv: Conv, x: &[F], weight: &[F], bia
                 let weight = (weight, Strides::rows(conv.column()));
                 if tile.items.len() == 1 {
                     let y = &mut y[tile.items.start * conv.output() + tile.rows.start * conv.window.cols..];
-                    product(sizes, (y, Strides::rows(places)), bias.is_some(), weight, columns, parallel);
+                    product(sizes, (y, places), bias.is_some(), weight, columns, parallel);
                     continue;
                 }
-                product(sizes, (outputs, Strides::rows(n)), false, weight, columns, parallel);
+                product(sizes, (outputs, n), false, weight, columns, parallel);
                 for (o, row) in outputs.chunks_exact(n).take(conv.out).enumerate() {
                     for (item, row) in tile.items.clone().zip(row.chunks_exact(places)) {
                         let plane = &mut y[(item * conv.out + o) * places..][..places];
@@ -248,11 +248,11 @@ pub(super) fn backward_by_columns<F: Real>(
                     let n = conv.len(&tile);
                     let grad = conv.gathered(grad, conv.out, &tile, outputs);
                     let (columns, strides) = conv.columns(x, &tile, buffer);
-                    let sum = (&mut grad_weight[..], Strides::rows(column));
+                    let sum = (&mut grad_weight[..], column);
                     product([conv.out, column, n], sum, true, grad, (columns, strides.t()), parallel);
                     if need_x {
                         let weight = (weight, Strides::rows(column).t());
-                        let columns = (&mut *buffer, Strides::rows(n));
+                        let columns = (&mut *buffer, n);
                         product([column, n, conv.out], columns, false, weight, grad, parallel);
                         conv.add_columns(buffer, &tile, grad_x);
                     }

@@ -26,9 +26,9 @@ pub(super) fn planes<F>(
 
 /// Mean of what `f` sums of each plane.
 fn mean<'a, F: Real>(planes: impl Iterator<Item = &'a [F]>, f: impl Fn(&'a [F]) -> F) -> F {
-    let (mut total, mut n) = (0.0, 0);
+    let (mut total, mut n) = (0f64, 0);
     for plane in planes {
-        total += f(plane).to_f64();
+        total += f(plane).into();
         n += plane.len();
     }
     F::of(total / n as f64)
@@ -80,10 +80,10 @@ pub(crate) fn backward<F: Real>(
             let (center, inverse) = (means[channel], F::of(1.0) / (vars[channel] + F::of(eps)).sqrt());
             let x = planes(x, channel, channels, plane);
             let grad = planes(grad, channel, channels, plane);
-            let (mut shift, mut along) = (0.0, 0.0);
+            let (mut shift, mut along) = (0f64, 0f64);
             for (x, grad) in x.clone().zip(grad.clone()) {
-                shift += sum(grad, |g| g).to_f64();
-                along += sum_of_products(x, grad, |x| x - center).to_f64();
+                shift += sum(grad, |g| g).into();
+                along += sum_of_products(x, grad, |x| x - center).into();
             }
             let (shift, along) = (F::of(shift), F::of(along) * inverse);
             let scale = weight[channel] * inverse;
@@ -125,6 +125,7 @@ pub(crate) fn scale_shift<F: Real>(x: &[F], plane: usize, scale: &[F], shift: &[
 
 /// Sum of each channel.
 pub(crate) fn sum_channels<F: Real>(x: &[F], channels: usize, plane: usize) -> Vec<F> {
-    let total = |channel| F::of(planes(x, channel, channels, plane).map(|x| sum(x, |x| x).to_f64()).sum());
+    let total =
+        |channel| F::of(planes(x, channel, channels, plane).map(|x| -> f64 { sum(x, |x| x).into() }).sum());
     (0..channels).into_par_iter().map(total).collect()
 }

@@ -10,7 +10,7 @@ use super::{
     Real,
     batch_norm::{by_channel, planes},
     conv::Conv,
-    matrix::{Strides, product},
+    product::{Strides, product},
     window::Window,
 };
 use crate::pieces::{self, WINOGRAD_TILE};
@@ -390,7 +390,7 @@ pub(super) fn forward<F: Real>(conv: Conv, x: &[F], weight: &[F], bias: Option<&
                 .par_chunks_mut(m.one())
                 .zip(weights.par_chunks(u.one()).zip(inputs.par_chunks(v.one())))
                 .for_each(|(outputs, (weights, inputs))| {
-                    let outputs = (outputs, Strides::rows(m.stride()));
+                    let outputs = (outputs, m.stride());
                     let (weights, inputs) =
                         ((weights, Strides::rows(u.stride())), (inputs, Strides::rows(v.stride())));
                     product([m.rows, m.cols, v.rows], outputs, false, weights, inputs, false);
@@ -430,20 +430,20 @@ pub(super) fn backward<F: Real>(
                 .zip(inputs.par_chunks_mut(v.one()))
                 .zip(weights.par_chunks(u.one()).zip(grads.par_chunks(m.one())))
                 .for_each(|((grad_weights, inputs), (weights, grads))| {
-                    let grad_weights = (grad_weights, Strides::rows(u.stride()));
-                    let (grads, strides) = ((grads, Strides::rows(m.stride())), Strides::rows(v.stride()));
+                    let grad_weights = (grad_weights, u.stride());
+                    let (grads, width) = ((grads, Strides::rows(m.stride())), v.stride());
                     product(
                         [u.rows, u.cols, v.cols],
                         grad_weights,
                         i > 0,
                         grads,
-                        (&*inputs, strides.t()),
+                        (&*inputs, Strides::rows(width).t()),
                         false,
                     );
                     if need_x {
                         // The gradient of V takes the place of V, which nothing needs any more.
                         let weights = (weights, Strides::rows(u.stride()).t());
-                        product([v.rows, v.cols, m.rows], (inputs, strides), false, weights, grads, false);
+                        product([v.rows, v.cols, m.rows], (inputs, width), false, weights, grads, false);
                     }
                 });
             if need_x {
@@ -472,11 +472,11 @@ mod tests {
         let (weight, bias) = (values::<F>(2, conv.out * conv.channels * 9), values::<F>(3, conv.out));
         let y = forward(conv, &x, &weight, Some(&bias));
         let (grad_x, grad_weight) = backward(conv, &x, &weight, &grad, true);
-        let mut weights = vec![0.0; grad_weight.len()];
+        let mut weights = vec![0f64; grad_weight.len()];
         let close = |what: &str, a: &[F], b: &[F]| {
-            let largest = b.iter().fold(1.0, |m: f64, b| m.max(b.to_f64().abs()));
+            let largest = b.iter().fold(1.0, |m: f64, b| m.max((*b).into().abs()));
             for (i, (a, b)) in a.iter().zip(b).enumerate() {
-                let (a, b) = (a.to_f64(), b.to_f64());
+                let (a, b): (f64, f64) = ((*a).into(), (*b).into());
                 assert!((a - b).abs() <= tolerance * largest, "{what} {i}: {a} and {b}");
             }
         };
@@ -488,7 +488,7 @@ mod tests {
             let (alone, of_item) =
                 conv::backward_by_columns(conv, &x[input.clone()], &weight, &grad[output], true);
             close("input's gradient", &grad_x.as_ref().unwrap()[input], &alone.unwrap());
-            weights.iter_mut().zip(of_item).for_each(|(w, g)| *w += g.to_f64());
+            weights.iter_mut().zip(of_item).for_each(|(w, g)| *w += g.into());
         }
         let weights: Vec<F> = weights.into_iter().map(F::of).collect();
         close("weight's gradient", &grad_weight, &weights);

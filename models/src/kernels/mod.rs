@@ -2,18 +2,23 @@
 //!
 //! Every sum is taken in an order that depends on sizes alone, never on how threads were scheduled, so that a run repeats bit for bit.
 
+// Backwards are for training.
+#![cfg_attr(not(feature = "candle"), allow(dead_code))]
+
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod conv;
-pub(crate) mod matrix;
+pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
+pub(crate) mod product;
 mod real;
+pub(crate) mod rounding;
 pub(crate) mod window;
 mod winograd;
 
-pub(crate) use real::{Real, by_type, sigmoid, view};
+pub(crate) use real::{Real, sigmoid};
 
 /// Rows that one task works through: enough to be worth a task, fixed so that sums over rows do not depend on the machine.
 pub(crate) const ROWS: usize = 64;

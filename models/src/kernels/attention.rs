@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    matrix::{Strides, product},
     pointwise::{softmax_row, softmax_row_backward},
+    product::{Strides, product},
 };
 
 /// Sizes of one item.
@@ -45,18 +45,11 @@ pub(crate) fn forward<F: Real>(q: &[F], k: &[F], v: &[F], s: Sizes) -> (Vec<F>, 
         .for_each(|((y, p), ((q, k), v))| {
             for (head, p) in p.chunks_exact_mut(t * t).enumerate() {
                 let o = head * s.d;
-                product(
-                    [t, t, s.d],
-                    (p, Strides::rows(t)),
-                    false,
-                    (&q[o..], s.head()),
-                    (&k[o..], s.head().t()),
-                    false,
-                );
+                product([t, t, s.d], (p, t), false, (&q[o..], s.head()), (&k[o..], s.head().t()), false);
                 p.chunks_exact_mut(t).for_each(|row| softmax_row(row, s.scale()));
                 product(
                     [t, s.d, t],
-                    (&mut y[o..], s.head()),
+                    (&mut y[o..], s.head().row),
                     false,
                     (p, Strides::rows(t)),
                     (&v[o..], s.head()),
@@ -90,7 +83,7 @@ pub(crate) fn backward<F: Real>(
                 let o = head * s.d;
                 product(
                     [t, s.d, t],
-                    (&mut gv[o..], s.head()),
+                    (&mut gv[o..], s.head().row),
                     false,
                     (p, square.t()),
                     (&grad[o..], s.head()),
@@ -98,7 +91,7 @@ pub(crate) fn backward<F: Real>(
                 );
                 product(
                     [t, t, s.d],
-                    (&mut gp, square),
+                    (&mut gp, t),
                     false,
                     (&grad[o..], s.head()),
                     (&v[o..], s.head().t()),
@@ -108,7 +101,7 @@ pub(crate) fn backward<F: Real>(
                 rows.for_each(|(g, p)| softmax_row_backward(p, g, s.scale()));
                 product(
                     [t, s.d, t],
-                    (&mut gq[o..], s.head()),
+                    (&mut gq[o..], s.head().row),
                     false,
                     (&gp, square),
                     (&k[o..], s.head()),
@@ -116,7 +109,7 @@ pub(crate) fn backward<F: Real>(
                 );
                 product(
                     [t, s.d, t],
-                    (&mut gk[o..], s.head()),
+                    (&mut gk[o..], s.head().row),
                     false,
                     (&gp, square.t()),
                     (&q[o..], s.head()),

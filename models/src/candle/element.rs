@@ -1,0 +1,66 @@
+//! candle tensors seen as slices that kernels know.
+
+use std::ops::{Deref, Range};
+
+use candle_core::{Device, Shape, Storage, Tensor, WithDType};
+
+use crate::{Result, kernels::Real};
+
+/// What kernels and candle both know: f32 and f64.
+pub(crate) trait Element: Real + WithDType {}
+
+impl Element for f32 {}
+impl Element for f64 {}
+
+/// A tensor on the CPU.
+pub(super) fn made<F: WithDType>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
+}
+
+/// The values of a contiguous CPU tensor, locked while they are looked at.
+pub(crate) struct View<G, F> {
+    guard: G,
+    range: Range<usize>,
+    kind: std::marker::PhantomData<F>,
+}
+
+impl<G: Deref<Target = Storage>, F: WithDType> Deref for View<G, F> {
+    type Target = [F];
+
+    fn deref(&self) -> &[F] {
+        match &*self.guard {
+            Storage::Cpu(cpu) => {
+                &F::cpu_storage_as_slice(cpu).expect("checked when made")[self.range.clone()]
+            }
+            _ => unreachable!("checked when made"),
+        }
+    }
+}
+
+/// Looks into a contiguous CPU tensor of type `F`.
+///
+/// # Errors
+/// When it is on another device, of another type or not contiguous.
+pub(crate) fn view<F: WithDType>(x: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_, F>> {
+    let fail = |what: &str| candle_core::Error::Msg(what.to_owned());
+    let (guard, layout) = x.storage_and_layout();
+    let (start, end) =
+        layout.contiguous_offsets().ok_or_else(|| fail("a kernel needs a contiguous tensor"))?;
+    match &*guard {
+        Storage::Cpu(cpu) => F::cpu_storage_as_slice(cpu).map(|_| ())?,
+        _ => return Err(fail("a CPU kernel needs a CPU tensor").into()),
+    }
+    Ok(View { guard, range: start..end, kind: std::marker::PhantomData })
+}
+
+/// Calls `$function::<f32 or f64>($args)` by the type of `$x`.
+macro_rules! by_type {
+    ($x:expr, $function:ident ( $($args:expr),* $(,)? )) => {
+        match $x.dtype() {
+            candle_core::DType::F32 => $function::<f32>($($args),*),
+            candle_core::DType::F64 => $function::<f64>($($args),*),
+            other => Err(candle_core::Error::Msg(format!("expected f32 or f64, found {other:?}")).into()),
+        }
+    };
+}
+pub(crate) use by_type;

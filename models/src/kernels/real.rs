@@ -1,0 +1,133 @@
+//! Floating-point numbers that kernels are written for.
+
+use std::{
+    cell::Cell,
+    iter::Sum,
+    ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub},
+    thread::LocalKey,
+};
+
+use super::product::Factor;
+
+/// `f32`, what training runs in, or `f64`, what gradients are checked in.
+pub(crate) trait Real:
+    Factor<Unit = Self, Sum = Self>
+    + PartialOrd
+    + Into<f64>
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + MulAssign
+    + Sum
+{
+    fn of(x: f64) -> Self;
+    fn exp(self) -> Self;
+    fn sqrt(self) -> Self;
+    fn erf(self) -> Self;
+    /// Lends `len` values of this thread's memory, which is kept for the next time; what they are is left over from the last.
+    fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
+}
+
+macro_rules! lent {
+    ($name:ident, $type:ty) => {
+        fn $name<R>(len: usize, f: impl FnOnce(&mut [$type]) -> R) -> R {
+            thread_local! {
+                static KEPT: std::cell::Cell<Vec<$type>> = const { std::cell::Cell::new(Vec::new()) };
+            }
+            $crate::kernels::real::lend(&KEPT, len, f)
+        }
+    };
+}
+pub(super) use lent;
+
+/// Lends `len` values of what `kept` keeps. It is taken while in use, so that another kernel that this thread is given while it waits
+/// gets memory of its own.
+pub(super) fn lend<T: Copy + Default, R>(
+    kept: &'static LocalKey<Cell<Vec<T>>>,
+    len: usize,
+    f: impl FnOnce(&mut [T]) -> R,
+) -> R {
+    let mut values = kept.take();
+    if values.len() < len {
+        values.resize(len, T::default());
+    }
+    let result = f(&mut values[..len]);
+    kept.set(values);
+    result
+}
+
+impl Real for f64 {
+    fn of(x: f64) -> Self {
+        x
+    }
+    fn exp(self) -> Self {
+        f64::exp(self)
+    }
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
+    }
+    fn erf(self) -> Self {
+        libm::erf(self)
+    }
+    lent!(with_scratch, f64);
+}
+
+impl Real for f32 {
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+
+    /// Without a branch or a call, so that loops over it become vector code: the fraction by a polynomial, the power of two by its
+    /// bits. Within 2 ulp of the exact value; below −87 it returns that end's value (1.6e-38), above 88 that end's.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Adding it rounds to a whole number in the low bits of the mantissa.
+        const ROUND: f32 = 12_582_912.0;
+        let x = self.clamp(-87.0, 88.0);
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let whole = shifted - ROUND;
+        // ln 2 in two parts, so that the remainder is exact.
+        let r = x - whole * 0.693_359_4 - whole * -2.121_944_4e-4;
+        let mut p = 1.0 / 5040.0;
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = p * r + c;
+        }
+        let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+        p * power
+    }
+
+    fn sqrt(self) -> Self {
+        f32::sqrt(self)
+    }
+
+    fn erf(self) -> Self {
+        libm::erf(f64::from(self)) as f32
+    }
+
+    lent!(with_scratch, f32);
+}
+
+/// `σ(x)`.
+#[inline(always)]
+pub(crate) fn sigmoid<F: Real>(x: F) -> F {
+    F::of(1.0) / (F::of(1.0) + (-x).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp_of_exact() {
+        for i in -87_000..88_000 {
+            let x = i as f32 * 1e-3 + 3e-4;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(Real::exp(x)) - exact).abs() / exact;
+            assert!(error < 2.5e-7, "exp({x}): relative error {error}");
+        }
+        assert!(Real::exp(-1e30f32) < 1e-37 && Real::exp(1e30f32).is_finite());
+    }
+}

@@ -1,0 +1,357 @@
+//! Inference by the kernels alone: plain memory, no tape, no other library's tensors.
+//!
+//! An item's result does not depend on the batch that it is in, nor on threads, to the last bit. In a pool of one thread the kernels do
+//! without any others, so that threads may each take an item through the whole network.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::{
+    Array, BatchNorm, Error, ParamSpec, Result, Source, Tensor, Weights,
+    kernels::{
+        attention, batch_norm,
+        conv::{self, Conv},
+        linear,
+        norm::{self, Kind},
+        pointwise::{self, Activation},
+        pool,
+        product::Packed,
+        window::Window,
+    },
+    shape,
+};
+
+/// A value of this reading.
+#[derive(Clone, Debug)]
+pub struct Value {
+    batch: usize,
+    /// After the batch.
+    dims: Vec<usize>,
+    data: Arc<Vec<f32>>,
+}
+
+impl Value {
+    /// A value from an array whose first axis is the batch; whole numbers (labels) are numbers like any others.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a scalar.
+    pub fn new(array: Array) -> Result<Self> {
+        let &[batch, ref dims @ ..] = array.dims() else {
+            return Err(Error::shape("value", "an axis for the batch", array.dims()));
+        };
+        Ok(Self { batch, dims: dims.to_vec(), data: Arc::new(array.into_data()) })
+    }
+
+    /// The values, the first axis being the batch.
+    pub fn into_array(self) -> Array {
+        let dims: Vec<usize> = std::iter::once(self.batch).chain(self.dims).collect();
+        let data = Arc::try_unwrap(self.data).unwrap_or_else(|shared| shared.to_vec());
+        Array::new(dims, data).expect("operations make as many values as their shape has")
+    }
+
+    fn made(&self, dims: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
+        Self { batch: self.batch, dims: dims.into(), data: Arc::new(data) }
+    }
+
+    /// The last axis, or 1 where there is none.
+    fn last(&self) -> usize {
+        self.dims.last().copied().unwrap_or(1)
+    }
+
+    /// How often `axis` is gone through, how many places it has, and how many values lie at each.
+    fn around(&self, axis: usize) -> [usize; 3] {
+        let product = |dims: &[usize]| dims.iter().product::<usize>();
+        [self.batch * product(&self.dims[..axis]), self.dims[axis], product(&self.dims[axis + 1..])]
+    }
+
+    fn modulated(
+        &self,
+        [a, b]: [&Self; 2],
+        f: impl Fn(&[f32], &[f32], &[f32], usize, usize) -> Vec<f32>,
+    ) -> Result<Self> {
+        let &[tokens, width] = self.dims.as_slice() else { unreachable!("checked by the operation") };
+        Ok(self.made(self.dims.clone(), f(&self.data, &a.data, &b.data, tokens, width)))
+    }
+
+    fn activation(&self, kind: Activation) -> Result<Self> {
+        Ok(self.made(self.dims.clone(), pointwise::activation(kind, &self.data)))
+    }
+
+    fn window(&self, dims: &[usize], kernel: usize, stride: usize, padding: usize) -> Window {
+        let (&[_, height, width], &[_, rows, cols]) = (self.dims.as_slice(), dims) else {
+            unreachable!("checked by the operation")
+        };
+        Window { height, width, kernel, stride, padding, rows, cols }
+    }
+}
+
+/// A parameter, which is laid out for products when it is first a factor of one.
+#[derive(Debug)]
+pub struct Param {
+    array: Array,
+    packed: OnceLock<Packed<f32>>,
+}
+
+impl Param {
+    fn dims(&self) -> &[usize] {
+        self.array.dims()
+    }
+
+    fn packed(&self) -> &Packed<f32> {
+        self.packed.get_or_init(|| {
+            let &[out, input] = self.dims() else { unreachable!("checked by the operation") };
+            linear::packed(self.array.data(), input, out)
+        })
+    }
+}
+
+fn data(param: &Arc<Param>) -> &[f32] {
+    param.array.data()
+}
+
+/// Weights, handed to models by name, once each.
+pub struct Params(Weights);
+
+impl Params {
+    /// Hands out `weights`.
+    pub fn new(weights: Weights) -> Self {
+        Self(weights)
+    }
+}
+
+impl Source<Value> for Params {
+    fn param(&mut self, spec: ParamSpec) -> Result<Arc<Param>> {
+        spec.fits(self.0.get(&spec.name).map(Array::dims))?;
+        let array = self.0.remove(&spec.name).expect("found above");
+        self.constant(&spec.name, array)
+    }
+
+    fn constant(&mut self, _name: &str, array: Array) -> Result<Arc<Param>> {
+        Ok(Arc::new(Param { array, packed: OnceLock::new() }))
+    }
+}
+
+impl Tensor for Value {
+    type Param = Arc<Param>;
+
+    fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    fn linear(&self, weight: &Arc<Param>, bias: Option<&Arc<Param>>) -> Result<Self> {
+        let dims = shape::linear(&self.dims, weight.dims(), bias.map(|b| b.dims()))?;
+        Ok(self.made(dims, linear::linear_packed(&self.data, weight.packed(), bias.map(data))))
+    }
+
+    fn conv2d(
+        &self,
+        weight: &Arc<Param>,
+        bias: Option<&Arc<Param>>,
+        stride: usize,
+        padding: usize,
+    ) -> Result<Self> {
+        let dims = shape::conv2d(&self.dims, weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
+        let &[out, channels, kernel, _] = weight.dims() else { unreachable!("checked above") };
+        let conv = Conv { channels, out, window: self.window(&dims, kernel, stride, padding) };
+        let y = conv::forward(conv, &self.data, data(weight), bias.map(data), false);
+        Ok(self.made(dims, y))
+    }
+
+    fn batch_norm(&self, norm: &BatchNorm<Arc<Param>>) -> Result<Self> {
+        let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var];
+        let dims = shape::batch_norm(&self.dims, params.map(|p| p.dims()))?;
+        let [weight, bias, mean, var] = params.map(data);
+        let inverse = |var: f32| 1.0 / (var + norm.eps as f32).sqrt();
+        let scale: Vec<f32> = weight.iter().zip(var).map(|(w, &var)| w * inverse(var)).collect();
+        let shift: Vec<f32> = bias.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+        let plane = self.around(0)[2];
+        Ok(self.made(dims, batch_norm::scale_shift(&self.data, plane, &scale, &shift)))
+    }
+
+    fn layer_norm(&self, affine: Option<(&Arc<Param>, &Arc<Param>)>, eps: f64) -> Result<Self> {
+        let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.dims(), b.dims()]).collect();
+        let dims = shape::norm("layer_norm", &self.dims, &params)?;
+        let (weight, bias) = (affine.map(|a| data(a.0)), affine.map(|a| data(a.1)));
+        Ok(self.made(dims, norm::forward(Kind::Layer, &self.data, self.last(), weight, bias, eps)))
+    }
+
+    fn rms_norm(&self, weight: Option<&Arc<Param>>, eps: f64) -> Result<Self> {
+        let params: Vec<&[usize]> = weight.iter().map(|w| w.dims()).collect();
+        let dims = shape::norm("rms_norm", &self.dims, &params)?;
+        Ok(self.made(dims, norm::forward(Kind::Rms, &self.data, self.last(), weight.map(data), None, eps)))
+    }
+
+    fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
+        shape::modulation("scale_shift", &self.dims, [&scale.dims, &shift.dims])?;
+        self.modulated([scale, shift], pointwise::scale_shift)
+    }
+
+    fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
+        shape::same("gated_residual", &self.dims, &branch.dims)?;
+        shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?;
+        self.modulated([branch, gate], pointwise::gated_residual)
+    }
+
+    fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
+        let dims = shape::attention(&self.dims, &key.dims, &value.dims)?;
+        let &[tokens, heads, d] = dims.as_slice() else { unreachable!("checked above") };
+        let sizes = attention::Sizes { tokens, heads, d };
+        Ok(self.made(dims, attention::forward(&self.data, &key.data, &value.data, sizes).0))
+    }
+
+    fn embedding(&self, table: &Arc<Param>) -> Result<Self> {
+        let dims = shape::embedding(&self.dims, table.dims())?;
+        let width = dims.last().copied().unwrap_or(1);
+        let mut y = Vec::with_capacity(self.data.len() * width);
+        for &label in self.data.iter() {
+            let row = Some(label as usize).filter(|&row| row as f32 == label);
+            let row =
+                row.and_then(|row| data(table).get(row * width..(row + 1) * width)).ok_or_else(|| {
+                    Error::shape("embedding", format!("whole numbers below {}", table.dims()[0]), label)
+                })?;
+            y.extend_from_slice(row);
+        }
+        Ok(self.made(dims, y))
+    }
+
+    fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
+        let dims = shape::sinusoids(&self.dims, width)?;
+        let half = width / 2;
+        let frequency = |i: usize| (scale * period.powf(-(i as f64) / half as f64)) as f32;
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let both = |&t: &f32| {
+            let angles = frequencies.iter().map(move |f| t * f);
+            angles.clone().map(f32::cos).chain(angles.map(f32::sin)).collect::<Vec<_>>()
+        };
+        Ok(self.made(dims, self.data.iter().flat_map(both).collect()))
+    }
+
+    fn add_param(&self, param: &Arc<Param>) -> Result<Self> {
+        shape::same("add_param", &self.dims, param.dims())?;
+        let items = self.data.chunks(data(param).len().max(1));
+        let y = items.flat_map(|item| item.iter().zip(data(param)).map(|(x, p)| x + p)).collect();
+        Ok(self.made(self.dims.clone(), y))
+    }
+
+    fn add(&self, other: &Self) -> Result<Self> {
+        shape::same("add", &self.dims, &other.dims)?;
+        Ok(self.made(self.dims.clone(), pointwise::zip(&self.data, &other.data, |a, b| a + b)))
+    }
+
+    fn mul(&self, other: &Self) -> Result<Self> {
+        shape::same("mul", &self.dims, &other.dims)?;
+        Ok(self.made(self.dims.clone(), pointwise::zip(&self.data, &other.data, |a, b| a * b)))
+    }
+
+    fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
+        let (factor, offset) = (factor as f32, offset as f32);
+        Ok(self.made(self.dims.clone(), self.data.iter().map(|x| x * factor + offset).collect()))
+    }
+
+    fn gelu(&self) -> Result<Self> {
+        self.activation(Activation::Gelu)
+    }
+
+    fn silu(&self) -> Result<Self> {
+        self.activation(Activation::Silu)
+    }
+
+    fn relu(&self) -> Result<Self> {
+        self.activation(Activation::Relu)
+    }
+
+    fn swiglu(&self) -> Result<Self> {
+        let dims = shape::swiglu(&self.dims)?;
+        Ok(self.made(dims, pointwise::swiglu(&self.data, self.last() / 2)))
+    }
+
+    fn softmax(&self) -> Result<Self> {
+        let dims = shape::softmax(&self.dims)?;
+        Ok(self.made(dims, pointwise::softmax(&self.data, self.last())))
+    }
+
+    fn reshape(&self, dims: &[usize]) -> Result<Self> {
+        let dims = shape::reshape(&self.dims, dims)?;
+        Ok(Self { dims, ..self.clone() })
+    }
+
+    fn permute(&self, order: &[usize]) -> Result<Self> {
+        let dims = shape::permute(&self.dims, order)?;
+        let mut strides = vec![1; self.dims.len()];
+        for axis in (1..self.dims.len()).rev() {
+            strides[axis - 1] = strides[axis] * self.dims[axis];
+        }
+        let axes: Vec<(usize, usize)> =
+            dims.iter().zip(order).map(|(&n, &axis)| (n, strides[axis])).collect();
+        let mut y = Vec::with_capacity(self.data.len());
+        for item in self.data.chunks(dims.iter().product::<usize>().max(1)) {
+            gather(item, &axes, &mut y);
+        }
+        Ok(self.made(dims, y))
+    }
+
+    fn concat(parts: &[Self], axis: usize) -> Result<Self> {
+        let all: Vec<&[usize]> = parts.iter().map(|part| part.dims.as_slice()).collect();
+        let dims = shape::concat(&all, axis)?;
+        let first = &parts[0];
+        let [times, ..] = first.around(axis);
+        let mut y = Vec::with_capacity(parts.iter().map(|part| part.data.len()).sum());
+        for i in 0..times {
+            for part in parts {
+                let n = part.data.len() / times;
+                y.extend_from_slice(&part.data[i * n..(i + 1) * n]);
+            }
+        }
+        Ok(first.made(dims, y))
+    }
+
+    fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
+        let len = shape::chunk(&self.dims, n, axis)?[axis];
+        (0..n).map(|i| self.slice(axis, i * len, len)).collect()
+    }
+
+    fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
+        let dims = shape::slice(&self.dims, axis, start, len)?;
+        let [times, places, values] = self.around(axis);
+        let mut y = Vec::with_capacity(times * len * values);
+        for i in 0..times {
+            let at = (i * places + start) * values;
+            y.extend_from_slice(&self.data[at..at + len * values]);
+        }
+        Ok(self.made(dims, y))
+    }
+
+    fn mean(&self, axis: usize) -> Result<Self> {
+        let dims = shape::mean(&self.dims, axis)?;
+        let [times, places, values] = self.around(axis);
+        let mut y = vec![0.0; times * values];
+        for (y, x) in y.chunks_exact_mut(values.max(1)).zip(self.data.chunks_exact((places * values).max(1)))
+        {
+            for x in x.chunks_exact(values) {
+                y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+            }
+            y.iter_mut().for_each(|y| *y /= places as f32);
+        }
+        Ok(self.made(dims, y))
+    }
+
+    fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
+        let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
+        let window = self.window(&dims, kernel, stride, padding);
+        Ok(self.made(dims, pool::max(window, &self.data).0))
+    }
+
+    fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
+        let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
+        let window = self.window(&dims, kernel, stride, 0);
+        Ok(self.made(dims, pool::mean(window, &self.data)))
+    }
+}
+
+/// Appends to `y` the values of `x` along `axes`, each given as its size and how far apart its places lie in `x`, the last innermost.
+fn gather(x: &[f32], axes: &[(usize, usize)], y: &mut Vec<f32>) {
+    match axes {
+        [] => y.extend(x.first()),
+        &[(n, stride)] => y.extend(x.iter().step_by(stride).take(n)),
+        &[(n, stride), ref inner @ ..] => (0..n).for_each(|i| gather(&x[i * stride..], inner, y)),
+    }
+}
