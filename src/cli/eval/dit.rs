@@ -3,25 +3,27 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use image::{RgbImage, imageops};
+use image::RgbImage;
 use serde_json::{Value, json};
 use tiny_cats_export::{
-    Classifier, FeatureExtractor, Generator, META_KEY, Options, Preprocessing, Sampler, decode, grid,
-    onnx::OnnxFile, to_rgb, write_png,
+    Classifier, FeatureExtractor, Generator, META_KEY, Options, Preprocessing, grid, onnx::OnnxFile,
+    write_png,
 };
 use tiny_cats_models::pretrained;
 
 use super::{
-    Opened, Part, bar,
-    drawn::{self, Drawn},
-    file_name, is_checkpoint, labels, sha256, skipped_json, writable,
+    Opened, Part,
+    drawn::{self, Drawn, Sampling},
+    file_name, is_checkpoint, labels,
+    pictures::{agreement, extract, pictures, pixels, warn_of_judge},
+    sha256, skipped_json, writable,
 };
 use crate::{
     cli::common::{Runtime, tell_skipped, write_json},
-    data::{Cache, Dataset, Images, View},
+    data::{Cache, Dataset, Images},
     evaluate::{
-        Comparing, Comparison, Confusion, Features, Interval, Memorisation, NEXT, compare, halves,
-        memorisation, proportional,
+        Comparing, Comparison, Confusion, Interval, Memorisation, NEXT, compare, halves, memorisation,
+        proportional,
     },
 };
 
@@ -33,10 +35,6 @@ const MAX_SAMPLES: usize = 100_000;
 const RESAMPLES: usize = 200;
 /// With more features, the Fréchet distance's interval would take hours, and is made only when asked for.
 const MOST_RESAMPLED: usize = 512;
-/// Pixels are compared at this size, or the drawn pictures' own if that is smaller.
-const COMPARED: u32 = 32;
-/// A classifier that finds the breed of a smaller share of real pictures is no judge of drawn ones.
-const TRUSTED: f64 = 0.5;
 /// Pairs on the sheet, of each kind.
 const PAIRS: usize = 12;
 
@@ -63,15 +61,8 @@ pub struct Args {
     /// How many pictures to draw, of each class in proportion to the real ones [default: as many as there are real ones, at most 2048]
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
-    /// Weight of classifier-free guidance; 1 is none [default: what the model advises]
-    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
-    cfg: Option<f32>,
-    /// Steps from noise to picture [default: what the model advises]
-    #[arg(long)]
-    steps: Option<usize>,
-    /// How a step is taken: heun, euler or midpoint [default: what the model advises]
-    #[arg(long)]
-    sampler: Option<Sampler>,
+    #[command(flatten)]
+    sampling: Sampling,
     /// The same seed gives the same pictures and intervals
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -237,16 +228,7 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
     let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
     let mut generator = Generator::from_model(&opened.model, options)?;
     let classes = generator.meta().classes.clone();
-    let known = labels(&data.classes, &classes);
-    let unknown = |label: &u32| known[*label as usize].is_none();
-    if let Some(file) = data.files.iter().find(|file| unknown(&file.label)) {
-        bail!(
-            "{}: the generator draws no {:?}; it draws {}",
-            args.data.display(),
-            data.classes[file.label as usize],
-            classes.join(", ")
-        );
-    }
+    let known = drawn::known(&args.data, data, &classes)?;
     let real = Images::load(data, generator.meta().image_size as u32, args.limit_files, &Cache::Default)?;
     let mut counts = vec![0; classes.len()];
     for label in real.labels().iter().filter_map(|&label| known[label as usize]) {
@@ -254,11 +236,7 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
     }
     let samples = args.samples.unwrap_or(real.len().clamp(2, MOST_DRAWN));
     let counts = proportional(&counts, samples);
-    let mut request = generator.request();
-    request.seed = args.seed;
-    request.steps = args.steps.unwrap_or(request.steps);
-    request.sampler = args.sampler.unwrap_or(request.sampler);
-    request.guidance = args.cfg.unwrap_or(request.guidance);
+    let request = args.sampling.request(&generator, args.seed);
     let mut drawn = drawn::draw(&mut generator, &counts, &request, args.batch)?;
     // From the generator's labels to the data's.
     let back = labels(&classes, &data.classes);
@@ -318,74 +296,6 @@ fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor
     from["image_size"] = extractor.size().into();
     from["preprocessing"] = serde_json::to_value(extractor.preprocessing())?;
     Ok((extractor, from))
-}
-
-fn extract(
-    extractor: &mut FeatureExtractor,
-    images: &[RgbImage],
-    batch: usize,
-    what: &str,
-) -> anyhow::Result<Features> {
-    let progress = bar(images.len() as u64, what)?;
-    let (mut dims, mut data) = (0, Vec::new());
-    for part in images.chunks(batch) {
-        let features = extractor.extract(part)?;
-        dims = features.dims().last().copied().unwrap_or(0);
-        data.extend(features.into_data());
-        progress.inc(part.len() as u64);
-    }
-    progress.finish_and_clear();
-    Ok(Features::new(dims, data)?)
-}
-
-fn pictures(images: &Images) -> Vec<RgbImage> {
-    let mut values = vec![0.0; 3 * (images.size() * images.size()) as usize];
-    let picture = |i| {
-        let all = View::middle(images.dimensions(i), images.size());
-        images.fill(i, &all, images.size() as usize, &mut values);
-        to_rgb(&values, images.size())
-    };
-    (0..images.len()).map(picture).collect()
-}
-
-/// The pixels themselves as features, from −1 (black) to 1, perhaps mirrored.
-fn pixels(images: &[RgbImage], mirrored: bool) -> anyhow::Result<Features> {
-    let side = images.first().map_or(1, RgbImage::width).min(COMPARED);
-    let values = images.iter().flat_map(|image| {
-        let (width, height) = image.dimensions();
-        let mut small = match width == side {
-            true => image.clone(),
-            false => decode::resized(image, [0, 0, width, height], [side, side]),
-        };
-        if mirrored {
-            imageops::flip_horizontal_in_place(&mut small);
-        }
-        small.into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0)
-    });
-    Ok(Features::new(3 * (side * side) as usize, values.collect())?)
-}
-
-/// What the classifier takes pictures for whose class it knows: by the labels of its own.
-fn agreement(
-    classifier: &mut Classifier,
-    images: &[RgbImage],
-    labels: &[Option<usize>],
-    known: &[Option<usize>],
-    batch: usize,
-) -> anyhow::Result<Confusion> {
-    let mut confusion = Confusion::new(&classifier.meta().classes);
-    let progress = bar(images.len() as u64, "pictures classified")?;
-    for (images, labels) in images.chunks(batch).zip(labels.chunks(batch)) {
-        for (prediction, label) in classifier.classify(images)?.into_iter().zip(labels) {
-            let truth = label.and_then(|label| known[label]);
-            if let (Some(truth), Some(best)) = (truth, prediction.candidates.first()) {
-                confusion.add(truth, best.label);
-            }
-        }
-        progress.inc(images.len() as u64);
-    }
-    progress.finish_and_clear();
-    Ok(confusion)
 }
 
 fn breed_report(confusion: &Confusion) -> Value {
@@ -448,12 +358,7 @@ fn tell_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
             println!("{name:<39} {:>10} {:>10}", percent(drawn.recall(i)), percent(real.recall(i)));
         }
     }
-    if real.total() > 0 && real.accuracy() < TRUSTED {
-        let share = percent(Some(real.accuracy()));
-        eprintln!(
-            "warning: breed as asked: {judge} finds the breed of {share} of the real pictures at this size, so it is no judge of drawn ones"
-        );
-    }
+    warn_of_judge(real, judge);
     let [low, high] = drawn.interval();
     println!(
         "{:<39} {:>10} {:>10}  (drawn: {} of {}, 95 % interval {:.1} to {:.1} %)",

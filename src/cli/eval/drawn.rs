@@ -9,11 +9,11 @@ use anyhow::{Context, bail};
 use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use tiny_cats_export::{Generator, Request, decode};
+use tiny_cats_export::{Generator, Picture, Request, Sampler, decode};
 use walkdir::WalkDir;
 
-use super::bar;
-use crate::data::hex;
+use super::{bar, labels};
+use crate::data::{Dataset, hex};
 
 /// More files than anybody has patience for; a list of them fits into memory.
 const MAX_FILES: usize = 1 << 20;
@@ -34,6 +34,51 @@ pub struct Drawn {
     pub skipped: Vec<(PathBuf, String)>,
 }
 
+/// How pictures are drawn.
+#[derive(clap::Args, Debug)]
+pub struct Sampling {
+    /// Weight of classifier-free guidance; 1 is none [default: what the model advises]
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    cfg: Option<f32>,
+    /// Steps from noise to picture [default: what the model advises]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// How a step is taken: heun, euler or midpoint [default: what the model advises]
+    #[arg(long)]
+    sampler: Option<Sampler>,
+}
+
+impl Sampling {
+    /// What is asked of `generator`: what it advises, where nothing else was said.
+    pub fn request(&self, generator: &Generator, seed: u64) -> Request {
+        let advised = generator.request();
+        Request {
+            seed,
+            steps: self.steps.unwrap_or(advised.steps),
+            sampler: self.sampler.unwrap_or(advised.sampler),
+            guidance: self.cfg.unwrap_or(advised.guidance),
+            ..advised
+        }
+    }
+}
+
+/// For each class of the data its label in `classes`, those that a generator draws.
+///
+/// # Errors
+/// When there is a picture of another class.
+pub fn known(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::Result<Vec<Option<usize>>> {
+    let known = labels(&data.classes, classes);
+    match data.files.iter().find(|file| known[file.label as usize].is_none()) {
+        None => Ok(known),
+        Some(file) => bail!(
+            "{}: the generator draws no {:?}; it draws {}",
+            path.display(),
+            data.classes[file.label as usize],
+            classes.join(", ")
+        ),
+    }
+}
+
 /// Draws `counts[label]` pictures of each class.
 pub fn draw(
     generator: &mut Generator,
@@ -44,16 +89,29 @@ pub fn draw(
     let labels: Vec<usize> =
         counts.iter().enumerate().flat_map(|(label, &count)| std::iter::repeat_n(label, count)).collect();
     fits(labels.len(), generator.meta().image_size)?;
-    let progress = bar(labels.len() as u64, "pictures drawn")?;
     let mut images = Vec::with_capacity(labels.len());
+    draw_each(generator, &labels, request, batch, |picture| images.push(picture.image))?;
+    let labels = labels.into_iter().map(Some).collect();
+    Ok(Drawn { images, labels, fingerprint: None, skipped: Vec::new() })
+}
+
+/// Draws a picture of each of `labels`, numbered from 0, and hands them to `put` in this order.
+pub fn draw_each(
+    generator: &mut Generator,
+    labels: &[usize],
+    request: &Request,
+    batch: usize,
+    mut put: impl FnMut(Picture),
+) -> anyhow::Result<()> {
+    let progress = bar(labels.len() as u64, "pictures drawn")?;
+    let mut first = 0;
     for part in labels.chunks(batch.max(1)) {
-        let pictures = generator.draw(part, images.len() as u64, request, |_| ControlFlow::Continue(()))?;
-        images.extend(pictures.into_iter().map(|picture| picture.image));
+        generator.draw(part, first, request, |_| ControlFlow::Continue(()))?.into_iter().for_each(&mut put);
+        first += part.len() as u64;
         progress.inc(part.len() as u64);
     }
     progress.finish_and_clear();
-    let labels = labels.into_iter().map(Some).collect();
-    Ok(Drawn { images, labels, fingerprint: None, skipped: Vec::new() })
+    Ok(())
 }
 
 /// The pictures in a folder and the folders in it, their middle squares made `size` pixels wide; without a size, they must all be squares

@@ -3,6 +3,7 @@
 mod classifier;
 mod dit;
 mod drawn;
+mod pictures;
 
 use std::{
     fs::File,
