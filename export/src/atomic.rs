@@ -99,14 +99,23 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
+/// `picture` as PNG.
+///
+/// # Errors
+/// Those of encoding.
+pub fn png(picture: &RgbImage) -> io::Result<Vec<u8>> {
+    let mut bytes = io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, ImageFormat::Png).map_err(io::Error::other)?;
+    Ok(bytes.into_inner())
+}
+
 /// Writes `picture` as PNG, atomically.
 ///
 /// # Errors
 /// Those of encoding and writing.
 pub fn write_png(path: &Path, picture: &RgbImage) -> io::Result<()> {
-    let mut bytes = io::Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, ImageFormat::Png).map_err(io::Error::other)?;
-    write_atomically(path, |w| w.write_all(bytes.get_ref()))
+    let bytes = png(picture)?;
+    write_atomically(path, |w| w.write_all(&bytes))
 }
 
 #[cfg(test)]

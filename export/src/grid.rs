@@ -18,9 +18,8 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
     let columns = (columns.max(1)).min(pictures.len().max(1)) as u32;
     let rows = (pictures.len() as u32).div_ceil(columns);
     let largest = pictures.iter().map(|p| p.width().max(p.height())).max().unwrap_or(1).max(1);
-    // A whole factor, so that every pixel is enlarged alike.
-    let factor = VISIBLE.div_ceil(largest);
-    let cell = largest * factor;
+    let cell = shown(largest);
+    let factor = cell / largest;
     let label = if labels.is_some() { font::HEIGHT + MARGIN / 2 } else { 0 };
     let (step_x, step_y) = (cell + MARGIN, cell + label + MARGIN);
     let mut sheet = RgbImage::from_pixel(MARGIN + columns * step_x, MARGIN + rows * step_y, PAPER);
@@ -36,6 +35,12 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
         }
     }
     sheet
+}
+
+/// The width and height at which [`grid`] shows squares of `size` pixels: a whole multiple of it, so that every pixel is enlarged alike.
+pub fn shown(size: u32) -> u32 {
+    let size = size.max(1);
+    size * VISIBLE.div_ceil(size)
 }
 
 /// A labelled [`grid`] of pictures that were drawn, about as wide as high; those of one class stand together.

@@ -18,14 +18,14 @@ mod resize;
 pub mod runtime;
 pub mod sample;
 
-pub use atomic::{Staged, stage, write_atomically, write_png};
+pub use atomic::{Staged, png, stage, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
 pub use generator::{Breed, Generator, Picture, Request};
-pub use grid::{grid, sheet, to_rgb};
+pub use grid::{grid, sheet, shown, to_rgb};
 pub use load::{Model, predecessor_classes};
 pub use meta::{
     ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,

@@ -109,7 +109,12 @@ impl Dataset {
 
     /// The pictures of one part, with the same classes and labels; it may be that there are none. Its fingerprint is its own.
     pub fn part(&self, split: Split) -> Self {
-        let files: Vec<Picture> = self.files.iter().filter(|p| p.split == split).cloned().collect();
+        self.parts(&[split])
+    }
+
+    /// The pictures of some parts, as of [one](Self::part).
+    pub fn parts(&self, splits: &[Split]) -> Self {
+        let files: Vec<Picture> = self.files.iter().filter(|p| splits.contains(&p.split)).cloned().collect();
         let fingerprint = fingerprint(&files);
         let (root, index, classes) = (self.root.clone(), self.index.clone(), self.classes.clone());
         Self { root, index, shares: self.shares, classes, files, skipped: Vec::new(), fingerprint }
@@ -287,6 +292,8 @@ mod tests {
         prints.sort_unstable();
         prints.dedup();
         assert_eq!(prints.len(), 4);
+        assert_eq!(all.parts(&[Split::Validation, Split::Test]).files.len(), 2);
+        assert_eq!(all.parts(&Split::ALL).fingerprint, all.fingerprint);
         // What is in which part is a part of the identity, too.
         let mut moved = all.files.clone();
         moved[0].split = Split::Test;

@@ -35,6 +35,7 @@ pub(crate) use scan::printable;
 pub use split::{Shares, Split};
 pub use stats::{Count, Spread, Stats};
 pub use view::View;
+pub(crate) use view::mirrored;
 
 /// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.
 pub const BREEDS: [&str; 12] = [

@@ -56,7 +56,7 @@ fn in_parts(place: f32) -> i32 {
 }
 
 /// The pixel that is seen at `pixel` when those of an axis of `len` are mirrored at its ends, the last ones included, again and again.
-fn mirrored(pixel: i32, len: usize) -> usize {
+pub(crate) fn mirrored(pixel: i32, len: usize) -> usize {
     let place = i64::from(pixel).rem_euclid(2 * len as i64) as usize;
     if place < len { place } else { 2 * len - 1 - place }
 }
