@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
             train::run(&args, &matches.subcommand_matches("train").cloned().unwrap_or_default())
         }
         Command::Plan(args) => done(plan::run(&args)),
-        Command::Eval(args) => done(eval::run(&args)),
+        Command::Eval(args) => eval::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
         Command::Export(args) => done(export::run(args)),

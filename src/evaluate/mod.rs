@@ -12,6 +12,7 @@ mod confusion;
 mod error;
 mod features;
 mod frechet;
+pub mod gate;
 mod kernel;
 mod memorisation;
 mod neighbours;

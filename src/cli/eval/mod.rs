@@ -3,12 +3,14 @@
 mod classifier;
 mod dit;
 mod drawn;
+mod gate;
 mod pictures;
 
 use std::{
     fs::File,
     io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context, bail};
@@ -36,17 +38,21 @@ enum Command {
     Classifier(classifier::Args),
     /// Says how near the pictures that a generator draws are to real ones, and whether it repeats those
     Dit(dit::Args),
+    /// Says whether a generator is good enough to be released; the exit status is 0 only if it is
+    Gate(gate::Args),
 }
 
 /// Runs it.
 ///
 /// # Errors
 /// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
-        Command::Classifier(args) => classifier::run(args),
-        Command::Dit(args) => dit::run(args),
+        Command::Classifier(args) => classifier::run(args)?,
+        Command::Dit(args) => dit::run(args)?,
+        Command::Gate(args) => return gate::run(args),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Which pictures of a data set.

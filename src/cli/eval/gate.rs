@@ -1,0 +1,211 @@
+//! `tiny-cats eval gate`: says whether a generator is good enough to be released.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, bail};
+use image::RgbImage;
+use rayon::prelude::*;
+use serde_json::json;
+use tiny_cats_export::{
+    Classifier, FeatureExtractor, Generator, Model, Options, Report, onnx::OnnxFile, sheet, verify, write_png,
+};
+use tiny_cats_models::pretrained;
+
+use super::{
+    Opened,
+    drawn::{self, Sampling},
+    labels,
+    pictures::{agreement, extract, pictures, pixels, warn_of_judge},
+    skipped_json, writable,
+};
+use crate::{
+    cli::{
+        common::{Runtime, tell_skipped, write_json},
+        logging,
+    },
+    data::{Cache, Dataset, Images, Split},
+    evaluate::gate,
+};
+
+/// More pictures of each breed than anybody has patience for.
+const MAX_COUNT: usize = 1000;
+/// Pictures of each breed in the grid, or as many as are drawn.
+const SHOWN: usize = 3;
+
+/// What `tiny-cats eval gate` is called with.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Folder of class folders of the pictures that the generator learned from; validation and test pictures are what it is held against
+    data: PathBuf,
+    /// The generator, .onnx, .safetensors or .pt [default: the one that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The classifier whose features pictures are compared by [default: the one that comes with this program]
+    #[arg(long, value_name = "FILE")]
+    classifier: Option<PathBuf>,
+    /// The classifier that is to find the breed that was asked for [default: that of --classifier]
+    #[arg(long, value_name = "FILE")]
+    judge: Option<PathBuf>,
+    /// How many pictures to draw of each breed
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    count: usize,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// The same seed gives the same pictures and intervals
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write all figures there, with what they were measured on
+    #[arg(short, long, value_name = "FILE.json")]
+    output: Option<PathBuf>,
+    /// Write the labelled grid of the first pictures of each breed there
+    #[arg(long, value_name = "FILE.png")]
+    sheet: Option<PathBuf>,
+    /// What computes all networks [default: tract]; the generator is compared on all
+    #[arg(long, value_enum)]
+    runtime: Option<Runtime>,
+    /// Pictures computed at once; changes memory, not results
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+}
+
+/// Runs it. Of each criterion that fails a line is on the standard error stream, and the exit status is 1.
+///
+/// # Errors
+/// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    writable("--output", args.output.as_deref(), "json")?;
+    writable("--sheet", args.sheet.as_deref(), "png")?;
+    if !(1..=MAX_COUNT).contains(&args.count) {
+        bail!("--count: expected 1 to {MAX_COUNT}, found {}", args.count);
+    }
+    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let released = (pretrained::CLASSIFIER, "resnet18-breeds.onnx");
+    let of_features = Opened::new(args.classifier.as_deref(), released)?;
+    let mut extractor = FeatureExtractor::from_classifier(&of_features.model, &options)?;
+    let judge = Opened::new(args.judge.as_deref().or(args.classifier.as_deref()), released)?;
+    let mut classifier = Classifier::from_model(&judge.model, &options)?;
+    let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
+    let mut generator = Generator::from_model(&opened.model, &options)?;
+    let request = args.sampling.request(&generator, args.seed);
+
+    let data = Dataset::open(&args.data)?;
+    tell_skipped(&data.skipped);
+    let classes = generator.meta().classes.clone();
+    drawn::known(&args.data, &data, &classes)?;
+    let known = labels(&data.classes, &classifier.meta().classes);
+    if let Some(unknown) = known.iter().position(Option::is_none) {
+        bail!("{}: the judge knows no class {:?}", judge.file, data.classes[unknown]);
+    }
+    let load = |splits: &[Split], what: &str| -> anyhow::Result<Images> {
+        let part = data.parts(splits);
+        if part.files.len() < 2 {
+            let found = part.files.len();
+            bail!("{}: expected at least 2 {what} pictures, found {found}", args.data.display());
+        }
+        let images = Images::load(&part, generator.meta().image_size as u32, None, &Cache::Default)?;
+        tell_skipped(&images.skipped);
+        Ok(images)
+    };
+    let real = load(&[Split::Validation, Split::Test], "validation and test")?;
+    let learned = load(&[Split::Train], "training")?;
+    let (held_out, training) = (pictures(&real), pictures(&learned));
+
+    // Breed by breed in turn, as `generate --breed all` draws them.
+    let all: Vec<usize> = (0..args.count * classes.len()).map(|i| i % classes.len()).collect();
+    let mut drawn = Vec::with_capacity(all.len());
+    drawn::draw_each(&mut generator, &all, &request, args.batch, |picture| drawn.push(picture))?;
+    let shown = &drawn[..SHOWN.min(args.count) * classes.len()];
+    if let Some(path) = &args.sheet {
+        write_png(path, &sheet(shown)).with_context(|| path.display().to_string())?;
+        println!("wrote {}", path.display());
+    }
+    let shown: Vec<RgbImage> = shown.iter().map(|picture| picture.image.clone()).collect();
+    // What the data have no class of cannot be held against them.
+    let back = labels(&classes, &data.classes);
+    let (breeds, samples): (Vec<Option<usize>>, Vec<RgbImage>) = drawn
+        .into_iter()
+        .filter(|picture| back[picture.label].is_some())
+        .map(|picture| (back[picture.label], picture.image))
+        .unzip();
+
+    let blurred: Vec<RgbImage> =
+        training.par_iter().map(|picture| gate::blurred(picture, gate::SIGMA)).collect();
+    let mut features = |images: &[RgbImage], what: &str| extract(&mut extractor, images, args.batch, what);
+    let by_features = gate::kernel(
+        &features(&held_out, "held-out pictures")?,
+        &features(&samples, "drawn pictures")?,
+        &features(&blurred, "blurred pictures")?,
+        &features(&training, "training pictures")?,
+        args.seed,
+    )?;
+    let mut found = |images: &[RgbImage], labels: &[Option<usize>]| {
+        agreement(&mut classifier, images, labels, &known, args.batch)
+    };
+    let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
+    let (by_drawn, by_real) = (found(&samples, &breeds)?, found(&held_out, &of_real)?);
+    let by_pixels = gate::nearest(
+        &[&pixels(&training, false)?, &pixels(&training, true)?],
+        &pixels(&samples, false)?,
+        &pixels(&held_out, false)?,
+    )?;
+    let criteria = [
+        gate::compression(&shown, &held_out)?,
+        gate::breeds(&by_drawn, &by_real),
+        by_features,
+        by_pixels,
+        gate::runtimes(verified(&opened.model, &opened.file)),
+    ];
+    let passed = criteria.iter().all(|criterion| criterion.passed);
+
+    println!(
+        "{}: {} pictures of {} px, {} held-out and {} training photographs; features of {}, breeds by {}\n",
+        opened.file,
+        samples.len(),
+        real.size(),
+        held_out.len(),
+        training.len(),
+        of_features.file,
+        judge.file
+    );
+    for criterion in &criteria {
+        println!("{}  {criterion}", if criterion.passed { "passed" } else { "FAILED" });
+    }
+    warn_of_judge(&by_real, &judge.file);
+    if let Some(path) = &args.output {
+        let report = json!({
+            "evaluation": "gate",
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": opened.provenance(),
+            "classifier": of_features.provenance(),
+            "judge": judge.provenance(),
+            "data": {
+                "fingerprint": data.fingerprint,
+                "held_out": held_out.len(),
+                "training": training.len(),
+                "skipped": skipped_json(&[&real.skipped[..], &learned.skipped].concat()),
+            },
+            "image_size": real.size(),
+            "count": args.count,
+            "drawn": samples.len(),
+            "steps": request.steps,
+            "sampler": request.sampler,
+            "guidance": request.guidance,
+            "seed": request.seed,
+            "runtime": generator.runtime().name(),
+            "criteria": criteria,
+            "passed": passed,
+        });
+        write_json(path, &report)?;
+        println!("wrote {}", path.display());
+    }
+    for criterion in criteria.iter().filter(|criterion| !criterion.passed) {
+        logging::fail(&criterion.to_string());
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What verification finds of a generator, whole trajectories included. It names the file without the folders that it lies in.
+fn verified(model: &Model, name: &str) -> tiny_cats_export::Result<Report> {
+    let file = OnnxFile::from_bytes(model.graph()?.bytes().to_vec(), name)?;
+    verify(model.meta(), &model.weights()?, &file, true)
+}

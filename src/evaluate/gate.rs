@@ -1,0 +1,462 @@
+//! Whether a generator is good enough to be released. Each criterion holds what it draws against what something worthless would give:
+//! noise, chance, a blur, copies of what it learned from, a file that computes something else.
+
+use std::{fmt, io};
+
+use image::RgbImage;
+use serde::Serialize;
+use tiny_cats_export::{MIN_PSNR, Report, RuntimeReport, grid, png, shown};
+
+use super::{
+    Confusion, Features, Interval, Kernel, Result, bootstrap::quantile, kernel_distance, memorisation,
+};
+use crate::data::mirrored;
+
+/// PNG takes less than this share of the bytes of a grid; of noise that varies as much as photographs do, it takes more.
+pub const COMPRESSED: f64 = 0.8;
+/// The breed that was asked for is found in drawn pictures at least this often, as a share of how often that of real ones is.
+pub const FOUND: f64 = 0.5;
+/// The standard deviation of the blur that drawn pictures are to be better than, in pixels of the generator.
+pub const SIGMA: f64 = 2.0;
+/// Resamples for the kernel distances' intervals.
+const RESAMPLES: usize = 200;
+
+/// What was found by one criterion.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Criterion {
+    /// Its name.
+    pub name: &'static str,
+    /// The figure that is judged; none where there is none.
+    pub value: Option<f64>,
+    /// What it is judged by.
+    pub bound: f64,
+    /// On which side of the bound it is to be.
+    pub expected: Side,
+    /// Whether it is.
+    pub passed: bool,
+    /// What the figure is made of.
+    pub detail: Detail,
+}
+
+/// On which side of its bound a figure is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// Below it.
+    Less,
+    /// At it or above.
+    AtLeast,
+}
+
+/// What the figure of a criterion is made of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Detail {
+    /// How well PNG compresses pictures: the share of their bytes that it takes.
+    Compression {
+        /// How many pictures are in the grid.
+        pictures: usize,
+        /// The share for a grid of as many held-out photographs.
+        held_out: f64,
+    },
+    /// How often the breed is found.
+    Breeds {
+        /// In drawn pictures.
+        drawn: Rate,
+        /// In held-out photographs of as many pixels.
+        held_out: Rate,
+    },
+    /// Kernel distances to the held-out photographs.
+    Kernel {
+        /// Of drawn pictures.
+        drawn: Kernel,
+        /// Of the training photographs, blurred.
+        blurred: Kernel,
+        /// Of the training photographs as they are: about the best that can be expected.
+        training: Kernel,
+        /// The blur's standard deviation, in pixels of the generator.
+        sigma: f64,
+    },
+    /// Distances to the nearest training photograph, mirrored or not: root mean squares of differences of values in [−1, 1].
+    Nearest {
+        /// Of drawn pictures.
+        drawn: Distances,
+        /// Of held-out photographs.
+        held_out: Distances,
+        /// How many training photographs there are.
+        training: usize,
+    },
+    /// How far runtimes are from the definition.
+    Runtimes {
+        /// Those that the file was compared on.
+        runtimes: Vec<RuntimeReport>,
+        /// Those that it was not compared on.
+        skipped: Vec<String>,
+        /// What is wrong, in one line; none where nothing is.
+        failures: Option<String>,
+    },
+}
+
+/// How often the breed was found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rate {
+    /// In how many pictures.
+    pub correct: u32,
+    /// Of how many.
+    pub pictures: u32,
+    /// The share of them.
+    pub share: f64,
+    /// Its 95 % interval (Wilson 1927).
+    pub interval: [f64; 2],
+}
+
+/// How distances are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Distances {
+    /// Of how many pictures.
+    pub pictures: usize,
+    /// Half of them are nearer.
+    pub median: f64,
+    /// 5 % of them are nearer.
+    pub percentile_5: f64,
+}
+
+impl Criterion {
+    fn new(name: &'static str, value: Option<f64>, expected: Side, bound: f64, detail: Detail) -> Self {
+        let passed = value.is_some_and(|value| match expected {
+            Side::Less => value < bound,
+            Side::AtLeast => value >= bound,
+        });
+        Self { name, value, bound, expected, passed, detail }
+    }
+}
+
+/// That pictures are no noise, which does not compress: the bytes that PNG takes for a grid of them, as [`grid`] shows them, without labels,
+/// as a share of their own. A grid of as many of `held_out` is measured for comparison.
+///
+/// # Errors
+/// Those of encoding.
+pub fn compression(drawn: &[RgbImage], held_out: &[RgbImage]) -> io::Result<Criterion> {
+    let share = |pictures: &[RgbImage]| -> io::Result<f64> {
+        let columns = pictures.len().isqrt();
+        let bytes =
+            pictures.iter().map(|picture| 3.0 * f64::from(shown(picture.width())).powi(2)).sum::<f64>();
+        Ok(png(&grid(pictures, columns, None))?.len() as f64 / bytes)
+    };
+    // Evenly spread, so that they are of all breeds.
+    let count = drawn.len().min(held_out.len());
+    let few: Vec<RgbImage> = (0..count).map(|i| held_out[i * held_out.len() / count].clone()).collect();
+    let detail = Detail::Compression { pictures: drawn.len(), held_out: share(&few)? };
+    Ok(Criterion::new("compression", Some(share(drawn)?), Side::Less, COMPRESSED, detail))
+}
+
+/// That breeds can be told from drawn pictures: how often a classifier finds the one that was asked for, against how often it finds that
+/// of real pictures. One that finds none there is no judge, and nothing passes.
+pub fn breeds(drawn: &Confusion, held_out: &Confusion) -> Criterion {
+    let rate = |of: &Confusion| Rate {
+        correct: of.correct(),
+        pictures: of.total(),
+        share: of.accuracy(),
+        interval: of.interval(),
+    };
+    let value = (drawn.total() > 0 && held_out.correct() > 0).then(|| drawn.accuracy());
+    let detail = Detail::Breeds { drawn: rate(drawn), held_out: rate(held_out) };
+    Criterion::new("breed as asked", value, Side::AtLeast, FOUND * held_out.accuracy(), detail)
+}
+
+/// That drawn pictures are nearer to held-out photographs than a blur is: by the [kernel distance](kernel_distance) of features to those
+/// of `held_out`.
+///
+/// # Errors
+/// [`TooFew`](super::Error::TooFew) for fewer than two pictures of a kind, [`Shape`](super::Error::Shape) for features of different kinds.
+pub fn kernel(
+    held_out: &Features,
+    drawn: &Features,
+    blurred: &Features,
+    training: &Features,
+    seed: u64,
+) -> Result<Criterion> {
+    // What subsets would add is not asked for.
+    let distance = |of: &Features| kernel_distance(held_out, of, (1, 2), RESAMPLES, seed);
+    let (drawn, blurred, training) = (distance(drawn)?, distance(blurred)?, distance(training)?);
+    let (value, bound) = (drawn.distance, blurred.distance);
+    let detail = Detail::Kernel { drawn, blurred, training, sigma: SIGMA };
+    Ok(Criterion::new("kernel distance", Some(value), Side::Less, bound, detail))
+}
+
+/// That pictures of the training data are not repeated: drawn pictures are in the median as far from the nearest one as held-out
+/// photographs are. All features are pixels; `training` are the photographs and perhaps their mirror images.
+///
+/// # Errors
+/// As [`memorisation`].
+pub fn nearest(training: &[&Features], drawn: &Features, held_out: &Features) -> Result<Criterion> {
+    let distances = |pictures: &Features| -> Result<Distances> {
+        let found = memorisation(training, pictures)?.nearest;
+        let mut sorted: Vec<f64> = found.iter().map(|nearest| nearest.distance).collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share| quantile(&sorted, share) / (pictures.dims() as f64).sqrt();
+        Ok(Distances { pictures: pictures.len(), median: at(0.5), percentile_5: at(0.05) })
+    };
+    let (drawn, held_out) = (distances(drawn)?, distances(held_out)?);
+    let training = training.first().map_or(0, |pictures| pictures.len());
+    let detail = Detail::Nearest { drawn, held_out, training };
+    Ok(Criterion::new("nearest training picture", Some(drawn.median), Side::AtLeast, held_out.median, detail))
+}
+
+/// That the file draws the same on every runtime that is present: by what verification with whole trajectories found. The figure is the
+/// least peak signal-to-noise ratio of a trajectory, in dB; all else that verification demands must hold, too.
+pub fn runtimes(found: tiny_cats_export::Result<Report>) -> Criterion {
+    let (value, detail) = match found {
+        Ok(report) => {
+            let ratios = report.runtimes.iter().map(|runtime| runtime.trajectory_psnr);
+            let least = ratios.fold(Some(f64::INFINITY), |least, ratio| Some(least?.min(ratio?)));
+            let failures = (!report.passed).then(|| report.failures());
+            let skipped = report.skipped.into_iter().map(|(name, _)| name).collect();
+            (least, Detail::Runtimes { runtimes: report.runtimes, skipped, failures })
+        }
+        Err(error) => {
+            let failures = Some(error.to_string());
+            (None, Detail::Runtimes { runtimes: Vec::new(), skipped: Vec::new(), failures })
+        }
+    };
+    let failed = matches!(&detail, Detail::Runtimes { failures: Some(_), .. });
+    let judged = Criterion::new("runtimes", value, Side::AtLeast, MIN_PSNR, detail);
+    Criterion { passed: judged.passed && !failed, ..judged }
+}
+
+/// `picture`, blurred by a Gaussian with standard deviation `sigma` in pixels, more than 0, cut off at four of them; beyond its borders
+/// it is mirrored. As SciPy's `gaussian_filter` does by default.
+pub fn blurred(picture: &RgbImage, sigma: f64) -> RgbImage {
+    let radius = (4.0 * sigma).round() as i32;
+    let weights: Vec<f64> =
+        (-radius..=radius).map(|i| (-0.5 * (f64::from(i) / sigma).powi(2)).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    // Along an axis of `len` places that are `stride` values apart.
+    let along = |values: &[f64], len: usize, stride: usize| -> Vec<f64> {
+        let value = |at: usize| {
+            let place = at / stride % len;
+            let first = at - place * stride;
+            let tap = |(weight, offset): (&f64, i32)| {
+                weight * values[first + stride * mirrored(place as i32 + offset, len)]
+            };
+            weights.iter().zip(-radius..=radius).map(tap).sum::<f64>() / sum
+        };
+        (0..values.len()).map(value).collect()
+    };
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let values: Vec<f64> = picture.as_raw().iter().copied().map(f64::from).collect();
+    let values = along(&along(&values, width, 3), height, 3 * width);
+    let mut blurred = picture.clone();
+    blurred.iter_mut().zip(values).for_each(|(byte, value)| *byte = value.round() as u8);
+    blurred
+}
+
+impl fmt::Display for Criterion {
+    /// In one line what was found, and what was expected.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.name)?;
+        match &self.detail {
+            Detail::Compression { pictures, held_out } => write!(
+                f,
+                "PNG takes {:.3} of the bytes of {pictures} drawn pictures; expected less than {:.1} (photographs: {held_out:.3})",
+                self.value.unwrap_or(f64::NAN),
+                self.bound
+            ),
+            Detail::Breeds { drawn, held_out } if self.value.is_none() => write!(
+                f,
+                "the judge finds the breed of {} of {} photographs and {} of {} drawn pictures; expected one that finds some",
+                held_out.correct, held_out.pictures, drawn.correct, drawn.pictures
+            ),
+            Detail::Breeds { drawn, held_out } => write!(
+                f,
+                "{drawn} drawn pictures; expected at least {:.1} %, half of that of photographs, {held_out}",
+                100.0 * self.bound
+            ),
+            Detail::Kernel { drawn, blurred, training, sigma } => write!(
+                f,
+                "{} × 1000; expected less than {} of photographs blurred by {sigma} px (not blurred: {:.2})",
+                thousand(drawn),
+                thousand(blurred),
+                1e3 * training.distance
+            ),
+            Detail::Nearest { drawn, held_out, training } => write!(
+                f,
+                "median distance {:.3} (5th percentile {:.3}) to {training} photographs and their mirror images; expected at least \
+                 {:.3} ({:.3}), that of held-out photographs",
+                drawn.median, drawn.percentile_5, held_out.median, held_out.percentile_5
+            ),
+            Detail::Runtimes { runtimes, skipped, failures } => {
+                let ratio = |r: &RuntimeReport| {
+                    r.trajectory_psnr.map(|db| format!("{} {} {db:.1} dB", r.runtime, r.version))
+                };
+                let said = match failures {
+                    Some(failures) => failures.clone(),
+                    None => runtimes.iter().filter_map(ratio).collect::<Vec<_>>().join(", "),
+                };
+                let absent = match &skipped[..] {
+                    [] => String::new(),
+                    names => format!(" (not there: {})", names.join(", ")),
+                };
+                write!(f, "{said}; expected trajectories of at least {:.0} dB on each{absent}", self.bound)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [share, low, high] = [self.share, self.interval[0], self.interval[1]].map(|share| 100.0 * share);
+        write!(f, "{share:.1} % ({low:.1} to {high:.1} %) of {}", self.pictures)
+    }
+}
+
+/// A kernel distance × 1000, with its interval.
+fn thousand(kernel: &Kernel) -> String {
+    let interval = |Interval { low, high, .. }: Interval| format!(" ({:.2} to {:.2})", 1e3 * low, 1e3 * high);
+    format!("{:.2}{}", 1e3 * kernel.distance, kernel.interval.map_or_else(String::new, interval))
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+    use tiny_cats_export::TOLERANCE;
+    use tiny_cats_models::random::{Purpose, Stream};
+
+    use super::*;
+    use crate::evaluate::features::tests::normal;
+
+    /// Pictures of 32 px of normal noise, as bytes, with this deviation around grey.
+    fn noise(deviation: f32, count: usize) -> Vec<RgbImage> {
+        let mut stream = Stream::new(1, Purpose::Evaluation, 0);
+        let mut picture = || {
+            let mut values = stream.normals(3 * 32 * 32).into_iter();
+            let mut next = || ((deviation * values.next().unwrap() + 1.0) * 127.5).clamp(0.0, 255.0) as u8;
+            RgbImage::from_fn(32, 32, |_, _| Rgb([next(), next(), next()]))
+        };
+        (0..count).map(|_| picture()).collect()
+    }
+
+    #[test]
+    fn noise_that_varies_as_photographs_do_is_found_by_its_size_and_smooth_pictures_pass() {
+        let noise = noise(0.52, 24);
+        let smooth: Vec<RgbImage> = noise.iter().map(|picture| blurred(picture, 1.5)).collect();
+        let [rough, smooth] = [(&noise, &smooth), (&smooth, &noise)].map(|(a, b)| compression(a, b).unwrap());
+        assert!(!rough.passed && smooth.passed, "{rough}\n{smooth}");
+        assert!(
+            matches!(rough.detail, Detail::Compression { pictures: 24, held_out } if Some(held_out) == smooth.value)
+        );
+    }
+
+    fn confusion(right: u32, wrong: u32) -> Confusion {
+        Confusion { classes: vec!["A".into(), "B".into()], counts: vec![vec![right, wrong], vec![0, 0]] }
+    }
+
+    #[test]
+    fn half_as_often_as_in_photographs_is_often_enough() {
+        let of = |drawn, real: (u32, u32)| breeds(&drawn, &confusion(real.0, real.1));
+        assert!(of(confusion(3, 7), (6, 4)).passed);
+        let less = of(confusion(29, 71), (6, 4));
+        assert!(!less.passed);
+        assert_eq!((less.value, less.bound), (Some(0.29), 0.3));
+        assert!(
+            less.to_string().starts_with("breed as asked: 29.0 % (21.0 to 38.5 %) of 100 drawn"),
+            "{less}"
+        );
+        // Who finds no breed at all would be content with anything.
+        for (drawn, real) in [((0, 9), (0, 9)), ((9, 0), (0, 9)), ((0, 0), (9, 0))] {
+            let none = of(confusion(drawn.0, drawn.1), real);
+            assert!(!none.passed && none.value.is_none(), "{none}");
+        }
+    }
+
+    #[test]
+    fn what_is_nearer_than_the_blur_passes() {
+        let [held_out, near, far, training] =
+            [(1, 0.0), (2, 0.3), (3, 0.9), (4, 0.0)].map(|(stream, shift)| normal(stream, 80, 4, shift));
+        let of = |drawn, blurred| kernel(&held_out, drawn, blurred, &training, 0).unwrap();
+        assert!(of(&near, &far).passed && !of(&far, &near).passed && !of(&near, &near).passed);
+        assert_eq!(of(&near, &far).bound, of(&far, &near).value.unwrap());
+        let Detail::Kernel { drawn, .. } = of(&near, &far).detail else { panic!("another detail") };
+        let interval = drawn.interval.unwrap();
+        assert!(interval.low < drawn.distance && drawn.distance < interval.high);
+        assert!(kernel(&held_out, &normal(2, 1, 4, 0.0), &far, &training, 0).is_err());
+    }
+
+    #[test]
+    fn copies_are_nearer_than_what_was_held_out() {
+        let [training, held_out, drawn] = [1, 2, 3].map(|stream| normal(stream, 60, 16, 0.0));
+        let copies = nearest(&[&training], &training, &held_out).unwrap();
+        assert!(!copies.passed && copies.value == Some(0.0), "{copies}");
+        let farther = normal(3, 60, 16, 1.0);
+        assert!(nearest(&[&training], &farther, &held_out).unwrap().passed);
+        // What is held out is exactly as far away as itself.
+        assert!(nearest(&[&training], &held_out, &held_out).unwrap().passed);
+        let Detail::Nearest { drawn, .. } = nearest(&[&training], &drawn, &held_out).unwrap().detail else {
+            panic!("another detail")
+        };
+        // Root mean squares: two independent normal numbers differ by √2, and the nearest of 60 by less.
+        assert!((0.4..1.4).contains(&drawn.median) && drawn.percentile_5 < drawn.median, "{drawn:?}");
+    }
+
+    #[test]
+    fn one_runtime_that_disagrees_fails_and_those_left_out_are_named() {
+        let runtime = |name: &str, db: Option<f64>, passed| RuntimeReport {
+            runtime: name.into(),
+            version: "1".into(),
+            max_absolute_error: 0.0,
+            max_relative_error: 0.0,
+            tolerance_used: 0.0,
+            trajectory_psnr: db,
+            same_class: None,
+            error: None,
+            passed,
+        };
+        let report = |runtimes: Vec<RuntimeReport>| Report {
+            tiny_cats: String::new(),
+            bytes: 0,
+            opset: 17,
+            parameters: 0,
+            reference: "candle".into(),
+            tolerance: TOLERANCE,
+            inputs: 1,
+            batches: vec![1],
+            passed: runtimes.iter().all(|r| r.passed),
+            runtimes,
+            skipped: vec![("other".into(), "its library is missing".into())],
+        };
+        let [good, bad] = [(100.0, true), (30.0, false)].map(|(db, ok)| runtime("b", Some(db), ok));
+        let of = |second| runtimes(Ok(report(vec![runtime("a", Some(120.0), true), second])));
+        let passed = of(good);
+        assert!(passed.passed && passed.value == Some(100.0), "{passed}");
+        assert!(
+            passed.to_string().contains("a 1 120.0 dB, b 1 100.0 dB") && passed.to_string().contains("other")
+        );
+        assert!(!of(bad).passed && !of(runtime("b", Some(100.0), false)).passed);
+        assert!(!of(runtime("b", None, true)).passed);
+        let broken = runtimes(Err(tiny_cats_export::Error::Verification("no numbers".into())));
+        assert!(!broken.passed && broken.to_string().contains("no numbers"), "{broken}");
+    }
+
+    #[test]
+    fn the_blur_has_its_deviation_and_leaves_what_is_even() {
+        let even = RgbImage::from_pixel(5, 9, Rgb([3, 100, 255]));
+        assert_eq!(blurred(&even, SIGMA), even);
+        // The differences of a blurred edge are the Gaussian itself: their deviation is the blur's, along both axes.
+        for upright in [true, false] {
+            let edge = RgbImage::from_fn(40, 40, |x, y| {
+                if (if upright { x } else { y }) < 20 { Rgb([0; 3]) } else { Rgb([255; 3]) }
+            });
+            let blurred = blurred(&edge, SIGMA);
+            let at = |i: u32| {
+                f64::from(blurred.get_pixel(if upright { i } else { 7 }, if upright { 7 } else { i })[1])
+            };
+            let variance: f64 =
+                (0..39).map(|i| (at(i + 1) - at(i)) / 255.0 * (f64::from(i) - 19.0).powi(2)).sum();
+            assert!((variance - SIGMA * SIGMA).abs() < 0.1, "{variance}");
+        }
+        // Beyond the borders it is mirrored: nothing gets darker there.
+        let small = RgbImage::from_fn(4, 3, |x, _| Rgb([if x == 0 { 200 } else { 100 }; 3]));
+        let mean = |p: &RgbImage| p.iter().map(|&v| f64::from(v)).sum::<f64>() / p.len() as f64;
+        assert!((mean(&blurred(&small, SIGMA)) - mean(&small)).abs() < 0.5);
+    }
+}

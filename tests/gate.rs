@@ -1,0 +1,143 @@
+//! `tiny-cats eval gate` as a user has it.
+
+mod common;
+
+use std::{fs, path::Path, sync::LazyLock};
+
+use common::{CATS, fails, run, succeeds};
+use serde_json::Value;
+use tempfile::TempDir;
+use tiny_cats::{
+    checkpoint,
+    data::{Dataset, Split},
+};
+use tiny_cats_export::{ModelMeta, onnx::DEFAULT_OPSET, to_onnx};
+use tiny_cats_models::{Head, ResNetConfig, TinyDitConfig, init};
+
+/// A folder of synthetic pictures in `synth`, and untrained networks: `judge.onnx` classifies, `pen.onnx` draws; `blind.onnx` knows other
+/// classes.
+static WORK: LazyLock<TempDir> = LazyLock::new(|| {
+    let dir = TempDir::new().expect("a temporary folder");
+    let path = dir.path();
+    succeeds(CATS, path, &["data", "synth", "synth", "--per-class", "10", "--size", "24"]);
+    let classes = Dataset::open(path.join("synth")).unwrap().classes;
+    let config =
+        ResNetConfig { depth: 18, width: 4, classes: classes.len(), head: Head::Plain, batch_norm: true };
+    let mut weights = init(&config.specs().unwrap(), 3);
+    // Large enough that it takes pictures for different things.
+    weights.get_mut("fc.weight").unwrap().data_mut().iter_mut().for_each(|w| *w *= 400.0);
+    let others: Vec<String> = (0..classes.len()).map(|i| format!("Lion_{i}")).collect();
+    for (name, classes) in [("judge.onnx", &classes), ("blind.onnx", &others)] {
+        let meta = ModelMeta::resnet(&config, 32, classes.clone());
+        fs::write(path.join(name), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
+    }
+    let config = TinyDitConfig::named("nano", 16, classes.len()).unwrap();
+    let weights = init(&config.cost().unwrap().params, 5);
+    let mut meta = ModelMeta::tiny_dit(&config, classes);
+    fs::write(path.join("pen.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
+    checkpoint::write_safetensors(&path.join("pen.safetensors"), &weights, &meta).unwrap();
+    meta.classes[0] = "Lion".into();
+    checkpoint::write_safetensors(&path.join("lion.safetensors"), &weights, &meta).unwrap();
+    dir
+});
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// What the gate says of the untrained generator: on standard output, and on the standard error stream.
+#[track_caller]
+fn turned_away(more: &[&str]) -> [String; 2] {
+    let fixed = ["eval", "gate", "synth", "--classifier", "judge.onnx", "--count", "2", "--steps", "1"];
+    let output = run(CATS, WORK.path(), &[&fixed, more].concat());
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{said:?}");
+    said
+}
+
+#[test]
+fn an_untrained_generator_is_turned_away_with_a_line_for_each_reason_and_all_figures() {
+    let dir = WORK.path();
+    let args = ["--model", "pen.onnx", "--seed", "7", "--output", "g.json", "--sheet", "g.png"];
+    let [said, errors] = turned_away(&args);
+    let report = read(&dir.join("g.json"));
+    let criteria = report["criteria"].as_array().unwrap();
+    let names: Vec<&str> = criteria.iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["compression", "breed as asked", "kernel distance", "nearest training picture", "runtimes"]
+    );
+    // All alike and smooth, its pictures are near to everything and like nothing; but the file computes what it should.
+    for (i, passed) in [(0, true), (2, false), (3, false), (4, true)] {
+        assert_eq!(criteria[i]["passed"], passed, "{said}");
+    }
+    assert_eq!(report["passed"], false);
+    for criterion in criteria {
+        let (name, passed) = (criterion["name"].as_str().unwrap(), criterion["passed"] == true);
+        let starts = |text: &str, with: &str| text.lines().filter(|line| line.starts_with(with)).count();
+        let word = if passed { "passed" } else { "FAILED" };
+        assert_eq!(starts(&said, &format!("{word}  {name}: ")), 1, "{said}");
+        assert_eq!(starts(&errors, &format!("error: {name}: ")), usize::from(!passed), "{errors}");
+        if let Some(value) = criterion["value"].as_f64().filter(|_| name != "runtimes") {
+            let bound = criterion["bound"].as_f64().unwrap();
+            let holds = if criterion["expected"] == "less" { value < bound } else { value >= bound };
+            assert_eq!(holds, passed, "{criterion}");
+        }
+    }
+    let number = |path: &str| report.pointer(path).unwrap_or(&Value::Null).as_f64().unwrap_or(f64::NAN);
+    let data = Dataset::open(dir.join("synth")).unwrap();
+    let (training, held_out) =
+        (data.part(Split::Train).files.len(), data.parts(&[Split::Validation, Split::Test]).files.len());
+    assert_eq!(number("/criteria/1/detail/held_out/pictures"), held_out as f64);
+    assert_eq!(number("/criteria/1/detail/drawn/pictures"), 2.0 * data.classes.len() as f64);
+    assert_eq!(number("/criteria/3/detail/training"), training as f64);
+    assert_eq!(number("/criteria/2/detail/sigma"), 2.0);
+    assert_eq!(number("/criteria/2/detail/blurred/distance"), number("/criteria/2/bound"));
+    assert!(number("/criteria/3/detail/drawn/percentile_5") <= number("/criteria/3/value"));
+    assert!(number("/criteria/4/detail/runtimes/0/trajectory_psnr") > 50.0);
+    assert_eq!((&report["seed"], &report["count"], &report["steps"]), (&7.into(), &2.into(), &1.into()));
+    assert_eq!(report["model"]["file"], "pen.onnx");
+    let text = fs::read_to_string(dir.join("g.json")).unwrap();
+    assert!(!text.contains(&dir.display().to_string()), "{text}");
+
+    // The grid is that of `generate`, and the same again from a checkpoint in other batches, as are all figures.
+    let n = (2 * data.classes.len()).to_string();
+    let draw = ["generate", "--model", "pen.onnx", "-n", &n, "--steps", "1", "--seed", "7", "-o", "same.png"];
+    succeeds(CATS, dir, &draw);
+    let open = |name: &str| image::open(dir.join(name)).unwrap();
+    assert!(open("g.png") == open("same.png"));
+    turned_away(&["--model", "pen.safetensors", "--seed", "7", "--output", "h.json", "--batch", "5"]);
+    let again = read(&dir.join("h.json"));
+    for i in [0, 1, 3] {
+        assert_eq!(again["criteria"][i], report["criteria"][i]);
+    }
+}
+
+#[test]
+fn another_judge_finds_the_breeds_and_what_makes_no_sense_is_one_line() {
+    let dir = WORK.path();
+    let none = Path::new("none").join("g.json");
+    let mut wrong = Vec::new();
+    for (args, expected) in [
+        (&["synth", "--count", "0"][..], "error: --count: expected 1 to 1000, found 0"),
+        (&["synth", "--output", "g.txt"], "error: --output g.txt: expected a name that ends in .json"),
+        (&["synth", "--output", none.to_str().unwrap()], "error: --output none"),
+        (&["synth", "--sheet", "g.jpg"], "error: --sheet g.jpg: expected a name that ends in .png"),
+        (&["synth", "--model", "judge.onnx"], "error: judge.onnx: task: expected a generator"),
+        (&["synth", "--model", "pen.onnx", "--steps", "0"], "error: steps: expected 1 to"),
+        (&["synth", "--classifier", "pen.onnx"], "error: pen.onnx: task: expected a classifier"),
+        (&["synth", "--judge", "missing.onnx"], "error: missing.onnx: No such file"),
+        (
+            &["synth", "--model", "pen.onnx", "--judge", "blind.onnx"],
+            "error: blind.onnx: the judge knows no class",
+        ),
+        (&["synth", "--model", "lion.safetensors"], "error: synth: the generator draws no \"Abyssinian\""),
+        (&["missing"], "error: missing: No such file"),
+    ] {
+        let said = fails(CATS, dir, &[&["eval", "gate"], args].concat());
+        if !said.starts_with(expected) {
+            wrong.push(format!("{args:?}: {said}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
