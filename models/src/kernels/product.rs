@@ -211,7 +211,7 @@ pub(crate) fn product<F: Factor>(
     );
     let c = Target::new(c, c_width, m, n);
     let a = Rows { values: a, strides: a_strides };
-    each_part([m, n, k], parallel, |[i, m], [j, n]| {
+    each_part([m, n, k], a_strides.col != 1, parallel, |[i, m], [j, n]| {
         F::with_panels(COLUMNS.min(n.next_multiple_of(PANEL)) * units::<F>(DEPTH.min(k)), |panels| {
             for j in Steps::new(j, n, COLUMNS) {
                 for p in Steps::new(0, k, DEPTH) {
@@ -246,7 +246,7 @@ pub(crate) fn product_packed<F: Factor>(
     assert!(a.len() >= strides.end(m, b.k), "the slice holds the matrix");
     let c = Target::new(c, c_width, m, b.n);
     let a = Rows { values: a, strides };
-    each_part([m, b.n, b.k], parallel, |[i, m], [j, n]| {
+    each_part([m, b.n, b.k], false, parallel, |[i, m], [j, n]| {
         for j in Steps::new(j, n, COLUMNS) {
             let depth = units::<F>(b.k);
             let panels = &b.panels[j.start * depth..j.end.next_multiple_of(PANEL) * depth];
@@ -293,15 +293,23 @@ impl Iterator for Steps {
     }
 }
 
-/// Calls `f` with rows (the first, and how many) and columns of `c`, which together make up all of it. Columns begin at panels.
-fn each_part([m, n, k]: [usize; 3], parallel: bool, f: impl Fn([usize; 2], [usize; 2]) + Sync) {
+/// Calls `f` with rows (the first, and how many) and columns of `c`, which together make up all of it. Columns begin at panels; `by_rows`
+/// leaves them together.
+fn each_part(
+    [m, n, k]: [usize; 3],
+    by_rows: bool,
+    parallel: bool,
+    f: impl Fn([usize; 2], [usize; 2]) + Sync,
+) {
     let threads = if parallel { rayon::current_num_threads().min(m * n * k / WORTH) } else { 1 };
     if threads < 2 {
         return f([0, m], [0, n]);
     }
-    // More parts than threads, so that none waits long for another. Parts of columns share no packing of b, parts of rows do.
+    // More parts than threads, so that none waits long for another. Parts of rows each lay out all of b, and parts of columns all of a,
+    // where it has to be.
     let parts = 4 * threads;
-    let column = n.div_ceil(parts).next_multiple_of(PANEL).max(2 * PANEL);
+    let column = if by_rows { n } else { n.div_ceil(parts) };
+    let column = column.next_multiple_of(PANEL).max(2 * PANEL);
     let columns = n.div_ceil(column);
     let row = m.div_ceil(parts.div_ceil(columns)).next_multiple_of(ROWS).max(8 * ROWS);
     let rows = m.div_ceil(row);
