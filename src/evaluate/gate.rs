@@ -208,8 +208,8 @@ pub fn nearest(training: &[&Features], drawn: &Features, held_out: &Features) ->
 pub fn runtimes(found: tiny_cats_export::Result<Report>) -> Criterion {
     let (value, detail) = match found {
         Ok(report) => {
-            let ratios = report.runtimes.iter().map(|runtime| runtime.trajectory_psnr);
-            let least = ratios.fold(Some(f64::INFINITY), |least, ratio| Some(least?.min(ratio?)));
+            let mut ratios = report.runtimes.iter().map(|runtime| runtime.trajectory_psnr);
+            let least = ratios.try_fold(f64::INFINITY, |least, ratio| Some(least.min(ratio?)));
             let failures = (!report.passed).then(|| report.failures());
             let skipped = report.skipped.into_iter().map(|(name, _)| name).collect();
             (least, Detail::Runtimes { runtimes: report.runtimes, skipped, failures })
