@@ -9,6 +9,7 @@ pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod conv;
 pub(crate) mod linear;
+mod memory;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
 pub(crate) mod pool;

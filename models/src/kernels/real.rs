@@ -1,13 +1,11 @@
 //! Floating-point numbers that kernels are written for.
 
 use std::{
-    cell::Cell,
     iter::Sum,
     ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub},
-    thread::LocalKey,
 };
 
-use super::product::Factor;
+use super::{memory::lent, product::Factor};
 
 /// `f32`, what training runs in, or `f64`, what gradients are checked in.
 pub(crate) trait Real:
@@ -29,34 +27,6 @@ pub(crate) trait Real:
     fn erf(self) -> Self;
     /// Lends `len` values of this thread's memory, which is kept for the next time; what they are is left over from the last.
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
-}
-
-macro_rules! lent {
-    ($name:ident, $type:ty) => {
-        fn $name<R>(len: usize, f: impl FnOnce(&mut [$type]) -> R) -> R {
-            thread_local! {
-                static KEPT: std::cell::Cell<Vec<$type>> = const { std::cell::Cell::new(Vec::new()) };
-            }
-            $crate::kernels::real::lend(&KEPT, len, f)
-        }
-    };
-}
-pub(super) use lent;
-
-/// Lends `len` values of what `kept` keeps. It is taken while in use, so that another kernel that this thread is given while it waits
-/// gets memory of its own.
-pub(super) fn lend<T: Copy + Default, R>(
-    kept: &'static LocalKey<Cell<Vec<T>>>,
-    len: usize,
-    f: impl FnOnce(&mut [T]) -> R,
-) -> R {
-    let mut values = kept.take();
-    if values.len() < len {
-        values.resize(len, T::default());
-    }
-    let result = f(&mut values[..len]);
-    kept.set(values);
-    result
 }
 
 impl Real for f64 {

@@ -1,0 +1,77 @@
+//! Memory that kernels work in.
+
+use std::{
+    cell::Cell,
+    ops::{Deref, DerefMut},
+    thread::LocalKey,
+};
+
+/// Bytes of a line of the cache; a register that is read across two of them takes twice as long.
+const LINE: usize = 64;
+
+/// Values that begin at a line of the cache.
+#[derive(Debug)]
+pub(crate) struct Aligned<T> {
+    values: Vec<T>,
+    start: usize,
+}
+
+impl<T: Copy + Default> Aligned<T> {
+    /// None.
+    pub(crate) const fn empty() -> Self {
+        Self { values: Vec::new(), start: 0 }
+    }
+
+    /// `len` values.
+    pub(crate) fn new(len: usize) -> Self {
+        let mut values = vec![T::default(); len + LINE / size_of::<T>()];
+        // The compiler may know no alignment, but then it gives a number that is too large.
+        let start = values.as_ptr().align_offset(LINE).min(values.len() - len);
+        values.truncate(start + len);
+        Self { values, start }
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values[self.start..]
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values[self.start..]
+    }
+}
+
+/// A function that lends values of its thread's memory, which is kept for the next time.
+macro_rules! lent {
+    ($name:ident, $type:ty) => {
+        fn $name<R>(len: usize, f: impl FnOnce(&mut [$type]) -> R) -> R {
+            use $crate::kernels::memory::{Aligned, lend};
+            thread_local! {
+                static KEPT: std::cell::Cell<Aligned<$type>> = const { std::cell::Cell::new(Aligned::empty()) };
+            }
+            lend(&KEPT, len, f)
+        }
+    };
+}
+pub(super) use lent;
+
+/// Lends `len` values of what `kept` keeps. It is taken while in use, so that another kernel that this thread is given while it waits
+/// gets memory of its own.
+pub(super) fn lend<T: Copy + Default, R>(
+    kept: &'static LocalKey<Cell<Aligned<T>>>,
+    len: usize,
+    f: impl FnOnce(&mut [T]) -> R,
+) -> R {
+    let mut values = kept.replace(Aligned::empty());
+    if values.len() < len {
+        values = Aligned::new(len);
+    }
+    let result = f(&mut values[..len]);
+    kept.set(values);
+    result
+}

@@ -1,0 +1,136 @@
+//! Products of bf16 by the tile registers of Intel's AMX (Intel Architecture Instruction Set Extensions, chapter 3).
+//!
+//! Eight registers hold 16 rows of 64 bytes each. `TDPBF16PS` multiplies 16 rows of 32 numbers by 16 units of 16 columns, laid out just as
+//! half a panel is. Four registers keep the sums of 32 rows and columns, and two each take the factors. The compiler has no stable
+//! names for these instructions, so they are written down here.
+
+use std::{arch::asm, sync::OnceLock};
+
+use half::bf16;
+
+use super::{PANEL, tile::Tile};
+
+/// Units of a register's row.
+const UNITS: usize = 16;
+/// Rows of a tile: two registers.
+pub(super) const ROWS: usize = 32;
+
+/// Whether the processor has these instructions and the system lets this process use them, for which it has to be asked.
+pub(super) fn there() -> bool {
+    static THERE: OnceLock<bool> = OnceLock::new();
+    *THERE.get_or_init(|| {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        const LEAF: u32 = 7;
+        const BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
+        const REQUEST_PERMISSION: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        if !is_x86_feature_detected!("avx512f") || __cpuid(0).eax < LEAF {
+            return false;
+        }
+        let known = __cpuid_count(LEAF, 0).edx & BF16_AND_TILE == BF16_AND_TILE;
+        // SAFETY: it changes nothing but what this process may do; a kernel that does not know it says so. It refuses where it does not
+        // save the registers.
+        known && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0
+    })
+}
+
+/// What the eight registers hold: palette 1, and in each 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static CONFIG: Config = Config {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Keeps this thread's tile registers ready until it is dropped.
+pub(super) struct Ready;
+
+impl Ready {
+    /// # Safety
+    /// [`there`] must have said so.
+    pub(super) unsafe fn new() -> Self {
+        // SAFETY: the instruction is there, and the configuration one that every such processor knows.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags))
+        };
+        Self
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // SAFETY: as when it was made.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// Computes a tile of [`ROWS`] rows, whose depth is a multiple of [`UNITS`]; its rows of `a` lie as units that follow each other.
+///
+/// # Safety
+/// As [`Factor::run`](super::Factor::run), while this thread is [`Ready`].
+pub(super) unsafe fn run(tile: &Tile<bf16>) {
+    let row = tile.strides.row * size_of::<u32>();
+    let width = tile.width * size_of::<f32>();
+    let units = tile.panel.len() / PANEL;
+    debug_assert!(tile.rows == ROWS && units.is_multiple_of(UNITS) && tile.strides.col == 1);
+    let (a, c) = (tile.a, tile.c);
+    // SAFETY: rows of `a`, of the panel and of `c` are inside them, as the caller says.
+    unsafe {
+        asm!(
+            "test {add:e}, {add:e}",
+            "jnz 2f",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "jmp 3f",
+            "2:",
+            "tileloadd tmm0, [{c0} + {width}]",
+            "tileloadd tmm1, [{c0} + {width} + 64]",
+            "tileloadd tmm2, [{c1} + {width}]",
+            "tileloadd tmm3, [{c1} + {width} + 64]",
+            "3:",
+            "tileloadd tmm4, [{a0} + {row}]",
+            "tileloadd tmm6, [{b} + {panel}]",
+            "tileloadd tmm7, [{b} + {panel} + 64]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a1} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a0}, 64",
+            "add {a1}, 64",
+            "add {b}, {step}",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{c0} + {width}], tmm0",
+            "tilestored [{c0} + {width} + 64], tmm1",
+            "tilestored [{c1} + {width}], tmm2",
+            "tilestored [{c1} + {width} + 64], tmm3",
+            a0 = inout(reg) a => _,
+            a1 = inout(reg) a.wrapping_add(UNITS * tile.strides.row) => _,
+            b = inout(reg) tile.panel.as_ptr() => _,
+            steps = inout(reg) units / UNITS => _,
+            c0 = in(reg) c,
+            c1 = in(reg) c.wrapping_add(UNITS * tile.width),
+            row = in(reg) row,
+            panel = in(reg) PANEL * size_of::<u32>(),
+            width = in(reg) width,
+            add = in(reg) u32::from(tile.add),
+            step = const UNITS * PANEL * size_of::<u32>(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}

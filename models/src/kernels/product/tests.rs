@@ -1,0 +1,191 @@
+use half::bf16;
+use rayon::ThreadPoolBuilder;
+
+use super::{super::Real, tile::FUSED, *};
+use crate::random::{Purpose, Stream, noise};
+
+/// The instructions of this processor, each of which computes these numbers.
+fn all<F: Factor>() -> Vec<Isa> {
+    let mut all = vec![Isa::Portable];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let has = [
+            (Isa::Avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")),
+            (Isa::Avx512, is_x86_feature_detected!("avx512f")),
+            (Isa::Avx512Bf16, F::EACH == 2 && is_x86_feature_detected!("avx512bf16")),
+        ];
+        all.extend(has.into_iter().filter_map(|(isa, there)| there.then_some(isa)));
+    }
+    if !all.contains(&F::isa()) {
+        all.push(F::isa());
+    }
+    all
+}
+
+/// The sums that every element is, one by one; of the first, or of `c` and the first.
+fn expected<F: Real>(
+    fused: bool,
+    c: Option<F>,
+    k: usize,
+    a: impl Fn(usize) -> F,
+    b: impl Fn(usize) -> F,
+) -> F {
+    let add = |sum, p| {
+        if fused {
+            <F as Factor>::add::<true>(sum, a(p), b(p))
+        } else {
+            <F as Factor>::add::<false>(sum, a(p), b(p))
+        }
+    };
+    let sums = Steps::new(0, k, F::DEPTH).map(|p| p.fold(F::of(0.0), add));
+    c.into_iter().chain(sums).reduce(|c, sum| sum + c).expect("a sum of something")
+}
+
+/// Sizes and layout of a product, its factors, and what lies where it goes.
+#[derive(Debug)]
+struct Case<F: Factor> {
+    sizes: [usize; 3],
+    strides: [Strides; 2],
+    width: usize,
+    accumulate: bool,
+    parallel: bool,
+    factors: [Vec<F>; 2],
+    before: Vec<F::Sum>,
+}
+
+impl<F: Factor> Case<F> {
+    /// Now and then of more than a block or a thread's part.
+    fn new(case: u64, number: impl Fn(f32) -> F) -> Self {
+        let mut stream = Stream::new(11, Purpose::Noise, case);
+        let mut below = |n: usize| (stream.uniform() * n as f64) as usize;
+        let [m, n] = [(); 2].map(|()| if below(8) == 0 { 1 + below(300) } else { 1 + below(70) });
+        let k = if below(8) == 0 { F::DEPTH - 3 + below(200) } else { 1 + below(80) };
+        let [extra, turn_a, turn_b, accumulate, parallel] = [5, 2, 2, 2, 2].map(&mut below);
+        let strides = |rows: usize, cols: usize, turn| {
+            if turn == 1 { Strides::rows(rows + extra).t() } else { Strides::rows(cols + extra) }
+        };
+        let strides = [strides(m, k, turn_a), strides(k, n, turn_b)];
+        let values = |stream, n| noise(3, 3 * case + stream, n);
+        let factor = |stream, n| values(stream, n).into_iter().map(&number).collect();
+        let width = n + extra;
+        let before = values(2, Strides::rows(width).end(m, n));
+        Self {
+            sizes: [m, n, k],
+            width,
+            accumulate: accumulate == 1,
+            parallel: parallel == 1,
+            factors: [factor(0, strides[0].end(m, k)), factor(1, strides[1].end(k, n))],
+            before: before.into_iter().map(|x| F::Sum::of(x.into())).collect(),
+            strides,
+        }
+    }
+
+    fn a(&self, i: usize, p: usize) -> F {
+        self.factors[0][i * self.strides[0].row + p * self.strides[0].col]
+    }
+
+    fn b(&self, p: usize, j: usize) -> F {
+        self.factors[1][p * self.strides[1].row + j * self.strides[1].col]
+    }
+
+    /// Rows `from` to `to` of the product.
+    fn rows(&self, isa: Isa, from: usize, to: usize) -> Vec<F::Sum> {
+        let [_, n, k] = self.sizes;
+        let [a, b] = &self.factors;
+        let a = &a[from * self.strides[0].row..];
+        let mut c = self.before[from * self.width..Strides::rows(self.width).end(to, n)].to_vec();
+        product_by(
+            isa,
+            [to - from, n, k],
+            (&mut c, self.width),
+            self.accumulate,
+            (a, self.strides[0]),
+            (b, self.strides[1]),
+            self.parallel,
+        );
+        c
+    }
+
+    /// All of it, with a second factor that is laid out before.
+    fn packed(&self) -> Vec<F::Sum> {
+        let [m, n, k] = self.sizes;
+        let [a, b] = &self.factors;
+        let mut c = self.before.clone();
+        let packed = Packed::new([n, k], (b, self.strides[1]));
+        let a = (&a[..], self.strides[0].row);
+        product_packed(m, (&mut c, self.width), self.accumulate, a, &packed, self.parallel);
+        c
+    }
+
+    fn what(&self, isa: Isa) -> String {
+        let Self { sizes, strides, accumulate, parallel, .. } = self;
+        format!("{sizes:?} {strides:?} accumulate {accumulate} parallel {parallel} {isa:?}")
+    }
+}
+
+fn pool() -> rayon::ThreadPool {
+    ThreadPoolBuilder::new().num_threads(3).build().expect("threads")
+}
+
+/// Every element of every product is its sums, to the last bit: whatever the sizes, strides, threads and instructions, packed or not.
+fn is_its_sums<F: Real + std::fmt::Debug>(cases: u64) {
+    let pool = pool();
+    for case in 0..cases {
+        let case = Case::<F>::new(case, |x| F::of(x.into()));
+        let [m, n, k] = case.sizes;
+        let mut results: Vec<_> =
+            all::<F>().into_iter().map(|isa| (isa, pool.install(|| case.rows(isa, 0, m)))).collect();
+        if case.strides[0].col == 1 {
+            results.push((F::isa(), pool.install(|| case.packed())));
+        }
+        for (isa, c) in results {
+            for (at, (&found, &before)) in c.iter().zip(&case.before).enumerate() {
+                let (i, j) = (at / case.width, at % case.width);
+                let fused = isa != Isa::Portable || FUSED;
+                let begin = case.accumulate.then_some(before);
+                let sums = || expected(fused, begin, k, |p| case.a(i, p), |p| case.b(p, j));
+                let expected = if j < n { sums() } else { before };
+                assert!(found == expected, "{}: ({i}, {j}) is {found:?}, not {expected:?}", case.what(isa));
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_their_sums() {
+    is_its_sums::<f32>(300);
+    is_its_sums::<f64>(100);
+}
+
+/// A product of bf16 is that of the same numbers in f64 but for the rounding of sums, and a row is the same alone as among others, to the
+/// last bit.
+#[test]
+fn products_of_bf16_are_those_of_their_numbers() {
+    let pool = pool();
+    for number in 0..300 {
+        let case = Case::<bf16>::new(number, bf16::from_f32);
+        let [m, n, k] = case.sizes;
+        let exact: Vec<f64> = (0..case.before.len())
+            .map(|at| {
+                let (i, j) = (at / case.width, at % case.width);
+                let before = f64::from(case.before[at]);
+                let sum = || (0..k).map(|p| case.a(i, p).to_f64() * case.b(p, j).to_f64()).sum::<f64>();
+                let begin = if case.accumulate || j >= n { before } else { 0.0 };
+                if j < n { begin + sum() } else { begin }
+            })
+            .collect();
+        let far = |(&found, &exact): (&f32, &f64)| {
+            (f64::from(found) - exact).abs() > 3e-6 * (1.0 + (k as f64).sqrt()) * (k as f64).sqrt()
+        };
+        for isa in all::<bf16>() {
+            let c = pool.install(|| case.rows(isa, 0, m));
+            assert!(!c.iter().zip(&exact).any(far), "{}", case.what(isa));
+            let row = number as usize % m;
+            let alone = case.rows(isa, row, row + 1);
+            assert!(alone[..] == c[row * case.width..][..n], "{}: row {row}", case.what(isa));
+        }
+        if case.strides[0].col == 1 {
+            assert!(case.packed() == case.rows(bf16::isa(), 0, m), "{}", case.what(bf16::isa()));
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The kernels: some rows of a panel's columns, their results in registers.
+//!
+//! They are one function that the compiler makes vector code of, for each instruction set; with AVX-512, where it does not use all
+//! registers or does not know the instruction, they are written by hand.
+
+use half::bf16;
+
+use super::{Factor, PANEL, Strides};
+
+/// Some rows of a panel's columns, all of them.
+pub(crate) struct Tile<'a, F: Factor> {
+    pub(super) rows: usize,
+    pub(super) a: *const F::Unit,
+    /// Of `a`, in units.
+    pub(super) strides: Strides,
+    /// `[units][PANEL]`.
+    pub(super) panel: &'a [F::Unit],
+    pub(super) c: *mut F::Sum,
+    /// Values of `c` from one row to the next.
+    pub(super) width: usize,
+    /// Whether sums are added to `c`, not put there.
+    pub(super) add: bool,
+}
+
+/// What the processor knows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Isa {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// Whether every processor of this target multiplies and adds in one instruction; elsewhere that would be a call for each.
+pub(super) const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+impl Isa {
+    /// The most that there is for all numbers.
+    pub(super) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// Rows of a tile, as many as leave its results in registers.
+    pub(super) fn rows(self) -> usize {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => super::amx::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 => 8,
+            _ => 4,
+        }
+    }
+
+    /// Whether it takes no fewer rows, and a depth of whole grains alone.
+    pub(super) fn whole(self) -> bool {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        return self == Self::Amx;
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        false
+    }
+}
+
+/// Calls `$function` for as many rows as the tile has. One function for each number, so that the compiler unrolls each.
+macro_rules! by_rows {
+    ($tile:expr, $function:ident $(, $type:ty)?) => {
+        match $tile.rows {
+            1 => $function::<$($type,)? 1>($tile),
+            2 => $function::<$($type,)? 2>($tile),
+            3 => $function::<$($type,)? 3>($tile),
+            4 => $function::<$($type,)? 4>($tile),
+            5 => $function::<$($type,)? 5>($tile),
+            6 => $function::<$($type,)? 6>($tile),
+            7 => $function::<$($type,)? 7>($tile),
+            8 => $function::<$($type,)? 8>($tile),
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+}
+
+/// Computes a tile of any numbers.
+///
+/// # Safety
+/// As [`Factor::run`].
+pub(super) unsafe fn run<F: Factor>(isa: Isa, tile: &Tile<F>) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match isa {
+            Isa::Portable => by_rows!(tile, portable, F),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => by_rows!(tile, avx2, F),
+            #[cfg(target_arch = "x86_64")]
+            _ => by_rows!(tile, avx512, F),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,fma")]
+unsafe fn avx512<F: Factor, const R: usize>(tile: &Tile<F>) {
+    // SAFETY: as the caller says.
+    unsafe { kernel::<F, R, 16, true>(tile) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<F: Factor, const R: usize>(tile: &Tile<F>) {
+    // SAFETY: as the caller says.
+    unsafe { kernel::<F, R, 16, true>(tile) }
+}
+
+unsafe fn portable<F: Factor, const R: usize>(tile: &Tile<F>) {
+    // SAFETY: as the caller says.
+    unsafe { kernel::<F, R, 16, FUSED>(tile) }
+}
+
+/// The kernel for all columns of a panel, in two registers for each row. The compiler makes the same of [`columns`] for sixteen columns,
+/// but not for as many as a panel has.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512 {
+    ($name:ident, $rows:ident, $type:ty, $features:literal, $load:expr, $broadcast:expr, $add:expr) => {
+        /// # Safety
+        /// As [`Factor::run`], on a processor with these instructions.
+        pub(super) unsafe fn $name(tile: &Tile<$type>) {
+            // SAFETY: passed on to the caller.
+            unsafe { by_rows!(tile, $rows) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $rows<const R: usize>(tile: &Tile<$type>) {
+            use std::arch::x86_64::*;
+            let Strides { row, col } = tile.strides;
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            // SAFETY: a panel's row is two registers wide; element (r, p) is inside `a`, and row r of `c`, as the caller says.
+            unsafe {
+                for (p, b) in tile.panel.chunks_exact(PANEL).enumerate() {
+                    let b = [$load(b.as_ptr().cast()), $load(b.as_ptr().add(16).cast())];
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let a = $broadcast(tile.a.add(r * row + p * col).read_unaligned());
+                        for (sum, &b) in sums.iter_mut().zip(&b) {
+                            *sum = $add(*sum, a, b);
+                        }
+                    }
+                }
+                for (r, sums) in sums.iter().enumerate() {
+                    for (&sum, at) in sums.iter().zip([0, 16]) {
+                        let c = tile.c.add(r * tile.width + at);
+                        _mm512_storeu_ps(
+                            c,
+                            if tile.add { _mm512_add_ps(sum, _mm512_loadu_ps(c)) } else { sum },
+                        );
+                    }
+                }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+avx512!(avx512_f32, rows_of_f32, f32, "avx512f,fma", _mm512_loadu_ps, _mm512_set1_ps, |sum, a, b| {
+    _mm512_fmadd_ps(a, b, sum)
+});
+#[cfg(target_arch = "x86_64")]
+avx512!(
+    avx512_bf16,
+    rows_of_bf16,
+    bf16,
+    "avx512f,avx512bf16",
+    _mm512_loadu_si512,
+    |pair: u32| _mm512_set1_epi32(pair as i32),
+    |sum, a, b| {
+        // The two types are the same register.
+        let pairs = |x: __m512i| std::mem::transmute::<__m512i, __m512bh>(x);
+        _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
+    }
+);
+
+/// `R` rows of a tile, `W` columns at a time.
+///
+/// # Safety
+/// As [`Factor::run`].
+#[inline(always)]
+unsafe fn kernel<F: Factor, const R: usize, const W: usize, const FMA: bool>(tile: &Tile<F>) {
+    let &Tile { a, strides, panel, c, width, add, .. } = tile;
+    for part in 0..PANEL / W {
+        // SAFETY: as the caller says; a panel is W columns several times.
+        unsafe {
+            let c = c.add(part * W);
+            if add {
+                columns::<F, R, W, FMA, true>(a, strides, panel, part * W, c, width);
+            } else {
+                columns::<F, R, W, FMA, false>(a, strides, panel, part * W, c, width);
+            }
+        }
+    }
+}
+
+/// `W` columns of `R` rows, from column `from` of the panel. Indices and little loops, not iterators and slices: what the compiler unrolls
+/// early keeps the sums in registers.
+///
+/// # Safety
+/// As [`Factor::run`].
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+unsafe fn columns<F: Factor, const R: usize, const W: usize, const FMA: bool, const ADD: bool>(
+    a: *const F::Unit,
+    Strides { row, col }: Strides,
+    panel: &[F::Unit],
+    from: usize,
+    c: *mut F::Sum,
+    width: usize,
+) {
+    let mut sums = [[F::Sum::default(); W]; R];
+    // SAFETY: row r, inner index p and column j are inside `a`, the panel and `c`, as the caller says.
+    unsafe {
+        for (p, b) in panel.chunks_exact(PANEL).enumerate() {
+            let b = b.as_ptr().add(from);
+            for r in 0..R {
+                let a = a.add(r * row + p * col).read_unaligned();
+                for j in 0..W {
+                    sums[r][j] = F::add::<FMA>(sums[r][j], a, *b.add(j));
+                }
+            }
+        }
+        for r in 0..R {
+            for j in 0..W {
+                let c = c.add(r * width + j);
+                *c = if ADD { sums[r][j] + *c } else { sums[r][j] };
+            }
+        }
+    }
+}
