@@ -20,7 +20,7 @@ use tiny_cats::{
     plan::Workload,
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Loader, Optimizer,
-        Taken, Task, learn,
+        Taken, Task, keep_memory, learn,
     },
 };
 use tiny_cats_export::ModelMeta;
@@ -283,6 +283,7 @@ fn classes() -> Vec<String> {
 }
 
 fn main() -> Result<()> {
+    keep_memory();
     // cargo bench adds --bench to the arguments of every benchmark.
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
     let mut cases = Case::all()?;

@@ -152,7 +152,7 @@ impl Tensor for Value {
         let dims = shape::conv2d(&self.dims, weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
         let &[out, channels, kernel, _] = weight.dims() else { unreachable!("checked above") };
         let conv = Conv { channels, out, window: self.window(&dims, kernel, stride, padding) };
-        let y = conv::forward(conv, &self.data, data(weight), bias.map(data), false);
+        let y = conv::forward::<f32>(conv, &self.data, data(weight), bias.map(data), false);
         Ok(self.made(dims, y))
     }
 
@@ -195,7 +195,7 @@ impl Tensor for Value {
         let dims = shape::attention(&self.dims, &key.dims, &value.dims)?;
         let &[tokens, heads, d] = dims.as_slice() else { unreachable!("checked above") };
         let sizes = attention::Sizes { tokens, heads, d };
-        Ok(self.made(dims, attention::forward(&self.data, &key.data, &value.data, sizes).0))
+        Ok(self.made(dims, attention::forward::<f32>(&self.data, &key.data, &value.data, sizes).0))
     }
 
     fn embedding(&self, table: &Arc<Param>) -> Result<Self> {
@@ -234,12 +234,12 @@ impl Tensor for Value {
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", &self.dims, &other.dims)?;
-        Ok(self.made(self.dims.clone(), pointwise::zip(&self.data, &other.data, |a, b| a + b)))
+        Ok(self.made(self.dims.clone(), pointwise::add(&self.data, &other.data)))
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
         shape::same("mul", &self.dims, &other.dims)?;
-        Ok(self.made(self.dims.clone(), pointwise::zip(&self.data, &other.data, |a, b| a * b)))
+        Ok(self.made(self.dims.clone(), pointwise::mul(&self.data, &other.data)))
     }
 
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {

@@ -1,6 +1,6 @@
 //! Parameters that are stepped at once, and one step of them: a single pass over memory on the CPU, few launches on a GPU.
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Storage, Tensor};
 use rayon::prelude::*;
 use tiny_cats_models::{Array, ParamSpec, tape::Gradients};
 
@@ -169,7 +169,12 @@ impl Update {
 
 /// `Σ x²`, in f64 over fixed pieces.
 pub(super) fn squares(x: &Tensor) -> Result<f64> {
-    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
+        return Err(candle_core::Error::msg("gradients are f32 on the processor").into());
+    };
+    let values = &values[layout.start_offset()..][..x.elem_count()];
     let piece = |x: &[f32]| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
     Ok(values.par_chunks(CHUNK).map(piece).collect::<Vec<_>>().into_iter().sum())
 }

@@ -34,3 +34,14 @@ pub use optimizer::{AdamW, Learnt, MOST_AVERAGES, Optimizer, Taken};
 pub use parallel::Team;
 pub use schedule::{Scaling, Schedule, Shape};
 pub use task::Task;
+
+/// Lets this process keep the memory that a step frees for the next one, where the allocator is glibc's; it would give large pieces back to
+/// the system, and get them page by page. Processes that train call it once; programs that train now and then may not want it.
+pub fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it changes two settings of the allocator. The first is the largest that it takes.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}

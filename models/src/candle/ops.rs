@@ -5,19 +5,19 @@
 
 use std::cell::Cell;
 
-use candle_core::{D, DType, Device, Tensor};
-use half::bf16;
+use candle_core::{D, Device, Tensor};
 
 use super::{
     element::{Element, by_type, made, view},
-    precision::{convert, is_half, wide},
+    precision::{Rounding, by_factor, convert, is_half, wide},
 };
 pub(crate) use crate::kernels::{norm::Kind, pointwise::Activation};
 use crate::{
     Result,
     kernels::{
         attention::{self, Sizes},
-        linear as layer, norm, pointwise, rounding,
+        linear as layer, norm, pointwise,
+        product::Factor,
     },
 };
 
@@ -68,7 +68,7 @@ pub(super) fn contiguous<const N: usize>(xs: [&Tensor; N]) -> Result<[Tensor; N]
 
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        made(pointwise::zip::<F>(&view(a)?, &view(b)?, |a, b| a + b), a.shape())
+        made(pointwise::add::<F>(&view(a)?, &view(b)?), a.shape())
     }
     if fused(a) && a.dtype().is_float() {
         let [a, b] = contiguous([a, b])?;
@@ -90,37 +90,29 @@ pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::ones((1, x.dim(0)?), x.dtype(), x.device())?.matmul(&x)?.squeeze(0)?)
 }
 
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    fn kernel<F: Element>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<F>> {
+pub(crate) fn linear(
+    rounding: Rounding,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    fn kernel<P: Factor>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dims: Vec<usize>) -> Result<Tensor>
+    where
+        P::Number: Element,
+    {
         let (out, input) = weight.dims2()?;
-        let bias = bias.map(view::<F>).transpose()?;
-        Ok(layer::linear(&view::<F>(x)?, &view(weight)?, bias.as_deref(), input, out))
-    }
-    fn shaped<F: Element>(
-        x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        dims: Vec<usize>,
-    ) -> Result<Tensor> {
-        made(kernel::<F>(x, weight, bias)?, dims)
-    }
-    let mut dims = x.dims().to_vec();
-    *dims.last_mut().expect("checked by the reading") = weight.dim(0)?;
-    if fused(x) && x.dtype() == DType::BF16 {
-        let [x, weight] = contiguous([x, weight])?;
-        let (out, input) = weight.dims2()?;
-        let bias = bias.map(wide).transpose()?;
-        let bias = bias.as_ref().map(view::<f32>).transpose()?;
-        let y = layer::linear::<bf16>(&view(&x)?, &view(&weight)?, bias.as_deref(), input, out);
-        return made(rounding::to_bf16(&y), dims);
+        let bias = bias.map(view::<P::Number>).transpose()?;
+        made(layer::linear::<P>(&view(x)?, &view(weight)?, bias.as_deref(), input, out), dims)
     }
     if widened(x) {
         let bias = bias.map(wide).transpose()?;
-        return convert(&linear(&wide(x)?, &wide(weight)?, bias.as_ref())?, x.dtype());
+        return convert(&linear(rounding, &wide(x)?, &wide(weight)?, bias.as_ref())?, x.dtype());
     }
     let [x, weight] = contiguous([x, weight])?;
+    let mut dims = x.dims().to_vec();
+    *dims.last_mut().expect("checked by the reading") = weight.dim(0)?;
     if fused(&x) {
-        return by_type!(x, shaped(&x, &weight, bias, dims));
+        return by_factor!(x, rounding, kernel(&x, &weight, bias, dims));
     }
     let y = rows(&x)?.matmul(&weight.t()?)?;
     let y = match bias {
@@ -130,41 +122,38 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     Ok(y.reshape(dims)?)
 }
 
-/// Gradients of `x` (where needed) and `weight`, where kernels multiply bf16 as the f32 that the sums are taken in; that of the bias is
-/// [`sum_rows`].
+/// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_rows`].
 pub(crate) fn linear_backward(
+    rounding: Rounding,
     x: &Tensor,
     weight: &Tensor,
     grad: &Tensor,
     need_x: bool,
 ) -> Result<(Option<Tensor>, Tensor)> {
-    fn kernel<F: Element>(
+    fn kernel<P: Factor>(
         x: &Tensor,
         weight: &Tensor,
         grad: &Tensor,
         need_x: bool,
-    ) -> Result<(Option<Tensor>, Tensor)> {
+    ) -> Result<(Option<Tensor>, Tensor)>
+    where
+        P::Number: Element,
+    {
         let (out, input) = weight.dims2()?;
         let (grad_x, grad_weight) =
-            layer::linear_backward::<F>(&view(x)?, &view(weight)?, &view(grad)?, input, out, need_x);
+            layer::linear_backward::<P>(&view(x)?, &view(weight)?, &view(grad)?, input, out, need_x);
         let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
         Ok((grad_x, made(grad_weight, weight.shape())?))
     }
-    let [x, weight, grad] = contiguous([x, weight, grad])?;
-    if fused(&x) && x.dtype() == DType::BF16 {
-        let (out, input) = weight.dims2()?;
+    if widened(x) {
         let (grad_x, grad_weight) =
-            layer::linear_backward::<bf16>(&view(&x)?, &view(&weight)?, &view(&grad)?, input, out, need_x);
-        let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
-        return Ok((grad_x, made(grad_weight, weight.shape())?));
-    }
-    if widened(&x) {
-        let (grad_x, grad_weight) = linear_backward(&wide(&x)?, &wide(&weight)?, &wide(&grad)?, need_x)?;
+            linear_backward(rounding, &wide(x)?, &wide(weight)?, &wide(grad)?, need_x)?;
         let grad_x = grad_x.map(|g| convert(&g, x.dtype())).transpose()?;
         return Ok((grad_x, convert(&grad_weight, x.dtype())?));
     }
+    let [x, weight, grad] = contiguous([x, weight, grad])?;
     if fused(&x) {
-        return by_type!(x, kernel(&x, &weight, &grad, need_x));
+        return by_factor!(x, rounding, kernel(&x, &weight, &grad, need_x));
     }
     let grad = rows(&grad)?;
     let grad_x = if need_x { Some(grad.matmul(&weight)?.reshape(x.shape())?) } else { None };
@@ -438,19 +427,22 @@ fn swapped(x: &Tensor) -> Result<Tensor> {
 }
 
 /// The result `[batch, tokens, heads, d]` and the probabilities `[batch, heads, tokens, tokens]`, which the backward needs.
-pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-    fn kernel<F: Element>(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn attention(rounding: Rounding, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn kernel<P: Factor>(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)>
+    where
+        P::Number: Element,
+    {
         let s = sizes(q)?;
-        let (y, p) = attention::forward::<F>(&view(q)?, &view(k)?, &view(v)?, s);
+        let (y, p) = attention::forward::<P>(&view(q)?, &view(k)?, &view(v)?, s);
         Ok((made(y, q.shape())?, made(p, (q.dim(0)?, s.heads, s.tokens, s.tokens))?))
     }
     if widened(q) {
-        let (y, p) = attention(&wide(q)?, &wide(k)?, &wide(v)?)?;
+        let (y, p) = attention(rounding, &wide(q)?, &wide(k)?, &wide(v)?)?;
         return Ok((convert(&y, q.dtype())?, convert(&p, q.dtype())?));
     }
     let [q, k, v] = contiguous([q, k, v])?;
     if fused(&q) {
-        return by_type!(q, kernel(&q, &k, &v));
+        return by_factor!(q, rounding, kernel(&q, &k, &v));
     }
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let scores = (swapped(&q)?.matmul(&swapped(&k)?.transpose(2, 3)?)? * scale)?;
@@ -460,31 +452,35 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, T
 
 /// Gradients of query, key and value.
 pub(crate) fn attention_backward(
+    rounding: Rounding,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     p: &Tensor,
     grad: &Tensor,
 ) -> Result<[Tensor; 3]> {
-    fn kernel<F: Element>(
+    fn kernel<P: Factor>(
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
         p: &Tensor,
         grad: &Tensor,
-    ) -> Result<[Tensor; 3]> {
+    ) -> Result<[Tensor; 3]>
+    where
+        P::Number: Element,
+    {
         let [gq, gk, gv] =
-            attention::backward::<F>(&view(q)?, &view(k)?, &view(v)?, &view(p)?, &view(grad)?, sizes(q)?);
+            attention::backward::<P>(&view(q)?, &view(k)?, &view(v)?, &view(p)?, &view(grad)?, sizes(q)?);
         Ok([made(gq, q.shape())?, made(gk, q.shape())?, made(gv, q.shape())?])
     }
     if widened(q) {
-        let grads = attention_backward(&wide(q)?, &wide(k)?, &wide(v)?, &wide(p)?, &wide(grad)?)?;
+        let grads = attention_backward(rounding, &wide(q)?, &wide(k)?, &wide(v)?, &wide(p)?, &wide(grad)?)?;
         let [gq, gk, gv] = grads.each_ref().map(|g| convert(g, q.dtype()));
         return Ok([gq?, gk?, gv?]);
     }
     let [q, k, v, p, grad] = contiguous([q, k, v, p, grad])?;
     if fused(&q) {
-        return by_type!(q, kernel(&q, &k, &v, &p, &grad));
+        return by_factor!(q, rounding, kernel(&q, &k, &v, &p, &grad));
     }
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let (q, k, v, grad) = (swapped(&q)?, swapped(&k)?, swapped(&v)?, swapped(&grad)?);

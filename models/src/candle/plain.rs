@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor as CandleTensor};
 
 use super::{
     ops::{self, Activation, Kind},
+    precision::Rounding,
     spatial, to_device,
 };
 use crate::{Array, BatchNorm, ParamSpec, Result, Source, Tensor, Weights, shape};
@@ -79,7 +80,7 @@ impl Tensor for Plain {
 
     fn linear(&self, weight: &CandleTensor, bias: Option<&CandleTensor>) -> Result<Self> {
         shape::linear(self.dims(), weight.dims(), bias.map(|b| b.dims()))?;
-        ops::linear(&self.0, weight, bias).map(Plain)
+        ops::linear(Rounding::Never, &self.0, weight, bias).map(Plain)
     }
 
     fn conv2d(
@@ -90,7 +91,7 @@ impl Tensor for Plain {
         padding: usize,
     ) -> Result<Self> {
         shape::conv2d(self.dims(), weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
-        spatial::conv2d(&self.0, weight, bias, stride, padding, false).map(Plain)
+        spatial::conv2d(Rounding::Never, &self.0, weight, bias, stride, padding, false).map(Plain)
     }
 
     fn batch_norm(&self, norm: &BatchNorm<CandleTensor>) -> Result<Self> {
@@ -128,7 +129,7 @@ impl Tensor for Plain {
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
         shape::attention(self.dims(), key.dims(), value.dims())?;
-        Ok(Self(ops::attention(&self.0, &key.0, &value.0)?.0))
+        Ok(Self(ops::attention(Rounding::Never, &self.0, &key.0, &value.0)?.0))
     }
 
     fn embedding(&self, table: &CandleTensor) -> Result<Self> {

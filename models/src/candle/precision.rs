@@ -1,40 +1,56 @@
 //! Values in half precision. Kernels and compositions that are no products compute in f32 what comes in halves.
 
-use candle_core::{DType, Tensor};
-use half::bf16;
+use candle_core::{DType, Device, Tensor};
 
-use super::{
-    element::{made, view},
-    ops::fused,
-};
-use crate::{Precision, Result, kernels::rounding};
+use super::ops::has_kernels;
+use crate::{Precision, Result};
 
-impl Precision {
-    /// The type of the factors of products; none where it is that of the values.
-    pub(crate) fn factors(self) -> Option<DType> {
+/// How the factors of products are rounded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Rounding {
+    /// Not at all.
+    Never,
+    /// To bf16, by the kernels that multiply them: values stay f32.
+    Bf16,
+    /// To this type, in which they are handed to products, and results come back.
+    To(DType),
+}
+
+impl Rounding {
+    pub(crate) fn new(precision: Precision, device: &Device) -> Self {
+        match precision {
+            Precision::F32 => Self::Never,
+            Precision::Bf16 if has_kernels(device) => Self::Bf16,
+            Precision::Bf16 => Self::To(DType::BF16),
+            Precision::F16 => Self::To(DType::F16),
+        }
+    }
+
+    /// `x` as it is handed to products.
+    pub(crate) fn factor(self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Precision::F32 => None,
-            Precision::Bf16 => Some(DType::BF16),
-            Precision::F16 => Some(DType::F16),
+            Self::To(dtype) => convert(x, dtype),
+            _ => Ok(x.clone()),
         }
     }
 }
 
-/// `x` as a factor of products.
-pub(crate) fn factor(factors: Option<DType>, x: &Tensor) -> Result<Tensor> {
-    factors.map_or_else(|| Ok(x.clone()), |dtype| convert(x, dtype))
+/// Calls `$function` with the way to multiply `$x`, and its type with it.
+macro_rules! by_factor {
+    ($x:expr, $rounding:expr, $function:ident ( $($args:expr),* $(,)? )) => {
+        match ($x.dtype(), $rounding) {
+            (candle_core::DType::F32, $crate::candle::precision::Rounding::Bf16) => {
+                $function::<$crate::kernels::product::Bf16>($($args),*)
+            }
+            _ => $crate::candle::element::by_type!($x, $function($($args),*)),
+        }
+    };
 }
+pub(super) use by_factor;
 
-/// `x` as `dtype`; between f32 and bf16 by all threads, where candle takes one.
+/// `x` as `dtype`.
 pub(crate) fn convert(x: &Tensor, dtype: DType) -> Result<Tensor> {
-    match (x.dtype(), dtype) {
-        (from, to) if from == to => Ok(x.clone()),
-        (DType::F32, DType::BF16) if fused(x) => made(rounding::to_bf16(&view(&x.contiguous()?)?), x.shape()),
-        (DType::BF16, DType::F32) if fused(x) => {
-            made(rounding::from_bf16(&view::<bf16>(&x.contiguous()?)?), x.shape())
-        }
-        _ => Ok(x.to_dtype(dtype)?),
-    }
+    Ok(if x.dtype() == dtype { x.clone() } else { x.to_dtype(dtype)? })
 }
 
 pub(crate) fn is_half(dtype: DType) -> bool {

@@ -8,7 +8,7 @@ use super::{
     convolution,
     element::{Element, by_type, made, view},
     ops::{contiguous, fused, widened},
-    precision::{convert, wide},
+    precision::{Rounding, by_factor, convert, wide},
     windows::{self, Windows},
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         batch_norm,
         conv::{self, Conv},
         pool,
+        product::Factor,
         window::Window,
     },
     shape,
@@ -43,6 +44,7 @@ fn placed(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, 
 
 /// Convolution; `training` allows the rounding errors of the quickest way.
 pub(crate) fn conv2d(
+    rounding: Rounding,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -50,32 +52,36 @@ pub(crate) fn conv2d(
     padding: usize,
     training: bool,
 ) -> Result<Tensor> {
-    fn kernel<F: Element>(
+    fn kernel<P: Factor>(
         x: &Tensor,
         weight: &Tensor,
         bias: Option<&Tensor>,
         conv: Conv,
         training: bool,
-    ) -> Result<Tensor> {
-        let bias = bias.map(view::<F>).transpose()?;
-        let y = conv::forward::<F>(conv, &view(x)?, &view(weight)?, bias.as_deref(), training);
+    ) -> Result<Tensor>
+    where
+        P::Number: Element,
+    {
+        let bias = bias.map(view::<P::Number>).transpose()?;
+        let y = conv::forward::<P>(conv, &view(x)?, &view(weight)?, bias.as_deref(), training);
         made(y, placed(x, conv.out, conv.window)?)
     }
     if widened(x) {
         let bias = bias.map(wide).transpose()?;
-        let y = conv2d(&wide(x)?, &wide(weight)?, bias.as_ref(), stride, padding, training)?;
+        let y = conv2d(rounding, &wide(x)?, &wide(weight)?, bias.as_ref(), stride, padding, training)?;
         return convert(&y, x.dtype());
     }
     let [x, weight] = contiguous([x, weight])?;
     if fused(&x) {
         let conv = conv(&x, &weight, stride, padding)?;
-        return by_type!(x, kernel(&x, &weight, bias, conv, training));
+        return by_factor!(x, rounding, kernel(&x, &weight, bias, conv, training));
     }
     convolution::forward(&x, &weight, bias, stride, padding)
 }
 
 /// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_channels`].
 pub(crate) fn conv2d_backward(
+    rounding: Rounding,
     x: &Tensor,
     weight: &Tensor,
     grad: &Tensor,
@@ -83,28 +89,31 @@ pub(crate) fn conv2d_backward(
     padding: usize,
     need_x: bool,
 ) -> Result<(Option<Tensor>, Tensor)> {
-    fn kernel<F: Element>(
+    fn kernel<P: Factor>(
         x: &Tensor,
         weight: &Tensor,
         grad: &Tensor,
         conv: Conv,
         need_x: bool,
-    ) -> Result<(Option<Tensor>, Tensor)> {
+    ) -> Result<(Option<Tensor>, Tensor)>
+    where
+        P::Number: Element,
+    {
         let (grad_x, grad_weight) =
-            conv::backward::<F>(conv, &view(x)?, &view(weight)?, &view(grad)?, need_x);
+            conv::backward::<P>(conv, &view(x)?, &view(weight)?, &view(grad)?, need_x);
         let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
         Ok((grad_x, made(grad_weight, weight.shape())?))
     }
     if widened(x) {
         let (wide_x, weight, grad) = (wide(x)?, wide(weight)?, wide(grad)?);
-        let (grad_x, grad_weight) = conv2d_backward(&wide_x, &weight, &grad, stride, padding, need_x)?;
+        let (grad_x, grad_weight) = conv2d_backward(rounding, &wide_x, &weight, &grad, stride, padding, need_x)?;
         let grad_x = grad_x.map(|g| convert(&g, x.dtype())).transpose()?;
         return Ok((grad_x, convert(&grad_weight, x.dtype())?));
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
     if fused(&x) {
         let conv = conv(&x, &weight, stride, padding)?;
-        return by_type!(x, kernel(&x, &weight, &grad, conv, need_x));
+        return by_factor!(x, rounding, kernel(&x, &weight, &grad, conv, need_x));
     }
     convolution::backward(&x, &weight, &grad, stride, padding, need_x)
 }

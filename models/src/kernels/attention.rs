@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    pointwise::{softmax_row, softmax_row_backward},
-    product::{Strides, product},
+    pointwise::{softmax_rows, softmax_rows_backward},
+    product::{Factor, Strides, product},
 };
 
 /// Sizes of one item.
@@ -35,9 +35,9 @@ impl Sizes {
 }
 
 /// The result and the probabilities `[items, heads, tokens, tokens]`.
-pub(crate) fn forward<F: Real>(q: &[F], k: &[F], v: &[F], s: Sizes) -> (Vec<F>, Vec<F>) {
-    let mut y = vec![F::of(0.0); q.len()];
-    let mut probabilities = vec![F::of(0.0); q.len() / s.item() * s.scores()];
+pub(crate) fn forward<P: Factor>(q: &[P::Number], k: &[P::Number], v: &[P::Number], s: Sizes) -> (Vec<P::Number>, Vec<P::Number>) {
+    let mut y = vec![P::Number::of(0.0); q.len()];
+    let mut probabilities = vec![P::Number::of(0.0); q.len() / s.item() * s.scores()];
     let t = s.tokens;
     y.par_chunks_mut(s.item())
         .zip(probabilities.par_chunks_mut(s.scores()))
@@ -45,9 +45,9 @@ pub(crate) fn forward<F: Real>(q: &[F], k: &[F], v: &[F], s: Sizes) -> (Vec<F>, 
         .for_each(|((y, p), ((q, k), v))| {
             for (head, p) in p.chunks_exact_mut(t * t).enumerate() {
                 let o = head * s.d;
-                product([t, t, s.d], (p, t), false, (&q[o..], s.head()), (&k[o..], s.head().t()), false);
-                p.chunks_exact_mut(t).for_each(|row| softmax_row(row, s.scale()));
-                product(
+                product::<P>([t, t, s.d], (p, t), false, (&q[o..], s.head()), (&k[o..], s.head().t()), false);
+                softmax_rows(p, t, s.scale());
+                product::<P>(
                     [t, s.d, t],
                     (&mut y[o..], s.head().row),
                     false,
@@ -61,15 +61,15 @@ pub(crate) fn forward<F: Real>(q: &[F], k: &[F], v: &[F], s: Sizes) -> (Vec<F>, 
 }
 
 /// Gradients of query, key and value.
-pub(crate) fn backward<F: Real>(
-    q: &[F],
-    k: &[F],
-    v: &[F],
-    probabilities: &[F],
-    grad: &[F],
+pub(crate) fn backward<P: Factor>(
+    q: &[P::Number],
+    k: &[P::Number],
+    v: &[P::Number],
+    probabilities: &[P::Number],
+    grad: &[P::Number],
     s: Sizes,
-) -> [Vec<F>; 3] {
-    let [mut grad_q, mut grad_k, mut grad_v] = std::array::from_fn(|_| vec![F::of(0.0); q.len()]);
+) -> [Vec<P::Number>; 3] {
+    let [mut grad_q, mut grad_k, mut grad_v] = std::array::from_fn(|_| vec![P::Number::of(0.0); q.len()]);
     let t = s.tokens;
     grad_q
         .par_chunks_mut(s.item())
@@ -77,11 +77,11 @@ pub(crate) fn backward<F: Real>(
         .zip(q.par_chunks(s.item()).zip(k.par_chunks(s.item()).zip(v.par_chunks(s.item()))))
         .zip(probabilities.par_chunks(s.scores()).zip(grad.par_chunks(s.item())))
         .for_each(|(((gq, (gk, gv)), (q, (k, v))), (p, grad))| {
-            let mut gp = vec![F::of(0.0); t * t];
+            let mut gp = vec![P::Number::of(0.0); t * t];
             let square = Strides::rows(t);
             for (head, p) in p.chunks_exact(t * t).enumerate() {
                 let o = head * s.d;
-                product(
+                product::<P>(
                     [t, s.d, t],
                     (&mut gv[o..], s.head().row),
                     false,
@@ -89,7 +89,7 @@ pub(crate) fn backward<F: Real>(
                     (&grad[o..], s.head()),
                     false,
                 );
-                product(
+                product::<P>(
                     [t, t, s.d],
                     (&mut gp, t),
                     false,
@@ -97,9 +97,8 @@ pub(crate) fn backward<F: Real>(
                     (&v[o..], s.head().t()),
                     false,
                 );
-                let rows = gp.chunks_exact_mut(t).zip(p.chunks_exact(t));
-                rows.for_each(|(g, p)| softmax_row_backward(p, g, s.scale()));
-                product(
+                softmax_rows_backward(p, &mut gp, t, s.scale());
+                product::<P>(
                     [t, s.d, t],
                     (&mut gq[o..], s.head().row),
                     false,
@@ -107,7 +106,7 @@ pub(crate) fn backward<F: Real>(
                     (&k[o..], s.head()),
                     false,
                 );
-                product(
+                product::<P>(
                     [t, s.d, t],
                     (&mut gk[o..], s.head().row),
                     false,

@@ -3,7 +3,12 @@
 
 use rayon::prelude::*;
 
-use super::{Real, norm::sum};
+use super::{
+    Real,
+    memory::in_pieces,
+    norm::{sum, sum_of_products},
+    simd::vectorised,
+};
 
 /// Cuts `x` into planes and sorts them by channel.
 pub(super) fn by_channel<F>(x: &mut [F], channels: usize, plane: usize) -> Vec<Vec<&mut [F]>> {
@@ -34,6 +39,38 @@ fn mean<'a, F: Real>(planes: impl Iterator<Item = &'a [F]>, f: impl Fn(&'a [F]) 
     F::of(total / n as f64)
 }
 
+vectorised! {
+    fn sum_of<F: Real>(x: &[F]) -> F {
+        sum(x, |x| x)
+    }
+}
+
+vectorised! {
+    fn sum_of_squares<F: Real>(x: &[F], center: F) -> F {
+        sum(x, |x| (x - center) * (x - center))
+    }
+}
+
+vectorised! {
+    fn sum_around<F: Real>(x: &[F], center: F, y: &[F]) -> F {
+        sum_of_products(x, y, |x| x - center)
+    }
+}
+
+vectorised! {
+    fn scale_around<F: Real>(x: &[F], center: F, scale: F, shift: F, y: &mut [F]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - center) * scale + shift);
+    }
+}
+
+vectorised! {
+    fn plane_backward<F: Real>(x: &[F], center: F, grad: &[F], mean: F, slope: F, scale: F, out: &mut [F]) {
+        for ((out, &x), &g) in out.iter_mut().zip(x).zip(grad) {
+            *out = (g - mean - (x - center) * slope) * scale;
+        }
+    }
+}
+
 /// The normalised values and each channel's mean and (biased) variance.
 pub(crate) fn forward<F: Real>(
     x: &[F],
@@ -48,11 +85,11 @@ pub(crate) fn forward<F: Real>(
         .enumerate()
         .map(|(channel, y)| {
             let x = planes(x, channel, weight.len(), plane);
-            let center = mean(x.clone(), |x| sum(x, |x| x));
-            let var = mean(x.clone(), |x| sum(x, |x| (x - center) * (x - center)));
+            let center = mean(x.clone(), |x| sum_of(x));
+            let var = mean(x.clone(), |x| sum_of_squares(x, center));
             let scale = weight[channel] / (var + F::of(eps)).sqrt();
             for (y, x) in y.into_iter().zip(x) {
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - center) * scale + bias[channel]);
+                scale_around(x, center, scale, bias[channel], y);
             }
             (center, var)
         })
@@ -82,16 +119,14 @@ pub(crate) fn backward<F: Real>(
             let grad = planes(grad, channel, channels, plane);
             let (mut shift, mut along) = (0f64, 0f64);
             for (x, grad) in x.clone().zip(grad.clone()) {
-                shift += sum(grad, |g| g).into();
-                along += sum_of_products(x, grad, |x| x - center).into();
+                shift += sum_of(grad).into();
+                along += sum_around(x, center, grad).into();
             }
             let (shift, along) = (F::of(shift), F::of(along) * inverse);
             let scale = weight[channel] * inverse;
             let (mean_shift, slope) = (shift / n, along / n * inverse);
             for (out, (x, grad)) in grad_x.into_iter().zip(x.zip(grad)) {
-                for ((out, &x), &g) in out.iter_mut().zip(x).zip(grad) {
-                    *out = (g - mean_shift - (x - center) * slope) * scale;
-                }
+                plane_backward(x, center, grad, mean_shift, slope, scale, out);
             }
             (along, shift)
         })
@@ -99,33 +134,17 @@ pub(crate) fn backward<F: Real>(
     [grad_x, grad_weight, grad_bias]
 }
 
-/// `Σ f(x)·y` in eight lanes.
-#[inline(always)]
-fn sum_of_products<F: Real>(x: &[F], y: &[F], f: impl Fn(F) -> F) -> F {
-    let mut lanes = [F::of(0.0); 8];
-    let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
-    let rest: F = xs.remainder().iter().zip(ys.remainder()).map(|(&x, &y)| f(x) * y).sum();
-    for (x, y) in xs.zip(ys) {
-        for ((lane, &x), &y) in lanes.iter_mut().zip(x).zip(y) {
-            *lane += f(x) * y;
-        }
-    }
-    lanes.into_iter().sum::<F>() + rest
-}
-
 /// `x·scale + shift`, each with a number for each channel.
 pub(crate) fn scale_shift<F: Real>(x: &[F], plane: usize, scale: &[F], shift: &[F]) -> Vec<F> {
-    let mut y = vec![F::of(0.0); x.len()];
-    y.par_chunks_mut(plane).zip(x.par_chunks(plane)).enumerate().for_each(|(i, (y, x))| {
-        let (scale, shift) = (scale[i % scale.len()], shift[i % shift.len()]);
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * scale + shift);
-    });
-    y
+    in_pieces(x.len(), plane, |at, y| {
+        let channel = at / plane % scale.len();
+        scale_around(&x[at..], F::of(0.0), scale[channel], shift[channel], y);
+    })
 }
 
 /// Sum of each channel.
 pub(crate) fn sum_channels<F: Real>(x: &[F], channels: usize, plane: usize) -> Vec<F> {
     let total =
-        |channel| F::of(planes(x, channel, channels, plane).map(|x| -> f64 { sum(x, |x| x).into() }).sum());
+        |channel| F::of(planes(x, channel, channels, plane).map(|x| -> f64 { sum_of(x).into() }).sum());
     (0..channels).into_par_iter().map(total).collect()
 }

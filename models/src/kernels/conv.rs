@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    product::{Strides, product},
+    product::{Factor, Strides, product},
     sum_partials,
     window::Window,
     winograd,
@@ -163,22 +163,22 @@ impl Conv {
 
 /// `weight ⋆ x + bias`: `x` `[items, channels, height, width]`, `weight` `[out, channels, kernel, kernel]`. `training` takes the quickest
 /// way, whose rounding errors are some ten times larger.
-pub(crate) fn forward<F: Real>(
+pub(crate) fn forward<P: Factor>(
     conv: Conv,
-    x: &[F],
-    weight: &[F],
-    bias: Option<&[F]>,
+    x: &[P::Number],
+    weight: &[P::Number],
+    bias: Option<&[P::Number]>,
     training: bool,
-) -> Vec<F> {
+) -> Vec<P::Number> {
     if training && winograd::pays(conv, x.len() / conv.input()) {
         return winograd::forward(conv, x, weight, bias);
     }
-    forward_by_columns(conv, x, weight, bias)
+    forward_by_columns::<P>(conv, x, weight, bias)
 }
 
-pub(super) fn forward_by_columns<F: Real>(conv: Conv, x: &[F], weight: &[F], bias: Option<&[F]>) -> Vec<F> {
+pub(super) fn forward_by_columns<P: Factor>(conv: Conv, x: &[P::Number], weight: &[P::Number], bias: Option<&[P::Number]>) -> Vec<P::Number> {
     let (group, places) = (conv.group(), conv.window.places());
-    let mut y = vec![F::of(0.0); x.len() / conv.input() * conv.output()];
+    let mut y = vec![P::Number::of(0.0); x.len() / conv.input() * conv.output()];
     if let Some(bias) = bias {
         y.par_chunks_mut(places).enumerate().for_each(|(i, plane)| plane.fill(bias[i % conv.out]));
     }
@@ -192,10 +192,10 @@ pub(super) fn forward_by_columns<F: Real>(conv: Conv, x: &[F], weight: &[F], bia
                 let weight = (weight, Strides::rows(conv.column()));
                 if tile.items.len() == 1 {
                     let y = &mut y[tile.items.start * conv.output() + tile.rows.start * conv.window.cols..];
-                    product(sizes, (y, places), bias.is_some(), weight, columns, parallel);
+                    product::<P>(sizes, (y, places), bias.is_some(), weight, columns, parallel);
                     continue;
                 }
-                product(sizes, (outputs, n), false, weight, columns, parallel);
+                product::<P>(sizes, (outputs, n), false, weight, columns, parallel);
                 for (o, row) in outputs.chunks_exact(n).take(conv.out).enumerate() {
                     for (item, row) in tile.items.clone().zip(row.chunks_exact(places)) {
                         let plane = &mut y[(item * conv.out + o) * places..][..places];
@@ -209,51 +209,51 @@ pub(super) fn forward_by_columns<F: Real>(conv: Conv, x: &[F], weight: &[F], bia
 }
 
 /// Gradients of `x`, where needed, and `weight`; that of the bias is [`sum_channels`](super::batch_norm::sum_channels).
-pub(crate) fn backward<F: Real>(
+pub(crate) fn backward<P: Factor>(
     conv: Conv,
-    x: &[F],
-    weight: &[F],
-    grad: &[F],
+    x: &[P::Number],
+    weight: &[P::Number],
+    grad: &[P::Number],
     need_x: bool,
-) -> (Option<Vec<F>>, Vec<F>) {
+) -> (Option<Vec<P::Number>>, Vec<P::Number>) {
     if winograd::pays(conv, x.len() / conv.input()) {
         return winograd::backward(conv, x, weight, grad, need_x);
     }
-    backward_by_columns(conv, x, weight, grad, need_x)
+    backward_by_columns::<P>(conv, x, weight, grad, need_x)
 }
 
-pub(super) fn backward_by_columns<F: Real>(
+pub(super) fn backward_by_columns<P: Factor>(
     conv: Conv,
-    x: &[F],
-    weight: &[F],
-    grad: &[F],
+    x: &[P::Number],
+    weight: &[P::Number],
+    grad: &[P::Number],
     need_x: bool,
-) -> (Option<Vec<F>>, Vec<F>) {
+) -> (Option<Vec<P::Number>>, Vec<P::Number>) {
     let (column, items) = (conv.column(), x.len() / conv.input());
     let part = pieces::part(items, conv.window.places());
-    let mut grad_x = vec![F::of(0.0); if need_x { x.len() } else { 0 }];
-    let parts: Vec<&mut [F]> = if need_x {
+    let mut grad_x = vec![P::Number::of(0.0); if need_x { x.len() } else { 0 }];
+    let parts: Vec<&mut [P::Number]> = if need_x {
         grad_x.chunks_mut(part * conv.input()).collect()
     } else {
-        (0..items.div_ceil(part)).map(|_| <&mut [F]>::default()).collect()
+        (0..items.div_ceil(part)).map(|_| <&mut [P::Number]>::default()).collect()
     };
     let parallel = parts.len() < 2;
-    let partials: Vec<Vec<F>> = parts
+    let partials: Vec<Vec<P::Number>> = parts
         .into_par_iter()
         .zip(x.par_chunks(part * conv.input()).zip(grad.par_chunks(part * conv.output())))
         .map(|(grad_x, (x, grad))| {
-            let mut grad_weight = vec![F::of(0.0); weight.len()];
+            let mut grad_weight = vec![P::Number::of(0.0); weight.len()];
             conv.with_buffers(|buffer, outputs| {
                 for tile in conv.tiles(x.len() / conv.input()) {
                     let n = conv.len(&tile);
                     let grad = conv.gathered(grad, conv.out, &tile, outputs);
                     let (columns, strides) = conv.columns(x, &tile, buffer);
                     let sum = (&mut grad_weight[..], column);
-                    product([conv.out, column, n], sum, true, grad, (columns, strides.t()), parallel);
+                    product::<P>([conv.out, column, n], sum, true, grad, (columns, strides.t()), parallel);
                     if need_x {
                         let weight = (weight, Strides::rows(column).t());
                         let columns = (&mut *buffer, n);
-                        product([column, n, conv.out], columns, false, weight, grad, parallel);
+                        product::<P>([column, n, conv.out], columns, false, weight, grad, parallel);
                         conv.add_columns(buffer, &tile, grad_x);
                     }
                 }

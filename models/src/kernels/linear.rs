@@ -2,27 +2,19 @@
 
 use super::{
     Real,
-    product::{Factor, Packed, Strides, product, product_packed},
+    product::{Factor, Packed, Strides, product_packed, product_with_bias},
 };
-
-/// Rows of `bias`, or of zeros.
-fn begin<F: Real>(bias: Option<&[F]>, rows: usize, out: usize) -> Vec<F> {
-    bias.map_or_else(|| vec![F::of(0.0); rows * out], |bias| bias.repeat(rows))
-}
 
 /// `x·Wᵀ + b`: `x` `[rows, input]`, `weight` `[out, input]`.
 pub(crate) fn linear<F: Factor>(
-    x: &[F],
-    weight: &[F],
-    bias: Option<&[F::Sum]>,
+    x: &[F::Number],
+    weight: &[F::Number],
+    bias: Option<&[F::Number]>,
     input: usize,
     out: usize,
-) -> Vec<F::Sum> {
-    let rows = x.len() / input;
-    let mut y = begin(bias, rows, out);
+) -> Vec<F::Number> {
     let weight = (weight, Strides::rows(input).t());
-    product([rows, out, input], (&mut y, out), bias.is_some(), (x, Strides::rows(input)), weight, true);
-    y
+    product_with_bias::<F>([x.len() / input, out, input], bias, (x, Strides::rows(input)), weight)
 }
 
 /// `weight` `[out, input]`, for [`linear_packed`].
@@ -32,31 +24,22 @@ pub(crate) fn packed<F: Real>(weight: &[F], input: usize, out: usize) -> Packed<
 
 /// [`linear`] with a weight that is laid out already.
 pub(crate) fn linear_packed<F: Real>(x: &[F], weight: &Packed<F>, bias: Option<&[F]>) -> Vec<F> {
-    let (out, input) = (weight.n(), weight.k());
-    let rows = x.len() / input;
-    let mut y = begin(bias, rows, out);
-    product_packed(rows, (&mut y, out), bias.is_some(), (x, input), weight, true);
-    y
+    product_packed(x.len() / weight.k(), bias, x, weight)
 }
 
 /// Gradients of `x` and `weight`.
 pub(crate) fn linear_backward<F: Factor>(
-    x: &[F],
-    weight: &[F],
-    grad: &[F],
+    x: &[F::Number],
+    weight: &[F::Number],
+    grad: &[F::Number],
     input: usize,
     out: usize,
     need_x: bool,
-) -> (Option<Vec<F::Sum>>, Vec<F::Sum>) {
+) -> (Option<Vec<F::Number>>, Vec<F::Number>) {
     let rows = x.len() / input;
-    let grad_x = need_x.then(|| {
-        let mut grad_x = vec![F::Sum::default(); x.len()];
-        let (grad, weight) = ((grad, Strides::rows(out)), (weight, Strides::rows(input)));
-        product([rows, input, out], (&mut grad_x, input), false, grad, weight, true);
-        grad_x
-    });
-    let mut grad_weight = vec![F::Sum::default(); weight.len()];
-    let (grad, x) = ((grad, Strides::rows(out).t()), (x, Strides::rows(input)));
-    product([out, input, rows], (&mut grad_weight, input), false, grad, x, true);
-    (grad_x, grad_weight)
+    let (x, weight) = ((x, Strides::rows(input)), (weight, Strides::rows(input)));
+    let grad_x = need_x
+        .then(|| product_with_bias::<F>([rows, input, out], None, (grad, Strides::rows(out)), weight));
+    let grad = (grad, Strides::rows(out).t());
+    (grad_x, product_with_bias::<F>([out, input, rows], None, grad, x))
 }

@@ -2,9 +2,12 @@
 
 use std::{
     cell::Cell,
+    mem::MaybeUninit,
     ops::{Deref, DerefMut},
     thread::LocalKey,
 };
+
+use rayon::prelude::*;
 
 /// Bytes of a line of the cache; a register that is read across two of them takes twice as long.
 const LINE: usize = 64;
@@ -44,6 +47,53 @@ impl<T> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.values[self.start..]
     }
+}
+
+/// `len` values that `f` writes.
+///
+/// # Safety
+/// `f` must write all of them.
+pub(crate) unsafe fn written<T: Copy>(len: usize, f: impl FnOnce(*mut T)) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    f(values.as_mut_ptr());
+    // SAFETY: they are there, as the caller says.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// `len` values in pieces that `f` fills, all threads together; it is told where a piece begins and given zeros.
+pub(crate) fn in_pieces<T: Copy + Default + Send>(
+    len: usize,
+    piece: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    in_pieces_with(len, piece, &mut [(); 0], 1, |at, values, _| f(at, values))
+}
+
+/// [`in_pieces`], each piece with one of `others`, where there are any.
+pub(crate) fn in_pieces_with<T: Copy + Default + Send, U: Send>(
+    len: usize,
+    piece: usize,
+    others: &mut [U],
+    other: usize,
+    f: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    let pieces = values.spare_capacity_mut()[..len].par_chunks_mut(piece).enumerate();
+    let fill = |i: usize, values: &mut [MaybeUninit<T>], other: &mut [U]| {
+        values.fill(MaybeUninit::new(T::default()));
+        // SAFETY: they were just filled.
+        f(i * piece, unsafe { &mut *(&raw mut *values as *mut [T]) }, other);
+    };
+    if others.is_empty() {
+        pieces.for_each(|(i, values)| fill(i, values, &mut []));
+    } else {
+        assert!(others.len().div_ceil(other) == len.div_ceil(piece), "there is one for each piece");
+        pieces.zip(others.par_chunks_mut(other)).for_each(|((i, values), other)| fill(i, values, other));
+    }
+    // SAFETY: all pieces were filled.
+    unsafe { values.set_len(len) };
+    values
 }
 
 /// A function that lends values of its thread's memory, which is kept for the next time.

@@ -16,6 +16,7 @@ pub(crate) mod pool;
 pub(crate) mod product;
 mod real;
 pub(crate) mod rounding;
+mod simd;
 pub(crate) mod window;
 mod winograd;
 

@@ -1,8 +1,11 @@
 //! Layer and RMS normalisation over rows.
 
-use rayon::prelude::*;
-
-use super::{ROWS, Real, sum_partials};
+use super::{
+    ROWS, Real,
+    memory::{in_pieces, in_pieces_with},
+    simd::vectorised,
+    sum_partials,
+};
 
 /// What to take off a row before it is divided by its length.
 #[derive(Clone, Copy, PartialEq)]
@@ -36,19 +39,25 @@ pub(crate) fn sum<F: Real>(row: &[F], f: impl Fn(F) -> F) -> F {
     lanes.into_iter().chain(rest.iter().map(|&x| f(x))).sum()
 }
 
-/// Normalises each row of `width` values, then scales and shifts by `weight` and `bias` where given.
-pub(crate) fn forward<F: Real>(
-    kind: Kind,
-    x: &[F],
-    width: usize,
-    weight: Option<&[F]>,
-    bias: Option<&[F]>,
-    eps: f64,
-) -> Vec<F> {
-    let mut y = vec![F::of(0.0); x.len()];
-    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+/// `Σ f(x)·y` in eight lanes.
+#[inline(always)]
+pub(crate) fn sum_of_products<F: Real>(x: &[F], y: &[F], f: impl Fn(F) -> F) -> F {
+    let mut lanes = [F::of(0.0); 8];
+    let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
+    let rest: F = xs.remainder().iter().zip(ys.remainder()).map(|(&x, &y)| f(x) * y).sum();
+    for (x, y) in xs.zip(ys) {
+        for ((lane, &x), &y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f(x) * y;
+        }
+    }
+    lanes.into_iter().sum::<F>() + rest
+}
+
+vectorised! {
+    fn rows<F: Real>(kind: Kind, x: &[F], affine: [Option<&[F]>; 2], eps: F, y: &mut [F], width: usize) {
+        let [weight, bias] = affine;
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            let (mean, inverse) = statistics(kind, x, F::of(eps));
+            let (mean, inverse) = statistics(kind, x, eps);
             for (y, &x) in y.iter_mut().zip(x) {
                 *y = (x - mean) * inverse;
             }
@@ -59,12 +68,63 @@ pub(crate) fn forward<F: Real>(
                 y.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
             }
         }
-    });
-    y
+    }
+}
+
+/// Normalises each row of `width` values, then scales and shifts by `weight` and `bias` where given.
+pub(crate) fn forward<F: Real>(
+    kind: Kind,
+    x: &[F],
+    width: usize,
+    weight: Option<&[F]>,
+    bias: Option<&[F]>,
+    eps: f64,
+) -> Vec<F> {
+    in_pieces(x.len(), ROWS * width, |at, y| rows(kind, &x[at..], [weight, bias], F::of(eps), y, width))
 }
 
 /// Gradients of weight and bias, where there is a weight.
 type ParamGradients<F> = Option<(Vec<F>, Vec<F>)>;
+
+vectorised! {
+    /// `params` becomes the gradients of weight, then of bias, of these rows, where there is a weight.
+    fn rows_backward<F: Real>(
+        kind: Kind,
+        x: &[F],
+        grad: &[F],
+        weight: Option<&[F]>,
+        eps: F,
+        grad_x: &mut [F],
+        params: &mut [F],
+        width: usize,
+    ) {
+        let n = F::of(width as f64);
+        let (mut normal, mut scaled) = (vec![F::of(0.0); width], vec![F::of(0.0); width]);
+        let rows = grad_x.chunks_exact_mut(width).zip(x.chunks_exact(width).zip(grad.chunks_exact(width)));
+        for (grad_x, (x, grad)) in rows {
+            let (mean, inverse) = statistics(kind, x, eps);
+            for (normal, &x) in normal.iter_mut().zip(x) {
+                *normal = (x - mean) * inverse;
+            }
+            scaled.copy_from_slice(grad);
+            if let Some(weight) = weight {
+                let (grad_weight, grad_bias) = params.split_at_mut(width);
+                let sums = grad_weight.iter_mut().zip(grad_bias);
+                let values = scaled.iter_mut().zip(grad).zip(normal.iter().zip(weight));
+                for (((scaled, &grad), (&normal, &weight)), (grad_weight, grad_bias)) in values.zip(sums) {
+                    *grad_weight += grad * normal;
+                    *grad_bias += grad;
+                    *scaled = grad * weight;
+                }
+            }
+            let mean_grad = if kind == Kind::Layer { sum(&scaled, |g| g) / n } else { F::of(0.0) };
+            let along = sum_of_products(&scaled, &normal, |g| g) / n;
+            for ((out, &g), &h) in grad_x.iter_mut().zip(&scaled).zip(&normal) {
+                *out = (g - mean_grad - h * along) * inverse;
+            }
+        }
+    }
+}
 
 /// Gradients of `x` and of the parameters.
 pub(crate) fn backward<F: Real>(
@@ -75,44 +135,11 @@ pub(crate) fn backward<F: Real>(
     weight: Option<&[F]>,
     eps: f64,
 ) -> (Vec<F>, ParamGradients<F>) {
-    let n = F::of(width as f64);
-    let mut grad_x = vec![F::of(0.0); x.len()];
-    let partials: Vec<Vec<F>> = grad_x
-        .par_chunks_mut(ROWS * width)
-        .zip(x.par_chunks(ROWS * width).zip(grad.par_chunks(ROWS * width)))
-        .map(|(grad_x, (x, grad))| {
-            // Gradients of weight, then of bias, of these rows.
-            let mut partial = vec![F::of(0.0); if weight.is_some() { 2 * width } else { 0 }];
-            let (mut normal, mut scaled) = (vec![F::of(0.0); width], vec![F::of(0.0); width]);
-            let rows =
-                grad_x.chunks_exact_mut(width).zip(x.chunks_exact(width).zip(grad.chunks_exact(width)));
-            for (grad_x, (x, grad)) in rows {
-                let (mean, inverse) = statistics(kind, x, F::of(eps));
-                for (normal, &x) in normal.iter_mut().zip(x) {
-                    *normal = (x - mean) * inverse;
-                }
-                scaled.copy_from_slice(grad);
-                if let Some(weight) = weight {
-                    let (grad_weight, grad_bias) = partial.split_at_mut(width);
-                    for i in 0..width {
-                        grad_weight[i] += grad[i] * normal[i];
-                        grad_bias[i] += grad[i];
-                        scaled[i] = grad[i] * weight[i];
-                    }
-                }
-                let mean_grad = if kind == Kind::Layer { sum(&scaled, |g| g) / n } else { F::of(0.0) };
-                let mut lanes = [F::of(0.0); 8];
-                for (i, (&g, &h)) in scaled.iter().zip(normal.iter()).enumerate() {
-                    lanes[i % 8] += g * h;
-                }
-                let along = lanes.into_iter().sum::<F>() / n;
-                for ((out, &g), &h) in grad_x.iter_mut().zip(&scaled).zip(&normal) {
-                    *out = (g - mean_grad - h * along) * inverse;
-                }
-            }
-            partial
-        })
-        .collect();
+    let each = if weight.is_some() { 2 * width } else { 0 };
+    let mut partials = vec![vec![F::of(0.0); each]; x.len().div_ceil(ROWS * width)];
+    let grad_x = in_pieces_with(x.len(), ROWS * width, &mut partials, 1, |at, grad_x, partial| {
+        rows_backward(kind, &x[at..], &grad[at..], weight, F::of(eps), grad_x, &mut partial[0], width);
+    });
     let params = weight.map(|_| {
         let mut both = sum_partials(&partials);
         let bias = both.split_off(width);

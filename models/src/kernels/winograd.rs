@@ -11,6 +11,7 @@ use super::{
     batch_norm::{by_channel, planes},
     conv::Conv,
     product::{Strides, product},
+    simd::vectorised,
     window::Window,
 };
 use crate::pieces::{self, WINOGRAD_TILE};
@@ -107,6 +108,42 @@ fn both_ways<F: Real, const N: usize, const M: usize>(
                 out[i][j][l] = y[i];
             }
         }
+    }
+}
+
+vectorised! {
+    fn of_weights<F: Real>(x: &Tile<F, 3>, out: &mut Tile<F, IN>) {
+        both_ways(weights, x, out);
+    }
+}
+
+vectorised! {
+    fn of_weights_back<F: Real>(x: &Tile<F, IN>, out: &mut Tile<F, 3>) {
+        both_ways(weights_back, x, out);
+    }
+}
+
+vectorised! {
+    fn of_inputs<F: Real>(x: &Tile<F, IN>, out: &mut Tile<F, IN>) {
+        both_ways(inputs, x, out);
+    }
+}
+
+vectorised! {
+    fn of_inputs_back<F: Real>(x: &Tile<F, IN>, out: &mut Tile<F, IN>) {
+        both_ways(inputs_back, x, out);
+    }
+}
+
+vectorised! {
+    fn of_outputs<F: Real>(x: &Tile<F, IN>, out: &mut Tile<F, OUT>) {
+        both_ways(outputs, x, out);
+    }
+}
+
+vectorised! {
+    fn of_outputs_back<F: Real>(x: &Tile<F, OUT>, out: &mut Tile<F, IN>) {
+        both_ways(outputs_back, x, out);
     }
 }
 
@@ -229,7 +266,7 @@ impl Tiles {
                             }
                         }
                     }
-                    both_ways(inputs, &tile, &mut lanes);
+                    of_inputs(&tile, &mut lanes);
                     store(&lanes, &mut v, at);
                 }
             });
@@ -245,7 +282,7 @@ impl Tiles {
                 let (mut tile, mut lanes) = (zeros(), zeros());
                 for (at, corners) in self.chunks() {
                     self.v().load(v, channel, at, &mut lanes);
-                    both_ways(inputs_back, &lanes, &mut tile);
+                    of_inputs_back(&lanes, &mut tile);
                     for (l, corner) in corners.iter().enumerate() {
                         let rows = padded[self.padded(corner)..].chunks_mut(self.width);
                         for (tile, row) in tile.iter().zip(rows) {
@@ -273,7 +310,7 @@ impl Tiles {
             let (mut tile, mut lanes) = (zeros(), zeros());
             for (at, corners) in self.chunks() {
                 self.m().load(m, out, at, &mut lanes);
-                both_ways(outputs, &lanes, &mut tile);
+                of_outputs(&lanes, &mut tile);
                 for (l, &Corner { item, top, left }) in corners.iter().enumerate() {
                     let rows = y[item][top * w.cols..].chunks_exact_mut(w.cols);
                     for (row, tile) in rows.zip(&tile) {
@@ -301,7 +338,7 @@ impl Tiles {
                         }
                     }
                 }
-                both_ways(outputs_back, &tile, &mut lanes);
+                of_outputs_back(&tile, &mut lanes);
                 store(&lanes, &mut m, at);
             }
         });
@@ -334,7 +371,7 @@ fn transform_weights<F: Real>(conv: Conv, weight: &[F], values: &mut [F]) {
                         tile[l] = weight;
                     }
                 }
-                both_ways(weights, &tile, &mut lanes);
+                of_weights(&tile, &mut lanes);
                 store(&lanes, &mut u, at);
             }
         },
@@ -348,7 +385,7 @@ fn transform_weights_back<F: Real>(conv: Conv, values: &[F]) -> Vec<F> {
         let (mut tile, mut lanes) = (zeros::<F, 3, 3>(), zeros());
         for (at, chunk) in (0..).step_by(LANES).zip(weight.chunks_mut(9 * LANES)) {
             u(conv).load(values, out, at, &mut lanes);
-            both_ways(weights_back, &lanes, &mut tile);
+            of_weights_back(&lanes, &mut tile);
             for (l, weight) in chunk.chunks_exact_mut(9).enumerate() {
                 for (weight, tile) in weight.iter_mut().zip(tile.as_flattened()) {
                     *weight = tile[l];
@@ -393,7 +430,7 @@ pub(super) fn forward<F: Real>(conv: Conv, x: &[F], weight: &[F], bias: Option<&
                     let outputs = (outputs, m.stride());
                     let (weights, inputs) =
                         ((weights, Strides::rows(u.stride())), (inputs, Strides::rows(v.stride())));
-                    product([m.rows, m.cols, v.rows], outputs, false, weights, inputs, false);
+                    product::<F>([m.rows, m.cols, v.rows], outputs, false, weights, inputs, false);
                 });
             tiles.outputs(outputs, bias, y);
         }
@@ -432,7 +469,7 @@ pub(super) fn backward<F: Real>(
                 .for_each(|((grad_weights, inputs), (weights, grads))| {
                     let grad_weights = (grad_weights, u.stride());
                     let (grads, width) = ((grads, Strides::rows(m.stride())), v.stride());
-                    product(
+                    product::<F>(
                         [u.rows, u.cols, v.cols],
                         grad_weights,
                         i > 0,
@@ -443,7 +480,7 @@ pub(super) fn backward<F: Real>(
                     if need_x {
                         // The gradient of V takes the place of V, which nothing needs any more.
                         let weights = (weights, Strides::rows(u.stride()).t());
-                        product([v.rows, v.cols, m.rows], (inputs, width), false, weights, grads, false);
+                        product::<F>([v.rows, v.cols, m.rows], (inputs, width), false, weights, grads, false);
                     }
                 });
             if need_x {
@@ -483,10 +520,10 @@ mod tests {
         for item in 0..items {
             let input = item * conv.input()..(item + 1) * conv.input();
             let output = item * conv.output()..(item + 1) * conv.output();
-            let alone = conv::forward_by_columns(conv, &x[input.clone()], &weight, Some(&bias));
+            let alone = conv::forward_by_columns::<F>(conv, &x[input.clone()], &weight, Some(&bias));
             close("output", &y[output.clone()], &alone);
             let (alone, of_item) =
-                conv::backward_by_columns(conv, &x[input.clone()], &weight, &grad[output], true);
+                conv::backward_by_columns::<F>(conv, &x[input.clone()], &weight, &grad[output], true);
             close("input's gradient", &grad_x.as_ref().unwrap()[input], &alone.unwrap());
             weights.iter_mut().zip(of_item).for_each(|(w, g)| *w += g.into());
         }

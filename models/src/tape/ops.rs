@@ -11,7 +11,7 @@ use crate::{
     candle::{
         Plain,
         ops::{self, Activation, Kind},
-        precision::{convert, factor, wide, wide_type},
+        precision::{Rounding, convert, wide, wide_type},
         spatial,
     },
 };
@@ -27,9 +27,9 @@ impl Var {
         Plain::new(self.value.clone())
     }
 
-    /// The type of the factors of products, where that is another than the values'.
-    fn factors(&self) -> Option<DType> {
-        self.tape.0.options.precision.factors()
+    /// How the factors of products are rounded.
+    fn rounding(&self) -> Rounding {
+        Rounding::new(self.tape.0.options.precision, self.value.device())
     }
 
     /// The type of what is computed of two values one by one: halves of halves alone.
@@ -117,37 +117,37 @@ impl Tensor for Var {
     }
 
     fn linear(&self, weight: &Param, bias: Option<&Param>) -> Result<Self> {
-        let (factors, w) = (self.factors(), weight.value.clone());
+        let (rounding, w) = (self.rounding(), weight.value.clone());
         crate::shape::linear(self.dims(), w.dims(), bias.map(|b| b.value.dims()))?;
-        let x = factor(factors, &self.value)?;
-        let b = bias.map(|b| factor(factors, &b.value)).transpose()?;
-        let y = ops::linear(&x, &factor(factors, &w)?, b.as_ref())?;
+        let x = rounding.factor(&self.value)?;
+        let b = bias.map(|b| rounding.factor(&b.value)).transpose()?;
+        let y = ops::linear(rounding, &x, &rounding.factor(&w)?, b.as_ref())?;
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
         Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
             if bias_slot.is_some() {
                 slots.add(bias_slot, ops::sum_rows(&grad)?)?;
             }
-            let (w, grad) = (factor(factors, &w)?, factor(factors, &grad)?);
-            let (grad_x, grad_weight) = ops::linear_backward(&x, &w, &grad, slot.is_some())?;
+            let (w, grad) = (rounding.factor(&w)?, rounding.factor(&grad)?);
+            let (grad_x, grad_weight) = ops::linear_backward(rounding, &x, &w, &grad, slot.is_some())?;
             slots.add(weight_slot, wide(&grad_weight)?)?;
             grad_x.map_or(Ok(()), |g| slots.add(slot, wide(&g)?))
         }))
     }
 
     fn conv2d(&self, weight: &Param, bias: Option<&Param>, stride: usize, padding: usize) -> Result<Self> {
-        let (factors, w) = (self.factors(), weight.value.clone());
+        let (rounding, w) = (self.rounding(), weight.value.clone());
         crate::shape::conv2d(self.dims(), w.dims(), bias.map(|b| b.value.dims()), stride, padding)?;
-        let x = factor(factors, &self.value)?;
-        let b = bias.map(|b| factor(factors, &b.value)).transpose()?;
-        let y = spatial::conv2d(&x, &factor(factors, &w)?, b.as_ref(), stride, padding, true)?;
+        let x = rounding.factor(&self.value)?;
+        let b = bias.map(|b| rounding.factor(&b.value)).transpose()?;
+        let y = spatial::conv2d(rounding, &x, &rounding.factor(&w)?, b.as_ref(), stride, padding, true)?;
         let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
         Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
             if bias_slot.is_some() {
                 slots.add(bias_slot, spatial::sum_channels(&grad)?)?;
             }
-            let (w, grad) = (factor(factors, &w)?, factor(factors, &grad)?);
+            let (w, grad) = (rounding.factor(&w)?, rounding.factor(&grad)?);
             let (grad_x, grad_weight) =
-                spatial::conv2d_backward(&x, &w, &grad, stride, padding, slot.is_some())?;
+                spatial::conv2d_backward(rounding, &x, &w, &grad, stride, padding, slot.is_some())?;
             slots.add(weight_slot, wide(&grad_weight)?)?;
             grad_x.map_or(Ok(()), |g| slots.add(slot, wide(&g)?))
         }))
@@ -214,13 +214,13 @@ impl Tensor for Var {
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
         crate::shape::attention(self.dims(), key.dims(), value.dims())?;
-        let factors = self.factors();
-        let [q, k, v] = [self, key, value].map(|x| factor(factors, &x.value));
+        let rounding = self.rounding();
+        let [q, k, v] = [self, key, value].map(|x| rounding.factor(&x.value));
         let (q, k, v) = (q?, k?, v?);
-        let (y, p) = ops::attention(&q, &k, &v)?;
+        let (y, p) = ops::attention(rounding, &q, &k, &v)?;
         let slot = [self.slot, key.slot, value.slot];
         Ok(self.record(y, &slot, move |grad, slots| {
-            let grads = ops::attention_backward(&q, &k, &v, &p, &factor(factors, &grad)?)?;
+            let grads = ops::attention_backward(rounding, &q, &k, &v, &p, &rounding.factor(&grad)?)?;
             slot.into_iter().zip(grads).try_for_each(|(slot, grad)| slots.add(slot, wide(&grad)?))
         }))
     }

@@ -6,9 +6,7 @@
 
 use std::{arch::asm, sync::OnceLock};
 
-use half::bf16;
-
-use super::{PANEL, tile::Tile};
+use super::{Bf16, PANEL, tile::Tile};
 
 /// Units of a register's row.
 const UNITS: usize = 16;
@@ -78,7 +76,7 @@ impl Drop for Ready {
 ///
 /// # Safety
 /// As [`Factor::run`](super::Factor::run), while this thread is [`Ready`].
-pub(super) unsafe fn run(tile: &Tile<bf16>) {
+pub(super) unsafe fn run(tile: &Tile<Bf16>) {
     let row = tile.strides.row * size_of::<u32>();
     let width = tile.width * size_of::<f32>();
     let units = tile.panel.len() / PANEL;

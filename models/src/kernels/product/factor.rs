@@ -1,18 +1,16 @@
-//! Numbers that products multiply.
-
-use half::bf16;
+//! How numbers are multiplied.
 
 use super::{
-    super::{Real, memory::lent},
+    super::{Real, memory::lent, rounding::rounded},
     tile::{self, Isa, Tile},
 };
 
-/// Numbers that products multiply.
-pub(crate) trait Factor: Copy + Default + Send + Sync + 'static {
-    /// What is multiplied at once: the number itself, or two that follow each other along the inner index.
+/// How the numbers of products are multiplied.
+pub(crate) trait Factor: Copy + Send + Sync + 'static {
+    /// What the slices hold, and sums are taken in.
+    type Number: Real;
+    /// What is multiplied at once: a number, or two that follow each other along the inner index.
     type Unit: Copy + Default + Send + Sync + 'static;
-    /// What sums are taken in.
-    type Sum: Real;
     /// Numbers in a unit.
     const EACH: usize;
     /// Inner indices that are summed up at a time: few enough that some rows of the first factor stay in the first-level cache, and that
@@ -20,17 +18,20 @@ pub(crate) trait Factor: Copy + Default + Send + Sync + 'static {
     const DEPTH: usize = 256;
     /// Columns of a block, which stays in the second-level cache.
     const COLUMNS: usize = 512;
-    /// Units that a panel's depth is a multiple of; what is missing is zero.
+    /// Units that a depth is a multiple of; what is missing is zero.
     const GRAIN: usize = 1;
 
-    /// A unit of numbers as they lie in memory; a second that is missing is zero.
-    fn unit(first: Self, second: Option<Self>) -> Self::Unit;
+    /// The numbers as units, where they lie in memory as such.
+    fn as_units(numbers: &[Self::Number]) -> Option<&[Self::Unit]>;
 
-    /// Units of rows of numbers, one below the other. The second row is looked at where a unit has two numbers and there is one.
-    fn units(first: &[Self], second: Option<&[Self]>, to: &mut [Self::Unit]);
+    /// Units of numbers that follow each other; what is missing of the last is zero.
+    fn along(numbers: &[Self::Number], to: &mut [Self::Unit]);
+
+    /// Units of rows of numbers, one below the other, where each has two the second row too; without one it is zero.
+    fn below(first: &[Self::Number], second: Option<&[Self::Number]>, to: &mut [Self::Unit]);
 
     /// `sum + a·b`; `FMA` where the processor rounds that once.
-    fn add<const FMA: bool>(sum: Self::Sum, a: Self::Unit, b: Self::Unit) -> Self::Sum;
+    fn add<const FMA: bool>(sum: Self::Number, a: Self::Unit, b: Self::Unit) -> Self::Number;
 
     /// Lends units of this thread's memory for a second factor, which is kept for the next time.
     fn with_panels<R>(len: usize, f: impl FnOnce(&mut [Self::Unit]) -> R) -> R;
@@ -38,7 +39,7 @@ pub(crate) trait Factor: Copy + Default + Send + Sync + 'static {
     /// The same for some rows of a first factor.
     fn with_rows<R>(len: usize, f: impl FnOnce(&mut [Self::Unit]) -> R) -> R;
 
-    /// The instructions to multiply these numbers by.
+    /// The instructions to multiply by.
     fn isa() -> Isa {
         Isa::detect()
     }
@@ -46,7 +47,8 @@ pub(crate) trait Factor: Copy + Default + Send + Sync + 'static {
     /// Computes a tile.
     ///
     /// # Safety
-    /// The processor must have these instructions; `a` and `c` of the tile must be readable, and `c` writable, at all its rows and columns.
+    /// The processor must have these instructions; `a` of the tile must be readable, and `c` writable, at all its rows and columns, and
+    /// `c` must hold numbers where the tile adds to them.
     unsafe fn run(isa: Isa, tile: &Tile<Self>) {
         // SAFETY: passed on to the caller.
         unsafe { tile::run(isa, tile) }
@@ -56,17 +58,21 @@ pub(crate) trait Factor: Copy + Default + Send + Sync + 'static {
 macro_rules! itself {
     ($type:ty $(, $special:path)?) => {
         impl Factor for $type {
+            type Number = $type;
             type Unit = $type;
-            type Sum = $type;
             const EACH: usize = 1;
 
-            #[inline(always)]
-            fn unit(first: Self, _: Option<Self>) -> Self {
-                first
+            fn as_units(numbers: &[Self]) -> Option<&[Self]> {
+                Some(numbers)
             }
 
             #[inline(always)]
-            fn units(first: &[Self], _: Option<&[Self]>, to: &mut [Self]) {
+            fn along(numbers: &[Self], to: &mut [Self]) {
+                to.copy_from_slice(numbers);
+            }
+
+            #[inline(always)]
+            fn below(first: &[Self], _: Option<&[Self]>, to: &mut [Self]) {
                 to.copy_from_slice(first);
             }
 
@@ -96,30 +102,41 @@ macro_rules! itself {
 itself!(f32, tile::avx512_f32);
 itself!(f64);
 
-impl Factor for bf16 {
-    /// Both as they lie in memory.
+/// Numbers are f32, rounded to bf16 when they are laid out; sums are taken in f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bf16;
+
+impl Factor for Bf16 {
+    type Number = f32;
+    /// The first in the low half.
     type Unit = u32;
-    type Sum = f32;
     const EACH: usize = 2;
     const DEPTH: usize = 512;
     const COLUMNS: usize = 1024;
     const GRAIN: usize = 16;
 
-    #[inline(always)]
-    fn unit(first: Self, second: Option<Self>) -> u32 {
-        let [a, b] = first.to_ne_bytes();
-        let [c, d] = second.unwrap_or_default().to_ne_bytes();
-        u32::from_ne_bytes([a, b, c, d])
+    fn as_units(_: &[f32]) -> Option<&[u32]> {
+        None
     }
 
     #[inline(always)]
-    fn units(first: &[Self], second: Option<&[Self]>, to: &mut [u32]) {
+    fn along(numbers: &[f32], to: &mut [u32]) {
+        let pairs = numbers.chunks_exact(2);
+        if let (&[last], Some(to)) = (pairs.remainder(), to.get_mut(numbers.len() / 2)) {
+            *to = u32::from(rounded(last).to_bits());
+        }
+        for (to, pair) in to.iter_mut().zip(pairs) {
+            *to = pair_of(pair[0], pair[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn below(first: &[f32], second: Option<&[f32]>, to: &mut [u32]) {
         match second {
             Some(second) => {
-                let rows = first.iter().zip(second);
-                to.iter_mut().zip(rows).for_each(|(to, (&a, &b))| *to = Self::unit(a, Some(b)));
+                to.iter_mut().zip(first.iter().zip(second)).for_each(|(to, (&a, &b))| *to = pair_of(a, b));
             }
-            None => to.iter_mut().zip(first).for_each(|(to, &a)| *to = Self::unit(a, None)),
+            None => to.iter_mut().zip(first).for_each(|(to, &a)| *to = pair_of(a, 0.0)),
         }
     }
 
@@ -157,4 +174,9 @@ impl Factor for bf16 {
             }
         }
     }
+}
+
+#[inline(always)]
+fn pair_of(first: f32, second: f32) -> u32 {
+    u32::from(rounded(first).to_bits()) | u32::from(rounded(second).to_bits()) << 16
 }

@@ -17,11 +17,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use factor::Factor;
+pub(crate) use factor::{Bf16, Factor};
 use pack::{depth, pack, transpose};
 use tile::{Isa, Tile};
 
-use super::memory::Aligned;
+use super::memory::{Aligned, written};
 
 /// Columns of a panel, and the most rows of `a` that are laid out together.
 const PANEL: usize = 32;
@@ -29,7 +29,7 @@ const PANEL: usize = 32;
 const WORTH: usize = 1 << 18;
 
 /// A matrix inside a slice: element (i, j) lies at `i·row + j·col`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Strides {
     pub(crate) row: usize,
     pub(crate) col: usize,
@@ -63,15 +63,10 @@ pub(crate) struct Packed<F: Factor> {
 impl<F: Factor> Packed<F> {
     /// # Panics
     /// When `b` is too short for its sizes and strides.
-    pub(crate) fn new([n, k]: [usize; 2], b: (&[F], Strides)) -> Self {
+    pub(crate) fn new([n, k]: [usize; 2], b: (&[F::Number], Strides)) -> Self {
         let mut panels = Aligned::new(n.div_ceil(PANEL) * PANEL * depth::<F>(k));
-        pack_all(&mut panels, 0..n, 0..k, b, false);
+        pack_all::<F>(&mut panels, 0..n, 0..k, b, false);
         Self { n, k, panels }
-    }
-
-    /// Columns.
-    pub(crate) fn n(&self) -> usize {
-        self.n
     }
 
     /// Rows, over which products sum.
@@ -85,7 +80,7 @@ fn pack_all<F: Factor>(
     panels: &mut [F::Unit],
     n: Range<usize>,
     k: Range<usize>,
-    (b, strides): (&[F], Strides),
+    (b, strides): (&[F::Number], Strides),
     parallel: bool,
 ) {
     assert!(b.len() >= strides.end(k.end, n.end), "the slice holds the matrix");
@@ -102,36 +97,95 @@ fn pack_all<F: Factor>(
     }
 }
 
+/// What there is before a product is added to it.
+#[derive(Clone, Copy)]
+enum Begin<'a, N> {
+    /// Nothing; nor need there be numbers.
+    Nothing,
+    /// The numbers that are there.
+    There,
+    /// This in every row.
+    Row(&'a [N]),
+}
+
 /// `c = a·b`, or `c += a·b` with `accumulate`: `a` is m×k, `b` k×n, and `c` m×n with `c_width` values from one row to the next. `parallel`
 /// uses all threads of the pool.
 ///
 /// # Panics
 /// When a slice is too short for its sizes and strides, or k is zero.
 pub(crate) fn product<F: Factor>(
-    sizes: [usize; 3],
-    c: (&mut [F::Sum], usize),
+    [m, n, k]: [usize; 3],
+    (c, c_width): (&mut [F::Number], usize),
     accumulate: bool,
-    a: (&[F], Strides),
-    b: (&[F], Strides),
+    a: (&[F::Number], Strides),
+    b: (&[F::Number], Strides),
     parallel: bool,
 ) {
-    product_by(F::isa(), sizes, c, accumulate, a, b, parallel);
+    let begin = if accumulate { Begin::There } else { Begin::Nothing };
+    // SAFETY: the slice holds numbers.
+    unsafe { compute::<F>(F::isa(), [m, n, k], Target::new(c, c_width, m, n), begin, a, b, parallel) };
 }
 
-fn product_by<F: Factor>(
+/// `a·b` in memory of its own, with `bias` added to each row, by all threads of the pool.
+///
+/// # Panics
+/// As [`product`], and when there is not a bias for each column.
+pub(crate) fn product_with_bias<F: Factor>(
+    [m, n, k]: [usize; 3],
+    bias: Option<&[F::Number]>,
+    a: (&[F::Number], Strides),
+    b: (&[F::Number], Strides),
+) -> Vec<F::Number> {
+    // SAFETY: all of it is written to.
+    unsafe { written(m * n, |c| compute::<F>(F::isa(), [m, n, k], Target { at: c, width: n }, start(bias, n), a, b, true)) }
+}
+
+fn start<N>(bias: Option<&[N]>, n: usize) -> Begin<'_, N> {
+    assert!(bias.is_none_or(|bias| bias.len() == n), "there is a bias for each column");
+    bias.map_or(Begin::Nothing, Begin::Row)
+}
+
+/// [`product_with_bias`] with a `b` that is laid out already; `a` has rows of as many values as there are inner indices.
+///
+/// # Panics
+/// As [`product_with_bias`].
+pub(crate) fn product_packed<F: Factor>(m: usize, bias: Option<&[F::Number]>, a: &[F::Number], b: &Packed<F>) -> Vec<F::Number> {
+    let strides = Strides::rows(b.k);
+    assert!(a.len() >= strides.end(m, b.k), "the slice holds the matrix");
+    let (begin, a) = (start(bias, b.n), Rows { values: a, strides });
+    let (isa, depth) = (F::isa(), depth::<F>(b.k));
+    // SAFETY: all of it is written to: parts are disjoint and make up all, and so are the blocks of a part.
+    unsafe {
+        written(m * b.n, |c| {
+            let c = Target { at: c, width: b.n };
+            each_part([m, b.n], F::COLUMNS, threads([m, b.n, b.k], true), |i, j| {
+                for p in Steps::new(0, b.k, F::DEPTH) {
+                    let panels = &b.panels[j.start * depth + p.start / F::EACH * PANEL..];
+                    let begin = if p.start > 0 { Begin::There } else { begin };
+                    block::<F>(isa, i.clone(), j.clone(), p, c, begin, a, panels, depth);
+                }
+            });
+        })
+    }
+}
+
+/// [`product`] by these instructions.
+///
+/// # Safety
+/// The processor must have them; there must be room at the target, and numbers where they are there before.
+unsafe fn compute<F: Factor>(
     isa: Isa,
     [m, n, k]: [usize; 3],
-    (c, c_width): (&mut [F::Sum], usize),
-    accumulate: bool,
-    (a, a_strides): (&[F], Strides),
-    (b, b_strides): (&[F], Strides),
+    c: Target<F::Number>,
+    begin: Begin<F::Number>,
+    (a, a_strides): (&[F::Number], Strides),
+    (b, b_strides): (&[F::Number], Strides),
     parallel: bool,
 ) {
     assert!(
         k > 0 && a.len() >= a_strides.end(m, k) && b.len() >= b_strides.end(k, n),
         "slices hold the matrices"
     );
-    let c = Target::new(c, c_width, m, n);
     let a = Rows { values: a, strides: a_strides };
     let threads = threads([m, n, k], parallel);
     // Laid out once for all threads, each of which keeps its columns close.
@@ -141,43 +195,16 @@ fn product_by<F: Factor>(
             for p in Steps::new(0, k, F::DEPTH) {
                 let depth = depth::<F>(p.len());
                 let panels = &mut panels[..j.len().next_multiple_of(PANEL) * depth];
-                pack_all(panels, j.clone(), p.clone(), (b, b_strides), threads > 1);
-                let (panels, add) = (&*panels, accumulate || p.start > 0);
+                pack_all::<F>(panels, j.clone(), p.clone(), (b, b_strides), threads > 1);
+                let panels = &*panels;
+                let begin = if p.start > 0 { Begin::There } else { begin };
                 each_part([m, j.len()], F::COLUMNS, threads, |i, n| {
                     let panels = &panels[n.start * depth..];
-                    // SAFETY: parts are disjoint, and blocks come one after the other.
-                    unsafe {
-                        block(isa, i, [j.start + n.start, n.len()], p.clone(), c, add, a, panels, depth)
-                    };
+                    let n = j.start + n.start..j.start + n.end;
+                    // SAFETY: parts are disjoint, and blocks come one after the other; the rest as the caller says.
+                    unsafe { block::<F>(isa, i, n, p.clone(), c, begin, a, panels, depth) };
                 });
             }
-        }
-    });
-}
-
-/// [`product`] with a `b` that is laid out already; `a` has rows of `a_width` values.
-///
-/// # Panics
-/// As [`product`].
-pub(crate) fn product_packed<F: Factor>(
-    m: usize,
-    (c, c_width): (&mut [F::Sum], usize),
-    accumulate: bool,
-    (a, a_width): (&[F], usize),
-    b: &Packed<F>,
-    parallel: bool,
-) {
-    let strides = Strides::rows(a_width);
-    assert!(a.len() >= strides.end(m, b.k), "the slice holds the matrix");
-    let c = Target::new(c, c_width, m, b.n);
-    let a = Rows { values: a, strides };
-    let (isa, depth) = (F::isa(), depth::<F>(b.k));
-    each_part([m, b.n], F::COLUMNS, threads([m, b.n, b.k], parallel), |i, j| {
-        for p in Steps::new(0, b.k, F::DEPTH) {
-            let panels = &b.panels[j.start * depth + p.start / F::EACH * PANEL..];
-            let add = accumulate || p.start > 0;
-            // SAFETY: parts are disjoint, and so are the blocks of a part.
-            unsafe { block(isa, i.clone(), [j.start, j.len()], p, c, add, a, panels, depth) };
         }
     });
 }
@@ -262,64 +289,78 @@ struct Rows<'a, F> {
     strides: Strides,
 }
 
-/// Rows `i` of columns `[j, n]` of `c`, as far as inner indices `p` bring them. `panels` hold those of `b`, each `depth` units deep.
+/// Rows `i` of columns `j` of `c`, as far as inner indices `p` bring them. `panels` hold those of `b`, each `depth` units deep.
 ///
 /// # Safety
-/// The processor must have these instructions, and no other thread may look at these elements of `c`.
+/// The processor must have these instructions, no other thread may look at these elements of `c`, and the rest is as in [`compute`].
 unsafe fn block<F: Factor>(
     isa: Isa,
     i: Range<usize>,
-    [j, n]: [usize; 2],
+    j: Range<usize>,
     p: Range<usize>,
-    c: Target<F::Sum>,
-    add: bool,
-    a: Rows<F>,
+    c: Target<F::Number>,
+    begin: Begin<F::Number>,
+    a: Rows<F::Number>,
     panels: &[F::Unit],
     depth: usize,
 ) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    // SAFETY: it was found to be there.
+    // SAFETY: the instruction is there, as the caller says.
     let _ready = (isa == Isa::Amx).then(|| unsafe { amx::Ready::new() });
-    let k = p.len();
-    let whole = isa.whole();
-    let units = if whole { pack::depth::<F>(k) } else { k.div_ceil(F::EACH) };
-    // Units are numbers that follow each other, and lie as a kernel takes them.
-    let lies = a.strides.col == 1 && a.strides.row.is_multiple_of(F::EACH) && units * F::EACH == k;
+    let (k, whole) = (p.len(), isa.whole());
+    let most = pack::depth::<F>(k);
+    let units = if whole { most } else { k.div_ceil(F::EACH) };
+    let add = !matches!(begin, Begin::Nothing);
     // What is computed of rows and columns that are not all there.
-    let mut edge = [F::Sum::default(); PANEL * PANEL];
-    F::with_rows(2 * PANEL * pack::depth::<F>(k), |laid_out| {
-        let (columns, rows) = laid_out.split_at_mut(PANEL * pack::depth::<F>(k));
+    let mut edge = [F::Number::default(); PANEL * PANEL];
+    F::with_rows(2 * PANEL * most, |laid_out| {
+        let (rows, columns) = laid_out.split_at_mut(PANEL * most);
         for i in Steps::new(i.start, i.len(), PANEL) {
             let from = &a.values[i.start * a.strides.row + p.start * a.strides.col..];
             assert!(from.len() >= a.strides.end(i.len(), k), "the slice holds the rows");
-            let (at, strides) = if lies && !(whole && i.len() < PANEL) {
-                (from.as_ptr().cast(), Strides::rows(a.strides.row / F::EACH))
-            } else {
-                // A panel of the transpose: numbers of several rows that follow each other are taken together, not a row at a time.
-                pack(columns, [i.len(), k], from, a.strides.t());
-                if whole {
-                    let depth = columns.len() / PANEL;
-                    let unit = |u: usize| columns[u * PANEL..].as_ptr();
-                    // SAFETY: each unit of the inner index is there for a panel of rows.
-                    unsafe { transpose(unit, [depth, PANEL], rows, depth) };
-                    (rows.as_ptr(), Strides::rows(depth))
-                } else {
-                    (columns.as_ptr(), Strides::rows(PANEL).t())
+            let (at, strides) = match F::as_units(from) {
+                Some(units) if a.strides.col == 1 => (units.as_ptr(), a.strides),
+                _ if a.strides.col == 1 => {
+                    if i.len() < PANEL || most * F::EACH > k {
+                        rows.fill(F::Unit::default());
+                    }
+                    for (r, row) in rows.chunks_exact_mut(most).enumerate().take(i.len()) {
+                        pack::along::<F>(&from[r * a.strides.row..][..k], row);
+                    }
+                    (rows.as_ptr(), Strides::rows(most))
+                }
+                _ => {
+                    // A panel of the transpose: numbers of several rows that follow each other are taken together.
+                    pack::<F>(columns, [i.len(), k], from, a.strides.t());
+                    if whole {
+                        let unit = |u: usize| columns[u * PANEL..].as_ptr();
+                        // SAFETY: each unit of the inner index is there for a panel of rows.
+                        unsafe { transpose(unit, [most, PANEL], rows, most) };
+                        (rows.as_ptr(), Strides::rows(most))
+                    } else {
+                        (columns.as_ptr(), Strides::rows(PANEL).t())
+                    }
                 }
             };
             for tile in Steps::new(i.start, i.len(), isa.rows()) {
-                let panels = Steps::new(j, n, PANEL).zip(panels.chunks(PANEL * depth));
-                for (j, panel) in panels {
-                    // SAFETY: `Target::new` has seen that this row and column are inside.
-                    let to = unsafe { c.at.add(tile.start * c.width + j.start) };
+                for (j, panel) in Steps::new(j.start, j.len(), PANEL).zip(panels.chunks(PANEL * depth)) {
+                    // SAFETY: the target has room at this row and column, as the caller says, and at those of the tile from here on.
+                    let to = |r: usize| unsafe { c.at.add((tile.start + r) * c.width + j.start) };
                     let all = j.len() == PANEL && (tile.len() == isa.rows() || !whole);
-                    let (c_at, width) = if all { (to, c.width) } else { (edge.as_mut_ptr(), PANEL) };
-                    // SAFETY: as above; there are so many columns in each of these rows.
-                    let row =
-                        |r: usize| unsafe { std::slice::from_raw_parts_mut(to.add(r * c.width), j.len()) };
-                    if !all && add {
-                        let edge = edge.chunks_exact_mut(PANEL).take(tile.len());
-                        edge.enumerate().for_each(|(r, edge)| edge[..j.len()].copy_from_slice(row(r)));
+                    let (c_at, width) = if all { (to(0), c.width) } else { (edge.as_mut_ptr(), PANEL) };
+                    for r in 0..tile.len() {
+                        // SAFETY: as above; a row of the tile, or of what is computed instead, is as long as there are columns.
+                        unsafe {
+                            match begin {
+                                Begin::Row(bias) => {
+                                    c_at.add(r * width).copy_from_nonoverlapping(bias[j.clone()].as_ptr(), j.len());
+                                }
+                                Begin::There if !all => {
+                                    c_at.add(r * width).copy_from_nonoverlapping(to(r), j.len());
+                                }
+                                _ => {}
+                            }
+                        }
                     }
                     let computed = Tile::<F> {
                         rows: if whole { isa.rows() } else { tile.len() },
@@ -330,12 +371,14 @@ unsafe fn block<F: Factor>(
                         width,
                         add,
                     };
-                    // SAFETY: the instruction set was detected; the assertions here and in `Target::new` keep every element inside its
-                    // slice; the caller keeps others away from `c`.
+                    // SAFETY: the instructions are there; the assertions here keep every element of `a` inside its slice; the rest as the
+                    // caller says.
                     unsafe { F::run(isa, &computed) };
                     if !all {
-                        let edge = edge.chunks_exact(PANEL).take(tile.len());
-                        edge.enumerate().for_each(|(r, edge)| row(r).copy_from_slice(&edge[..j.len()]));
+                        for r in 0..tile.len() {
+                            // SAFETY: as above.
+                            unsafe { to(r).copy_from_nonoverlapping(edge[r * PANEL..].as_ptr(), j.len()) };
+                        }
                     }
                 }
             }

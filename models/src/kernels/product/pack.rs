@@ -1,6 +1,6 @@
 //! Laying factors out as panels.
 
-use super::{Factor, PANEL, Steps, Strides};
+use super::{super::simd::vectorised, Factor, PANEL, Steps, Strides};
 
 /// Units that a panel of so many inner indices is deep.
 pub(super) fn depth<F: Factor>(k: usize) -> usize {
@@ -8,31 +8,51 @@ pub(super) fn depth<F: Factor>(k: usize) -> usize {
 }
 
 /// Lays `k` rows and at most [`PANEL`] columns of `b` out as a panel `[units][PANEL]`; what is missing is zero.
-pub(super) fn pack<F: Factor>(panel: &mut [F::Unit], [columns, k]: [usize; 2], b: &[F], strides: Strides) {
+pub(super) fn pack<F: Factor>(panel: &mut [F::Unit], [columns, k]: [usize; 2], b: &[F::Number], strides: Strides) {
     if columns < PANEL || depth::<F>(k) * F::EACH > k {
         panel.fill(F::Unit::default());
     }
     if strides.col == 1 {
-        for (p, units) in Steps::new(0, k, F::EACH).zip(panel.chunks_exact_mut(PANEL)) {
-            let row = |p: usize| &b[p * strides.row..][..columns];
-            F::units(row(p.start), (p.len() > 1).then(|| row(p.end - 1)), &mut units[..columns]);
-        }
+        below::<F>(panel, [columns, k], b, strides.row);
         return;
     }
-    assert!(
-        strides.row == 1 && b.len() >= strides.end(k, columns),
-        "the numbers of a row or of a column follow each other"
-    );
-    let whole = k / F::EACH;
-    // SAFETY: column c has `whole` units from its first number on, and the panel as many rows of at least so many columns.
-    unsafe {
-        let column = |c: usize| b.as_ptr().add(c * strides.col).cast();
-        transpose::<F::Unit>(column, [columns, whole], &mut panel[..whole * PANEL], PANEL);
+    assert!(strides.row == 1, "the numbers of a row or of a column follow each other");
+    if let Some(units) = F::as_units(b) {
+        assert!(b.len() >= strides.end(k, columns), "the slice holds the matrix");
+        // SAFETY: column c has `k` units from its first number on.
+        unsafe { transpose(|c| units.as_ptr().add(c * strides.col), [columns, k], panel, PANEL) };
+        return;
     }
-    if whole * F::EACH < k {
-        for (c, unit) in panel[whole * PANEL..].iter_mut().take(columns).enumerate() {
-            *unit = F::unit(b[c * strides.col + k - 1], None);
+    // Some units of all columns at a time, which stay close.
+    let mut units = [F::Unit::default(); PANEL * SOME];
+    for p in Steps::new(0, k, SOME * F::EACH) {
+        let n = p.len().div_ceil(F::EACH);
+        for (c, units) in units.chunks_exact_mut(SOME).take(columns).enumerate() {
+            along::<F>(&b[c * strides.col..][p.clone()], &mut units[..n]);
         }
+        let panel = &mut panel[p.start / F::EACH * PANEL..];
+        // SAFETY: there are so many units for each column.
+        unsafe { transpose(|c| units[c * SOME..].as_ptr(), [columns, n], panel, PANEL) };
+    }
+}
+
+/// Units that are made before they are put in their places.
+const SOME: usize = 64;
+
+vectorised! {
+    fn below<F: Factor>(panel: &mut [F::Unit], columns_and_k: [usize; 2], b: &[F::Number], row: usize) {
+        let [columns, k] = columns_and_k;
+        for (p, units) in (0..k).step_by(F::EACH).zip(panel.chunks_exact_mut(PANEL)) {
+            let second = (F::EACH > 1 && p + 1 < k).then(|| &b[(p + 1) * row..][..columns]);
+            F::below(&b[p * row..][..columns], second, &mut units[..columns]);
+        }
+    }
+}
+
+vectorised! {
+    /// Units of numbers that follow each other.
+    pub(super) fn along<F: Factor>(numbers: &[F::Number], units: &mut [F::Unit]) {
+        F::along(numbers, units);
     }
 }
 

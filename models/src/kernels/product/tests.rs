@@ -49,13 +49,13 @@ struct Case<F: Factor> {
     width: usize,
     accumulate: bool,
     parallel: bool,
-    factors: [Vec<F>; 2],
-    before: Vec<F::Sum>,
+    factors: [Vec<F::Number>; 2],
+    before: Vec<F::Number>,
 }
 
 impl<F: Factor> Case<F> {
     /// Now and then of more than a block or a thread's part.
-    fn new(case: u64, number: impl Fn(f32) -> F) -> Self {
+    fn new(case: u64) -> Self {
         let mut stream = Stream::new(11, Purpose::Noise, case);
         let mut below = |n: usize| (stream.uniform() * n as f64) as usize;
         let [m, n] = [(); 2].map(|()| if below(8) == 0 { 1 + below(300) } else { 1 + below(70) });
@@ -66,7 +66,7 @@ impl<F: Factor> Case<F> {
         };
         let strides = [strides(m, k, turn_a), strides(k, n, turn_b)];
         let values = |stream, n| noise(3, 3 * case + stream, n);
-        let factor = |stream, n| values(stream, n).into_iter().map(&number).collect();
+        let factor = |stream, n| values(stream, n).into_iter().map(|x| F::Number::of(x.into())).collect();
         let width = n + extra;
         let before = values(2, Strides::rows(width).end(m, n));
         Self {
@@ -75,46 +75,42 @@ impl<F: Factor> Case<F> {
             accumulate: accumulate == 1,
             parallel: parallel == 1,
             factors: [factor(0, strides[0].end(m, k)), factor(1, strides[1].end(k, n))],
-            before: before.into_iter().map(|x| F::Sum::of(x.into())).collect(),
+            before: before.into_iter().map(|x| F::Number::of(x.into())).collect(),
             strides,
         }
     }
 
-    fn a(&self, i: usize, p: usize) -> F {
+    fn a(&self, i: usize, p: usize) -> F::Number {
         self.factors[0][i * self.strides[0].row + p * self.strides[0].col]
     }
 
-    fn b(&self, p: usize, j: usize) -> F {
+    fn b(&self, p: usize, j: usize) -> F::Number {
         self.factors[1][p * self.strides[1].row + j * self.strides[1].col]
     }
 
     /// Rows `from` to `to` of the product.
-    fn rows(&self, isa: Isa, from: usize, to: usize) -> Vec<F::Sum> {
+    fn rows(&self, isa: Isa, from: usize, to: usize) -> Vec<F::Number> {
         let [_, n, k] = self.sizes;
         let [a, b] = &self.factors;
         let a = &a[from * self.strides[0].row..];
         let mut c = self.before[from * self.width..Strides::rows(self.width).end(to, n)].to_vec();
-        product_by(
-            isa,
-            [to - from, n, k],
-            (&mut c, self.width),
-            self.accumulate,
-            (a, self.strides[0]),
-            (b, self.strides[1]),
-            self.parallel,
-        );
+        let begin = if self.accumulate { Begin::There } else { Begin::Nothing };
+        let target = Target::new(&mut c, self.width, to - from, n);
+        let (a, b) = ((a, self.strides[0]), (&b[..], self.strides[1]));
+        // SAFETY: the instructions are there, and the target holds numbers.
+        unsafe { compute::<F>(isa, [to - from, n, k], target, begin, a, b, self.parallel) };
         c
     }
 
-    /// All of it, with a second factor that is laid out before.
-    fn packed(&self) -> Vec<F::Sum> {
+    /// All of it with a bias in each row, by a second factor that is laid out before or not.
+    fn with_bias(&self, packed: bool) -> Vec<F::Number> {
         let [m, n, k] = self.sizes;
-        let [a, b] = &self.factors;
-        let mut c = self.before.clone();
-        let packed = Packed::new([n, k], (b, self.strides[1]));
-        let a = (&a[..], self.strides[0].row);
-        product_packed(m, (&mut c, self.width), self.accumulate, a, &packed, self.parallel);
-        c
+        let [a, b] = self.factors.each_ref().map(|factor| &factor[..]);
+        let bias = &self.before[..n];
+        if packed {
+            return product_packed(m, Some(bias), a, &Packed::<F>::new([n, k], (b, self.strides[1])));
+        }
+        product_with_bias::<F>([m, n, k], Some(bias), (a, self.strides[0]), (b, self.strides[1]))
     }
 
     fn what(&self, isa: Isa) -> String {
@@ -131,13 +127,10 @@ fn pool() -> rayon::ThreadPool {
 fn is_its_sums<F: Real + std::fmt::Debug>(cases: u64) {
     let pool = pool();
     for case in 0..cases {
-        let case = Case::<F>::new(case, |x| F::of(x.into()));
+        let case = Case::<F>::new(case);
         let [m, n, k] = case.sizes;
-        let mut results: Vec<_> =
+        let results: Vec<_> =
             all::<F>().into_iter().map(|isa| (isa, pool.install(|| case.rows(isa, 0, m)))).collect();
-        if case.strides[0].col == 1 {
-            results.push((F::isa(), pool.install(|| case.packed())));
-        }
         for (isa, c) in results {
             for (at, (&found, &before)) in c.iter().zip(&case.before).enumerate() {
                 let (i, j) = (at / case.width, at % case.width);
@@ -147,6 +140,16 @@ fn is_its_sums<F: Real + std::fmt::Debug>(cases: u64) {
                 let expected = if j < n { sums() } else { before };
                 assert!(found == expected, "{}: ({i}, {j}) is {found:?}, not {expected:?}", case.what(isa));
             }
+        }
+        let with_bias = pool.install(|| case.with_bias(false));
+        for (at, &found) in with_bias.iter().enumerate() {
+            let (i, j) = (at / n, at % n);
+            let fused = F::isa() != Isa::Portable || FUSED;
+            let expected = expected(fused, Some(case.before[j]), k, |p| case.a(i, p), |p| case.b(p, j));
+            assert!(found == expected, "{}: ({i}, {j}) is {found:?}, not {expected:?}", case.what(F::isa()));
+        }
+        if case.strides[0] == Strides::rows(k) {
+            assert!(pool.install(|| case.with_bias(true)) == with_bias, "{}", case.what(F::isa()));
         }
     }
 }
@@ -162,14 +165,15 @@ fn products_are_their_sums() {
 #[test]
 fn products_of_bf16_are_those_of_their_numbers() {
     let pool = pool();
-    for number in 0..300 {
-        let case = Case::<bf16>::new(number, bf16::from_f32);
+    for case_number in 0..300 {
+        let case = Case::<Bf16>::new(case_number);
         let [m, n, k] = case.sizes;
+        let number = |x: f32| bf16::from_f32(x).to_f64();
         let exact: Vec<f64> = (0..case.before.len())
             .map(|at| {
                 let (i, j) = (at / case.width, at % case.width);
                 let before = f64::from(case.before[at]);
-                let sum = || (0..k).map(|p| case.a(i, p).to_f64() * case.b(p, j).to_f64()).sum::<f64>();
+                let sum = || (0..k).map(|p| number(case.a(i, p)) * number(case.b(p, j))).sum::<f64>();
                 let begin = if case.accumulate || j >= n { before } else { 0.0 };
                 if j < n { begin + sum() } else { begin }
             })
@@ -177,15 +181,15 @@ fn products_of_bf16_are_those_of_their_numbers() {
         let far = |(&found, &exact): (&f32, &f64)| {
             (f64::from(found) - exact).abs() > 3e-6 * (1.0 + (k as f64).sqrt()) * (k as f64).sqrt()
         };
-        for isa in all::<bf16>() {
+        for isa in all::<Bf16>() {
             let c = pool.install(|| case.rows(isa, 0, m));
             assert!(!c.iter().zip(&exact).any(far), "{}", case.what(isa));
-            let row = number as usize % m;
+            let row = case_number as usize % m;
             let alone = case.rows(isa, row, row + 1);
             assert!(alone[..] == c[row * case.width..][..n], "{}: row {row}", case.what(isa));
         }
-        if case.strides[0].col == 1 {
-            assert!(case.packed() == case.rows(bf16::isa(), 0, m), "{}", case.what(bf16::isa()));
+        if case.strides[0] == Strides::rows(k) {
+            assert!(case.with_bias(true) == case.with_bias(false), "{}", case.what(Bf16::isa()));
         }
     }
 }

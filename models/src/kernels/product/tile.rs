@@ -3,8 +3,8 @@
 //! They are one function that the compiler makes vector code of, for each instruction set; with AVX-512, where it does not use all
 //! registers or does not know the instruction, they are written by hand.
 
-use half::bf16;
-
+#[cfg(target_arch = "x86_64")]
+use super::Bf16;
 use super::{Factor, PANEL, Strides};
 
 /// Some rows of a panel's columns, all of them.
@@ -15,7 +15,7 @@ pub(crate) struct Tile<'a, F: Factor> {
     pub(super) strides: Strides,
     /// `[units][PANEL]`.
     pub(super) panel: &'a [F::Unit],
-    pub(super) c: *mut F::Sum,
+    pub(super) c: *mut F::Number,
     /// Values of `c` from one row to the next.
     pub(super) width: usize,
     /// Whether sums are added to `c`, not put there.
@@ -176,7 +176,7 @@ avx512!(avx512_f32, rows_of_f32, f32, "avx512f,fma", _mm512_loadu_ps, _mm512_set
 avx512!(
     avx512_bf16,
     rows_of_bf16,
-    bf16,
+    Bf16,
     "avx512f,avx512bf16",
     _mm512_loadu_si512,
     |pair: u32| _mm512_set1_epi32(pair as i32),
@@ -219,10 +219,10 @@ unsafe fn columns<F: Factor, const R: usize, const W: usize, const FMA: bool, co
     Strides { row, col }: Strides,
     panel: &[F::Unit],
     from: usize,
-    c: *mut F::Sum,
+    c: *mut F::Number,
     width: usize,
 ) {
-    let mut sums = [[F::Sum::default(); W]; R];
+    let mut sums = [[F::Number::default(); W]; R];
     // SAFETY: row r, inner index p and column j are inside `a`, the panel and `c`, as the caller says.
     unsafe {
         for (p, b) in panel.chunks_exact(PANEL).enumerate() {
