@@ -132,8 +132,7 @@ impl Counter {
         self.0.options.precision != Precision::F32
     }
 
-    /// What a linear layer of halves has in use on the way back besides: the weight and the result's gradient in bf16, which the CPU's
-    /// kernels multiply.
+    /// What a linear layer of halves has in use on the way back besides: the weight and the result's gradient in bf16.
     fn linear_factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
         match self.0.options.precision {
             Precision::Bf16 => (bytes(weight) / 2).saturating_add(self.bytes(y) / 2),

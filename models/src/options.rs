@@ -15,10 +15,19 @@ pub struct TapeOptions {
     pub precision: Precision,
 }
 
+impl TapeOptions {
+    /// The options whose tape keeps what this one keeps on a processor: its kernels round to bf16 while they multiply, and values stay f32.
+    pub fn on_processor(self) -> Self {
+        let precision = if self.precision == Precision::Bf16 { Precision::F32 } else { self.precision };
+        Self { precision, ..self }
+    }
+}
+
 /// What the factors of matrix products are rounded to, in linear layers, convolutions and attention (mixed precision; Micikevicius et
 /// al., arXiv 1710.03740). As in PyTorch's autocast, results have the factors' type, and so has what is computed of those value by value
 /// or channel by channel; layer and RMS normalisation, softmax, the residual stream of a transformer, means and losses are in f32. Sums
-/// are taken in f32. Parameters, their gradients and all gradients on their way back are f32, and are rounded for products alone.
+/// are taken in f32. Parameters, their gradients and all gradients on their way back are f32, and are rounded for products alone. On a
+/// processor bf16 is for products alone, too: results are f32, since nothing is gained by rounding them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

@@ -49,10 +49,11 @@ fn a_step_takes_what_the_cost_reading_says() {
     ] {
         case = warm(case);
         // In halves operations have more in use for themselves, of which not everything is counted.
-        for (precision, most) in [(Precision::F32, 0.05), (Precision::Bf16, 0.1)] {
+        for (precision, most) in [(Precision::F32, 0.05), (Precision::Bf16, 0.05), (Precision::F16, 0.1)] {
             for checkpoint in [false, true] {
                 let options = TapeOptions { checkpoint, precision };
-                let (found, said) = (measured(&mut case, options) as f64, case.predicted(options) as f64);
+                let (found, said) =
+                    (measured(&mut case, options) as f64, case.predicted(options.on_processor()) as f64);
                 println!("{name}, {options:?}: {:.1} MB, said {:.1} MB", found / 1e6, said / 1e6);
                 assert!((said / found - 1.0).abs() < most, "{name}, {options:?}: {found} bytes, said {said}");
             }

@@ -110,7 +110,8 @@ impl Workload {
             specs.map(|spec| spec.dims.iter().map(|&d| d as u64).product::<u64>()).sum()
         };
         let (all, trained) = (F32 * values(false), F32 * values(true));
-        let step = self.network.training_bytes(self.side, batch, self.tape)?;
+        let tape = if gpu { self.tape } else { self.tape.on_processor() };
+        let step = self.network.training_bytes(self.side, batch, tape)?;
         let picture = F32 * self.values() as u64;
         // A generator's target is a picture, too.
         let pictures = if matches!(self.network, Network::TinyDit(_)) { 2 } else { 1 };

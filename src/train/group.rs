@@ -124,23 +124,25 @@ impl InplaceOp2 for Update {
         let step = (self.rate / self.corrections[0]) as f32;
         let root = (1.0 / self.corrections[1].sqrt()) as f32;
         let keep = (1.0 - self.rate * self.decay) as f32;
-        weight
-            .par_chunks_mut(CHUNK)
-            .zip(moment1.par_chunks_mut(CHUNK).zip(moment2.par_chunks_mut(CHUNK)))
-            .zip(grad.par_chunks(CHUNK))
-            .for_each(|((w, (m, v)), g)| {
-                for i in 0..g.len() {
-                    let g = g[i] * scale;
-                    m[i] = b1 * m[i] + (1.0 - b1) * g;
-                    v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-                    w[i] = keep * w[i] - step * m[i] / (v[i].sqrt() * root + eps);
-                }
-            });
+        let mut pieces: Vec<_> = (weight.chunks_mut(CHUNK).zip(grad.chunks(CHUNK)))
+            .zip(moment1.chunks_mut(CHUNK).zip(moment2.chunks_mut(CHUNK)))
+            .map(|piece| (piece, Vec::with_capacity(self.ema.len())))
+            .collect();
         for (average, decay) in averages.chunks_mut(grad.len()).zip(&self.ema) {
             let rest = (1.0 - decay) as f32;
-            let pieces = average.par_chunks_mut(CHUNK).zip(weight.par_chunks(CHUNK));
-            pieces.for_each(|(e, w)| e.iter_mut().zip(w).for_each(|(e, w)| *e += rest * (w - *e)));
+            pieces.iter_mut().zip(average.chunks_mut(CHUNK)).for_each(|((_, own), e)| own.push((e, rest)));
         }
+        pieces.into_par_iter().for_each(|(((w, g), (m, v)), averages)| {
+            for i in 0..g.len() {
+                let g = g[i] * scale;
+                m[i] = b1 * m[i] + (1.0 - b1) * g;
+                v[i] = b2 * v[i] + (1.0 - b2) * g * g;
+                w[i] = keep * w[i] - step * m[i] / (v[i].sqrt() * root + eps);
+            }
+            for (e, rest) in averages {
+                e.iter_mut().zip(&*w).for_each(|(e, w)| *e += rest * (w - *e));
+            }
+        });
         Ok(())
     }
 }

@@ -28,7 +28,8 @@ pub(super) fn check(
         let message = format!("{folder}: training states need {needed}, {free} are free");
         return Err(Error::Preflight(message));
     }
-    let step = task.training_bytes(micro_batch, plan.tape)?;
+    let tape = if plan.device.is_cpu() { plan.tape.on_processor() } else { plan.tape };
+    let step = task.training_bytes(micro_batch, tape)?;
     let sharing = if plan.device.is_cpu() { processes as u64 } else { 1 };
     // A training state is put together in memory before it is written.
     let most = sharing * (state + step.max(state));

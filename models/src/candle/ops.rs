@@ -96,7 +96,12 @@ pub(crate) fn linear(
     weight: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    fn kernel<P: Factor>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dims: Vec<usize>) -> Result<Tensor>
+    fn kernel<P: Factor>(
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        dims: Vec<usize>,
+    ) -> Result<Tensor>
     where
         P::Number: Element,
     {
@@ -459,13 +464,7 @@ pub(crate) fn attention_backward(
     p: &Tensor,
     grad: &Tensor,
 ) -> Result<[Tensor; 3]> {
-    fn kernel<P: Factor>(
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        p: &Tensor,
-        grad: &Tensor,
-    ) -> Result<[Tensor; 3]>
+    fn kernel<P: Factor>(q: &Tensor, k: &Tensor, v: &Tensor, p: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]>
     where
         P::Number: Element,
     {

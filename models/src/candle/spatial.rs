@@ -106,7 +106,8 @@ pub(crate) fn conv2d_backward(
     }
     if widened(x) {
         let (wide_x, weight, grad) = (wide(x)?, wide(weight)?, wide(grad)?);
-        let (grad_x, grad_weight) = conv2d_backward(rounding, &wide_x, &weight, &grad, stride, padding, need_x)?;
+        let (grad_x, grad_weight) =
+            conv2d_backward(rounding, &wide_x, &weight, &grad, stride, padding, need_x)?;
         let grad_x = grad_x.map(|g| convert(&g, x.dtype())).transpose()?;
         return Ok((grad_x, convert(&grad_weight, x.dtype())?));
     }

@@ -35,7 +35,12 @@ impl Sizes {
 }
 
 /// The result and the probabilities `[items, heads, tokens, tokens]`.
-pub(crate) fn forward<P: Factor>(q: &[P::Number], k: &[P::Number], v: &[P::Number], s: Sizes) -> (Vec<P::Number>, Vec<P::Number>) {
+pub(crate) fn forward<P: Factor>(
+    q: &[P::Number],
+    k: &[P::Number],
+    v: &[P::Number],
+    s: Sizes,
+) -> (Vec<P::Number>, Vec<P::Number>) {
     let mut y = vec![P::Number::of(0.0); q.len()];
     let mut probabilities = vec![P::Number::of(0.0); q.len() / s.item() * s.scores()];
     let t = s.tokens;

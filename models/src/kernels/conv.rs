@@ -176,7 +176,12 @@ pub(crate) fn forward<P: Factor>(
     forward_by_columns::<P>(conv, x, weight, bias)
 }
 
-pub(super) fn forward_by_columns<P: Factor>(conv: Conv, x: &[P::Number], weight: &[P::Number], bias: Option<&[P::Number]>) -> Vec<P::Number> {
+pub(super) fn forward_by_columns<P: Factor>(
+    conv: Conv,
+    x: &[P::Number],
+    weight: &[P::Number],
+    bias: Option<&[P::Number]>,
+) -> Vec<P::Number> {
     let (group, places) = (conv.group(), conv.window.places());
     let mut y = vec![P::Number::of(0.0); x.len() / conv.input() * conv.output()];
     if let Some(bias) = bias {

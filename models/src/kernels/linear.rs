@@ -38,8 +38,8 @@ pub(crate) fn linear_backward<F: Factor>(
 ) -> (Option<Vec<F::Number>>, Vec<F::Number>) {
     let rows = x.len() / input;
     let (x, weight) = ((x, Strides::rows(input)), (weight, Strides::rows(input)));
-    let grad_x = need_x
-        .then(|| product_with_bias::<F>([rows, input, out], None, (grad, Strides::rows(out)), weight));
+    let grad_x =
+        need_x.then(|| product_with_bias::<F>([rows, input, out], None, (grad, Strides::rows(out)), weight));
     let grad = (grad, Strides::rows(out).t());
     (grad_x, product_with_bias::<F>([out, input, rows], None, grad, x))
 }

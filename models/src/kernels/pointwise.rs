@@ -298,10 +298,11 @@ pub(crate) fn gated_residual_backward<F: Real>(
     width: usize,
 ) -> [Vec<F>; 2] {
     let mut grad_gate = vec![F::of(0.0); gate.len()];
-    let grad_branch = in_pieces_with(branch.len(), tokens * width, &mut grad_gate, width, |at, grad_branch, grad_gate| {
-        let gate = &gate[at / tokens..][..width];
-        gated_residual_item_backward(&branch[at..], gate, &grad[at..], grad_branch, grad_gate);
-    });
+    let grad_branch =
+        in_pieces_with(branch.len(), tokens * width, &mut grad_gate, width, |at, grad_branch, grad_gate| {
+            let gate = &gate[at / tokens..][..width];
+            gated_residual_item_backward(&branch[at..], gate, &grad[at..], grad_branch, grad_gate);
+        });
     [grad_branch, grad_gate]
 }
 

@@ -223,6 +223,7 @@ fn drive(
     let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     let stopped = reporter.clone();
     stop::watch(&plan.control, deadline, move || finish(&stopped, Status::Stopped))?;
+    train::keep_memory();
     let published = train::train_together(task, plan, &mut team, &mut |event| {
         if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
             reporter.observe(event);

@@ -137,7 +137,11 @@ pub(crate) fn product_with_bias<F: Factor>(
     b: (&[F::Number], Strides),
 ) -> Vec<F::Number> {
     // SAFETY: all of it is written to.
-    unsafe { written(m * n, |c| compute::<F>(F::isa(), [m, n, k], Target { at: c, width: n }, start(bias, n), a, b, true)) }
+    unsafe {
+        written(m * n, |c| {
+            compute::<F>(F::isa(), [m, n, k], Target { at: c, width: n }, start(bias, n), a, b, true)
+        })
+    }
 }
 
 fn start<N>(bias: Option<&[N]>, n: usize) -> Begin<'_, N> {
@@ -149,7 +153,12 @@ fn start<N>(bias: Option<&[N]>, n: usize) -> Begin<'_, N> {
 ///
 /// # Panics
 /// As [`product_with_bias`].
-pub(crate) fn product_packed<F: Factor>(m: usize, bias: Option<&[F::Number]>, a: &[F::Number], b: &Packed<F>) -> Vec<F::Number> {
+pub(crate) fn product_packed<F: Factor>(
+    m: usize,
+    bias: Option<&[F::Number]>,
+    a: &[F::Number],
+    b: &Packed<F>,
+) -> Vec<F::Number> {
     let strides = Strides::rows(b.k);
     assert!(a.len() >= strides.end(m, b.k), "the slice holds the matrix");
     let (begin, a) = (start(bias, b.n), Rows { values: a, strides });
@@ -353,7 +362,8 @@ unsafe fn block<F: Factor>(
                         unsafe {
                             match begin {
                                 Begin::Row(bias) => {
-                                    c_at.add(r * width).copy_from_nonoverlapping(bias[j.clone()].as_ptr(), j.len());
+                                    c_at.add(r * width)
+                                        .copy_from_nonoverlapping(bias[j.clone()].as_ptr(), j.len());
                                 }
                                 Begin::There if !all => {
                                     c_at.add(r * width).copy_from_nonoverlapping(to(r), j.len());

@@ -8,7 +8,12 @@ pub(super) fn depth<F: Factor>(k: usize) -> usize {
 }
 
 /// Lays `k` rows and at most [`PANEL`] columns of `b` out as a panel `[units][PANEL]`; what is missing is zero.
-pub(super) fn pack<F: Factor>(panel: &mut [F::Unit], [columns, k]: [usize; 2], b: &[F::Number], strides: Strides) {
+pub(super) fn pack<F: Factor>(
+    panel: &mut [F::Unit],
+    [columns, k]: [usize; 2],
+    b: &[F::Number],
+    strides: Strides,
+) {
     if columns < PANEL || depth::<F>(k) * F::EACH > k {
         panel.fill(F::Unit::default());
     }
