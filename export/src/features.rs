@@ -193,19 +193,20 @@ fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
     graph.finish(&[(OUTPUT, &features)], &[])
 }
 
+#[cfg_attr(not(any(feature = "native", feature = "candle")), allow(unused_variables))]
 fn definition(model: &Model, runtime: RuntimeKind) -> Result<Compute> {
-    let Network::ResNet(_config) = &model.meta().config else {
+    let Network::ResNet(config) = &model.meta().config else {
         return Err(Error::request("features", "expected a classifier"));
     };
     match runtime {
         #[cfg(feature = "native")]
         RuntimeKind::Native => {
-            let network = crate::runtime::native::Native::resnet(_config, model.weights()?)?;
+            let network = crate::runtime::native::Native::resnet(config, model.weights()?)?;
             Ok(Box::new(move |x| network.features(x)))
         }
         #[cfg(feature = "candle")]
         RuntimeKind::Candle => {
-            let network = crate::runtime::candle::Definition::resnet(_config, &model.weights()?)?;
+            let network = crate::runtime::candle::Definition::resnet(config, &model.weights()?)?;
             Ok(Box::new(move |x| network.features(x)))
         }
         other => Err(other.absent()),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tiny_cats_export::{MIN_PSNR, Report, RuntimeReport, grid, png, shown};
 
 use super::{
-    Confusion, Features, Interval, Kernel, Result, bootstrap::quantile, kernel_distance, memorisation,
+    Confusion, Features, Interval, Kernel, Result, bootstrap::{quantile, resample}, kernel_distance, memorisation,
 };
 use crate::data::mirrored;
 
@@ -69,11 +69,11 @@ pub enum Detail {
     /// Kernel distances to the held-out photographs.
     Kernel {
         /// Of drawn pictures.
-        drawn: Kernel,
+        drawn: Distance,
         /// Of the training photographs, blurred.
-        blurred: Kernel,
+        blurred: Distance,
         /// Of the training photographs as they are: about the best that can be expected.
-        training: Kernel,
+        training: Distance,
         /// The blur's standard deviation, in pixels of the generator.
         sigma: f64,
     },
@@ -110,6 +110,15 @@ pub struct Rate {
     pub interval: [f64; 2],
 }
 
+/// A [kernel distance](kernel_distance).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Distance {
+    /// Unbiased, of all pictures.
+    pub distance: f64,
+    /// How much it varies; none for few pictures.
+    pub interval: Option<Interval>,
+}
+
 /// How distances are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Distances {
@@ -117,6 +126,8 @@ pub struct Distances {
     pub pictures: usize,
     /// Half of them are nearer.
     pub median: f64,
+    /// Its 95 % interval, by the bootstrap.
+    pub interval: [f64; 2],
     /// 5 % of them are nearer.
     pub percentile_5: f64,
 }
@@ -177,7 +188,10 @@ pub fn kernel(
     seed: u64,
 ) -> Result<Criterion> {
     // What subsets would add is not asked for.
-    let distance = |of: &Features| kernel_distance(held_out, of, (1, 2), RESAMPLES, seed);
+    let distance = |of: &Features| -> Result<Distance> {
+        let found = kernel_distance(held_out, of, (1, 2), RESAMPLES, seed)?;
+        Ok(Distance { distance: found.distance, interval: found.interval })
+    };
     let (drawn, blurred, training) = (distance(drawn)?, distance(blurred)?, distance(training)?);
     let (value, bound) = (drawn.distance, blurred.distance);
     let detail = Detail::Kernel { drawn, blurred, training, sigma: SIGMA };
@@ -185,22 +199,32 @@ pub fn kernel(
 }
 
 /// That pictures of the training data are not repeated: drawn pictures are in the median as far from the nearest one as held-out
-/// photographs are. All features are pixels; `training` are the photographs and perhaps their mirror images.
+/// photographs are, as nearly as the median of so many photographs is known: the bound is the lower end of its interval, since fresh
+/// pictures of the same kind would be below the median itself half of the time. All features are pixels; `training` are the photographs
+/// and perhaps their mirror images.
 ///
 /// # Errors
 /// As [`memorisation`].
-pub fn nearest(training: &[&Features], drawn: &Features, held_out: &Features) -> Result<Criterion> {
+pub fn nearest(training: &[&Features], drawn: &Features, held_out: &Features, seed: u64) -> Result<Criterion> {
     let distances = |pictures: &Features| -> Result<Distances> {
         let found = memorisation(training, pictures)?.nearest;
         let mut sorted: Vec<f64> = found.iter().map(|nearest| nearest.distance).collect();
         sorted.sort_by(f64::total_cmp);
-        let at = |share| quantile(&sorted, share) / (pictures.dims() as f64).sqrt();
-        Ok(Distances { pictures: pictures.len(), median: at(0.5), percentile_5: at(0.05) })
+        let scale = (pictures.dims() as f64).sqrt();
+        let at = |share| quantile(&sorted, share) / scale;
+        let medians = (0..RESAMPLES).map(|number| {
+            let counts = resample(seed, number, 0, sorted.len()).into_iter().map(|count| count as usize);
+            let again: Vec<f64> = counts.zip(&sorted).flat_map(|(n, &x)| std::iter::repeat_n(x, n)).collect();
+            quantile(&again, 0.5) / scale
+        });
+        let median = at(0.5);
+        let interval = Interval::new(median, medians.collect()).map_or([median; 2], |i| [i.low, i.high]);
+        Ok(Distances { pictures: pictures.len(), median, interval, percentile_5: at(0.05) })
     };
     let (drawn, held_out) = (distances(drawn)?, distances(held_out)?);
     let training = training.first().map_or(0, |pictures| pictures.len());
     let detail = Detail::Nearest { drawn, held_out, training };
-    Ok(Criterion::new("nearest training picture", Some(drawn.median), Side::AtLeast, held_out.median, detail))
+    Ok(Criterion::new("nearest training picture", Some(drawn.median), Side::AtLeast, held_out.interval[0], detail))
 }
 
 /// That the file draws the same on every runtime that is present: by what verification with whole trajectories found. The figure is the
@@ -281,9 +305,9 @@ impl fmt::Display for Criterion {
             ),
             Detail::Nearest { drawn, held_out, training } => write!(
                 f,
-                "median distance {:.3} (5th percentile {:.3}) to {training} photographs and their mirror images; expected at least \
-                 {:.3} ({:.3}), that of held-out photographs",
-                drawn.median, drawn.percentile_5, held_out.median, held_out.percentile_5
+                "median distance {drawn} to {training} photographs and their mirror images; expected at least {:.4}, the lower end of \
+                 that of held-out photographs, {held_out}",
+                self.bound
             ),
             Detail::Runtimes { runtimes, skipped, failures } => {
                 let ratio = |r: &RuntimeReport| {
@@ -310,8 +334,15 @@ impl fmt::Display for Rate {
     }
 }
 
+impl fmt::Display for Distances {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([low, high], fifth) = (self.interval, self.percentile_5);
+        write!(f, "{:.4} ({low:.4} to {high:.4}; 5th percentile {fifth:.4})", self.median)
+    }
+}
+
 /// A kernel distance × 1000, with its interval.
-fn thousand(kernel: &Kernel) -> String {
+fn thousand(kernel: &Distance) -> String {
     let interval = |Interval { low, high, .. }: Interval| format!(" ({:.2} to {:.2})", 1e3 * low, 1e3 * high);
     format!("{:.2}{}", 1e3 * kernel.distance, kernel.interval.map_or_else(String::new, interval))
 }
@@ -385,13 +416,13 @@ mod tests {
     #[test]
     fn copies_are_nearer_than_what_was_held_out() {
         let [training, held_out, drawn] = [1, 2, 3].map(|stream| normal(stream, 60, 16, 0.0));
-        let copies = nearest(&[&training], &training, &held_out).unwrap();
+        let copies = nearest(&[&training], &training, &held_out, 0).unwrap();
         assert!(!copies.passed && copies.value == Some(0.0), "{copies}");
         let farther = normal(3, 60, 16, 1.0);
-        assert!(nearest(&[&training], &farther, &held_out).unwrap().passed);
+        assert!(nearest(&[&training], &farther, &held_out, 0).unwrap().passed);
         // What is held out is exactly as far away as itself.
-        assert!(nearest(&[&training], &held_out, &held_out).unwrap().passed);
-        let Detail::Nearest { drawn, .. } = nearest(&[&training], &drawn, &held_out).unwrap().detail else {
+        assert!(nearest(&[&training], &held_out, &held_out, 0).unwrap().passed);
+        let Detail::Nearest { drawn, .. } = nearest(&[&training], &drawn, &held_out, 0).unwrap().detail else {
             panic!("another detail")
         };
         // Root mean squares: two independent normal numbers differ by √2, and the nearest of 60 by less.

@@ -214,7 +214,9 @@ impl Task for Dit {
         let meta = self.meta();
         let classes = meta.classes.clone();
         let model = Model::from_weights(meta, weights.clone());
-        let options = Options { runtime: Some(RuntimeKind::Candle), ..Options::default() };
+        // candle would compute on the device that trains; on a processor the kernels alone are quicker.
+        let runtime = if self.device.is_cpu() { RuntimeKind::Native } else { RuntimeKind::Candle };
+        let options = Options { runtime: Some(runtime), ..Options::default() };
         let mut generator = Generator::from_model(&model, &options)?;
         let mut request = generator.request();
         (request.count, request.guidance) = (classes.len() * SAMPLE_ROWS, self.data.options.guidance);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::{Array, Weights, count};
+use tiny_cats_models::{Array, Weights, candle::with_plain_operations, count};
 
 use crate::{
     Error, Model, ModelMeta, Result, TaskMeta,
@@ -199,12 +199,15 @@ pub fn verify_on(
     let definition = Model::from_weights(meta.clone(), weights.clone());
     let mut definition = Loaded::new(&definition, RuntimeKind::Candle)?;
     let cases = Case::all(meta)?;
-    let expected = cases.iter().map(|case| definition.run(case)).collect::<Result<Vec<_>>>()?;
+    // By candle's own operations: what shares kernels with a runtime would share their faults.
+    let (expected, pictures) = with_plain_operations(|| -> Result<_> {
+        let expected = cases.iter().map(|case| definition.run(case)).collect::<Result<Vec<_>>>()?;
+        Ok((expected, if trajectory { draw(&mut definition, meta)? } else { None }))
+    })?;
     if expected.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
         let message = "the network returns something that is no finite number; its weights are damaged";
         return Err(Error::Verification(message.into()));
     }
-    let pictures = if trajectory { draw(&mut definition, meta)? } else { None };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
     for kind in kinds.iter().copied().filter(|&kind| kind != RuntimeKind::Candle) {
         match kind.version() {

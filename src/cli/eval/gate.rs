@@ -60,7 +60,7 @@ pub struct Args {
     /// Write the labelled grid of the first pictures of each breed there
     #[arg(long, value_name = "FILE.png")]
     sheet: Option<PathBuf>,
-    /// What computes all networks [default: tract]; the generator is compared on all
+    /// What computes all networks [default: native]; the generator is compared on all
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
     /// Pictures computed at once; changes memory, not results
@@ -147,6 +147,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         &[&pixels(&training, false)?, &pixels(&training, true)?],
         &pixels(&samples, false)?,
         &pixels(&held_out, false)?,
+        args.seed,
     )?;
     let criteria = [
         gate::compression(&shown, &held_out)?,
