@@ -83,6 +83,7 @@ impl Network for Generator {
             guidance: 1.0,
             best: false,
             seed: 0,
+            init: None,
         };
         Ok(Box::new(Dit::new(options, images, None, device.clone())?))
     }

@@ -79,6 +79,41 @@ fn what_was_trained_is_verified_exported_and_draws_the_same_cats_on_every_runtim
 }
 
 #[test]
+fn pictures_come_out_of_noise_frame_by_frame() {
+    let dir = TRAINED.path();
+    let generate = |more: &[&str]| {
+        let model = "checkpoints/tinydit_final.safetensors";
+        let args = ["generate", "--model", model, "-n", "2", "--steps", "4", "--breed", "siamese"];
+        [&args[..], more].concat().iter().map(|arg| arg.to_string()).collect::<Vec<_>>()
+    };
+    let draw = |more: &[&str]| {
+        let args = generate(more);
+        succeeds(CATS, dir, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    draw(&["--frames", "3", "-o", "frames.png"]);
+    draw(&["-o", "finished/"]);
+    let frames = image::open(dir.join("frames.png")).unwrap().to_rgb8();
+    // The last frame of each row is the picture itself.
+    for (row, path) in files(&dir.join("finished")).iter().enumerate() {
+        let cell = tiny_cats_export::grid(&[image::open(path).unwrap().to_rgb8()], 1, None);
+        let margin = cell.width() - 128;
+        let step = 128 + margin;
+        assert_eq!([frames.width(), frames.height()], [margin + 3 * step, margin + 2 * step]);
+        for (x, y) in [(margin, margin), (margin + 64, margin + 100), (margin + 127, margin + 127)] {
+            let found = frames.get_pixel(2 * step + x, row as u32 * step + y);
+            assert_eq!(found, cell.get_pixel(x, y), "row {row}, {x}, {y}");
+            assert_ne!(found, frames.get_pixel(x, row as u32 * step + y), "the first frame is noise");
+        }
+    }
+    for (given, said) in [("1", "expected 2 to 5"), ("6", "expected 2 to 5")] {
+        let args = generate(&["--frames", given, "-o", "refused.png"]);
+        let found = fails(CATS, dir, &args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(found.contains(said), "{found}");
+    }
+    assert!(!dir.join("refused.png").exists());
+}
+
+#[test]
 fn generating_refuses_what_makes_no_sense_in_one_line() {
     let dir = TRAINED.path();
     let model = "checkpoints/tinydit_final.safetensors";

@@ -32,6 +32,7 @@ fn tasks() -> (TempDir, [Arc<dyn Batches>; 2]) {
         guidance: 1.0,
         best: false,
         seed: 3,
+        init: None,
     };
     let classifier = ClassifierOptions {
         network: ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", 13).unwrap() },

@@ -83,6 +83,7 @@ fn batches_of(pictures: usize, steps: usize) {
         guidance: 1.0,
         best: false,
         seed: 1,
+        init: None,
     };
     let task = Dit::new(options, images, None, Device::Cpu).unwrap();
     let size = 32;

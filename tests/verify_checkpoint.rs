@@ -9,7 +9,8 @@ use tiny_cats::checkpoint::{
 };
 use tiny_cats_export::{ModelMeta, Network, onnx::OnnxGraph, to_onnx};
 use tiny_cats_models::{
-    Array, Head, ResNet, ResNetConfig, Scope, TinyDitConfig, Weights, fold, init, random::noise,
+    Array, Head, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights, fold, init, native,
+    random::noise,
 };
 
 fn run(path: &Path, flags: &[&str]) -> Output {
@@ -336,6 +337,45 @@ fn a_backbone_is_all_but_the_head_of_the_same_network() {
     save(&Weights::from([("features.0.weight".into(), Array::new([1], vec![0.0]).unwrap())]));
     let line = checkpoint::backbone(&path, &wanted).unwrap_err().to_string();
     assert!(line.contains("neither a TinyDiT's nor a ResNet's"), "{line}");
+}
+
+#[test]
+fn a_generator_of_smaller_pictures_makes_of_enlarged_ones_what_it_made_enlarged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("small.safetensors");
+    let named = |side| TinyDitConfig::named("nano", side, 3).unwrap();
+    let (small, large) = (named(16), named(48));
+    let weights = trained(&small);
+    checkpoint::write_safetensors(&path, &weights, &meta(&small)).unwrap();
+    assert!(checkpoint::generator(&path, &small).unwrap() == weights);
+    let grown = checkpoint::generator(&path, &large).unwrap();
+    let enlarged = |x: &[f32]| -> Vec<f32> {
+        (0..3 * 48 * 48).map(|i| x[(i / (48 * 48) * 16 + i / 48 % 48 / 3) * 16 + i % 48 / 3]).collect()
+    };
+    let predict = |config: &TinyDitConfig, weights: &Weights, x: Vec<f32>| {
+        let mut params = native::Params::new(weights.clone());
+        let model = TinyDit::<native::Value>::new(config, &mut Scope::root(&mut params)).unwrap();
+        let value = |dims: Vec<usize>, x| native::Value::new(Array::new(dims, x).unwrap()).unwrap();
+        let x = value(vec![1, 3, config.image_size, config.image_size], x);
+        model.forward(&x, &value(vec![1], vec![0.3]), &value(vec![1], vec![2.0])).unwrap().into_array()
+    };
+    let x = noise(1, 0, 3 * 16 * 16);
+    let (expected, found) = (predict(&small, &weights, x.clone()), predict(&large, &grown, enlarged(&x)));
+    let expected = enlarged(expected.data());
+    assert!(expected.iter().any(|v| v.abs() > 0.1));
+    for (found, expected) in found.data().iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-4, "{found}, {expected}");
+    }
+    for other in [
+        named(8),
+        named(40),
+        TinyDitConfig::named("tiny", 16, 3).unwrap(),
+        TinyDitConfig { classes: 4, ..named(16) },
+        TinyDitConfig { patch_size: 2, ..named(48) },
+    ] {
+        let line = checkpoint::generator(&path, &other).unwrap_err().to_string();
+        assert!(line.starts_with(&format!("{}: holds a TinyDiT of 16 px in", path.display())), "{line}");
+    }
 }
 
 #[test]

@@ -167,6 +167,14 @@ impl Generator {
         request: &Request,
         progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<Picture>> {
+        self.draw(&self.labels(request)?, 0, request, progress)
+    }
+
+    /// The class of each picture that `request` asks for.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for no pictures, too many, and a breed that this generator does not know.
+    pub fn labels(&self, request: &Request) -> Result<Vec<usize>> {
         if !(1..=MAX_COUNT).contains(&request.count) {
             return Err(Error::request(
                 "count",
@@ -178,8 +186,7 @@ impl Generator {
             Breed::All => None,
             Breed::Named(name) => Some(self.meta.label(name)?),
         };
-        let labels: Vec<usize> = (0..request.count).map(|i| label.unwrap_or(i % classes)).collect();
-        self.draw(&labels, 0, request, progress)
+        Ok((0..request.count).map(|i| label.unwrap_or(i % classes)).collect())
     }
 
     /// Draws a picture of each of `labels`, numbered from `first`: as [`generate_with`](Self::generate_with), whatever `request` says
@@ -238,6 +245,11 @@ impl Generator {
     /// The clean picture as the network saw it when it was last asked about this trajectory.
     pub fn preview(&self, trajectory: &Trajectory) -> RgbImage {
         self.image(trajectory.preview())
+    }
+
+    /// The picture that a trajectory has come to so far: noise at first.
+    pub fn so_far(&self, trajectory: &Trajectory) -> RgbImage {
+        self.image(trajectory.values())
     }
 
     fn picture(&self, label: usize, seed: u64, index: u64, values: Array) -> Picture {

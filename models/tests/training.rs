@@ -3,9 +3,13 @@
 
 mod common;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use common::Case;
-use tiny_cats_models::{Head, Layout, Network, Precision, ResNetConfig, TapeOptions, TinyDitConfig};
+use tiny_cats_models::{
+    Head, Layout, Network, Precision, ResNetConfig, TapeOptions, Tensor as _, TinyDitConfig,
+    random::noise,
+    tape::{Param, Tape, Var},
+};
 
 /// A small one of every kind.
 fn cases() -> Vec<Case> {
@@ -114,5 +118,42 @@ fn what_overflows_in_f16_shows_and_passes() {
         // bf16 has the exponents of f32.
         let (_, _, found) = case.step(in_precision(Precision::Bf16), 1e9);
         assert!(found.values().all(|g| values(g).iter().all(|v| v.is_finite())), "{:?}", case.network);
+    }
+}
+
+/// In bf16 a product is that of its factors rounded, which is not that of the factors; so is the gradient of a weight.
+#[test]
+fn bf16_rounds_the_factors_of_products() {
+    let rounded = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    let random = |stream, dims: &[usize]| {
+        Tensor::from_vec(noise(1, stream, dims.iter().product()), dims, &Device::Cpu).unwrap()
+    };
+    type Product = fn(&[Var], &Param) -> Var;
+    let cases: [(&str, &[usize], &[usize], Product); 3] = [
+        ("linear", &[2, 40, 33], &[7, 33], |x, w| x[0].linear(w, None).unwrap()),
+        ("convolution", &[2, 3, 9, 8], &[5, 3, 3, 3], |x, w| x[0].conv2d(w, None, 2, 1).unwrap()),
+        ("attention", &[2, 6, 2, 8], &[1], |x, _| x[0].attention(&x[1], &x[2]).unwrap()),
+    ];
+    for (name, dims, weight, product) in cases {
+        let (x, w) = ([0, 1, 2].map(|i| random(i, dims)), random(3, weight));
+        let run = |precision: Precision, change: &dyn Fn(&Tensor) -> Tensor| {
+            let tape = Tape::with(in_precision(precision));
+            let leaf = |name: &str, t: &Tensor| tape.leaf(name, change(t));
+            let x = ["a", "b", "c"].iter().zip(&x).map(|(name, t)| leaf(name, t)).collect::<Vec<_>>();
+            let w = leaf("w", &w);
+            let y = product(&x, &Param::from(w));
+            let value = values(y.value());
+            let gradient = y.backward(1.0).unwrap().remove("a").expect("the gradient of x");
+            (value, values(&gradient))
+        };
+        let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (half, gradient) = run(Precision::Bf16, &|t| t.clone());
+        let (expected, slopes) = run(Precision::F32, &rounded);
+        let (exact, _) = run(Precision::F32, &|t| t.clone());
+        // Attention rounds what comes between its two products, too.
+        let allowed = if name == "attention" { 2e-2 } else { 1e-5 };
+        assert!(far(&half, &expected) <= allowed, "{name}: {}", far(&half, &expected));
+        assert!(far(&gradient, &slopes) <= 2e-2, "{name}: {}", far(&gradient, &slopes));
+        assert!(far(&half, &exact) > 1e-4, "{name}: nothing was rounded");
     }
 }

@@ -15,7 +15,7 @@ pub mod torch;
 pub mod verify;
 
 pub use error::{Error, Problem, Result};
-pub use network::{backbone, infer_network};
+pub use network::{backbone, generator, infer_network};
 pub use numbers::{Dtype, Numbers};
 pub use open::{Format, Loaded, WhichWeights, open};
 pub use released::{write_safetensors, write_torch};

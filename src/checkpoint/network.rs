@@ -86,6 +86,82 @@ fn headless(mut loaded: Loaded, config: &ResNetConfig) -> Result<Weights, Proble
     Ok(loaded.weights)
 }
 
+/// The weights of a generator's file for a network like `config` to begin with. One of smaller pictures, in as many patches, is enlarged:
+/// each value of a patch becomes a square of equal ones, and weights that read them are divided by how many there are. So what it makes of
+/// enlarged pictures is what it made of the small ones, enlarged (Karras et al., arXiv 1710.10196, grow networks so).
+///
+/// # Errors
+/// As [`backbone`].
+pub fn generator(path: &Path, config: &TinyDitConfig) -> Result<Weights> {
+    let loaded = open(path, WhichWeights::Default)?;
+    grown(loaded, config).map_err(|p| p.at(path))
+}
+
+fn grown(loaded: Loaded, config: &TinyDitConfig) -> Result<Weights, Problem> {
+    let named = |c: &TinyDitConfig| {
+        format!(
+            "TinyDiT of {} px in patches of {} px, width {}, depth {}, {} heads, {} classes",
+            c.image_size, c.patch_size, c.width, c.depth, c.heads, c.classes
+        )
+    };
+    let other = |found: String| Problem::OtherNetwork { found, expected: named(config) };
+    let found = match loaded.meta()?.config {
+        Network::TinyDit(found) => found,
+        Network::ResNet(found) => return Err(other(found.to_string())),
+    };
+    let TinyDitConfig { image_size, patch_size, .. } = *config;
+    let factor = image_size / found.image_size.max(1);
+    let as_large = TinyDitConfig { image_size, patch_size, ..found.clone() };
+    if as_large != *config
+        || factor * found.image_size != image_size
+        || factor * found.patch_size != patch_size
+        || factor > 1 && config.layout != Layout::Modern
+    {
+        return Err(other(named(&found)));
+    }
+    let misfits = misfits(&loaded, &Network::TinyDit(found.clone()))?.into_iter();
+    let damaged = loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array));
+    if let Some(line) = misfits.chain(damaged).next() {
+        return Err(Problem::Misfit(line));
+    }
+    let mut weights = loaded.weights;
+    if factor > 1 {
+        let side = found.patch_size;
+        // Where each value of a large patch, [3, height, width], is in the small one.
+        let from: Vec<usize> = (0..3 * patch_size * patch_size)
+            .map(|i| {
+                let (plane, row, column) =
+                    (i / (patch_size * patch_size), i / patch_size % patch_size, i % patch_size);
+                (plane * side + row / factor) * side + column / factor
+            })
+            .collect();
+        let share = 1.0 / (factor * factor) as f32;
+        for (name, columns, scale) in [
+            ("patch_embed.proj.weight", true, share),
+            ("final_layer.linear.weight", false, 1.0),
+            ("final_layer.linear.bias", false, 1.0),
+        ] {
+            let small = weights.get(name).expect("it fits");
+            let mut dims = small.dims().to_vec();
+            let values: Vec<f32> = if columns {
+                dims[1] = from.len();
+                small
+                    .data()
+                    .chunks_exact(3 * side * side)
+                    .flat_map(|row| from.iter().map(|&i| scale * row[i]))
+                    .collect()
+            } else {
+                let width = small.data().len() / dims[0];
+                dims[0] = from.len();
+                from.iter().flat_map(|&i| &small.data()[i * width..(i + 1) * width]).copied().collect()
+            };
+            let large = Array::new(dims, values).map_err(|e| Problem::malformed(name, e.to_string()))?;
+            weights.insert(name.into(), large);
+        }
+    }
+    Ok(weights)
+}
+
 /// A TinyDiT of the predecessor's.
 fn tiny_dit(weights: &Weights, config: Option<&serde_json::Value>) -> Result<TinyDitConfig, Problem> {
     let dims = |name: &str| {

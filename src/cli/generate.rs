@@ -8,8 +8,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tiny_cats_export::{Breed, Generator, Model, Options, Picture, Sampler, sheet, write_png};
+use tiny_cats_export::{
+    Breed, Generator, Model, Options, Picture, Request, Sampler, grid, sample::Progress, sheet, write_png,
+};
 use tiny_cats_models::pretrained;
 
 use super::common::Runtime;
@@ -44,6 +47,9 @@ pub struct Args {
     /// Pictures drawn at once; changes memory, not pictures
     #[arg(long, default_value_t = 16)]
     batch: usize,
+    /// Show each picture coming out of noise, in a row of so many frames
+    #[arg(long, value_name = "N")]
+    frames: Option<usize>,
     /// A PNG for the labelled grid, or a folder for one PNG each
     #[arg(short, long, default_value = "cats.png", value_name = "PATH")]
     output: PathBuf,
@@ -77,17 +83,27 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("{bar:30} step {pos}/{len}, {eta} left")?);
     }
-    let pictures = generator.generate_with(&request, |progress| {
+    let tell = |progress: Progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
         ControlFlow::Continue(())
-    })?;
+    };
+    if let Some(frames) = args.frames {
+        if folder {
+            bail!("--frames: expected --output to be a name that ends in .png");
+        }
+        let shown = coming_out_of_noise(&mut generator, &request, frames, tell)?;
+        write_png(&args.output, &grid(&shown, frames, None))
+            .with_context(|| args.output.display().to_string())?;
+    } else {
+        let pictures = generator.generate_with(&request, tell)?;
+        write(&pictures, &args.output, folder)?;
+    }
     bar.finish_and_clear();
-    write(&pictures, &args.output, folder)?;
     println!(
         "{}: {} of {} px by {}, {} {} steps, seed {}, {:.2} s",
         args.output.display(),
-        if pictures.len() == 1 { "1 cat".to_owned() } else { format!("{} cats", pictures.len()) },
+        if request.count == 1 { "1 cat".to_owned() } else { format!("{} cats", request.count) },
         generator.meta().image_size,
         generator.runtime(),
         request.steps,
@@ -96,6 +112,32 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         start.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// Each picture of a request at `frames` moments, the first of which is noise and the last the picture.
+fn coming_out_of_noise(
+    generator: &mut Generator,
+    request: &Request,
+    frames: usize,
+    mut tell: impl FnMut(Progress) -> ControlFlow<()>,
+) -> anyhow::Result<Vec<RgbImage>> {
+    let most = request.steps + 1;
+    if !(2..=most).contains(&frames) {
+        bail!("--frames: expected 2 to {most}, one more than there are steps, found {frames}");
+    }
+    let mut shown = Vec::with_capacity(request.count * frames);
+    for (index, label) in generator.labels(request)?.into_iter().enumerate() {
+        let mut trajectory = generator.begin(label, index as u64, request)?;
+        for frame in 0..frames {
+            while trajectory.done() < frame * request.steps / (frames - 1) {
+                generator.advance([&mut trajectory])?;
+            }
+            shown.push(generator.so_far(&trajectory));
+            let (done, total) = (index * request.steps + trajectory.done(), request.count * request.steps);
+            let _ = tell(Progress { done, total });
+        }
+    }
+    Ok(shown)
 }
 
 fn is_folder(path: &Path) -> bool {

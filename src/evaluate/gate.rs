@@ -8,7 +8,9 @@ use serde::Serialize;
 use tiny_cats_export::{MIN_PSNR, Report, RuntimeReport, grid, png, shown};
 
 use super::{
-    Confusion, Features, Interval, Kernel, Result, bootstrap::{quantile, resample}, kernel_distance, memorisation,
+    Confusion, Features, Interval, Result,
+    bootstrap::{quantile, resample},
+    kernel_distance, memorisation,
 };
 use crate::data::mirrored;
 
@@ -205,7 +207,12 @@ pub fn kernel(
 ///
 /// # Errors
 /// As [`memorisation`].
-pub fn nearest(training: &[&Features], drawn: &Features, held_out: &Features, seed: u64) -> Result<Criterion> {
+pub fn nearest(
+    training: &[&Features],
+    drawn: &Features,
+    held_out: &Features,
+    seed: u64,
+) -> Result<Criterion> {
     let distances = |pictures: &Features| -> Result<Distances> {
         let found = memorisation(training, pictures)?.nearest;
         let mut sorted: Vec<f64> = found.iter().map(|nearest| nearest.distance).collect();
@@ -224,7 +231,13 @@ pub fn nearest(training: &[&Features], drawn: &Features, held_out: &Features, se
     let (drawn, held_out) = (distances(drawn)?, distances(held_out)?);
     let training = training.first().map_or(0, |pictures| pictures.len());
     let detail = Detail::Nearest { drawn, held_out, training };
-    Ok(Criterion::new("nearest training picture", Some(drawn.median), Side::AtLeast, held_out.interval[0], detail))
+    Ok(Criterion::new(
+        "nearest training picture",
+        Some(drawn.median),
+        Side::AtLeast,
+        held_out.interval[0],
+        detail,
+    ))
 }
 
 /// That the file draws the same on every runtime that is present: by what verification with whole trajectories found. The figure is the
@@ -422,7 +435,8 @@ mod tests {
         assert!(nearest(&[&training], &farther, &held_out, 0).unwrap().passed);
         // What is held out is exactly as far away as itself.
         assert!(nearest(&[&training], &held_out, &held_out, 0).unwrap().passed);
-        let Detail::Nearest { drawn, .. } = nearest(&[&training], &drawn, &held_out, 0).unwrap().detail else {
+        let Detail::Nearest { drawn, .. } = nearest(&[&training], &drawn, &held_out, 0).unwrap().detail
+        else {
             panic!("another detail")
         };
         // Root mean squares: two independent normal numbers differ by √2, and the nearest of 60 by less.

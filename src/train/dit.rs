@@ -10,11 +10,15 @@ use tiny_cats_models::{
     Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
     candle::{Params, Plain, to_host},
     cost::Ledger,
+    init,
     tape::{Tape, Var},
 };
 
 use super::{Batch, Batches, Error, Flow, Result, Score, Task, flow::Example};
-use crate::data::{Images, Level, Order, View};
+use crate::{
+    checkpoint,
+    data::{Images, Level, Order, View},
+};
 
 /// How a generator is trained, besides what the engine does.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -33,6 +37,9 @@ pub struct DitOptions {
     pub best: bool,
     /// Order, augmentation, times, noise and dropped labels.
     pub seed: u64,
+    /// A file to begin with: see [`checkpoint::generator`].
+    #[serde(skip)]
+    pub init: Option<PathBuf>,
 }
 
 /// Examples of each picture that the validation loss is the mean of.
@@ -137,6 +144,14 @@ impl Task for Dit {
         Ok(self.data.options.network.cost()?)
     }
 
+    fn initial(&self, seed: u64) -> Result<Weights> {
+        let DitOptions { network, init: path, .. } = &self.data.options;
+        match path {
+            Some(path) => Ok(checkpoint::generator(path, network)?),
+            None => Ok(init(&self.cost()?.params, seed)),
+        }
+    }
+
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
         Ok(self.data.options.network.training_bytes(batch, options)?)
     }
@@ -148,8 +163,10 @@ impl Task for Dit {
     fn settings(&self) -> serde_json::Value {
         let Pictures { options, images, .. } = &*self.data;
         let validation = self.validation.as_ref().map_or(0, |images| images.len());
+        let init = options.init.as_ref().and_then(|path| path.file_name()?.to_str());
         serde_json::json!({
             "options": options,
+            "init": init,
             "data": images.fingerprint,
             "items": images.len(),
             "validation": validation,

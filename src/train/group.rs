@@ -116,6 +116,9 @@ impl InplaceOp2 for Update {
             candle_core::bail!("parameters and gradients are contiguous")
         };
         let (packed, grad) = (&mut packed[p0..p1], &grad[g0..g1]);
+        if packed.len() != (EMA + self.ema.len()) * grad.len() {
+            candle_core::bail!("a gradient is as long as its parameter")
+        }
         let (weight, rest) = packed.split_at_mut(grad.len());
         let (moment1, rest) = rest.split_at_mut(grad.len());
         let (moment2, averages) = rest.split_at_mut(grad.len());

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::{
     element::{Element, by_type, made, view},
@@ -70,7 +70,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         made(pointwise::add::<F>(&view(a)?, &view(b)?), a.shape())
     }
-    if fused(a) && a.dtype().is_float() {
+    if fused(a) && matches!(a.dtype(), DType::F32 | DType::F64) {
         let [a, b] = contiguous([a, b])?;
         return by_type!(a, kernel(&a, &b));
     }

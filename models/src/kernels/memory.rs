@@ -122,6 +122,8 @@ pub(super) fn lend<T: Copy + Default, R>(
         values = Aligned::new(len);
     }
     let result = f(&mut values[..len]);
-    kept.set(values);
+    // The larger of what this and a kernel within it were lent.
+    let other = kept.replace(Aligned::empty());
+    kept.set(if other.len() > values.len() { other } else { values });
     result
 }

@@ -30,8 +30,9 @@ impl Activation {
         match self {
             Activation::Gelu => x * phi(x),
             Activation::Silu => x * sigmoid(x),
-            Activation::Relu if x > F::of(0.0) => x,
-            Activation::Relu => F::of(0.0),
+            // What is no number stays none.
+            Activation::Relu if x <= F::of(0.0) => F::of(0.0),
+            Activation::Relu => x,
         }
     }
 
@@ -46,8 +47,8 @@ impl Activation {
                 let s = sigmoid(x);
                 s * (F::of(1.0) + x * (F::of(1.0) - s))
             }
-            Activation::Relu if x > F::of(0.0) => F::of(1.0),
-            Activation::Relu => F::of(0.0),
+            Activation::Relu if x <= F::of(0.0) => F::of(0.0),
+            Activation::Relu => F::of(1.0),
         }
     }
 }
@@ -66,11 +67,13 @@ vectorised! {
 
 /// `a + b`.
 pub(crate) fn add<F: Real>(a: &[F], b: &[F]) -> Vec<F> {
+    assert_eq!(a.len(), b.len(), "as many values");
     in_pieces(a.len(), VALUES, |at, sum| each_sum(&a[at..], &b[at..], sum))
 }
 
 /// `a·b`, each with its own.
 pub(crate) fn mul<F: Real>(a: &[F], b: &[F]) -> Vec<F> {
+    assert_eq!(a.len(), b.len(), "as many values");
     in_pieces(a.len(), VALUES, |at, product| each_product(&a[at..], &b[at..], product))
 }
 

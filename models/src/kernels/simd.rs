@@ -23,7 +23,8 @@ macro_rules! vectorised {
                 fn avx2 $(<$($F: $bound),+>)? ($($arg: $type),*) $(-> $result)? {
                     everywhere $(::<$($F),+>)? ($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512bw")
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {

@@ -40,6 +40,9 @@ pub struct Args {
     /// Size of the network
     #[arg(long, default_value = "small", value_parser = clap::builder::PossibleValuesParser::new(SIZES.map(|s| s.0)))]
     size: String,
+    /// Begin from the weights of this file: a generator of the same size and classes, whose pictures may be smaller
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
     /// The released files' folder; the run's own is in --runs-dir
     #[arg(short, long, default_value = "checkpoints", value_name = "DIR")]
     output: PathBuf,
@@ -176,6 +179,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         guidance: args.cfg_scale,
         best: common.early_stopping_patience.is_some(),
         seed: common.seed,
+        init: args.init.clone(),
     };
     let mut task = Dit::new(options, train, validation, device)?;
     super::drive(&mut task, &plan, common, |extension| {

@@ -22,7 +22,7 @@ pub(super) fn there() -> bool {
         const BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
         const REQUEST_PERMISSION: libc::c_long = 0x1023;
         const TILE_DATA: libc::c_long = 18;
-        if !is_x86_feature_detected!("avx512f") || __cpuid(0).eax < LEAF {
+        if __cpuid(0).eax < LEAF {
             return false;
         }
         let known = __cpuid_count(LEAF, 0).edx & BF16_AND_TILE == BF16_AND_TILE;
@@ -80,7 +80,7 @@ pub(super) unsafe fn run(tile: &Tile<Bf16>) {
     let row = tile.strides.row * size_of::<u32>();
     let width = tile.width * size_of::<f32>();
     let units = tile.panel.len() / PANEL;
-    debug_assert!(tile.rows == ROWS && units.is_multiple_of(UNITS) && tile.strides.col == 1);
+    assert!(tile.rows == ROWS && units > 0 && units.is_multiple_of(UNITS) && tile.strides.col == 1);
     let (a, c) = (tile.a, tile.c);
     // SAFETY: rows of `a`, of the panel and of `c` are inside them, as the caller says.
     unsafe {

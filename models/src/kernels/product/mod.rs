@@ -1,8 +1,8 @@
 //! Matrix products on slices.
 //!
 //! An element of a product is summed up over every [`Factor::DEPTH`] inner indices, first to last, and these sums are added one after the
-//! other. So it depends neither on the other rows and columns nor on tiles or threads: an item's result is the same in every batch, bit
-//! for bit. The tiles are those of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a block of `b` is
+//! other; where processors have instructions for bf16, in the order that those have. So it depends neither on the other rows and columns
+//! nor on tiles or threads: an item's result is the same in every batch, bit for bit. The tiles are those of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a block of `b` is
 //! laid out as [panels](pack), of which a [kernel](tile) takes one with a few rows of `a` at a time, keeping their results in registers.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -112,7 +112,8 @@ enum Begin<'a, N> {
 /// uses all threads of the pool.
 ///
 /// # Panics
-/// When a slice is too short for its sizes and strides, or k is zero.
+/// When a slice is too short for its sizes and strides, k is zero, or neither the rows nor the columns of a factor are numbers that follow
+/// each other.
 pub(crate) fn product<F: Factor>(
     [m, n, k]: [usize; 3],
     (c, c_width): (&mut [F::Number], usize),
@@ -122,7 +123,7 @@ pub(crate) fn product<F: Factor>(
     parallel: bool,
 ) {
     let begin = if accumulate { Begin::There } else { Begin::Nothing };
-    // SAFETY: the slice holds numbers.
+    // SAFETY: the processor has its own instructions, and the slice holds numbers.
     unsafe { compute::<F>(F::isa(), [m, n, k], Target::new(c, c_width, m, n), begin, a, b, parallel) };
 }
 
@@ -136,7 +137,7 @@ pub(crate) fn product_with_bias<F: Factor>(
     a: (&[F::Number], Strides),
     b: (&[F::Number], Strides),
 ) -> Vec<F::Number> {
-    // SAFETY: all of it is written to.
+    // SAFETY: the processor has its own instructions, and all is written to.
     unsafe {
         written(m * n, |c| {
             compute::<F>(F::isa(), [m, n, k], Target { at: c, width: n }, start(bias, n), a, b, true)
@@ -160,7 +161,7 @@ pub(crate) fn product_packed<F: Factor>(
     b: &Packed<F>,
 ) -> Vec<F::Number> {
     let strides = Strides::rows(b.k);
-    assert!(a.len() >= strides.end(m, b.k), "the slice holds the matrix");
+    assert!(b.k > 0 && a.len() >= strides.end(m, b.k), "the slice holds the matrix");
     let (begin, a) = (start(bias, b.n), Rows { values: a, strides });
     let (isa, depth) = (F::isa(), depth::<F>(b.k));
     // SAFETY: all of it is written to: parts are disjoint and make up all, and so are the blocks of a part.

@@ -73,6 +73,7 @@ pub(super) unsafe fn transpose<U: Copy>(
 ) {
     assert!(lines <= width && to.len() >= Strides::rows(width).end(n, lines), "there is room for the units");
     // What is done by squares.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
     let mut done = [0; 2];
     #[cfg(target_arch = "x86_64")]
     if size_of::<U>() == 4 && is_x86_feature_detected!("avx512f") {
