@@ -96,7 +96,7 @@ fn pictures_come_out_of_noise_frame_by_frame() {
     // The last frame of each row is the picture itself.
     for (row, path) in files(&dir.join("finished")).iter().enumerate() {
         let cell = tiny_cats_export::grid(&[image::open(path).unwrap().to_rgb8()], 1, None);
-        let margin = cell.width() - 128;
+        let margin = (cell.width() - 128) / 2;
         let step = 128 + margin;
         assert_eq!([frames.width(), frames.height()], [margin + 3 * step, margin + 2 * step]);
         for (x, y) in [(margin, margin), (margin + 64, margin + 100), (margin + 127, margin + 127)] {

@@ -400,7 +400,9 @@ class Containers(WithServer):
 
     def container(self, data="data/synth"):
         """Begins one that trains."""
-        words = "--config=smoke --steps=6 --limit-files=24 --save-interval=2 --sample-interval=0 --device=cpu"
+        # Steps are long enough for the run to be there still when it is interrupted.
+        words = "--config=smoke --steps=6 --gradient-accumulation-steps=6 --limit-files=24"
+        words += " --save-interval=2 --sample-interval=0 --device=cpu"
         arguments = [data, *words.split()]
         return self.begin("train_dit", {"call": "c", "run": "r", "timeout": 600, "arguments": arguments})
 
