@@ -90,7 +90,7 @@ fn text_says_the_same_line_by_line() {
     };
     assert!(line("  ok        native").ends_with(" ms"));
     assert!(line("memory").contains("GiB free of"));
-    assert!(line("  ok        tinydit").contains("32 px"));
+    assert!(line("  ok        tinydit").contains("64 px"));
     assert!(cfg!(feature = "cuda") || line("  missing   CUDA").contains(GET_CUDA));
 }
 
