@@ -19,8 +19,7 @@ use tiny_cats::{
     train::folder::{Lock, list},
 };
 
-/// Each long enough for a run to be there still when it is stopped.
-const STEPS: [&str; 6] = ["--steps", "12", "--save-interval", "3", "--gradient-accumulation-steps", "6"];
+const STEPS: [&str; 4] = ["--steps", "12", "--save-interval", "3"];
 /// Retries need not wait.
 const QUICK: [&str; 2] = ["--retry-initial", "10ms"];
 
@@ -283,6 +282,7 @@ fn a_stopped_run_says_so_and_goes_on() {
         let arguments = task.arguments(&output, &["--resume", "auto"]);
         let mut begun = place.begin(&arguments, &output);
         begun.until(1);
+        std::thread::sleep(Duration::from_millis(40));
         signal(begun.child.id() as i32, kind);
         let asked = Instant::now();
         let (code, said) = begun.end();

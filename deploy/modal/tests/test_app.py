@@ -400,9 +400,7 @@ class Containers(WithServer):
 
     def container(self, data="data/synth"):
         """Begins one that trains."""
-        # Steps are long enough for the run to be there still when it is interrupted.
-        words = "--config=smoke --steps=6 --gradient-accumulation-steps=6 --limit-files=24"
-        words += " --save-interval=2 --sample-interval=0 --device=cpu"
+        words = "--config=smoke --steps=6 --limit-files=24 --save-interval=2 --sample-interval=0 --device=cpu"
         arguments = [data, *words.split()]
         return self.begin("train_dit", {"call": "c", "run": "r", "timeout": 600, "arguments": arguments})
 

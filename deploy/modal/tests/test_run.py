@@ -30,9 +30,7 @@ if not BINARY or not os.access(BINARY, os.X_OK):
     raise SystemExit("error: TINY_CATS_BINARY_FOR_TESTS must name the tiny-cats that `cargo build` made")
 
 STEPS = 10
-# Steps are long enough for a run to be there still when it is interrupted.
-LONG = "--gradient-accumulation-steps=6"
-SMOKE = ["--config=smoke", "--size=nano", "--limit-files=24", "--save-interval=2", "--sample-interval=0", LONG]
+SMOKE = ["--config=smoke", "--size=nano", "--limit-files=24", "--save-interval=2", "--sample-interval=0"]
 SECRETS = {
     "MODAL_TOKEN_ID": "ak-unseen",
     "MODAL_TOKEN_SECRET": "as-unseen",
