@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
-use tiny_cats_export::{Generator, Model, ModelMeta, Options, grid, runtime::RuntimeKind, sample};
+use tiny_cats_export::{Generator, Model, ModelMeta, Options, TaskMeta, grid, runtime::RuntimeKind, sample};
 use tiny_cats_models::{
     Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
     candle::{Params, Plain, to_host},
@@ -29,7 +29,7 @@ pub struct DitOptions {
     pub flow: Flow,
     /// How pictures are changed.
     pub augmentation: Level,
-    /// Weight of guidance in the sample grids, which changes nothing else.
+    /// Weight of guidance in the sample grids, which the released files advise; it changes nothing else.
     #[serde(skip)]
     pub guidance: f32,
     /// Whether the weights that were evaluated best are released; the flow loss says little about pictures, so usually the last are.
@@ -174,7 +174,11 @@ impl Task for Dit {
     }
 
     fn meta(&self) -> ModelMeta {
-        ModelMeta::tiny_dit(&self.data.options.network, self.data.images.classes.clone())
+        let mut meta = ModelMeta::tiny_dit(&self.data.options.network, self.data.images.classes.clone());
+        if let TaskMeta::Generator(task) = &mut meta.task {
+            task.sampler.guidance = self.data.options.guidance;
+        }
+        meta
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {

@@ -61,8 +61,8 @@ pub struct Args {
     /// Steps between sample grids; 0 for none
     #[arg(long, default_value_t = 5_000, value_name = "STEPS", help_heading = "Watching")]
     sample_interval: u64,
-    /// Weight of guidance in the sample grids
-    #[arg(long, default_value_t = 1.5, value_name = "WEIGHT", help_heading = "Watching")]
+    /// Weight of guidance in the sample grids, which the released files advise
+    #[arg(long, default_value_t = 2.0, value_name = "WEIGHT", help_heading = "Watching")]
     cfg_scale: f32,
     #[command(flatten)]
     pub(super) common: Common,
