@@ -76,7 +76,7 @@ fn the_machine_and_the_released_models_are_described() {
         assert!(0 < free && free <= total, "{space}: {free} of {total}");
     }
     let model = &report["models"][0];
-    assert_eq!((&model["name"], &model["image_size"]), (&"tinydit".into(), &32.into()));
+    assert_eq!((&model["name"], &model["image_size"]), (&"tinydit".into(), &64.into()));
     assert!(model["classes"].as_array().unwrap().contains(&"Siamese".into()));
 }
 
