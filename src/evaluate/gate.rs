@@ -201,9 +201,8 @@ pub fn kernel(
 }
 
 /// That pictures of the training data are not repeated: drawn pictures are in the median as far from the nearest one as held-out
-/// photographs are, as nearly as the median of so many photographs is known: the bound is the lower end of its interval, since fresh
-/// pictures of the same kind would be below the median itself half of the time. All features are pixels; `training` are the photographs
-/// and perhaps their mirror images.
+/// photographs are. All features are pixels; `training` are the photographs and perhaps their mirror images. How sure the medians are is
+/// told, by the bootstrap, and does not count.
 ///
 /// # Errors
 /// As [`memorisation`].
@@ -231,13 +230,7 @@ pub fn nearest(
     let (drawn, held_out) = (distances(drawn)?, distances(held_out)?);
     let training = training.first().map_or(0, |pictures| pictures.len());
     let detail = Detail::Nearest { drawn, held_out, training };
-    Ok(Criterion::new(
-        "nearest training picture",
-        Some(drawn.median),
-        Side::AtLeast,
-        held_out.interval[0],
-        detail,
-    ))
+    Ok(Criterion::new("nearest training picture", Some(drawn.median), Side::AtLeast, held_out.median, detail))
 }
 
 /// That the file draws the same on every runtime that is present: by what verification with whole trajectories found. The figure is the
@@ -318,8 +311,8 @@ impl fmt::Display for Criterion {
             ),
             Detail::Nearest { drawn, held_out, training } => write!(
                 f,
-                "median distance {drawn} to {training} photographs and their mirror images; expected at least {:.4}, the lower end of \
-                 that of held-out photographs, {held_out}",
+                "median distance {drawn} to {training} photographs and their mirror images; expected at least {:.4}, that of held-out \
+                 photographs, {held_out}",
                 self.bound
             ),
             Detail::Runtimes { runtimes, skipped, failures } => {

@@ -163,14 +163,17 @@ impl Task for Dit {
     fn settings(&self) -> serde_json::Value {
         let Pictures { options, images, .. } = &*self.data;
         let validation = self.validation.as_ref().map_or(0, |images| images.len());
-        let init = options.init.as_ref().and_then(|path| path.file_name()?.to_str());
-        serde_json::json!({
+        let mut settings = serde_json::json!({
             "options": options,
-            "init": init,
             "data": images.fingerprint,
             "items": images.len(),
             "validation": validation,
-        })
+        });
+        // Runs that were begun without one are as they were.
+        if let Some(name) = options.init.as_ref().and_then(|path| path.file_name()?.to_str()) {
+            settings["init"] = name.into();
+        }
+        settings
     }
 
     fn meta(&self) -> ModelMeta {

@@ -2,8 +2,9 @@
 //!
 //! An element of a product is summed up over every [`Factor::DEPTH`] inner indices, first to last, and these sums are added one after the
 //! other; where processors have instructions for bf16, in the order that those have. So it depends neither on the other rows and columns
-//! nor on tiles or threads: an item's result is the same in every batch, bit for bit. The tiles are those of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): a block of `b` is
-//! laid out as [panels](pack), of which a [kernel](tile) takes one with a few rows of `a` at a time, keeping their results in registers.
+//! nor on tiles or threads: an item's result is the same in every batch, bit for bit. The tiles are those of Goto and van de Geijn, "Anatomy
+//! of high-performance matrix multiplication" (2008): a block of `b` is laid out as [panels](pack), of which a [kernel](tile) takes one with
+//! a few rows of `a` at a time, keeping their results in registers.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
