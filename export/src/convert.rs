@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use tiny_cats_models::{ResNet, Scope, TinyDit, Weights, fold, resnet};
 
-use crate::{META_KEY, ModelMeta, Network, Result, onnx::OnnxGraph};
+use crate::{
+    META_KEY, ModelMeta, Network, Result,
+    onnx::{OnnxGraph, Storage, rounded},
+};
 
 /// Names of a generator's inputs, in the order of [`TinyDit::forward`]: the noisy picture, its time, its label.
 pub const INPUTS: [&str; 3] = ["x", "t", "label"];
@@ -24,9 +27,24 @@ pub const CLASSIFIER_OUTPUT: &str = "output";
 /// # Errors
 /// When `weights` are not exactly those of the network, or the operator set is unknown.
 pub fn to_onnx(meta: &ModelMeta, weights: &Weights, opset: u32) -> Result<Vec<u8>> {
+    to_onnx_stored(meta, weights, opset, Storage::F32)
+}
+
+/// As [`to_onnx`], with the weights that the file holds, folded ones if it is a classifier, stored as `storage` says.
+///
+/// # Errors
+/// As [`to_onnx`], and when a weight cannot be stored so.
+pub(crate) fn to_onnx_stored(
+    meta: &ModelMeta,
+    weights: &Weights,
+    opset: u32,
+    storage: Storage,
+) -> Result<Vec<u8>> {
     let (meta, weights) = exported(meta, weights)?;
+    let halves = storage.halves(&weights);
+    let weights = rounded(&weights, &halves)?;
     let graph = OnnxGraph::new(opset)?;
-    let mut source = graph.source(&weights);
+    let mut source = graph.source(&weights).in_halves(halves);
     let (name, output) = match &meta.config {
         Network::TinyDit(config) => {
             let [x, t, label] = INPUTS;

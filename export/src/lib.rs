@@ -38,6 +38,6 @@ mod verify;
 pub use tiny_cats_models::Network;
 #[cfg(feature = "candle")]
 pub use verify::{
-    ExportOptions, MIN_PSNR, Report, RuntimeReport, TOLERANCE, Tolerance, export, psnr, report_path, verify,
-    verify_on,
+    ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, Report, Rounding, RuntimeReport, TOLERANCE, Tolerance,
+    export, psnr, report_path, rounding, verify, verify_on,
 };

@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use tiny_cats_export::{ExportOptions, Report, export, onnx::DEFAULT_OPSET, report_path};
+use tiny_cats_export::{
+    ExportOptions, Report, export,
+    onnx::{DEFAULT_OPSET, Storage},
+    report_path,
+};
 
 use super::common::{WeightsKind, which};
 use crate::checkpoint;
@@ -22,6 +26,9 @@ pub struct Args {
     /// Which weights [default: ema of our own training, raw of others']
     #[arg(long, value_enum)]
     weights: Option<WeightsKind>,
+    /// Store weights as halves: half the size, computed in f32
+    #[arg(long)]
+    f16: bool,
     /// Verify the file on every runtime present; this is always done
     #[arg(long)]
     verify: bool,
@@ -38,7 +45,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let loaded = checkpoint::open(&args.checkpoint, which(args.weights))?;
     let meta = loaded.meta().with_context(|| args.checkpoint.display().to_string())?;
     let output = args.output.unwrap_or_else(|| args.checkpoint.with_extension("onnx"));
-    let options = ExportOptions { opset: args.opset, trajectory: args.test };
+    let storage = if args.f16 { Storage::F16 } else { Storage::F32 };
+    let options = ExportOptions { opset: args.opset, trajectory: args.test, storage };
     let report = export(&meta, &loaded.weights, &output, &options)?;
     print(&report);
     println!(
@@ -51,6 +59,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn print(report: &Report) {
+    if let Some(rounding) = &report.rounding {
+        println!("{rounding}");
+    }
     for r in &report.runtimes {
         let trajectory = r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB"));
         let same_class =

@@ -459,6 +459,7 @@ mod tests {
             inputs: 1,
             batches: vec![1],
             passed: runtimes.iter().all(|r| r.passed),
+            rounding: None,
             runtimes,
             skipped: vec![("other".into(), "its library is missing".into())],
         };

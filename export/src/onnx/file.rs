@@ -1,15 +1,23 @@
 //! Reading ONNX files: what they take, what they hold, what they say about themselves.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+};
 
 use prost::Message;
 use tiny_cats_models::{Array, Weights};
 
 use super::{
-    proto::{DataType, DimensionValue, ModelProto, TensorProto, ValueInfoProto},
+    halves::widened,
+    proto::{
+        DataType, DimensionValue, FLOAT16, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
+    },
     scan::scan,
 };
 use crate::{Error, META_KEY, ModelMeta, Result};
+
+const FLOAT: i32 = DataType::Float as i32;
 
 /// A graph's input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +38,7 @@ pub struct OnnxFile {
     opset: u32,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    halves: BTreeSet<String>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -68,8 +77,11 @@ impl OnnxFile {
         for tensor in &graph.initializer {
             check_size(tensor, name)?;
         }
+        let casts = casts(graph);
+        let halves = graph.initializer.iter().filter(|t| t.data_type == FLOAT16);
+        let halves = halves.filter_map(|t| casts.get(&t.name).cloned()).collect();
         let metadata = model.metadata_props.iter().map(|e| (e.key.clone(), e.value.clone())).collect();
-        Ok(Self { name: name.into(), opset, inputs, outputs, metadata, bytes })
+        Ok(Self { name: name.into(), opset, inputs, outputs, halves, metadata, bytes })
     }
 
     /// What stands for the file in errors.
@@ -97,6 +109,11 @@ impl OnnxFile {
         &self.outputs
     }
 
+    /// The names of the weights that it stores as halves, to be widened.
+    pub fn halves(&self) -> &BTreeSet<String> {
+        &self.halves
+    }
+
     /// The file's `metadata_props`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
@@ -113,24 +130,41 @@ impl OnnxFile {
         }
     }
 
-    /// All floating-point initializers by name, single numbers excepted.
+    /// All floating-point initializers by name, single numbers excepted; [halves](Self::halves) widened to f32, by the name of the result.
     ///
     /// # Errors
     /// [`Error::File`] when one holds another number of values than its shape says.
     pub fn weights(&self) -> Result<Weights> {
         let model = decode(&self.bytes, &self.name)?;
-        let tensors = model.graph.into_iter().flat_map(|g| g.initializer);
+        let mut casts = model.graph.as_ref().map(casts).unwrap_or_default();
+        let tensors = model.graph.into_iter().flat_map(|g| g.initializer).filter(|t| !t.dims.is_empty());
         tensors
-            .filter(|t| t.data_type == DataType::Float as i32 && !t.dims.is_empty())
-            .map(|t| {
-                let values = if t.raw_data.is_empty() { t.float_data } else { floats(&t.raw_data) };
+            .filter_map(|t| {
+                let (name, values) = match t.data_type {
+                    FLOAT if t.raw_data.is_empty() => (t.name, t.float_data),
+                    FLOAT => (t.name, floats(&t.raw_data)),
+                    // Each once, however often the graph widens it.
+                    FLOAT16 => (casts.remove(&t.name)?, widened(&t.raw_data)),
+                    _ => return None,
+                };
                 let dims: Vec<usize> = t.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
-                let array = Array::new(dims, values)
-                    .map_err(|e| Error::file(&self.name, t.name.clone(), e.to_string()))?;
-                Ok((t.name, array))
+                Some(match Array::new(dims, values) {
+                    Ok(array) => Ok((name, array)),
+                    Err(e) => Err(Error::file(&self.name, name, e.to_string())),
+                })
             })
             .collect()
     }
+}
+
+/// What is cast to f32: the name of the result by that of what is cast.
+fn casts(graph: &GraphProto) -> HashMap<String, String> {
+    let to_float = |node: &&NodeProto| {
+        let to = node.attribute.iter().find(|a| a.name == "to");
+        node.op_type == "Cast" && node.domain.is_empty() && to.is_some_and(|to| to.i == i64::from(FLOAT))
+    };
+    let names = |node: &NodeProto| Some((node.input.first()?.clone(), node.output.first()?.clone()));
+    graph.node.iter().filter(to_float).filter_map(names).collect()
 }
 
 fn decode(bytes: &[u8], name: &str) -> Result<ModelProto> {
@@ -163,9 +197,12 @@ fn check_size(tensor: &TensorProto, file: &str) -> Result<()> {
         }
     };
     let found = tensor.raw_data.len();
-    if (found > 0 || tensor.data_type == 1 && tensor.float_data.len() != count)
-        && count.checked_mul(bytes) != Some(found)
-    {
+    let missing = match tensor.data_type {
+        FLOAT => tensor.float_data.len() != count,
+        FLOAT16 => true,
+        _ => false,
+    };
+    if (found > 0 || missing) && count.checked_mul(bytes) != Some(found) {
         let message = format!("expected the values of shape {:?}, found {found} bytes", tensor.dims);
         return Err(Error::file(file, &tensor.name, message));
     }
@@ -192,14 +229,18 @@ fn port(info: &ValueInfoProto) -> Port {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::{DEFAULT_OPSET, OnnxGraph};
+    use crate::onnx::{DEFAULT_OPSET, OnnxGraph, Storage};
     use tiny_cats_models::{Init, Scope, Tensor};
 
     fn file() -> (Vec<u8>, Weights) {
+        stored(Storage::F32)
+    }
+
+    fn stored(storage: Storage) -> (Vec<u8>, Weights) {
         let array = Array::new([2, 3], (0..6).map(|v| v as f32).collect()).unwrap();
         let weights = Weights::from([("head.weight".to_owned(), array)]);
         let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
-        let mut source = graph.source(&weights);
+        let mut source = graph.source(&weights).in_halves(storage.halves(&weights));
         let weight = Scope::root(&mut source).sub("head").param("weight", [2, 3], Init::Zeros).unwrap();
         source.finish().unwrap();
         let y = graph.floats("x", &[3]).unwrap().linear(&weight, None).unwrap();
@@ -215,20 +256,67 @@ mod tests {
         assert_eq!(file.inputs()[0].dims, [None, Some(3)]);
         assert_eq!(file.outputs()[0].name, "y");
         assert_eq!(file.opset(), DEFAULT_OPSET);
+        assert!(file.halves().is_empty());
+    }
+
+    #[test]
+    fn halves_are_read_under_the_parameters_name_and_only_if_all_are_there() {
+        let (bytes, weights) = stored(Storage::F16);
+        let file = OnnxFile::from_bytes(bytes.clone(), "f").unwrap();
+        assert!(file.halves().iter().eq(["head.weight"]));
+        assert_eq!(file.weights().unwrap(), weights);
+        assert_eq!((file.inputs().len(), &file.inputs()[0].dims), (1, &vec![None, Some(3)]));
+
+        let changed = |change: fn(&mut GraphProto)| {
+            let mut model = ModelProto::decode(&bytes[..]).unwrap();
+            change(model.graph.as_mut().unwrap());
+            OnnxFile::from_bytes(model.encode_to_vec(), "f")
+        };
+        let initializer = "head.weight/halves";
+        for (left, change) in [
+            (11, (|g| g.initializer[0].raw_data.truncate(11)) as fn(&mut GraphProto)),
+            (6, |g| g.initializer[0].raw_data.truncate(6)),
+            (0, |g| g.initializer[0].raw_data.clear()),
+            (12, |g| g.initializer[0].dims = vec![1 << 40, 1]),
+            (12, |g| g.initializer[0].dims = vec![i64::MAX, 2]),
+        ] {
+            let error = changed(change).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("f: {initializer}: expected the values of shape ")),
+                "{error}"
+            );
+            assert!(error.ends_with(&format!("found {left} bytes")), "{error}");
+        }
+        // Widened many times, it is read once.
+        let file = changed(|g| {
+            for name in ["a", "b", "c"] {
+                let node = NodeProto { output: vec![name.into()], ..g.node[0].clone() };
+                g.node.push(node);
+            }
+        });
+        assert_eq!(file.unwrap().weights().unwrap().len(), 1);
+        // Cast to anything else, or by a stranger's operator, it is no weight of ours.
+        for change in [(|g| g.node[0].attribute[0].i = 11) as fn(&mut GraphProto), |g| {
+            g.node[0].domain = "other".into()
+        }] {
+            let file = changed(change).unwrap();
+            assert!(file.halves().is_empty() && file.weights().unwrap().is_empty());
+        }
     }
 
     #[test]
     fn a_file_cut_short_or_changed_anywhere_is_an_error_or_a_file_and_never_a_panic() {
-        let (bytes, _) = file();
-        for end in 0..bytes.len() {
-            let whole = OnnxFile::from_bytes(bytes[..end].to_vec(), "f").and_then(|f| f.weights());
-            let _ = whole.map_err(|e| assert!(e.to_string().starts_with("f: ")));
-        }
-        for place in 0..bytes.len() {
-            for bit in 0..8 {
-                let mut changed = bytes.clone();
-                changed[place] ^= 1 << bit;
-                let _ = OnnxFile::from_bytes(changed, "f").and_then(|f| f.weights());
+        for (bytes, _) in [stored(Storage::F32), stored(Storage::F16)] {
+            for end in 0..bytes.len() {
+                let whole = OnnxFile::from_bytes(bytes[..end].to_vec(), "f").and_then(|f| f.weights());
+                let _ = whole.map_err(|e| assert!(e.to_string().starts_with("f: ")));
+            }
+            for place in 0..bytes.len() {
+                for bit in 0..8 {
+                    let mut changed = bytes.clone();
+                    changed[place] ^= 1 << bit;
+                    let _ = OnnxFile::from_bytes(changed, "f").and_then(|f| f.weights());
+                }
             }
         }
     }

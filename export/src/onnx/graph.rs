@@ -60,15 +60,19 @@ impl Builder {
     ) -> Rc<str> {
         let wanted = if module.is_empty() { op.to_owned() } else { format!("{module}/{op}") };
         let name = self.unique(&wanted);
+        self.push(&name, op, inputs, &name, attribute);
+        name
+    }
+
+    fn push(&mut self, name: &str, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) {
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|&i| i.to_owned()).collect(),
-            output: vec![name.to_string()],
-            name: name.to_string(),
+            output: vec![output.to_owned()],
+            name: name.to_owned(),
             op_type: op.into(),
             attribute,
             domain: String::new(),
         });
-        name
     }
 
     fn constant(&mut self, dtype: DataType, tensor: TensorProto) -> Rc<str> {
@@ -98,13 +102,21 @@ impl Builder {
         self.constant(DataType::Float, TensorProto::floats("", dims, values))
     }
 
-    fn parameter(&mut self, name: &str, array: &Array) -> Result<Param, ModelError> {
+    /// An initializer, or one of halves and the node called `name` that widens it.
+    fn parameter(&mut self, name: &str, array: &Array, halves: bool) -> Result<Param, ModelError> {
         if self.names.contains_key(name) {
             let (what, found) = ("a name used once".into(), name.into());
             return Err(ModelError::Shape { op: "parameter", expected: what, found });
         }
         self.names.insert(name.to_owned(), 0);
-        self.initializers.push(TensorProto::floats(name, array.dims(), array.data()));
+        if halves {
+            let stored = self.unique(&format!("{name}/halves"));
+            self.initializers.push(TensorProto::halves(&stored, array.dims(), array.data()));
+            let to = vec![AttributeProto::int("to", DataType::Float as i64)];
+            self.push(&format!("{name}/Cast"), "Cast", &[&stored], name, to);
+        } else {
+            self.initializers.push(TensorProto::floats(name, array.dims(), array.data()));
+        }
         Ok(Param { name: name.into(), dims: array.dims().into() })
     }
 
@@ -182,7 +194,7 @@ impl OnnxGraph {
 
     /// A source that hands out `weights` as initializers of this graph, under their own names.
     pub fn source<'a>(&self, weights: &'a Weights) -> OnnxSource<'a> {
-        OnnxSource { builder: self.builder.clone(), weights, used: BTreeSet::new() }
+        OnnxSource { builder: self.builder.clone(), weights, halves: BTreeSet::new(), used: BTreeSet::new() }
     }
 
     /// The file's bytes: the same for the same definition, weights and metadata. The graph's outputs get the given names;
@@ -239,10 +251,16 @@ impl OnnxGraph {
 pub struct OnnxSource<'a> {
     builder: Rc<RefCell<Builder>>,
     weights: &'a Weights,
+    halves: BTreeSet<String>,
     used: BTreeSet<String>,
 }
 
 impl OnnxSource<'_> {
+    /// Stores those weights as halves; [`rounded`](super::rounded) has made them such.
+    pub(crate) fn in_halves(self, halves: BTreeSet<String>) -> Self {
+        Self { halves, ..self }
+    }
+
     /// Says that the definition has asked for everything.
     ///
     /// # Errors
@@ -265,12 +283,13 @@ impl Source<Value> for OnnxSource<'_> {
             let found = array.dims().to_vec();
             return Err(ModelError::ParameterShape { name: spec.name, expected: spec.dims, found });
         }
-        let param = self.builder.borrow_mut().parameter(&spec.name, array)?;
+        let halves = self.halves.contains(&spec.name);
+        let param = self.builder.borrow_mut().parameter(&spec.name, array, halves)?;
         self.used.insert(spec.name);
         Ok(param)
     }
 
     fn constant(&mut self, name: &str, value: Array) -> Result<Param, ModelError> {
-        self.builder.borrow_mut().parameter(name, &value)
+        self.builder.borrow_mut().parameter(name, &value, false)
     }
 }

@@ -2,11 +2,14 @@
 
 mod file;
 mod graph;
+mod halves;
 mod proto;
 mod scan;
 mod value;
 
 pub use file::{OnnxFile, Port};
 pub use graph::{DEFAULT_OPSET, OPSETS, OnnxGraph, OnnxSource};
+pub use halves::Storage;
+pub(crate) use halves::rounded;
 pub use proto::DataType;
 pub use value::{Param, Value};

@@ -5,7 +5,12 @@
 
 use prost::Message;
 
-/// Element types of tensors (`TensorProto.DataType`).
+use super::halves::narrowed;
+
+/// The element type of [halves](super::halves), which nothing but a weight is stored as.
+pub const FLOAT16: i32 = 10;
+
+/// Element types of tensors (`TensorProto.DataType`) that a graph computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
 pub enum DataType {
@@ -184,16 +189,22 @@ impl ValueInfoProto {
 
 impl TensorProto {
     pub fn floats(name: &str, dims: &[usize], values: &[f32]) -> Self {
-        Self::raw(name, dims, DataType::Float, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        Self::raw(name, dims, DataType::Float as i32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// Values that are halves, stored as such.
+    pub fn halves(name: &str, dims: &[usize], values: &[f32]) -> Self {
+        let raw = narrowed(values).iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self::raw(name, dims, FLOAT16, raw)
     }
 
     pub fn ints(name: &str, values: &[i64]) -> Self {
         let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self::raw(name, &[values.len()], DataType::Int64, raw)
+        Self::raw(name, &[values.len()], DataType::Int64 as i32, raw)
     }
 
-    fn raw(name: &str, dims: &[usize], dtype: DataType, raw_data: Vec<u8>) -> Self {
+    fn raw(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> Self {
         let dims = dims.iter().map(|&d| d as i64).collect();
-        Self { name: name.into(), dims, data_type: dtype as i32, raw_data, ..Default::default() }
+        Self { name: name.into(), dims, data_type, raw_data, ..Default::default() }
     }
 }

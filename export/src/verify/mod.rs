@@ -1,6 +1,7 @@
 //! Proof that an exported file computes what its definition computes.
 
 mod cases;
+mod rounding;
 
 use std::{
     io::Write,
@@ -13,13 +14,15 @@ use tiny_cats_models::{Array, Weights, candle::with_plain_operations, count};
 
 use crate::{
     Error, Model, ModelMeta, Result, TaskMeta,
-    convert::exported,
-    onnx::{DEFAULT_OPSET, OnnxFile},
+    convert::{exported, to_onnx_stored},
+    onnx::{DEFAULT_OPSET, OnnxFile, Storage},
     runtime::RuntimeKind,
     sample::{Draw, Settings, sample},
-    stage, to_onnx,
+    stage,
 };
 use cases::{Case, Loaded};
+use rounding::rounded_model;
+pub use rounding::{MIN_ROUNDING_PSNR, Rounding, rounding};
 
 /// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute + relative·|b|`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +31,13 @@ pub struct Tolerance {
     pub absolute: f32,
     /// What it may differ by more, as a part of its value.
     pub relative: f32,
+}
+
+impl Tolerance {
+    /// By how much an element may differ from this value.
+    fn allowed(self, value: f32) -> f32 {
+        self.absolute + self.relative * value.abs()
+    }
 }
 
 /// Some ten times what runtimes are seen to differ by, and a fraction of a level of an 8-bit picture (1/127.5).
@@ -45,11 +55,13 @@ pub struct ExportOptions {
     pub opset: u32,
     /// Whether the whole sampling trajectory is compared too.
     pub trajectory: bool,
+    /// How the file stores weights.
+    pub storage: Storage,
 }
 
 impl Default for ExportOptions {
     fn default() -> Self {
-        Self { opset: DEFAULT_OPSET, trajectory: false }
+        Self { opset: DEFAULT_OPSET, trajectory: false, storage: Storage::F32 }
     }
 }
 
@@ -72,6 +84,9 @@ pub struct Report {
     pub inputs: usize,
     /// Batch sizes that they were given in.
     pub batches: Vec<usize>,
+    /// What the file's rounded weights change; absent where it holds the weights as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<Rounding>,
     /// The runtimes that the file was compared on.
     pub runtimes: Vec<RuntimeReport>,
     /// The runtimes that it was not compared on, with the reason.
@@ -121,7 +136,9 @@ impl Report {
                 r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB")),
             ),
         };
-        self.runtimes.iter().filter(|r| !r.passed).map(failed).collect::<Vec<_>>().join("; ")
+        let rounding = self.rounding.iter().filter(|r| !r.passed).map(Rounding::to_string);
+        let runtimes = self.runtimes.iter().filter(|r| !r.passed).map(failed);
+        rounding.chain(runtimes).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -129,10 +146,10 @@ impl Report {
 /// [`report_path`].
 ///
 /// # Errors
-/// [`Error::Verification`] when a runtime disagrees with the definition, or none is there to ask; those of writing. Nothing is stored
-/// then, and an older file and its report are left as they were; should only the report's last renaming fail, it is missing.
+/// [`Error::Verification`] when a runtime disagrees with the definition, none is there to ask, or rounding the weights to halves does harm;
+/// those of writing. Nothing is stored then, and an older file and its report are left as they were; should only the report's last renaming fail, it is missing.
 pub fn export(meta: &ModelMeta, weights: &Weights, path: &Path, options: &ExportOptions) -> Result<Report> {
-    let bytes = to_onnx(meta, weights, options.opset)?;
+    let bytes = to_onnx_stored(meta, weights, options.opset, options.storage)?;
     let file = OnnxFile::from_bytes(bytes, &path.display().to_string())?;
     let report = verify(meta, weights, &file, options.trajectory)?;
     if !report.passed {
@@ -160,6 +177,9 @@ pub fn report_path(path: &Path) -> PathBuf {
 /// Compares `file` with the definition that `meta` and `weights` make: that it holds the same weights and metadata, and that it
 /// computes the same on every runtime that is present, alone and in batches: a generator for every label, at several times, and with
 /// `trajectory` in whole pictures too; a classifier, whose definition is not folded, on noise and drawn pictures.
+///
+/// Of a file that stores weights as halves, the definition is that of the weights rounded, folded ones of a classifier; what rounding
+/// changes is compared with the weights as they are, besides, for a generator always in whole pictures.
 ///
 /// # Errors
 /// [`Error::Verification`] when weights are not finite, when the file holds something else, when there is nothing to compare on, or when
@@ -189,25 +209,22 @@ pub fn verify_on(
         }
     }
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
-    let held = model.weights()?;
-    if let Some((name, _)) = exported.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
-        return Err(Error::Verification(format!("{} holds another {name}", file.name())));
-    }
+    let rounded = rounded_model(meta, weights, file)?;
     if *model.meta() != *exported_meta {
         return Err(Error::Verification(format!("{} describes another model in its metadata", file.name())));
     }
-    let definition = Model::from_weights(meta.clone(), weights.clone());
-    let mut definition = Loaded::new(&definition, RuntimeKind::Candle)?;
+    let full = Model::from_weights(meta.clone(), weights.clone());
     let cases = Case::all(meta)?;
-    // By candle's own operations: what shares kernels with a runtime would share their faults.
-    let (expected, pictures) = with_plain_operations(|| -> Result<_> {
-        let expected = cases.iter().map(|case| definition.run(case)).collect::<Result<Vec<_>>>()?;
-        Ok((expected, if trajectory { draw(&mut definition, meta)? } else { None }))
-    })?;
-    if expected.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
+    let reference = rounded.as_ref().unwrap_or(&full);
+    let expected = Answers::of(reference, &cases, trajectory || rounded.is_some())?;
+    if expected.outputs.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
         let message = "the network returns something that is no finite number; its weights are damaged";
         return Err(Error::Verification(message.into()));
     }
+    let rounding = match rounded {
+        Some(_) => Some(Rounding::between(meta, &Answers::of(&full, &cases, true)?, &expected)),
+        None => None,
+    };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
     for kind in kinds.iter().copied().filter(|&kind| kind != RuntimeKind::Candle) {
         match kind.version() {
@@ -217,7 +234,7 @@ pub fn verify_on(
                 skipped.push((kind.to_string(), format!("it computes operator sets up to {newest}")));
             }
             Ok(version) => {
-                let found = compare(&model, kind, &cases, &expected, pictures.as_deref());
+                let found = compare(&model, kind, &cases, &expected, trajectory);
                 runtimes.push(RuntimeReport { version, ..found });
             }
         }
@@ -241,10 +258,29 @@ pub fn verify_on(
         tolerance: TOLERANCE,
         inputs: cases.iter().map(Case::len).sum(),
         batches,
-        passed: runtimes.iter().all(|r| r.passed),
+        passed: runtimes.iter().all(|r| r.passed) && rounding.as_ref().is_none_or(|r| r.passed),
+        rounding,
         runtimes,
         skipped,
     })
+}
+
+/// What a network makes of the cases, and draws.
+struct Answers {
+    outputs: Vec<Array>,
+    /// Of a generator, if they were asked for.
+    pictures: Option<Vec<Array>>,
+}
+
+impl Answers {
+    /// Those of the definition by candle's own operations: what shares kernels with a runtime would share their faults.
+    fn of(model: &Model, cases: &[Case], pictures: bool) -> Result<Self> {
+        with_plain_operations(|| {
+            let mut network = Loaded::new(model, RuntimeKind::Candle)?;
+            let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
+            Ok(Self { outputs, pictures: if pictures { draw(&mut network, model.meta())? } else { None } })
+        })
+    }
 }
 
 /// Two pictures, drawn as the file of a generator advises.
@@ -261,20 +297,24 @@ fn draw(network: &mut Loaded, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
 
 /// Rows of logits whose largest stands in the same place.
 fn same_class(a: &Array, b: &Array) -> usize {
-    let largest = |row: &[f32]| (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]));
-    let rows = |array: &Array| -> Vec<Option<usize>> {
-        let width = array.dims().last().copied().unwrap_or(1).max(1);
-        array.data().chunks(width).map(largest).collect()
-    };
-    rows(a).iter().zip(&rows(b)).filter(|(a, b)| a == b).count()
+    rows(a).zip(rows(b)).filter(|(a, b)| largest(a) == largest(b)).count()
+}
+
+fn rows(array: &Array) -> impl Iterator<Item = &[f32]> {
+    array.data().chunks(array.dims().last().copied().unwrap_or(1).max(1))
+}
+
+/// The place of the largest.
+fn largest(row: &[f32]) -> Option<usize> {
+    (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]))
 }
 
 fn compare(
     model: &Model,
     kind: RuntimeKind,
     cases: &[Case],
-    expected: &[Array],
-    pictures: Option<&[Array]>,
+    expected: &Answers,
+    trajectory: bool,
 ) -> RuntimeReport {
     let mut report = RuntimeReport {
         runtime: kind.to_string(),
@@ -289,8 +329,8 @@ fn compare(
     };
     let mut run = || -> Result<()> {
         let mut network = Loaded::new(model, kind)?;
-        let largest = expected.iter().flat_map(Array::data).fold(0f32, |most, v| most.max(v.abs()));
-        for (case, expected) in cases.iter().zip(expected) {
+        let largest = expected.outputs.iter().flat_map(Array::data).fold(0f32, |most, v| most.max(v.abs()));
+        for (case, expected) in cases.iter().zip(&expected.outputs) {
             let found = network.run(case)?;
             if found.dims() != expected.dims() {
                 let (expected, found) = (expected.dims(), found.dims());
@@ -302,18 +342,17 @@ fn compare(
             for (found, expected) in found.data().iter().zip(expected.data()) {
                 // `max` would drop a NaN.
                 let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
-                let allowed = TOLERANCE.absolute + TOLERANCE.relative * expected.abs();
+                let allowed = TOLERANCE.allowed(*expected);
                 report.max_absolute_error = report.max_absolute_error.max(error);
                 report.tolerance_used = report.tolerance_used.max((error / allowed).min(f32::MAX));
             }
         }
         report.max_relative_error =
             (report.max_absolute_error / largest.max(f32::MIN_POSITIVE)).min(f32::MAX);
-        if let (Some(pictures), Some(task)) = (pictures, model.meta().generator()) {
-            let range = task.value_range;
+        if let (true, Some(pictures), Some(task)) = (trajectory, &expected.pictures, model.meta().generator())
+        {
             let drawn = draw(&mut network, model.meta())?.unwrap_or_default();
-            let ratios = drawn.iter().zip(pictures).map(|(a, b)| psnr(a, b, range));
-            report.trajectory_psnr = Some(ratios.fold(MAX_PSNR, f64::min));
+            report.trajectory_psnr = Some(least_psnr(&drawn, pictures, task.value_range));
         }
         Ok(())
     };
@@ -322,6 +361,11 @@ fn compare(
         && report.tolerance_used <= 1.0
         && report.trajectory_psnr.is_none_or(|ratio| ratio >= MIN_PSNR);
     report
+}
+
+/// The least [`psnr`] of a pair of pictures.
+fn least_psnr(a: &[Array], b: &[Array], range: [f32; 2]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| psnr(a, b, range)).fold(MAX_PSNR, f64::min)
 }
 
 /// Peak signal-to-noise ratio between two pictures whose black and white are `range`, in dB, at most 200; 0 where a value is NaN.

@@ -1,0 +1,117 @@
+//! Weights stored as halves, which are floating-point numbers of 16 bits (IEEE binary16): half the file.
+//!
+//! In the graph, such a weight is an initializer of halves and a `Cast` to f32, whose output has the parameter's name. Every runtime
+//! folds the cast of a constant when it loads the file, and computes in f32 as ever.
+
+use std::{borrow::Cow, collections::BTreeSet};
+
+use half::{f16, slice::HalfFloatSliceExt};
+use tiny_cats_models::Weights;
+
+use crate::{Error, Result};
+
+/// How a file stores weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Storage {
+    /// As they are, 32 bits each.
+    #[default]
+    F32,
+    /// Matrices and kernels, that is all of two axes or more, rounded to 16 bits a value. Biases and scales, which are few, as they are.
+    F16,
+}
+
+impl Storage {
+    /// The names of those of `weights` that are stored as halves.
+    pub(crate) fn halves(self, weights: &Weights) -> BTreeSet<String> {
+        let halved = weights.iter().filter(|(_, array)| self == Self::F16 && array.dims().len() >= 2);
+        halved.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// `weights` as they are read from a file that stores those called `halves` as such: each value is the nearest half, of two the even one.
+///
+/// # Errors
+/// [`Error::File`] naming a weight with a value that no half is near: beyond ±65504, or not finite.
+pub(crate) fn rounded<'a>(weights: &'a Weights, halves: &BTreeSet<String>) -> Result<Cow<'a, Weights>> {
+    let mut weights = Cow::Borrowed(weights);
+    if halves.is_empty() {
+        return Ok(weights);
+    }
+    for (name, array) in weights.to_mut().iter_mut().filter(|(name, _)| halves.contains(*name)) {
+        let most = f16::MAX.to_f32();
+        if let Some(value) = array.data().iter().find(|v| !(-most..=most).contains(*v)) {
+            let message =
+                format!("expected values from -{most} to {most}, which is what halves hold, found {value}");
+            return Err(Error::file("weights", name, message));
+        }
+        let nearest = narrowed(array.data());
+        nearest.convert_to_f32_slice(array.data_mut());
+    }
+    Ok(weights)
+}
+
+/// The nearest halves.
+pub(super) fn narrowed(values: &[f32]) -> Vec<f16> {
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    halves
+}
+
+/// What the halves in a file stand for, which lie there in two bytes each, the lower one first.
+pub(super) fn widened(raw: &[u8]) -> Vec<f32> {
+    let halves: Vec<f16> = raw.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
+    let mut values = vec![0.0; halves.len()];
+    halves.convert_to_f32_slice(&mut values);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tiny_cats_models::Array;
+
+    fn weights(values: Vec<f32>) -> Weights {
+        let vector = Array::new([values.len()], values.clone()).unwrap();
+        let matrix = Array::new([1, values.len()], values).unwrap();
+        Weights::from([("b".into(), vector), ("w".into(), matrix)])
+    }
+
+    #[test]
+    fn every_half_is_read_as_it_was_written() {
+        let all = (0..=u16::MAX).map(f16::from_bits).filter(|half| half.is_finite());
+        let raw: Vec<u8> = all.clone().flat_map(|half| half.to_le_bytes()).collect();
+        let values = widened(&raw);
+        assert!(values.iter().copied().eq(all.clone().map(f32::from)));
+        assert!(narrowed(&values).into_iter().map(f16::to_bits).eq(all.map(f16::to_bits)));
+    }
+
+    #[test]
+    fn matrices_become_the_nearest_halves_and_vectors_stay() {
+        // Halfway cases go to the even half; a half has eleven digits, and less below 2^-14.
+        let step = f32::powi(2.0, -11);
+        let least = f32::powi(2.0, -24);
+        let values =
+            vec![1.0 + step, 1.0 + 3.0 * step, -1.0 - 1.01 * step, 65504.0, 0.4 * least, -0.6 * least];
+        let nearest = [1.0, 1.0 + 4.0 * step, -1.0 - 2.0 * step, 65504.0, 0.0, -least];
+        let full = weights(values.clone());
+        let halves = Storage::F16.halves(&full);
+        assert!(halves.iter().eq(["w"]));
+        let found = rounded(&full, &halves).unwrap();
+        assert_eq!((found["b"].data(), found["w"].data()), (&values[..], &nearest[..]));
+        assert_eq!(*rounded(&found, &halves).unwrap(), *found);
+        assert_eq!(*rounded(&full, &Storage::F32.halves(&full)).unwrap(), full);
+    }
+
+    #[test]
+    fn what_no_half_is_near_is_refused_by_name() {
+        for (value, said) in
+            [(65505.0, "65505"), (-1e9, "-1000000000"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")]
+        {
+            let full = weights(vec![0.5, value]);
+            let error = rounded(&full, &Storage::F16.halves(&full)).unwrap_err().to_string();
+            let expected =
+                "weights: w: expected values from -65504 to 65504, which is what halves hold, found";
+            assert_eq!(error, format!("{expected} {said}"));
+        }
+    }
+}

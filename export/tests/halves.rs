@@ -1,0 +1,185 @@
+//! Files that store weights as halves: half the size, the same model on every runtime, and proof that rounding does no harm.
+#![cfg(feature = "candle")]
+
+mod common;
+
+use std::{collections::BTreeSet, path::Path};
+
+use half::f16;
+use tiny_cats_export::{
+    ExportOptions, MIN_ROUNDING_PSNR, Model, ModelMeta, Network, Report, TaskMeta, export,
+    onnx::{OnnxFile, Storage},
+    rounding,
+    runtime::RuntimeKind,
+    to_onnx, verify,
+};
+use tiny_cats_models::{Array, Head, Init, ResNetConfig, TinyDitConfig, Weights, fold, init, random::noise};
+
+const HALVES: ExportOptions = ExportOptions { opset: 17, trajectory: true, storage: Storage::F16 };
+
+fn generator() -> (ModelMeta, Weights) {
+    let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 3).unwrap() };
+    let mut params = config.cost().unwrap().params;
+    for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
+        spec.init = Init::Normal(0.05);
+    }
+    let classes = ["Bengal", "Birman", "Siamese"].map(String::from).to_vec();
+    let mut meta = ModelMeta::tiny_dit(&config, classes);
+    if let TaskMeta::Generator(task) = &mut meta.task {
+        task.sampler.steps = 4;
+    }
+    (meta, init(&params, 1))
+}
+
+fn classifier() -> (ModelMeta, Weights) {
+    let config = ResNetConfig { depth: 18, width: 8, classes: 5, head: Head::Plain, batch_norm: true };
+    let mut weights = init(&config.specs().unwrap(), 1);
+    for (i, array) in weights.values_mut().enumerate().filter(|(_, array)| array.dims().len() == 1) {
+        let n = array.data().len();
+        array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(v, e)| *v += 0.2 * e.abs());
+    }
+    (ModelMeta::resnet(&config, 40, (0..5).map(|i| format!("Breed_{i}")).collect()), weights)
+}
+
+/// What a file of this model holds: a classifier is folded, and what has two axes is rounded.
+fn stored(meta: &ModelMeta, weights: &Weights) -> (ModelMeta, Weights) {
+    let (config, mut weights) = match &meta.config {
+        Network::ResNet(config) => {
+            let (config, weights) = fold(config, weights).unwrap();
+            (Network::ResNet(config), weights)
+        }
+        other => (other.clone(), weights.clone()),
+    };
+    for array in weights.values_mut().filter(|array| array.dims().len() > 1) {
+        array.data_mut().iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32());
+    }
+    (ModelMeta { config, ..meta.clone() }, weights)
+}
+
+/// A batch of two on our own kernels.
+fn computed(model: &Model) -> Array {
+    let size = model.meta().image_size;
+    let x = Array::new([2, 3, size, size], noise(3, 0, 6 * size * size)).unwrap();
+    match model.meta().config {
+        Network::TinyDit(_) => {
+            let mut network = model.load_generator(RuntimeKind::Native).unwrap();
+            network.predict(&x, &[0.3, 0.8], &[0, 2]).unwrap()
+        }
+        Network::ResNet(_) => model.load_classifier(RuntimeKind::Native).unwrap().logits(&x).unwrap(),
+    }
+}
+
+fn exported(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (Report, OnnxFile) {
+    let path = dir.join("cat.onnx");
+    (export(meta, weights, &path, &HALVES).unwrap(), OnnxFile::open(&path).unwrap())
+}
+
+#[test]
+fn a_file_of_halves_is_half_as_large_and_the_rounded_model_on_every_runtime() {
+    for (meta, weights) in [generator(), classifier()] {
+        let dir = tempfile::tempdir().unwrap();
+        let (report, file) = exported(&meta, &weights, dir.path());
+        println!("{}", serde_json::to_string_pretty(&report).unwrap());
+        for kind in common::demanded(report.opset) {
+            let found = report.runtimes.iter().find(|r| r.runtime == kind.name());
+            let found = found.unwrap_or_else(|| panic!("{kind} takes no part: {:?}", report.skipped));
+            assert!(found.passed && found.tolerance_used < 1.0, "{found:?}");
+        }
+        let full = to_onnx(&meta, &weights, 17).unwrap();
+        assert!((report.bytes as f64) < 0.6 * full.len() as f64, "{} of {}", report.bytes, full.len());
+        let found = report.rounding.clone().expect("rounding changes these weights");
+        assert!(found.passed && found.max_absolute_error > 0.0);
+        match &meta.config {
+            Network::TinyDit(_) => {
+                assert!((MIN_ROUNDING_PSNR..100.0).contains(&found.trajectory_psnr.unwrap()), "{found:?}");
+            }
+            Network::ResNet(_) => assert_eq!(found.other_class, Some(0)),
+        }
+        assert_eq!(serde_json::from_str::<Report>(&serde_json::to_string(&report).unwrap()).unwrap(), report);
+
+        let (stored_meta, stored) = stored(&meta, &weights);
+        let large: BTreeSet<&String> =
+            stored.iter().filter(|(_, array)| array.dims().len() > 1).map(|(name, _)| name).collect();
+        assert!(file.halves().iter().eq(large));
+        let model = Model::from_bytes(file.bytes().to_vec(), "cat.onnx").unwrap();
+        assert!(model.weights().unwrap() == stored && *model.meta() == stored_meta);
+        let definition = Model::from_weights(stored_meta, stored);
+        assert_eq!(computed(&model), computed(&definition));
+        assert_ne!(computed(&model), computed(&Model::from_weights(meta.clone(), weights.clone())));
+
+        // Against the weights that it holds, nothing is rounded.
+        let report = verify(model.meta(), &model.weights().unwrap(), &file, false).unwrap();
+        assert!(report.passed && report.rounding.is_none());
+        // Stored in full, nothing is said of rounding.
+        let file = OnnxFile::from_bytes(full, "cat.onnx").unwrap();
+        let report = verify(&meta, &weights, &file, false).unwrap();
+        assert!(!serde_json::to_string(&report).unwrap().contains("rounding"));
+        assert!(rounding(&meta, &weights, &file).unwrap().is_none());
+    }
+}
+
+#[test]
+fn halves_that_are_not_the_rounded_weights_are_found_out() {
+    let (meta, mut weights) = generator();
+    let dir = tempfile::tempdir().unwrap();
+    let (_, file) = exported(&meta, &weights, dir.path());
+    let name = "blocks.0.attn.qkv.weight";
+    let array = weights.get_mut(name).expect("a weight of this name");
+    array.data_mut()[7] += 0.01;
+    let error = verify(&meta, &weights, &file, false).unwrap_err().to_string();
+    assert!(error.ends_with(&format!("holds another {name}")), "{error}");
+    assert_eq!(rounding(&meta, &weights, &file).unwrap_err().to_string(), error);
+}
+
+fn change(weights: &mut Weights, name: &str, f: fn(f32) -> f32) {
+    let array = weights.get_mut(name).unwrap_or_else(|| panic!("a weight called {name}"));
+    array.data_mut().iter_mut().for_each(|v| *v = f(*v));
+}
+
+#[track_caller]
+fn refused(meta: &ModelMeta, weights: &Weights) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let error = export(meta, weights, &dir.path().join("cat.onnx"), &HALVES).unwrap_err();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    let line = error.to_string();
+    assert!(!line.contains('\n'), "{line}");
+    line
+}
+
+#[test]
+fn weights_beyond_what_halves_hold_are_refused_by_name() {
+    let (meta, mut weights) = generator();
+    weights.get_mut("final_layer.linear.weight").unwrap().data_mut()[5] = 70000.0;
+    let said = "weights: final_layer.linear.weight: expected values from -65504 to 65504, which is what halves hold, found 70000";
+    assert_eq!(refused(&meta, &weights), said);
+}
+
+/// What is near 0 for halves need not be for the network.
+#[test]
+fn rounding_that_changes_what_is_drawn_or_seen_is_refused() {
+    let (meta, mut weights) = generator();
+    change(&mut weights, "final_layer.linear.weight", |v| 1e-7 * v);
+    change(&mut weights, "final_layer.adaLN_modulation.1.bias", |v| v + 1e7);
+    let error = refused(&meta, &weights);
+    assert!(error.contains("rounding weights to halves changes outputs by up to"), "{error}");
+    assert!(error.contains("trajectory") && error.contains("of at least 40 dB"), "{error}");
+
+    let (meta, mut weights) = classifier();
+    change(&mut weights, "fc.weight", |v| 1e-7 * v);
+    change(&mut weights, "fc.bias", |_| 0.0);
+    change(&mut weights, "layer4.1.bn1.weight", |v| 1e4 * v);
+    change(&mut weights, "layer4.1.bn2.weight", |v| 1e4 * v);
+    let error = refused(&meta, &weights);
+    assert!(error.contains("the class of "), "{error}");
+}
+
+#[test]
+fn weights_that_are_halves_already_lose_nothing() {
+    let (meta, weights) = generator();
+    let (meta, weights) = stored(&meta, &weights);
+    let dir = tempfile::tempdir().unwrap();
+    let (report, file) = exported(&meta, &weights, dir.path());
+    assert!(report.rounding.is_none() && !file.halves().is_empty());
+    assert!(file.weights().unwrap().iter().all(|(name, array)| weights.get(name).is_none_or(|w| w == array)));
+    assert!(rounding(&meta, &weights, &file).unwrap().is_none());
+}
