@@ -62,6 +62,18 @@ fn what_was_trained_is_verified_and_exported() {
 }
 
 #[test]
+fn halves_are_half_the_file_and_the_same_classes() {
+    let dir = TRAINED.0.path();
+    let checkpoint = "checkpoints/cats_model.pt";
+    succeeds(CATS, dir, &["export", checkpoint, "-o", "full.onnx"]);
+    let said = succeeds(CATS, dir, &["export", checkpoint, "--f16", "-o", "halves.onnx"]);
+    assert!(said.contains("rounding weights to halves") && said.contains("the class of 0 inputs"), "{said}");
+    let report = common::halves(dir, "full.onnx", "halves.onnx");
+    assert_eq!(report["rounding"]["other_class"], 0);
+    succeeds(VERIFY, dir, &["--checkpoint", checkpoint, "--onnx", "halves.onnx"]);
+}
+
+#[test]
 fn training_goes_on_from_a_backbone_with_another_head() {
     let dir = TRAINED.0.path();
     succeeds(CATS, dir, &["data", "synth", "few", "--per-class", "4", "--size", "48"]);

@@ -79,6 +79,31 @@ fn what_was_trained_is_verified_exported_and_draws_the_same_cats_on_every_runtim
 }
 
 #[test]
+fn halves_are_half_the_file_and_the_same_cats() {
+    let dir = TRAINED.path();
+    let checkpoint = "checkpoints/tinydit_final.pt";
+    succeeds(CATS, dir, &["export", checkpoint, "-o", "full.onnx"]);
+    let said = succeeds(CATS, dir, &["export", checkpoint, "--f16", "-o", "halves.onnx"]);
+    assert!(said.contains("rounding weights to halves changes outputs by up to"), "{said}");
+    let report = common::halves(dir, "full.onnx", "halves.onnx");
+    assert!(report["rounding"]["trajectory_psnr"].as_f64().unwrap() >= 40.0, "{report}");
+    let said = succeeds(VERIFY, dir, &["--checkpoint", checkpoint, "--onnx", "halves.onnx"]);
+    assert!(said.contains("rounding weights to halves"), "{said}");
+    let draw = |model: &str, runtime: &str, output: &str| {
+        let args =
+            ["generate", "--model", model, "--runtime", runtime, "-n", "2", "--steps", "3", "-o", output];
+        succeeds(CATS, dir, &args);
+        image::open(dir.join(output)).unwrap().to_rgb8()
+    };
+    let full = draw("full.onnx", "native", "full.png");
+    for runtime in ["native", "tract", "candle"] {
+        let other = draw("halves.onnx", runtime, "halves.png");
+        let most = full.as_raw().iter().zip(other.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(most <= Some(8), "{runtime}: pictures differ by {most:?} of 255");
+    }
+}
+
+#[test]
 fn pictures_come_out_of_noise_frame_by_frame() {
     let dir = TRAINED.path();
     let generate = |more: &[&str]| {

@@ -7,7 +7,11 @@ use tiny_cats::checkpoint::{
     self, TrainingState, WhichWeights,
     torch::{Item, write},
 };
-use tiny_cats_export::{ModelMeta, Network, onnx::OnnxGraph, to_onnx};
+use tiny_cats_export::{
+    ExportOptions, ModelMeta, Network, export,
+    onnx::{OnnxGraph, Storage},
+    to_onnx,
+};
 use tiny_cats_models::{
     Array, Head, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights, fold, init, native,
     random::noise,
@@ -291,6 +295,34 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         ill(&path, &[], "layer2.0.odd: unexpected");
         ill(&path, &[], "layer4.0.bn2.weight: shape [5], expected [32]");
         std::fs::remove_file(&onnx).unwrap();
+    }
+}
+
+/// A file that stores weights as halves is another model than the checkpoint's, by as much as rounding may make it.
+#[test]
+fn a_file_of_halves_is_well_if_they_are_these_weights_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ExportOptions { storage: Storage::F16, ..ExportOptions::default() };
+    for (meta, begun, found) in [
+        (meta(&modern()), trained(&modern()), "trajectory_psnr"),
+        (resnet_meta(&resnet()), moved(init(&resnet().specs().unwrap(), 1)), "other_class"),
+    ] {
+        let path = dir.path().join("cat.safetensors");
+        checkpoint::write_safetensors(&path, &begun, &meta).unwrap();
+        export(&meta, &begun, &dir.path().join("cat.onnx"), &options).unwrap();
+        let report = well(&path, &[]);
+        assert!(report["rounding"]["passed"] == true && report["rounding"][found].is_number(), "{report}");
+        assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
+        assert!(text(&run(&path, &[])).contains("rounding weights to halves changes outputs by up to"));
+
+        // As much as rounding changes, and it is another checkpoint.
+        let mut other = begun;
+        let (name, array) = other.iter_mut().find(|(_, array)| array.dims().len() > 1).unwrap();
+        array.data_mut()[3] *= 1.01;
+        let name = name.clone();
+        checkpoint::write_safetensors(&path, &other, &meta).unwrap();
+        ill(&path, &[], &format!("cat.onnx holds another {name}"));
+        well(&path, &["--skip-onnx"]);
     }
 }
 

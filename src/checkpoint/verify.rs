@@ -8,8 +8,9 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, META_KEY, ModelMeta, Network,
+    CLASSIFIER_INPUT, META_KEY, ModelMeta, Network, Rounding,
     onnx::OnnxFile,
+    rounding,
     runtime::{Input, RuntimeKind, run_everywhere},
 };
 use tiny_cats_models::{
@@ -85,6 +86,8 @@ pub struct Report {
     pub output_range: Option<[f32; 2]>,
     /// The ONNX file that was compared.
     pub onnx: Option<PathBuf>,
+    /// What that file's rounded weights change, if it stores weights as halves.
+    pub rounding: Option<Rounding>,
     /// What each runtime made of it.
     pub runtimes: Vec<Comparison>,
 }
@@ -99,7 +102,8 @@ pub struct Comparison {
 }
 
 /// Verifies the checkpoint at `path`: its format, that its tensors are exactly the network's, that all are finite, one forward pass with
-/// candle, and the same with the ONNX file on every runtime present.
+/// candle, and the same with the ONNX file on every runtime present. A file that stores weights as halves must hold these weights rounded,
+/// compute what they give, and lose nothing by it.
 pub fn verify(path: &Path, options: &Options) -> Report {
     let mut report = Report { path: path.to_owned(), ..Report::default() };
     if let Err(problem) = report.check(options) {
@@ -161,15 +165,32 @@ impl Report {
             _ => return Ok(()),
         };
         self.onnx = Some(onnx.clone());
-        self.compare(&onnx, &meta, &pass).map_err(|e| e.to_string())
+        self.compare(&onnx, &meta, &loaded.weights, pass, &options.device).map_err(|e| e.to_string())
     }
 
-    fn compare(&mut self, path: &Path, meta: &ModelMeta, pass: &Pass) -> Result<(), tiny_cats_export::Error> {
+    fn compare(
+        &mut self,
+        path: &Path,
+        meta: &ModelMeta,
+        weights: &Weights,
+        mut pass: Pass,
+        device: &Device,
+    ) -> Result<(), tiny_cats_export::Error> {
         let file = OnnxFile::open(path)?;
         let ours = file.metadata().contains_key(META_KEY);
         if ours && exported(&file.meta()?.config) != exported(&meta.config) {
             self.problems.push(format!("{}: it is another network than the checkpoint's", path.display()));
             return Ok(());
+        }
+        if ours
+            && !file.halves().is_empty()
+            && let Some((model, rounding)) = rounding(meta, weights, &file)?
+        {
+            if !rounding.passed {
+                self.problems.push(format!("{}: {rounding}", path.display()));
+            }
+            self.rounding = Some(rounding);
+            pass = forward(model.meta(), &model.weights()?, device)?;
         }
         let mut inputs = Vec::new();
         for port in file.inputs() {
@@ -318,6 +339,9 @@ impl fmt::Display for Report {
         }
         if let Some(onnx) = &self.onnx {
             line("onnx", onnx.display().to_string())?;
+            if let Some(rounding) = &self.rounding {
+                line("", rounding.to_string())?;
+            }
             for c in &self.runtimes {
                 line("", format!("{}: largest difference {:.1e}", c.runtime, c.largest_difference))?;
             }

@@ -13,6 +13,11 @@ use std::{
     process::{Command, Output},
 };
 
+use tiny_cats_export::{
+    report_path,
+    runtime::{RuntimeKind, available},
+};
+
 pub const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
 pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify-checkpoint");
 
@@ -50,6 +55,24 @@ pub fn fails(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]) -
         assert_eq!(errors.len(), 1, "{args:?}: one line, found:\n{said}");
     }
     said
+}
+
+/// The report on an export that stores weights as halves, which must be little more than half of the `full` one and verified on every
+/// runtime that is present.
+#[track_caller]
+pub fn halves(folder: &Path, full: &str, halves: &str) -> serde_json::Value {
+    let size = |name: &str| folder.join(name).metadata().expect("it was exported").len() as f64;
+    assert!(size(halves) < 0.6 * size(full), "{} of {} bytes", size(halves), size(full));
+    let report = std::fs::read(report_path(&folder.join(halves))).expect("a report");
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+    assert!(report["passed"] == true && report["rounding"]["passed"] == true, "{report}");
+    let runtimes: Vec<&str> =
+        report["runtimes"].as_array().unwrap().iter().flat_map(|r| r["runtime"].as_str()).collect();
+    for (kind, version) in available() {
+        let compared = kind != RuntimeKind::Candle && version.is_ok();
+        assert_eq!(runtimes.contains(&kind.name()), compared, "{kind}: {report}");
+    }
+    report
 }
 
 /// A folder that `build` has filled, once for all processes of this test program, whatever their number; it stays until the program is
