@@ -23,6 +23,7 @@ export interface OnnxFile {
 }
 
 const FLOAT = 1;
+const FLOAT16 = 10;
 const MAX_TEXT = 1 << 20;
 
 /** Looks through a file in memory; `name` stands for it in errors. */
@@ -94,7 +95,8 @@ function readTensor(bytes: Uint8Array, budget: Budget): { name: string; paramete
     else if (field.number === 2 && field.wire === 0) type = Number(field.value);
     else if (field.number === 8 && field.wire === 2) name = text(field.bytes);
   }
-  return { name, parameters: type === FLOAT && rank > 0 && Number.isSafeInteger(count) ? count : 0 };
+  const floating = type === FLOAT || type === FLOAT16;
+  return { name, parameters: floating && rank > 0 && Number.isSafeInteger(count) ? count : 0 };
 }
 
 function* packed(bytes: Uint8Array): Generator<bigint> {
