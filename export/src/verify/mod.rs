@@ -216,13 +216,15 @@ pub fn verify_on(
     let full = Model::from_weights(meta.clone(), weights.clone());
     let cases = Case::all(meta)?;
     let reference = rounded.as_ref().unwrap_or(&full);
-    let expected = Answers::of(reference, &cases, trajectory || rounded.is_some())?;
+    // By candle's own operations: what shares kernels with a runtime would share their faults.
+    let plain = |model, pictures| with_plain_operations(|| Answers::of(model, &cases, pictures));
+    let expected = plain(reference, trajectory || rounded.is_some())?;
     if expected.outputs.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
         let message = "the network returns something that is no finite number; its weights are damaged";
         return Err(Error::Verification(message.into()));
     }
     let rounding = match rounded {
-        Some(_) => Some(Rounding::between(meta, &Answers::of(&full, &cases, true)?, &expected)),
+        Some(_) => Some(Rounding::between(meta, &plain(&full, true)?, &expected)),
         None => None,
     };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
@@ -273,13 +275,11 @@ struct Answers {
 }
 
 impl Answers {
-    /// Those of the definition by candle's own operations: what shares kernels with a runtime would share their faults.
+    /// Those of the definition, by candle.
     fn of(model: &Model, cases: &[Case], pictures: bool) -> Result<Self> {
-        with_plain_operations(|| {
-            let mut network = Loaded::new(model, RuntimeKind::Candle)?;
-            let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
-            Ok(Self { outputs, pictures: if pictures { draw(&mut network, model.meta())? } else { None } })
-        })
+        let mut network = Loaded::new(model, RuntimeKind::Candle)?;
+        let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
+        Ok(Self { outputs, pictures: if pictures { draw(&mut network, model.meta())? } else { None } })
     }
 }
 
