@@ -311,6 +311,20 @@ fn natively<O: Operation>(op: &O) {
     close(&format!("{}: native", O::NAME), &found, &flat(&expected), 1e-5);
     let alone: Vec<f32> = (0..BATCH).flat_map(|item| run(item, 1).into_data()).collect();
     assert!(alone == together.data(), "{}: an item depends on its batch", O::NAME);
+    assert_eq!(run(0, 0).dims()[1..], together.dims()[1..], "{}: natively of no items", O::NAME);
+}
+
+/// Of no items there is nothing, which has no slope.
+fn of_no_items<O: Operation>(op: &O) {
+    let n = op.inputs().len();
+    let none = |(i, (kind, t)): (usize, (Kind, CandleTensor))| {
+        (kind, if i < n { t.narrow(0, 0, 0).unwrap().contiguous().unwrap() } else { t })
+    };
+    let all: Vec<(Kind, CandleTensor)> = tensors(op, DType::F32).into_iter().enumerate().map(none).collect();
+    let y = on_tape(op, &all, Precision::F32);
+    assert_eq!(y.value().dims()[0], 0, "{}: of no items", O::NAME);
+    let error = y.backward(1.0).unwrap_err().to_string();
+    assert_eq!(error, "backward: expected at least one value, found 0", "{}", O::NAME);
 }
 
 /// The ONNX reading, computed by every runtime that is present, in the first and the last operator set, whole and one by one.
@@ -379,6 +393,9 @@ fn on_runtimes<O: Operation>(op: &O) {
 
 fn every_reading<O: Operation>(op: &O) {
     natively(op);
+    if O::SAME_IN_TRAINING {
+        of_no_items(op);
+    }
     on_runtimes(op);
     finite_differences(op);
     if O::SAME_IN_TRAINING && O::KNOWN_TO_CANDLE {

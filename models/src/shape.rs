@@ -90,14 +90,19 @@ pub fn norm(op: &'static str, x: &[usize], params: &[&[usize]]) -> Result<Vec<us
 
 /// Checks `x` `[tokens, width]` against values of one `[width]` for each item.
 pub fn modulation(op: &'static str, x: &[usize], vectors: [&[usize]; 2]) -> Result<Vec<usize>> {
-    let &[_, width] = x else { return Err(Error::shape(op, "[tokens, width]", x)) };
+    let &[tokens, width] = x else { return Err(Error::shape(op, "[tokens, width]", x)) };
+    if tokens == 0 || width == 0 {
+        return Err(Error::shape(op, "at least one token and one channel", x));
+    }
     vectors.iter().try_for_each(|v| same(op, &[width], v))?;
     Ok(x.to_vec())
 }
 
 /// Result of [`Tensor::attention`](crate::Tensor::attention).
 pub fn attention(query: &[usize], key: &[usize], value: &[usize]) -> Result<Vec<usize>> {
-    let &[_, _, _] = query else { return Err(Error::shape("attention", "[tokens, heads, d]", query)) };
+    if query.len() != 3 || query.contains(&0) {
+        return Err(Error::shape("attention", "[tokens, heads, d], none of them 0", query));
+    }
     same("attention", query, key)?;
     same("attention", query, value)?;
     Ok(query.to_vec())

@@ -16,7 +16,7 @@ use candle_core::Tensor as CandleTensor;
 
 pub use crate::options::{Precision, TapeOptions};
 use crate::{
-    Array, ParamSpec, Result, Source,
+    Array, Error, ParamSpec, Result, Source,
     candle::{Params, Plain, precision::wide_type, to_device},
 };
 use slots::{Grad, Slots};
@@ -201,8 +201,11 @@ impl Var {
     /// Runs the tape backwards from this value, whose own gradient is `scale`, and empties it.
     ///
     /// # Errors
-    /// Those of candle.
+    /// [`Error::Shape`] where there are no values, as of a batch of no items; those of candle.
     pub fn backward(&self, scale: f64) -> Result<Gradients> {
+        if self.value.elem_count() == 0 {
+            return Err(Error::shape("backward", "at least one value", 0));
+        }
         let record = self.tape.take();
         let mut slots = Slots::new(record.slots, self.tape.clone());
         let ones = to_device(
