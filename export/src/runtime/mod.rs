@@ -13,6 +13,8 @@ mod candle_onnx;
 pub(crate) mod native;
 #[cfg(feature = "ort")]
 mod ort;
+#[cfg(any(feature = "native", feature = "tract", feature = "ort"))]
+mod share;
 #[cfg(feature = "tract")]
 mod tract;
 

@@ -1,22 +1,21 @@
 //! The definition itself, computed by our own kernels.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
 
-use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tiny_cats_models::{
     Array, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
     native::{Params, Value},
 };
 
-use super::{RuntimeKind, check_weights};
+use super::{
+    RuntimeKind, check_weights,
+    share::{GROUP, items, share},
+};
 use crate::{Classify, Result, sample::Denoiser};
 
 /// The kernels are those of this package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// The most items that a thread takes through the network at a time: weights are read once for all of them, and what they become stays in
-/// its cache.
-const GROUP: usize = 4;
 
 /// A network on the processor.
 ///
@@ -42,46 +41,21 @@ impl<M: Sync> Native<M> {
         inputs: [&Array; N],
         forward: impl Fn(&M, [Value; N]) -> tiny_cats_models::Result<Value> + Sync,
     ) -> Result<Array> {
-        let part = |from: usize, n: usize| -> Result<Array> {
+        let part = |range: Range<usize>| -> Result<Array> {
             let mut values = Vec::with_capacity(N);
             for input in inputs {
-                values.push(Value::new(items(input, from, n)?)?);
+                let (dims, data) = items(input, range.clone());
+                values.push(Value::new(Array::new(dims, data.to_vec())?)?);
             }
             let values = values.try_into().expect("as many values as inputs");
             Ok(forward(&self.model, values)?.into_array())
         };
         if self.threads.len() < 2 || n < self.threads.len() {
-            return part(0, n);
+            return part(0..n);
         }
-        let group = (n / self.threads.len()).min(GROUP);
-        let next = AtomicUsize::new(0);
-        // Which is the next group is asked when a thread is free, so that none waits long for a slower one.
-        let some = |pool: &ThreadPool| {
-            let starts =
-                std::iter::from_fn(|| Some(next.fetch_add(group, Ordering::Relaxed)).filter(|&at| at < n));
-            pool.install(|| {
-                starts.map(|at| Ok((at, part(at, group.min(n - at))?))).collect::<Result<Vec<_>>>()
-            })
-        };
-        let mut parts: Vec<_> =
-            self.threads.par_iter().map(some).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-        parts.sort_by_key(|&(at, _)| at);
-        let mut dims = parts.first().map(|(_, array)| array.dims().to_vec()).unwrap_or_default();
-        if let Some(batch) = dims.first_mut() {
-            *batch = n;
-        }
-        Ok(Array::new(dims, parts.into_iter().flat_map(|(_, array)| array.into_data()).collect())?)
+        let mut threads: Vec<&ThreadPool> = self.threads.iter().collect();
+        share(&mut threads, n, GROUP, |thread, range| thread.install(|| part(range)))
     }
-}
-
-/// Items of `x`, `n` of them from number `from` on.
-fn items(x: &Array, from: usize, n: usize) -> Result<Array> {
-    let mut dims = x.dims().to_vec();
-    let len: usize = dims.iter().skip(1).product();
-    if let Some(batch) = dims.first_mut() {
-        *batch = n;
-    }
-    Ok(Array::new(dims, x.data().get(from * len..(from + n) * len).unwrap_or(&[]).to_vec())?)
 }
 
 impl Native<TinyDit<Value>> {

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -13,9 +14,14 @@ use ort::{
     session::{Session as Inner, SessionInputValue},
     value::TensorRef,
 };
+use rayon::prelude::*;
 use tiny_cats_models::Array;
 
-use super::{Input, RuntimeKind, Session, check_inputs, threads};
+use super::{
+    Input, RuntimeKind, Session, check_inputs,
+    share::{GROUP, items, share},
+    threads,
+};
 use crate::{Result, onnx::OnnxFile};
 
 const KIND: RuntimeKind = RuntimeKind::Ort;
@@ -23,25 +29,66 @@ const KIND: RuntimeKind = RuntimeKind::Ort;
 const HOW_TO_GET: &str = "no onnxruntime library found: `pip install onnxruntime`, or set ORT_DYLIB_PATH to the library \
                           of a release of ONNX Runtime 1.24 or newer";
 
+/// The most sessions that share a batch: each holds the weights.
+const WORKERS: usize = 4;
+
 /// A graph optimised by ONNX Runtime.
+///
+/// Sessions of few threads that take some items of a batch each are faster than one of all threads, which wait for each other at every
+/// operation. For fewer items than there are such sessions there is one of all threads.
 pub struct OrtSession {
-    session: Inner,
+    file: OnnxFile,
     names: Vec<String>,
+    workers: Vec<Inner>,
+    whole: Option<Inner>,
 }
 
 impl OrtSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
-        let environment = &library()?.environment;
-        let session = || -> ort::Result<Inner> {
-            Inner::builder(environment)?
-                .with_log_level(LogLevel::Error)?
-                .with_intra_threads(threads())?
-                .commit_from_memory(file.bytes())
-        };
-        let session = session().map_err(|e| KIND.error(e))?;
-        let names = session.inputs().iter().map(|i| i.name().to_owned()).collect();
-        Ok(Self { session, names })
+        let names = file.inputs().iter().map(|port| port.name.clone()).collect();
+        let any_batch = file.inputs().iter().all(|port| port.dims.first() == Some(&None));
+        let mut session = Self { file: file.clone(), names, workers: Vec::new(), whole: None };
+        let workers = threads().min(WORKERS);
+        if any_batch && workers > 1 {
+            let one = |_| inner(file, threads() / workers);
+            session.workers = (0..workers).into_par_iter().map(one).collect::<Result<_>>()?;
+        } else {
+            session.whole = Some(inner(file, threads())?);
+        }
+        Ok(session)
     }
+}
+
+fn inner(file: &OnnxFile, threads: usize) -> Result<Inner> {
+    let environment = &library()?.environment;
+    let session = || -> ort::Result<Inner> {
+        Inner::builder(environment)?
+            .with_log_level(LogLevel::Error)?
+            .with_intra_threads(threads)?
+            .commit_from_memory(file.bytes())
+    };
+    session().map_err(|e| KIND.error(e))
+}
+
+/// What `session` makes of some items of `inputs`.
+fn part(session: &mut Inner, inputs: &[(&str, Input)], range: Range<usize>) -> Result<Array> {
+    let mut run = || -> ort::Result<(Vec<usize>, Vec<f32>)> {
+        let mut values: Vec<(String, SessionInputValue)> = Vec::with_capacity(inputs.len());
+        for &(name, input) in inputs {
+            let value = match input {
+                Input::Floats(array) => TensorRef::from_array_view(items(array, range.clone()))?.into(),
+                Input::Labels(labels) => {
+                    TensorRef::from_array_view(([range.len()], &labels[range.clone()]))?.into()
+                }
+            };
+            values.push((name.to_owned(), value));
+        }
+        let outputs = session.run(values)?;
+        let (shape, data) = outputs[0].try_extract_tensor::<f32>()?;
+        Ok((shape.iter().map(|&d| d as usize).collect(), data.to_vec()))
+    };
+    let (dims, data) = run().map_err(|e| KIND.error(e))?;
+    Ok(Array::new(dims, data)?)
 }
 
 impl Session for OrtSession {
@@ -50,22 +97,15 @@ impl Session for OrtSession {
     }
 
     fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array> {
-        check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
-        let mut run = || -> ort::Result<(Vec<usize>, Vec<f32>)> {
-            let mut values: Vec<(String, SessionInputValue)> = Vec::with_capacity(inputs.len());
-            for &(name, input) in inputs {
-                let value = match input {
-                    Input::Floats(array) => TensorRef::from_array_view((array.dims(), array.data()))?.into(),
-                    Input::Labels(labels) => TensorRef::from_array_view(([labels.len()], labels))?.into(),
-                };
-                values.push((name.to_owned(), value));
-            }
-            let outputs = self.session.run(values)?;
-            let (shape, data) = outputs[0].try_extract_tensor::<f32>()?;
-            Ok((shape.iter().map(|&d| d as usize).collect(), data.to_vec()))
+        let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
+        if !self.workers.is_empty() && batch >= self.workers.len() {
+            return share(&mut self.workers, batch, GROUP, |session, range| part(session, inputs, range));
+        }
+        let whole = match &mut self.whole {
+            Some(session) => session,
+            none => none.insert(inner(&self.file, threads())?),
         };
-        let (dims, data) = run().map_err(|e| KIND.error(e))?;
-        Ok(Array::new(dims, data)?)
+        part(whole, inputs, 0..batch)
     }
 }
 

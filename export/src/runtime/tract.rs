@@ -1,6 +1,6 @@
 //! tract: the embedded runtime.
 
-use std::{io::Cursor, sync::Arc, thread};
+use std::{io::Cursor, sync::Arc};
 
 use tiny_cats_models::Array;
 use tract_onnx::prelude::{
@@ -8,7 +8,11 @@ use tract_onnx::prelude::{
     TractError as Error, TractResult, TypedSimplePlan, tvec,
 };
 
-use super::{Input, RuntimeKind, Session, check_inputs, guarded, threads};
+use super::{
+    Input, RuntimeKind, Session, check_inputs, guarded,
+    share::{items, share},
+    threads,
+};
 use crate::{
     Result,
     onnx::{DataType, OnnxFile, Port},
@@ -40,17 +44,14 @@ impl TractSession {
     }
 
     /// The result for one item of the batch.
-    fn item(&self, inputs: &[(&str, Input)], item: usize) -> TractResult<(Vec<usize>, Vec<f32>)> {
+    fn item(&self, inputs: &[(&str, Input)], item: usize) -> TractResult<Array> {
         let mut values = tvec![];
         for name in &self.names {
             let input = inputs.iter().find(|(n, _)| n == name).map(|(_, input)| *input);
             let value: TValue = match input {
                 Some(Input::Floats(array)) => {
-                    let dims: Vec<usize> =
-                        std::iter::once(1).chain(array.dims().iter().skip(1).copied()).collect();
-                    let len: usize = dims.iter().product();
-                    Tensor::from_shape(&dims, array.data().get(item * len..(item + 1) * len).unwrap_or(&[]))?
-                        .into()
+                    let (dims, data) = items(array, item..item + 1);
+                    Tensor::from_shape(&dims, data)?.into()
                 }
                 Some(Input::Labels(labels)) => {
                     Tensor::from_shape(&[1], labels.get(item..item + 1).unwrap_or(&[]))?.into()
@@ -62,7 +63,7 @@ impl TractSession {
         let outputs = self.plan.run(values)?;
         let output = outputs.first().ok_or_else(|| Error::msg("the graph returns nothing"))?;
         let view = output.to_plain_array_view::<f32>()?;
-        Ok((view.shape().to_vec(), view.iter().copied().collect()))
+        Array::new(view.shape(), view.iter().copied().collect()).map_err(|e| Error::msg(e.to_string()))
     }
 }
 
@@ -92,33 +93,9 @@ impl Session for TractSession {
 
     fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array> {
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
-        let workers = threads().min(batch);
         let session = &*self;
-        let part = |worker: usize| -> TractResult<Vec<_>> {
-            let items = worker * batch / workers..(worker + 1) * batch / workers;
-            items.map(|item| session.item(inputs, item)).collect()
-        };
-        let parts: Vec<TractResult<Vec<_>>> = guarded(KIND, || {
-            thread::scope(|scope| {
-                let part = &part;
-                let others: Vec<_> = (1..workers).map(|worker| scope.spawn(move || part(worker))).collect();
-                let mut parts = vec![part(0)];
-                for other in others {
-                    parts.push(other.join().map_err(|_| KIND.error("it panicked over this file"))?);
-                }
-                Ok(parts)
-            })
-        })?;
-        let (mut dims, mut data) = (Vec::new(), Vec::new());
-        for part in parts {
-            for (shape, values) in part.map_err(|e| KIND.error(format!("{e:#}")))? {
-                dims = shape;
-                data.extend(values);
-            }
-        }
-        if let Some(first) = dims.first_mut() {
-            *first = batch;
-        }
-        Ok(Array::new(dims, data)?)
+        share(&mut vec![(); threads().min(batch)], batch, 1, |(), range| {
+            guarded(KIND, || session.item(inputs, range.start).map_err(|e| KIND.error(format!("{e:#}"))))
+        })
     }
 }
