@@ -30,6 +30,7 @@ fn tasks() -> (TempDir, [Arc<dyn Batches>; 2]) {
         flow: Flow::default(),
         augmentation: Level::Full,
         guidance: 1.0,
+        guidance_interval: [0.0, 1.0],
         best: false,
         seed: 3,
         init: None,

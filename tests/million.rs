@@ -81,6 +81,7 @@ fn batches_of(pictures: usize, steps: usize) {
         flow: Flow::default(),
         augmentation: Level::Full,
         guidance: 1.0,
+        guidance_interval: [0.0, 1.0],
         best: false,
         seed: 1,
         init: None,

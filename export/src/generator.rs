@@ -43,13 +43,23 @@ pub struct Request {
     pub sampler: Sampler,
     /// Weight of classifier-free guidance; 1 is none.
     pub guidance: f32,
+    /// Times from 0 (noise) to 1 (picture) that guidance holds for, ends included; none is what the file advises.
+    pub guidance_interval: Option<[f32; 2]>,
     /// The noise: equal seeds give equal pictures.
     pub seed: u64,
 }
 
 impl Default for Request {
     fn default() -> Self {
-        Self { breed: Breed::All, count: 1, steps: 20, sampler: Sampler::Heun, guidance: 2.0, seed: 0 }
+        Self {
+            breed: Breed::All,
+            count: 1,
+            steps: 20,
+            sampler: Sampler::Heun,
+            guidance: 2.0,
+            guidance_interval: None,
+            seed: 0,
+        }
     }
 }
 
@@ -145,9 +155,8 @@ impl Generator {
 
     /// A request with the steps, sampler and guidance that the file advises.
     pub fn request(&self) -> Request {
-        let advised = &self.task.sampler;
-        let (steps, sampler, guidance) = (advised.steps, advised.sampler, advised.guidance);
-        Request { steps, sampler, guidance, ..Request::default() }
+        let Settings { steps, sampler, guidance, guidance_interval, .. } = Settings::from_meta(&self.task);
+        Request { steps, sampler, guidance, guidance_interval: Some(guidance_interval), ..Request::default() }
     }
 
     /// Draws pictures. Picture `i` depends on the request's seed and on `i`, not on how many are drawn.
@@ -266,13 +275,15 @@ impl Generator {
     }
 
     fn settings(&self, request: &Request) -> Settings {
+        let advised = Settings::from_meta(&self.task);
         Settings {
             sampler: request.sampler,
             steps: request.steps,
             guidance: request.guidance,
+            guidance_interval: request.guidance_interval.unwrap_or(advised.guidance_interval),
             seed: request.seed,
             batch: self.batch,
-            ..Settings::from_meta(&self.task)
+            ..advised
         }
     }
 

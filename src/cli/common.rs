@@ -87,6 +87,17 @@ fn gpu(number: usize) -> Result<Device, String> {
     Device::new_cuda(number).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
+/// Two times, `FROM,TO`.
+///
+/// # Errors
+/// When they are no times from 0 to 1.
+pub fn interval(text: &str) -> Result<[f32; 2], String> {
+    let times = text.split_once(',').and_then(|(from, to)| Some([from.parse().ok()?, to.parse().ok()?]));
+    times
+        .filter(|times: &[f32; 2]| times.iter().all(|t| (0.0..=1.0).contains(t)))
+        .ok_or_else(|| "expected two times from 0 to 1, such as 0.1,0.9".into())
+}
+
 /// Which of a checkpoint's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum WeightsKind {

@@ -15,7 +15,7 @@ use tiny_cats_export::{
 };
 use tiny_cats_models::pretrained;
 
-use super::common::Runtime;
+use super::common::{Runtime, interval};
 
 /// What `tiny-cats generate` is called with.
 #[derive(clap::Args, Debug)]
@@ -38,6 +38,9 @@ pub struct Args {
     /// Weight of classifier-free guidance; 1 is none [default: what the model advises, 2.0]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
+    /// Times that guidance holds for, from 0 (noise) to 1 (picture) [default: what the model advises]
+    #[arg(long, value_name = "FROM,TO", value_parser = interval)]
+    cfg_interval: Option<[f32; 2]>,
     /// The same seed gives the same pictures
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -78,6 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     request.steps = args.steps.unwrap_or(request.steps);
     request.sampler = args.sampler.unwrap_or(request.sampler);
     request.guidance = args.cfg.unwrap_or(request.guidance);
+    request.guidance_interval = args.cfg_interval.or(request.guidance_interval);
     let bar = ProgressBar::hidden();
     if std::io::stderr().is_terminal() {
         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());

@@ -102,8 +102,16 @@ fn task(workload: &Workload, folder: &std::path::Path, device: &Device) -> Resul
             let images = Images::load(&data, side, None, &Cache::Memory)?;
             let network = tiny_cats_models::TinyDitConfig { classes, ..network };
             let flow = Flow::default();
-            let options =
-                DitOptions { network, flow, augmentation, guidance: 1.0, best: false, seed, init: None };
+            let options = DitOptions {
+                network,
+                flow,
+                augmentation,
+                guidance: 1.0,
+                guidance_interval: [0.0, 1.0],
+                best: false,
+                seed,
+                init: None,
+            };
             Box::new(Dit::new(options, images, None, device.clone())?)
         }
         Network::ResNet(network) => {

@@ -32,6 +32,8 @@ pub struct DitOptions {
     /// Weight of guidance in the sample grids, which the released files advise; it changes nothing else.
     #[serde(skip)]
     pub guidance: f32,
+    /// Times that it holds for, likewise.
+    pub guidance_interval: [f32; 2],
     /// Whether the weights that were evaluated best are released; the flow loss says little about pictures, so usually the last are.
     #[serde(skip)]
     pub best: bool,
@@ -180,6 +182,7 @@ impl Task for Dit {
         let mut meta = ModelMeta::tiny_dit(&self.data.options.network, self.data.images.classes.clone());
         if let TaskMeta::Generator(task) = &mut meta.task {
             task.sampler.guidance = self.data.options.guidance;
+            task.sampler.guidance_interval = self.data.options.guidance_interval;
         }
         meta
     }
@@ -243,7 +246,7 @@ impl Task for Dit {
         let options = Options { runtime: Some(runtime), ..Options::default() };
         let mut generator = Generator::from_model(&model, &options)?;
         let mut request = generator.request();
-        (request.count, request.guidance) = (classes.len() * SAMPLE_ROWS, self.data.options.guidance);
+        request.count = classes.len() * SAMPLE_ROWS;
         let go_on = |_: sample::Progress| ControlFlow::Continue(());
         let pictures: Vec<RgbImage> =
             generator.generate_with(&request, &mut { go_on })?.into_iter().map(|p| p.image).collect();

@@ -249,6 +249,7 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
         "steps": request.steps,
         "sampler": request.sampler,
         "guidance": request.guidance,
+        "guidance_interval": request.guidance_interval,
         "seed": request.seed,
         "runtime": generator.runtime().name(),
     });

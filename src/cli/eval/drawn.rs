@@ -13,7 +13,10 @@ use tiny_cats_export::{Generator, Picture, Request, Sampler, decode};
 use walkdir::WalkDir;
 
 use super::{bar, labels};
-use crate::data::{Dataset, hex};
+use crate::{
+    cli::common::interval,
+    data::{Dataset, hex},
+};
 
 /// More files than anybody has patience for; a list of them fits into memory.
 const MAX_FILES: usize = 1 << 20;
@@ -40,6 +43,9 @@ pub struct Sampling {
     /// Weight of classifier-free guidance; 1 is none [default: what the model advises]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
+    /// Times that guidance holds for, from 0 (noise) to 1 (picture) [default: what the model advises]
+    #[arg(long, value_name = "FROM,TO", value_parser = interval)]
+    cfg_interval: Option<[f32; 2]>,
     /// Steps from noise to picture [default: what the model advises]
     #[arg(long)]
     steps: Option<usize>,
@@ -57,6 +63,7 @@ impl Sampling {
             steps: self.steps.unwrap_or(advised.steps),
             sampler: self.sampler.unwrap_or(advised.sampler),
             guidance: self.cfg.unwrap_or(advised.guidance),
+            guidance_interval: self.cfg_interval.or(advised.guidance_interval),
             ..advised
         }
     }

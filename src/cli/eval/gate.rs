@@ -191,6 +191,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "steps": request.steps,
             "sampler": request.sampler,
             "guidance": request.guidance,
+            "guidance_interval": request.guidance_interval,
             "seed": request.seed,
             "runtime": generator.runtime().name(),
             "criteria": criteria,

@@ -36,7 +36,7 @@ const NOT_CONFIGURED: [&str; 8] =
     ["config", "resume", "run_id", "worker", "rank", "halvings", "deadline", "help"];
 
 /// Flags that may differ between two calls of the same run.
-const NOT_COMPARED: [&str; 17] = [
+const NOT_COMPARED: [&str; 18] = [
     "runs_dir",
     "output",
     "device",
@@ -54,6 +54,7 @@ const NOT_COMPARED: [&str; 17] = [
     "cache",
     "no_cache",
     "cfg_scale",
+    "cfg_interval",
 ];
 
 /// Flags of which only one makes sense.

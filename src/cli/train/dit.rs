@@ -12,7 +12,10 @@ use super::{
     open,
 };
 use crate::{
-    cli::{common::tell_skipped, logging},
+    cli::{
+        common::{interval, tell_skipped},
+        logging,
+    },
     data::{Dataset, Images, Split},
     plan::Workload,
     train::{DRAWS, Dit, DitOptions, Flow, SAMPLE_ROWS},
@@ -64,6 +67,9 @@ pub struct Args {
     /// Weight of guidance in the sample grids, which the released files advise
     #[arg(long, default_value_t = 2.0, value_name = "WEIGHT", help_heading = "Watching")]
     cfg_scale: f32,
+    /// Times that guidance holds for in them, which the released files advise
+    #[arg(long, default_value = "0.1,0.9", value_name = "FROM,TO", value_parser = interval, help_heading = "Watching")]
+    cfg_interval: [f32; 2],
     #[command(flatten)]
     pub(super) common: Common,
 }
@@ -177,6 +183,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         flow: Flow { label_dropout: args.label_dropout, ..Flow::default() },
         augmentation: common.augmentation_level,
         guidance: args.cfg_scale,
+        guidance_interval: args.cfg_interval,
         best: common.early_stopping_patience.is_some(),
         seed: common.seed,
         init: args.init.clone(),
