@@ -81,6 +81,7 @@ impl Network for Generator {
             flow: Flow { label_dropout: 0.0, ..Flow::default() },
             augmentation: Level::None,
             guidance: 1.0,
+            guidance_interval: [0.0, 1.0],
             best: false,
             seed: 0,
             init: None,

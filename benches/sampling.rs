@@ -19,8 +19,15 @@ use tiny_cats_export::{
 };
 use tiny_cats_models::{pretrained, random::noise};
 
-const REQUEST: Request =
-    Request { breed: Breed::All, count: 16, steps: 20, sampler: Sampler::Heun, guidance: 2.0, seed: 0 };
+const REQUEST: Request = Request {
+    breed: Breed::All,
+    count: 16,
+    steps: 20,
+    sampler: Sampler::Heun,
+    guidance: 2.0,
+    guidance_interval: None,
+    seed: 0,
+};
 
 fn generator(model: &Model, runtime: RuntimeKind) -> Result<Generator> {
     Ok(Generator::from_model(model, &Options { runtime: Some(runtime), ..Options::default() })?)

@@ -167,8 +167,16 @@ impl Case {
             Network::TinyDit(config) => {
                 let images = Images::load(&data, size as u32, None, &Cache::Memory)?;
                 let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
-                let options =
-                    DitOptions { network, flow, augmentation, guidance, best: false, seed, init: None };
+                let options = DitOptions {
+                    network,
+                    flow,
+                    augmentation,
+                    guidance,
+                    guidance_interval: [0.0, 1.0],
+                    best: false,
+                    seed,
+                    init: None,
+                };
                 Box::new(Dit::new(options, images, None, device.clone())?)
             }
             Network::ResNet(config) => {

@@ -33,6 +33,7 @@ pub struct DitOptions {
     #[serde(skip)]
     pub guidance: f32,
     /// Times that it holds for, likewise.
+    #[serde(skip)]
     pub guidance_interval: [f32; 2],
     /// Whether the weights that were evaluated best are released; the flow loss says little about pictures, so usually the last are.
     #[serde(skip)]
