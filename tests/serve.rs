@@ -70,6 +70,7 @@ fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
             steps: 1 + i % 7,
             sampler: [Sampler::Heun, Sampler::Euler, Sampler::Midpoint][i % 3],
             guidance: [1.0, 2.0, 4.5][i / 3 % 3],
+            guidance_interval: None,
             seed: 100 + i as u64,
         })
         .collect();
