@@ -139,6 +139,20 @@ fn pictures_come_out_of_noise_frame_by_frame() {
 }
 
 #[test]
+fn guidance_holds_for_the_times_that_are_asked_for() {
+    let dir = TRAINED.path();
+    let draw = |more: &[&str]| {
+        let model = "checkpoints/tinydit_final.safetensors";
+        let args = ["generate", "--model", model, "-n", "1", "--steps", "3", "-o", "guided.png"];
+        succeeds(CATS, dir, &[&args, more].concat());
+        std::fs::read(dir.join("guided.png")).unwrap()
+    };
+    let unguided = draw(&["--cfg", "1"]);
+    assert!(draw(&["--cfg", "3", "--cfg-interval", "0.9,0.95"]) == unguided, "no step is at these times");
+    assert!(draw(&["--cfg", "3", "--cfg-interval", "0,1"]) != unguided);
+}
+
+#[test]
 fn generating_refuses_what_makes_no_sense_in_one_line() {
     let dir = TRAINED.path();
     let model = "checkpoints/tinydit_final.safetensors";
@@ -148,6 +162,9 @@ fn generating_refuses_what_makes_no_sense_in_one_line() {
     assert!(with(&["--steps", "0"]).contains("steps: expected 1"));
     assert!(with(&["-n", "0"]).contains("count"));
     assert!(with(&["--cfg", "nan"]).contains("guidance"));
+    for interval in ["0.1", "0.9,0.1", "0,1.5", "nan,1", "a,b"] {
+        assert!(with(&["--cfg-interval", interval]).contains("two times from 0 to 1, the earlier first"));
+    }
     assert!(with(&["--sampler", "rk4"]).contains("sampler"));
     assert!(fails(CATS, dir, &["generate", "-o", "cat.jpg"]).contains(".png"));
     assert!(

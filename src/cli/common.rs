@@ -90,12 +90,12 @@ fn gpu(number: usize) -> Result<Device, String> {
 /// Two times, `FROM,TO`.
 ///
 /// # Errors
-/// When they are no times from 0 to 1.
+/// When they are no times from 0 to 1, or the second is before the first.
 pub fn interval(text: &str) -> Result<[f32; 2], String> {
     let times = text.split_once(',').and_then(|(from, to)| Some([from.parse().ok()?, to.parse().ok()?]));
     times
-        .filter(|times: &[f32; 2]| times.iter().all(|t| (0.0..=1.0).contains(t)))
-        .ok_or_else(|| "expected two times from 0 to 1, such as 0.1,0.9".into())
+        .filter(|&[from, to]: &[f32; 2]| 0.0 <= from && from <= to && to <= 1.0)
+        .ok_or_else(|| "expected two times from 0 to 1, the earlier first, such as 0.1,0.9".into())
 }
 
 /// Which of a checkpoint's weights.

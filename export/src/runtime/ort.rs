@@ -50,7 +50,8 @@ impl OrtSession {
         let mut session = Self { file: file.clone(), names, workers: Vec::new(), whole: None };
         let workers = threads().min(WORKERS);
         if any_batch && workers > 1 {
-            let one = |_| inner(file, threads() / workers);
+            // All threads, even where they are no multiple.
+            let one = |worker| inner(file, (threads() + worker) / workers);
             session.workers = (0..workers).into_par_iter().map(one).collect::<Result<_>>()?;
         } else {
             session.whole = Some(inner(file, threads())?);

@@ -147,7 +147,8 @@ impl Report {
 ///
 /// # Errors
 /// [`Error::Verification`] when a runtime disagrees with the definition, none is there to ask, or rounding the weights to halves does harm;
-/// those of writing. Nothing is stored then, and an older file and its report are left as they were; should only the report's last renaming fail, it is missing.
+/// those of writing. Nothing is stored then, and an older file and its report are left as they were; should only the report's last
+/// renaming fail, it is missing.
 pub fn export(meta: &ModelMeta, weights: &Weights, path: &Path, options: &ExportOptions) -> Result<Report> {
     let bytes = to_onnx_stored(meta, weights, options.opset, options.storage)?;
     let file = OnnxFile::from_bytes(bytes, &path.display().to_string())?;
