@@ -54,7 +54,7 @@ fn batches_of(pictures: usize, steps: usize) {
     let dir = tempfile::tempdir().unwrap();
     folder(dir.path(), pictures);
     let index = dir.path().join(INDEX);
-    Dataset::index(dir.path(), &index, Shares::default(), |_| {}).unwrap();
+    Dataset::index(dir.path(), &index, Shares::default(), None, |_| {}).unwrap();
     let each = |bytes: f64| bytes / pictures as f64;
 
     let (data, opening) = peak(|| Dataset::open(&index).unwrap());

@@ -47,6 +47,9 @@ struct Index {
     /// Shares of train, val and test. Series of numbered files are cut into stretches, so that neighbours stay together
     #[arg(long, default_value = "80,10,10")]
     split: Shares,
+    /// Keep from training what this index of a smaller folder keeps from it, whatever it is called here, and nothing else
+    #[arg(long, value_name = "INDEX", conflicts_with = "split")]
+    held_out: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -129,7 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn index(args: &Index) -> anyhow::Result<()> {
     let file = args.output.clone().unwrap_or_else(|| args.dir.join(INDEX));
     let bar = bar()?;
-    let data = Dataset::index(&args.dir, &file, args.split, advance(&bar))?;
+    let data = Dataset::index(&args.dir, &file, args.split, args.held_out.as_deref(), advance(&bar))?;
     bar.finish_and_clear();
     let counts = data.counts();
     print_counts(&counts);

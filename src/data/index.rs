@@ -84,16 +84,26 @@ struct Index {
 }
 
 impl Dataset {
-    /// Decodes every picture of the folder `root`, splits them, and writes the index `file`. Pictures that an earlier index at `file`
-    /// knows by their SHA-256 are not decoded again. `progress` is called, from several threads, with the number of all files after each.
+    /// Decodes every picture of the folder `root`, splits them, and writes the index `file`. With the index `held_out`, what that one keeps
+    /// from training is kept from it here too, known by its content, and all else is for training, whatever `shares` says. Pictures that an
+    /// earlier index at `file` knows by their SHA-256 are not decoded again. `progress` is called, from several threads, with the number of
+    /// all files after each.
     ///
     /// # Errors
-    /// Those of [`Dataset::open`] on a folder without index; when something else than an index is at `file`, or it can't be written.
-    pub fn index(root: &Path, file: &Path, shares: Shares, progress: impl Fn(u64) + Sync) -> Result<Self> {
+    /// Those of [`Dataset::open`] on a folder without index; when something else than an index is at `file`, or it can't be written; when
+    /// `held_out` is no index, or keeps nothing from training that is in the folder.
+    pub fn index(
+        root: &Path,
+        file: &Path,
+        shares: Shares,
+        held_out: Option<&Path>,
+        progress: impl Fn(u64) + Sync,
+    ) -> Result<Self> {
         let known: HashMap<[u8; 32], [u32; 2]> = match fs::symlink_metadata(file) {
             Ok(_) => read(file)?.pictures.into_iter().map(|picture| (picture.sha256, picture.size)).collect(),
             Err(_) => HashMap::new(),
         };
+        let held_out = held_out.map(|index| Ok((index, read(index)?))).transpose()?;
         let found = scan::scan(root)?;
         let all = found.files.len() as u64;
         let contents = (found.files.par_iter())
@@ -103,9 +113,29 @@ impl Dataset {
                 content
             })
             .collect();
-        let data = Self::assemble(root, found, contents, shares)?;
+        let mut data = Self::assemble(root, found, contents, shares)?;
+        if let Some((of, index)) = held_out {
+            data.hold_out(of, index)?;
+        }
         data.write_index(file)?;
         Ok(data)
+    }
+
+    /// Splits the pictures as the index that was read from `of` does, those that it does not know being for training.
+    fn hold_out(&mut self, of: &Path, index: Index) -> Result<()> {
+        let held: HashMap<[u8; 32], Split> = (index.pictures.iter())
+            .filter(|picture| picture.split != Split::Train)
+            .map(|picture| (picture.sha256, picture.split))
+            .collect();
+        for picture in &mut self.files {
+            picture.split = held.get(&picture.sha256).copied().unwrap_or(Split::Train);
+        }
+        if self.files.iter().all(|picture| picture.split == Split::Train) {
+            let reason = format!("keeps nothing from training that is in {}", self.root.display());
+            return Err(Error::Index { path: of.to_path_buf(), reason });
+        }
+        self.fingerprint = fingerprint(&self.files);
+        Ok(())
     }
 
     /// The pictures of the index `file` that are still what was indexed. What has changed since is in [`Dataset::skipped`].
@@ -382,7 +412,7 @@ mod tests {
     }
 
     fn index(dir: &Path, file: &Path) -> Dataset {
-        Dataset::index(dir, file, Shares::default(), |_| {}).unwrap()
+        Dataset::index(dir, file, Shares::default(), None, |_| {}).unwrap()
     }
 
     #[test]
@@ -416,7 +446,7 @@ mod tests {
     fn a_split_that_was_asked_for_is_kept_and_known_pictures_are_not_decoded_again() {
         let dir = folder();
         let file = dir.path().join(INDEX);
-        let half = Dataset::index(dir.path(), &file, "1,1,0".parse().unwrap(), |_| {}).unwrap();
+        let half = Dataset::index(dir.path(), &file, "1,1,0".parse().unwrap(), None, |_| {}).unwrap();
         let counts: Vec<_> = half.counts().iter().map(|c| [c.train, c.val, c.test]).collect();
         assert_eq!(counts, [[6, 6, 0], [6, 6, 0]]);
         assert_eq!(Dataset::open(dir.path()).unwrap().counts(), half.counts());
@@ -426,6 +456,39 @@ mod tests {
         assert_eq!(index(dir.path(), &file).files[0].size, [7, 8]);
         fs::remove_file(&file).unwrap();
         assert_eq!(index(dir.path(), &file).files[0].size, [8, 8]);
+    }
+
+    #[test]
+    fn more_pictures_are_for_training_and_what_was_held_out_stays_so() {
+        let (dir, more) = (folder(), tempfile::tempdir().unwrap());
+        let file = dir.path().join(INDEX);
+        let before = index(dir.path(), &file);
+        // The same contents by other names, which would be split otherwise, and new ones.
+        for number in 0..12 {
+            put(more.path(), &format!("A/z_{number}.png"), 200 + number);
+            for (class, old) in [("A", number), ("other", 100 + number)] {
+                put(more.path(), &format!("{class}/y_{}.png", 40 - number), old);
+            }
+        }
+        let to = more.path().join(INDEX);
+        let hold =
+            |held_out: &Path| Dataset::index(more.path(), &to, Shares::default(), Some(held_out), |_| {});
+        let both = hold(&file).unwrap();
+        assert_eq!(both.files.len(), 36);
+        for picture in &both.files {
+            let known = before.files.iter().find(|p| p.sha256 == picture.sha256);
+            assert_eq!(picture.split, known.map_or(Split::Train, |p| p.split), "{}", picture.path.display());
+        }
+        let opened = Dataset::open(more.path()).unwrap();
+        assert_eq!((&opened.files, &opened.fingerprint), (&both.files, &both.fingerprint));
+        // Where nothing would be held out, the index that is there stays.
+        let written = fs::read(&to).unwrap();
+        let all = dir.path().join("all.json");
+        Dataset::index(dir.path(), &all, "1,0,0".parse().unwrap(), None, |_| {}).unwrap();
+        let error = hold(&all).unwrap_err().to_string();
+        assert!(error.contains("all.json") && error.contains("keeps nothing from training"), "{error}");
+        assert!(hold(&more.path().join("A/z_0.png")).unwrap_err().to_string().contains("no index"));
+        assert_eq!(fs::read(&to).unwrap(), written);
     }
 
     #[test]
@@ -495,7 +558,7 @@ mod tests {
             let error = Dataset::open(dir.path()).unwrap_err().to_string();
             assert!(error.contains(INDEX) && error.contains(says) && !error.contains('\n'), "{to}: {error}");
             // Nor is it written over: it may be somebody else's.
-            assert!(Dataset::index(dir.path(), &file, Shares::default(), |_| {}).is_err());
+            assert!(Dataset::index(dir.path(), &file, Shares::default(), None, |_| {}).is_err());
         }
         for text in ["", "[]", "nothing", "{\"format\":", &"[".repeat(100_000)] {
             fs::write(&file, text).unwrap();
