@@ -270,20 +270,30 @@ fn a_run_whose_power_went_goes_on() {
     }
 }
 
-/// A signal to the program saves the last finished step, also in the middle of one, and ends with a code of its own.
+/// A signal to the program saves the last finished step, also in the middle of one, and ends with a code of its own; so does one to all of
+/// its processes, as from systemd, which reaches the one that trains twice.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_stopped_run_says_so_and_goes_on() {
     let place = Place::new();
-    for (task, kind) in
-        [(Task::Dit, libc::SIGTERM), (Task::Classifier, libc::SIGINT), (Task::Dit, libc::SIGHUP)]
-    {
+    for (task, kind, all) in [
+        (Task::Dit, libc::SIGTERM, true),
+        (Task::Classifier, libc::SIGINT, false),
+        (Task::Classifier, libc::SIGTERM, true),
+        (Task::Dit, libc::SIGHUP, false),
+        (Task::Dit, libc::SIGINT, true),
+    ] {
         let output = format!("stopped-{}-{kind}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
         let mut begun = place.begin(&arguments, &output);
         begun.until(1);
         std::thread::sleep(Duration::from_millis(40));
+        let worker = begun.worker().filter(|_| all);
+        assert_eq!(worker.is_some(), all, "{output}");
         signal(begun.child.id() as i32, kind);
+        if let Some(worker) = worker {
+            signal(worker, kind);
+        }
         let asked = Instant::now();
         let (code, said) = begun.end();
         assert!(asked.elapsed() < Duration::from_secs(20));

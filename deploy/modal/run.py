@@ -420,8 +420,7 @@ def attempt(task, request, place, record, folder, begun):
 def engine(place, arguments):
     """Runs the engine to its end: its exit code, and the error it said last. When this process is
     interrupted, the engine is told to save and stop."""
-    # In a session of its own, since an interrupt to all of a process group would be the second signal that
-    # it gets, which ends it without saving.
+    # In a session of its own: it is told by us alone, however long after an interrupt to all of a process group.
     child = subprocess.Popen(
         [place.binary, *arguments],
         **place.options(),

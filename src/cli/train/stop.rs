@@ -12,8 +12,12 @@ use crate::{
     train::Control,
 };
 
+/// By how much a second signal comes after the first. What signals all processes of a run, as systemd and Slurm do, reaches this one twice: by
+/// itself, and from its parent.
+const LATER: Duration = Duration::from_secs(1);
+
 /// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished
-/// one is saved, `finish` is called, and the process ends with [`RESUMABLE`]; a second signal ends it at once.
+/// one is saved, `finish` is called, and the process ends with [`RESUMABLE`]; a second signal, [`LATER`] than that, ends it at once.
 ///
 /// # Errors
 /// When signals cannot be caught.
@@ -46,7 +50,10 @@ pub fn watch(
         let control = control.clone();
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
-                second.store(true, Ordering::SeqCst);
+                thread::spawn(move || {
+                    thread::sleep(LATER);
+                    second.store(true, Ordering::SeqCst);
+                });
                 stop(&control, signal_name(signal).unwrap_or("a signal"), &finish);
             }
         });
