@@ -14,7 +14,7 @@ test('released models are read', () => {
   if (meta.kind !== 'generator') throw new Error(meta.kind);
   expect(meta.classes).toHaveLength(12);
   expect(meta.nullLabel).toBe(12);
-  expect(meta.defaults).toEqual({ sampler: 'heun', steps: 20, guidance: 5, guidanceInterval: [0, 0.9] });
+  expect(meta.defaults).toEqual({ sampler: 'heun', steps: 20, guidance: 4, guidanceInterval: [0, 0.9] });
   expect(meta.inputs).toEqual(['x', 't', 'label']);
   // The card says 5,556,800, and constants of the graph count too.
   expect(file.parameters).toBeGreaterThanOrEqual(5_556_800);
