@@ -39,5 +39,5 @@ pub use tiny_cats_models::Network;
 #[cfg(feature = "candle")]
 pub use verify::{
     ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, Report, Rounding, RuntimeReport, TOLERANCE, Tolerance,
-    export, psnr, report_path, rounding, verify, verify_on,
+    export, exported, psnr, report_path, rounding, scale, verify, verify_on,
 };
