@@ -103,8 +103,8 @@ fn differing(expected: &Array, found: &Array, transposed: bool) -> Differing {
     for (i, a) in expected.data().iter().enumerate() {
         let b = found.data()[if transposed { i % columns * rows + i / columns } else { i }];
         let error = (a - b).abs();
-        // Also where either is NaN.
-        if !(error <= scale + RELATIVE * a.abs()) {
+        // Where either is NaN, so is the error.
+        if error.is_nan() || error > scale + RELATIVE * a.abs() {
             differing.count += 1;
             differing.largest = differing.largest.max(if error.is_nan() { f32::INFINITY } else { error });
         }

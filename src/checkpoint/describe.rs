@@ -335,7 +335,7 @@ impl<'a> Config<'a> {
 
 /// A whole number, also as a real number or as text.
 fn whole(value: &Json) -> Option<usize> {
-    let real = |x: f64| (x >= 0.0 && x <= 1e9 && x.fract() == 0.0).then_some(x as usize);
+    let real = |x: f64| ((0.0..=1e9).contains(&x) && x.fract() == 0.0).then_some(x as usize);
     match value {
         Json::Number(number) => number.as_f64().and_then(real),
         Json::String(text) => text.trim().parse().ok().and_then(real),
