@@ -82,7 +82,6 @@ impl<J: Send + 'static> Lane<J> {
         let (state, watched) = watch::channel(State::Loading);
         let pace = Arc::new(AtomicU64::new(0));
         let (meta, integrity) = (model.meta().clone(), model.integrity());
-        tracing::info!(model = name, %integrity);
         let desk =
             Desk { jobs: receiver, metrics: metrics.clone(), name: name.to_owned(), pace: pace.clone() };
         thread::Builder::new().name(format!("model {name}")).spawn(move || {
@@ -90,6 +89,7 @@ impl<J: Send + 'static> Lane<J> {
             drop(model);
             match readied {
                 Ok((report, loaded)) => {
+                    tracing::info!(model = desk.name, %integrity);
                     state.send_replace(State::Ready(Arc::new(report)));
                     work(loaded, desk);
                 }
