@@ -23,7 +23,7 @@ pub enum Problem {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A part of the file is not what its format asks for.
-    #[error("{field}: {message}")]
+    #[error("{}: {}", shown(field, 120), shown(message, 400))]
     Malformed {
         /// The part: an archive's entry, a key, an offset in the pickle.
         field: String,
@@ -42,8 +42,17 @@ pub enum Problem {
     )]
     LegacyTorch,
     /// There is nothing to load.
-    #[error("no tensors found")]
-    NoTensors,
+    #[error("no tensors found{}", shown(found, 400))]
+    NoTensors {
+        /// What was found instead, after a semicolon; may be empty.
+        found: String,
+    },
+    /// A file of weights where the state of a training run is expected.
+    #[error("{found}, not the state of a training run; --init begins a run with its weights")]
+    NotAState {
+        /// What it is.
+        found: &'static str,
+    },
     /// The weights that were asked for are not there.
     #[error("there are no {wanted} weights, only {found} ones")]
     NoSuchWeights {
@@ -61,8 +70,20 @@ pub enum Problem {
         expected: String,
     },
     /// A tensor that the network lacks, that is not the network's, or that is damaged: its name, and what is wrong with it.
-    #[error("{0}")]
+    #[error("{}", shown(.0, 400))]
     Misfit(String),
+    /// A tensor that the network needs, and whose numbers are not read.
+    #[error(
+        "{}: {}, which is not supported; expected numbers of type F64, F32, F16 or BF16",
+        shown(name, 120),
+        shown(found, 120)
+    )]
+    Unsupported {
+        /// The tensor's name.
+        name: String,
+        /// What it is: a type of number, or an object's class.
+        found: String,
+    },
     /// The content was altered after it was written.
     #[error("the checksum does not match the content: the file was altered or damaged")]
     Checksum,
@@ -70,6 +91,28 @@ pub enum Problem {
 
 /// Results of reading and writing checkpoints.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Text of a file for a message: without control characters, and cut to some `max` characters.
+pub(super) fn shown(text: &str, max: usize) -> String {
+    let mut shown = String::new();
+    for (i, c) in text.chars().enumerate() {
+        if i == max {
+            shown.push_str("..");
+            break;
+        }
+        if c.is_control() || is_invisible(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Line separators, and marks that reverse the direction of the text after them.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
 
 impl Problem {
     pub(crate) fn malformed(field: impl Into<String>, message: impl Into<String>) -> Self {

@@ -4,6 +4,7 @@
 //! [safetensors](write_safetensors) and for [PyTorch](write_torch). [`open`] reads these and the files of the Python project that this
 //! one succeeds. No file is trusted: sizes, counts, nesting and offsets are checked before anything is allocated.
 
+mod dictionary;
 mod error;
 mod network;
 mod numbers;
@@ -14,9 +15,10 @@ mod state;
 pub mod torch;
 pub mod verify;
 
+pub use dictionary::Source;
 pub use error::{Error, Problem, Result};
 pub use network::{backbone, generator, infer_network};
 pub use numbers::{Dtype, Numbers};
-pub use open::{Format, Loaded, WhichWeights, open};
+pub use open::{Format, Integrity, Loaded, Unsupported, WhichWeights, open};
 pub use released::{write_safetensors, write_torch};
 pub use state::TrainingState;

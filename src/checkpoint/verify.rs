@@ -292,7 +292,13 @@ impl Format {
         use Format::*;
         matches!(
             self,
-            ReleasedTorch | TorchTraining | TorchModel | TorchStateDict | TorchAverages | TorchBare
+            ReleasedTorch
+                | TorchTraining
+                | TorchModel
+                | TorchStateDict
+                | TorchAverages
+                | TorchNested
+                | TorchBare
         )
     }
 }
