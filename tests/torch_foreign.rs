@@ -101,7 +101,7 @@ fn weights_load_beside_objects_of_any_class() {
             ("sparse", ("a tensor of type sparse", &[])),
             ("quantised", ("a tensor of type quantised", &[2, 3])),
             ("subclass", ("a tensor of type __main__.Subclass", &[])),
-            ("meta", ("a tensor of type meta_tensor_no_storage", &[])),
+            ("meta", ("a tensor of type meta", &[])),
             ("many axes", ("a tensor of type more than 8 axes", &[])),
         ]);
         assert_eq!(unsupported, expected, "protocol {protocol}");

@@ -223,6 +223,7 @@ impl<'a> Machine<'a> {
         let kind = match (function, self.first(items)?) {
             ("_rebuild_qtensor", _) => "quantised".to_owned(),
             ("_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor", _) => "sparse".to_owned(),
+            ("_rebuild_meta_tensor_no_storage", _) => "meta".to_owned(),
             ("_rebuild_wrapper_subclass", Some([Node::Name { module, name, .. }])) => full_name(module, name),
             (other, _) => shown(other.trim_start_matches("_rebuild_"), 60),
         };
