@@ -167,7 +167,7 @@ fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
             "20000 x 20000 pixels are too many; expected at most 210000000",
         ),
         ("flat.png", &png_of_size(32, 0), "broken"),
-        ("palette.png", &png_with_a_cut_palette(), "a broken PNG file: the decoder panicked: "),
+        ("palette.png", &png_with_a_cut_palette(), "a broken PNG file: its decoder failed: "),
     ];
     for (name, bytes, _) in bad {
         fs::write(bengal.join(name), bytes).unwrap();
@@ -177,7 +177,7 @@ fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
     }
     fs::create_dir(bengal.join("deeper")).unwrap();
     let (_, err) = succeeds(dir.path(), &["stats", "cats"]);
-    assert!(line(&err, "palette.png").contains("a broken PNG file: the decoder panicked: "), "{err}");
+    assert!(line(&err, "palette.png").contains("a broken PNG file: its decoder failed: "), "{err}");
     assert!(!err.contains("\nthread"), "{err}");
     let (out, err) = succeeds(dir.path(), &["index", "cats"]);
     assert_eq!(err.lines().count(), bad.len() + 1, "{err}");

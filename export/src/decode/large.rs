@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use image::{ImageDecoder, RgbImage, codecs::webp::WebPDecoder};
+use image::{GrayImage, ImageDecoder, RgbImage, buffer::ConvertBuffer, codecs::webp::WebPDecoder};
 
 use super::{LONGEST_SIDE, jpeg::Found, over_white};
 
@@ -24,13 +24,16 @@ pub(super) fn jpeg(bytes: &[u8], found: Found) -> Result<RgbImage, String> {
     let size = decoder.info().ok_or("it has no header")?;
     let (width, height) = decoder.scale(size.width.div_ceil(2), size.height.div_ceil(2)).map_err(failed)?;
     let pixels = decoder.decode().map_err(failed)?;
-    let rgb = match decoder.info().ok_or("it has no header")?.pixel_format {
-        jpeg_decoder::PixelFormat::RGB24 => pixels,
-        jpeg_decoder::PixelFormat::L8 => pixels.into_iter().flat_map(|value| [value; 3]).collect(),
-        jpeg_decoder::PixelFormat::CMYK32 => from_cmyk(pixels),
-        jpeg_decoder::PixelFormat::L16 => return Err("16-bit pixels".to_string()),
+    let (width, height) = (width.into(), height.into());
+    let picture = match decoder.info().ok_or("it has no header")?.pixel_format {
+        jpeg_decoder::PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels),
+        jpeg_decoder::PixelFormat::CMYK32 => RgbImage::from_raw(width, height, from_cmyk(pixels)),
+        jpeg_decoder::PixelFormat::L8 => {
+            GrayImage::from_raw(width, height, pixels).map(|grey| grey.convert())
+        }
+        jpeg_decoder::PixelFormat::L16 => return Err("its pixels have 16 bits".to_string()),
     };
-    RgbImage::from_raw(width.into(), height.into(), rgb).ok_or_else(|| "pixels are missing".to_string())
+    picture.ok_or_else(|| "pixels are missing".to_string())
 }
 
 /// From ink to light.

@@ -195,10 +195,10 @@ fn broken(format: Format, error: &impl ToString) -> String {
     format!("a broken {} file: {}", format.name(), excerpt(reason.lines().next().unwrap_or_default()))
 }
 
-/// Runs a decoder on `bytes`. A file over which it panics is broken.
+/// Runs a decoder on `bytes`. A file on which it panics is broken.
 fn caught<T>(bytes: &[u8], decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     guard::catch(decode)
-        .unwrap_or_else(|panic| Err(broken(Format::of(bytes)?, &format!("the decoder panicked: {panic}"))))
+        .unwrap_or_else(|panic| Err(broken(Format::of(bytes)?, &format!("its decoder failed: {panic}"))))
 }
 
 /// Width and height of a picture, upright, if its header is sound and its end is there; a reason why not. No pixel is decoded: data that
