@@ -37,6 +37,7 @@ MESSAGES = {
     "graph": {1: "node", 5: "tensor", 11: "value", 12: "value", 13: "value"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor"},
+    "tensor": {13: "entry"},
     "value": {2: "type"},
     "type": {1: "tensor_type"},
     "tensor_type": {2: "shape"},
@@ -131,6 +132,21 @@ def foreign_generator(data):
 def foreign_classifier(data):
     """A classifier's ONNX file without what the program knows it by."""
     return serialize([field for field in parse(data) if field[0] != 14])
+
+
+def external(data, name):
+    """The same ONNX file with the numbers of its initializers in another file, as PyTorch writes it; and that file."""
+    model, numbers = parse(data), bytearray()
+    for number, _, graph in model:
+        for number, _, tensor in graph if number == 7 else []:
+            raw = next((field for field in tensor if field[0] == 9), None) if number == 5 else None
+            if raw:
+                place = {"location": name, "offset": str(len(numbers)), "length": str(len(raw[2]))}
+                numbers += raw[2]
+                tensor.remove(raw)
+                tensor.extend([13, 2, [[1, 2, key.encode()], [2, 2, value.encode()]]] for key, value in place.items())
+                tensor.append([14, 0, 1])
+    return serialize(model), bytes(numbers)
 
 
 # --- safetensors

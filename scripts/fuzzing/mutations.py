@@ -227,6 +227,14 @@ TEXT = [token, token, within_string, lines, encoding, flip, truncate, insert, de
 JSON = [json_value, json_value, json_value, *TEXT]
 
 
+def name(rng, data):
+    """The name of a file, with something in it that terminals obey or that is long."""
+    added = rng.choice([*TEXTS, "A" * 180, " ", "'\"`$(x)", "\udcff\udcfe", "-", "--help"])
+    place = rng.randrange(len(data))
+    other = decode(data[:place]) + added + decode(data[place:])
+    return encode(other.replace("/", "|").replace("\0", ""))[:250]
+
+
 # --- Formats with a structure of their own
 
 
@@ -419,6 +427,7 @@ KINDS = {
     "text": TEXT,
     "json": JSON,
     "bytes": BYTES,
+    "name": [name],
 }
 SOUND = {pickle_value}
 

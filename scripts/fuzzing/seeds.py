@@ -46,7 +46,7 @@ early-stopping-patience = 3
 """
 
 SWEEP = """task = "dit"
-data = "two"
+data = "data/two"
 config = "smoke"
 method = "random"
 jobs = 3
@@ -109,6 +109,8 @@ def make(programs, folder):
     for name, contents in pictures.pictures().items():
         m.write(f"pictures/{name}", contents)
     m.write("good.png", pictures.plain(32, 32))
+    m.write("broken.png", pictures.plain(32, 32)[:60])
+    m.write("name", "Bengal_9.png")
     data(m)
     models(m)
     foreign(m)
@@ -193,6 +195,9 @@ def foreign(m):
             m.write(f"foreign/{name}-{layout}.pt", formats.torch(value, weights))
     m.write("foreign/generator.onnx", formats.foreign_generator(m.read("generator.onnx")))
     m.write("foreign/classifier.onnx", formats.foreign_classifier(m.read("classifier.onnx")))
+    graph, numbers = formats.external(m.read("foreign/classifier.onnx"), "model.onnx.data")
+    m.write("foreign/external.onnx", graph)
+    m.write("foreign/external.onnx.data", numbers)
 
 
 def runs(m):

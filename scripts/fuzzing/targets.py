@@ -34,8 +34,15 @@ class Target:
     done: bytes = None
     # It says more than an error before it ends.
     chatty: bool = False
+    # Of a kind "name" what the file holds.
+    contents: str = None
     # `command` runs to the end, `serve` until the server is ready, `http` sends the file to one that runs.
     how: str = "command"
+
+    def __post_init__(self):
+        # That the model does not fit the data may be said of the data.
+        if "data" in self.arguments:
+            self.names = (*self.names, "data")
 
     @property
     def name(self):
@@ -170,7 +177,13 @@ def foreign(add):
     features = [*EVAL_DIT, "--images", "data", "--image-size", "32", "--classifier", "judge.safetensors", "--runtime", "tract", "--features", file]
     add("foreign onnx", "eval dit --features", "onnx", classifier, file, features, beside=INDEXED | JUDGE, every=2, chatty=True)
     verify = [VERIFY, "sound.safetensors", "--onnx", file]
-    add("foreign onnx", "verify-checkpoint --onnx", "onnx", classifier, file, verify, beside={"sound.safetensors": "classifier.safetensors"})
+    sound = {"sound.safetensors": "classifier.safetensors"}
+    add("foreign onnx", "verify-checkpoint --onnx", "onnx", classifier, file, verify, beside=sound)
+    graph, numbers = "foreign/external.onnx", "foreign/external.onnx.data"
+    for format, kind, seed, file, other in [("onnx, external", "onnx", graph, "model.onnx", {"model.onnx.data": numbers}), ("onnx.data", "bytes", numbers, "model.onnx.data", {"model.onnx": graph})]:
+        for command, arguments in [("eval dit --features", features), ("verify-checkpoint --onnx", verify)]:
+            beside = other | (sound if command.startswith("verify") else INDEXED | JUDGE)
+            add(format, command, kind, [seed], file, arguments, beside=beside, names=("model.onnx",), every=2, chatty=not command.startswith("verify"))
 
 
 def texts(add):
@@ -221,6 +234,15 @@ def texts(add):
     add("prices.toml", "plan train", "text", ["prices.toml"], "prices.toml", [PROGRAM, "plan", "train", "dit", "data", "--config", "smoke", "--prices", "prices.toml"], beside=INDEXED)
     serve = [*SERVE, "--no-generator", "--classifier", "judge.safetensors", "--token-file", "token.txt"]
     add("token", "serve --token-file", "text", ["token.txt"], "token.txt", serve, beside=JUDGE, how="serve", every=4, chatty=True)
+
+    # Of pictures that cannot be decoded, and of runs.
+    inside, broken = "data/Bengal/{name}", {"contents": "broken.png", "names": ("data",), "beside": TWO}
+    for arguments in (["data", "index", "data"], ["data", "stats", "data"], ["data", "prepare", "data", "made", "--crop", "centre", "--size", "16"]):
+        add("file name", " ".join(arguments[:2]), "name", ["name"], inside, [PROGRAM, *arguments], **broken)
+    for arguments in (["classify", "data", "--model", "judge.safetensors"], ["eval", "classifier", "data", "--split", "all", "--model", "judge.safetensors"]):
+        add("file name", " ".join(a for a in arguments[:2] if a != "data"), "name", ["name"], inside, [PROGRAM, *arguments], **broken | {"beside": TWO | JUDGE}, chatty=True)
+    for command in (["runs"], ["runs", "show"]):
+        add("file name", " ".join(command), "name", ["name"], "runs/{name}/run.json", [PROGRAM, *command], contents="stopped/run.json", names=("runs",))
 
     train = [*TRAIN_CLASSIFIER, "--epochs", "1", "--cache", "pixels"]
     add("pixels", "train --cache", "bytes", ["pixels/*.pixels"], "{seed}", train, beside=INDEXED | {"pixels": "pixels"}, outputs=TRAINED, every=2, chatty=True, guard="mended")
