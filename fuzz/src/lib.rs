@@ -53,7 +53,10 @@ pub fn checkpoint(bytes: &[u8]) {
 
 fn temporary() -> NamedTempFile {
     let folder = if Path::new(MEMORY).is_dir() { MEMORY.into() } else { std::env::temp_dir() };
-    tempfile::Builder::new().prefix("tiny-cats-fuzz-").tempfile_in(folder).expect("a temporary file can be made")
+    tempfile::Builder::new()
+        .prefix("tiny-cats-fuzz-")
+        .tempfile_in(folder)
+        .expect("a temporary file can be made")
 }
 
 /// Longer messages echo what a hostile file says.

@@ -32,7 +32,13 @@ class Failure:
 
 class Fuzzer:
     def __init__(self, programs, seeds, work, keep, seed, targets):
-        self.programs, self.seeds, self.work, self.keep, self.seed = programs, pathlib.Path(seeds), pathlib.Path(work), pathlib.Path(keep), seed
+        self.programs, self.seeds, self.work, self.keep, self.seed = (
+            programs,
+            pathlib.Path(seeds),
+            pathlib.Path(work),
+            pathlib.Path(keep),
+            seed,
+        )
         self.targets = targets
         self.undamaged, self.locks, self.lock = {}, {}, threading.Lock()
         self.server, self.server_failures = None, []
@@ -136,7 +142,9 @@ class Fuzzer:
                 found = self.silent(folder, target, seed, data, sound, before, result)
             if not found and target.must and target.must not in result.out:
                 found = [f"isolation: nothing is said of the sound files: the output has no {target.must.decode()!r}"]
-        kept = [Failure(number, target, what, self.save(number, target, seed, data, done, command, file, what, result)) for what in found]
+        kept = [
+            Failure(number, target, what, self.save(number, target, seed, data, done, sound, command, file, what, result)) for what in found
+        ]
         return target, kept
 
     def finished(self, target, before, result):
@@ -169,14 +177,17 @@ class Fuzzer:
             return ["silent: another result from a damaged archive"]
         return []
 
-    def save(self, number, target, seed, data, done, command, file, what, result):
+    def save(self, number, target, seed, data, done, sound, command, file, what, result):
         """Keeps a case: its files as they were, the command, and what came of it."""
         name = re.sub(r"[^\w.-]+", "-", f"{target.format}-{target.command}").strip("-")
         folder = self.keep / f"{name}-{self.seed}-{number}"
         if not folder.exists():
             self.prepare(folder / "files", target, seed, data)
             line = " ".join(shlex.quote(str(c)) for c in command)
-            about = {"seed": self.seed, "case": number, "format": target.format, "command": target.command, "file": file, "undamaged": seed, "changes": done}
+            about = {"seed": self.seed, "case": number, "format": target.format, "command": target.command, "file": file}
+            about |= {"undamaged": seed, "changes": done, "sound": sound}
+            if target.kind == "name":
+                about["name"] = data.hex()
             (folder / "case.json").write_text(json.dumps(about, indent=2) + "\n")
             (folder / "command").write_text(f"cd files && {line}\n" if result else f"{line} < files/{file}\n")
             if result:
@@ -216,7 +227,18 @@ class Fuzzer:
             if self.server is None or self.server.ended.is_set():
                 folder = self.work / "server"
                 folder.mkdir(parents=True, exist_ok=True)
-                command = [self.programs[PROGRAM], "serve", "--no-web", "--port", "0", *server.LIMITS, "--model", self.seeds / "generator.safetensors", "--classifier", self.seeds / "classifier.safetensors"]
+                command = [
+                    self.programs[PROGRAM],
+                    "serve",
+                    "--no-web",
+                    "--port",
+                    "0",
+                    *server.LIMITS,
+                    "--model",
+                    self.seeds / "generator.safetensors",
+                    "--classifier",
+                    self.seeds / "classifier.safetensors",
+                ]
                 self.server = server.Server(command, folder)
                 if not self.server.ready(600):
                     raise SystemExit("fuzz: the server does not start:\n" + self.server.said(self.server.err).decode(errors="replace"))

@@ -9,7 +9,6 @@ import sys
 import types
 import zipfile
 
-
 # --- Protocol buffers (ONNX)
 
 

@@ -9,7 +9,22 @@ from . import formats, pictures
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4096, 32767, 32768, 65535, 65536]
 NUMBERS += [2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
-TEXTS = ["\x1b[31mred\x1b[0m", "a\nb", "\r\rover", "\0", "\x07\x08\x7f\x9b31m", "\u202egnp", "\u2028", "%s%n{}", "../../../../etc/passwd", "/etc/passwd", "", " ", "\ufeff", "ü" * 300]
+TEXTS = [
+    "\x1b[31mred\x1b[0m",
+    "a\nb",
+    "\r\rover",
+    "\0",
+    "\x07\x08\x7f\x9b31m",
+    "\u202egnp",
+    "\u2028",
+    "%s%n{}",
+    "../../../../dev/null/x",
+    "/dev/null/x",
+    "",
+    " ",
+    "\ufeff",
+    "ü" * 300,
+]
 LONG = 1 << 20
 DEEP = 10_000
 
@@ -101,7 +116,40 @@ def encode(text):
 
 
 TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|[-+]?\d[\w.+-]*|[\w.-]+|[^\s\w]')
-WORDS = ["1e999", "-1e999", "NaN", "nan", "inf", "-1", "-0.0", "0", "1e-400", "99999999999999999999999999", "0x10", "1_000", "1e18", "0.5", "true", "null", "[]", "{}", '""', "1979-05-27T07:32:00Z", '"\\ud800"', '"\\u0000"', "'''", '"""', ",", ";", "\t", "\r\n", "&amp;", "&lol;", "<![CDATA[", "<!--"]
+WORDS = [
+    "1e999",
+    "-1e999",
+    "NaN",
+    "nan",
+    "inf",
+    "-1",
+    "-0.0",
+    "0",
+    "1e-400",
+    "99999999999999999999999999",
+    "0x10",
+    "1_000",
+    "1e18",
+    "0.5",
+    "true",
+    "null",
+    "[]",
+    "{}",
+    '""',
+    "1979-05-27T07:32:00Z",
+    '"\\ud800"',
+    '"\\u0000"',
+    "'''",
+    '"""',
+    ",",
+    ";",
+    "\t",
+    "\r\n",
+    "&amp;",
+    "&lol;",
+    "<![CDATA[",
+    "<!--",
+]
 
 
 def hostile(rng, quoted=True):
@@ -180,7 +228,33 @@ def encoding(rng, data):
 
 def value(rng):
     """A JSON value that nobody expects."""
-    return rng.choice([None, True, -1, 0, 1, 0.5, 1e300, 2**31, 2**63, 2**64, 1 << 70, [], {}, [[]], [0] * 3, {"a": 1}, "12", *TEXTS, "A" * 5000, "A" * LONG, [1] * 20_000, float("nan"), float("inf")])
+    return rng.choice(
+        [
+            None,
+            True,
+            -1,
+            0,
+            1,
+            0.5,
+            1e300,
+            2**31,
+            2**63,
+            2**64,
+            1 << 70,
+            [],
+            {},
+            [[]],
+            [0] * 3,
+            {"a": 1},
+            "12",
+            *TEXTS,
+            "A" * 5000,
+            "A" * LONG,
+            [1] * 20_000,
+            float("nan"),
+            float("inf"),
+        ]
+    )
 
 
 def json_part(rng, document):
@@ -207,7 +281,9 @@ def json_part(rng, document):
         holder[rng.choice(["__proto__", "extra", *TEXTS, "A" * 5000])] = value(rng)
     elif action == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
         number = holder[key]
-        holder[key] = rng.choice([number + 1, number - 1, -number, number * 2, number * 1000, float(number), str(number), rng.choice(NUMBERS)])
+        holder[key] = rng.choice(
+            [number + 1, number - 1, -number, number * 2, number * 1000, float(number), str(number), rng.choice(NUMBERS)]
+        )
     elif action == 4 and isinstance(holder, list):
         holder.append(rng.choice([holder[key], value(rng)]))
     else:
@@ -259,7 +335,9 @@ def png_chunk(rng, data):
     elif action == 6:
         chunks[i], chunks[j] = chunks[j], chunks[i]
     else:
-        kind = rng.choice([b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"iTXt", b"sBIT", b"pHYs", b"cICP", b"eXIf", b"IHDR", b"IEND"])
+        kind = rng.choice(
+            [b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"iTXt", b"sBIT", b"pHYs", b"cICP", b"eXIf", b"IHDR", b"IEND"]
+        )
         chunks.insert(max(1, i), (kind, rng.randbytes(rng.choice([0, 1, 2, 4, 6, 8, 26, 300]))))
     return bytearray(pictures.SIGNATURE + b"".join(pictures.chunk(kind, bytes(contents)) for kind, contents in chunks))
 
@@ -392,7 +470,8 @@ def zip_name(rng, data):
     return bytearray(bytes(data).replace(name, bytes(other)))
 
 
-OPCODES = b"(.0123FIJKLMNPQRSTUVXabcdeghijlopqrstu}]BC\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+# Those of the pickle protocols up to 5.
+OPCODES = b"(.0123FIJKLMNPQRSTUVXabcdeghijlopqrstu}]BC" + bytes(range(0x80, 0x99))
 
 
 def pickle_value(rng, data):
@@ -408,7 +487,16 @@ def pickle_value(rng, data):
         contents[place:place] = bytes([rng.choice(OPCODES)]) * rng.choice([1, 2, 5, 100_000])
     elif action == 3:
         # A global of another name.
-        contents[-1:] = rng.choice([b"cos\nsystem\n(X\4\0\0\0trueetR.", b"cbuiltins\neval\n.", b"c\x1b[31m\nx\n.", b"\x8a\xff" + b"\xff" * 255 + b".", b"X\xff\xff\xff\xff.", b"\x8d" + b"\xff" * 8 + b"."])
+        contents[-1:] = rng.choice(
+            [
+                b"cos\nsystem\n(X\4\0\0\0trueetR.",
+                b"cbuiltins\neval\n.",
+                b"c\x1b[31m\nx\n.",
+                b"\x8a\xff" + b"\xff" * 255 + b".",
+                b"X\xff\xff\xff\xff.",
+                b"\x8d" + b"\xff" * 8 + b".",
+            ]
+        )
     else:
         contents = rng.choice(BYTES)(rng, contents)
     files[name] = bytes(contents)

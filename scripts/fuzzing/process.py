@@ -38,14 +38,21 @@ class Result:
 def environment(folder):
     """The variables of a run: nothing of the user's, no network, and one thread, since several runs share the machine."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR") if name in os.environ}
-    ours = {"HOME": str(folder), "TINY_CATS_CACHE": os.path.join(folder, "cache"), "RAYON_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "NO_COLOR": "1"}
+    ours = {
+        "HOME": str(folder),
+        "TINY_CATS_CACHE": os.path.join(folder, "cache"),
+        "RAYON_NUM_THREADS": "1",
+        "LC_ALL": "C.UTF-8",
+        "NO_COLOR": "1",
+    }
     # `cloud` asks for a program that can be sent to a GPU; none is sent.
     ours["TINY_CATS_BINARY"] = sys.executable
     return {**kept, **ours, "http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
 
 
 def limited():
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -122,9 +129,7 @@ def problems(result, names, chatty, finished, json=False):
         return found
     # JSON is for programs, and has escapes of its own.
     output = [] if json else text_problems(result.out, LONGEST_OUTPUT, "output")
-    return output + text_problems(result.err, LONGEST_LINE, "message") + (
-        [] if finished else error_problems(result, names, chatty)
-    )
+    return output + text_problems(result.err, LONGEST_LINE, "message") + ([] if finished else error_problems(result, names, chatty))
 
 
 def text_problems(data, longest, what):

@@ -4,14 +4,27 @@ import array
 import hashlib
 import json
 import shutil
-import struct
-import subprocess
 
 from . import formats, pictures, process
 
 SAMPLES = ["-n", "1", "--steps", "1", "--sampler", "euler", "--breed", "Bengal"]
 # Nothing here may take long: one step of the smallest networks, and no picture is drawn.
-BOTH = ["--config", "smoke", "--device", "cpu", "--image-size", "32", "--batch-size", "2", "--max-retries", "0", "--num-workers", "0", "--runs-dir", "runs"]
+BOTH = [
+    "--config",
+    "smoke",
+    "--device",
+    "cpu",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "2",
+    "--max-retries",
+    "0",
+    "--num-workers",
+    "0",
+    "--runs-dir",
+    "runs",
+]
 DIT = [*BOTH, "--size", "nano", "--lr", "1e-2", "--ema-beta", "0", "--save-interval", "1", "--sample-interval", "0", "-o", "out"]
 CLASSIFIER = [*BOTH, "--width", "8", "-o", "out/classifier.pt"]
 
@@ -78,6 +91,8 @@ XML = """<?xml version="1.0"?>
 </annotation>
 """
 
+PETS = {"images": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations": "95a8c909bbe2e81eed6a22bccdf3f68f"}
+
 CLOUD = {
     "provider": "modal", "call": "fc-1", "region": None, "status": "finished", "error": None, "gpu": "A100", "price_per_hour": 3.0,
     "max_cost": 10.0, "attempts": [{"begun": 1.0, "ended": 2.0, "gpu": "A100", "outcome": "finished"}], "preemptions": 1,
@@ -92,7 +107,9 @@ class Maker:
     def run(self, *command, program="tiny-cats"):
         result = process.run([self.programs[program], *command], self.folder, 1200)
         if result.code != 0:
-            raise SystemExit(f"fuzz: making the inputs: {' '.join(command)}: exit code {result.code}\n{result.said.decode(errors='replace')[-2000:]}")
+            raise SystemExit(
+                f"fuzz: making the inputs: {' '.join(command)}: exit code {result.code}\n{result.said.decode(errors='replace')[-2000:]}"
+            )
 
     def write(self, name, contents):
         path = self.folder / name
@@ -122,8 +139,15 @@ def make(programs, folder):
     process.run([programs["tiny-cats"], "sweep", "sweep.toml", "--program", "/nowhere", "--runs-dir", "."], folder, 60)
     m.write("heads.csv", CSV)
     m.write("xmls/Bengal_00000.xml", XML)
+    # Of archives that are unpacked already, so that nothing is fetched.
+    for name, md5 in PETS.items():
+        about = {"archive": f"{name}.tar.gz", "md5": md5, "files": 0, "bytes": 0}
+        m.write(f"pets/{name}/.unpacked.json", json.dumps(about))
     m.write("token.txt", "abcDEF123._-\n")
-    m.write("generate.json", json.dumps({"breed": "Bengal", "count": 1, "steps": 1, "seed": 3, "sampler": "euler", "guidance": 1.5, "format": "json"}))
+    m.write(
+        "generate.json",
+        json.dumps({"breed": "Bengal", "count": 1, "steps": 1, "seed": 3, "sampler": "euler", "guidance": 1.5, "format": "json"}),
+    )
 
 
 def data(m):
