@@ -39,11 +39,12 @@ impl Batches for Shown {
         let values = 3 * self.size * self.size;
         let mut out = vec![0.0; len * values];
         let chosen = self.order.range(position, len);
-        out.par_chunks_mut(values).zip(chosen.par_iter().enumerate()).for_each(|(out, (i, &index))| {
+        let places = out.par_chunks_mut(values).zip(chosen.par_iter().enumerate());
+        places.try_for_each(|(out, (i, &index))| {
             let shape = self.photos.dimensions(index);
             let view = View::for_classifier(self.level, 0, position + i as u64, shape, self.size as u32);
-            self.photos.fill(index, &view, self.size, out);
-        });
+            self.photos.fill(index, &view, self.size, out)
+        })?;
         Ok(Batch(vec![Tensor::from_vec(out, (len, 3, self.size, self.size), &Device::Cpu)?]))
     }
 

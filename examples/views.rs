@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     for level in Level::value_variants() {
         let generator = |position, _| View::for_generator(*level, 0, position, SIZE);
         let classifier = |position, shape| View::for_classifier(*level, 0, position, shape, SIZE);
-        let sheets = [("generator", sheet(&images, generator)), ("classifier", sheet(&photos, classifier))];
+        let sheets = [("generator", sheet(&images, generator)?), ("classifier", sheet(&photos, classifier)?)];
         for (task, sheet) in sheets {
             let name = format!("{task}-{}.png", format!("{level:?}").to_lowercase());
             write_png(&output.join(name), &sheet)?;
@@ -32,13 +32,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn sheet(pictures: &Resident, view: impl Fn(u64, (u32, u32)) -> View) -> RgbImage {
+fn sheet(pictures: &Resident, view: impl Fn(u64, (u32, u32)) -> View) -> Result<RgbImage> {
     let size = SIZE as usize;
     let mut out = vec![0.0; 3 * size * size];
     let shown = (0..pictures.len() * SHOWN).map(|i| {
         let index = i / SHOWN;
-        pictures.fill(index, &view(i as u64, pictures.dimensions(index)), size, &mut out);
-        to_rgb(&out, SIZE)
+        pictures.fill(index, &view(i as u64, pictures.dimensions(index)), size, &mut out)?;
+        Ok(to_rgb(&out, SIZE))
     });
-    grid(&shown.collect::<Vec<_>>(), SHOWN, None)
+    Ok(grid(&shown.collect::<Result<Vec<_>>>()?, SHOWN, None))
 }

@@ -118,7 +118,9 @@ fn photographs_are_prepared_as_in_training() {
     for index in 0..photos.len() {
         let path = photos.path(index);
         let mut training = vec![0.0; 3 * size * size];
-        photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, &mut training);
+        photos
+            .fill(index, &View::middle(photos.dimensions(index), size as u32), size, &mut training)
+            .unwrap();
         how.normalise(&mut training);
         let picture = image::open(dir.path().join(path)).unwrap().into_rgb8();
         assert!(training == how.apply(&picture, size), "{}", path.display());

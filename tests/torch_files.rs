@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 use tiny_cats::checkpoint::{
-    self, Format, Numbers, Problem, WhichWeights,
+    self, Format, Given, Numbers, Problem, WhichWeights,
     torch::{Item, TorchFile, Value, write},
 };
 use tiny_cats_export::{ModelMeta, Network, TaskMeta};
@@ -213,7 +213,7 @@ fn a_released_model_comes_back_from_both_files_as_it_was() {
         assert_eq!((loaded.format, loaded.averaged), (format, false));
         assert_eq!(loaded.weights, weights);
         assert_eq!(loaded.own_meta.as_ref(), Some(&meta));
-        assert_eq!(loaded.meta().unwrap(), meta);
+        assert_eq!(loaded.describe(&Given::default()).unwrap().meta, meta);
 
         // Every bit of the numbers is guarded, by SHA-256 or CRC-32.
         let mut bytes = std::fs::read(&path).unwrap();
@@ -326,7 +326,7 @@ fn torchvision_takes_the_weights_of_a_released_classifier_strictly() {
     checkpoint::write_safetensors(&safetensors, &weights, &meta).unwrap();
     for path in [&torch, &safetensors] {
         let loaded = checkpoint::open(path, WhichWeights::Default).unwrap();
-        assert!(loaded.weights == weights && loaded.meta().unwrap() == meta);
+        assert!(loaded.weights == weights && loaded.describe(&Given::default()).unwrap().meta == meta);
         assert_eq!(loaded.integers.len(), 20);
         assert!(loaded.integers.values().all(|count| *count == [690]));
         assert!(loaded.integers.contains_key("layer4.0.downsample.1.num_batches_tracked"));

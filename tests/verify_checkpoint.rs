@@ -4,12 +4,12 @@ use std::{path::Path, process::Output};
 
 use serde_json::{Value, json};
 use tiny_cats::checkpoint::{
-    self, TrainingState, WhichWeights,
+    self, Given, InitFile, Initial, TrainingState, WhichWeights,
     torch::{Item, write},
 };
 use tiny_cats_export::{
     ExportOptions, ModelMeta, Network, export,
-    onnx::{OnnxGraph, Storage},
+    onnx::{OnnxFile, OnnxGraph, Storage},
     to_onnx,
 };
 use tiny_cats_models::{
@@ -269,7 +269,7 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         let network = serde_json::to_value(Network::ResNet(config.clone())).unwrap();
         assert_eq!(well(&path, &["--skip-onnx"])["network"], network);
         let loaded = checkpoint::open(&path, WhichWeights::Default).unwrap();
-        let meta = loaded.meta().unwrap();
+        let meta = loaded.describe(&Given::default()).unwrap().meta;
         assert_eq!((meta.image_size, meta.classes[6].as_str()), (224, "Maine_Coon"));
         assert_eq!(loaded.integers["bn1.num_batches_tracked"], [690]);
 
@@ -326,49 +326,115 @@ fn a_file_of_halves_is_well_if_they_are_these_weights_rounded() {
     }
 }
 
+/// What a ResNet `config` of `classes` begins with, from a file.
+fn initial(path: &Path, config: &ResNetConfig, classes: &[&str]) -> checkpoint::Result<Initial> {
+    let classes: Vec<String> = classes.iter().map(ToString::to_string).collect();
+    InitFile::open(path)?.classifier(&ResNetConfig { classes: classes.len(), ..config.clone() }, &classes)
+}
+
+fn renamed(weights: &Weights, name: impl Fn(&str) -> String) -> Weights {
+    weights.iter().map(|(key, array)| (name(key), array.clone())).collect()
+}
+
+fn save_dictionary(path: &Path, weights: &Weights) {
+    let items = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array))).collect();
+    write(path, &Item::Dict(items)).unwrap();
+}
+
 #[test]
-fn a_backbone_is_all_but_the_head_of_the_same_network() {
+fn a_classifier_begins_with_a_body_whatever_its_head_and_its_prefix() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("resnet18.safetensors");
+    let path = dir.path().join("resnet18.pt");
     let theirs = ResNetConfig { classes: 1000, ..resnet() };
     let weights = moved(init(&theirs.specs().unwrap(), 1));
-    let save = |weights: &Weights| {
-        let items = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array))).collect();
-        write(&path, &Item::Dict(items)).unwrap();
-    };
+    let mut body = weights.clone();
+    body.retain(|name, _| !name.starts_with("fc."));
     let wanted = ResNetConfig { head: Head::Dropout, ..resnet() };
+    let begins = |weights: &Weights| {
+        save_dictionary(&path, weights);
+        let file = InitFile::open(&path).unwrap();
+        let held = file.resnet().unwrap();
+        assert_eq!((held.depth, held.width, file.image_size()), (18, 4, None));
+        let found = initial(&path, &wanted, &["x", "y"]).unwrap();
+        assert!(found.weights == body);
+        found.notes
+    };
+    // A head whose classes nobody knows is skipped, and so is anything else that is no part of the body; one line says so.
+    assert_eq!(begins(&weights), ["skipped 2 tensors that the network does not have: fc.bias, fc.weight"]);
+    assert!(begins(&body).is_empty());
+    let vector = |n| Array::new([n], vec![0.5; n]).unwrap();
+    let mut mlp = body.clone();
+    for i in 0..9 {
+        mlp.insert(format!("fc.{i}.bias"), vector(3));
+    }
+    let [line] = &begins(&mlp)[..] else { panic!() };
+    assert!(line.starts_with("skipped 9 tensors") && line.ends_with("fc.5.bias and 3 more"), "{line}");
+    let mut many = weights.clone();
+    many.insert("fc.weight".into(), Array::new([11_221, 32], vec![0.0; 11_221 * 32]).unwrap());
+    many.insert("fc.bias".into(), vector(11_221));
+    assert_eq!(begins(&many).len(), 1);
+    for prefix in ["encoder.", "model.", "module.", "_orig_mod.", "module.encoder_q.", "net.backbone."] {
+        assert_eq!(begins(&renamed(&weights, |name| format!("{prefix}{name}"))).len(), 1, "{prefix}");
+    }
+
     let refused = |expected: &str| {
-        let line = checkpoint::backbone(&path, &wanted).unwrap_err().to_string();
+        let line = initial(&path, &wanted, &["x", "y"]).unwrap_err().to_string();
         assert_eq!(line, format!("{}: {expected}", path.display()));
     };
-    save(&weights);
-    let mut expected = weights.clone();
-    expected.retain(|name, _| !name.starts_with("fc."));
-    assert!(checkpoint::backbone(&path, &wanted).unwrap() == expected);
-    checkpoint::write_safetensors(&path, &weights, &resnet_meta(&theirs)).unwrap();
-    assert!(checkpoint::backbone(&path, &wanted).unwrap() == expected);
-
     let deeper = ResNetConfig { depth: 34, ..theirs.clone() };
-    save(&init(&deeper.specs().unwrap(), 1));
+    save_dictionary(&path, &init(&deeper.specs().unwrap(), 1));
     refused("holds a resnet34 of width 4; expected a resnet18 of width 4");
     let (_, folded) = fold(&theirs, &weights).unwrap();
-    save(&folded);
-    refused(
-        "holds a resnet18 of width 4 without batch normalisation; expected a resnet18 of width 4 with batch normalisation",
-    );
+    save_dictionary(&path, &folded);
+    refused("holds a resnet18 of width 4 without batch normalisation; expected a resnet18 of width 4");
     checkpoint::write_torch(&path, &trained(&modern()), &meta(&modern())).unwrap();
-    refused("holds a TinyDiT; expected a resnet18 of width 4");
+    refused(
+        "network: expected a ResNet-18, 34 or 50, found TinyDiT of 16 px in patches of 2 px, width 32, depth 2, 2 heads, 3 classes",
+    );
     let mut other = weights.clone();
     other.insert("layer1.0.conv1.weight".into(), Array::new([4, 2, 3, 3], vec![0.0; 72]).unwrap());
-    save(&other);
+    save_dictionary(&path, &other);
     refused("layer1.0.conv1.weight: shape [4, 2, 3, 3], expected [4, 4, 3, 3]");
-    other.insert("layer1.0.conv1.weight".into(), weights["layer1.0.conv2.weight"].clone());
+    other = weights.clone();
+    other.remove("layer2.0.bn1.bias");
+    save_dictionary(&path, &other);
+    refused("layer2.0.bn1.bias: missing");
+    other = weights.clone();
     other.insert("layer1.2.conv1.weight".into(), weights["layer1.0.conv2.weight"].clone());
-    save(&other);
+    save_dictionary(&path, &other);
     refused("layers: expected the blocks of a ResNet-18, 34 or 50, found stages of [3, 2, 2, 2]");
-    save(&Weights::from([("features.0.weight".into(), Array::new([1], vec![0.0]).unwrap())]));
-    let line = checkpoint::backbone(&path, &wanted).unwrap_err().to_string();
-    assert!(line.contains("neither a TinyDiT's nor a ResNet's"), "{line}");
+    save_dictionary(&path, &Weights::from([("features.0.weight".into(), vector(1))]));
+    refused(
+        "network: expected a ResNet-18, 34 or 50, found no tensor whose name ends in layer4.0.conv1.weight",
+    );
+}
+
+#[test]
+fn classes_that_a_file_knows_by_name_keep_their_part_of_the_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("breeds.safetensors");
+    let theirs = ResNetConfig { classes: 3, ..resnet() };
+    let weights = moved(init(&theirs.specs().unwrap(), 1));
+    let names = ["Maine_Coon", "Siamese", "other"].map(String::from).to_vec();
+    checkpoint::write_safetensors(&path, &weights, &ModelMeta::resnet(&theirs, 48, names)).unwrap();
+    assert_eq!(InitFile::open(&path).unwrap().image_size(), Some(48));
+    let config = ResNetConfig { head: Head::Dropout, ..resnet() };
+    let found = initial(&path, &config, &["tabby", "siamese", "Maine Coon", "calico"]).unwrap();
+    assert_eq!(found.notes, ["2 of 4 classes are in the file; new: tabby, calico"]);
+    let (old, new) = (&weights["fc.weight"], &found.weights["fc.1.weight"]);
+    let row = |array: &Array, i: usize| array.data()[i * 32..(i + 1) * 32].to_vec();
+    let mean: Vec<f32> = (0..32)
+        .map(|i| (0..3).map(|r| f64::from(old.data()[r * 32 + i]) / 3.0).sum::<f64>() as f32)
+        .collect();
+    assert_eq!(new.dims(), [4, 32]);
+    for (i, expected) in [mean.clone(), row(old, 1), row(old, 0), mean].iter().enumerate() {
+        assert!(row(new, i).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "row {i}");
+    }
+    assert_eq!(found.weights["fc.1.bias"].data()[1], weights["fc.bias"].data()[1]);
+    // Where no class is known, the head is a new one.
+    let found = initial(&path, &config, &["tabby", "calico"]).unwrap();
+    assert!(!found.weights.keys().any(|name| name.starts_with("fc.")));
+    assert_eq!(found.notes, ["skipped 2 tensors that the network does not have: fc.bias, fc.weight"]);
 }
 
 #[test]
@@ -379,35 +445,147 @@ fn a_generator_of_smaller_pictures_makes_of_enlarged_ones_what_it_made_enlarged(
     let (small, large) = (named(16), named(48));
     let weights = trained(&small);
     checkpoint::write_safetensors(&path, &weights, &meta(&small)).unwrap();
-    assert!(checkpoint::generator(&path, &small).unwrap() == weights);
-    let grown = checkpoint::generator(&path, &large).unwrap();
+    let classes = meta(&small).classes;
+    let begin = |config: &TinyDitConfig, classes: &[String]| {
+        InitFile::open(&path).unwrap().generator(config, classes)
+    };
+    assert_eq!(InitFile::open(&path).unwrap().tiny_dit().unwrap(), small);
+    let same = begin(&small, &classes).unwrap();
+    assert!(same.weights == weights && same.notes.is_empty());
+    let grown = begin(&large, &classes).unwrap().weights;
     let enlarged = |x: &[f32]| -> Vec<f32> {
         (0..3 * 48 * 48).map(|i| x[(i / (48 * 48) * 16 + i / 48 % 48 / 3) * 16 + i % 48 / 3]).collect()
     };
-    let predict = |config: &TinyDitConfig, weights: &Weights, x: Vec<f32>| {
+    let predict = |config: &TinyDitConfig, weights: &Weights, x: Vec<f32>, label: f32| {
         let mut params = native::Params::new(weights.clone());
         let model = TinyDit::<native::Value>::new(config, &mut Scope::root(&mut params)).unwrap();
         let value = |dims: Vec<usize>, x| native::Value::new(Array::new(dims, x).unwrap()).unwrap();
         let x = value(vec![1, 3, config.image_size, config.image_size], x);
-        model.forward(&x, &value(vec![1], vec![0.3]), &value(vec![1], vec![2.0])).unwrap().into_array()
+        model.forward(&x, &value(vec![1], vec![0.3]), &value(vec![1], vec![label])).unwrap().into_array()
     };
     let x = noise(1, 0, 3 * 16 * 16);
-    let (expected, found) = (predict(&small, &weights, x.clone()), predict(&large, &grown, enlarged(&x)));
+    let (expected, found) =
+        (predict(&small, &weights, x.clone(), 2.0), predict(&large, &grown, enlarged(&x), 2.0));
     let expected = enlarged(expected.data());
     assert!(expected.iter().any(|v| v.abs() > 0.1));
     for (found, expected) in found.data().iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-4, "{found}, {expected}");
     }
+
+    // With other classes, those of the same name and the null class are drawn as before.
+    let others = ["new", "cat 2", "CAT-0", "newer", "newest"].map(String::from).to_vec();
+    let config = TinyDitConfig { classes: 5, ..small.clone() };
+    let found = begin(&config, &others).unwrap();
+    assert_eq!(found.notes, ["2 of 5 classes are in the file; new: new, newer, newest"]);
+    for (label, before) in [(1.0, 2.0), (2.0, 0.0), (5.0, 3.0)] {
+        assert!(
+            predict(&config, &found.weights, x.clone(), label)
+                == predict(&small, &weights, x.clone(), before)
+        );
+    }
+    let rows = |weights: &Weights| weights["breed_embedder.embedding.weight"].clone();
+    assert_eq!(rows(&found.weights).dims(), [6, 128]);
+    let mean = |i: usize| (0..3).map(|r| rows(&weights).data()[r * 128 + i]).sum::<f32>() / 3.0;
+    assert!((0..128).all(|i| (rows(&found.weights).data()[3 * 128 + i] - mean(i)).abs() < 1e-6));
+
     for other in [
         named(8),
         named(40),
         TinyDitConfig::named("tiny", 16, 3).unwrap(),
-        TinyDitConfig { classes: 4, ..named(16) },
         TinyDitConfig { patch_size: 2, ..named(48) },
     ] {
-        let line = checkpoint::generator(&path, &other).unwrap_err().to_string();
+        let line = begin(&other, &classes).unwrap_err().to_string();
         assert!(line.starts_with(&format!("{}: holds a TinyDiT of 16 px in", path.display())), "{line}");
     }
+}
+
+#[test]
+fn what_a_file_does_not_say_is_assumed_and_has_an_exit_code_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bare.pt");
+    save_dictionary(&path, &trained(&legacy()));
+    let output = run(&path, &[]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    for expected in ["assumed    image size 128", "assumed    heads 1", "set it with --heads", "ok, if"] {
+        assert!(text(&output).contains(expected), "{}", text(&output));
+    }
+    let report: Value = serde_json::from_slice(&run(&path, &["--json"]).stdout).unwrap();
+    let fields: Vec<&Value> = report["assumed"].as_array().unwrap().iter().map(|a| &a["field"]).collect();
+    assert_eq!(fields, ["image_size", "heads", "classes"]);
+    let given = ["--image-size", "32", "--heads", "4", "--classes", "a,b,c,d,e,f,g,h,i,j,k,l,m"];
+    let report = well(&path, &given);
+    assert_eq!((&report["network"]["heads"], &report["network"]["image_size"]), (&json!(4), &json!(32)));
+    ill(&path, &["--heads", "5"], "heads: expected a divisor of width 64, found 5");
+
+    // An exported file holds what was given, and is verified as such.
+    let export = |flags: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tiny-cats"));
+        command.arg("export").arg(&path).args(flags).output().unwrap()
+    };
+    assert_eq!(export(&[]).status.code(), Some(3));
+    assert!(text(&export(&[])).contains("assumed heads 1: the file does not say"), "{}", text(&export(&[])));
+    assert_eq!(export(&given).status.code(), Some(0));
+    let meta = OnnxFile::open(&dir.path().join("bare.onnx")).unwrap().meta().unwrap();
+    assert_eq!((meta.image_size, meta.classes[12].as_str()), (32, "m"));
+    well(&path, &given);
+    ill(&path, &[&given[..2], &["--heads", "2"], &given[4..]].concat(), "another network");
+
+    // As others write it: what it says is read, and what it does not say is assumed.
+    let file = dir.path().join("hub.safetensors");
+    let weights = trained(&legacy());
+    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = weights
+        .iter()
+        .map(|(name, a)| {
+            (name.clone(), a.dims().to_vec(), a.data().iter().flat_map(|v| v.to_le_bytes()).collect())
+        })
+        .collect();
+    let view = |dims: &Vec<usize>, bytes| {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, dims.clone(), bytes).unwrap()
+    };
+    for (heads, code) in [(None, 3), (Some("4"), 0)] {
+        let mut said: std::collections::HashMap<String, String> =
+            [("image_size", "32"), ("embed_dim", "64"), ("format", "pt")]
+                .map(|(k, v)| (k.into(), v.into()))
+                .into();
+        said.extend(heads.map(|heads| ("num_heads".to_owned(), heads.to_owned())));
+        let views = bytes.iter().map(|(name, dims, bytes)| (name, view(dims, bytes)));
+        safetensors::serialize_to_file(views, Some(said), &file).unwrap();
+        let output = run(&file, &[]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        assert!(text(&output).contains("32 px"), "{}", text(&output));
+    }
+}
+
+/// One weight that differs may change no output by more than rounding does.
+#[test]
+fn an_onnx_file_with_one_other_weight_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, onnx) = (dir.path().join("cat.safetensors"), dir.path().join("cat.onnx"));
+    let weights = trained(&modern());
+    checkpoint::write_safetensors(&path, &weights, &meta(&modern())).unwrap();
+    let mut other = weights.clone();
+    // The row of a class that the verification's inputs do not use.
+    other.get_mut("breed_embedder.embedding.weight").unwrap().data_mut()[40] += 0.14;
+    std::fs::write(&onnx, to_onnx(&meta(&modern()), &other, 17).unwrap()).unwrap();
+    ill(&path, &[], "breed_embedder.embedding.weight: 1 of 128 values differ, by up to 1.40e-1");
+    std::fs::write(&onnx, to_onnx(&meta(&modern()), &weights, 17).unwrap()).unwrap();
+    let compared = &well(&path, &[])["weights_compared"];
+    assert_eq!((&compared["found"], &compared["total"]), (&json!(weights.len()), &json!(weights.len())));
+}
+
+/// Rounding errors grow with the values that are summed.
+#[test]
+fn a_network_of_large_outputs_is_held_to_a_tolerance_of_their_scale() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, onnx) = (dir.path().join("cat.safetensors"), dir.path().join("cat.onnx"));
+    let mut weights = trained(&modern());
+    for name in ["final_layer.linear.weight", "final_layer.linear.bias"] {
+        weights.get_mut(name).unwrap().data_mut().iter_mut().for_each(|v| *v *= 20_000.0);
+    }
+    checkpoint::write_safetensors(&path, &weights, &meta(&modern())).unwrap();
+    std::fs::write(&onnx, to_onnx(&meta(&modern()), &weights, 17).unwrap()).unwrap();
+    let range = well(&path, &[])["output_range"].clone();
+    assert!(range[1].as_f64().unwrap() > 2000.0, "{range}");
 }
 
 #[test]

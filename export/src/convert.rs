@@ -65,8 +65,12 @@ pub(crate) fn to_onnx_stored(
     graph.finish(&[(name, &output)], &[(META_KEY, meta.to_json())])
 }
 
-/// What an ONNX file of this model holds: a classifier is folded.
-pub(crate) fn exported<'a>(
+/// The metadata and weights that an ONNX file of this model holds: a classifier's batch normalisations are
+/// [folded](tiny_cats_models::fold), a generator is unchanged.
+///
+/// # Errors
+/// When `weights` lack what is folded.
+pub fn exported<'a>(
     meta: &'a ModelMeta,
     weights: &'a Weights,
 ) -> Result<(Cow<'a, ModelMeta>, Cow<'a, Weights>)> {

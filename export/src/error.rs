@@ -1,6 +1,6 @@
 //! The one error of this crate.
 
-use std::path::PathBuf;
+use std::{borrow::Cow, fmt::Write, path::PathBuf};
 
 /// Why a model could not be written, read, proved or sampled from.
 #[derive(Debug, thiserror::Error)]
@@ -68,13 +68,60 @@ pub enum Error {
 /// This crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The most bytes of a file's text that an error repeats.
+const MAX_EXCERPT: usize = 400;
+
+/// `text` for a message: in one line, with control characters escaped, and cut to a few hundred bytes.
+///
+/// ```
+/// assert_eq!(tiny_cats_export::excerpt("a\n\u{1b}[2J"), r"a\n\u{1b}[2J");
+/// assert!(tiny_cats_export::excerpt(&"x".repeat(1 << 20)).len() < 500);
+/// ```
+pub fn excerpt(text: &str) -> Cow<'_, str> {
+    escaped(text, MAX_EXCERPT)
+}
+
+/// `text` with control characters escaped, cut to at most `limit` bytes and a mark that it was cut.
+fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit && !text.contains(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut line = String::new();
+    for c in text.chars() {
+        let before = line.len();
+        if is_unsafe(c) {
+            // Writing to a string cannot fail.
+            let _ = write!(line, "{}", c.escape_debug());
+        } else {
+            line.push(c);
+        }
+        if line.len() > limit {
+            line.truncate(before);
+            line.push('…');
+            break;
+        }
+    }
+    Cow::Owned(line)
+}
+
+/// Whether `c` could change how the line around it is shown: control characters, line separators, and marks of writing direction.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 impl Error {
     pub(crate) fn file(
         file: impl std::fmt::Display,
         field: impl Into<String>,
         message: impl Into<String>,
     ) -> Self {
-        Error::File { file: file.to_string(), field: field.into(), message: message.into() }
+        let (field, message) = (field.into(), message.into());
+        Error::File {
+            file: escaped(&file.to_string(), usize::MAX).into_owned(),
+            field: excerpt(&field).into_owned(),
+            message: excerpt(&message).into_owned(),
+        }
     }
 
     pub(crate) fn request(field: &'static str, message: impl Into<String>) -> Self {
@@ -84,5 +131,30 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         |source| Error::Io { path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_is_one_short_line() {
+        assert!(matches!(excerpt("plain, with 'quotes' and umlauts: ä"), Cow::Borrowed(_)));
+        assert_eq!(excerpt("a\r\n\0\u{85}\u{202e}b\u{2028}"), r"a\r\n\0\u{85}\u{202e}b\u{2028}");
+        for text in ["ä".repeat(10_000), "\u{1b}".repeat(10_000), "x".repeat(401)] {
+            let short = excerpt(&text);
+            assert!(short.ends_with('…') && short.len() <= MAX_EXCERPT + '…'.len_utf8(), "{short}");
+            assert!(short.len() > MAX_EXCERPT - 10);
+        }
+        assert_eq!(excerpt(&"x".repeat(400)).len(), 400);
+    }
+
+    #[test]
+    fn an_error_about_a_file_repeats_little_of_it_and_no_control_characters() {
+        let hostile = "\n\u{1b}[31m".repeat(1000);
+        let error = Error::file("cat\n.onnx", hostile.clone(), hostile).to_string();
+        assert!(error.starts_with("cat\\n.onnx: \\n\\u{1b}[31m") && error.len() < 1000, "{error}");
+        assert!(!error.contains(char::is_control));
     }
 }

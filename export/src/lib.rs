@@ -9,6 +9,8 @@ mod features;
 mod font;
 mod generator;
 mod grid;
+pub(crate) mod guard;
+mod integrity;
 mod load;
 mod meta;
 pub mod onnx;
@@ -21,11 +23,12 @@ pub mod sample;
 pub use atomic::{Staged, png, stage, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
-pub use error::{Error, Result};
+pub use error::{Error, Result, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
 pub use generator::{Breed, Generator, Picture, Request};
 pub use grid::{grid, sheet, shown, to_rgb};
+pub use integrity::Integrity;
 pub use load::{Model, predecessor_classes};
 pub use meta::{
     ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,
@@ -39,5 +42,5 @@ pub use tiny_cats_models::Network;
 #[cfg(feature = "candle")]
 pub use verify::{
     ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, Report, Rounding, RuntimeReport, TOLERANCE, Tolerance,
-    export, psnr, report_path, rounding, verify, verify_on,
+    export, exported, psnr, report_path, rounding, scale, verify, verify_on,
 };

@@ -67,3 +67,12 @@ impl Network {
         }
     }
 }
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Network::TinyDit(config) => config.fmt(f),
+            Network::ResNet(config) => config.fmt(f),
+        }
+    }
+}

@@ -207,6 +207,14 @@ impl TinyDitConfig {
     }
 }
 
+impl std::fmt::Display for TinyDitConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { image_size, patch_size, width, depth, heads, classes, .. } = self;
+        write!(f, "TinyDiT of {image_size} px in patches of {patch_size} px, ")?;
+        write!(f, "width {width}, depth {depth}, {heads} heads, {classes} classes")
+    }
+}
+
 /// The fixed sine-cosine embedding of a square grid, `[side², width]`: half of the width for the row, half for the column
 /// (MAE, arXiv 2111.06377).
 fn positions(side: usize, width: usize) -> Result<Array> {

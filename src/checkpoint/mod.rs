@@ -4,7 +4,11 @@
 //! [safetensors](write_safetensors) and for [PyTorch](write_torch). [`open`] reads these and the files of the Python project that this
 //! one succeeds. No file is trusted: sizes, counts, nesting and offsets are checked before anything is allocated.
 
+mod compare;
+mod describe;
 mod error;
+mod init;
+mod model;
 mod network;
 mod numbers;
 mod open;
@@ -14,8 +18,11 @@ mod state;
 pub mod torch;
 pub mod verify;
 
+pub use compare::WeightsCompared;
+pub use describe::{Assumed, Described, Given};
 pub use error::{Error, Problem, Result};
-pub use network::{backbone, generator, infer_network};
+pub use init::{InitFile, Initial};
+pub use model::{OpenError, is_checkpoint, open_model};
 pub use numbers::{Dtype, Numbers};
 pub use open::{Format, Loaded, WhichWeights, open};
 pub use released::{write_safetensors, write_torch};

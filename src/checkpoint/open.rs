@@ -3,20 +3,17 @@
 use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
 
 use serde_json::Value as Json;
-use tiny_cats_export::{META_KEY, ModelMeta, Network, predecessor_classes};
+use tiny_cats_export::{META_KEY, ModelMeta};
 use tiny_cats_models::{Array, Weights, resnet::BATCH_COUNT};
 
 use super::{
-    Problem, Result, TrainingState, infer_network,
+    Problem, Result, TrainingState,
     numbers::Numbers,
     released,
     safetensors::{SafeTensors, Stored},
     state,
     torch::{Tensor, TorchFile, Value},
 };
-
-/// The pictures that the Python project's classifiers, and torchvision's, were trained on.
-const PREDECESSOR_IMAGE_SIZE: usize = 224;
 
 /// Which of a checkpoint's weights are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,10 +69,12 @@ pub struct Loaded {
     pub integers: BTreeMap<String, Vec<i64>>,
     /// Whether `weights` are averages.
     pub averaged: bool,
-    /// What our own files say about the model; [`Loaded::meta`] knows more files.
+    /// What our own files say about the model; [`Loaded::describe`] knows more files.
     pub own_meta: Option<ModelMeta>,
-    /// What others' files call `config`.
+    /// What others' files say about it: what they call `config`, or safetensors' metadata.
     pub config: Option<Json>,
+    /// Whether the trainer of the Python project's classifiers wrote it, which trains one kind of network on pictures of one size.
+    pub by_predecessor: bool,
     /// How many steps it was trained, if the file says so.
     pub step: Option<u64>,
 }
@@ -117,27 +116,10 @@ fn looks_like(start: &[u8]) -> &'static str {
 }
 
 impl Loaded {
-    fn new(format: Format) -> Self {
+    pub(super) fn new(format: Format) -> Self {
         let (weights, integers) = Default::default();
-        Self { format, weights, integers, averaged: false, own_meta: None, config: None, step: None }
-    }
-
-    /// What a program must know to use the model: what the file says, else what the names and shapes of its weights say. A
-    /// network of as many classes as the Python project's has its class names, another one numbers.
-    ///
-    /// # Errors
-    /// When the weights are of no network that is known.
-    pub fn meta(&self) -> Result<ModelMeta, Problem> {
-        if let Some(meta) = &self.own_meta {
-            return Ok(meta.clone());
-        }
-        match infer_network(&self.weights, self.config.as_ref())? {
-            Network::TinyDit(config) => Ok(ModelMeta::tiny_dit(&config, predecessor_classes(config.classes))),
-            Network::ResNet(config) => {
-                let classes = predecessor_classes(config.classes);
-                Ok(ModelMeta::resnet(&config, PREDECESSOR_IMAGE_SIZE, classes))
-            }
-        }
+        let (own_meta, config, step) = Default::default();
+        Self { format, weights, integers, averaged: false, own_meta, config, by_predecessor: false, step }
     }
 
     /// A file with one set of weights: released ones say in their provenance whether they are averages, others' are taken as raw.
@@ -183,6 +165,11 @@ fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem>
     if let Some(text) = file.metadata.get(META_KEY) {
         loaded.own_meta = Some(released::parse_meta(text)?);
         loaded.format = Format::ReleasedSafetensors;
+    } else {
+        // Texts that are JSON, as some write a whole configuration, are read as such.
+        let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| Json::from(text.as_str()));
+        let said = file.metadata.iter().map(|(key, text)| (key.clone(), value(text)));
+        loaded.config = Some(said.collect());
     }
     for Stored { name, dims, numbers } in file.read(|_| true)? {
         loaded.insert(&name, dims, numbers)?;
@@ -235,6 +222,8 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
         _ => None,
     };
     loaded.config = dictionary("config").map(Value::to_json);
+    loaded.by_predecessor = format == Format::TorchTraining
+        && ["epoch", "val_acc", "timestamp"].iter().all(|key| root.get(key).is_some());
     let ema_wanted = !format.is_released()
         && (which == WhichWeights::Ema || (which == WhichWeights::Default && raw.is_none()));
     let tensors = match (raw, ema) {

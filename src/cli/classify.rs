@@ -11,7 +11,7 @@ use tiny_cats_export::{Candidate, Classifier, Error, Model, Options, Prediction}
 use tiny_cats_models::pretrained;
 use walkdir::{DirEntry, WalkDir};
 
-use super::common::Runtime;
+use super::common::{Runtime, open_model};
 use crate::data::printable;
 
 /// More files than anybody has patience for; a list of them fits into memory.
@@ -23,7 +23,7 @@ pub struct Args {
     /// Pictures (PNG, JPEG or WebP), and folders, of which all files are taken but hidden ones; links to folders are not followed in them
     #[arg(required = true, value_name = "IMAGE|DIR")]
     paths: Vec<PathBuf>,
-    /// The model, .onnx or .safetensors [default: the one that comes with this program]
+    /// The model: .onnx, .safetensors or .pt [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// How many classes to tell of each picture, the most probable first [default: 3]
@@ -50,7 +50,7 @@ type Skipped = (PathBuf, String);
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
-        Some(path) => Model::open(path)?,
+        Some(path) => open_model(path)?,
         None => Model::from_bytes(pretrained::CLASSIFIER.to_vec(), "the pretrained ResNet-18")?,
     };
     let mut classifier = Classifier::from_model(&model, &options)?;

@@ -8,10 +8,14 @@ use std::{
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::Value;
-use tiny_cats_export::{runtime::RuntimeKind, write_atomically};
+use tiny_cats_export::{Model, runtime::RuntimeKind, write_atomically};
 
 use super::logging;
-use crate::{checkpoint::WhichWeights, data::printable, doctor::GET_CUDA};
+use crate::{
+    checkpoint::{self, Assumed, Given, WhichWeights},
+    data::printable,
+    doctor::GET_CUDA,
+};
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -114,6 +118,50 @@ pub fn which(weights: Option<WeightsKind>) -> WhichWeights {
         Some(WeightsKind::Raw) => WhichWeights::Raw,
         Some(WeightsKind::Ema) => WhichWeights::Ema,
     }
+}
+
+/// What a checkpoint may not say about its model.
+#[derive(clap::Args, Clone, Debug)]
+pub struct GivenArgs {
+    /// Side of the model's pictures in pixels, where the file does not say it
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+    /// Attention heads of the network, where the file does not say it
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Names of the classes in the order of their labels, where the file does not say them
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    classes: Option<Vec<String>>,
+}
+
+impl From<GivenArgs> for Given {
+    fn from(args: GivenArgs) -> Self {
+        Self { image_size: args.image_size, heads: args.heads, classes: args.classes }
+    }
+}
+
+/// The exit code when a file does not say all that its model needs, and the rest was assumed.
+pub const ASSUMED: u8 = 3;
+
+/// Says on the standard error stream what had to be assumed about the model in `path`.
+pub fn tell_assumed(path: &Path, assumed: &[Assumed]) {
+    for assumed in assumed {
+        let flag = assumed.field.replace('_', "-");
+        let path = path.display();
+        logging::note(&format!(
+            "{path}: assumed {assumed}: the file does not say; `tiny-cats export --{flag}` sets it"
+        ));
+    }
+}
+
+/// Opens a file as a model: a graph, or a checkpoint of any format that is read. Says what had to be assumed.
+///
+/// # Errors
+/// Those of [`checkpoint::open_model`].
+pub fn open_model(path: &Path) -> anyhow::Result<Model> {
+    let (model, assumed) = checkpoint::open_model(path)?;
+    tell_assumed(path, &assumed);
+    Ok(model)
 }
 
 /// Says which pictures were left out. Their names may come from an index, which may be of anybody.

@@ -1,6 +1,6 @@
-//! `tiny-cats export`: writes a checkpoint as ONNX, and proves it.
+//! `tiny-cats export`: writes a checkpoint as ONNX, and verifies the file.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use tiny_cats_export::{
@@ -9,11 +9,15 @@ use tiny_cats_export::{
     report_path,
 };
 
-use super::common::{WeightsKind, which};
+use super::common::{ASSUMED, GivenArgs, WeightsKind, tell_assumed, which};
 use crate::checkpoint;
 
 /// What `tiny-cats export` is called with.
 #[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Exit codes: 0 if the file was written and verified, 1 if not, 2 for a wrong usage, 3 if it was written and verified, \
+    but some of what its model needs had to be assumed."
+)]
 pub struct Args {
     /// A released model, a training state, or a file of PyTorch
     checkpoint: PathBuf,
@@ -35,15 +39,19 @@ pub struct Args {
     /// Compare whole sampling trajectories of a generator too
     #[arg(long)]
     test: bool,
+    #[command(flatten)]
+    given: GivenArgs,
 }
 
-/// Runs it.
+/// Runs it. The exit code is [`ASSUMED`] if the checkpoint does not say all that its model needs.
 ///
 /// # Errors
 /// When the checkpoint cannot be read, the file cannot be written, or a runtime disagrees with the definition; then no file is left.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let loaded = checkpoint::open(&args.checkpoint, which(args.weights))?;
-    let meta = loaded.meta().with_context(|| args.checkpoint.display().to_string())?;
+    let described =
+        loaded.describe(&args.given.into()).with_context(|| args.checkpoint.display().to_string())?;
+    let meta = described.meta;
     let output = args.output.unwrap_or_else(|| args.checkpoint.with_extension("onnx"));
     let storage = if args.f16 { Storage::F16 } else { Storage::F32 };
     let options = ExportOptions { opset: args.opset, trajectory: args.test, storage };
@@ -55,7 +63,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         report.bytes as f64 / 1e6,
         report_path(&output).display()
     );
-    Ok(())
+    tell_assumed(&args.checkpoint, &described.assumed);
+    Ok(if described.assumed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(ASSUMED) })
 }
 
 fn print(report: &Report) {

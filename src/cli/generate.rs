@@ -15,12 +15,12 @@ use tiny_cats_export::{
 };
 use tiny_cats_models::pretrained;
 
-use super::common::{Runtime, interval};
+use super::common::{Runtime, interval, open_model};
 
 /// What `tiny-cats generate` is called with.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The model, .onnx or .safetensors [default: the one that comes with this program]
+    /// The model: .onnx, .safetensors or .pt [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// A breed by name, or all in turn
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
-        Some(path) => Model::open(path)?,
+        Some(path) => open_model(path)?,
         None => Model::from_bytes(pretrained::TINYDIT.to_vec(), "the pretrained TinyDiT")?,
     };
     let mut generator = Generator::from_model(&model, &options)?;

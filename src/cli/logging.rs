@@ -26,8 +26,7 @@ const SAID: &str = "tiny_cats::said";
 /// The target of what other files have already, and the run's is to have, too.
 const EARLIER: &str = "tiny_cats::said::earlier";
 /// What is heard where `RUST_LOG` says nothing; of others only what went wrong.
-const CONSOLE: &str =
-    "error,tiny_cats=warn,tiny_cats::serve=info,tiny_cats_export=warn,tiny_cats_models=warn";
+const CONSOLE: &str = "error,tiny_cats=warn,tiny_cats::serve=info,tiny_cats::init=info,tiny_cats_export=warn,tiny_cats_models=warn";
 const FILES: &str = "warn,tiny_cats=info,tiny_cats_export=info,tiny_cats_models=info";
 
 /// How a line of a log file looks.

@@ -48,7 +48,7 @@ enum Command {
     /// Serves models by HTTP, and the web demo.
     #[cfg(feature = "serve")]
     Serve(serve::Args),
-    /// Writes a checkpoint as ONNX, and proves that the file is the model.
+    /// Writes a checkpoint as ONNX, and verifies the file on every runtime.
     Export(export::Args),
     /// Lists runs, and shows one.
     Runs(runs::Args),
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
-        Command::Export(args) => done(export::run(args)),
+        Command::Export(args) => export::run(args),
         Command::Runs(args) => done(runs::run(&args)),
         Command::Sweep(args) => sweep::run(&args),
         Command::Cloud(args) => cloud::run(&args, &matches),

@@ -17,7 +17,7 @@ use tiny_cats_export::Model;
 use tiny_cats_models::pretrained;
 
 use super::{
-    common::Runtime,
+    common::{Runtime, open_model},
     logging::{note, say},
 };
 use crate::{
@@ -208,7 +208,7 @@ fn open(path: Option<&Path>, name: &str, bytes: &'static [u8]) -> anyhow::Result
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     // It becomes part of a URL and of metrics.
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' };
-    Ok((stem.chars().map(plain).collect(), Model::open(path)?))
+    Ok((stem.chars().map(plain).collect(), open_model(path)?))
 }
 
 /// The first signal asks the server to stop; the second ends the process.

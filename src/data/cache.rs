@@ -1,9 +1,10 @@
 //! Files of decoded pictures, so that each is decoded once and not once a run.
 //!
 //! A file is named by what it is made of, form and SHA-256 of each picture in order, so that it never has to be brought up to date: what
-//! is wanted is there, or is not. It holds nothing but the pictures' pixels, then JSON that says which could not be decoded and why, then
-//! a trailer with lengths and a checksum. Where each picture's pixels are follows from the data set. Programs map it into memory: what of
-//! it is in use is in the system's page cache, which is shared by all runs and given up when memory is short.
+//! is wanted is there, or is not. It holds the pictures' pixels, then a CRC-32C of each picture's pixels (4 bytes each, little-endian), then
+//! JSON that says which could not be decoded and why, then a trailer with lengths and a checksum over all but the pixels. Where each
+//! picture's pixels are follows from the data set. Programs map it into memory: what of it is in use is in the system's page cache, which
+//! is shared by all runs and given up when memory is short. So a picture's checksum is verified when the picture is first used, not before.
 
 use std::{
     env,
@@ -149,28 +150,47 @@ pub(super) struct Key {
     pub hash: [u8; 32],
     /// How many bytes of pixels there are.
     pub pixels: u64,
+    /// How many pictures they are of.
+    pub pictures: u64,
 }
 
 /// The end of a file. It is written last, so that what is cut off has none.
 struct Trailer {
     hash: [u8; 32],
     pixels: u64,
+    pictures: u64,
     reasons: u64,
 }
 
 impl Trailer {
-    const MAGIC: &[u8; 16] = b"tiny-cats pixels";
-    const LEN: u64 = 16 + 32 + 8 + 8 + 4;
+    /// Of this version of the format; files without checksums of their pictures had another.
+    const MAGIC: &[u8; 16] = b"tiny-cats pixel2";
+    const LEN: u64 = 16 + 32 + 8 + 8 + 8 + 4;
 
-    /// With a checksum (CRC-32C) over itself and `reasons`.
-    fn bytes(&self, reasons: &[u8]) -> Vec<u8> {
+    /// With a checksum (CRC-32C) over itself and `before`, the checksums and reasons that stand before it.
+    fn bytes(&self, before: &[u8]) -> Vec<u8> {
         let mut bytes = Self::MAGIC.to_vec();
         bytes.extend(self.hash);
-        bytes.extend(self.pixels.to_le_bytes());
-        bytes.extend(self.reasons.to_le_bytes());
-        bytes.extend(crc32c::crc32c_append(crc32c::crc32c(reasons), &bytes).to_le_bytes());
+        for len in [self.pixels, self.pictures, self.reasons] {
+            bytes.extend(len.to_le_bytes());
+        }
+        bytes.extend(crc32c::crc32c_append(crc32c::crc32c(before), &bytes).to_le_bytes());
         bytes
     }
+}
+
+/// The checksum of a picture's pixels.
+pub(super) fn checksum(pixels: &[u8]) -> u32 {
+    crc32c::crc32c(pixels)
+}
+
+/// What a file says of its pictures.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Contents {
+    /// The [checksum] of each picture's pixels; of one that could not be decoded, 0.
+    pub sums: Vec<u32>,
+    /// Which pictures could not be decoded, in order, and why.
+    pub reasons: Reasons,
 }
 
 /// Which pictures could not be decoded, by number, and why.
@@ -198,12 +218,13 @@ impl Mapped {
 }
 
 impl Key {
-    fn path(&self, folder: &Path) -> PathBuf {
+    /// Where the file of these pictures is in `folder`.
+    pub(super) fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("{}-{}.{EXTENSION}", self.kind, hex(&self.hash)))
     }
 
     /// The file of these pictures in `folder`; `None` where there is none, and why there is none where one is not what it should be.
-    pub(super) fn open(&self, folder: &Path) -> std::result::Result<Option<(Mapped, Reasons)>, String> {
+    pub(super) fn open(&self, folder: &Path) -> std::result::Result<Option<(Mapped, Contents)>, String> {
         let path = self.path(folder);
         let about = |what: &str| format!("{}: {what}; it is made anew", path.display());
         let file = match File::open(&path) {
@@ -213,22 +234,30 @@ impl Key {
             file => file.map_err(|e| about(&e.to_string()))?,
         };
         let metadata = file.metadata().map_err(|e| about(&e.to_string()))?;
-        let reasons = metadata.len().checked_sub(self.pixels).and_then(|rest| rest.checked_sub(Trailer::LEN));
+        let sums = self.pictures.saturating_mul(4);
+        let fixed = self.pixels.saturating_add(sums).saturating_add(Trailer::LEN);
+        let reasons = metadata.len().checked_sub(fixed);
         let (true, Some(reasons)) = (metadata.is_file(), reasons.filter(|&len| len <= MOST_REASONS)) else {
-            let expected = self.pixels + Trailer::LEN;
-            return Err(about(&format!("{} bytes, expected {expected} or a few more", metadata.len())));
+            return Err(about(&format!("{} bytes, expected {fixed} or a few more", metadata.len())));
         };
         let mapped = Mapped::new(&file, None).map_err(|e| about(&e.to_string()))?;
-        // The pixels may be many, and are taken to be what was written; the rest is checked to the last bit.
-        let (text, trailer) = mapped.bytes()[self.pixels as usize..].split_at(reasons as usize);
-        if trailer != (Trailer { hash: self.hash, pixels: self.pixels, reasons }).bytes(text) {
-            return Err(about("its end is damaged"));
+        // The pixels may be many: each picture's are verified when they are first used.
+        let end = &mapped.bytes()[self.pixels as usize..];
+        let (before, trailer) = end.split_at((sums + reasons) as usize);
+        if trailer != self.trailer(reasons).bytes(before) {
+            return Err(about("its end is damaged, or of another version"));
         }
+        let (sums, text) = before.split_at(sums as usize);
+        let sums = sums.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         let reasons = serde_json::from_slice(text).map_err(|e| about(&e.to_string()))?;
-        Ok(Some((mapped, reasons)))
+        Ok(Some((mapped, Contents { sums, reasons })))
     }
 
-    /// Makes the file of these pictures in `folder`. `write` is to write the pixels, and returns which pictures could not be decoded, and
+    fn trailer(&self, reasons: u64) -> Trailer {
+        Trailer { hash: self.hash, pixels: self.pixels, pictures: self.pictures, reasons }
+    }
+
+    /// Makes the file of these pictures in `folder`. `write` is to write the pixels, and returns what the file is to say of the pictures, and
     /// whether that will be the same next time; if not, the file is used now and then deleted.
     ///
     /// It is written to a temporary name beside its place, synced, and renamed: several programs may do so at the same time, and of one
@@ -236,8 +265,8 @@ impl Key {
     pub(super) fn create(
         &self,
         folder: &Path,
-        write: impl FnOnce(&File) -> io::Result<(Reasons, bool)>,
-    ) -> io::Result<(Mapped, Reasons)> {
+        write: impl FnOnce(&File) -> io::Result<(Contents, bool)>,
+    ) -> io::Result<(Mapped, Contents)> {
         fs::create_dir_all(folder)?;
         forget_abandoned(folder);
         let needed = self.pixels.saturating_add(SPARE);
@@ -252,25 +281,26 @@ impl Key {
             .tempfile_in(folder)?;
         let file = temporary.as_file();
         file.set_len(self.pixels)?;
-        let (reasons, lasting) = write(file)?;
-        let text = serde_json::to_vec(&reasons)?;
-        let trailer = Trailer { hash: self.hash, pixels: self.pixels, reasons: text.len() as u64 };
-        let end = [&text[..], &trailer.bytes(&text)].concat();
+        let (contents, lasting) = write(file)?;
+        let text = serde_json::to_vec(&contents.reasons)?;
+        let mut end: Vec<u8> = contents.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        end.extend(&text);
+        end.extend(self.trailer(text.len() as u64).bytes(&end));
         write_at(file, &end, self.pixels)?;
         let mapped = |temporary: NamedTempFile| {
             let (file, path) = temporary.into_parts();
             Mapped::new(&file, Some(path))
         };
         if !lasting {
-            return Ok((mapped(temporary)?, reasons));
+            return Ok((mapped(temporary)?, contents));
         }
         #[cfg(unix)]
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
         file.sync_all()?;
         match temporary.persist(self.path(folder)) {
-            Ok(file) => Ok((Mapped::new(&file, None)?, reasons)),
+            Ok(file) => Ok((Mapped::new(&file, None)?, contents)),
             // Some systems do not replace a file that another program has mapped; it is the same.
-            Err(error) => Ok((mapped(error.file)?, reasons)),
+            Err(error) => Ok((mapped(error.file)?, contents)),
         }
     }
 }
@@ -355,12 +385,12 @@ mod tests {
             let file = File::create(dir.path().join(name)).unwrap();
             file.set_modified(SystemTime::now() - age).unwrap();
         }
-        let key = Key { kind: "squares-8".into(), hash: [7; 32], pixels: 3 };
-        let write = |file: &File| write_at(file, b"abc", 0).map(|()| (vec![(5, "why".to_string())], true));
-        key.create(dir.path(), write).unwrap();
+        let key = Key { kind: "squares-8".into(), hash: [7; 32], pixels: 3, pictures: 2 };
+        let contents = || Contents { sums: vec![checksum(b"abc"), 0], reasons: vec![(1, "why".to_string())] };
+        key.create(dir.path(), |file| write_at(file, b"abc", 0).map(|()| (contents(), true))).unwrap();
         let names: Vec<_> = list(dir.path()).unwrap().into_iter().map(|file| file.path).collect();
         assert_eq!(names, [dir.path().join(".writing-new.pixels"), key.path(dir.path())]);
-        let (mapped, reasons) = key.open(dir.path()).unwrap().unwrap();
-        assert_eq!((&mapped.bytes()[..3], reasons), (&b"abc"[..], vec![(5, "why".to_string())]));
+        let (mapped, found) = key.open(dir.path()).unwrap().unwrap();
+        assert_eq!((&mapped.bytes()[..3], found), (&b"abc"[..], contents()));
     }
 }

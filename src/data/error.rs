@@ -107,6 +107,16 @@ pub enum Error {
         /// Why, in one line.
         reason: String,
     },
+    /// A picture's decoded pixels are damaged in the cache, and decoding it again does not give them.
+    #[error("{}: its pixels in {} are damaged, and it can't be decoded again: {reason}", path.display(), cache.display())]
+    Damaged {
+        /// The picture.
+        path: PathBuf,
+        /// The file of the cache.
+        cache: PathBuf,
+        /// Why it can't be decoded.
+        reason: String,
+    },
     /// A picture could not be written.
     #[error("{}: can't write a picture: {reason}", folder.display())]
     Write {

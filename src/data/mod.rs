@@ -3,6 +3,7 @@
 mod augment;
 mod boxes;
 pub mod cache;
+mod cached;
 mod dataset;
 #[cfg(feature = "download")]
 pub mod download;

@@ -14,7 +14,8 @@ use tiny_cats_export::{resize_short_side, short_side_size};
 
 use super::{
     Cache, Dataset, Error, Picture, Result, View,
-    cache::{Key, Mapped, Reasons, write_at},
+    cache::{Contents, Key, checksum, write_at},
+    cached::{Cached, Held, byte_len},
     decode,
     view::Bytes,
 };
@@ -65,13 +66,15 @@ enum Missing {
 }
 
 enum Pixels {
-    Mapped(Mapped),
+    Cached(Cached),
     Memory(Vec<u8>),
 }
 
 /// The pictures of a data set as bytes, in memory or in a file that is mapped.
 pub struct Resident {
     pixels: Pixels,
+    root: PathBuf,
+    form: Form,
     /// Width and height of each picture, and where its bytes begin: row, column, channel.
     places: Vec<([u32; 2], usize)>,
     labels: Vec<u32>,
@@ -111,24 +114,34 @@ impl Resident {
             let bytes = shape.iter().try_fold(3usize, |bytes, &side| bytes.checked_mul(side as usize));
             total = bytes.and_then(|bytes| total.checked_add(bytes)).ok_or_else(too_many)?;
         }
-        let key = Key { kind: form.kind(), hash: hash(form, &chosen), pixels: total as u64 };
+        let (pictures, pixels) = (chosen.len() as u64, total as u64);
+        let key = Key { kind: form.kind(), hash: hash(form, &chosen), pixels, pictures };
         let mut notes = Vec::new();
         let file = cache.folder().and_then(|folder| {
             let found = key.open(&folder).unwrap_or_else(|note| {
                 notes.push(note);
                 None
             });
-            found.or_else(|| {
-                let made = key.create(&folder, |file| {
-                    let offsets = places.par_iter().map(|&(_, offset)| offset as u64);
-                    decode_all(data, form, &chosen, offsets, |offset, bytes| write_at(file, bytes, offset))
-                });
-                let said = |error| format!("{}: {error}; the pictures are kept in memory", folder.display());
-                made.map_err(|error| notes.push(said(error))).ok()
-            })
+            found
+                .or_else(|| {
+                    let made = key.create(&folder, |file| {
+                        let offsets = places.par_iter().map(|&(_, offset)| offset as u64);
+                        decode_all(data, form, &chosen, offsets, |offset, bytes| {
+                            write_at(file, bytes, offset)
+                        })
+                    });
+                    let said =
+                        |error| format!("{}: {error}; the pictures are kept in memory", folder.display());
+                    made.map_err(|error| notes.push(said(error))).ok()
+                })
+                .map(|found| (found, key.path(&folder)))
         });
+        let mut cached = None;
         let (pixels, reasons) = match file {
-            Some((mapped, reasons)) => (Pixels::Mapped(mapped), reasons),
+            Some(((mapped, contents), path)) => {
+                cached = Some((mapped, path, contents.sums));
+                (Vec::new(), contents.reasons)
+            }
             None => {
                 let mut pixels = Vec::new();
                 pixels.try_reserve_exact(total).map_err(|_| too_many())?;
@@ -143,19 +156,21 @@ impl Resident {
                     place.copy_from_slice(bytes);
                     Ok(())
                 };
-                let (reasons, _) = decode_all(data, form, &chosen, parts.into_par_iter(), put)
+                let (contents, _) = decode_all(data, form, &chosen, parts.into_par_iter(), put)
                     .map_err(Error::io(&data.root))?;
-                (Pixels::Memory(pixels), reasons)
+                (pixels, contents.reasons)
             }
         };
         let mut reasons = reasons.into_iter().peekable();
         let (mut labels, mut paths, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
         let mut kept = Vec::with_capacity(chosen.len());
+        let mut used = Vec::with_capacity(chosen.len());
         for ((i, picture), place) in chosen.into_iter().enumerate().zip(places) {
             if let Some((_, reason)) = reasons.next_if(|(number, _)| *number == i) {
                 skipped.push((picture.path.clone(), reason));
             } else {
                 kept.push(place);
+                used.push(i);
                 labels.push(picture.label);
                 paths.push(picture.path.clone());
             }
@@ -164,7 +179,14 @@ impl Resident {
             return Err(Error::no_pictures(&data.root, &skipped));
         }
         let (classes, fingerprint) = (data.classes.clone(), data.fingerprint.clone());
-        Ok(Self { pixels, places: kept, labels, paths, classes, fingerprint, skipped, notes })
+        let pixels = match cached {
+            Some((mapped, path, sums)) => {
+                Pixels::Cached(Cached::new(mapped, path, used.into_iter().map(|i| sums[i])))
+            }
+            None => Pixels::Memory(pixels),
+        };
+        let root = data.root.clone();
+        Ok(Self { pixels, root, form, places: kept, labels, paths, classes, fingerprint, skipped, notes })
     }
 
     /// How many pictures there are; never none.
@@ -197,48 +219,60 @@ impl Resident {
     /// Writes what `view` shows of picture `index` into the `3 · size²` values of `out`: channel, row, column, from −1 (black) to 1.
     /// Between pixels it is interpolated linearly.
     ///
+    /// # Errors
+    /// [`Error::Damaged`] when its pixels in the cache are damaged and it can't be decoded again.
+    ///
     /// # Panics
     /// When there is no such picture, or `out` has another length.
-    pub fn fill(&self, index: usize, view: &View, size: usize, out: &mut [f32]) {
-        view.fill(self.picture(index), size, out);
+    pub fn fill(&self, index: usize, view: &View, size: usize, out: &mut [f32]) -> Result<()> {
+        let ([width, height], _) = self.places[index];
+        let bytes = self.bytes(index)?;
+        view.fill(Bytes { bytes: &bytes, width: width as usize, height: height as usize }, size, out);
+        Ok(())
     }
 
-    fn picture(&self, index: usize) -> Bytes<'_> {
-        let ([width, height], offset) = self.places[index];
-        let (width, height) = (width as usize, height as usize);
-        let all = match &self.pixels {
-            Pixels::Mapped(mapped) => mapped.bytes(),
-            Pixels::Memory(bytes) => bytes,
-        };
-        Bytes { bytes: &all[offset..offset + 3 * width * height], width, height }
+    fn bytes(&self, index: usize) -> Result<Held<'_>> {
+        let (size, offset) = self.places[index];
+        match &self.pixels {
+            Pixels::Memory(bytes) => Ok(Held::Borrowed(&bytes[offset..offset + byte_len(size)])),
+            Pixels::Cached(cached) => {
+                let path = self.root.join(&self.paths[index]);
+                let decode = || decode::read(&path).and_then(|bytes| self.form.decode(&bytes));
+                cached.picture(index, (offset, size), &path, decode)
+            }
+        }
     }
 }
 
-/// Decodes `chosen` with all cores and hands the bytes of each to `put`, with its place. In memory is one picture a thread. Returns which
-/// pictures are missing, in order, and whether they always will be.
+/// Decodes `chosen` with all cores and hands the bytes of each to `put`, with its place. In memory is one picture a thread. Returns the
+/// pictures' checksums, which are missing, in order, and whether they always will be.
 fn decode_all<P: Send>(
     data: &Dataset,
     form: Form,
     chosen: &[&Picture],
     places: impl IndexedParallelIterator<Item = P>,
     put: impl Fn(P, &[u8]) -> io::Result<()> + Sync,
-) -> io::Result<(Reasons, bool)> {
+) -> io::Result<(Contents, bool)> {
     let lasting = AtomicBool::new(true);
-    let missing: Vec<(usize, String)> = (chosen.par_iter().zip(places).enumerate())
-        .map(|(i, (picture, place))| {
+    let decoded: Vec<std::result::Result<u32, String>> = (chosen.par_iter().zip(places))
+        .map(|(picture, place)| {
             let reason = match decode_one(data, form, picture) {
-                Ok(pixels) => return put(place, &pixels).map(|()| None),
+                Ok(pixels) => return put(place, &pixels).map(|()| Ok(checksum(&pixels))),
                 Err(Missing::Broken(reason)) => reason,
                 Err(Missing::Changed(reason)) => {
                     lasting.store(false, Ordering::Relaxed);
                     reason
                 }
             };
-            Ok(Some((i, reason)))
+            Ok(Err(reason))
         })
-        .filter_map(io::Result::transpose)
         .collect::<io::Result<_>>()?;
-    Ok((missing, lasting.into_inner()))
+    let mut contents = Contents::default();
+    for (i, decoded) in decoded.into_iter().enumerate() {
+        contents.sums.push(*decoded.as_ref().unwrap_or(&0));
+        contents.reasons.extend(decoded.err().map(|reason| (i, reason)));
+    }
+    Ok((contents, lasting.into_inner()))
 }
 
 fn decode_one(data: &Dataset, form: Form, picture: &Picture) -> std::result::Result<RgbImage, Missing> {
@@ -358,8 +392,8 @@ mod tests {
         let images = memory(&data, None).unwrap();
         let (mut plain, mut flipped) = (vec![0.0; 192], vec![0.0; 192]);
         let all = View::all((8, 8));
-        images.fill(0, &all, 8, &mut plain);
-        images.fill(0, &View { flip: true, ..all }, 8, &mut flipped);
+        images.fill(0, &all, 8, &mut plain).unwrap();
+        images.fill(0, &View { flip: true, ..all }, 8, &mut flipped).unwrap();
         for (x, y, pixel) in picture.enumerate_pixels() {
             for channel in 0..3 {
                 let at = |x: u32| channel * 64 + (y * 8 + x) as usize;
@@ -386,10 +420,10 @@ mod tests {
         let (_dir, data) = folder(&[("a.jpg", jpeg), ("b.png", png(clear))]);
         let images = memory(&data, None).unwrap();
         let mut out = vec![0.0; 192];
-        images.fill(0, &View::all((8, 8)), 8, &mut out);
+        images.fill(0, &View::all((8, 8)), 8, &mut out).unwrap();
         // Turned clockwise, what was at the top is at the right.
         assert!(out[..64].chunks(8).all(|row| row[0] < -0.9 && row[7] > 0.9), "{:?}", &out[..64]);
-        images.fill(1, &View::all((8, 8)), 8, &mut out);
+        images.fill(1, &View::all((8, 8)), 8, &mut out).unwrap();
         assert!(out.iter().all(|&value| value == 1.0));
     }
 
@@ -402,7 +436,7 @@ mod tests {
         let (_dir, data) = folder(&named);
         for (limit, expected) in [(0, vec![0]), (2, vec![0, 125]), (5, vec![0, 50, 100, 150, 200])] {
             let images = memory(&data, Some(limit)).unwrap();
-            let first: Vec<u8> = (0..images.len()).map(|i| images.picture(i).bytes[0]).collect();
+            let first: Vec<u8> = (0..images.len()).map(|i| images.bytes(i).unwrap()[0]).collect();
             assert_eq!(first, expected);
         }
         assert_eq!(memory(&data, Some(99)).unwrap().len(), 10);
@@ -431,7 +465,7 @@ mod tests {
                 pictures.dimensions(i),
                 pictures.label(i),
                 pictures.path(i).into(),
-                pictures.picture(i).bytes.into(),
+                pictures.bytes(i).unwrap().to_vec(),
             )
         };
         (0..pictures.len()).map(of).collect()
@@ -516,8 +550,8 @@ mod tests {
         let mut bad: Vec<Vec<u8>> =
             [0, 1, 100, end / 2, end - 300, end - 1].iter().map(|&len| good[..len].to_vec()).collect();
         bad.push([&good[..], b"x"].concat());
-        // Of the trailer and of the reasons before it each bit counts.
-        for place in (end - 68 - 20..end).step_by(3) {
+        // Of the checksums, the reasons and the trailer each bit counts.
+        for place in (end - 76 - 20 - 40..end).step_by(3) {
             let mut bytes = good.clone();
             bytes[place] ^= 1 << (place % 8);
             bad.push(bytes);
@@ -534,6 +568,45 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_that_is_damaged_in_the_cache_is_decoded_again_and_the_file_written_again() {
+        let (dir, data) = mixed();
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::At(folder.path().into());
+        let load = || Photos::load(&data, 12, None, &cache).unwrap();
+        let expected = shown(&load());
+        let path = folder.path().join(&names(folder.path())[0]);
+        let good = std::fs::read(&path).unwrap();
+        let pixels: usize = expected.iter().map(|picture| picture.3.len()).sum();
+        for place in (0..pixels).step_by(97).chain([pixels - 1]) {
+            let mut bytes = good.clone();
+            bytes[place] ^= 1 << (place % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            let photos = load();
+            assert!(photos.notes.is_empty() && shown(&photos) == expected);
+            // Once more, as in the next epoch.
+            assert!(shown(&photos) == expected);
+            assert!(names(folder.path()).is_empty());
+            drop(photos);
+            assert!(shown(&load()) == expected && std::fs::read(&path).unwrap() == good);
+        }
+        // Where the picture is gone or another one by now, nothing is guessed.
+        let mut bytes = good.clone();
+        bytes[0] ^= 1;
+        for change in ["gone", "another"] {
+            std::fs::write(&path, &bytes).unwrap();
+            let photos = load();
+            let first = dir.path().join("A/0.png");
+            match change {
+                "gone" => std::fs::remove_file(&first).unwrap(),
+                _ => std::fs::copy(dir.path().join("A/1.png"), &first).map(|_| ()).unwrap(),
+            }
+            let error = photos.bytes(0).err().unwrap().to_string();
+            assert!(error.contains("0.png") && error.contains("damaged") && !error.contains('\n'), "{error}");
+            assert!(photos.bytes(1).is_ok());
+        }
+    }
+
+    #[test]
     fn where_no_file_can_be_the_pictures_are_in_memory_and_that_is_said() {
         let (_dir, data) = mixed();
         let elsewhere = tempfile::tempdir().unwrap();
@@ -544,7 +617,7 @@ mod tests {
         assert!(shown(&images) == expected);
         assert!(images.notes.len() == 1 && images.notes[0].contains("kept in memory"), "{:?}", images.notes);
         // A disk that is full in the middle leaves nothing behind.
-        let key = Key { kind: "squares-8".into(), hash: [0; 32], pixels: 1 << 20 };
+        let key = Key { kind: "squares-8".into(), hash: [0; 32], pixels: 1 << 20, pictures: 1 };
         let full = |file: &std::fs::File| {
             write_at(file, &[1; 1 << 16], 1 << 10)?;
             Err(io::Error::from(io::ErrorKind::StorageFull))

@@ -18,7 +18,7 @@ use tiny_cats_models::{
 
 use super::{Batch, Batches, Error, Result, Score, Task};
 use crate::{
-    checkpoint,
+    checkpoint::InitFile,
     data::{Level, Order, Photos, View},
     evaluate::Classification,
 };
@@ -47,7 +47,7 @@ pub struct ClassifierOptions {
     /// What its files are called, which changes nothing else.
     #[serde(skip)]
     pub name: String,
-    /// A backbone to begin from, all but the head; the settings hold the file's name, not where it lies.
+    /// A file to begin with: see [`InitFile::classifier`]; the settings hold its name, not where it lies.
     #[serde(skip)]
     pub init: Option<PathBuf>,
 }
@@ -141,10 +141,11 @@ impl Classifier {
         let all: Vec<usize> = (0..photos.len()).collect();
         for chosen in all.chunks(EVALUATED) {
             let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
-            pixels.par_chunks_mut(3 * size * size).zip(chosen).for_each(|(out, &index)| {
-                photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, out);
+            pixels.par_chunks_mut(3 * size * size).zip(chosen).try_for_each(|(out, &index)| {
+                photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, out)?;
                 preprocessing.normalise(out);
-            });
+                Ok::<_, Error>(())
+            })?;
             let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
             let logits = to_host(&model.forward(&Plain::new(x))?.into_inner())?;
             for (row, &index) in logits.data().chunks(photos.classes.len()).zip(chosen) {
@@ -184,14 +185,16 @@ impl Batches for Photographs {
         let len = 3 * size * size;
         let chosen = self.order.range(position, batch);
         let mut pure = vec![0.0; batch * len];
-        pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate()).for_each(|(out, (i, &index))| {
+        let places = pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate());
+        places.try_for_each(|(out, (i, &index))| {
             let ClassifierOptions { augmentation, seed, image_size, .. } = self.options;
             let shape = self.train.dimensions(index);
             let view =
                 View::for_classifier(augmentation, seed, position + i as u64, shape, image_size as u32);
-            self.train.fill(index, &view, size, out);
+            self.train.fill(index, &view, size, out)?;
             self.preprocessing.normalise(out);
-        });
+            Ok::<_, Error>(())
+        })?;
         let smooth = self.options.label_smoothing as f32;
         let mut targets = vec![smooth / classes as f32; batch * classes];
         let mut mixed = vec![0.0; batch * len];
@@ -232,7 +235,13 @@ impl Task for Classifier {
     fn initial(&self, seed: u64) -> Result<Weights> {
         let mut weights = init(&self.cost()?.params, seed);
         if let Some(path) = &self.data.options.init {
-            weights.extend(checkpoint::backbone(path, &self.data.options.network)?);
+            let file = InitFile::open(path)?;
+            let initial = file.classifier(&self.data.options.network, &self.data.train.classes)?;
+            initial
+                .notes
+                .iter()
+                .for_each(|note| tracing::info!(target: "tiny_cats::init", "{}: {note}", path.display()));
+            weights.extend(initial.weights);
         }
         Ok(weights)
     }

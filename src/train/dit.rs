@@ -16,7 +16,7 @@ use tiny_cats_models::{
 
 use super::{Batch, Batches, Error, Flow, Result, Score, Task, flow::Example};
 use crate::{
-    checkpoint,
+    checkpoint::InitFile,
     data::{Images, Level, Order, View},
 };
 
@@ -40,7 +40,7 @@ pub struct DitOptions {
     pub best: bool,
     /// Order, augmentation, times, noise and dropped labels.
     pub seed: u64,
-    /// A file to begin with: see [`checkpoint::generator`].
+    /// A file to begin with: see [`InitFile::generator`].
     #[serde(skip)]
     pub init: Option<PathBuf>,
 }
@@ -112,11 +112,11 @@ impl Batches for Pictures {
                 let position = position + i as u64;
                 let mut clean = vec![0.0; len];
                 let view = View::for_generator(*augmentation, *seed, position, self.images.size());
-                self.images.fill(index, &view, network.image_size, &mut clean);
+                self.images.fill(index, &view, network.image_size, &mut clean)?;
                 let label = (self.images.label(index), null);
-                flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target)
+                Ok(flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let [channels, height, width] = network.picture();
         let picture = (batch, channels, height, width);
         let vector = |f: fn(&Example) -> f32| Tensor::from_iter(examples.iter().map(f), &Device::Cpu);
@@ -149,10 +149,13 @@ impl Task for Dit {
 
     fn initial(&self, seed: u64) -> Result<Weights> {
         let DitOptions { network, init: path, .. } = &self.data.options;
-        match path {
-            Some(path) => Ok(checkpoint::generator(path, network)?),
-            None => Ok(init(&self.cost()?.params, seed)),
-        }
+        let Some(path) = path else { return Ok(init(&self.cost()?.params, seed)) };
+        let initial = InitFile::open(path)?.generator(network, &self.data.images.classes)?;
+        initial
+            .notes
+            .iter()
+            .for_each(|note| tracing::info!(target: "tiny_cats::init", "{}: {note}", path.display()));
+        Ok(initial.weights)
     }
 
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
@@ -213,12 +216,12 @@ impl Task for Dit {
                 let index = (position / DRAWS) as usize;
                 let mut clean = vec![0.0; len];
                 let all = View::middle(images.dimensions(index), height as u32);
-                images.fill(index, &all, height, &mut clean);
+                images.fill(index, &all, height, &mut clean)?;
                 let label = (images.label(index), None);
-                flow.draw(VALIDATION, position, network.prediction(), label, &clean, noisy, target)
+                Ok(flow.draw(VALIDATION, position, network.prediction(), label, &clean, noisy, target))
             };
             let places = noisy.par_chunks_mut(len).zip(target.par_chunks_mut(len));
-            let examples: Vec<Example> = places.enumerate().map(draw).collect();
+            let examples: Vec<Example> = places.enumerate().map(draw).collect::<Result<_>>()?;
             let tensor =
                 |values: Vec<f32>| Tensor::from_vec(values, (count, channels, height, width), &self.device);
             let t = Tensor::from_iter(examples.iter().map(|e| e.t), &self.device)?;

@@ -7,8 +7,8 @@ use candle_onnx::onnx::ModelProto;
 use prost::Message;
 use tiny_cats_models::Array;
 
-use super::{Input, RuntimeKind, Session, check_inputs, guarded};
-use crate::{Result, onnx::OnnxFile};
+use super::{Input, RuntimeKind, Session, check_inputs, panicked};
+use crate::{Result, guard::catch_in_pool, onnx::OnnxFile};
 
 const KIND: RuntimeKind = RuntimeKind::CandleOnnx;
 
@@ -52,7 +52,9 @@ impl Session for CandleOnnxSession {
             let output = outputs.get(&self.output).ok_or_else(missing)?;
             Ok((output.dims().to_vec(), output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
         };
-        let (dims, data) = guarded(KIND, || run().map_err(|e| KIND.error(e)))?;
+        // candle computes on rayon's threads.
+        let result = catch_in_pool(|| run().map_err(|e| KIND.error(e)));
+        let (dims, data) = result.unwrap_or_else(|message| Err(panicked(KIND, &message)))?;
         Ok(Array::new(dims, data)?)
     }
 }

@@ -18,11 +18,11 @@ mod share;
 #[cfg(feature = "tract")]
 mod tract;
 
-use std::{fmt, panic, path::Path, str::FromStr, thread::available_parallelism};
+use std::{fmt, path::Path, str::FromStr, thread::available_parallelism};
 
 use tiny_cats_models::Array;
 
-use crate::{Error, Result, onnx::OnnxFile};
+use crate::{Error, Result, excerpt, guard::catch, onnx::OnnxFile};
 
 /// What can compute a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +124,7 @@ impl RuntimeKind {
     pub(crate) fn error(self, message: impl fmt::Display) -> Error {
         // Runtimes explain themselves over many lines; ours is one.
         let line = message.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        Error::Runtime { runtime: self.name(), message: line.chars().take(600).collect() }
+        Error::Runtime { runtime: self.name(), message: excerpt(&line).into_owned() }
     }
 }
 
@@ -204,8 +204,11 @@ fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_mode
 
 /// Runs `f`, and makes an error of a panic: the runtimes index what a file gives them.
 fn guarded<T>(kind: RuntimeKind, f: impl FnOnce() -> Result<T>) -> Result<T> {
-    panic::catch_unwind(panic::AssertUnwindSafe(f))
-        .unwrap_or_else(|_| Err(kind.error("it panicked over this file")))
+    catch(f).unwrap_or_else(|message| Err(panicked(kind, &message)))
+}
+
+fn panicked(kind: RuntimeKind, message: &str) -> Error {
+    kind.error(format!("it panicked over this file: {message}"))
 }
 
 /// The common batch size of `inputs`, which must be those that `names` lists.

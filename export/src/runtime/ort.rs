@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use tiny_cats_models::Array;
 
 use super::{
-    Input, RuntimeKind, Session, check_inputs,
+    Input, RuntimeKind, Session, check_inputs, guarded,
     share::{GROUP, items, share},
     threads,
 };
@@ -51,7 +51,7 @@ impl OrtSession {
         let workers = threads().min(WORKERS);
         if any_batch && workers > 1 {
             // All threads, even where they are no multiple.
-            let one = |worker| inner(file, (threads() + worker) / workers);
+            let one = |worker| guarded(KIND, || inner(file, (threads() + worker) / workers));
             session.workers = (0..workers).into_par_iter().map(one).collect::<Result<_>>()?;
         } else {
             session.whole = Some(inner(file, threads())?);
@@ -88,7 +88,7 @@ fn part(session: &mut Inner, inputs: &[(&str, Input)], range: Range<usize>) -> R
         let (shape, data) = outputs[0].try_extract_tensor::<f32>()?;
         Ok((shape.iter().map(|&d| d as usize).collect(), data.to_vec()))
     };
-    let (dims, data) = run().map_err(|e| KIND.error(e))?;
+    let (dims, data) = guarded(KIND, || run().map_err(|e| KIND.error(e)))?;
     Ok(Array::new(dims, data)?)
 }
 

@@ -12,9 +12,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights, candle::with_plain_operations, count};
 
+pub use crate::convert::exported;
 use crate::{
     Error, Model, ModelMeta, Result, TaskMeta,
-    convert::{exported, to_onnx_stored},
+    convert::to_onnx_stored,
     onnx::{DEFAULT_OPSET, OnnxFile, Storage},
     runtime::RuntimeKind,
     sample::{Draw, Settings, sample},
@@ -24,20 +25,35 @@ use cases::{Case, Loaded};
 use rounding::rounded_model;
 pub use rounding::{MIN_ROUNDING_PSNR, Rounding, rounding};
 
-/// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute + relative·|b|`.
+/// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute·max(1, s) + relative·|b|`, where `s` is the
+/// root mean square of the definition's output. Rounding errors grow with the values that are summed, so an output of large values may
+/// differ by as much more.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tolerance {
-    /// What any element may differ by.
+    /// What any element may differ by, in an output whose root mean square is at most 1.
     pub absolute: f32,
     /// What it may differ by more, as a part of its value.
     pub relative: f32,
 }
 
 impl Tolerance {
-    /// By how much an element may differ from this value.
-    fn allowed(self, value: f32) -> f32 {
-        self.absolute + self.relative * value.abs()
+    /// By how much an element may differ from `value`, in an output of this [`scale`].
+    pub fn allowed(self, value: f32, scale: f32) -> f32 {
+        self.absolute * scale.max(1.0) + self.relative * value.abs()
     }
+}
+
+impl std::fmt::Display for Tolerance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { absolute, relative } = self;
+        write!(f, "{absolute:.0e} of the output's scale (at least 1) + {relative:.0e} of the value")
+    }
+}
+
+/// The scale of an output, for [`Tolerance::allowed`]: the root mean square of its values; 0 of none.
+pub fn scale(values: &[f32]) -> f32 {
+    let square: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
+    (square / values.len().max(1) as f64).sqrt() as f32
 }
 
 /// Some ten times what runtimes are seen to differ by, and a fraction of a level of an 8-bit picture (1/127.5).
@@ -340,10 +356,11 @@ fn compare(
             if let Loaded::Classifier(_) = network {
                 *report.same_class.get_or_insert(0) += same_class(&found, expected);
             }
+            let scale = scale(expected.data());
             for (found, expected) in found.data().iter().zip(expected.data()) {
                 // `max` would drop a NaN.
                 let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
-                let allowed = TOLERANCE.allowed(*expected);
+                let allowed = TOLERANCE.allowed(*expected, scale);
                 report.max_absolute_error = report.max_absolute_error.max(error);
                 report.tolerance_used = report.tolerance_used.max((error / allowed).min(f32::MAX));
             }

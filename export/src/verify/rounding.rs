@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights};
 
-use super::{Answers, Case, TOLERANCE, largest, least_psnr, rows};
+use super::{Answers, Case, TOLERANCE, largest, least_psnr, rows, scale};
 use crate::{
     Error, Model, ModelMeta, Result,
     convert::exported,
@@ -66,10 +66,12 @@ impl fmt::Display for Rounding {
 
 /// Rows of logits that give another class than those of `full`, ties apart.
 fn other_classes(full: &Array, rounded: &Array) -> usize {
+    let scale = scale(full.data());
     let is_other = |(full, rounded): (&[f32], &[f32])| {
         let (Some(class), Some(other)) = (largest(full), largest(rounded)) else { return false };
         let (best, second) = (full[class], full[other]);
-        class != other && best - second > TOLERANCE.allowed(best) + TOLERANCE.allowed(second)
+        let allowed = |value| TOLERANCE.allowed(value, scale);
+        class != other && best - second > allowed(best) + allowed(second)
     };
     rows(full).zip(rows(rounded)).filter(|&pair| is_other(pair)).count()
 }

@@ -8,15 +8,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::{app_name, file, listed, working};
 use crate::{
-    checkpoint::{
-        WhichWeights,
-        verify::{Onnx, Options, verify},
-    },
+    checkpoint::verify::{Options, verify},
     cli::{
         common::{pretty, print},
         table::{clean, table},
@@ -339,7 +335,7 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
         bail!("{}: there is no released file, which a finished run has", id);
     }
     for name in released {
-        let options = Options { which: WhichWeights::Default, onnx: Onnx::Beside, device: Device::Cpu };
+        let options = Options::default();
         let report = verify(&stage.path().join(name), &options);
         if let Some(problem) = report.problems.first() {
             bail!("{name} is not kept: {problem}");

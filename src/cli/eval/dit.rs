@@ -14,11 +14,12 @@ use tiny_cats_models::pretrained;
 use super::{
     Opened, Part,
     drawn::{self, Drawn, Sampling},
-    file_name, is_checkpoint, labels,
+    file_name, labels,
     pictures::{agreement, extract, pictures, pixels, warn_of_judge},
     sha256, skipped_json, writable,
 };
 use crate::{
+    checkpoint::is_checkpoint,
     cli::common::{Runtime, tell_skipped, write_json},
     data::{Cache, Dataset, Images},
     evaluate::{
@@ -144,7 +145,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let size = real.size();
     let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
     let paths: Vec<String> = (0..real.len()).map(|i| file_name(real.path(i))).collect();
-    let real_images: Vec<RgbImage> = pictures(&real);
+    let real_images: Vec<RgbImage> = pictures(&real)?;
 
     let real_features = extract(&mut extractor, &real_images, args.batch, "real pictures")?;
     let features = extract(&mut extractor, &drawn.images, args.batch, "drawn pictures")?;

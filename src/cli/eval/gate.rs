@@ -108,7 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let real = load(&[Split::Validation, Split::Test], "validation and test")?;
     let learned = load(&[Split::Train], "training")?;
-    let (held_out, training) = (pictures(&real), pictures(&learned));
+    let (held_out, training) = (pictures(&real)?, pictures(&learned)?);
 
     // Breed by breed in turn, as `generate --breed all` draws them.
     let all: Vec<usize> = (0..args.count * classes.len()).map(|i| i % classes.len()).collect();

@@ -8,7 +8,7 @@ mod pictures;
 
 use std::{
     fs::File,
-    io::{self, IsTerminal, Read},
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -20,8 +20,7 @@ use sha2::{Digest, Sha256};
 use tiny_cats_export::Model;
 
 use crate::{
-    checkpoint::{self, WhichWeights},
-    cli::common::tell_skipped,
+    cli::common::{open_model, tell_skipped},
     data::{Dataset, Split, hex},
 };
 
@@ -112,25 +111,13 @@ impl Opened {
             return Ok(Self { model, file: name.to_owned(), sha256: hex(&Sha256::digest(bytes)) });
         };
         let named = || path.display().to_string();
-        let model = if is_checkpoint(path).with_context(named)? {
-            let loaded = checkpoint::open(path, WhichWeights::Default)?;
-            Model::from_weights(loaded.meta().with_context(named)?, loaded.weights).named(&named())
-        } else {
-            Model::open(path)?
-        };
+        let model = open_model(path)?;
         Ok(Self { model, file: file_name(path), sha256: sha256(path).with_context(named)? })
     }
 
     fn provenance(&self) -> Value {
         json!({"file": self.file, "sha256": self.sha256})
     }
-}
-
-/// Whether a file holds weights, as PyTorch's and safetensors' do, rather than a graph.
-fn is_checkpoint(path: &Path) -> io::Result<bool> {
-    let mut start = Vec::new();
-    File::open(path)?.take(9).read_to_end(&mut start)?;
-    Ok(start.starts_with(b"PK\x03\x04") || start.get(8) == Some(&b'{'))
 }
 
 fn sha256(path: &Path) -> io::Result<String> {

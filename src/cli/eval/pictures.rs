@@ -34,12 +34,15 @@ pub fn extract(
 }
 
 /// The pictures of a data set as bytes.
-pub fn pictures(images: &Images) -> Vec<RgbImage> {
+///
+/// # Errors
+/// As [`Resident::fill`](crate::data::Resident::fill).
+pub fn pictures(images: &Images) -> anyhow::Result<Vec<RgbImage>> {
     let mut values = vec![0.0; 3 * (images.size() * images.size()) as usize];
     let picture = |i| {
         let all = View::middle(images.dimensions(i), images.size());
-        images.fill(i, &all, images.size() as usize, &mut values);
-        to_rgb(&values, images.size())
+        images.fill(i, &all, images.size() as usize, &mut values)?;
+        Ok(to_rgb(&values, images.size()))
     };
     (0..images.len()).map(picture).collect()
 }

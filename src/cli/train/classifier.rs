@@ -14,7 +14,7 @@ use super::{
     drive, open,
 };
 use crate::{
-    checkpoint::{self, WhichWeights},
+    checkpoint::{self, InitFile, WhichWeights},
     cli::{
         common::{tell_skipped, write_json},
         logging,
@@ -40,21 +40,22 @@ pub struct Args {
     /// How often all photographs are seen
     #[arg(long, default_value_t = 10)]
     epochs: u64,
-    /// The network
-    #[arg(long, default_value = "resnet18", value_parser = ["resnet18", "resnet34", "resnet50"])]
-    backbone: String,
-    /// Channels of its first stage; torchvision's networks have 64
-    #[arg(long, default_value_t = 64)]
-    width: usize,
-    /// Begin from the weights of this file of PyTorch or safetensors, all but the head
+    /// The network [default: that of --init, resnet18]
+    #[arg(long, value_parser = ["resnet18", "resnet34", "resnet50"])]
+    backbone: Option<String>,
+    /// Channels of its first stage; torchvision's networks have 64 [default: those of --init, 64]
+    #[arg(long)]
+    width: Option<usize>,
+    /// Begin from the weights of this file, of PyTorch or safetensors: a ResNet with any head or none. Classes that it knows by name keep their
+    /// part of the head
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// Begin from random weights, as is done without --init
     #[arg(long, conflicts_with = "init")]
     no_pretrained: bool,
-    /// Height and width of the pictures that the classifier is for
-    #[arg(long, default_value_t = 128, value_name = "PIXELS")]
-    image_size: usize,
+    /// Height and width of the pictures that the classifier is for [default: that of --init if it says one, 128]
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
     /// Height and width of the pictures that it is trained on [default: --image-size]
     #[arg(long, value_name = "PIXELS")]
     crop_size: Option<usize>,
@@ -77,6 +78,15 @@ pub struct Args {
     pub(super) common: Common,
 }
 
+/// What is trained, in which sizes.
+struct Sizes {
+    network: ResNetConfig,
+    /// Side of the pictures that the classifier is for.
+    image_size: usize,
+    /// Side of those that it is trained on.
+    crop_size: usize,
+}
+
 impl Args {
     /// # Errors
     /// Naming the first flag that makes no sense.
@@ -94,7 +104,7 @@ impl Args {
         output(&self.output)?;
         // The steps of an epoch are not known yet, nor the classes.
         self.common.schedule(self.epochs, 1, None, 0)?;
-        self.network(2)?;
+        self.sizes(2)?;
         Ok(())
     }
 
@@ -111,12 +121,23 @@ impl Args {
         self.common.device.device()
     }
 
-    fn network(&self, classes: usize) -> anyhow::Result<ResNetConfig> {
-        Ok(ResNetConfig { width: self.width, ..ResNetConfig::named(&self.backbone, classes)? })
+    /// The network of so many classes and its pictures: what the flags say, else what the file of `--init` holds.
+    fn sizes(&self, classes: usize) -> anyhow::Result<Sizes> {
+        let file = self.init().map(|path| InitFile::open(path)).transpose()?;
+        let held = file.as_ref().map(InitFile::resnet).transpose()?;
+        let backbone = match (&self.backbone, &held) {
+            (Some(name), _) => name.clone(),
+            (None, Some(held)) => format!("resnet{}", held.depth),
+            (None, None) => "resnet18".to_owned(),
+        };
+        let width = self.width.or(held.map(|held| held.width)).unwrap_or(64);
+        let network = ResNetConfig { width, ..ResNetConfig::named(&backbone, classes)? };
+        let image_size = self.image_size.or(file.and_then(|file| file.image_size())).unwrap_or(128);
+        Ok(Sizes { network, image_size, crop_size: self.crop_size.unwrap_or(image_size) })
     }
 
-    fn crop_size(&self) -> usize {
-        self.crop_size.unwrap_or(self.image_size)
+    fn init(&self) -> Option<&PathBuf> {
+        self.init.as_ref().filter(|_| !self.no_pretrained)
     }
 
     /// What training on `pictures` takes.
@@ -124,7 +145,8 @@ impl Args {
     /// # Errors
     /// When there is no such network.
     pub fn workload(&self, pictures: &Pictures) -> anyhow::Result<Workload> {
-        let network = Network::ResNet(self.network(pictures.classes)?);
+        let Sizes { network, image_size, crop_size } = self.sizes(pictures.classes)?;
+        let network = Network::ResNet(network);
         let Pictures { train, validation, test, .. } = pictures.limited(self.common.limit_files);
         let averages = self.common.ema_beta.len();
         let batch = self.common.batch_size.min(train);
@@ -134,9 +156,9 @@ impl Args {
         // In the end the released weights are evaluated once more, on test pictures too.
         let looked_at = evaluations as f64 * (validation * averages) as f64 + (validation + test) as f64;
         Ok(Workload {
-            looking_flops: network.cost(self.image_size)?.flops() as f64 * looked_at,
+            looking_flops: network.cost(image_size)?.flops() as f64 * looked_at,
             network,
-            side: self.crop_size(),
+            side: crop_size,
             steps,
             batch,
             accumulation,
@@ -159,16 +181,17 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     if data.classes.len() < 2 {
         bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
     }
+    let Sizes { network, image_size, crop_size } = args.sizes(data.classes.len())?;
     let options = ClassifierOptions {
-        network: args.network(data.classes.len())?,
-        image_size: args.image_size,
-        crop_size: args.crop_size(),
+        network,
+        image_size,
+        crop_size,
         augmentation: common.augmentation_level,
         mixup: args.mixup,
         label_smoothing: args.label_smoothing,
         seed: common.seed,
         name: name.clone(),
-        init: args.init.clone().filter(|_| !args.no_pretrained),
+        init: args.init().cloned(),
     };
     options.validate()?;
     let load = |split: Split| -> anyhow::Result<Option<Photos>> {

@@ -57,6 +57,9 @@ const NOT_COMPARED: [&str; 18] = [
     "cfg_interval",
 ];
 
+/// Flags about the network's sizes, which a file of `--init` says too.
+const SIZES: [&str; 5] = ["size", "backbone", "width", "image_size", "crop_size"];
+
 /// Flags of which only one makes sense.
 const PAIRS: [(&str, &str); 3] =
     [("init", "no_pretrained"), ("precision", "mixed_precision"), ("cache", "no_cache")];
@@ -91,6 +94,10 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
         if on_command_line(one) {
             settings.retain(|key, _| id(key) != other);
         }
+    }
+    // A network that is begun with another's weights has their sizes; a profile says what suits a machine otherwise.
+    if on_command_line("init") && PROFILES.iter().any(|(profile, _)| *profile == name) {
+        settings.retain(|key, _| !SIZES.contains(&id(key).as_str()));
     }
     Ok(at(command, &path, |mut command| {
         for (key, value) in settings {

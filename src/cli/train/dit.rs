@@ -12,6 +12,7 @@ use super::{
     open,
 };
 use crate::{
+    checkpoint::InitFile,
     cli::{
         common::{interval, tell_skipped},
         logging,
@@ -37,13 +38,14 @@ pub struct Args {
     /// Optimizer steps
     #[arg(long, default_value_t = 200_000)]
     steps: u64,
-    /// Height and width of the pictures
-    #[arg(long, default_value_t = 128, value_name = "PIXELS")]
-    image_size: usize,
-    /// Size of the network
-    #[arg(long, default_value = "small", value_parser = clap::builder::PossibleValuesParser::new(SIZES.map(|s| s.0)))]
-    size: String,
-    /// Begin from the weights of this file: a generator of the same size and classes, whose pictures may be smaller
+    /// Height and width of the pictures [default: those of --init, 128]
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+    /// Size of the network [default: that of --init, small]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(SIZES.map(|s| s.0)))]
+    size: Option<String>,
+    /// Begin from the weights of this file: a generator whose pictures may be smaller. Classes that it knows by name keep their embedding, and
+    /// others begin as the mean of all
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// The released files' folder; the run's own is in --runs-dir
@@ -110,9 +112,22 @@ impl Args {
         self.common.device.device()
     }
 
+    /// The network of so many classes: what the flags say, else that in the file of `--init`.
     fn network(&self, classes: usize) -> anyhow::Result<TinyDitConfig> {
-        TinyDitConfig::named(&self.size, self.image_size, classes)
-            .with_context(|| format!("--size {} --image-size {}", self.size, self.image_size))
+        let held = self.init.as_ref().map(|path| InitFile::open(path)?.tiny_dit()).transpose()?;
+        let image_size = self.image_size.or(held.as_ref().map(|held| held.image_size)).unwrap_or(128);
+        match (&self.size, held) {
+            (None, Some(held)) => {
+                // Larger pictures have larger patches, not more.
+                let patch_size = held.patch_size * (image_size / held.image_size).max(1);
+                Ok(TinyDitConfig { image_size, patch_size, classes, ..held })
+            }
+            (size, _) => {
+                let size = size.as_deref().unwrap_or("small");
+                TinyDitConfig::named(size, image_size, classes)
+                    .with_context(|| format!("--size {size} --image-size {image_size}"))
+            }
+        }
     }
 
     /// What training on `pictures` takes.
@@ -129,10 +144,11 @@ impl Args {
         let saved = if self.save_interval == 0 { self.steps } else { self.save_interval };
         let evaluations = times(saved) * DRAWS as f64 * (validation * averages) as f64;
         let samples = times(self.sample_interval) * (SAMPLE_ROWS * network.classes) as f64 * SAMPLE_PASSES;
+        let image_size = network.image_size;
         Ok(Workload {
             looking_flops: network.cost()?.flops() as f64 * (evaluations + samples),
             network: Network::TinyDit(network),
-            side: self.image_size,
+            side: image_size,
             steps: self.steps,
             batch: self.common.batch_size.min(train),
             accumulation: self.common.gradient_accumulation_steps,
@@ -153,7 +169,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let data = open(&args.data)?;
     let network = args.network(data.classes.len())?;
     let load = |part: &Dataset| -> anyhow::Result<Images> {
-        let images = Images::load(part, args.image_size as u32, common.limit_files, &common.cache())?;
+        let images = Images::load(part, network.image_size as u32, common.limit_files, &common.cache())?;
         tell_skipped(&images.skipped);
         images.notes.iter().for_each(|note| logging::note(note));
         Ok(images)

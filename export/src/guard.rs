@@ -1,0 +1,132 @@
+//! Runs code of other libraries that may panic over a hostile file, and turns the panic into an error.
+
+use std::{
+    any::Any,
+    cell::Cell,
+    panic::{self, AssertUnwindSafe},
+    sync::Once,
+    thread,
+};
+
+use crate::error::excerpt;
+
+thread_local! {
+    /// How many calls of [`catch`] this thread is in.
+    static GUARDED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs `f`. A panic becomes an error with the panic's message in one line; nothing is printed.
+///
+/// Panics on this thread only are silent. Where `f` hands work to rayon, call [`catch_in_pool`]; where it spawns threads, call `catch`
+/// on each of them.
+///
+/// # Errors
+/// The message of the panic.
+pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    install_hook();
+    let guarded = Guarded::enter();
+    let result = panic::catch_unwind(AssertUnwindSafe(f));
+    drop(guarded);
+    result.map_err(|payload| message(&*payload))
+}
+
+/// As [`catch`], for an `f` that uses rayon: it runs in a pool whose threads are all guarded.
+///
+/// # Errors
+/// The message of the panic, or why the pool could not be made.
+#[cfg_attr(not(feature = "candle-onnx"), allow(dead_code))]
+pub fn catch_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, String> {
+    use std::sync::OnceLock;
+
+    static POOL: OnceLock<Result<rayon::ThreadPool, String>> = OnceLock::new();
+    let pool = POOL.get_or_init(|| {
+        let pool = rayon::ThreadPoolBuilder::new().start_handler(|_| std::mem::forget(Guarded::enter()));
+        pool.build().map_err(|e| e.to_string())
+    });
+    let pool = pool.as_ref().map_err(Clone::clone)?;
+    catch(|| pool.install(f))
+}
+
+/// Marks its thread for as long as it lives.
+struct Guarded;
+
+impl Guarded {
+    fn enter() -> Self {
+        GUARDED.with(|depth| depth.set(depth.get() + 1));
+        Self
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        GUARDED.with(|depth| depth.set(depth.get() - 1));
+    }
+}
+
+/// Replaces the panic hook, once, by one that says nothing on guarded threads and calls the previous hook on all others.
+fn install_hook() {
+    static INSTALLED: Once = Once::new();
+    // A panicking thread must not change the hook; it prints its own panic already.
+    if thread::panicking() {
+        return;
+    }
+    INSTALLED.call_once(|| {
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let guarded = GUARDED.try_with(Cell::get).unwrap_or(0) > 0;
+            if !guarded {
+                previous(info);
+            }
+        }));
+    });
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    excerpt(text.unwrap_or("no message")).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use rayon::prelude::*;
+
+    use super::*;
+
+    /// One test, since the hook belongs to the whole process.
+    #[test]
+    fn a_panic_becomes_its_message_and_reaches_the_hook_only_from_unguarded_threads() {
+        let printed = Arc::new(AtomicUsize::new(0));
+        let count = printed.clone();
+        panic::set_hook(Box::new(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+        }));
+        assert_eq!(catch(|| 7), Ok(7));
+        let zero = std::hint::black_box(0);
+        assert_eq!(catch(|| 1 / zero), Err("attempt to divide by zero".into()));
+        assert_eq!(catch(|| -> () { panic!("two\nlines {zero}") }), Err("two\\nlines 0".into()));
+        assert_eq!(catch(|| -> () { panic::panic_any(3) }), Err("no message".into()));
+        // A caught panic inside leaves the outer call guarded.
+        let nested = catch(|| {
+            let inner = catch(|| -> () { panic!("inner") });
+            assert_eq!(inner, Err("inner".into()));
+            panic!("outer")
+        });
+        assert_eq!(nested, Err::<(), _>("outer".into()));
+        let in_pool = catch_in_pool(|| {
+            (0..100).into_par_iter().for_each(|i| assert!(i != 99, "item {i}"));
+        });
+        assert_eq!(in_pool, Err("item 99".into()));
+        assert_eq!(catch_in_pool(|| (0..100).into_par_iter().sum::<i32>()), Ok(4950));
+        assert_eq!(printed.load(Ordering::SeqCst), 0);
+
+        assert!(std::thread::spawn(|| panic!("not guarded")).join().is_err());
+        assert!(panic::catch_unwind(|| panic!("not guarded")).is_err());
+        assert_eq!(printed.load(Ordering::SeqCst), 2);
+    }
+}

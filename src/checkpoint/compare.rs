@@ -1,0 +1,164 @@
+//! Whether an ONNX file holds the weights of a checkpoint.
+
+use serde::Serialize;
+use tiny_cats_models::{Array, Weights};
+
+/// How far a value may be from the checkpoint's, as a part of it: what folding a batch normalisation rounds.
+const RELATIVE: f32 = 1e-4;
+/// The same, as a part of the root mean square of the tensor.
+const SCALE: f32 = 1e-6;
+
+/// The weights of a checkpoint that were looked for in a file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct WeightsCompared {
+    /// How many tensors were found.
+    pub found: usize,
+    /// How many there are.
+    pub total: usize,
+    /// Those that differ, one line each.
+    #[serde(skip)]
+    pub differences: Vec<String>,
+}
+
+/// Compares `expected` with the tensors that `held` has under the same names. One that is missing is a difference.
+pub(super) fn by_name(expected: &Weights, held: &Weights) -> WeightsCompared {
+    let mut compared = WeightsCompared { total: expected.len(), ..WeightsCompared::default() };
+    for (name, array) in expected {
+        match held.get(name) {
+            None => compared.differences.push(format!("{name}: missing")),
+            Some(found) if found.dims() != array.dims() => {
+                compared.differences.push(format!(
+                    "{name}: shape {:?}, expected {:?}",
+                    found.dims(),
+                    array.dims()
+                ));
+            }
+            Some(found) => {
+                compared.found += 1;
+                compared.differences.extend(difference(name, &differing(array, found, false)));
+            }
+        }
+    }
+    compared
+}
+
+/// Compares `expected` with what another program's file holds, whose tensors may have other names or be transposed: a matrix or kernel
+/// that is not there by name is looked for by its values. One of which more than half of the values are found differs; one that is not
+/// found at all was computed into something else, and is not compared.
+pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsCompared {
+    let mut compared = WeightsCompared { total: expected.len(), ..WeightsCompared::default() };
+    for (name, array) in expected {
+        if let Some(found) = held.get(name)
+            && let Some(transposed) = fits(array, found)
+        {
+            compared.found += 1;
+            compared.differences.extend(difference(name, &differing(array, found, transposed)));
+            continue;
+        }
+        let candidates = held.iter().filter(|(other, _)| !expected.contains_key(*other));
+        let nearest = candidates
+            .filter_map(|(other, found)| Some((other, differing(array, found, fits(array, found)?))))
+            .min_by_key(|(_, differing)| differing.count);
+        let Some((other, nearest)) = nearest else { continue };
+        let same = nearest.count == 0;
+        let almost = array.dims().len() > 1 && 2 * nearest.count < nearest.of;
+        if same || almost {
+            compared.found += 1;
+            compared.differences.extend(difference(&format!("{name} ({other} in the file)"), &nearest));
+        }
+    }
+    compared
+}
+
+/// How two tensors differ.
+struct Differing {
+    count: usize,
+    of: usize,
+    largest: f32,
+}
+
+fn difference(name: &str, differing: &Differing) -> Option<String> {
+    let Differing { count, of, largest } = differing;
+    (*count > 0).then(|| format!("{name}: {count} of {of} values differ, by up to {largest:.2e}"))
+}
+
+/// Whether `found` has the shape of `expected`, and if it is transposed.
+fn fits(expected: &Array, found: &Array) -> Option<bool> {
+    match (expected.dims(), found.dims()) {
+        (a, b) if a == b => Some(false),
+        (&[rows, columns], &[other_rows, other_columns])
+            if (rows, columns) == (other_columns, other_rows) =>
+        {
+            Some(true)
+        }
+        _ => None,
+    }
+}
+
+fn differing(expected: &Array, found: &Array, transposed: bool) -> Differing {
+    let scale = SCALE * tiny_cats_export::scale(expected.data());
+    let columns = expected.dims().last().copied().unwrap_or(1).max(1);
+    let rows = expected.data().len() / columns;
+    let mut differing = Differing { count: 0, of: expected.data().len(), largest: 0.0 };
+    for (i, a) in expected.data().iter().enumerate() {
+        let b = found.data()[if transposed { i % columns * rows + i / columns } else { i }];
+        let error = (a - b).abs();
+        // Where either is NaN, so is the error.
+        if error.is_nan() || error > scale + RELATIVE * a.abs() {
+            differing.count += 1;
+            differing.largest = differing.largest.max(if error.is_nan() { f32::INFINITY } else { error });
+        }
+    }
+    differing
+}
+
+#[cfg(test)]
+mod tests {
+    use tiny_cats_models::random::noise;
+
+    use super::*;
+
+    fn array(dims: &[usize], seed: u64) -> Array {
+        Array::new(dims, noise(seed, 0, dims.iter().product())).unwrap()
+    }
+
+    fn weights(names: &[(&str, &Array)]) -> Weights {
+        names.iter().map(|(name, array)| (name.to_string(), (*array).clone())).collect()
+    }
+
+    #[test]
+    fn one_value_that_differs_is_found_whatever_the_tensor_is_called() {
+        let [a, b, bias] = [array(&[6, 4], 1), array(&[6, 4], 2), array(&[6], 3)];
+        let expected = weights(&[("a.weight", &a), ("b.weight", &b), ("a.bias", &bias)]);
+        let transposed = |array: &Array| {
+            let data = (0..24).map(|i| array.data()[i % 6 * 4 + i / 6]).collect();
+            Array::new([4, 6], data).unwrap()
+        };
+        let changed = |array: &Array| {
+            let mut array = array.clone();
+            array.data_mut()[5] += 0.14;
+            array
+        };
+        let named = |a: &Array| weights(&[("a.weight", a), ("b.weight", &b), ("a.bias", &bias)]);
+        assert!(by_name(&expected, &named(&a)).differences.is_empty());
+        let found = by_name(&expected, &named(&changed(&a)));
+        assert_eq!(found.differences, ["a.weight: 1 of 24 values differ, by up to 1.40e-1"]);
+        assert_eq!(by_name(&expected, &weights(&[("a.weight", &a), ("a.bias", &a)])).differences.len(), 2);
+
+        let renamed =
+            |a: &Array| weights(&[("MatMul_1", a), ("MatMul_2", &transposed(&b)), ("a.bias", &bias)]);
+        let found = by_value(&expected, &renamed(&transposed(&a)));
+        assert_eq!((found.found, found.total, found.differences.len()), (3, 3, 0));
+        let found = by_value(&expected, &renamed(&transposed(&changed(&a))));
+        assert_eq!(
+            found.differences,
+            ["a.weight (MatMul_1 in the file): 1 of 24 values differ, by up to 1.40e-1"]
+        );
+        // What the exporter computed into something else.
+        let found = by_value(&expected, &weights(&[("x", &array(&[6, 4], 9)), ("b.weight", &b)]));
+        assert_eq!((found.found, found.differences.len()), (1, 0));
+        let mut broken = a.clone();
+        broken.data_mut()[0] = f32::NAN;
+        assert_eq!(by_name(&expected, &named(&broken)).differences.len(), 1);
+    }
+}

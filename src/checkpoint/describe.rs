@@ -1,0 +1,463 @@
+//! What a program must know to use a checkpoint's model: what the file says, what its weights imply, and what is left to assume.
+
+use std::fmt;
+
+use serde_json::{Map, Value as Json};
+use tiny_cats_export::{ModelMeta, Network, PREDECESSOR_CLASSES, is_class_name};
+use tiny_cats_models::{Head, Layout, ResNetConfig, TinyDitConfig, Weights, tiny_dit::CHANNELS};
+
+use super::{Loaded, Problem};
+
+/// The size of pictures that the Python project's classifiers, and torchvision's, are trained on.
+const RESNET_IMAGE_SIZE: usize = 224;
+/// The size of pictures that the Python project's generators draw, unless its configuration says otherwise.
+const LEGACY_IMAGE_SIZE: usize = 128;
+/// The width of a head in the Python project's generators, likewise.
+const LEGACY_HEAD: usize = 64;
+const MAX_DEPTH: usize = 128;
+/// A ResNet's first convolution.
+const STEM: &str = "conv1.weight";
+/// A TinyDiT's first layer.
+const PATCHES: &str = "patch_embed.proj.weight";
+/// A TinyDiT's classes, one row each.
+pub(super) const CLASSES: &str = "breed_embedder.embedding.weight";
+
+/// What the user says about a model whose file may not say it; it overrides the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Side of the square pictures, in pixels.
+    pub image_size: Option<usize>,
+    /// Attention heads.
+    pub heads: Option<usize>,
+    /// The names of the classes, in the order of their labels.
+    pub classes: Option<Vec<String>>,
+}
+
+/// A value that neither the file nor its weights say.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Assumed {
+    /// The field of [`Given`] that sets it.
+    pub field: &'static str,
+    /// The value that is used instead.
+    pub value: String,
+}
+
+impl fmt::Display for Assumed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.field.replace('_', " "), self.value)
+    }
+}
+
+/// A model's description, and how far it can be relied on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Described {
+    /// What a program must know to use the model.
+    pub meta: ModelMeta,
+    /// What of that had to be assumed; none where the file is of our trainer or of tiny-cats-model's trainers.
+    pub assumed: Vec<Assumed>,
+}
+
+impl Loaded {
+    /// What a program must know to use the model: what `given` says, else what the file says, else what the names and shapes of its weights
+    /// imply, else what the Python project tiny-cats-model would mean by them, which is listed as assumed.
+    ///
+    /// # Errors
+    /// When the weights are of no network that is known, or the file or `given` contradicts them.
+    pub fn describe(&self, given: &Given) -> Result<Described, Problem> {
+        let mut assumed = Vec::new();
+        let said = Config::new(self.config.as_ref());
+        let mut meta = match &self.own_meta {
+            Some(meta) => with_given(meta.clone(), given)?,
+            None => match infer(&self.weights, &said, given, &mut assumed)? {
+                Network::TinyDit(config) => ModelMeta::tiny_dit(&config, numbered(config.classes)),
+                Network::ResNet(config) => {
+                    let size = given.image_size.or_else(|| said.image_size());
+                    let size = size.unwrap_or_else(|| {
+                        if !self.by_predecessor {
+                            assume(&mut assumed, "image_size", RESNET_IMAGE_SIZE);
+                        }
+                        RESNET_IMAGE_SIZE
+                    });
+                    ModelMeta::resnet(&config, size, numbered(config.classes))
+                }
+            },
+        };
+        let classes = meta.classes.len();
+        if let Some(names) = &given.classes {
+            if names.len() != classes {
+                let message = format!("expected {classes} names, found {}", names.len());
+                return Err(Problem::malformed("classes", message));
+            }
+            meta.classes.clone_from(names);
+        } else if self.own_meta.is_none() {
+            // A network of as many classes as the Python project's has its class names; another one has numbers, which say nothing.
+            if let Some(names) = said.class_names(classes) {
+                meta.classes = names;
+            } else if classes == PREDECESSOR_CLASSES.len() {
+                meta.classes = PREDECESSOR_CLASSES.map(String::from).to_vec();
+                // Of the keys that its trainer of generators writes, no other project's has this one.
+                let theirs = self.by_predecessor || said.number(&["embed_dim"]).is_some();
+                if !theirs {
+                    assume(
+                        &mut assumed,
+                        "classes",
+                        format_args!("{} to {}", meta.classes[0], meta.classes[12]),
+                    );
+                }
+            }
+        }
+        // Checks the sizes and names, wherever they are from.
+        let meta = super::released::parse_meta(&meta.to_json())?;
+        Ok(Described { meta, assumed })
+    }
+}
+
+fn assume(assumed: &mut Vec<Assumed>, field: &'static str, value: impl fmt::Display) {
+    assumed.push(Assumed { field, value: value.to_string() });
+}
+
+fn numbered(classes: usize) -> Vec<String> {
+    // More than any file may have; the check that follows says so.
+    (0..classes.min(1 << 16)).map(|i| i.to_string()).collect()
+}
+
+/// What our own file says, but for what the user does. Pictures of another size are another network for a TinyDiT.
+fn with_given(mut meta: ModelMeta, given: &Given) -> Result<ModelMeta, Problem> {
+    if let Some(size) = given.image_size {
+        let classes = std::mem::take(&mut meta.classes);
+        let (task, provenance) = (meta.task, meta.provenance);
+        meta = match &meta.config {
+            Network::TinyDit(config) => {
+                let config = TinyDitConfig { image_size: size, ..config.clone() };
+                ModelMeta { task, provenance, ..ModelMeta::tiny_dit(&config, classes) }
+            }
+            Network::ResNet(config) => ModelMeta { provenance, ..ModelMeta::resnet(config, size, classes) },
+        };
+    }
+    match (given.heads, &mut meta.config) {
+        (Some(heads), Network::TinyDit(config)) => config.heads = heads,
+        (Some(_), Network::ResNet(_)) => {
+            return Err(Problem::malformed("heads", "a ResNet has no attention heads"));
+        }
+        _ => {}
+    }
+    Ok(meta)
+}
+
+/// Recognises a network by the names and shapes of its weights.
+fn infer(
+    weights: &Weights,
+    said: &Config,
+    given: &Given,
+    assumed: &mut Vec<Assumed>,
+) -> Result<Network, Problem> {
+    if weights.contains_key(STEM) {
+        if given.heads.is_some() {
+            return Err(Problem::malformed("heads", "a ResNet has no attention heads"));
+        }
+        let config = resnet(weights)?;
+        config.validate().map_err(|e| Problem::malformed("network", e.to_string()))?;
+        Ok(Network::ResNet(config))
+    } else {
+        let config = tiny_dit(weights, said, given, assumed)?;
+        config.validate().map_err(|e| Problem::malformed("config", e.to_string()))?;
+        Ok(Network::TinyDit(config))
+    }
+}
+
+/// A ResNet by its blocks, its first convolution and its head: torchvision's or of the Python project. Without a head, or with another
+/// one, it has no classes; it is not validated.
+pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, Problem> {
+    let has = |name: &str| weights.contains_key(name);
+    let first = |name: &str| weights.get(name).and_then(|array| array.dims().first()).copied().unwrap_or(0);
+    let blocks =
+        |stage| (0..=MAX_DEPTH).take_while(|i| has(&format!("layer{stage}.{i}.conv1.weight"))).count();
+    let blocks = [1, 2, 3, 4].map(blocks);
+    let bottlenecks = has("layer1.0.conv3.weight");
+    if let Some(&[out, inputs, ..]) = weights.get("layer1.0.conv2.weight").map(|a| a.dims())
+        && bottlenecks
+        && (out != inputs || out != first(STEM))
+    {
+        let message = match out.checked_div(inputs) {
+            Some(groups) if groups > 1 => format!("a ResNeXt, whose convolutions have {groups} groups"),
+            _ => format!("a wide ResNet, whose bottlenecks have {out} channels"),
+        };
+        return Err(Problem::malformed(
+            "network",
+            format!("expected a ResNet-18, 34 or 50, found {message}"),
+        ));
+    }
+    let depth = match (blocks, bottlenecks) {
+        ([2, 2, 2, 2], false) => 18,
+        ([3, 4, 6, 3], false) => 34,
+        ([3, 4, 6, 3], true) => 50,
+        _ => {
+            let message = format!("expected the blocks of a ResNet-18, 34 or 50, found stages of {blocks:?}");
+            return Err(Problem::malformed("layers", message));
+        }
+    };
+    let (head, classes) = match first("fc.1.weight") {
+        0 => (Head::Plain, first("fc.weight")),
+        classes => (Head::Dropout, classes),
+    };
+    Ok(ResNetConfig { depth, width: first(STEM), classes, head, batch_norm: has("bn1.running_mean") })
+}
+
+/// A TinyDiT of either layout; it is not validated.
+fn tiny_dit(
+    weights: &Weights,
+    said: &Config,
+    given: &Given,
+    assumed: &mut Vec<Assumed>,
+) -> Result<TinyDitConfig, Problem> {
+    let dims = |name: &str| {
+        let array = weights.get(name).ok_or_else(|| {
+            Problem::malformed(
+                name,
+                "missing: the file has no configuration, and these are neither a TinyDiT's nor a ResNet's weights",
+            )
+        })?;
+        Ok::<_, Problem>(array.dims())
+    };
+    let first = |name: &str| Ok::<_, Problem>(dims(name)?.first().copied().unwrap_or(0));
+    let (layout, width, patch_size) = match dims(PATCHES)? {
+        &[width, CHANNELS, height, across] if height == across => (Layout::Legacy, width, height),
+        &[width, values] if (values / CHANNELS).isqrt().pow(2) * CHANNELS == values => {
+            (Layout::Modern, width, (values / CHANNELS).isqrt())
+        }
+        found => {
+            let message = format!(
+                "expected square patches, [width, 3, patch, patch] or [width, 3·patch²], found {found:?}"
+            );
+            return Err(Problem::malformed(PATCHES, message));
+        }
+    };
+    let depth =
+        (0..=MAX_DEPTH).take_while(|i| weights.contains_key(&format!("blocks.{i}.attn.qkv.weight"))).count();
+    let rows = first(CLASSES)?;
+    let (mlp_width, classes) = match layout {
+        Layout::Modern => (first("blocks.0.mlp.w12.weight")? / 2, rows.saturating_sub(1)),
+        Layout::Legacy => (first("blocks.0.mlp.fc1.weight")?, rows),
+    };
+    for (key, found) in [("embed_dim", width), ("patch_size", patch_size), ("depth", depth)] {
+        if let Some(said) = said.number(&[key])
+            && said != found
+        {
+            return Err(Problem::malformed(
+                format!("config.{key}"),
+                format!("{said}, but the weights have {found}"),
+            ));
+        }
+    }
+    // No weight depends on the picture's size.
+    let image_size = given.image_size.or_else(|| said.image_size()).unwrap_or_else(|| {
+        let size = if layout == Layout::Modern { 8 * patch_size } else { LEGACY_IMAGE_SIZE };
+        assume(assumed, "image_size", size);
+        size
+    });
+    let told = given.heads.or_else(|| said.number(&["num_heads", "heads", "n_heads", "n_head"]));
+    let heads = match (told, layout) {
+        (Some(heads), _) => heads,
+        // The weights of queries and keys are normalised over a head's width.
+        (None, Layout::Modern) => width.checked_div(first("blocks.0.attn.q_norm.weight")?).unwrap_or(0),
+        (None, Layout::Legacy) => {
+            let heads = if width.is_multiple_of(LEGACY_HEAD) { width / LEGACY_HEAD } else { 6 };
+            assume(assumed, "heads", heads);
+            heads
+        }
+    };
+    Ok(TinyDitConfig { image_size, patch_size, width, depth, heads, mlp_width, classes, layout })
+}
+
+/// What other programs write about a network beside its weights: dictionaries within dictionaries, numbers as numbers or texts.
+struct Config<'a> {
+    /// The outer ones first.
+    dictionaries: Vec<&'a Map<String, Json>>,
+}
+
+impl<'a> Config<'a> {
+    const MOST: usize = 256;
+
+    fn new(root: Option<&'a Json>) -> Self {
+        let mut dictionaries: Vec<&Map<String, Json>> = root.and_then(Json::as_object).into_iter().collect();
+        let mut next = 0;
+        while let Some(&dictionary) = dictionaries.get(next) {
+            dictionaries.extend(dictionary.values().filter_map(Json::as_object).take(Self::MOST));
+            dictionaries.truncate(Self::MOST);
+            next += 1;
+        }
+        Self { dictionaries }
+    }
+
+    fn find<T>(&self, names: &[&str], read: impl Fn(&Json) -> Option<T>) -> Option<T> {
+        let mut found = self.dictionaries.iter().flat_map(|d| names.iter().filter_map(|&name| d.get(name)));
+        found.find_map(read)
+    }
+
+    /// The first whole number that goes by one of `names`.
+    fn number(&self, names: &[&str]) -> Option<usize> {
+        self.find(names, whole)
+    }
+
+    fn image_size(&self) -> Option<usize> {
+        let side = |value: &Json| match value.as_array().map(Vec::as_slice) {
+            Some([height, width]) if height == width => whole(height),
+            Some(_) => None,
+            None => whole(value),
+        };
+        self.find(&["image_size", "img_size", "input_size", "resolution"], side)
+    }
+
+    /// The names of `count` classes.
+    fn class_names(&self, count: usize) -> Option<Vec<String>> {
+        let text = |value: &Json| value.as_str().filter(|name| is_class_name(name)).map(str::to_owned);
+        let names = |value: &Json| -> Option<Vec<String>> {
+            let names: Vec<String> = match value {
+                Json::Array(names) => names.iter().map(text).collect::<Option<_>>()?,
+                // As torchvision's ImageFolder keeps them: the label by the name.
+                Json::Object(labels) => {
+                    let mut labels: Vec<(usize, &String)> = labels
+                        .iter()
+                        .map(|(name, label)| Some((whole(label)?, name)))
+                        .collect::<Option<_>>()?;
+                    labels.sort_unstable();
+                    let dense = labels.iter().enumerate().all(|(i, (label, _))| i == *label);
+                    let sound = labels.iter().all(|(_, name)| is_class_name(name));
+                    (dense && sound).then(|| labels.into_iter().map(|(_, name)| name.clone()).collect())?
+                }
+                _ => return None,
+            };
+            (names.len() == count).then_some(names)
+        };
+        self.find(&["classes", "class_names", "breeds", "class_to_idx"], names)
+    }
+}
+
+/// A whole number, also as a real number or as text.
+fn whole(value: &Json) -> Option<usize> {
+    let real = |x: f64| ((0.0..=1e9).contains(&x) && x.fract() == 0.0).then_some(x as usize);
+    match value {
+        Json::Number(number) => number.as_f64().and_then(real),
+        Json::String(text) => text.trim().parse().ok().and_then(real),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tiny_cats_models::{Array, init};
+
+    use super::*;
+    use crate::checkpoint::Format;
+
+    fn loaded(config: &Network, said: Option<Json>) -> Loaded {
+        let weights = init(&config.specs().unwrap(), 0);
+        Loaded { weights, config: said, ..Loaded::new(Format::TorchBare) }
+    }
+
+    fn fields(described: &Described) -> Vec<&str> {
+        described.assumed.iter().map(|assumed| assumed.field).collect()
+    }
+
+    fn legacy() -> TinyDitConfig {
+        TinyDitConfig {
+            depth: 3,
+            width: 128,
+            heads: 2,
+            mlp_width: 200,
+            classes: 5,
+            ..TinyDitConfig::legacy()
+        }
+    }
+
+    #[test]
+    fn what_no_weight_says_is_assumed_and_told_until_it_is_said_or_given() {
+        let given = Given::default();
+        let network = Network::TinyDit(legacy());
+        let found = loaded(&network, None).describe(&given).unwrap();
+        assert_eq!((&found.meta.config, fields(&found)), (&network, vec!["image_size", "heads"]));
+        assert_eq!(found.assumed[1].to_string(), "heads 2");
+        assert_eq!(found.meta.classes, ["0", "1", "2", "3", "4"]);
+
+        let told = Network::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..legacy() });
+        for said in [
+            json!({"image_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 8}),
+            // As safetensors' metadata has it, nested, and as a configuration that went through floats.
+            json!({"image_size": "64", "num_heads": "8", "format": "pt"}),
+            json!({"lr": 1e-4, "model": {"name": "dit", "sizes": {"img_size": [64.0, 64.0], "heads": 8.0}}}),
+        ] {
+            let found = loaded(&network, Some(said.clone())).describe(&given).unwrap();
+            assert_eq!((&found.meta.config, fields(&found)), (&told, vec![]), "{said}");
+        }
+        let half = loaded(&network, Some(json!({"image_size": 64}))).describe(&given).unwrap();
+        assert_eq!(fields(&half), ["heads"]);
+        let names: Vec<String> = ["a", "b", "c", "d", "e"].map(String::from).to_vec();
+        let given = Given { image_size: Some(64), heads: Some(8), classes: Some(names.clone()) };
+        let found = loaded(&network, Some(json!({"num_heads": 4}))).describe(&given).unwrap();
+        assert_eq!((&found.meta.config, fields(&found), &found.meta.classes), (&told, vec![], &names));
+
+        for (key, value) in [("depth", json!(12)), ("embed_dim", json!("384")), ("num_heads", json!(7))] {
+            let wrong = json!({"image_size": 64, key: value});
+            assert!(loaded(&network, Some(wrong.clone())).describe(&Given::default()).is_err(), "{wrong}");
+        }
+        for given in [
+            Given { heads: Some(7), ..Given::default() },
+            Given { image_size: Some(1 << 40), ..Given::default() },
+            Given { classes: Some(names[1..].to_vec()), ..Given::default() },
+        ] {
+            assert!(loaded(&network, None).describe(&given).is_err(), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_modern_network_that_lost_its_metadata_is_known_by_its_weights() {
+        let config = TinyDitConfig { heads: 8, ..TinyDitConfig::named("nano", 48, 4).unwrap() };
+        let network = Network::TinyDit(config);
+        let found = loaded(&network, None).describe(&Given::default()).unwrap();
+        assert_eq!((&found.meta.config, fields(&found)), (&network, vec!["image_size"]));
+    }
+
+    #[test]
+    fn a_classifier_says_neither_its_size_nor_its_classes() {
+        let config = ResNetConfig { width: 4, ..ResNetConfig::named("resnet18", 13).unwrap() };
+        let network = Network::ResNet(config.clone());
+        let found = loaded(&network, None).describe(&Given::default()).unwrap();
+        assert_eq!((found.meta.image_size, fields(&found)), (224, vec!["image_size", "classes"]));
+        let trained = Loaded { by_predecessor: true, ..loaded(&network, None) };
+        let found = trained.describe(&Given::default()).unwrap();
+        assert_eq!((found.meta.classes[6].as_str(), fields(&found)), ("Maine_Coon", vec![]));
+        let labels: Map<String, Json> =
+            (0..13).map(|i| (format!("cat {}", 12 - i), (12 - i).into())).collect();
+        let said = json!({"resolution": 96, "class_to_idx": labels});
+        let found = loaded(&network, Some(said)).describe(&Given::default()).unwrap();
+        assert_eq!((found.meta.image_size, found.meta.classes[3].as_str()), (96, "cat 3"));
+        assert!(found.assumed.is_empty());
+        let heads = Given { heads: Some(2), ..Given::default() };
+        assert!(loaded(&network, None).describe(&heads).is_err());
+    }
+
+    #[test]
+    fn other_networks_are_one_line_and_nothing_panics() {
+        let describe = |weights: Weights| {
+            Loaded { weights, ..Loaded::new(Format::TorchBare) }
+                .describe(&Given::default())
+                .unwrap_err()
+                .to_string()
+        };
+        let deep = ResNetConfig { width: 4, ..ResNetConfig::named("resnet50", 3).unwrap() };
+        let mut weights = init(&deep.specs().unwrap(), 0);
+        let conv =
+            |out: usize, inputs: usize| Array::new([out, inputs, 1, 1], vec![0.0; out * inputs]).unwrap();
+        weights.insert("layer1.0.conv2.weight".into(), conv(4, 1));
+        assert!(describe(weights.clone()).contains("a ResNeXt, whose convolutions have 4 groups"));
+        weights.insert("layer1.0.conv2.weight".into(), conv(8, 8));
+        assert!(describe(weights).contains("a wide ResNet"));
+        assert!(describe(Weights::new()).contains("neither a TinyDiT's nor a ResNet's"));
+        // A first convolution of nothing, and no blocks.
+        let empty = |across| Array::new([0, 3, 7, across], Vec::new()).unwrap();
+        assert!(describe(Weights::from([(STEM.into(), empty(7))])).contains("stages of [0, 0, 0, 0]"));
+        assert!(describe(Weights::from([(PATCHES.into(), empty(7))])).contains("breed_embedder"));
+        assert!(describe(Weights::from([(PATCHES.into(), empty(5))])).contains("square patches"));
+    }
+}

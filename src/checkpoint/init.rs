@@ -1,0 +1,316 @@
+//! Weights that training begins with, from another model's file.
+
+use std::{collections::BTreeMap, path::Path};
+
+use tiny_cats_export::Network;
+use tiny_cats_models::{Array, Layout, ResNetConfig, TinyDitConfig, Weights, resnet::BATCH_COUNT};
+
+use super::{
+    Error, Given, Loaded, Problem, Result, WhichWeights,
+    describe::{self, CLASSES},
+    network::{misfits, not_finite},
+    open,
+};
+
+/// A file whose weights a network can begin with.
+#[derive(Clone, Debug)]
+pub struct InitFile {
+    path: std::path::PathBuf,
+    loaded: Loaded,
+}
+
+/// What a network begins with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Initial {
+    /// Weights by name; parameters that are not among them begin as in a new network.
+    pub weights: Weights,
+    /// What the user should know of it: which tensors were skipped, which classes are new. One line each.
+    pub notes: Vec<String>,
+}
+
+impl InitFile {
+    /// Opens a file: our released models and training states, files of PyTorch and safetensors.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.to_owned(), loaded: open(path, WhichWeights::Default)? })
+    }
+
+    fn at(&self) -> impl Fn(Problem) -> Error + '_ {
+        |problem| problem.at(&self.path)
+    }
+
+    /// The names of the file's classes, if it says them.
+    fn classes(&self) -> Option<Vec<String>> {
+        let described = self.loaded.describe(&Given::default()).ok()?;
+        let assumed = described.assumed.iter().any(|assumed| assumed.field == "classes");
+        let numbered = described.meta.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
+        (!assumed && !numbered).then_some(described.meta.classes)
+    }
+
+    /// Side of the pictures that the file says its network is for, in pixels; `None` where it would have to be assumed.
+    pub fn image_size(&self) -> Option<usize> {
+        let described = self.loaded.describe(&Given::default()).ok()?;
+        let assumed = described.assumed.iter().any(|assumed| assumed.field == "image_size");
+        (!assumed && !self.loaded.by_predecessor).then_some(described.meta.image_size)
+    }
+
+    /// The ResNet in the file as far as its body says: depth, width and whether batch normalisations are folded. It may have no classes.
+    ///
+    /// # Errors
+    /// When the file holds no ResNet-18, 34 or 50, whatever its head and whatever prefix its names have.
+    pub fn resnet(&self) -> Result<ResNetConfig> {
+        self.body().map(|body| body.config).map_err(self.at())
+    }
+
+    fn body(&self) -> Result<Body, Problem> {
+        // The last of a body's stages: nothing else in a file has such a name.
+        const LAST: &str = "layer4.0.conv1.weight";
+        let mut prefixes: Vec<&str> =
+            self.loaded.weights.keys().filter_map(|name| name.strip_suffix(LAST)).collect();
+        prefixes.sort_unstable_by_key(|prefix| (prefix.len(), *prefix));
+        let Some(&prefix) = prefixes.first() else {
+            let found = match self.loaded.describe(&Given::default()) {
+                Ok(described) => described.meta.config.to_string(),
+                Err(_) => format!("no tensor whose name ends in {LAST}"),
+            };
+            return Err(Problem::malformed(
+                "network",
+                format!("expected a ResNet-18, 34 or 50, found {found}"),
+            ));
+        };
+        let is_body = |name: &str| {
+            ["conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."].iter().any(|p| name.starts_with(p))
+        };
+        let (mut weights, mut head, mut skipped) = (Weights::new(), Weights::new(), Vec::new());
+        for (name, array) in &self.loaded.weights {
+            match name.strip_prefix(prefix) {
+                Some(rest) if is_body(rest) => weights.insert(rest.to_owned(), array.clone()),
+                Some(rest @ ("fc.weight" | "fc.bias" | "fc.1.weight" | "fc.1.bias")) => {
+                    head.insert(rest.to_owned(), array.clone())
+                }
+                _ => {
+                    skipped.push(name.clone());
+                    None
+                }
+            };
+        }
+        let config = ResNetConfig { classes: 1, ..describe::resnet(&weights)? };
+        config.validate().map_err(|e| Problem::malformed("network", e.to_string()))?;
+        let integers = BTreeMap::new();
+        let loaded = Loaded { weights, integers, ..Loaded::new(self.loaded.format) };
+        let is_head = |line: &String| line.starts_with("fc.");
+        let misfits = misfits(&loaded, &Network::ResNet(config.clone()))?;
+        if let Some(line) = misfits.into_iter().find(|line| !is_head(line)) {
+            return Err(Problem::Misfit(line));
+        }
+        let weights = loaded.weights;
+        if let Some(line) = weights.iter().find_map(|(name, array)| not_finite(name, array)) {
+            return Err(Problem::Misfit(line));
+        }
+        Ok(Body { config, weights, head, skipped })
+    }
+
+    /// The weights for a ResNet `config` of `classes` to begin with: the body, and of the head the rows of classes that the file knows by
+    /// name; rows of other classes begin as the mean of the file's. A head without such classes is skipped.
+    ///
+    /// # Errors
+    /// When the file's body is another one.
+    pub fn classifier(&self, config: &ResNetConfig, classes: &[String]) -> Result<Initial> {
+        let Body { config: found, mut weights, head, mut skipped } = self.body().map_err(self.at())?;
+        let kind = |c: &ResNetConfig| {
+            let norms = if c.batch_norm { "" } else { " without batch normalisation" };
+            format!("{c}{norms}")
+        };
+        if (found.depth, found.width, found.batch_norm) != (config.depth, config.width, config.batch_norm) {
+            let (found, expected) = (kind(&found), kind(config));
+            return Err(self.at()(Problem::OtherNetwork { found, expected }));
+        }
+        let mut notes = Vec::new();
+        let known = self.classes();
+        let rows = known.as_deref().and_then(|known| {
+            let matched = matched(known, classes);
+            let at =
+                |kind: &str| head.get(&format!("fc.{kind}")).or_else(|| head.get(&format!("fc.1.{kind}")));
+            let [weight, bias] = [at("weight")?, at("bias")?];
+            let fits = weight.dims() == [known.len(), config.features()] && bias.dims() == [known.len()];
+            let finite = [weight, bias].iter().all(|array| array.data().iter().all(|v| v.is_finite()));
+            (fits && finite && matched.iter().any(Option::is_some)).then_some((matched, weight, bias))
+        });
+        match rows {
+            Some((matched, weight, bias)) => {
+                let name = |kind: &str| match config.head {
+                    tiny_cats_models::Head::Plain => format!("fc.{kind}"),
+                    tiny_cats_models::Head::Dropout => format!("fc.1.{kind}"),
+                };
+                weights.insert(name("weight"), with_rows(weight, &matched, 0));
+                weights.insert(name("bias"), with_rows(bias, &matched, 0));
+                notes.extend(new_classes(&matched, classes));
+            }
+            None => skipped.extend(head.into_keys()),
+        }
+        skipped.retain(|name| !name.ends_with(BATCH_COUNT));
+        notes.extend(skipped_line(&skipped));
+        Ok(Initial { weights, notes })
+    }
+
+    /// The TinyDiT in the file.
+    ///
+    /// # Errors
+    /// When it holds none.
+    pub fn tiny_dit(&self) -> Result<TinyDitConfig> {
+        match self.loaded.describe(&Given::default()).map_err(self.at())?.meta.config {
+            Network::TinyDit(config) => Ok(config),
+            found @ Network::ResNet(_) => {
+                Err(self.at()(Problem::OtherNetwork { found: found.to_string(), expected: "TinyDiT".into() }))
+            }
+        }
+    }
+
+    /// The weights for a TinyDiT `config` of `classes` to begin with. Classes that the file knows by name keep their rows of the embedding;
+    /// others begin as the mean of the file's.
+    ///
+    /// A network of smaller pictures, in as many patches, is enlarged: each value of a patch becomes a square of equal ones, and weights that
+    /// read them are divided by how many there are. So what it makes of enlarged pictures is what it made of the small ones, enlarged
+    /// (Karras et al., arXiv 1710.10196, grow networks so).
+    ///
+    /// # Errors
+    /// When the file holds another network, or what it holds does not fit together.
+    pub fn generator(&self, config: &TinyDitConfig, classes: &[String]) -> Result<Initial> {
+        let found = self.tiny_dit()?;
+        let TinyDitConfig { image_size, patch_size, classes: count, .. } = *config;
+        let factor = image_size / found.image_size.max(1);
+        let as_wanted = TinyDitConfig { image_size, patch_size, classes: count, ..found.clone() };
+        if as_wanted != *config
+            || factor * found.image_size != image_size
+            || factor * found.patch_size != patch_size
+            || factor > 1 && config.layout != Layout::Modern
+        {
+            let [found, expected] = [&found, config].map(|c| Network::TinyDit(c.clone()).to_string());
+            return Err(self.at()(Problem::OtherNetwork { found, expected }));
+        }
+        let misfits = misfits(&self.loaded, &Network::TinyDit(found.clone())).map_err(self.at())?.into_iter();
+        let damaged = self.loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array));
+        if let Some(line) = misfits.chain(damaged).next() {
+            return Err(self.at()(Problem::Misfit(line)));
+        }
+        let mut weights = self.loaded.weights.clone();
+        if factor > 1 {
+            enlarge(&mut weights, &found, config).map_err(self.at())?;
+        }
+        let mut notes = Vec::new();
+        let known = self.classes();
+        // A file without names is taken to have the same classes if it has as many.
+        let matched = match &known {
+            Some(known) => matched(known, classes),
+            None if found.classes == count => (0..count).map(Some).collect(),
+            None => vec![None; count],
+        };
+        let same = matched.iter().enumerate().all(|(i, row)| *row == Some(i)) && found.classes == count;
+        if !same && let Some(table) = weights.get(CLASSES) {
+            // The null class stays the last row.
+            let table = with_rows(table, &matched, usize::from(found.null_label().is_some()));
+            weights.insert(CLASSES.into(), table);
+            notes.extend(new_classes(&matched, classes));
+        }
+        Ok(Initial { weights, notes })
+    }
+}
+
+/// A ResNet without its head.
+struct Body {
+    /// Its classes mean nothing.
+    config: ResNetConfig,
+    weights: Weights,
+    /// The tensors of a head that is one linear layer, of any number of classes.
+    head: Weights,
+    /// Other tensors of the file.
+    skipped: Vec<String>,
+}
+
+/// For each of `classes`, which of `known` has that name; case, spaces, `_` and `-` do not matter.
+fn matched(known: &[String], classes: &[String]) -> Vec<Option<usize>> {
+    let plain = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
+    let rows: BTreeMap<String, usize> = known.iter().enumerate().map(|(i, name)| (plain(name), i)).collect();
+    classes.iter().map(|name| rows.get(&plain(name)).copied()).collect()
+}
+
+/// The rows of `table` that `matched` names, the mean of all where it names none, and the last `kept` rows after them.
+fn with_rows(table: &Array, matched: &[Option<usize>], kept: usize) -> Array {
+    let rows = table.dims()[0];
+    let width = table.data().len() / rows.max(1);
+    let row = |i: usize| &table.data()[i * width..(i + 1) * width];
+    let classes = rows - kept;
+    let mut mean = vec![0.0f64; width];
+    for i in 0..classes {
+        mean.iter_mut().zip(row(i)).for_each(|(sum, v)| *sum += f64::from(*v) / classes as f64);
+    }
+    let mean: Vec<f32> = mean.into_iter().map(|v| v as f32).collect();
+    let chosen = matched.iter().map(|i| i.map_or(&mean[..], row)).chain((classes..rows).map(row));
+    let data: Vec<f32> = chosen.flatten().copied().collect();
+    let dims = [&[matched.len() + kept], &table.dims()[1..]].concat();
+    Array::new(dims, data).expect("as many values as rows of that width")
+}
+
+fn new_classes(matched: &[Option<usize>], classes: &[String]) -> Option<String> {
+    let new: Vec<&str> =
+        matched.iter().zip(classes).filter(|(row, _)| row.is_none()).map(|(_, name)| name.as_str()).collect();
+    let known = matched.len() - new.len();
+    (!new.is_empty())
+        .then(|| format!("{known} of {} classes are in the file; new: {}", matched.len(), listed(&new)))
+}
+
+fn skipped_line(skipped: &[String]) -> Option<String> {
+    (!skipped.is_empty()).then(|| {
+        format!("skipped {} that the network does not have: {}", tensors(skipped.len()), listed(skipped))
+    })
+}
+
+fn tensors(count: usize) -> String {
+    if count == 1 { "1 tensor".into() } else { format!("{count} tensors") }
+}
+
+/// The first few of many names.
+fn listed<S: AsRef<str>>(names: &[S]) -> String {
+    const SHOWN: usize = 6;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    shown.join(", ") + &more
+}
+
+/// Makes the weights of `small` those of `large`, whose patches are as many and larger.
+fn enlarge(weights: &mut Weights, small: &TinyDitConfig, large: &TinyDitConfig) -> Result<(), Problem> {
+    let (side, patch_size) = (small.patch_size, large.patch_size);
+    let factor = patch_size / side;
+    // Where each value of a large patch, [3, height, width], is in the small one.
+    let from: Vec<usize> = (0..3 * patch_size * patch_size)
+        .map(|i| {
+            let (plane, row, column) =
+                (i / (patch_size * patch_size), i / patch_size % patch_size, i % patch_size);
+            (plane * side + row / factor) * side + column / factor
+        })
+        .collect();
+    let share = 1.0 / (factor * factor) as f32;
+    for (name, columns, scale) in [
+        ("patch_embed.proj.weight", true, share),
+        ("final_layer.linear.weight", false, 1.0),
+        ("final_layer.linear.bias", false, 1.0),
+    ] {
+        let array = weights.get(name).ok_or_else(|| Problem::malformed(name, "missing"))?;
+        let mut dims = array.dims().to_vec();
+        let values: Vec<f32> = if columns {
+            dims[1] = from.len();
+            let rows = array.data().chunks_exact(3 * side * side);
+            rows.flat_map(|row| from.iter().map(|&i| scale * row[i])).collect()
+        } else {
+            let width = array.data().len() / dims[0];
+            dims[0] = from.len();
+            from.iter().flat_map(|&i| &array.data()[i * width..(i + 1) * width]).copied().collect()
+        };
+        let array = Array::new(dims, values).map_err(|e| Problem::malformed(name, e.to_string()))?;
+        weights.insert(name.into(), array);
+    }
+    Ok(())
+}
