@@ -20,7 +20,7 @@ LONGEST_LINE = 600
 LONGEST_OUTPUT = 4000
 CRASHES = ["panicked at", "overflowed its stack", "memory allocation of", "AddressSanitizer", "RUST_BACKTRACE"]
 # What the standard error stream may say beside the error.
-REMARKS = re.compile(r"(skipped |the same file|warning|note|WARN|ERROR|\d+ of \d+ |.* has (one|no) picture)", re.I)
+REMARKS = re.compile(r"(skipped |the same file|warning|note|WARN|ERROR|\d+ of \d+ |.*: assumed |.* has (one|no) picture)", re.I)
 
 
 class Result:

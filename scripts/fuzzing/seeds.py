@@ -7,7 +7,7 @@ import shutil
 
 from . import formats, pictures, process
 
-SAMPLES = ["-n", "1", "--steps", "1", "--sampler", "euler", "--breed", "Bengal"]
+SAMPLES = ["-n", "1", "--steps", "1", "--sampler", "euler"]
 # Nothing here may take long: one step of the smallest networks, and no picture is drawn.
 BOTH = [
     "--config",
