@@ -11,7 +11,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use sysinfo::{CpuRefreshKind, System};
-use tiny_cats_export::{Error, Generator, Model, Options, Request, runtime::RuntimeKind};
+use tiny_cats_export::{Error, Generator, Integrity, Model, Options, Request, runtime::RuntimeKind};
 use tiny_cats_models::pretrained;
 
 /// The command that brings CUDA.
@@ -105,6 +105,8 @@ pub struct Released {
     pub image_size: usize,
     /// Its classes.
     pub classes: Vec<String>,
+    /// Whether it carries a digest that it matches.
+    pub integrity: Integrity,
 }
 
 /// Looks at everything. Each runtime draws the same picture in one step of the released generator.
@@ -179,7 +181,13 @@ fn features() -> BTreeMap<&'static str, bool> {
 fn released(name: &'static str, bytes: &[u8]) -> tiny_cats_export::Result<Released> {
     let model = Model::from_bytes(bytes.to_vec(), name)?;
     let meta = model.meta();
-    Ok(Released { name, bytes: bytes.len(), image_size: meta.image_size, classes: meta.classes.clone() })
+    Ok(Released {
+        name,
+        bytes: bytes.len(),
+        image_size: meta.image_size,
+        classes: meta.classes.clone(),
+        integrity: model.integrity(),
+    })
 }
 
 fn runtimes() -> tiny_cats_export::Result<Vec<Runtime>> {

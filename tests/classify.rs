@@ -255,6 +255,10 @@ fn arguments_and_models_that_make_no_sense_are_refused_in_one_line() {
     let generator = tiny_cats_models::pretrained::TINYDIT;
     put(dir, "generator.onnx", generator);
     put(dir, "cut.safetensors", &fs::read(dir.join(MODEL)).unwrap()[..5000]);
+    let mut altered = fs::read(dir.join(MODEL)).unwrap();
+    let middle = altered.len() / 2;
+    altered[middle..middle + 1024].fill(0);
+    put(dir, "altered.safetensors", &altered);
     let first = |args: &[&str]| fails(CATS, dir, &[&["classify", "picture.png"], args].concat());
     for (args, expected) in [
         (&["--model", MODEL, "--top-k", "0"][..], "error: --top-k: expected 1 to 13"),
@@ -267,6 +271,10 @@ fn arguments_and_models_that_make_no_sense_are_refused_in_one_line() {
         (&["--model", "missing.onnx"], "error: missing.onnx: No such file"),
         (&["--model", "picture.png"], "error: picture.png: "),
         (&["--model", "cut.safetensors"], "error: cut.safetensors: safetensors: "),
+        (
+            &["--model", "altered.safetensors"],
+            "error: altered.safetensors: sha256: the checksum does not match",
+        ),
         (
             &["--model", "checkpoints/cats_model.pt"],
             "error: checkpoints/cats_model.pt: format: expected .onnx",

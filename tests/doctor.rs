@@ -7,6 +7,8 @@ use std::{
 
 use serde_json::Value;
 use tiny_cats::doctor::GET_CUDA;
+use tiny_cats_export::Model;
+use tiny_cats_models::pretrained;
 
 const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
 
@@ -78,6 +80,11 @@ fn the_machine_and_the_released_models_are_described() {
     let model = &report["models"][0];
     assert_eq!((&model["name"], &model["image_size"]), (&"tinydit".into(), &64.into()));
     assert!(model["classes"].as_array().unwrap().contains(&"Siamese".into()));
+    let released = [pretrained::TINYDIT, pretrained::CLASSIFIER];
+    for (model, bytes) in report["models"].as_array().unwrap().iter().zip(released) {
+        let released = Model::from_bytes(bytes.to_vec(), "released").unwrap();
+        assert_eq!(model["integrity"], released.integrity().to_string());
+    }
 }
 
 #[test]
@@ -91,6 +98,8 @@ fn text_says_the_same_line_by_line() {
     assert!(line("  ok        native").ends_with(" ms"));
     assert!(line("memory").contains("GiB free of"));
     assert!(line("  ok        tinydit").contains("64 px"));
+    let integrity = REPORT["models"][0]["integrity"].as_str().unwrap();
+    assert!(line("  ok        tinydit").ends_with(&format!(", {integrity}")));
     assert!(cfg!(feature = "cuda") || line("  missing   CUDA").contains(GET_CUDA));
 }
 

@@ -19,7 +19,7 @@ use tiny_cats::{
     data::synth,
     serve::{Config, Demo, End},
 };
-use tiny_cats_export::{Breed, Classifier, Generator, Options, Request, Sampler, sheet};
+use tiny_cats_export::{Breed, Classifier, Generator, Integrity, Options, Request, Sampler, sheet};
 
 const JSON: &str = "application/json";
 
@@ -27,7 +27,9 @@ const JSON: &str = "application/json";
 static SERVED: LazyLock<Served> = LazyLock::new(|| {
     let config =
         Config { max_body: 1 << 20, max_pixels: 1_000_000, demo: Demo::Embedded, ..Config::default() };
-    Served::new(config, Some(generator()), Some(classifier()))
+    let (name, model) = classifier();
+    let classifier = (name, model.with_integrity(Integrity::Verified));
+    Served::new(config, Some(generator()), Some(classifier))
 });
 
 fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
@@ -570,5 +572,7 @@ fn models_are_described_with_how_they_were_proved() {
         assert_eq!(model["verification"]["passed"], true);
         assert_eq!(model["verification"]["runtimes"][0]["runtime"], model["runtime"]);
     }
+    assert_eq!(by_kind["generator"]["integrity"], "unchecked");
+    assert_eq!(by_kind["classifier"]["integrity"], "verified");
     assert_eq!(by_kind["generator"]["sampler"]["guidance_interval"], json!([0.1, 0.9]));
 }

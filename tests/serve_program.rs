@@ -58,6 +58,7 @@ fn the_program_serves_the_released_models_until_a_signal() {
     let said = common::text(&output);
     assert!(output.status.success() && said.contains("all that was accepted was answered"), "{said}");
     assert!(said.contains("path=\"/v1/generate\" status=200"), "{said}");
+    assert!(said.contains("model=\"tinydit\" integrity="), "{said}");
 }
 
 #[test]
@@ -69,6 +70,11 @@ fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
     let value = model.weights().unwrap()["blocks.1.attn.qkv.weight"].data()[5].to_le_bytes();
     let at = bytes.windows(4).position(|four| four == value).expect("the weight");
     bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(folder.path().join("altered.onnx"), &bytes).unwrap();
+    // As another program might have written it, without our digest.
+    let key = tiny_cats_export::DIGEST_KEY.as_bytes();
+    let at = bytes.windows(key.len()).position(|w| w == key).expect("a digest");
+    bytes[at..at + key.len()].fill(b'-');
     std::fs::write(folder.path().join("bad.onnx"), bytes).unwrap();
     std::fs::write(folder.path().join("token"), "two words\n").unwrap();
     let fails = |args: &[&str]| {
@@ -78,6 +84,7 @@ fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
     assert!(said.contains("blocks.1.attn.qkv.weight") && said.contains("not finite"), "{said}");
     for (args, expected) in [
         (&["--model", "none.onnx"][..], "none.onnx: "),
+        (&["--model", "altered.onnx"], "altered.onnx: tiny-cats.sha256: the checksum does not match"),
         (&["--classifier", "bad.onnx"], "bad.onnx: task: expected a classifier"),
         (&["--web", "."], "index.html: expected a built web demo"),
         (&["--token-file", "token"], "token: expected a token"),

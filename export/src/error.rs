@@ -1,13 +1,17 @@
 //! The one error of this crate.
 
-use std::{borrow::Cow, fmt::Write, path::PathBuf};
+use std::{
+    borrow::Cow,
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 /// Why a model could not be written, read, proved or sampled from.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The system refused to read or write a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -25,7 +29,7 @@ pub enum Error {
         message: String,
     },
     /// A file that is no picture, or none that can be used.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", shown(path))]
     Picture {
         /// The file.
         path: PathBuf,
@@ -104,6 +108,11 @@ fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
+/// A path in one line.
+fn shown(path: &Path) -> String {
+    escaped(&path.display().to_string(), usize::MAX).into_owned()
+}
+
 /// Whether `c` could change how the line around it is shown: control characters, line separators, and marks of writing direction.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
@@ -156,5 +165,7 @@ mod tests {
         let error = Error::file("cat\n.onnx", hostile.clone(), hostile).to_string();
         assert!(error.starts_with("cat\\n.onnx: \\n\\u{1b}[31m") && error.len() < 1000, "{error}");
         assert!(!error.contains(char::is_control));
+        let error = Error::io("cat\n.onnx")(std::io::ErrorKind::NotFound.into()).to_string();
+        assert!(error.starts_with("cat\\n.onnx: "), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use image::RgbImage;
 use tiny_cats_models::Array;
 
 use crate::{
-    Error, GeneratorMeta, Model, ModelMeta, Options, Result, Sampler,
+    Error, GeneratorMeta, Model, ModelMeta, Options, Result, Sampler, excerpt,
     runtime::RuntimeKind,
     sample::{Denoiser, Draw, Progress, Settings, Trajectory, advance, sample},
     to_rgb,
@@ -41,7 +41,7 @@ pub struct Request {
     pub steps: usize,
     /// How a step is taken.
     pub sampler: Sampler,
-    /// Weight of classifier-free guidance; 1 is none.
+    /// Weight of classifier-free guidance; 1 is none. A network that [guides itself](Generator::is_guided) is drawn from with 1.
     pub guidance: f32,
     /// Times from 0 (noise) to 1 (picture) that guidance holds for, ends included; none is what the file advises.
     pub guidance_interval: Option<[f32; 2]>,
@@ -140,6 +140,12 @@ impl Generator {
     pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
         let runtime = options.runtime(model);
         let (task, network) = (model.generator()?.clone(), model.load_generator(runtime)?);
+        if task.guided {
+            let name = excerpt(model.name());
+            tracing::warn!(
+                "{name}: the graph applies guidance itself: it is sampled with guidance 1, and no other is used"
+            );
+        }
         Ok(Self { meta: model.meta().clone(), task, runtime, network, batch: options.batch })
     }
 
@@ -151,6 +157,16 @@ impl Generator {
     /// What computes it.
     pub fn runtime(&self) -> RuntimeKind {
         self.runtime
+    }
+
+    /// Whether the network applies classifier-free guidance itself, so that a [`Request::guidance`] is not used.
+    pub fn is_guided(&self) -> bool {
+        self.task.guided
+    }
+
+    /// The weight of guidance that pictures are drawn with where `wanted` is asked for: see [`GeneratorMeta::guidance`].
+    pub fn guidance(&self, wanted: Option<f32>) -> f32 {
+        self.task.guidance(wanted)
     }
 
     /// A request with the steps, sampler and guidance that the file advises.
@@ -279,7 +295,7 @@ impl Generator {
         Settings {
             sampler: request.sampler,
             steps: request.steps,
-            guidance: request.guidance,
+            guidance: self.guidance(Some(request.guidance)),
             guidance_interval: request.guidance_interval.unwrap_or(advised.guidance_interval),
             seed: request.seed,
             batch: self.batch,

@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     cell::Cell,
-    panic::{self, AssertUnwindSafe},
+    panic::{self, AssertUnwindSafe, PanicHookInfo},
     sync::Once,
     thread,
 };
@@ -70,15 +70,19 @@ fn install_hook() {
     if thread::panicking() {
         return;
     }
-    INSTALLED.call_once(|| {
-        let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            let guarded = GUARDED.try_with(Cell::get).unwrap_or(0) > 0;
-            if !guarded {
-                previous(info);
-            }
-        }));
-    });
+    INSTALLED.call_once(|| panic::set_hook(quiet(panic::take_hook())));
+}
+
+type Hook = Box<dyn Fn(&PanicHookInfo) + Sync + Send>;
+
+/// A hook that calls `previous` on threads that are not guarded.
+fn quiet(previous: Hook) -> Hook {
+    Box::new(move |info| {
+        let guarded = GUARDED.try_with(Cell::get).unwrap_or(0) > 0;
+        if !guarded {
+            previous(info);
+        }
+    })
 }
 
 fn message(payload: &(dyn Any + Send)) -> String {
@@ -103,9 +107,9 @@ mod tests {
     fn a_panic_becomes_its_message_and_reaches_the_hook_only_from_unguarded_threads() {
         let printed = Arc::new(AtomicUsize::new(0));
         let count = printed.clone();
-        panic::set_hook(Box::new(move |_| {
+        panic::set_hook(quiet(Box::new(move |_| {
             count.fetch_add(1, Ordering::SeqCst);
-        }));
+        })));
         assert_eq!(catch(|| 7), Ok(7));
         let zero = std::hint::black_box(0);
         assert_eq!(catch(|| 1 / zero), Err("attempt to divide by zero".into()));

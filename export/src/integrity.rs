@@ -1,8 +1,16 @@
-//! Whether a file is known to be as it was written.
+//! Whether a file is as it was written: the digests that files carry.
 
 use std::fmt;
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+/// The key of an ONNX file's `metadata_props` that holds its digest, SHA-256 in hexadecimal, of its weights, its graph and its
+/// [`META_KEY`](crate::META_KEY) entry.
+pub const DIGEST_KEY: &str = "tiny-cats.sha256";
+
+/// What an error says about a file whose digest does not match.
+pub const ALTERED: &str = "the checksum does not match the content: the file was altered or damaged";
 
 /// Whether a file's contents were compared with a digest that the file carries. A file whose digest does not match is never loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -20,5 +28,82 @@ impl fmt::Display for Integrity {
             Self::Verified => "verified",
             Self::Unchecked => "unchecked",
         })
+    }
+}
+
+/// The checksum of a safetensors file, which its header's metadata holds under [`KEY`](Self::KEY): SHA-256 of all bytes of the file, with
+/// the checksum's own 64 hexadecimal digits read as zeros.
+#[derive(Clone, Debug)]
+pub struct Checksum(Sha256);
+
+impl Checksum {
+    /// The key in the header's metadata.
+    pub const KEY: &str = "sha256";
+
+    /// The value under [`KEY`](Self::KEY) while the checksum is computed.
+    pub const PLACEHOLDER: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+    /// Begins with the header and the eight bytes of its length. `None` when the header has no place for the digits.
+    pub fn begin(header: &[u8]) -> Option<Self> {
+        let place = Self::place(header)?;
+        let (before, after) = header.split_at_checked(place)?;
+        let after = after.get(Self::PLACEHOLDER.len()..)?;
+        let mut hash = Sha256::new();
+        hash.update((header.len() as u64).to_le_bytes());
+        hash.update(before);
+        hash.update(Self::PLACEHOLDER);
+        hash.update(after);
+        Some(Self(hash))
+    }
+
+    /// Goes on with the next bytes of the file.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digits, when all bytes were given.
+    pub fn finish(self) -> String {
+        hex(self.0)
+    }
+
+    /// Where in the header the digits begin. Quotes inside of JSON strings are escaped, so this text stands nowhere else.
+    pub fn place(header: &[u8]) -> Option<usize> {
+        let key = format!("\"{}\":\"", Self::KEY);
+        Some(header.windows(key.len()).position(|w| w == key.as_bytes())? + key.len())
+    }
+}
+
+/// A digest's hexadecimal digits.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_covers_all_bytes_but_its_own_digits() {
+        let header =
+            |digits: &str, note: &str| format!(r#"{{"__metadata__":{{"n":"{note}","sha256":"{digits}"}}}}"#);
+        let sum = |header: &str, data: &[u8]| {
+            let mut sum = Checksum::begin(header.as_bytes()).unwrap();
+            data.chunks(2).for_each(|part| sum.update(part));
+            sum.finish()
+        };
+        let empty = header(Checksum::PLACEHOLDER, "a");
+        let digits = sum(&empty, b"data");
+        assert_eq!(digits, sum(&header(&digits, "a"), b"data"));
+        assert_eq!(
+            digits,
+            hex(Sha256::new_with_prefix(
+                [&(empty.len() as u64).to_le_bytes()[..], empty.as_bytes(), b"data"].concat()
+            ))
+        );
+        assert_ne!(digits, sum(&empty, b"Data"));
+        assert_ne!(digits, sum(&header(Checksum::PLACEHOLDER, "b"), b"data"));
+        for broken in ["{}", r#"{"sha256":"00"}"#, ""] {
+            assert!(Checksum::begin(broken.as_bytes()).is_none(), "{broken}");
+        }
     }
 }

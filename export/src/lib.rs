@@ -28,7 +28,7 @@ pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
 pub use generator::{Breed, Generator, Picture, Request};
 pub use grid::{grid, sheet, shown, to_rgb};
-pub use integrity::Integrity;
+pub use integrity::{ALTERED, Checksum, DIGEST_KEY, Integrity};
 pub use load::{Model, predecessor_classes};
 pub use meta::{
     ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,

@@ -6,8 +6,9 @@ use safetensors::{Dtype, SafeTensors};
 use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights, resnet::BATCH_COUNT};
 
 use crate::{
-    CLASSIFIER_INPUT, ClassifierMeta, Classify, Error, GeneratorMeta, INPUTS, META_KEY, ModelMeta, Network,
-    PREDECESSOR_CLASSES, Result, TaskMeta,
+    ALTERED, CLASSIFIER_INPUT, Checksum, ClassifierMeta, Classify, Error, GeneratorMeta, INPUTS, Integrity,
+    META_KEY, ModelMeta, Network, PREDECESSOR_CLASSES, Result, TaskMeta,
+    meta::MAX_CLASSES,
     onnx::{DEFAULT_OPSET, DataType, OnnxFile, Port},
     runtime::{Input, RuntimeKind, Session},
     sample::Denoiser,
@@ -41,6 +42,7 @@ pub struct Model {
     name: String,
     meta: ModelMeta,
     contents: Contents,
+    integrity: Integrity,
 }
 
 #[derive(Clone, Debug)]
@@ -50,19 +52,24 @@ enum Contents {
 }
 
 impl Model {
-    /// Reads `NAME.onnx` or `NAME.safetensors`; the contents decide which it is.
+    /// Reads `NAME.onnx` or `NAME.safetensors`; the contents decide which it is. Of an ONNX model, values may be in other files of its
+    /// folder.
     ///
     /// # Errors
     /// [`Error::Io`], and those of [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_bytes(read(path)?, &path.display().to_string())
+        Self::read(read(path)?, &path.display().to_string(), path.parent())
     }
 
     /// Reads a file in memory; `name` stands for it in errors.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no model, is damaged, or does not say how it is to be used.
+    /// [`Error::File`] when it is no model, is damaged, does not match its digest, or does not say how it is to be used.
     pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
+        Self::read(bytes, name, None)
+    }
+
+    fn read(bytes: Vec<u8>, name: &str, folder: Option<&Path>) -> Result<Self> {
         if bytes.starts_with(b"PK\x03\x04") {
             return Err(Error::file(
                 name,
@@ -71,25 +78,47 @@ impl Model {
             ));
         }
         // A safetensors file has the length of its JSON in eight bytes, then the JSON.
-        let (meta, contents) = if bytes.get(8) == Some(&b'{') {
-            let (meta, weights) = safetensors(&bytes, name)?;
-            (meta, Contents::Weights(weights))
-        } else {
-            let file = OnnxFile::from_bytes(bytes, name)?;
-            (graph_meta(&file)?, Contents::Graph(file))
-        };
-        Ok(Self { name: name.into(), meta, contents })
+        if bytes.get(8) == Some(&b'{') {
+            let (meta, weights, integrity) = safetensors(&bytes, name)?;
+            return Ok(Self { name: name.into(), meta, contents: Contents::Weights(weights), integrity });
+        }
+        let file = OnnxFile::read(bytes, name, folder)?;
+        let (meta, integrity) = (graph_meta(&file)?, file.integrity());
+        Ok(Self { name: name.into(), meta, contents: Contents::Graph(file), integrity })
     }
 
-    /// A model that is in memory already, as after training.
+    /// A model that is in memory already, as after training. It is [unchecked](Integrity::Unchecked) unless
+    /// [`with_integrity`](Self::with_integrity) says otherwise.
     pub fn from_weights(meta: ModelMeta, weights: Weights) -> Self {
-        Self { name: "model".into(), meta, contents: Contents::Weights(weights) }
+        let integrity = Integrity::Unchecked;
+        Self { name: "model".into(), meta, contents: Contents::Weights(weights), integrity }
+    }
+
+    /// The same, of a file that was read elsewhere and was or was not compared with its digest there.
+    #[must_use]
+    pub fn with_integrity(self, integrity: Integrity) -> Self {
+        Self { integrity, ..self }
     }
 
     /// The same, called `name` in errors.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }
+    }
+
+    /// What stands for it in errors.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether its file carries a digest that its contents match.
+    pub fn integrity(&self) -> Integrity {
+        self.integrity
+    }
+
+    /// Whether it is a generator that applies classifier-free guidance itself: it is sampled with guidance 1.
+    pub fn is_guided(&self) -> bool {
+        self.meta.generator().is_some_and(|task| task.guided)
     }
 
     /// What the model says about itself.
@@ -121,10 +150,15 @@ impl Model {
     /// those that compute definitions take the weights.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when the runtime is not there, and when weights do not fit the network or it is no generator.
+    /// [`Error::Runtime`] when the runtime is not there, or computes definitions and the graph is [guided](Self::is_guided); and when
+    /// weights do not fit the network or it is no generator.
     #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_generator(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
         let Network::TinyDit(config) = &self.meta.config else { return Err(self.other_task("generator")) };
+        if self.is_guided() && !kind.runs_graphs() {
+            let message = "the graph applies guidance itself, which its definition does not; choose a runtime that computes graphs";
+            return Err(kind.error(message));
+        }
         match kind {
             #[cfg(feature = "native")]
             RuntimeKind::Native => return Ok(Box::new(Native::tiny_dit(config, self.weights()?)?)),
@@ -228,7 +262,9 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     let find = |name: &str| file.inputs().iter().find(|port| port.name == name);
     let meta = match (find(PREDECESSOR_INPUTS[0]), find(CLASSIFIER_INPUT)) {
         _ if file.metadata().contains_key(META_KEY) => file.meta()?,
-        (Some(Port { dims, .. }), _) if let [_, _, Some(size), _] = dims[..] => predecessor_generator(size),
+        (Some(Port { dims, .. }), _) if let [_, _, Some(size), _] = dims[..] => {
+            predecessor_generator(file, size)?
+        }
         (_, Some(Port { dims, .. })) if let [_, _, Some(size), _] = dims[..] => {
             predecessor_classifier(file, size)?
         }
@@ -268,10 +304,24 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     Ok(meta)
 }
 
-/// What a generator's graph of tiny-cats-model would say about itself.
-fn predecessor_generator(image_size: usize) -> ModelMeta {
-    let config = TinyDitConfig { image_size, ..TinyDitConfig::legacy() };
-    ModelMeta::tiny_dit(&config, PREDECESSOR_CLASSES.map(String::from).to_vec())
+/// What a generator's graph of tiny-cats-model would say about itself. It has no class for the unconditional pass: the last one stands in.
+fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
+    let [picture, _, label] = PREDECESSOR_INPUTS;
+    let wrong = |message: String| Error::file(file.name(), "graph", message);
+    let Some(classes) = file.embedding_rows(label)? else {
+        return Err(wrong(format!(
+            "expected a table that {label} indexes, which says how many classes there are"
+        )));
+    };
+    if !(1..=MAX_CLASSES).contains(&classes) {
+        return Err(wrong(format!("expected 1 to {MAX_CLASSES} classes, found a table of {classes} rows")));
+    }
+    let config = TinyDitConfig { image_size, classes, ..TinyDitConfig::legacy() };
+    let mut meta = ModelMeta::tiny_dit(&config, predecessor_classes(classes));
+    if let TaskMeta::Generator(task) = &mut meta.task {
+        task.guided = file.is_guided(picture, label)?;
+    }
+    Ok(meta)
 }
 
 /// What a classifier's graph of tiny-cats-model would say about itself. PyTorch's exporter folds batch normalisations and may rename what
@@ -315,10 +365,25 @@ pub fn predecessor_classes(n: usize) -> Vec<String> {
     }
 }
 
-fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights)> {
+fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights, Integrity)> {
     let wrong = |e: safetensors::SafeTensorError| Error::file(name, "safetensors", e.to_string());
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
-    let text = header.metadata().as_ref().and_then(|m| m.get(META_KEY));
+    let (header_len, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
+    let entry = |key| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
+    let integrity = match entry(Checksum::KEY) {
+        None => Integrity::Unchecked,
+        Some(expected) => {
+            let (header, data) = bytes[8..].split_at(header_len);
+            let checksum = Checksum::begin(header).map(|mut checksum| {
+                checksum.update(data);
+                checksum.finish()
+            });
+            if checksum.as_ref() != Some(expected) {
+                return Err(Error::file(name, Checksum::KEY, ALTERED));
+            }
+            Integrity::Verified
+        }
+    };
+    let text = entry(META_KEY);
     let text = text.ok_or_else(|| Error::file(name, META_KEY, "the file does not say what its model is"))?;
     let meta = ModelMeta::from_json(text, name)?;
     let file = SafeTensors::deserialize(bytes).map_err(wrong)?;
@@ -331,5 +396,5 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights)> {
     };
     let tensors = file.iter().filter(|(key, _)| !key.ends_with(BATCH_COUNT));
     let weights = tensors.map(array).collect::<Result<_>>()?;
-    Ok((meta, weights))
+    Ok((meta, weights, integrity))
 }

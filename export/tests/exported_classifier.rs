@@ -118,7 +118,7 @@ fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
 #[test]
 fn a_graph_that_computes_something_else_is_found_out() {
     let (meta, weights) = classifier(18);
-    let bytes = to_onnx(&meta, &weights, 17).unwrap();
+    let bytes = common::without_digest(to_onnx(&meta, &weights, 17).unwrap());
     // The same weights and metadata, but every ReLU rounds up instead.
     let mut changed = bytes.clone();
     for place in (0..bytes.len() - 4).filter(|&i| bytes[i..].starts_with(b"Relu")) {

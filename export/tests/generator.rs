@@ -3,18 +3,18 @@
 
 mod common;
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use safetensors::{Dtype, tensor::TensorView};
 use tiny_cats_export::{
-    Breed, Error, ExportOptions, Generator, META_KEY, Model, ModelMeta, Options, Request, RuntimeReport,
-    Sampler, export,
-    onnx::{OnnxFile, OnnxGraph},
+    ALTERED, Breed, Checksum, Error, ExportOptions, Generator, Integrity, META_KEY, Model, ModelMeta,
+    Options, Request, RuntimeReport, Sampler, export,
+    onnx::{OnnxFile, OnnxGraph, Value},
     psnr, report_path,
     runtime::RuntimeKind,
     to_onnx, verify,
 };
-use tiny_cats_models::{Array, Init, Tensor, TinyDitConfig, Weights, init};
+use tiny_cats_models::{Array, Init, Scope, Tensor, TinyDitConfig, Weights, init};
 
 fn generator() -> (ModelMeta, Weights) {
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 13).unwrap() };
@@ -29,11 +29,29 @@ fn generator() -> (ModelMeta, Weights) {
 
 /// The model as safetensors.
 fn stored(meta: &ModelMeta, weights: &Weights) -> Vec<u8> {
+    serialized(weights, [(META_KEY.to_owned(), meta.to_json())].into())
+}
+
+fn serialized(weights: &Weights, metadata: HashMap<String, String>) -> Vec<u8> {
     let bytes = |array: &Array| -> Vec<u8> { array.data().iter().flat_map(|v| v.to_le_bytes()).collect() };
     let data: Vec<_> =
         weights.iter().map(|(name, array)| (name, array.dims().to_vec(), bytes(array))).collect();
     let views = data.iter().map(|(n, dims, b)| (n, TensorView::new(Dtype::F32, dims.clone(), b).unwrap()));
-    safetensors::serialize(views, Some([(META_KEY.to_owned(), meta.to_json())].into())).unwrap()
+    safetensors::serialize(views, Some(metadata)).unwrap()
+}
+
+/// The model as safetensors with a checksum.
+fn summed(meta: &ModelMeta, weights: &Weights) -> Vec<u8> {
+    let metadata =
+        [(META_KEY.to_owned(), meta.to_json()), (Checksum::KEY.into(), Checksum::PLACEHOLDER.into())];
+    let mut bytes = serialized(weights, metadata.into());
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = bytes[8..].split_at(length);
+    let mut sum = Checksum::begin(header).unwrap();
+    sum.update(data);
+    let (place, digits) = (8 + Checksum::place(header).unwrap(), sum.finish());
+    bytes[place..place + digits.len()].copy_from_slice(digits.as_bytes());
+    bytes
 }
 
 fn present() -> impl Iterator<Item = RuntimeKind> {
@@ -166,7 +184,7 @@ fn pictures_that_are_not_finite_are_like_no_other() {
 #[test]
 fn a_graph_that_computes_something_else_is_found_out() {
     let (meta, weights) = generator();
-    let bytes = to_onnx(&meta, &weights, 17).unwrap();
+    let bytes = common::without_digest(to_onnx(&meta, &weights, 17).unwrap());
     // The same weights and metadata, but every cosine of the time embedding is a sine.
     let mut changed = bytes.clone();
     let place = bytes.windows(5).position(|w| w == b"\x22\x03Cos").expect("a node of type Cos");
@@ -202,8 +220,15 @@ fn a_graph_of_the_python_predecessor_draws_with_its_own_names_and_classes() {
     let graph = OnnxGraph::new(17).unwrap();
     let noise = graph.floats("noise", &[3, 32, 32]).unwrap();
     graph.floats("timestep", &[]).unwrap();
-    graph.labels("breed", &[]).unwrap();
-    let velocity = noise.affine(-1.0, 0.5).unwrap();
+    // Classes that are all the same.
+    let weights = Weights::from([("table".into(), Array::new([13, 3], vec![0.0; 39]).unwrap())]);
+    let table = Scope::root(&mut graph.source(&weights)).param("table", [13, 3], Init::Zeros).unwrap();
+    let class = graph.labels("breed", &[]).unwrap().embedding(&table).unwrap().mean(0).unwrap();
+    let class = class.reshape(&[1, 1, 1]).unwrap();
+    let class = Value::concat(&vec![class; 32], 2).unwrap();
+    let class = Value::concat(&vec![class; 32], 1).unwrap();
+    let class = Value::concat(&vec![class; 3], 0).unwrap();
+    let velocity = noise.affine(-1.0, 0.5).unwrap().add(&class).unwrap();
     let model =
         Model::from_bytes(graph.finish(&[("velocity", &velocity)], &[]).unwrap(), "old.onnx").unwrap();
     assert_eq!((model.meta().classes[6].as_str(), model.generator().unwrap().null_label), ("Maine_Coon", 12));
@@ -224,5 +249,63 @@ fn files_of_other_kinds_are_refused_by_name() {
     {
         let error = Model::from_bytes(bytes.to_vec(), "cat.onnx").unwrap_err().to_string();
         assert!(error.starts_with("cat.onnx: ") && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn damaged_weights_are_never_loaded_and_files_without_a_digest_are_unchecked() {
+    let (meta, weights) = generator();
+    let exported = to_onnx(&meta, &weights, 17).unwrap();
+    for (name, bytes) in [("cat.safetensors", summed(&meta, &weights)), ("cat.onnx", exported)] {
+        let model = Model::from_bytes(bytes.clone(), name).unwrap();
+        assert_eq!((model.integrity(), model.weights().unwrap()), (Integrity::Verified, weights.clone()));
+        // The weights are most of the file, and zeros are what a disk leaves behind.
+        let middle = bytes.len() / 2;
+        for damage in [&mut |bytes: &mut Vec<u8>| bytes[middle] ^= 1, &mut |bytes: &mut Vec<u8>| {
+            bytes[middle..middle + 4096].fill(0);
+        }] as [&mut dyn FnMut(&mut Vec<u8>); 2]
+        {
+            let mut damaged = bytes.clone();
+            damage(&mut damaged);
+            let error = Model::from_bytes(damaged, name).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{name}: ")) && error.ends_with(ALTERED), "{error}");
+        }
+        for end in (0..bytes.len()).step_by(9973) {
+            let error = Model::from_bytes(bytes[..end].to_vec(), name).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{name}: ")) && !error.contains('\n'), "{error}");
+        }
+    }
+    let unchecked = Model::from_bytes(stored(&meta, &weights), "cat.safetensors").unwrap();
+    assert_eq!(unchecked.integrity(), Integrity::Unchecked);
+    let loaded = Model::from_weights(meta, weights);
+    assert_eq!(loaded.integrity(), Integrity::Unchecked);
+    assert_eq!(loaded.with_integrity(Integrity::Verified).integrity(), Integrity::Verified);
+}
+
+#[test]
+fn a_safetensors_file_changed_in_one_bit_is_an_error_or_means_the_same() {
+    let (meta, _) = generator();
+    let config = tiny_cats_models::ResNetConfig {
+        width: 1,
+        ..tiny_cats_models::ResNetConfig::named("resnet18", 2).unwrap()
+    };
+    let small = ModelMeta::resnet(&config, 32, meta.classes[..2].to_vec());
+    let weights = init(&config.specs().unwrap(), 1);
+    let bytes = summed(&small, &weights);
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // Some of the header, and of the numbers.
+    for place in (0..header).step_by(3).chain((header..bytes.len()).step_by(1009)) {
+        let mut changed = bytes.clone();
+        changed[place] ^= 1 << (place % 8);
+        match Model::from_bytes(changed, "cat.safetensors") {
+            Err(e) => assert!(!e.to_string().contains('\n'), "{e}"),
+            Ok(model) => {
+                assert_eq!(
+                    (model.meta(), model.weights().unwrap()),
+                    (&small, weights.clone()),
+                    "byte {place}"
+                );
+            }
+        }
     }
 }

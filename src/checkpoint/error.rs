@@ -64,7 +64,7 @@ pub enum Problem {
     #[error("{0}")]
     Misfit(String),
     /// The content was altered after it was written.
-    #[error("the checksum does not match the content: the file was altered or damaged")]
+    #[error("{}", tiny_cats_export::ALTERED)]
     Checksum,
 }
 

@@ -13,8 +13,7 @@ use std::{
 };
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use tiny_cats_export::write_atomically;
+use tiny_cats_export::{Checksum, write_atomically};
 use tiny_cats_models::Array;
 
 use super::{
@@ -25,8 +24,6 @@ use super::{
 /// A header is some 100 bytes a tensor; this is 150,000 of them.
 const MAX_HEADER: u64 = 16 << 20;
 const PIECE: usize = 1 << 20;
-const CHECKSUM: &str = "sha256";
-const UNSUMMED: [u8; 64] = [b'0'; 64];
 
 /// A tensor's place in a file.
 #[derive(Clone, Debug)]
@@ -47,7 +44,7 @@ pub(super) struct SafeTensors {
     /// In the order of the file.
     pub(super) entries: Vec<Entry>,
     start: u64,
-    checksum: Option<(Sha256, String)>,
+    checksum: Option<(Checksum, String)>,
 }
 
 /// A tensor that was read.
@@ -102,18 +99,8 @@ impl SafeTensors {
             let message = format!("{} bytes of numbers, expected {at}", file_len - start);
             return Err(Problem::malformed("data", message));
         }
-        let checksum = match metadata.get(CHECKSUM) {
-            Some(sum) => {
-                let place = checksum_place(&header).ok_or(Problem::Checksum)?;
-                header
-                    .get_mut(place..place + UNSUMMED.len())
-                    .ok_or(Problem::Checksum)?
-                    .copy_from_slice(&UNSUMMED);
-                let mut hash = Sha256::new();
-                hash.update(length);
-                hash.update(&header);
-                Some((hash, sum.clone()))
-            }
+        let checksum = match metadata.get(Checksum::KEY) {
+            Some(sum) => Some((Checksum::begin(&header).ok_or(Problem::Checksum)?, sum.clone())),
             None => None,
         };
         Ok(Self { file, metadata, entries, start, checksum })
@@ -140,8 +127,8 @@ impl SafeTensors {
             while left > 0 {
                 let bytes = &mut piece[..left.min(PIECE)];
                 self.file.read_exact(bytes)?;
-                if let Some((hash, _)) = &mut self.checksum {
-                    hash.update(&*bytes);
+                if let Some((sum, _)) = &mut self.checksum {
+                    sum.update(bytes);
                 }
                 if wanted {
                     entry.dtype.decode(bytes, &mut numbers);
@@ -153,7 +140,7 @@ impl SafeTensors {
             }
         }
         match self.checksum {
-            Some((hash, expected)) => (hex(hash) == expected).then_some(stored).ok_or(Problem::Checksum),
+            Some((sum, expected)) => (sum.finish() == expected).then_some(stored).ok_or(Problem::Checksum),
             None => Ok(stored),
         }
     }
@@ -213,43 +200,32 @@ pub(super) fn write(
         at = end;
     }
     let mut strings: BTreeMap<&str, &str> = metadata.iter().map(|(k, v)| (*k, v.as_str())).collect();
-    let unsummed = String::from_utf8_lossy(&UNSUMMED);
-    strings.insert(CHECKSUM, &unsummed);
+    strings.insert(Checksum::KEY, Checksum::PLACEHOLDER);
     header.insert("__metadata__".to_owned(), json!(strings));
     let mut header = Value::Object(header).to_string().into_bytes();
     // The numbers begin at a multiple of 8, as readers that map the file into memory like it.
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let write = |file: &mut BufWriter<&mut File>| -> Result<(), Problem> {
-        let mut hash = Sha256::new();
+        let mut sum = Checksum::begin(&header).ok_or(Problem::Checksum)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
         let mut put = |file: &mut BufWriter<&mut File>, bytes: &[u8]| {
-            hash.update(bytes);
+            sum.update(bytes);
             file.write_all(bytes)
         };
-        put(file, &(header.len() as u64).to_le_bytes())?;
-        put(file, &header)?;
         for (_, integer) in integers {
             put(file, &integer.to_le_bytes())?;
         }
         for (_, array) in tensors {
             each_piece(array.data(), |bytes| put(file, bytes))?;
         }
-        let place = checksum_place(&header).ok_or(Problem::Checksum)?;
+        let place = Checksum::place(&header).ok_or(Problem::Checksum)?;
         file.seek(SeekFrom::Start(8 + place as u64))?;
-        file.write_all(hex(hash).as_bytes())?;
+        file.write_all(sum.finish().as_bytes())?;
         Ok(())
     };
     write_atomically(path, write).map_err(|p| p.at(path))
-}
-
-/// Where the checksum's digits begin. Quotes inside of JSON strings are escaped, so this text stands nowhere else.
-fn checksum_place(header: &[u8]) -> Option<usize> {
-    let key = format!("\"{CHECKSUM}\":\"");
-    Some(header.windows(key.len()).position(|w| w == key.as_bytes())? + key.len())
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn truncated(field: &str) -> Problem {

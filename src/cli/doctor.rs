@@ -63,7 +63,8 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
     writeln!(out, "models")?;
     for model in &report.models {
         let (bytes, size, classes) = (model.bytes as f64 / 1e6, model.image_size, model.classes.len());
-        row(&mut out, true, model.name, &format!("{classes} classes, {size} px, {bytes:.1} MB"))?;
+        let about = format!("{classes} classes, {size} px, {bytes:.1} MB, {}", model.integrity);
+        row(&mut out, true, model.name, &about)?;
     }
     Ok(out)
 }

@@ -80,7 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     request.seed = args.seed;
     request.steps = args.steps.unwrap_or(request.steps);
     request.sampler = args.sampler.unwrap_or(request.sampler);
-    request.guidance = args.cfg.unwrap_or(request.guidance);
+    request.guidance = generator.guidance(args.cfg);
     request.guidance_interval = args.cfg_interval.or(request.guidance_interval);
     let bar = ProgressBar::hidden();
     if std::io::stderr().is_terminal() {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::http::StatusCode;
-use tiny_cats_export::{Error, Model, ModelMeta, Report, runtime::RuntimeKind, verify_on};
+use tiny_cats_export::{Error, Integrity, Model, ModelMeta, Report, runtime::RuntimeKind, verify_on};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Metrics, Problem};
@@ -54,6 +54,8 @@ pub struct Lane<J> {
     pub meta: ModelMeta,
     /// What computes it.
     pub runtime: RuntimeKind,
+    /// Whether its file carries a digest that it matches.
+    pub integrity: Integrity,
     jobs: mpsc::Sender<J>,
     room: Arc<Semaphore>,
     capacity: usize,
@@ -79,7 +81,7 @@ impl<J: Send + 'static> Lane<J> {
         let (jobs, receiver) = mpsc::channel();
         let (state, watched) = watch::channel(State::Loading);
         let pace = Arc::new(AtomicU64::new(0));
-        let meta = model.meta().clone();
+        let (meta, integrity) = (model.meta().clone(), model.integrity());
         let desk =
             Desk { jobs: receiver, metrics: metrics.clone(), name: name.to_owned(), pace: pace.clone() };
         thread::Builder::new().name(format!("model {name}")).spawn(move || {
@@ -87,6 +89,7 @@ impl<J: Send + 'static> Lane<J> {
             drop(model);
             match readied {
                 Ok((report, loaded)) => {
+                    tracing::info!(model = desk.name, %integrity);
                     state.send_replace(State::Ready(Arc::new(report)));
                     work(loaded, desk);
                 }
@@ -96,7 +99,17 @@ impl<J: Send + 'static> Lane<J> {
             }
         })?;
         let room = Arc::new(Semaphore::new(capacity));
-        Ok(Self { name: name.to_owned(), meta, runtime, jobs, room, capacity, pace, state: watched })
+        Ok(Self {
+            name: name.to_owned(),
+            meta,
+            runtime,
+            integrity,
+            jobs,
+            room,
+            capacity,
+            pace,
+            state: watched,
+        })
     }
 
     /// How far the model is. A thread that has ended, ended badly.

@@ -129,6 +129,12 @@ fn generate(config: &Config, meta: &ModelMeta) -> Value {
 fn order(config: &Config, meta: &ModelMeta) -> Value {
     let breeds: Vec<&str> = meta.classes.iter().map(String::as_str).chain(["all"]).collect();
     let advised = meta.generator().map(|task| task.sampler.clone()).unwrap_or_default();
+    let guidance = meta.generator().map(|task| task.guidance(None));
+    let guided = if meta.generator().is_some_and(|task| task.guided) {
+        " This model applies guidance itself: 1 is used, whatever is asked for."
+    } else {
+        ""
+    };
     json!({
         "type": "object",
         "additionalProperties": false,
@@ -149,8 +155,8 @@ fn order(config: &Config, meta: &ModelMeta) -> Value {
             "steps": { "type": "integer", "minimum": 1, "maximum": config.max_steps, "default": advised.steps.min(config.max_steps) },
             "sampler": { "enum": ["euler", "heun", "midpoint"], "default": advised.sampler },
             "guidance": {
-                "type": "number", "minimum": -MAX_GUIDANCE, "maximum": MAX_GUIDANCE, "default": advised.guidance,
-                "description": "Weight of classifier-free guidance; 1 is none.",
+                "type": "number", "minimum": -MAX_GUIDANCE, "maximum": MAX_GUIDANCE, "default": guidance,
+                "description": format!("Weight of classifier-free guidance; 1 is none.{guided}"),
             },
             "format": {
                 "enum": ["json", "png", "grid"], "default": "json",
@@ -265,13 +271,17 @@ fn schemas(generator: Option<&ModelMeta>, classifier: Option<&ModelMeta>) -> Val
             "required": ["models"],
             "properties": { "models": { "type": "array", "items": {
                 "type": "object",
-                "required": ["name", "kind", "classes", "image_size", "runtime", "ready"],
+                "required": ["name", "kind", "classes", "image_size", "runtime", "integrity", "ready"],
                 "properties": {
                     "name": { "type": "string" },
                     "kind": { "enum": ["generator", "classifier"] },
                     "classes": { "type": "array", "items": { "type": "string" } },
                     "image_size": { "type": "integer", "minimum": 1 },
                     "runtime": { "type": "string" },
+                    "integrity": {
+                        "enum": ["verified", "unchecked"],
+                        "description": "verified: the file carries a digest, which it matches. unchecked: it carries none.",
+                    },
                     "ready": { "type": "boolean" },
                     "sampler": { "type": "object", "description": "How to sample, as the model's file advises" },
                     "verification": { "type": "object", "description": "How far the runtime is from the definition" },

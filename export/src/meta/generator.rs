@@ -74,6 +74,9 @@ pub struct GeneratorMeta {
     /// How to sample from it.
     #[serde(default)]
     pub sampler: SamplerDefaults,
+    /// The network applies classifier-free guidance itself, so it is sampled with weight 1: guidance would be applied twice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guided: bool,
 }
 
 impl GeneratorMeta {
@@ -84,7 +87,14 @@ impl GeneratorMeta {
             value_range: [-1.0, 1.0],
             prediction: config.prediction(),
             sampler: SamplerDefaults::default(),
+            guided: false,
         }
+    }
+
+    /// The weight of guidance to sample with where `wanted` is asked for, or nothing in particular. It is 1 for a network that is
+    /// [guided](Self::guided) already, whatever is wanted.
+    pub fn guidance(&self, wanted: Option<f32>) -> f32 {
+        if self.guided { 1.0 } else { wanted.unwrap_or(self.sampler.guidance) }
     }
 
     pub(super) fn check(

@@ -35,7 +35,8 @@ pub const PREDECESSOR_CLASSES: [&str; 13] = [
 ];
 
 const MAX_BYTES: usize = 1 << 20;
-const MAX_CLASSES: usize = 4096;
+/// The most classes of a model.
+pub(crate) const MAX_CLASSES: usize = 4096;
 
 /// A wrong field, and what was expected.
 type Wrong = (&'static str, String);

@@ -9,13 +9,14 @@ use prost::Message;
 use tiny_cats_models::{Array, Weights};
 
 use super::{
+    digest, external, guidance,
     halves::widened,
     proto::{
         DataType, DimensionValue, FLOAT16, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
     },
     scan::scan,
 };
-use crate::{Error, META_KEY, ModelMeta, Result};
+use crate::{Error, Integrity, META_KEY, ModelMeta, Result};
 
 const FLOAT: i32 = DataType::Float as i32;
 
@@ -30,7 +31,7 @@ pub struct Port {
     pub dims: Vec<Option<usize>>,
 }
 
-/// An ONNX file that has been looked through: whole, bounded, without subgraphs or outside data.
+/// An ONNX file that has been looked through: whole, bounded, without subgraphs. Values that were in another file are part of it.
 #[derive(Clone, Debug)]
 pub struct OnnxFile {
     name: String,
@@ -40,23 +41,43 @@ pub struct OnnxFile {
     outputs: Vec<Port>,
     halves: BTreeSet<String>,
     metadata: BTreeMap<String, String>,
+    integrity: Integrity,
 }
 
 impl OnnxFile {
-    /// Reads a file.
+    /// Reads a file, and with it the values that it keeps in other files of its folder.
     ///
     /// # Errors
     /// [`Error::Io`], and those of [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_bytes(crate::load::read(path)?, &path.display().to_string())
+        Self::read(crate::load::read(path)?, &path.display().to_string(), path.parent())
     }
 
     /// Looks through a file in memory; `name` stands for it in errors.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no ONNX model, or one that we do not run: of several files, with control flow, without inputs.
+    /// [`Error::File`] when it is no ONNX model, one that does not match its digest, or one that we do not run: of several files, with
+    /// control flow, without inputs.
     pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
+        Self::read(bytes, name, None)
+    }
+
+    /// As [`from_bytes`](Self::from_bytes), for a file that lies in `folder`.
+    pub(crate) fn read(bytes: Vec<u8>, name: &str, folder: Option<&Path>) -> Result<Self> {
+        let bytes = match (scan(&bytes, name)?, folder) {
+            (false, _) => bytes,
+            (true, Some(folder)) => {
+                let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                external::inlined(&bytes, name, folder)?
+            }
+            (true, None) => {
+                let message =
+                    "expected all values in one file, found external data; open the model by its path";
+                return Err(Error::file(name, "external_data", message));
+            }
+        };
         let model = decode(&bytes, name)?;
+        let integrity = digest::verified(&model, name)?;
         let Some(graph) = &model.graph else { return Err(Error::file(name, "graph", "it has none")) };
         let opset = model.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx");
         let opset = opset.and_then(|o| u32::try_from(o.version).ok());
@@ -81,7 +102,7 @@ impl OnnxFile {
         let halves = graph.initializer.iter().filter(|t| t.data_type == FLOAT16);
         let halves = halves.filter_map(|t| casts.get(&t.name).cloned()).collect();
         let metadata = model.metadata_props.iter().map(|e| (e.key.clone(), e.value.clone())).collect();
-        Ok(Self { name: name.into(), opset, inputs, outputs, halves, metadata, bytes })
+        Ok(Self { name: name.into(), opset, inputs, outputs, halves, metadata, integrity, bytes })
     }
 
     /// What stands for the file in errors.
@@ -89,7 +110,12 @@ impl OnnxFile {
         &self.name
     }
 
-    /// The file's bytes.
+    /// Whether the file carries a digest that its contents match.
+    pub fn integrity(&self) -> Integrity {
+        self.integrity
+    }
+
+    /// The file's bytes, with the values in them that were in other files.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -119,12 +145,17 @@ impl OnnxFile {
         &self.metadata
     }
 
+    /// The text under [`META_KEY`].
+    fn meta_text(&self) -> Option<&str> {
+        self.metadata.get(META_KEY).map(String::as_str)
+    }
+
     /// What the file says about its model.
     ///
     /// # Errors
     /// [`Error::File`] when it says nothing, or nothing that makes sense.
     pub fn meta(&self) -> Result<ModelMeta> {
-        match self.metadata.get(META_KEY) {
+        match self.meta_text() {
             Some(text) => ModelMeta::from_json(text, &self.name),
             None => Err(Error::file(&self.name, META_KEY, "the file does not say what its model is")),
         }
@@ -155,6 +186,19 @@ impl OnnxFile {
             })
             .collect()
     }
+
+    /// Whether the graph applies classifier-free guidance itself: from the input called `picture` and the one called `label`, it computes
+    /// predictions with and without the label, and returns a combination.
+    pub(crate) fn is_guided(&self, picture: &str, label: &str) -> Result<bool> {
+        let graph = decode(&self.bytes, &self.name)?.graph.unwrap_or_default();
+        Ok(guidance::is_guided(&graph, picture, label))
+    }
+
+    /// How many rows the table has that the input called `label` indexes, if there is one.
+    pub(crate) fn embedding_rows(&self, label: &str) -> Result<Option<usize>> {
+        let graph = decode(&self.bytes, &self.name)?.graph.unwrap_or_default();
+        Ok(guidance::embedding_rows(&graph, label))
+    }
 }
 
 /// What is cast to f32: the name of the result by that of what is cast.
@@ -167,8 +211,8 @@ fn casts(graph: &GraphProto) -> HashMap<String, String> {
     graph.node.iter().filter(to_float).filter_map(names).collect()
 }
 
+/// Decodes what was scanned.
 fn decode(bytes: &[u8], name: &str) -> Result<ModelProto> {
-    scan(bytes, name)?;
     ModelProto::decode(bytes).map_err(|e| Error::file(name, "ONNX", e.to_string()))
 }
 
@@ -178,31 +222,14 @@ fn floats(raw: &[u8]) -> Vec<f32> {
 
 /// A tensor must hold what its shape says: runtimes differ in what they do about others, and some believe them.
 fn check_size(tensor: &TensorProto, file: &str) -> Result<()> {
-    let count = tensor.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
-    let Some(count) = count else {
-        let dims = &tensor.dims;
-        return Err(Error::file(file, &tensor.name, format!("expected a shape, found {dims:?}")));
-    };
-    let bytes = match tensor.data_type {
-        1 | 6 | 12 => 4,
-        7 | 11 | 13 => 8,
-        2 | 3 | 9 => 1,
-        4 | 5 | 10 | 16 => 2,
-        found => {
-            return Err(Error::file(
-                file,
-                &tensor.name,
-                format!("expected plain numbers, found type {found}"),
-            ));
-        }
-    };
+    let expected = tensor.size().map_err(|message| Error::file(file, &tensor.name, message))?;
     let found = tensor.raw_data.len();
     let missing = match tensor.data_type {
-        FLOAT => tensor.float_data.len() != count,
+        FLOAT => tensor.float_data.len() != expected / size_of::<f32>(),
         FLOAT16 => true,
         _ => false,
     };
-    if (found > 0 || missing) && count.checked_mul(bytes) != Some(found) {
+    if (found > 0 || missing) && expected != found {
         let message = format!("expected the values of shape {:?}, found {found} bytes", tensor.dims);
         return Err(Error::file(file, &tensor.name, message));
     }
@@ -229,7 +256,10 @@ fn port(info: &ValueInfoProto) -> Port {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::{DEFAULT_OPSET, OnnxGraph, Storage};
+    use crate::{
+        DIGEST_KEY,
+        onnx::{DEFAULT_OPSET, OnnxGraph, Storage},
+    };
     use tiny_cats_models::{Init, Scope, Tensor};
 
     fn file() -> (Vec<u8>, Weights) {
@@ -244,7 +274,7 @@ mod tests {
         let weight = Scope::root(&mut source).sub("head").param("weight", [2, 3], Init::Zeros).unwrap();
         source.finish().unwrap();
         let y = graph.floats("x", &[3]).unwrap().linear(&weight, None).unwrap();
-        (graph.finish(&[("y", &y)], &[("about", "cats".into())]).unwrap(), weights)
+        (graph.finish(&[("y", &y)], &[(META_KEY, "cats".into())]).unwrap(), weights)
     }
 
     #[test]
@@ -252,7 +282,8 @@ mod tests {
         let (bytes, weights) = file();
         let file = OnnxFile::from_bytes(bytes, "f").unwrap();
         assert_eq!(file.weights().unwrap(), weights);
-        assert_eq!(file.metadata()["about"], "cats");
+        assert_eq!(file.metadata()[META_KEY], "cats");
+        assert_eq!(file.integrity(), Integrity::Verified);
         assert_eq!(file.inputs()[0].dims, [None, Some(3)]);
         assert_eq!(file.outputs()[0].name, "y");
         assert_eq!(file.opset(), DEFAULT_OPSET);
@@ -269,6 +300,7 @@ mod tests {
 
         let changed = |change: fn(&mut GraphProto)| {
             let mut model = ModelProto::decode(&bytes[..]).unwrap();
+            model.metadata_props.retain(|entry| entry.key != DIGEST_KEY);
             change(model.graph.as_mut().unwrap());
             OnnxFile::from_bytes(model.encode_to_vec(), "f")
         };
@@ -278,7 +310,7 @@ mod tests {
             (6, |g| g.initializer[0].raw_data.truncate(6)),
             (0, |g| g.initializer[0].raw_data.clear()),
             (12, |g| g.initializer[0].dims = vec![1 << 40, 1]),
-            (12, |g| g.initializer[0].dims = vec![i64::MAX, 2]),
+            (12, |g| g.initializer[0].dims = vec![i64::MAX / 2, 2]),
         ] {
             let error = changed(change).unwrap_err().to_string();
             assert!(
@@ -305,19 +337,36 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_short_or_changed_anywhere_is_an_error_or_a_file_and_never_a_panic() {
+    fn a_file_cut_short_or_changed_in_one_bit_is_an_error_or_means_the_same() {
+        let load = |bytes: Vec<u8>| OnnxFile::from_bytes(bytes, "f").and_then(|f| Ok((f.weights()?, f)));
         for (bytes, _) in [stored(Storage::F32), stored(Storage::F16)] {
+            let (weights, whole) = load(bytes.clone()).unwrap();
+            let check = |bytes: Vec<u8>| match load(bytes) {
+                Err(e) => {
+                    let e = e.to_string();
+                    assert!(e.starts_with("f: ") && !e.contains('\n'), "{e}");
+                    1
+                }
+                Ok((found, file)) => {
+                    assert_eq!((&found, file.meta_text()), (&weights, whole.meta_text()));
+                    assert_eq!((file.inputs(), file.outputs()), (whole.inputs(), whole.outputs()));
+                    assert_eq!((file.opset(), file.halves()), (whole.opset(), whole.halves()));
+                    0
+                }
+            };
             for end in 0..bytes.len() {
-                let whole = OnnxFile::from_bytes(bytes[..end].to_vec(), "f").and_then(|f| f.weights());
-                let _ = whole.map_err(|e| assert!(e.to_string().starts_with("f: ")));
+                assert_eq!(check(bytes[..end].to_vec()), 1, "cut after {end} bytes");
             }
+            let mut refused = 0;
             for place in 0..bytes.len() {
                 for bit in 0..8 {
                     let mut changed = bytes.clone();
                     changed[place] ^= 1 << bit;
-                    let _ = OnnxFile::from_bytes(changed, "f").and_then(|f| f.weights());
+                    refused += check(changed);
                 }
             }
+            // All but the names of the program and the graph.
+            assert!(refused > bytes.len() * 8 * 3 / 4, "{refused} of {}", bytes.len() * 8);
         }
     }
 

@@ -10,13 +10,14 @@ use prost::Message;
 use tiny_cats_models::{Array, Error as ModelError, ParamSpec, Source, Weights};
 
 use super::{
+    digest::digest,
     proto::{
         AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
         StringStringEntryProto, TensorProto, ValueInfoProto,
     },
     value::{Param, Value},
 };
-use crate::{Error, Result};
+use crate::{DIGEST_KEY, Error, Result};
 
 /// The operator set that files are written in unless another is asked for: the newest that every verified runtime reads.
 pub const DEFAULT_OPSET: u32 = 17;
@@ -25,7 +26,7 @@ pub const DEFAULT_OPSET: u32 = 17;
 pub const OPSETS: std::ops::RangeInclusive<u32> = 17..=23;
 
 /// protobuf's limit on a message.
-const MAX_BYTES: usize = i32::MAX as usize;
+pub(super) const MAX_BYTES: usize = i32::MAX as usize;
 
 /// The nodes and initializers written so far; all values of a graph share it.
 #[derive(Debug)]
@@ -198,7 +199,7 @@ impl OnnxGraph {
     }
 
     /// The file's bytes: the same for the same definition, weights and metadata. The graph's outputs get the given names;
-    /// `metadata` becomes `metadata_props`.
+    /// `metadata` becomes `metadata_props`, together with the file's digest under [`DIGEST_KEY`].
     ///
     /// # Errors
     /// When an output's name is taken, or the file would pass protobuf's 2 GiB.
@@ -220,7 +221,7 @@ impl OnnxGraph {
             21 | 22 => 10,
             _ => 11,
         };
-        let model = ModelProto {
+        let mut model = ModelProto {
             ir_version,
             producer_name: "tiny-cats".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
@@ -237,11 +238,25 @@ impl OnnxGraph {
                 output: infos,
             }),
         };
-        match model.encoded_len() {
+        let digest = StringStringEntryProto { key: DIGEST_KEY.into(), value: digest(&model) };
+        // Before the graph, though its field has a higher number: a file that is cut short keeps its digest.
+        let head = ModelProto {
+            ir_version: std::mem::take(&mut model.ir_version),
+            metadata_props: std::iter::once(digest)
+                .chain(std::mem::take(&mut model.metadata_props))
+                .collect(),
+            ..Default::default()
+        };
+        match head.encoded_len() + model.encoded_len() {
             n if n > MAX_BYTES => {
                 Err(Error::file("ONNX", "size", format!("expected at most {MAX_BYTES} bytes, found {n}")))
             }
-            _ => Ok(model.encode_to_vec()),
+            n => {
+                let mut bytes = Vec::with_capacity(n);
+                // There is room for all of it.
+                let _ = head.encode(&mut bytes).and_then(|()| model.encode(&mut bytes));
+                Ok(bytes)
+            }
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The ONNX reading: a definition written down as a graph that any runtime can load.
 
+mod digest;
+mod external;
 mod file;
 mod graph;
+mod guidance;
 mod halves;
-mod proto;
+pub(crate) mod proto;
 mod scan;
 mod value;
 

@@ -10,6 +10,9 @@ use super::halves::narrowed;
 /// The element type of [halves](super::halves), which nothing but a weight is stored as.
 pub const FLOAT16: i32 = 10;
 
+/// The `data_location` of a tensor whose values are in another file.
+pub const EXTERNAL: i32 = 1;
+
 /// Element types of tensors (`TensorProto.DataType`) that a graph computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
@@ -110,7 +113,10 @@ pub struct TensorProto {
     pub name: String,
     #[prost(bytes = "vec", tag = "9")]
     pub raw_data: Vec<u8>,
-    /// 1 when the values are in another file.
+    /// Where the values are when they are in another file: `location`, `offset`, `length`.
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<StringStringEntryProto>,
+    /// [`EXTERNAL`] when the values are in another file.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
 }
@@ -201,6 +207,23 @@ impl TensorProto {
     pub fn ints(name: &str, values: &[i64]) -> Self {
         let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Self::raw(name, &[values.len()], DataType::Int64 as i32, raw)
+    }
+
+    /// The bytes that the values take, by shape and type, stored as they are in memory.
+    ///
+    /// # Errors
+    /// What was expected, and what was found.
+    pub fn size(&self) -> Result<usize, String> {
+        let count = self.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
+        let each = match self.data_type {
+            1 | 6 | 12 => 4,
+            7 | 11 | 13 => 8,
+            2 | 3 | 9 => 1,
+            4 | 5 | 10 | 16 => 2,
+            found => return Err(format!("expected plain numbers, found type {found}")),
+        };
+        let size = count.and_then(|n| n.checked_mul(each));
+        size.ok_or_else(|| format!("expected a shape, found {:?}", self.dims))
     }
 
     fn raw(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> Self {

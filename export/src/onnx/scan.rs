@@ -3,14 +3,15 @@
 //! A decoder makes some hundred bytes out of a two-byte empty node, so a small hostile file could fill the memory; and it skips what
 //! it does not know, so a subgraph or a function would go unseen. Both are refused here.
 
+use super::proto::EXTERNAL;
 use crate::{Error, Result};
 
 /// Fields of all kinds in a file, tensors' contents not counted.
 const MAX_FIELDS: usize = 2_000_000;
 
 /// A message of the schema, as far as counting needs it.
-#[derive(Clone, Copy)]
-enum Kind {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
     Model,
     Graph,
     Node,
@@ -21,13 +22,13 @@ enum Kind {
 }
 
 /// What a field of a message holds.
-enum Field {
+pub(super) enum Field {
     Message(Kind),
     Refused(&'static str),
     Other,
 }
 
-fn field(kind: Kind, number: u64) -> Field {
+pub(super) fn field(kind: Kind, number: u64) -> Field {
     use Field::{Message, Other, Refused};
     match (kind, number) {
         (Kind::Model, 7) => Message(Kind::Graph),
@@ -41,50 +42,93 @@ fn field(kind: Kind, number: u64) -> Field {
         (Kind::Node, 5) => Message(Kind::Attribute),
         (Kind::Attribute, 5 | 10) => Message(Kind::Tensor),
         (Kind::Attribute, 6 | 11) => Refused("subgraph"),
-        (Kind::Tensor, 13) => Refused("external_data"),
+        (Kind::Tensor, 13) => Message(Kind::Plain),
         _ => Other,
     }
 }
 
-/// Checks that `bytes` are a well-formed ONNX model of bounded size, in one file and without control flow.
+/// Checks that `bytes` are a well-formed ONNX model of bounded size, without control flow. Says whether a tensor's values are in another
+/// file.
 ///
 /// # Errors
 /// [`Error::File`] naming `file`.
-pub fn scan(bytes: &[u8], file: &str) -> Result<()> {
-    let mut fields = 0;
-    message(bytes, Kind::Model, &mut fields).map_err(|message| Error::file(file, "ONNX", message))
+pub fn scan(bytes: &[u8], file: &str) -> Result<bool> {
+    let mut scan = Scan { fields: 0, external: false };
+    scan.message(bytes, Kind::Model).map_err(|message| Error::file(file, "ONNX", message))?;
+    Ok(scan.external)
 }
 
-fn message(mut bytes: &[u8], kind: Kind, fields: &mut usize) -> Result<(), String> {
-    let truncated = || "the file is truncated, or no ONNX model".to_owned();
-    while !bytes.is_empty() {
-        *fields += 1;
-        if *fields > MAX_FIELDS {
-            return Err(format!("expected at most {MAX_FIELDS} fields"));
-        }
-        let tag = varint(&mut bytes).ok_or_else(truncated)?;
-        let length = match tag & 7 {
-            0 => {
-                varint(&mut bytes).ok_or_else(truncated)?;
-                continue;
+struct Scan {
+    fields: usize,
+    external: bool,
+}
+
+impl Scan {
+    fn message(&mut self, mut bytes: &[u8], kind: Kind) -> Result<(), String> {
+        while !bytes.is_empty() {
+            self.fields += 1;
+            if self.fields > MAX_FIELDS {
+                return Err(format!("expected at most {MAX_FIELDS} fields"));
             }
-            1 => 8,
-            5 => 4,
-            2 => varint(&mut bytes).ok_or_else(truncated)?,
-            _ => return Err(truncated()),
-        };
-        let length = usize::try_from(length).ok().filter(|&n| n <= bytes.len()).ok_or_else(truncated)?;
-        let (inside, rest) = bytes.split_at(length);
-        bytes = rest;
-        match field(kind, tag >> 3) {
-            Field::Message(kind) if tag & 7 == 2 => message(inside, kind, fields)?,
-            Field::Refused(what) => {
-                return Err(format!("expected one plain graph in one file, found a {what}"));
+            let raw =
+                RawField::next(&mut bytes).ok_or("the file is truncated, or no ONNX model".to_owned())?;
+            match (field(kind, raw.number), raw.value) {
+                (Field::Message(kind), Wire::Bytes(inside)) => self.message(inside, kind)?,
+                (Field::Refused(what), _) => {
+                    return Err(format!("expected one plain graph, found a {what}"));
+                }
+                // An int32 is the lower half of what is there.
+                (_, Wire::Varint(value)) if kind == Kind::Tensor && raw.number == 14 => {
+                    self.external |= value as i32 == EXTERNAL;
+                }
+                _ => {}
             }
-            _ => {}
         }
+        Ok(())
     }
-    Ok(())
+}
+
+/// A field of a message as it lies in the file.
+pub(super) struct RawField<'a> {
+    pub number: u64,
+    pub value: Wire<'a>,
+    /// All of it: tag and value.
+    pub whole: &'a [u8],
+}
+
+/// A field's value.
+pub(super) enum Wire<'a> {
+    Varint(u64),
+    /// Text, bytes, a message, or packed numbers.
+    Bytes(&'a [u8]),
+    /// A number of four or eight bytes.
+    Fixed,
+}
+
+impl<'a> RawField<'a> {
+    /// Takes the next field off `bytes`; `None` where they are malformed.
+    pub fn next(bytes: &mut &'a [u8]) -> Option<Self> {
+        let start = *bytes;
+        let tag = varint(bytes)?;
+        let value = match tag & 7 {
+            0 => Wire::Varint(varint(bytes)?),
+            1 => fixed(bytes, 8)?,
+            5 => fixed(bytes, 4)?,
+            2 => {
+                let length = usize::try_from(varint(bytes)?).ok()?;
+                let (inside, rest) = bytes.split_at_checked(length)?;
+                *bytes = rest;
+                Wire::Bytes(inside)
+            }
+            _ => return None,
+        };
+        Some(Self { number: tag >> 3, value, whole: &start[..start.len() - bytes.len()] })
+    }
+}
+
+fn fixed<'a>(bytes: &mut &[u8], length: usize) -> Option<Wire<'a>> {
+    *bytes = bytes.split_at_checked(length)?.1;
+    Some(Wire::Fixed)
 }
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {

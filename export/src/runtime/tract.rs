@@ -33,7 +33,10 @@ pub struct TractSession {
 impl TractSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
         let plan = || -> TractResult<_> {
-            let mut model = tract_onnx::onnx().model_for_read(&mut Cursor::new(file.bytes()))?;
+            // What a file says about the shapes of its values is of a symbolic batch, which the one item here contradicts; tract finds
+            // them itself.
+            let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+            let mut model = onnx.model_for_read(&mut Cursor::new(file.bytes()))?;
             for (i, port) in file.inputs().iter().enumerate() {
                 model.set_input_fact(i, one_item(port)?)?;
             }
@@ -97,5 +100,61 @@ impl Session for TractSession {
         share(&mut vec![(); threads().min(batch)], batch, 1, |(), range| {
             guarded(KIND, || session.item(inputs, range.start).map_err(|e| KIND.error(format!("{e:#}"))))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::{Message, encoding::encode_varint};
+
+    use super::*;
+    use crate::onnx::{
+        OnnxGraph,
+        proto::{ModelProto, ValueInfoProto},
+    };
+    use tiny_cats_models::{Init, Scope, Tensor as _, Weights};
+
+    /// A convolution, without a digest.
+    fn convolution() -> ModelProto {
+        let kernel = Array::new([2, 1, 3, 3], (0..18).map(|v| v as f32).collect()).unwrap();
+        let weights = Weights::from([("kernel".into(), kernel)]);
+        let graph = OnnxGraph::new(17).unwrap();
+        let kernel =
+            Scope::root(&mut graph.source(&weights)).param("kernel", [2, 1, 3, 3], Init::Zeros).unwrap();
+        let y = graph.floats("x", &[1, 8, 8]).unwrap().conv2d(&kernel, None, 1, 1).unwrap();
+        let bytes = graph.finish(&[("y", &y)], &[]).unwrap();
+        let mut model = ModelProto::decode(&bytes[..]).unwrap();
+        model.metadata_props.clear();
+        model
+    }
+
+    #[test]
+    fn shapes_that_a_file_gives_for_its_values_do_not_matter() {
+        let model = convolution();
+        let x = Array::new([2, 1, 8, 8], (0..128).map(|v| v as f32).collect()).unwrap();
+        let run = |bytes: Vec<u8>| {
+            let file = OnnxFile::from_bytes(bytes, "f").unwrap();
+            TractSession::load(&file).unwrap().run(&[("x", Input::Floats(&x))]).unwrap()
+        };
+        // As PyTorch writes them: of the symbolic batch.
+        let value = model.graph.as_ref().unwrap().node[0].output[0].clone();
+        let info = ValueInfoProto::batched(&value, DataType::Float, &[2, 8, 8]);
+        let mut graph = model.graph.as_ref().unwrap().encode_to_vec();
+        prost::encoding::message::encode(13, &info, &mut graph);
+        let mut bytes = ModelProto { graph: None, ..model.clone() }.encode_to_vec();
+        bytes.push(7 << 3 | 2);
+        encode_varint(graph.len() as u64, &mut bytes);
+        bytes.extend(graph);
+        assert_eq!(run(bytes), run(model.encode_to_vec()));
+    }
+
+    #[test]
+    fn a_panic_of_tract_is_an_error_that_says_what_it_was() {
+        let mut model = convolution();
+        let node = &mut model.graph.as_mut().unwrap().node[0];
+        node.attribute.iter_mut().find(|a| a.name == "strides").unwrap().ints = vec![0, 0];
+        let file = OnnxFile::from_bytes(model.encode_to_vec(), "f").unwrap();
+        let error = KIND.load(&file).err().unwrap().to_string();
+        assert_eq!(error, "tract: it panicked over this file: attempt to divide by zero");
     }
 }

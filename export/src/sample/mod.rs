@@ -54,7 +54,8 @@ impl Settings {
     /// What `meta` advises, with seed 0, sixteen pictures at once. Networks that predict velocities are guided all the way, as the
     /// predecessor was.
     pub fn from_meta(meta: &GeneratorMeta) -> Self {
-        let SamplerDefaults { sampler, steps, guidance, guidance_interval } = meta.sampler;
+        let SamplerDefaults { sampler, steps, guidance_interval, .. } = meta.sampler;
+        let guidance = meta.guidance(None);
         let guidance_interval = match meta.prediction {
             Prediction::X => guidance_interval,
             Prediction::Velocity => [0.0, 1.0],

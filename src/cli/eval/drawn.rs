@@ -62,7 +62,7 @@ impl Sampling {
             seed,
             steps: self.steps.unwrap_or(advised.steps),
             sampler: self.sampler.unwrap_or(advised.sampler),
-            guidance: self.cfg.unwrap_or(advised.guidance),
+            guidance: generator.guidance(self.cfg),
             guidance_interval: self.cfg_interval.or(advised.guidance_interval),
             ..advised
         }

@@ -187,11 +187,13 @@ impl Order {
             Some(steps) => within("steps", steps as u64, 1, app.config.max_steps as u64)? as usize,
             None => advised.steps.min(app.config.max_steps),
         };
-        let guidance = body.guidance.unwrap_or(advised.guidance);
-        if guidance.is_nan() || guidance.abs() > MAX_GUIDANCE {
+        if let Some(guidance) = body.guidance
+            && (guidance.is_nan() || guidance.abs() > MAX_GUIDANCE)
+        {
             let expected = format!("expected -{MAX_GUIDANCE} to {MAX_GUIDANCE}, found {guidance}");
             return Err(Problem::field("guidance", expected));
         }
+        let guidance = task.guidance(body.guidance);
         let classes = meta.classes.len();
         let label =
             if body.breed.eq_ignore_ascii_case("all") { None } else { Some(meta.label(&body.breed)?) };

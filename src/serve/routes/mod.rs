@@ -22,11 +22,12 @@ use super::{App, Problem, lane};
 /// `GET /v1/models`
 pub async fn models(State(app): State<Arc<App>>) -> Json<Value> {
     let (mut models, states) = (Vec::new(), app.states());
-    let generator = app.generator.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime));
-    let classifier = app.classifier.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime));
-    for ((name, meta, runtime), (_, state)) in generator.chain(classifier).zip(states) {
+    let generator = app.generator.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime, lane.integrity));
+    let classifier = app.classifier.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime, lane.integrity));
+    for ((name, meta, runtime, integrity), (_, state)) in generator.chain(classifier).zip(states) {
         let mut model = describe(name, meta);
         model["runtime"] = json!(runtime.name());
+        model["integrity"] = json!(integrity);
         model["ready"] = json!(matches!(state, lane::State::Ready(_)));
         if let lane::State::Ready(report) = state {
             model["verification"] = as_written(&*report);

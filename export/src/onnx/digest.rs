@@ -1,0 +1,150 @@
+//! The digest of an ONNX file: of what it means, not of its bytes.
+//!
+//! It covers the weights, the nodes, the inputs and outputs, the operator sets and what the file says about its model. A program that
+//! reads the file and writes it again, perhaps with notes of its own in the metadata, keeps it valid.
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::proto::{ModelProto, TensorProto};
+use crate::{ALTERED, DIGEST_KEY, Error, Integrity, META_KEY, Result, integrity::hex};
+
+/// The digest of `model`, in hexadecimal.
+pub fn digest(model: &ModelProto) -> String {
+    let mut hash = Parts(Sha256::new());
+    if let Some(meta) = value(model, META_KEY) {
+        hash.part("meta", meta.as_bytes());
+    }
+    for set in &model.opset_import {
+        hash.part("opset", &set.encode_to_vec());
+    }
+    let Some(graph) = &model.graph else { return hex(hash.0) };
+    for node in &graph.node {
+        hash.part("node", &node.encode_to_vec());
+    }
+    for input in &graph.input {
+        hash.part("input", &input.encode_to_vec());
+    }
+    for output in &graph.output {
+        hash.part("output", &output.encode_to_vec());
+    }
+    for tensor in &graph.initializer {
+        let TensorProto { name, dims, data_type, float_data, raw_data, .. } = tensor;
+        let about = TensorProto {
+            name: name.clone(),
+            dims: dims.clone(),
+            data_type: *data_type,
+            ..Default::default()
+        };
+        hash.part("tensor", &about.encode_to_vec());
+        // The same values, however they are stored.
+        if raw_data.is_empty() {
+            hash.begin("values", 4 * float_data.len());
+            for some in float_data.chunks(1 << 12) {
+                let bytes: Vec<u8> = some.iter().flat_map(|v| v.to_le_bytes()).collect();
+                hash.0.update(bytes);
+            }
+        } else {
+            hash.part("values", raw_data);
+        }
+    }
+    hex(hash.0)
+}
+
+/// Compares `model` with the digest that it carries.
+///
+/// # Errors
+/// [`Error::File`] naming `file` when they differ.
+pub fn verified(model: &ModelProto, file: &str) -> Result<Integrity> {
+    match value(model, DIGEST_KEY) {
+        None => Ok(Integrity::Unchecked),
+        Some(expected) if expected == digest(model) => Ok(Integrity::Verified),
+        Some(_) => Err(Error::file(file, DIGEST_KEY, ALTERED)),
+    }
+}
+
+/// The value in the metadata; of several under one key the last, which is the one that is used.
+fn value<'a>(model: &'a ModelProto, key: &str) -> Option<&'a str> {
+    model.metadata_props.iter().rfind(|entry| entry.key == key).map(|entry| entry.value.as_str())
+}
+
+/// A hash of labelled parts, each with its length before it, so that no two sequences of parts have the same bytes.
+struct Parts(Sha256);
+
+impl Parts {
+    fn begin(&mut self, label: &str, len: usize) {
+        self.0.update(label);
+        self.0.update([0]);
+        self.0.update((len as u64).to_le_bytes());
+    }
+
+    fn part(&mut self, label: &str, bytes: &[u8]) {
+        self.begin(label, bytes.len());
+        self.0.update(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{
+        OnnxFile, OnnxGraph,
+        proto::{DimensionValue, StringStringEntryProto},
+    };
+    use tiny_cats_models::Tensor;
+
+    fn model() -> ModelProto {
+        let graph = OnnxGraph::new(17).unwrap();
+        let y = graph.floats("x", &[4]).unwrap().affine(2.0, 1.0).unwrap().softmax().unwrap();
+        let bytes = graph.finish(&[("y", &y)], &[(META_KEY, "cats".into())]).unwrap();
+        ModelProto::decode(&bytes[..]).unwrap()
+    }
+
+    fn load(model: &ModelProto) -> Result<Integrity> {
+        OnnxFile::from_bytes(model.encode_to_vec(), "f").map(|file| file.integrity())
+    }
+
+    #[test]
+    fn a_file_that_another_program_wrote_again_still_matches() {
+        let mut again = model();
+        for tensor in &mut again.graph.as_mut().unwrap().initializer {
+            tensor.float_data =
+                tensor.raw_data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            tensor.raw_data.clear();
+        }
+        again.producer_name = "other".into();
+        again.metadata_props.insert(0, StringStringEntryProto { key: "note".into(), value: "mine".into() });
+        again.metadata_props.reverse();
+        assert_eq!(load(&again).unwrap(), Integrity::Verified);
+        again.metadata_props.retain(|entry| entry.key != DIGEST_KEY);
+        assert_eq!(load(&again).unwrap(), Integrity::Unchecked);
+    }
+
+    #[test]
+    fn whatever_changes_what_a_file_means_is_noticed() {
+        type Change = fn(&mut ModelProto);
+        let changes: [Change; 10] = [
+            |m| m.opset_import[0].version = 18,
+            |m| m.metadata_props.iter_mut().find(|e| e.key == META_KEY).unwrap().value = "dogs".into(),
+            |m| m.metadata_props.iter_mut().find(|e| e.key == DIGEST_KEY).unwrap().value.clear(),
+            |m| m.graph.as_mut().unwrap().initializer[0].raw_data[0] ^= 1,
+            |m| m.graph.as_mut().unwrap().initializer[0].dims.push(1),
+            |m| m.graph.as_mut().unwrap().initializer.swap(0, 1),
+            |m| m.graph.as_mut().unwrap().node[0].op_type = "Div".into(),
+            |m| m.graph.as_mut().unwrap().node[2].attribute[0].i = 0,
+            |m| m.graph.as_mut().unwrap().output[0].name = "x".into(),
+            |m| {
+                let input = &mut m.graph.as_mut().unwrap().input[0];
+                let shape = input.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap().shape.as_mut();
+                shape.unwrap().dim[1].value = Some(DimensionValue::Size(5));
+            },
+        ];
+        assert_eq!(load(&model()).unwrap(), Integrity::Verified);
+        for (i, change) in changes.into_iter().enumerate() {
+            let mut changed = model();
+            change(&mut changed);
+            let error = load(&changed).expect_err(&format!("change {i}")).to_string();
+            assert_eq!(error, format!("f: {DIGEST_KEY}: {ALTERED}"), "change {i}");
+        }
+    }
+}

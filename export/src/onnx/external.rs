@@ -1,0 +1,385 @@
+//! Tensors whose values are in another file beside the model, as PyTorch writes them (`NAME.onnx.data`): made part of the model, so that
+//! every runtime reads one self-contained file.
+//!
+//! The other file is an untrusted name in an untrusted file: it must lie in the model's own folder, and nothing is allocated before
+//! every place in it was compared with its size.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Component, Path, PathBuf},
+};
+
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint},
+};
+
+use super::{
+    graph::MAX_BYTES,
+    proto::{EXTERNAL, TensorProto},
+    scan::{Field, Kind, RawField, Wire, field},
+};
+use crate::{Error, Result};
+
+/// The field of a tensor's values.
+const RAW_DATA: u32 = 9;
+
+/// The model in `bytes`, which were scanned, with the values of all its tensors in it. `file` is its path, `folder` where it lies.
+///
+/// # Errors
+/// [`Error::File`] naming the tensor whose values are not where it says, and [`Error::Io`].
+pub fn inlined(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
+    let mut reader = Reader { file, folder, others: BTreeMap::new(), total: bytes.len() };
+    let Some(parts) = reader.message(bytes, Kind::Model)? else { return Ok(bytes.to_vec()) };
+    let mut out = Vec::with_capacity(parts.iter().map(Part::len).sum());
+    for part in parts {
+        match part {
+            Part::Bytes(bytes) => out.extend_from_slice(&bytes),
+            Part::Values { location, offset, len } => reader.copy(&location, offset, len, &mut out)?,
+        }
+    }
+    Ok(out)
+}
+
+/// A part of the model to be written.
+enum Part<'a> {
+    Bytes(Cow<'a, [u8]>),
+    Values { location: String, offset: u64, len: usize },
+}
+
+impl Part<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Values { len, .. } => *len,
+        }
+    }
+}
+
+/// A file with values.
+struct Other {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    /// Bytes that no tensor has asked for yet.
+    left: u64,
+}
+
+struct Reader<'a> {
+    file: &'a str,
+    folder: &'a Path,
+    others: BTreeMap<String, Other>,
+    /// Bytes of the whole model.
+    total: usize,
+}
+
+impl Reader<'_> {
+    /// The parts of a message; none if nothing in it changes.
+    fn message<'b>(&mut self, mut bytes: &'b [u8], kind: Kind) -> Result<Option<Vec<Part<'b>>>> {
+        if kind == Kind::Tensor {
+            return self.tensor(bytes);
+        }
+        let (mut parts, mut changed) = (Vec::new(), false);
+        while !bytes.is_empty() {
+            let Some(raw) = RawField::next(&mut bytes) else {
+                return Err(Error::file(self.file, "ONNX", "the file is truncated, or no ONNX model"));
+            };
+            let inside = match (field(kind, raw.number), raw.value) {
+                (Field::Message(kind), Wire::Bytes(inside)) => self.message(inside, kind)?,
+                _ => None,
+            };
+            match inside {
+                None => parts.push(Part::Bytes(raw.whole.into())),
+                Some(inside) => {
+                    changed = true;
+                    let len = inside.iter().map(Part::len).sum();
+                    parts.push(Part::Bytes(head(raw.number as u32, len).into()));
+                    parts.extend(inside);
+                }
+            }
+        }
+        Ok(changed.then_some(parts))
+    }
+
+    fn tensor<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<Vec<Part<'b>>>> {
+        let tensor = TensorProto::decode(bytes).map_err(|e| Error::file(self.file, "ONNX", e.to_string()))?;
+        if tensor.data_location != EXTERNAL {
+            return Ok(None);
+        }
+        let wrong = |message: String| Error::file(self.file, &tensor.name, message);
+        let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let number = |key: &str| match entry(key) {
+            None => Ok(None),
+            Some(text) => text
+                .parse::<u64>()
+                .map(Some)
+                .map_err(|_| wrong(format!("external data: expected a number as {key}, found {text:?}"))),
+        };
+        let Some(location) = entry("location") else {
+            return Err(wrong("external data: expected a location, found none".into()));
+        };
+        let len = tensor.size().map_err(&wrong)?;
+        let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
+        if length.is_some_and(|length| length != len as u64) {
+            let found = length.unwrap_or_default();
+            let expected = format!("expected {len} bytes for the shape {:?}", tensor.dims);
+            return Err(wrong(format!("external data: {expected}, found {found}")));
+        }
+        self.total = self.total.saturating_add(len);
+        if self.total > MAX_BYTES {
+            return Err(wrong(format!(
+                "external data: expected a model of at most {MAX_BYTES} bytes, found more"
+            )));
+        }
+        if !self.others.contains_key(location) {
+            let other = self.open(location).map_err(|e| match e {
+                Refused::Because(why) => wrong(format!("external data in {location:?}: {why}")),
+                Refused::Io(e) => e,
+            })?;
+            self.others.insert(location.to_owned(), other);
+        }
+        let other = self.others.get_mut(location).ok_or_else(|| wrong("external data".into()))?;
+        let size = other.size;
+        if offset.checked_add(len as u64).is_none_or(|end| end > size) {
+            let place = format!("{len} bytes from byte {offset} on");
+            return Err(wrong(format!(
+                "external data in {location:?}: expected {place}, found a file of {size}"
+            )));
+        }
+        // Or a small file could be read into memory again and again.
+        other.left = other.left.checked_sub(len as u64).ok_or_else(|| {
+            wrong(format!("external data in {location:?}: expected tensors that do not overlap"))
+        })?;
+        let plain =
+            TensorProto { external_data: Vec::new(), data_location: 0, raw_data: Vec::new(), ..tensor };
+        let mut start = plain.encode_to_vec();
+        start.extend(head(RAW_DATA, len));
+        let values = Part::Values { location: location.to_owned(), offset, len };
+        Ok(Some(vec![Part::Bytes(start.into()), values]))
+    }
+
+    /// Opens the file at `location`, which must be a file in the model's folder or in one below it.
+    fn open(&self, location: &str) -> Result<Other, Refused> {
+        let relative = Path::new(location);
+        let inside =
+            relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        // A backslash is a separator on some systems and part of a name on others.
+        if location.is_empty() || !inside || location.contains(['\\', ':', '\0']) {
+            return Err(Refused::Because("expected a path inside the model's folder"));
+        }
+        let named = self.folder.join(relative);
+        let io = |e| Refused::Io(Error::io(&named)(e));
+        let (folder, path) = (self.folder.canonicalize().map_err(io)?, named.canonicalize().map_err(io)?);
+        if !path.starts_with(&folder) {
+            return Err(Refused::Because("it is a link that leaves the model's folder"));
+        }
+        // Before it is opened: to open a pipe would wait for its other end.
+        if !path.metadata().map_err(io)?.is_file() {
+            return Err(Refused::Because("expected a file"));
+        }
+        let file = File::open(&path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        Ok(Other { path: named, file, size, left: size })
+    }
+
+    fn copy(&mut self, location: &str, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let Some(other) = self.others.get_mut(location) else { return Ok(()) };
+        let mut copy = || {
+            other.file.seek(SeekFrom::Start(offset))?;
+            let read = (&other.file).take(len as u64).read_to_end(out)?;
+            if read == len { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+        };
+        copy().map_err(Error::io(&other.path))
+    }
+}
+
+/// Why a file with values is not read.
+enum Refused {
+    Because(&'static str),
+    Io(Error),
+}
+
+/// The tag of a field and the length of its `len` bytes.
+fn head(number: u32, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_key(number, WireType::LengthDelimited, &mut bytes);
+    encode_varint(len as u64, &mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        DIGEST_KEY, Integrity,
+        onnx::{
+            OnnxFile, OnnxGraph,
+            proto::{ModelProto, StringStringEntryProto},
+        },
+    };
+    use tiny_cats_models::{Array, Init, Scope, Tensor, Weights};
+
+    /// A file without a digest, and its weights.
+    fn model() -> (ModelProto, Weights) {
+        let array = |dims: &[usize]| {
+            let values = (0..dims.iter().product()).map(|v: usize| v as f32 + 0.5).collect();
+            Array::new(dims, values).unwrap()
+        };
+        let weights = Weights::from([("a".to_owned(), array(&[2, 3])), ("b".to_owned(), array(&[4, 2]))]);
+        let graph = OnnxGraph::new(20).unwrap();
+        let mut source = graph.source(&weights);
+        let mut scope = Scope::root(&mut source);
+        let a = scope.param("a", [2, 3], Init::Zeros).unwrap();
+        let b = scope.param("b", [4, 2], Init::Zeros).unwrap();
+        source.finish().unwrap();
+        let y = graph.floats("x", &[3]).unwrap().linear(&a, None).unwrap().linear(&b, None).unwrap();
+        let bytes = graph.finish(&[("y", &y)], &[]).unwrap();
+        let mut model = ModelProto::decode(&bytes[..]).unwrap();
+        model.metadata_props.retain(|entry| entry.key != DIGEST_KEY);
+        (model, weights)
+    }
+
+    fn entries(entries: &[(&str, &str)]) -> Vec<StringStringEntryProto> {
+        let entry = |(key, value): &(&str, &str)| StringStringEntryProto {
+            key: (*key).into(),
+            value: (*value).into(),
+        };
+        entries.iter().map(entry).collect()
+    }
+
+    /// Moves the values of all weights into one file, at places that are multiples of 64.
+    fn moved(location: &str) -> (ModelProto, Vec<u8>, Weights) {
+        let (mut model, weights) = model();
+        let mut data = Vec::new();
+        for tensor in
+            model.graph.as_mut().unwrap().initializer.iter_mut().filter(|t| weights.contains_key(&t.name))
+        {
+            data.resize(usize::next_multiple_of(data.len(), 64), 0xff);
+            let (offset, length) = (data.len().to_string(), tensor.raw_data.len().to_string());
+            tensor.external_data = entries(&[
+                ("location", location),
+                ("offset", &offset),
+                ("length", &length),
+                ("checksum", "0"),
+            ]);
+            tensor.data_location = EXTERNAL;
+            data.append(&mut tensor.raw_data);
+        }
+        (model, data, weights)
+    }
+
+    #[test]
+    fn values_in_another_file_are_read_and_the_model_is_then_in_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for location in ["m.onnx.data", "parts/m.data"] {
+            let (model, data, weights) = moved(location);
+            fs::create_dir_all(dir.path().join("parts")).unwrap();
+            fs::write(dir.path().join(location), data).unwrap();
+            let path = dir.path().join("m.onnx");
+            fs::write(&path, model.encode_to_vec()).unwrap();
+            let file = OnnxFile::open(&path).unwrap();
+            assert_eq!((file.weights().unwrap(), file.integrity()), (weights.clone(), Integrity::Unchecked));
+            // What runtimes are given is what was there before, to the byte.
+            assert_eq!(ModelProto::decode(file.bytes()).unwrap(), self::model().0);
+            let error = OnnxFile::from_bytes(fs::read(&path).unwrap(), "m").unwrap_err().to_string();
+            assert!(error.starts_with("m: external_data: ") && error.contains("by its path"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_digest_covers_values_wherever_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.onnx");
+        let (mut model, mut data, _) = moved("m.onnx.data");
+        let digest = super::super::digest::digest(&self::model().0);
+        model.metadata_props.extend(entries(&[(DIGEST_KEY, &digest)]));
+        fs::write(&path, model.encode_to_vec()).unwrap();
+        fs::write(dir.path().join("m.onnx.data"), &data).unwrap();
+        assert_eq!(OnnxFile::open(&path).unwrap().integrity(), Integrity::Verified);
+        data[3] ^= 1;
+        fs::write(dir.path().join("m.onnx.data"), &data).unwrap();
+        let error = OnnxFile::open(&path).unwrap_err().to_string();
+        assert!(error.ends_with(crate::ALTERED), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_read_from_outside_the_folder_or_from_beyond_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        fs::create_dir_all(folder.join("folder")).unwrap();
+        let (_, data, _) = moved("");
+        for place in ["outside.data", "model/m.data"] {
+            fs::write(dir.path().join(place), &data).unwrap();
+        }
+        let outside = dir.path().join("outside.data").display().to_string();
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(&outside, folder.join("link.data")).unwrap();
+            std::os::unix::fs::symlink(dir.path(), folder.join("links")).unwrap();
+            std::os::unix::fs::symlink("m.data", folder.join("inside.data")).unwrap();
+        }
+        let path = folder.join("m.onnx");
+        let open = |change: &dyn Fn(&mut TensorProto)| {
+            let (mut model, ..) = moved("m.data");
+            change(&mut model.graph.as_mut().unwrap().initializer[0]);
+            fs::write(&path, model.encode_to_vec()).unwrap();
+            OnnxFile::open(&path).map_err(|e| e.to_string())
+        };
+        let at = |location: &str, offset: &str, length: &str| {
+            let entries = entries(&[("location", location), ("offset", offset), ("length", length)]);
+            open(&|tensor| tensor.external_data = entries.clone())
+        };
+        assert!(at("m.data", "0", "24").is_ok() && at("./m.data", "0", "24").is_ok());
+        #[cfg(unix)]
+        assert!(at("inside.data", "0", "24").is_ok());
+        let mut wrong = vec![
+            (outside.as_str(), "0", "24", "inside the model's folder"),
+            ("../outside.data", "0", "24", "inside the model's folder"),
+            ("folder/../../outside.data", "0", "24", "inside the model's folder"),
+            ("..\\outside.data", "0", "24", "inside the model's folder"),
+            ("C:outside.data", "0", "24", "inside the model's folder"),
+            ("m.data\0", "0", "24", "inside the model's folder"),
+            ("", "0", "24", "inside the model's folder"),
+            ("folder", "0", "24", "expected a file"),
+            ("missing\n.data", "0", "24", "No such file"),
+            ("m.data", "0", "25", "expected 24 bytes for the shape [2, 3], found 25"),
+            ("m.data", "0", "18446744073709551615", "found 18446744073709551615"),
+            ("m.data", "18446744073709551615", "24", "expected 24 bytes from byte 18446744073709551615 on"),
+            ("m.data", "73", "24", "found a file of 96"),
+            ("m.data", "-1", "24", "expected a number as offset, found \"-1\""),
+            ("m.data", "0", "ten", "expected a number as length, found \"ten\""),
+        ];
+        if cfg!(unix) {
+            wrong.push(("link.data", "0", "24", "leaves the model's folder"));
+            wrong.push(("links/outside.data", "0", "24", "leaves the model's folder"));
+        }
+        for (location, offset, length, said) in wrong {
+            let error = at(location, offset, length).unwrap_err();
+            assert!(error.contains(said) && !error.contains(char::is_control), "{location:?}: {error}");
+            // An error of the system names the other file, all others the model's.
+            assert!(error.starts_with(&folder.display().to_string()), "{error}");
+        }
+        let error = open(&|tensor| tensor.external_data.clear()).unwrap_err();
+        assert!(error.contains("m.onnx: a: external data: expected a location"), "{error}");
+        let error = open(&|tensor| tensor.dims = vec![1 << 40, 1 << 40]).unwrap_err();
+        assert!(error.contains("expected a shape"), "{error}");
+        let error = open(&|tensor| {
+            tensor.dims = vec![1 << 40];
+            tensor.external_data.retain(|entry| entry.key != "length");
+        });
+        assert!(error.unwrap_err().contains("expected a model of at most"));
+        // A hundred tensors in one place would be read a hundred times.
+        let (mut model, ..) = moved("m.data");
+        let initializers = &mut model.graph.as_mut().unwrap().initializer;
+        let many: Vec<_> =
+            (0..100).map(|i| TensorProto { name: i.to_string(), ..initializers[0].clone() }).collect();
+        initializers.extend(many);
+        fs::write(&path, model.encode_to_vec()).unwrap();
+        assert!(OnnxFile::open(&path).unwrap_err().to_string().contains("do not overlap"));
+    }
+}

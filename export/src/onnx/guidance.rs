@@ -1,0 +1,398 @@
+//! What the structure of another program's generator says: whether it applies classifier-free guidance itself, and how many classes it
+//! has.
+
+use std::collections::{HashMap, HashSet};
+
+use super::proto::{GraphProto, NodeProto};
+
+/// Operators that combine two predictions, `u + w·(c − u)` in any notation.
+const ARITHMETIC: [&str; 7] = ["Add", "Sub", "Mul", "Div", "Neg", "Sum", "Cast"];
+
+/// Operators that a label may pass before it indexes a table, and that change none.
+const PASSING: [&str; 9] =
+    ["Identity", "Cast", "Concat", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip", "Where"];
+
+/// Operators that cut a tensor into parts.
+const CUTTING: [&str; 3] = ["Slice", "Split", "Gather"];
+
+/// Operators with weights.
+const WEIGHTED: [&str; 4] = ["Conv", "MatMul", "Gemm", "Gather"];
+
+/// A graph's values by name.
+struct Links<'a> {
+    graph: &'a GraphProto,
+    /// The node that computes a value.
+    makers: HashMap<&'a str, &'a NodeProto>,
+    initializers: HashMap<&'a str, &'a [i64]>,
+}
+
+impl<'a> Links<'a> {
+    fn new(graph: &'a GraphProto) -> Self {
+        let outputs = |node: &'a NodeProto| node.output.iter().map(move |name| (name.as_str(), node));
+        let initializer = |t: &'a super::proto::TensorProto| (t.name.as_str(), &t.dims[..]);
+        Self {
+            graph,
+            makers: graph.node.iter().flat_map(outputs).collect(),
+            initializers: graph.initializer.iter().map(initializer).collect(),
+        }
+    }
+
+    /// The value that `name` is another name of.
+    fn origin(&self, mut name: &'a str) -> &'a str {
+        let mut seen = HashSet::new();
+        while let Some(maker) = self.makers.get(name)
+            && maker.op_type == "Identity"
+            && seen.insert(name)
+            && let Some(input) = maker.input.first()
+        {
+            name = input;
+        }
+        name
+    }
+
+    /// The values that `name` is computed from by arithmetic alone, constants left out.
+    fn terms(&self, name: &'a str) -> HashSet<&'a str> {
+        let (mut terms, mut seen, mut open) = (HashSet::new(), HashSet::new(), vec![name]);
+        while let Some(name) = open.pop() {
+            let name = self.origin(name);
+            if !seen.insert(name) || self.initializers.contains_key(name) {
+                continue;
+            }
+            match self.makers.get(name) {
+                Some(maker) if ARITHMETIC.contains(&maker.op_type.as_str()) => {
+                    open.extend(maker.input.iter().map(String::as_str));
+                }
+                Some(maker) if maker.op_type == "Constant" => {}
+                _ => {
+                    terms.insert(name);
+                }
+            }
+        }
+        terms
+    }
+
+    /// All values that those of `name` depend on, itself included. What has only its shape from a value does not depend on it.
+    fn ancestors(&self, name: &'a str) -> HashSet<&'a str> {
+        let (mut seen, mut open) = (HashSet::new(), vec![name]);
+        while let Some(name) = open.pop() {
+            if seen.insert(name)
+                && let Some(maker) = self.makers.get(name)
+                && maker.op_type != "Shape"
+            {
+                open.extend(maker.input.iter().map(String::as_str));
+            }
+        }
+        seen
+    }
+
+    /// The matrices and kernels among `values`, tables that are indexed left out.
+    fn weights(&self, values: &HashSet<&'a str>) -> HashSet<&'a str> {
+        let is_weighted = |node: &&NodeProto| {
+            WEIGHTED.contains(&node.op_type.as_str())
+                && node.output.iter().any(|o| values.contains(o.as_str()))
+        };
+        let weight = |node: &'a NodeProto| {
+            let place = if node.op_type == "Gather" { None } else { Some(1) };
+            let name = self.origin(node.input.get(place?)?);
+            self.initializers.get(name).filter(|dims| dims.len() >= 2).map(|_| name)
+        };
+        self.graph.node.iter().filter(is_weighted).filter_map(weight).collect()
+    }
+
+    /// Whether a node joins `name` along the batch with something, with itself if `twice`.
+    fn is_joined(&self, name: &str, twice: bool) -> bool {
+        self.graph.node.iter().filter(|node| node.op_type == "Concat" && axis(node) == 0).any(|node| {
+            let times = node.input.iter().filter(|input| self.origin(input) == name).count();
+            times >= if twice { 2 } else { 1 } && node.input.len() >= 2
+        })
+    }
+}
+
+fn axis(node: &NodeProto) -> i64 {
+    node.attribute.iter().find(|a| a.name == "axis").map_or(0, |a| a.i)
+}
+
+/// Whether the graph's first output is a combination of two predictions for the inputs called `picture` and `label`: of the two halves of
+/// a batch that was doubled, or of two passes through the same weights of which one does not see the label.
+pub fn is_guided(graph: &GraphProto, picture: &str, label: &str) -> bool {
+    let links = Links::new(graph);
+    let Some(output) = graph.output.first() else { return false };
+    let terms: Vec<&str> = links.terms(&output.name).into_iter().collect();
+    let cut_from = |term: &&str| {
+        let maker = links.makers.get(*term).filter(|maker| CUTTING.contains(&maker.op_type.as_str()));
+        maker.and_then(|maker| maker.input.first()).map(|input| links.origin(input))
+    };
+    let halves = terms.len() >= 2
+        && cut_from(&terms[0]).is_some_and(|whole| terms.iter().all(|term| cut_from(term) == Some(whole)));
+    if halves && (links.is_joined(picture, true) || links.is_joined(label, false)) {
+        return true;
+    }
+    let [a, b] = terms[..] else { return false };
+    let (a, b) = (links.ancestors(a), links.ancestors(b));
+    let (with, without) = match (a.contains(label), b.contains(label)) {
+        (true, false) => (a, b),
+        (false, true) => (b, a),
+        _ => return false,
+    };
+    let (all, shared) = (links.weights(&with), links.weights(&without));
+    without.contains(picture) && with.contains(picture) && !all.is_empty() && all.is_subset(&shared)
+}
+
+/// How many rows the table has that the input called `label` indexes, if there is one.
+pub fn embedding_rows(graph: &GraphProto, label: &str) -> Option<usize> {
+    let links = Links::new(graph);
+    let mut labels = HashSet::from([label]);
+    // Nodes come after what they take.
+    for node in &graph.node {
+        let takes = |input: &String| labels.contains(input.as_str());
+        if node.op_type == "Gather" && node.input.get(1).is_some_and(takes) && axis(node) == 0 {
+            let table = node.input.first().map(|input| links.origin(input));
+            if let Some([rows, _]) = table.and_then(|table| links.initializers.get(table)) {
+                return usize::try_from(*rows).ok();
+            }
+        }
+        if PASSING.contains(&node.op_type.as_str()) && node.input.iter().any(takes) {
+            labels.extend(node.output.iter().map(String::as_str));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::{
+        Generator, Model, Options, PREDECESSOR_CLASSES, Request, Sampler,
+        onnx::proto::{
+            AttributeProto, DataType, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+        },
+        runtime::RuntimeKind,
+    };
+
+    const SIZE: usize = 32;
+    const WEIGHT: f32 = 1.5;
+
+    fn node(op: &str, input: &[&str], output: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+        NodeProto {
+            input: input.iter().map(|&s| s.to_owned()).collect(),
+            output: output.iter().map(|&s| s.to_owned()).collect(),
+            name: output[0].to_owned(),
+            op_type: op.into(),
+            attribute,
+            domain: String::new(),
+        }
+    }
+
+    /// A network for `x` and `label`: a convolution, times what the table has for the label.
+    fn network(x: &str, label: &str, y: &str) -> Vec<NodeProto> {
+        let [conv, row, shaped] = ["conv", "row", "shaped"].map(|name| format!("{y}/{name}"));
+        let kernel = vec![AttributeProto::ints("kernel_shape", [1, 1])];
+        vec![
+            node("Conv", &[x, "kernel"], &[&conv], kernel),
+            node("Gather", &["table", label], &[&row], vec![AttributeProto::int("axis", 0)]),
+            node("Reshape", &[&row, "shape"], &[&shaped], Vec::new()),
+            node("Mul", &[&conv, &shaped], &[&format!("{y}/scaled")], Vec::new()),
+            node("Reshape", &[&format!("{y}/scaled"), "whole"], &[y], Vec::new()),
+        ]
+    }
+
+    /// `u + w·(c − u)`.
+    fn combined(c: &str, u: &str) -> Vec<NodeProto> {
+        vec![
+            node("Sub", &[c, u], &["difference"], Vec::new()),
+            node("Mul", &["difference", "weight"], &["weighted"], Vec::new()),
+            node("Add", &[u, "weighted"], &["velocity"], Vec::new()),
+        ]
+    }
+
+    /// The label of the unconditional pass for each item.
+    fn null() -> Vec<NodeProto> {
+        vec![
+            node("Shape", &["breed"], &["batch"], Vec::new()),
+            node("ConstantOfShape", &["batch"], &["zeros"], Vec::new()),
+            node("Cast", &["zeros"], &["labels"], vec![AttributeProto::int("to", DataType::Int64 as i64)]),
+            node("Add", &["labels", "last"], &["null"], Vec::new()),
+        ]
+    }
+
+    fn plain() -> Vec<NodeProto> {
+        network("noise", "breed", "velocity")
+    }
+
+    fn doubled() -> Vec<NodeProto> {
+        let first = || vec![AttributeProto::int("axis", 0)];
+        let mut nodes = null();
+        nodes.push(node("Identity", &["noise"], &["noise again"], Vec::new()));
+        nodes.push(node("Concat", &["noise", "noise again"], &["x"], first()));
+        nodes.push(node("Concat", &["breed", "null"], &["label"], first()));
+        nodes.extend(network("x", "label", "both"));
+        nodes.push(node("Split", &["both"], &["c", "u"], first()));
+        nodes.extend(combined("c", "u"));
+        nodes
+    }
+
+    fn two_passes() -> Vec<NodeProto> {
+        let passes = network("noise", "breed", "c").into_iter().chain(network("noise", "null", "u"));
+        null().into_iter().chain(passes).chain(combined("c", "u")).collect()
+    }
+
+    fn graph(node: Vec<NodeProto>, classes: usize) -> GraphProto {
+        let last = classes as i64 - 1;
+        let table: Vec<f32> = (0..classes * 3).map(|i| (i as f32 * 0.7).sin()).collect();
+        let kernel: Vec<f32> = (0..9).map(|i| 0.3 - 0.1 * i as f32).collect();
+        GraphProto {
+            name: "test".into(),
+            node,
+            initializer: vec![
+                TensorProto::floats("table", &[classes, 3], &table),
+                TensorProto::floats("kernel", &[3, 3, 1, 1], &kernel),
+                TensorProto::floats("weight", &[], &[WEIGHT]),
+                TensorProto::ints("shape", &[-1, 3, 1, 1]),
+                TensorProto::ints("whole", &[-1, 3, SIZE as i64, SIZE as i64]),
+                TensorProto::ints("last", &[last]),
+            ],
+            input: vec![
+                ValueInfoProto::batched("noise", DataType::Float, &[3, SIZE, SIZE]),
+                ValueInfoProto::batched("timestep", DataType::Float, &[]),
+                ValueInfoProto::batched("breed", DataType::Int64, &[]),
+            ],
+            output: vec![ValueInfoProto::batched("velocity", DataType::Float, &[3, SIZE, SIZE])],
+        }
+    }
+
+    fn model(node: Vec<NodeProto>, classes: usize) -> crate::Result<Model> {
+        let model = ModelProto {
+            ir_version: 8,
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+            graph: Some(graph(node, classes)),
+            ..Default::default()
+        };
+        Model::from_bytes(model.encode_to_vec(), "old.onnx")
+    }
+
+    #[test]
+    fn guidance_inside_is_applied_once_and_is_what_the_sampler_would_do() {
+        let advised = |model: &Model, runtime| {
+            let options = Options { runtime: Some(runtime), batch: 4 };
+            let generator = Generator::from_model(model, &options).unwrap();
+            let request =
+                Request { count: 5, steps: 3, sampler: Sampler::Heun, seed: 4, ..generator.request() };
+            (generator, request)
+        };
+        let present = |kind: &RuntimeKind| kind.runs_graphs() && kind.version().is_ok();
+        for runtime in RuntimeKind::ALL.into_iter().filter(present) {
+            let unguided = model(plain(), 13).unwrap();
+            let (mut generator, request) = advised(&unguided, runtime);
+            assert!(!unguided.is_guided() && !generator.is_guided());
+            assert_eq!((request.guidance, generator.guidance(Some(3.0))), (2.0, 3.0));
+            let request = Request { guidance: WEIGHT, ..request };
+            let expected = generator.generate(&request).unwrap();
+            for nodes in [doubled(), two_passes()] {
+                let guided = model(nodes, 13).unwrap();
+                let (mut generator, request) = advised(&guided, runtime);
+                assert!(guided.is_guided() && generator.is_guided());
+                assert_eq!((request.guidance, generator.guidance(Some(3.0))), (1.0, 1.0));
+                // Whatever else is asked for.
+                for guidance in [1.0, 3.0] {
+                    let drawn = generator.generate(&Request { guidance, ..request.clone() }).unwrap();
+                    for (a, b) in drawn.iter().zip(&expected) {
+                        let differs = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-4 * b.abs().max(1.0);
+                        assert!(!a.values.data().iter().zip(b.values.data()).any(differs), "{runtime}");
+                    }
+                    let trajectory = generator.begin(1, 0, &Request { guidance, ..request.clone() }).unwrap();
+                    assert_eq!(trajectory.settings().guidance, 1.0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_definition_does_not_stand_in_for_a_guided_graph() {
+        for kind in [RuntimeKind::Native, RuntimeKind::Candle] {
+            let error = model(doubled(), 13).unwrap().load_generator(kind).err().unwrap().to_string();
+            assert!(error.starts_with(kind.name()), "{error}");
+            assert!(kind.version().is_err() || error.contains("applies guidance itself"), "{error}");
+        }
+    }
+
+    #[test]
+    fn ordinary_graphs_are_not_taken_for_guided_ones() {
+        // A sum of a part that does not see the label and one that does, with weights of its own.
+        let residual = || {
+            let mut nodes = network("noise", "breed", "c");
+            nodes.push(node(
+                "Conv",
+                &["c", "other"],
+                &["branch"],
+                vec![AttributeProto::ints("kernel_shape", [1, 1])],
+            ));
+            nodes.push(node(
+                "Conv",
+                &["noise", "kernel"],
+                &["stem"],
+                vec![AttributeProto::ints("kernel_shape", [1, 1])],
+            ));
+            nodes.push(node("Add", &["stem", "branch"], &["velocity"], Vec::new()));
+            nodes
+        };
+        // Channels of one tensor, combined.
+        let gated = || {
+            let mut nodes = network("noise", "breed", "c");
+            nodes.push(node("Split", &["c"], &["a", "b", "d"], vec![AttributeProto::int("axis", 1)]));
+            nodes.push(node("Mul", &["a", "b"], &["ab"], Vec::new()));
+            nodes.push(node("Add", &["ab", "d"], &["velocity"], Vec::new()));
+            nodes
+        };
+        for nodes in [plain(), residual(), gated(), Vec::new()] {
+            let mut graph = graph(nodes, 13);
+            graph.initializer.push(TensorProto::floats("other", &[3, 3, 1, 1], &[0.0; 9]));
+            assert!(!is_guided(&graph, "noise", "breed"));
+        }
+        for nodes in [doubled(), two_passes()] {
+            assert!(is_guided(&graph(nodes, 13), "noise", "breed"));
+        }
+        // Nodes that go round in circles end.
+        let mut circle = graph(doubled(), 13);
+        circle.node.extend([
+            node("Identity", &["q"], &["p"], Vec::new()),
+            node("Identity", &["p"], &["q"], Vec::new()),
+            node("Add", &["p", "velocity"], &["velocity"], Vec::new()),
+        ]);
+        is_guided(&circle, "noise", "breed");
+        circle.output[0].name = "p".into();
+        assert!(!is_guided(&circle, "noise", "breed"));
+    }
+
+    #[test]
+    fn the_table_says_how_many_classes_there_are_and_only_thirteen_have_names() {
+        for nodes in [plain(), doubled()] {
+            for classes in [1, 12, 13, 38] {
+                let model = model(nodes.clone(), classes).unwrap();
+                let meta = model.meta();
+                let numbers: Vec<String> = (0..classes).map(|i| i.to_string()).collect();
+                let named = PREDECESSOR_CLASSES.map(String::from).to_vec();
+                assert_eq!(meta.classes, if classes == 13 { named } else { numbers });
+                assert_eq!(meta.config.classes(), classes);
+                assert_eq!(model.generator().unwrap().null_label, classes - 1);
+            }
+        }
+        let runtime = RuntimeKind::ALL.into_iter().find(|kind| kind.runs_graphs() && kind.version().is_ok());
+        let options = Options { runtime, batch: 8 };
+        for classes in [12, 38] {
+            let mut generator = Generator::from_model(&model(plain(), classes).unwrap(), &options).unwrap();
+            let request = Request { count: classes, steps: 1, ..generator.request() };
+            let drawn = generator.generate(&request).unwrap();
+            assert_eq!(drawn.last().unwrap().class, (classes - 1).to_string());
+        }
+        for (nodes, classes, said) in [
+            (network("noise", "other", "velocity"), 13, "expected a table that breed indexes"),
+            (plain(), 0, "expected 1 to 4096 classes, found a table of 0 rows"),
+            (plain(), 5000, "expected 1 to 4096 classes, found a table of 5000 rows"),
+        ] {
+            let error = model(nodes, classes).unwrap_err().to_string();
+            assert!(error.starts_with("old.onnx: graph: ") && error.contains(said), "{error}");
+        }
+    }
+}
