@@ -529,6 +529,14 @@ fn what_is_in_the_way_is_left_alone_and_nothing_is_fetched() {
     fs::write(&mine, "precious").unwrap();
     refused("3 files of");
     fs::remove_file(&mine).unwrap();
+    // A record of as many files as there are numbers for.
+    let record = dir.path().join("images/.unpacked.json");
+    let true_record = fs::read_to_string(&record).unwrap();
+    let altered = true_record.replace("\"files\": 2", &format!("\"files\": {}", u64::MAX));
+    assert_ne!(altered, true_record);
+    fs::write(&record, altered).unwrap();
+    refused("2 files of");
+    fs::write(&record, true_record).unwrap();
     let error = get(&archive(&pets(2)), &server.url, dir.path()).unwrap_err();
     assert!(matches!(error, Error::Occupied { .. }), "{error}");
     assert_whole(dir.path(), 1);

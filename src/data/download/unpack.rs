@@ -49,7 +49,7 @@ pub(super) fn unpacked(folder: &Path, archive: &Archive) -> Result<Option<Manife
         .ok_or_else(|| occupied("something else".into()))?;
     let (files, bytes) = count(folder, MAX_DEPTH)?;
     let own = fs::metadata(&path).map_err(Error::io(&path))?.len();
-    if (files, bytes) != (manifest.files + 1, manifest.bytes.saturating_add(own)) {
+    if (files, bytes) != (manifest.files.saturating_add(1), manifest.bytes.saturating_add(own)) {
         return Err(occupied(format!(
             "{} files of {bytes} bytes instead of {} of {}",
             files.saturating_sub(1),
