@@ -53,7 +53,7 @@ pub enum Error {
         message: String,
     },
     /// An exported file does not compute what its definition computes.
-    #[error("verification failed: {0}")]
+    #[error("verification failed: {}", escaped(.0, 2000))]
     Verification(String),
     /// The network returned an infinity or a NaN: its weights are no good.
     #[error("step {step}: the network returned something that is no finite number; its weights are damaged")]
