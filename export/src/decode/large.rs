@@ -124,9 +124,9 @@ impl Half {
             }
         }
         self.rows += 1;
-        let last = self.rows == self.height;
-        if self.rows % 2 == 0 || last {
-            let count = if self.rows % 2 == 0 { 4 } else { 2 };
+        let pair = self.rows.is_multiple_of(2);
+        if pair || self.rows == self.height {
+            let count = if pair { 4 } else { 2 };
             let stride = self.sums.len();
             let start = (self.rows as usize).div_ceil(2) * stride - stride;
             let out = &mut self.picture.as_flat_samples_mut().samples[start..start + stride];
