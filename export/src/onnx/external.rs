@@ -382,4 +382,22 @@ mod tests {
         fs::write(&path, model.encode_to_vec()).unwrap();
         assert!(OnnxFile::open(&path).unwrap_err().to_string().contains("do not overlap"));
     }
+
+    #[test]
+    fn a_model_changed_in_one_bit_is_an_error_in_one_line_or_a_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, data, _) = moved("m.data");
+        fs::write(dir.path().join("m.data"), data).unwrap();
+        let bytes = model.encode_to_vec();
+        let mut read = 0;
+        for place in 0..8 * bytes.len() {
+            let mut changed = bytes.clone();
+            changed[place / 8] ^= 1 << (place % 8);
+            match OnnxFile::read(changed, "m", Some(dir.path())).and_then(|file| file.weights()) {
+                Ok(_) => read += 1,
+                Err(e) => assert!(!e.to_string().contains(char::is_control), "{e:?}"),
+            }
+        }
+        assert!(read > 0 && read < 8 * bytes.len());
+    }
 }
