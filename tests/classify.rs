@@ -9,7 +9,12 @@ use std::{
     process::Output,
 };
 
-use common::{CATS, fails, run, succeeds, trained::TRAINED};
+use common::{
+    CATS, fails,
+    pictures::{jpegs_of_cameras, png_with_a_cut_palette},
+    run, succeeds,
+    trained::TRAINED,
+};
 use image::{ImageFormat, RgbImage};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -134,6 +139,9 @@ fn pictures_and_folders_are_told_in_aligned_lines() {
     for name in ["b/2.png", "b/10.png", "b/c/1.png", "a.png", "b/.hidden.png", "b/.git/x.png"] {
         put(pictures.path(), name, &encoded(ImageFormat::Png));
     }
+    for name in ["Thumbs.db", "thumbs.db", "desktop.ini", ".DS_Store", "._2.png", "c/Desktop.ini"] {
+        put(pictures.path(), &format!("b/{name}"), b"not for people");
+    }
     put(pictures.path(), "b/3 of mine", &encoded(ImageFormat::Jpeg));
     let (folder, single) = (pictures.path().join("b"), pictures.path().join("a.png"));
     let output = classify(&[single.to_str().unwrap(), folder.to_str().unwrap(), "--top-k", "2"]);
@@ -158,23 +166,48 @@ fn pictures_and_folders_are_told_in_aligned_lines() {
     assert!(probability(&items[0]) > 1.0 / 13.0);
 }
 
+/// Motion photos, images of several pictures, and such without an end marker are whole pictures. What is named is never left out.
+#[test]
+fn jpegs_as_cameras_write_them_are_classified() {
+    let dir = TRAINED.0.path();
+    let work = TempDir::new_in(dir).unwrap();
+    let jpeg = encoded(ImageFormat::Jpeg);
+    put(work.path(), "whole.jpg", &jpeg);
+    for (name, bytes) in jpegs_of_cameras(&jpeg) {
+        put(work.path(), name, &bytes);
+    }
+    let output = classify(&["--json", work.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", common::text(&output));
+    let items = array(&output);
+    assert_eq!(items.len(), 4);
+    assert!(items.iter().all(|item| item["top"] == items[0]["top"]), "{items:?}");
+    put(work.path(), "desktop.ini", b"[.ShellClassInfo]");
+    let named = work.path().join("desktop.ini");
+    let said = fails(CATS, dir, &["classify", "--model", MODEL, named.to_str().unwrap()]);
+    assert!(said.contains("desktop.ini: not a picture\n"), "{said}");
+}
+
 #[test]
 fn what_is_no_picture_is_reported_in_one_line_and_the_others_go_on() {
     let dir = TRAINED.0.path();
     let work = TempDir::new_in(dir).unwrap();
     let root = work.path();
     let (png, jpeg) = (encoded(ImageFormat::Png), encoded(ImageFormat::Jpeg));
+    let closed = [&jpeg[..jpeg.len() / 2], &[0xff, 0xd9]].concat();
     let mut broken = png.clone();
     let middle = png.len() / 2;
     broken[middle..middle + 40].fill(0);
-    let bad: [(&str, &[u8], &str); 8] = [
-        ("cut.jpg", &jpeg[..jpeg.len() / 2], "a broken jpg file: its end is missing"),
-        ("cut.png", &png[..png.len() / 2], "a broken png file: its end is missing"),
-        ("damaged.png", &broken, "a broken png file: "),
+    let bad: [(&str, &[u8], &str); 11] = [
+        ("cut.jpg", &jpeg[..jpeg.len() / 2], "a broken JPEG file: its end is missing"),
+        ("closed.jpg", &closed, "a broken JPEG file: its end is missing"),
+        ("cut.png", &png[..png.len() / 2], "a broken PNG file: its end is missing"),
+        ("damaged.png", &broken, "a broken PNG file: "),
         ("empty.png", b"", "an empty file"),
-        ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a gif picture; expected PNG, JPEG or WebP"),
+        ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF picture; expected PNG, JPEG or WebP"),
         ("huge.jpg", &huge(ImageFormat::Jpeg), "20000 x 20000 pixels are too many"),
         ("huge.png", &huge(ImageFormat::Png), "20000 x 20000 pixels are too many"),
+        ("palette.png", &png_with_a_cut_palette(), "a broken PNG file: its decoder failed: "),
+        ("phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture; expected PNG, JPEG or WebP"),
         ("text.png", b"hello, I am a cat", "not a picture"),
     ];
     for (name, bytes, _) in bad {
@@ -211,8 +244,8 @@ fn what_is_no_picture_is_reported_in_one_line_and_the_others_go_on() {
         assert_eq!(good.len(), 2);
         assert_eq!(good[0]["top"], good[1]["top"]);
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.ends_with("error: 10 of 12 could not be classified\n"), "{said}");
-        assert_eq!(said.lines().count(), 11, "{said}");
+        assert!(said.ends_with("error: 13 of 15 could not be classified\n"), "{said}");
+        assert_eq!(said.lines().count(), 14, "{said}");
     }
     // Without --json, what can be told is told.
     let output = classify(&[&path("mixed")]);

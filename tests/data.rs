@@ -1,5 +1,8 @@
 //! Training data as a user has it: good, bad and hostile, through the command line.
 
+#[path = "common/pictures.rs"]
+mod pictures;
+
 use std::{
     fs,
     path::Path,
@@ -7,6 +10,7 @@ use std::{
 };
 
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
+use pictures::{crc, jpegs_of_cameras, png_with_a_cut_palette};
 use tempfile::TempDir;
 use tiny_cats::data::{Cache, Dataset, Images, Split, cache, synth};
 
@@ -67,17 +71,34 @@ fn jpeg(picture: &RgbImage, exif: Option<&[u8]>) -> Vec<u8> {
 
 /// The header of a PNG file of this size, its checksum right, and nothing behind it but the end.
 fn png_of_size(width: u32, height: u32) -> Vec<u8> {
-    let crc = |bytes: &[u8]| {
-        !bytes.iter().fold(!0u32, |crc, &byte| {
-            (0..8).fold(crc ^ u32::from(byte), |c, _| (c >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(c & 1)))
-        })
-    };
     let mut png = png(0);
     png[16..20].copy_from_slice(&width.to_be_bytes());
     png[20..24].copy_from_slice(&height.to_be_bytes());
     let sum = crc(&png[12..29]);
     png[29..33].copy_from_slice(&sum.to_be_bytes());
     png
+}
+
+/// Motion photos, images of several pictures, and such without an end marker are whole pictures.
+#[test]
+fn jpegs_as_cameras_write_them_are_used() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    fs::create_dir_all(root.join("cats/Bengal")).unwrap();
+    let jpeg = jpeg(&synth::draw(1, 0, 0, 64), None);
+    fs::write(root.join("cats/Bengal/whole.jpg"), &jpeg).unwrap();
+    for (name, bytes) in jpegs_of_cameras(&jpeg) {
+        fs::write(root.join("cats/Bengal").join(name), bytes).unwrap();
+    }
+    let closed = [&jpeg[..jpeg.len() / 2], &[0xff, 0xd9]].concat();
+    fs::write(root.join("cats/Bengal/closed.jpg"), closed).unwrap();
+    let (out, err) = succeeds(root, &["index", "cats"]);
+    assert!(out.contains("4 pictures in 1 classes, 1 left out"), "{out}");
+    assert!(line(&err, "closed.jpg").contains("a broken JPEG file: its end is missing"), "{err}");
+    succeeds(root, &["prepare", "cats", "made", "--crop", "centre", "--size", "16"]);
+    let made: Vec<_> = fs::read_dir(root.join("made/Bengal")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(made.len(), 4);
+    assert!(made.iter().all(|path| fs::read(path).unwrap() == fs::read(&made[0]).unwrap()));
 }
 
 fn jpeg_of_size(width: u16, height: u16) -> Vec<u8> {
@@ -127,37 +148,45 @@ fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
     let (png, jpeg) = (png(1), jpeg(&synth::draw(1, 0, 0, 64), None));
     let mut broken = png.clone();
     broken[png.len() / 2..png.len() / 2 + 20].fill(0);
-    let bad: [(&str, &[u8], &str); 10] = [
+    let bad: [(&str, &[u8], &str); 11] = [
         ("empty.png", b"", "an empty file"),
-        ("cut.jpg", &jpeg[..jpeg.len() / 2], "a broken jpg file: its end is missing"),
-        ("cut.png", &png[..png.len() / 2], "a broken png file: its end is missing"),
-        ("broken.png", &broken, "a broken png file"),
-        ("animation.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a gif picture; expected PNG, JPEG or WebP"),
+        ("cut.jpg", &jpeg[..jpeg.len() / 2], "a broken JPEG file: its end is missing"),
+        ("cut.png", &png[..png.len() / 2], "a broken PNG file: its end is missing"),
+        ("broken.png", &broken, "a broken PNG file"),
+        ("animation.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF picture; expected PNG, JPEG or WebP"),
         ("text.png", b"I am a cat", "not a picture"),
         ("page.jpg", b"<!DOCTYPE html><html>404</html>", "not a picture"),
         (
             "huge.png",
             &png_of_size(20_000, 20_000),
-            "20000 x 20000 pixels are too many; expected at most 64000000",
+            "20000 x 20000 pixels are too many; expected at most 210000000",
         ),
         (
             "huge.jpg",
             &jpeg_of_size(20_000, 20_000),
-            "20000 x 20000 pixels are too many; expected at most 64000000",
+            "20000 x 20000 pixels are too many; expected at most 210000000",
         ),
         ("flat.png", &png_of_size(32, 0), "broken"),
+        ("palette.png", &png_with_a_cut_palette(), "a broken PNG file: its decoder failed: "),
     ];
     for (name, bytes, _) in bad {
         fs::write(bengal.join(name), bytes).unwrap();
     }
+    for name in ["Thumbs.db", "desktop.ini", ".DS_Store", "._x.jpg"] {
+        fs::write(bengal.join(name), "not for people").unwrap();
+    }
     fs::create_dir(bengal.join("deeper")).unwrap();
+    let (_, err) = succeeds(dir.path(), &["stats", "cats"]);
+    assert!(line(&err, "palette.png").contains("a broken PNG file: its decoder failed: "), "{err}");
+    assert!(!err.contains("\nthread"), "{err}");
     let (out, err) = succeeds(dir.path(), &["index", "cats"]);
+    assert_eq!(err.lines().count(), bad.len() + 1, "{err}");
     for (name, _, reason) in bad.into_iter().chain([("deeper", &b""[..], "not a file")]) {
         let said = line(&err, name);
         assert!(said.starts_with("skipped cats/Bengal/") || said.starts_with("skipped Bengal/"), "{said}");
         assert!(said.contains(reason), "{said}");
     }
-    assert!(out.contains("156 pictures in 13 classes, 11 left out"), "{out}");
+    assert!(out.contains("156 pictures in 13 classes, 12 left out"), "{out}");
     // All that is left out is said once; what has come since is said when the index is used.
     assert_eq!(Dataset::open(dir.path().join("cats")).unwrap().skipped, []);
     fs::write(bengal.join("new.png"), &png).unwrap();

@@ -12,7 +12,10 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use common::http::{BREEDS, Served, answer, ask, begin, classifier, generator};
+use common::{
+    http::{BREEDS, Served, answer, ask, begin, classifier, generator},
+    pictures::png_with_a_cut_palette,
+};
 use image::{ImageFormat, RgbImage};
 use serde_json::{Value, json};
 use tiny_cats::{
@@ -189,15 +192,19 @@ fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
         ("half.png", &files[2][..files[2].len() / 2]),
         ("empty", b""),
         ("c.png", &files[2]),
+        ("palette.png", &png_with_a_cut_palette()),
     ]);
     let answer = SERVED.post("/v1/classify", &content_type, body).json();
     let results = answer["results"].as_array().unwrap();
     for (at, i) in [(0, 0), (2, 1), (5, 2)] {
         check(&results[at], i, 3);
     }
-    for (at, name, error) in
-        [(1, "passwd", "not a picture"), (3, "half.png", "broken"), (4, "empty", "not a")]
-    {
+    for (at, name, error) in [
+        (1, "passwd", "not a picture"),
+        (3, "half.png", "broken"),
+        (4, "empty", "not a"),
+        (6, "palette.png", "broken"),
+    ] {
         assert_eq!(results[at]["name"], name);
         assert!(results[at]["error"].as_str().unwrap().contains(error), "{}", results[at]);
     }
@@ -225,6 +232,7 @@ fn what_makes_no_sense_is_one_problem_with_its_field_and_harms_nobody() {
         (422, "", generate("[1, 2]")),
         (422, "body", SERVED.post("/v1/classify", "image/png", "GIF89a")),
         (422, "body", SERVED.post("/v1/classify", "image/png", large)),
+        (422, "body", SERVED.post("/v1/classify", "image/png", png_with_a_cut_palette())),
         (
             422,
             "image",

@@ -166,7 +166,7 @@ impl Classifier {
         for part in paths.chunks(self.batch) {
             let (how, size) = (&self.preprocessing, self.meta.image_size);
             let load =
-                |path: &Path| decode::with_upright(&decode::read(path)?, |picture| how.apply(&picture, size));
+                |path: &Path| decode::with_upright(&decode::read(path)?, |u| how.apply(&u.picture, size));
             let named = |path: &Path| {
                 load(path).map_err(|reason: String| Error::Picture { path: path.to_owned(), reason })
             };

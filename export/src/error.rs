@@ -53,7 +53,7 @@ pub enum Error {
         message: String,
     },
     /// An exported file does not compute what its definition computes.
-    #[error("verification failed: {0}")]
+    #[error("verification failed: {}", escaped(.0, 2000))]
     Verification(String),
     /// The network returned an infinity or a NaN: its weights are no good.
     #[error("step {step}: the network returned something that is no finite number; its weights are damaged")]
@@ -89,7 +89,7 @@ pub fn excerpt(text: &str) -> Cow<'_, str> {
 }
 
 /// `text` with control characters escaped, cut to at most `limit` bytes and a mark that it was cut.
-fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
+pub fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit && !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
     }
@@ -116,10 +116,11 @@ fn shown(path: &Path) -> String {
     escaped(&path.display().to_string(), usize::MAX).into_owned()
 }
 
-/// Whether `c` could change how the line around it is shown: control characters, line separators, and marks of writing direction.
+/// Whether `c` could change how the line around it is shown: control characters, line separators, what has no width, and marks of writing
+/// direction.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 impl Error {

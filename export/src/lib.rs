@@ -23,7 +23,7 @@ pub mod sample;
 pub use atomic::{Staged, png, stage, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
-pub use error::{Error, Result, excerpt};
+pub use error::{Error, Result, escaped, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
 pub use generator::{Breed, Generator, Picture, Request};

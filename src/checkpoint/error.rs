@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tiny_cats_export::escaped;
+
 /// A checkpoint that could not be read or written: the file and what is wrong with it, in one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
@@ -23,7 +25,7 @@ pub enum Problem {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A part of the file is not what its format asks for.
-    #[error("{field}: {message}")]
+    #[error("{}: {}", shown(field, 120), shown(message, 400))]
     Malformed {
         /// The part: an archive's entry, a key, an offset in the pickle.
         field: String,
@@ -42,8 +44,17 @@ pub enum Problem {
     )]
     LegacyTorch,
     /// There is nothing to load.
-    #[error("no tensors found")]
-    NoTensors,
+    #[error("no tensors found{}", shown(found, 400))]
+    NoTensors {
+        /// What was found instead, after a semicolon; may be empty.
+        found: String,
+    },
+    /// A file of weights where the state of a training run is expected.
+    #[error("{found}, not the state of a training run; --init begins a run with its weights")]
+    NotAState {
+        /// What it is.
+        found: &'static str,
+    },
     /// The weights that were asked for are not there.
     #[error("there are no {wanted} weights, only {found} ones")]
     NoSuchWeights {
@@ -61,8 +72,20 @@ pub enum Problem {
         expected: String,
     },
     /// A tensor that the network lacks, that is not the network's, or that is damaged: its name, and what is wrong with it.
-    #[error("{0}")]
+    #[error("{}", shown(.0, 400))]
     Misfit(String),
+    /// A tensor that the network needs, and whose numbers are not read.
+    #[error(
+        "{}: {}, which is not supported; expected numbers of type F64, F32, F16 or BF16",
+        shown(name, 120),
+        shown(found, 120)
+    )]
+    Unsupported {
+        /// The tensor's name.
+        name: String,
+        /// What it is: a type of number, or an object's class.
+        found: String,
+    },
     /// The content was altered after it was written.
     #[error("{}", tiny_cats_export::ALTERED)]
     Checksum,
@@ -71,6 +94,11 @@ pub enum Problem {
 /// Results of reading and writing checkpoints.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Text of a file for a message: without control characters, and cut to some `max` characters.
+pub(super) fn shown(text: &str, max: usize) -> String {
+    escaped(text, max).into_owned()
+}
+
 impl Problem {
     pub(crate) fn malformed(field: impl Into<String>, message: impl Into<String>) -> Self {
         Problem::Malformed { field: field.into(), message: message.into() }
@@ -78,5 +106,25 @@ impl Problem {
 
     pub(crate) fn at(self, path: &Path) -> Error {
         Error { path: path.to_owned(), problem: self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_file_is_one_short_line_in_a_message() {
+        for (text, expected) in [
+            ("conv1.weight", "conv1.weight"),
+            ("ä\n\x1b[31m", "ä\\u{a}\\u{1b}[3.."),
+            ("\u{202e}\u{2028}", "\\u{202e}\\u{2028}"),
+            ("1234567890123", "123456789012.."),
+        ] {
+            let max = if text.starts_with('ä') { 5 } else { 12 };
+            assert_eq!(shown(text, max), expected);
+        }
+        let problem = Problem::malformed("x".repeat(1 << 20), "y\n".repeat(1 << 20));
+        assert!(problem.to_string().len() < 3000 && !problem.to_string().contains('\n'));
     }
 }

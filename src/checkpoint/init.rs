@@ -96,6 +96,7 @@ impl InitFile {
                 }
             };
         }
+        skipped.extend(self.loaded.source.left_out.iter().chain(self.loaded.unsupported.keys()).cloned());
         let config = ResNetConfig { classes: 1, ..describe::resnet(&weights)? };
         config.validate().map_err(|e| Problem::malformed("network", e.to_string()))?;
         let integers = BTreeMap::new();

@@ -6,6 +6,7 @@
 
 mod compare;
 mod describe;
+mod dictionary;
 mod error;
 mod init;
 mod model;
@@ -20,10 +21,11 @@ pub mod verify;
 
 pub use compare::WeightsCompared;
 pub use describe::{Assumed, Described, Given};
+pub use dictionary::Source;
 pub use error::{Error, Problem, Result};
 pub use init::{InitFile, Initial};
 pub use model::{OpenError, is_checkpoint, open_model};
 pub use numbers::{Dtype, Numbers};
-pub use open::{Format, Loaded, WhichWeights, open};
+pub use open::{Format, Loaded, Unsupported, WhichWeights, open};
 pub use released::{write_safetensors, write_torch};
 pub use state::TrainingState;

@@ -1,14 +1,21 @@
 //! Opening whatever holds weights.
 
-use std::{collections::BTreeMap, fmt, fs::File, io::Read, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    io::Read,
+    path::Path,
+};
 
 use serde_json::Value as Json;
-use tiny_cats_export::{META_KEY, ModelMeta};
+use tiny_cats_export::{Integrity, META_KEY, ModelMeta};
 use tiny_cats_models::{Array, Weights, resnet::BATCH_COUNT};
 
 use super::{
-    Problem, Result, TrainingState,
-    numbers::Numbers,
+    Given, Problem, Result, TrainingState,
+    dictionary::{self, Dictionary, FIRST, MAX_LISTED, Source},
+    numbers::{Numbers, elements},
     released,
     safetensors::{SafeTensors, Stored},
     state,
@@ -46,8 +53,10 @@ pub enum Format {
     TorchModel,
     /// `{state_dict}`.
     TorchStateDict,
-    /// `{shadow_params, step}`: averages alone.
+    /// Averages alone, such as `{shadow_params, step}`.
     TorchAverages,
+    /// Under other names, such as `{net}` or `{model: {state_dict}}`; [`Loaded::source`] has them.
+    TorchNested,
     /// A dictionary of tensors and nothing else.
     TorchBare,
 }
@@ -58,20 +67,40 @@ impl Format {
     }
 }
 
+/// A value that is not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// What it is: a type of number or a class.
+    pub kind: String,
+    /// The sizes of its axes, if it is a tensor and they are known.
+    pub dims: Vec<usize>,
+}
+
 /// The weights of a checkpoint, and what the file says about them.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// What was opened.
     pub format: Format,
-    /// Real-valued tensors by name, without the prefixes `module.` and `_orig_mod.` that PyTorch's wrappers add.
+    /// Whether its checksums were compared: SHA-256 in a safetensors file, CRC-32 in a PyTorch file. Of a PyTorch file whose checksums were not
+    /// computed, only lengths are compared.
+    pub integrity: Integrity,
+    /// Where in the file the weights are.
+    pub source: Source,
+    /// Real-valued tensors by name, without the prefixes `module.` and `_orig_mod.` that PyTorch's wrappers add, and without the one that
+    /// [`source`](Self::source) tells.
     pub weights: Weights,
     /// Integer and boolean tensors by name, such as batch normalisation's `num_batches_tracked`.
     pub integers: BTreeMap<String, Vec<i64>>,
+    /// The names beside these whose values are not read. The network needs none of them.
+    pub unsupported: BTreeMap<String, Unsupported>,
+    /// The classes and functions that a PyTorch file mentions and that are not read; see [`TorchFile::opaque`].
+    pub opaque: Vec<String>,
     /// Whether `weights` are averages.
     pub averaged: bool,
     /// What our own files say about the model; [`Loaded::describe`] knows more files.
     pub own_meta: Option<ModelMeta>,
-    /// What others' files say about it: what they call `config`, or safetensors' metadata.
+    /// What others' files say about it. Of a PyTorch file, what is called `config`, else `args`, `hparams`, `hyper_parameters` or `cfg`: a
+    /// dictionary, or an object's attributes. Of a safetensors file, its metadata.
     pub config: Option<Json>,
     /// Whether the trainer of the Python project's classifiers wrote it, which trains one kind of network on pictures of one size.
     pub by_predecessor: bool,
@@ -83,7 +112,8 @@ pub struct Loaded {
 /// The content decides, not the name.
 ///
 /// # Errors
-/// When the file is of no format that is read, was truncated or altered, holds no tensors, or lacks the weights that are wanted.
+/// When the file is of no format that is read, was truncated or altered, holds no tensors, lacks the weights that are wanted, or has
+/// one that the network needs in a type that is not read.
 pub fn open(path: &Path, which: WhichWeights) -> Result<Loaded> {
     read(path, which).map_err(|p| p.at(path))
 }
@@ -91,15 +121,27 @@ pub fn open(path: &Path, which: WhichWeights) -> Result<Loaded> {
 fn read(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
     let mut start = Vec::new();
     File::open(path)?.take(512).read_to_end(&mut start)?;
-    let loaded = match &start[..] {
+    let mut loaded = match &start[..] {
         [b'P', b'K', 3, 4, ..] => read_torch(path, which)?,
         [_, _, _, _, _, _, _, 0, b'{', ..] => read_safetensors(path, which)?,
-        // What torch.save began with before 1.6: a pickle of this number, or a tar archive.
-        [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, ..] => return Err(Problem::LegacyTorch),
-        tar if tar.get(257..262) == Some(b"ustar") => return Err(Problem::LegacyTorch),
+        other if is_torch(other) => return Err(Problem::LegacyTorch),
         other => return Err(Problem::Unrecognised { found: looks_like(other) }),
     };
-    if loaded.weights.is_empty() { Err(Problem::NoTensors) } else { Ok(loaded) }
+    loaded.refuse_unsupported()?;
+    if loaded.weights.is_empty() {
+        let found = match loaded.unsupported.first_key_value() {
+            Some((name, found)) => format!(" that can be read; {name} is {}", found.kind),
+            None => String::new(),
+        };
+        return Err(Problem::NoTensors { found });
+    }
+    Ok(loaded)
+}
+
+/// Whether a file that begins with these bytes was written by PyTorch: a zip archive, before 1.6 a pickle of this number or a tar archive.
+pub(super) fn is_torch(start: &[u8]) -> bool {
+    matches!(start, [b'P', b'K', 3, 4, ..] | [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, ..])
+        || start.get(257..262) == Some(b"ustar")
 }
 
 fn looks_like(start: &[u8]) -> &'static str {
@@ -117,9 +159,20 @@ fn looks_like(start: &[u8]) -> &'static str {
 
 impl Loaded {
     pub(super) fn new(format: Format) -> Self {
-        let (weights, integers) = Default::default();
-        let (own_meta, config, step) = Default::default();
-        Self { format, weights, integers, averaged: false, own_meta, config, by_predecessor: false, step }
+        Self {
+            format,
+            integrity: Integrity::Verified,
+            source: Source::default(),
+            weights: Weights::new(),
+            integers: BTreeMap::new(),
+            unsupported: BTreeMap::new(),
+            opaque: Vec::new(),
+            averaged: false,
+            own_meta: None,
+            config: None,
+            by_predecessor: false,
+            step: None,
+        }
     }
 
     /// A file with one set of weights: released ones say in their provenance whether they are averages, others' are taken as raw.
@@ -134,7 +187,6 @@ impl Loaded {
     }
 
     fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: Numbers) -> Result<(), Problem> {
-        let name = canonical(name);
         let twice = || Problem::malformed(name, "there are two tensors of this name");
         match numbers {
             Numbers::Integers(values) => {
@@ -146,15 +198,48 @@ impl Loaded {
             }
         }
     }
+
+    /// Refuses the file if what is not read is a tensor that the network needs. Which network that is, is found with zeros in its place.
+    fn refuse_unsupported(&mut self) -> Result<(), Problem> {
+        let unsupported = self.unsupported.iter().filter(|(name, _)| !self.weights.contains_key(*name));
+        let mut left = MAX_STAND_INS;
+        let mut names = Vec::new();
+        let mut whole: Vec<(String, Array)> = Vec::new();
+        for (name, Unsupported { dims, .. }) in unsupported {
+            let elements = elements(dims).filter(|&n| n <= left);
+            left -= elements.unwrap_or(0);
+            let dims = if elements.is_some() { dims.clone() } else { vec![0] };
+            let array = Array::new(dims, vec![0.0; elements.unwrap_or(0)]);
+            whole.push((name.clone(), array.map_err(|e| Problem::malformed(name, e.to_string()))?));
+            names.push(name.clone());
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        self.weights.extend(whole);
+        let specs = self.describe(&Given::default()).and_then(|described| {
+            described.meta.config.specs().map_err(|e| Problem::malformed("network", e.to_string()))
+        });
+        names.iter().for_each(|name| drop(self.weights.remove(name)));
+        let needed = match specs {
+            Ok(specs) => {
+                specs.into_iter().map(|spec| spec.name).find(|name| self.unsupported.contains_key(name))
+            }
+            // Of no network, unless these would say of which.
+            Err(_) => FIRST
+                .iter()
+                .find(|first| self.unsupported.contains_key(**first))
+                .map(|&first| first.to_owned()),
+        };
+        match needed.and_then(|name| self.unsupported.get(&name).map(|u| (name, u.kind.clone()))) {
+            Some((name, found)) => Err(Problem::Unsupported { name, found }),
+            None => Ok(()),
+        }
+    }
 }
 
-/// The name without what `DataParallel` and `torch.compile` put before it.
-fn canonical(mut name: &str) -> &str {
-    while let Some(rest) = name.strip_prefix("module.").or_else(|| name.strip_prefix("_orig_mod.")) {
-        name = rest;
-    }
-    name
-}
+/// How many numbers in all stand in for those of tensors that are not read.
+const MAX_STAND_INS: usize = 1 << 26;
 
 fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
     let file = SafeTensors::open(path)?;
@@ -162,6 +247,9 @@ fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem>
         return read_state(file, which);
     }
     let mut loaded = Loaded::new(Format::Safetensors);
+    if !file.has_checksum() {
+        loaded.integrity = Integrity::Unchecked;
+    }
     if let Some(text) = file.metadata.get(META_KEY) {
         loaded.own_meta = Some(released::parse_meta(text)?);
         loaded.format = Format::ReleasedSafetensors;
@@ -171,9 +259,26 @@ fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem>
         let said = file.metadata.iter().map(|(key, text)| (key.clone(), value(text)));
         loaded.config = Some(said.collect());
     }
-    for Stored { name, dims, numbers } in file.read(|_| true)? {
-        loaded.insert(&name, dims, numbers)?;
+    let names = file.entries.iter().map(|entry| entry.name.as_str());
+    let prefix = dictionary::network_prefix(names).to_owned();
+    for entry in &file.entries {
+        let mut name = entry.name.as_str();
+        match (dictionary::strip(&mut name, &prefix), entry.dtype) {
+            (Err(name), _) => loaded.source.left_out.push(name.to_owned()),
+            (Ok(()), Some(_)) => {}
+            (Ok(()), None) => {
+                let found = Unsupported { kind: entry.kind.clone(), dims: entry.dims.clone() };
+                loaded.unsupported.insert(name.to_owned(), found);
+            }
+        }
     }
+    for Stored { name, dims, numbers } in file.read(|entry| entry.name.starts_with(&prefix))? {
+        let mut name = name.as_str();
+        if dictionary::strip(&mut name, &prefix).is_ok() {
+            loaded.insert(name, dims, numbers)?;
+        }
+    }
+    loaded.source.prefix = prefix;
     loaded.alone(which)
 }
 
@@ -196,57 +301,78 @@ fn read_state(file: SafeTensors, which: WhichWeights) -> Result<Loaded, Problem>
 }
 
 fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
-    let TorchFile { root, mut storages } = TorchFile::read_values(path)?;
-    let dictionary = |key: &str| root.get(key).filter(|v| matches!(v, Value::Dict(_)));
+    let TorchFile { root, opaque, integrity, mut storages } = TorchFile::read_values(path)?;
     let own_meta = match root.get(META_KEY) {
         Some(Value::Str(text)) => Some(released::parse_meta(text)?),
         _ => None,
     };
-    let training = if own_meta.is_some() { Format::ReleasedTorch } else { Format::TorchTraining };
-    let layouts = [
-        (released::STATE_DICT, "ema_shadow_params", training),
-        ("model", "ema_params", Format::TorchModel),
-        ("state_dict", "ema_params", Format::TorchStateDict),
-    ];
-    let known = layouts.iter().find_map(|&(raw, ema, format)| {
-        Some((dictionary(raw), dictionary(ema), format)).filter(|l| l.0.is_some())
-    });
-    let (raw, ema, format) = known.unwrap_or_else(|| match dictionary("shadow_params") {
-        Some(ema) => (None, Some(ema), Format::TorchAverages),
-        None => (Some(&root), None, Format::TorchBare),
-    });
+    let dictionaries = dictionary::dictionaries(&root);
+    let raw = dictionaries.iter().find(|d| !d.averaged);
+    let ema = dictionaries.iter().find(|d| d.averaged);
+    let format = match raw.map(|d| d.path.as_str()) {
+        Some(released::STATE_DICT) if own_meta.is_some() => Format::ReleasedTorch,
+        Some(released::STATE_DICT) => Format::TorchTraining,
+        Some("model") => Format::TorchModel,
+        Some("state_dict") => Format::TorchStateDict,
+        Some("") => Format::TorchBare,
+        Some(_) => Format::TorchNested,
+        None => Format::TorchAverages,
+    };
 
-    let mut loaded = Loaded { own_meta, ..Loaded::new(format) };
+    let mut loaded = Loaded { own_meta, opaque, integrity, ..Loaded::new(format) };
     loaded.step = match root.get("step") {
         Some(Value::Int(step)) => u64::try_from(*step).ok(),
         _ => None,
     };
-    loaded.config = dictionary("config").map(Value::to_json);
+    loaded.config = configuration(&root);
     loaded.by_predecessor = format == Format::TorchTraining
         && ["epoch", "val_acc", "timestamp"].iter().all(|key| root.get(key).is_some());
     let ema_wanted = !format.is_released()
         && (which == WhichWeights::Ema || (which == WhichWeights::Default && raw.is_none()));
-    let tensors = match (raw, ema) {
-        (_, Some(ema)) if ema_wanted => {
-            loaded.averaged = true;
-            let averaged = ema.tensors();
-            // Averages are kept of parameters; the running statistics are only among the raw tensors.
-            let is_statistic =
-                |name: &str| ["running_mean", "running_var", BATCH_COUNT].iter().any(|s| name.ends_with(s));
-            let statistics = raw.map(Value::tensors).unwrap_or_default().into_iter().filter(|(name, _)| {
-                is_statistic(name) && !averaged.iter().any(|(a, _)| canonical(a) == canonical(name))
-            });
-            averaged.iter().copied().chain(statistics).collect()
+    let (used, statistics) = match (raw, ema) {
+        (None, None) => {
+            let found = format!("; the file holds {}", root.describe(MAX_LISTED));
+            return Err(Problem::NoTensors { found });
         }
-        (Some(raw), _) if !ema_wanted => raw.tensors(),
+        (raw, Some(ema)) if ema_wanted => (ema, statistics(raw, ema)),
+        (Some(raw), _) if !ema_wanted => (raw, Vec::new()),
         (Some(_), _) => return Err(Problem::NoSuchWeights { wanted: "EMA", found: "raw" }),
         (None, _) => return Err(Problem::NoSuchWeights { wanted: "raw", found: "EMA" }),
     };
-    let tensors: Vec<(&str, &Tensor)> = tensors;
+    loaded.averaged = used.averaged;
+    loaded.source = Source {
+        path: used.path.clone(),
+        prefix: used.prefix.to_owned(),
+        others: dictionaries.iter().filter(|d| !std::ptr::eq(*d, used)).map(|d| d.path.clone()).collect(),
+        left_out: used.left_out.iter().map(|&name| name.to_owned()).collect(),
+    };
+    for (name, value) in &used.unsupported {
+        let dims = if let Value::Unsupported { dims, .. } = value { dims.clone() } else { Vec::new() };
+        loaded.unsupported.insert((*name).to_owned(), Unsupported { kind: value.describe(0), dims });
+    }
+    let tensors: Vec<(&str, &Tensor)> = used.tensors.iter().copied().chain(statistics).collect();
     for ((name, tensor), numbers) in tensors.iter().zip(storages.read(&tensors)?) {
         loaded.insert(name, tensor.dims.clone(), numbers)?;
     }
     if format.is_released() { loaded.alone(which) } else { Ok(loaded) }
+}
+
+/// The running statistics of batch normalisations, of which no averages are kept: they are only among the raw tensors.
+fn statistics<'v>(raw: Option<&Dictionary<'v>>, ema: &Dictionary<'v>) -> Vec<(&'v str, &'v Tensor)> {
+    let is_statistic =
+        |name: &str| ["running_mean", "running_var", BATCH_COUNT].iter().any(|s| name.ends_with(s));
+    let averaged: BTreeSet<&str> = ema.tensors.iter().map(|(name, _)| *name).collect();
+    let tensors = raw.map(|raw| raw.tensors.iter()).unwrap_or_default().copied();
+    tensors.filter(|(name, _)| is_statistic(name) && !averaged.contains(name)).collect()
+}
+
+/// What the file says of the network: a dictionary, or the attributes of an object such as `argparse.Namespace`.
+fn configuration(root: &Value) -> Option<Json> {
+    ["config", "args", "hparams", "hyper_parameters", "cfg"].iter().find_map(|key| match root.get(key)? {
+        Value::Object { attributes, .. } if attributes.is_empty() => None,
+        value @ (Value::Dict(_) | Value::Object { .. }) => Some(value.to_json()),
+        _ => None,
+    })
 }
 
 impl fmt::Display for Format {
@@ -259,7 +385,8 @@ impl fmt::Display for Format {
             Format::TorchTraining => "PyTorch training checkpoint (model_state_dict)",
             Format::TorchModel => "PyTorch checkpoint (model)",
             Format::TorchStateDict => "PyTorch checkpoint (state_dict)",
-            Format::TorchAverages => "PyTorch averages (shadow_params)",
+            Format::TorchAverages => "PyTorch averages",
+            Format::TorchNested => "PyTorch checkpoint",
             Format::TorchBare => "PyTorch state dict",
         })
     }

@@ -18,6 +18,7 @@ use tiny_cats_models::Array;
 
 use super::{
     Error, Problem,
+    error::shown,
     numbers::{Dtype, Numbers, each_piece, elements},
 };
 
@@ -30,7 +31,10 @@ const PIECE: usize = 1 << 20;
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) dims: Vec<usize>,
-    pub(super) dtype: Dtype,
+    /// The type of its numbers, if it is one that is read.
+    pub(super) dtype: Option<Dtype>,
+    /// That type's name.
+    pub(super) kind: String,
     begin: u64,
     end: u64,
 }
@@ -111,31 +115,32 @@ impl SafeTensors {
         self.checksum.is_some()
     }
 
-    /// Reads the tensors that `wanted` says yes to, in the order of the file. All of the file is read if there is a checksum to check.
+    /// Reads the tensors that `wanted` says yes to and whose type is read, in the order of the file. All of the file is read if there is
+    /// a checksum to check.
     pub(super) fn read(mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Stored>, Problem> {
         let mut piece = vec![0; PIECE];
         let mut stored = Vec::new();
         self.file.seek(SeekFrom::Start(self.start))?;
         for entry in self.entries {
-            let wanted = wanted(&entry);
-            if !wanted && self.checksum.is_none() {
+            let wanted = entry.dtype.filter(|_| wanted(&entry));
+            if wanted.is_none() && self.checksum.is_none() {
                 self.file.seek(SeekFrom::Start(self.start + entry.end))?;
                 continue;
             }
             let mut left = (entry.end - entry.begin) as usize;
-            let mut numbers = entry.dtype.numbers(if wanted { left / entry.dtype.size() } else { 0 });
+            let mut numbers = wanted.map(|dtype| dtype.numbers(left / dtype.size()));
             while left > 0 {
                 let bytes = &mut piece[..left.min(PIECE)];
                 self.file.read_exact(bytes)?;
                 if let Some((sum, _)) = &mut self.checksum {
                     sum.update(bytes);
                 }
-                if wanted {
-                    entry.dtype.decode(bytes, &mut numbers);
+                if let (Some(dtype), Some(numbers)) = (wanted, &mut numbers) {
+                    dtype.decode(bytes, numbers);
                 }
                 left -= bytes.len();
             }
-            if wanted {
+            if let Some(numbers) = numbers {
                 stored.push(Stored { name: entry.name, dims: entry.dims, numbers });
             }
         }
@@ -153,9 +158,7 @@ impl Entry {
             value.get(key)?.as_array()?.iter().map(Value::as_u64).collect()
         };
         let kind = value.get("dtype").and_then(Value::as_str).ok_or_else(|| wrong("expected a `dtype`"))?;
-        let dtype = Dtype::from_name(kind).ok_or_else(|| {
-            wrong(&format!("numbers of type {kind:?}, expected F64, F32, F16, BF16 or integers"))
-        })?;
+        let dtype = Dtype::from_name(kind);
         let dims = numbers("shape").ok_or_else(|| wrong("expected a `shape`, a list of whole numbers"))?;
         let dims: Vec<usize> = dims
             .into_iter()
@@ -165,14 +168,30 @@ impl Entry {
         let Some(&[begin, end]) = numbers("data_offsets").as_deref() else {
             return Err(wrong("expected `data_offsets`, two whole numbers"));
         };
-        let bytes = elements(&dims).and_then(|n| n.checked_mul(dtype.size()));
-        if end < begin || bytes.map(|n| n as u64) != Some(end - begin) {
+        let bits = dtype.map(|dtype| 8 * dtype.size()).or_else(|| unread_bits(kind));
+        let bytes =
+            bits.map(|bits| elements(&dims)?.checked_mul(bits)).map(|n| n.map(|n| n.div_ceil(8) as u64));
+        if end < begin || bytes.is_some_and(|n| n != Some(end - begin)) {
             return Err(wrong(&format!(
-                "bytes {begin} to {end} are not the size of {kind} numbers of shape {dims:?}"
+                "bytes {begin} to {end} are not the size of {} numbers of shape {dims:?}",
+                shown(kind, 40)
             )));
         }
-        Ok(Self { name, dims, dtype, begin, end })
+        Ok(Self { dtype, kind: shown(kind, 40), name, dims, begin, end })
     }
+}
+
+/// The bits of one number of a type that is not read. Of a type that is not known either, tensors may have any length.
+fn unread_bits(kind: &str) -> Option<usize> {
+    Some(match kind {
+        "F4" => 4,
+        "F6_E2M3" | "F6_E3M2" => 6,
+        "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => 8,
+        "U16" => 16,
+        "U32" => 32,
+        "U64" | "C64" => 64,
+        _ => return None,
+    })
 }
 
 /// Writes `path` atomically: `integers`, scalars, and `tensors` in the given order, and `metadata` and the checksum in the header.
@@ -286,7 +305,7 @@ mod tests {
             (r#"{"w":{"dtype":"F32","shape":[5],"data_offsets":[0,16]}}"#, 16, "w"),
             (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#, 16, "w"),
             (r#"{"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#, 0, "w"),
-            (r#"{"w":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}"#, 2, "w"),
+            (r#"{"w":{"dtype":"F4","shape":[4],"data_offsets":[0,4]}}"#, 4, "w"),
             (r#"{"w":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}"#, 16, "w"),
             (r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8, "w"),
             (

@@ -1,6 +1,6 @@
 //! The state of a training run: all that is needed to go on exactly where it stopped, in one file.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
 use serde_json::Value;
 use tiny_cats_models::{Array, Weights};
@@ -8,6 +8,7 @@ use tiny_cats_models::{Array, Weights};
 use super::{
     Problem, Result,
     numbers::Numbers,
+    open::is_torch,
     safetensors::{self, SafeTensors, Stored},
 };
 
@@ -60,13 +61,25 @@ impl TrainingState {
     /// # Errors
     /// When it cannot be read, is not a training state, or was truncated or altered.
     pub fn load(path: &Path) -> Result<Self> {
-        SafeTensors::open(path).and_then(|file| Self::read(file, &GROUPS)).map_err(|p| p.at(path))
+        let read = || {
+            let mut start = Vec::new();
+            File::open(path)?.take(512).read_to_end(&mut start)?;
+            if is_torch(&start) {
+                return Err(Problem::NotAState { found: "a PyTorch file" });
+            }
+            Self::read(SafeTensors::open(path)?, &GROUPS)
+        };
+        read().map_err(|p| p.at(path))
     }
 
     /// Reads the groups of tensors that `wanted` names by their prefixes; the others stay empty.
     pub(super) fn read(file: SafeTensors, wanted: &[&str]) -> Result<Self, Problem> {
+        let is_wanted = |name: &str| wanted.iter().any(|group| name.starts_with(group));
+        if let Some(entry) = file.entries.iter().find(|e| e.dtype.is_none() && is_wanted(&e.name)) {
+            return Err(Problem::Unsupported { name: entry.name.clone(), found: entry.kind.clone() });
+        }
         let mut state = Self { meta: meta(&file)?, ..Self::default() };
-        for Stored { name, dims, numbers } in file.read(|e| wanted.iter().any(|g| e.name.starts_with(g)))? {
+        for Stored { name, dims, numbers } in file.read(|e| is_wanted(&e.name))? {
             let groups =
                 [&mut state.weights, &mut state.ema, &mut state.ema2, &mut state.moment1, &mut state.moment2];
             let place =
@@ -84,9 +97,7 @@ impl TrainingState {
 }
 
 fn meta(file: &SafeTensors) -> Result<Value, Problem> {
-    let text = file.metadata.get(KEY).ok_or_else(|| {
-        Problem::malformed("__metadata__", format!("no key `{KEY}`: this is not the state of a training run"))
-    })?;
+    let text = file.metadata.get(KEY).ok_or(Problem::NotAState { found: "a safetensors file of weights" })?;
     // Without a checksum the promise that all damage is noticed would not hold.
     if !file.has_checksum() {
         return Err(Problem::Checksum);

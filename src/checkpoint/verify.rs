@@ -8,7 +8,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, META_KEY, ModelMeta, Network, Rounding, TOLERANCE, exported,
+    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, Network, Rounding, TOLERANCE, exported,
     onnx::OnnxFile,
     rounding,
     runtime::{Input, RuntimeKind, run_everywhere},
@@ -28,6 +28,8 @@ use super::{
 };
 
 const BATCH: usize = 2;
+/// What is said of a file without checksums.
+const UNCHECKED: &str = "unchecked: the file has no checksums, so damage may go unnoticed";
 
 /// The ONNX file to compare with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +76,12 @@ pub struct Report {
     pub problems: Vec<String>,
     /// The file's format, in words.
     pub format: Option<String>,
+    /// Whether damage to the weights would have been noticed.
+    pub integrity: Option<Integrity>,
+    /// Where in the file the weights are, and what else is there, in words; none where there is nothing else.
+    pub source: Option<String>,
+    /// The classes that a PyTorch file mentions and that were not read.
+    pub not_read: Vec<String>,
     /// Whether the weights are averages.
     pub averaged: bool,
     /// Training steps, if the file says so.
@@ -94,6 +102,8 @@ pub struct Report {
     pub output_range: Option<[f32; 2]>,
     /// The ONNX file that was compared.
     pub onnx: Option<PathBuf>,
+    /// Whether damage to that file would have been noticed.
+    pub onnx_integrity: Option<Integrity>,
     /// The weights that were looked for in that file.
     pub weights_compared: Option<WeightsCompared>,
     /// What that file's rounded weights change, if it stores weights as halves.
@@ -139,6 +149,9 @@ impl Report {
     fn check(&mut self, options: &Options) -> Result<(), String> {
         let loaded = open(&self.path, options.which).map_err(|e| e.problem.to_string())?;
         self.format = Some(loaded.format.to_string());
+        self.integrity = Some(loaded.integrity);
+        self.source = Some(loaded.source.to_string()).filter(|text| !text.is_empty());
+        self.not_read.clone_from(&loaded.opaque);
         self.averaged = loaded.averaged;
         self.step = loaded.step;
         self.tensors = loaded.weights.len();
@@ -190,6 +203,7 @@ impl Report {
         device: &Device,
     ) -> Result<(), tiny_cats_export::Error> {
         let file = OnnxFile::open(path)?;
+        self.onnx_integrity = Some(file.integrity());
         let ours = file.metadata().contains_key(META_KEY);
         let (held_meta, held) = exported(meta, weights)?;
         if ours && file.meta()?.config != held_meta.config {
@@ -311,7 +325,13 @@ impl Format {
         use Format::*;
         matches!(
             self,
-            ReleasedTorch | TorchTraining | TorchModel | TorchStateDict | TorchAverages | TorchBare
+            ReleasedTorch
+                | TorchTraining
+                | TorchModel
+                | TorchStateDict
+                | TorchAverages
+                | TorchNested
+                | TorchBare
         )
     }
 }
@@ -322,6 +342,17 @@ impl fmt::Display for Report {
         let mut line = |name: &str, text: String| writeln!(f, "  {name:<10} {text}");
         if let Some(format) = &self.format {
             line("format", format.clone())?;
+        }
+        match self.integrity {
+            Some(Integrity::Verified) => line("integrity", "verified by the file's checksums".into())?,
+            Some(Integrity::Unchecked) => line("integrity", UNCHECKED.into())?,
+            None => {}
+        }
+        if let Some(source) = &self.source {
+            line("source", source.clone())?;
+        }
+        if !self.not_read.is_empty() {
+            line("not read", format!("objects of {}", self.not_read.join(", ")))?;
         }
         match &self.network {
             Some(Network::TinyDit(c)) => {
@@ -365,6 +396,11 @@ impl fmt::Display for Report {
         }
         if let Some(onnx) = &self.onnx {
             line("onnx", onnx.display().to_string())?;
+            match self.onnx_integrity {
+                Some(Integrity::Verified) => line("", "verified by the file's digest".into())?,
+                Some(Integrity::Unchecked) => line("", UNCHECKED.into())?,
+                None => {}
+            }
             if let Some(rounding) = &self.rounding {
                 line("", rounding.to_string())?;
             }

@@ -9,10 +9,10 @@ use anyhow::bail;
 use serde_json::{Value, json};
 use tiny_cats_export::{Candidate, Classifier, Error, Model, Options, Prediction};
 use tiny_cats_models::pretrained;
-use walkdir::{DirEntry, WalkDir};
+use walkdir::WalkDir;
 
 use super::common::{OfModel, Runtime, open_model};
-use crate::data::printable;
+use crate::data::{is_ignored, printable};
 
 /// More files than anybody has patience for; a list of them fits into memory.
 const MAX_FILES: usize = 1 << 20;
@@ -20,7 +20,8 @@ const MAX_FILES: usize = 1 << 20;
 /// What `tiny-cats classify` is called with.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Pictures (PNG, JPEG or WebP), and folders, of which all files are taken but hidden ones; links to folders are not followed in them
+    /// Pictures (PNG, JPEG or WebP), and folders, of which all files are taken but hidden ones and those of operating systems, such as
+    /// Thumbs.db; links to folders are not followed in them
     #[arg(required = true, value_name = "IMAGE|DIR")]
     paths: Vec<PathBuf>,
     /// The model: .onnx, .safetensors or .pt [default: the one that comes with this program]
@@ -124,9 +125,8 @@ fn shown(path: &Path) -> String {
     printable(path).display().to_string()
 }
 
-/// The files that are named or lie in named folders, folder by folder in the order of their names, and what can't be looked into.
+/// The files that are named, and those in named folders that are not ignored, folder by folder in the order of their names, and what can't be looked into.
 fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
-    let hidden = |entry: &DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
     let (mut files, mut skipped) = (Vec::new(), Vec::new());
     for path in paths {
         if !path.is_dir() {
@@ -135,7 +135,7 @@ fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
         }
         let before = files.len() + skipped.len();
         let entries = WalkDir::new(path).sort_by_file_name().into_iter();
-        for entry in entries.filter_entry(|entry| entry.depth() == 0 || !hidden(entry)) {
+        for entry in entries.filter_entry(|entry| entry.depth() == 0 || !is_ignored(entry.file_name())) {
             match entry {
                 Ok(entry) if !entry.path().is_dir() => files.push(entry.into_path()),
                 Ok(_) => {}

@@ -89,7 +89,7 @@ pub struct Args {
     #[arg(long, default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1024))]
     max_body: u64,
     /// Millions of pixels of a photograph; all of one request may have four times as many
-    #[arg(long, default_value_t = 24, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    #[arg(long, default_value_t = 24, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=210))]
     max_megapixels: u64,
     /// Connections that are open at the same time
     #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -49,7 +49,7 @@ pub struct Dataset {
 
 impl Dataset {
     /// Opens an index that [`Dataset::index`] wrote, or a folder: by the `index.json` in it, or else by looking through it. Content decides
-    /// what is a picture, not the name of a file. Hidden files and class folders without a picture are left out, as are links out of the
+    /// what is a picture, not the name of a file. Hidden files, those of operating systems, such as `Thumbs.db`, and class folders without a picture are left out, as are links out of the
     /// folder, what is no PNG, JPEG or WebP picture or is broken, and what has changed since it was indexed: see [`Dataset::skipped`].
     ///
     /// # Errors
@@ -203,7 +203,7 @@ mod tests {
             ("head.png", &png[..20], "broken"),
             ("text.jpg", b"hello, I am a cat", "not a picture"),
             ("empty.png", b"", "empty"),
-            ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "gif"),
+            ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF"),
             ("huge.png", &huge, "broken"),
             ("many.png", &many, "too many"),
             ("folder.png/x.png", &png, "not a file"),
@@ -339,6 +339,6 @@ mod tests {
         put(dir.path(), "A/bad.png", &png);
         let images = Images::load(&Dataset::open(dir.path()).unwrap(), 16, None, &Cache::Memory).unwrap();
         assert_eq!((images.len(), images.skipped.len()), (1, 1));
-        assert!(images.skipped[0].1.contains("broken png"), "{:?}", images.skipped);
+        assert!(images.skipped[0].1.contains("broken PNG"), "{:?}", images.skipped);
     }
 }

@@ -257,7 +257,7 @@ fn decoded(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result::Res
     let sha256 = Sha256::digest(&bytes).into();
     let size = match known.get(&sha256) {
         Some(size) => *size,
-        None => decode::with_upright(&bytes, |picture| [picture.width(), picture.height()])?,
+        None => decode::with_upright(&bytes, |upright| upright.size)?,
     };
     Ok(Content { size, bytes: bytes.len() as u64, sha256 })
 }

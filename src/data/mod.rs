@@ -32,7 +32,7 @@ pub use order::Order;
 pub use prepare::{Crop, Encoding, Prepare, Prepared};
 pub(crate) use resident::spread;
 pub use resident::{Images, Photos, Resident};
-pub(crate) use scan::printable;
+pub(crate) use scan::{is_ignored, printable};
 pub use split::{Shares, Split};
 pub use stats::{Count, Spread, Stats};
 pub use view::View;

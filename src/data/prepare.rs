@@ -206,21 +206,21 @@ impl Prepare {
             None => None,
         };
         let photograph = decode::read(&root.join(from))?;
-        let (bytes, part) = decode::with_upright(&photograph, |picture| {
-            let (part, size) = self.part(&picture, head)?;
-            Ok::<_, String>((self.encode(&decode::resized(&picture, part, size))?, part))
+        let (bytes, part) = decode::with_upright(&photograph, |upright| {
+            let (part, size) = self.part(upright.size, head)?;
+            let resized = decode::resized(&upright.picture, upright.part(part), size);
+            Ok::<_, String>((self.encode(&resized)?, part))
         })??;
         let from = name(from);
         Ok((bytes, Made { file, from, sha256: hex(&Sha256::digest(&photograph)), part }))
     }
 
-    /// The part of `picture` that is kept, and the size that it gets.
+    /// The part of a picture of this width and height that is kept, and the size that it gets.
     fn part(
         &self,
-        picture: &RgbImage,
+        [width, height]: [u32; 2],
         head: Option<Head>,
     ) -> std::result::Result<([u32; 4], [u32; 2]), String> {
-        let (width, height) = picture.dimensions();
         let side = width.min(height);
         Ok(match (self.crop, head) {
             (Crop::Head, Some(head)) => {
@@ -231,7 +231,7 @@ impl Prepare {
                 let scaled =
                     |n: u32| (u64::from(n) * u64::from(self.size) + u64::from(side) / 2) / u64::from(side);
                 let (w, h) = (scaled(width), scaled(height));
-                if w * h > decode::MOST_PIXELS || w.max(h) > decode::LONGEST_SIDE.into() {
+                if w * h > decode::WHOLE_PIXELS || w.max(h) > decode::LONGEST_SIDE.into() {
                     return Err(format!(
                         "{width} x {height}, too long to be enlarged to a short side of {}",
                         self.size

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// To be raised whenever pixels change that a file of the cache may hold.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What is made of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +45,16 @@ impl Form {
     fn of(self, size: [u32; 2]) -> [u32; 2] {
         match self {
             Self::Square(side) => [side; 2],
-            Self::ShortSide(short) => short_side_size(size, short),
+            Self::ShortSide(short) => short_side_size(decode::reduced(size), short),
         }
     }
 
     fn decode(self, bytes: &[u8]) -> std::result::Result<RgbImage, String> {
         match self {
             Self::Square(size) => decode::square(bytes, size),
-            Self::ShortSide(short) => decode::with_upright(bytes, |p| resize_short_side(&p, short)),
+            Self::ShortSide(short) => {
+                decode::with_upright(bytes, |upright| resize_short_side(&upright.picture, short))
+            }
         }
     }
 }
@@ -498,7 +500,7 @@ mod tests {
         for square in [true, false] {
             let expected = load(&Cache::Memory, square);
             assert_eq!((expected.0.len(), expected.1.len(), expected.2.len()), (9, 1, 0));
-            assert!(expected.1[0].1.contains("broken png"), "{:?}", expected.1);
+            assert!(expected.1[0].1.contains("broken PNG"), "{:?}", expected.1);
             assert_eq!(load(&at, square), expected);
             let before = names(&folder.path().join("a/b"));
             assert_eq!(load(&at, square), expected);

@@ -1,6 +1,7 @@
 //! What lies in a data folder.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
 };
@@ -22,7 +23,7 @@ pub(super) struct Found {
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// Looks through the folder `root`. Hidden files are left out. Links are followed inside of it, and only there: a data folder is whole
+/// Looks through the folder `root`. Hidden files and those of operating systems are left out. Links are followed inside of it, and only there: a data folder is whole
 /// in itself, and a link in an archive of somebody else can't name files of the user.
 pub(super) fn scan(root: &Path) -> Result<Found> {
     let inside = fs::canonicalize(root).map_err(Error::io(root))?;
@@ -77,12 +78,20 @@ fn oxford(inside: &Path, root: &Path) -> Option<PathBuf> {
     above.map(Path::to_path_buf)
 }
 
-/// The names in a folder that are not hidden, sorted.
+/// Whether a file or folder of this name is hidden or one that an operating system keeps for itself, so that nobody means it when naming
+/// the folder that it is in.
+pub(crate) fn is_ignored(name: &OsStr) -> bool {
+    let kept = ["Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r"];
+    let bytes = name.as_encoded_bytes();
+    bytes.starts_with(b".") || kept.iter().any(|kept| bytes.eq_ignore_ascii_case(kept.as_bytes()))
+}
+
+/// The names in a folder, sorted, without those that are [ignored](is_ignored).
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).map_err(Error::io(folder))?;
     let mut names: Vec<PathBuf> =
         entries.map(|e| Ok(e.map_err(Error::io(folder))?.file_name().into())).collect::<Result<_>>()?;
-    names.retain(|name| name.as_os_str().as_encoded_bytes().first() != Some(&b'.'));
+    names.retain(|name| !is_ignored(name.as_os_str()));
     names.sort();
     Ok(names)
 }

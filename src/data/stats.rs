@@ -107,8 +107,9 @@ impl Dataset {
         let all = self.files.len() as u64;
         let moments: Vec<_> = (self.files.par_iter())
             .map(|picture| {
-                let moments =
-                    self.read(picture).and_then(|bytes| decode::with_upright(&bytes, |p| moments(&p)));
+                let moments = self
+                    .read(picture)
+                    .and_then(|bytes| decode::with_upright(&bytes, |upright| moments(&upright.picture)));
                 progress(all);
                 moments
             })

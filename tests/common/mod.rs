@@ -4,6 +4,7 @@
 pub mod begun;
 #[cfg(feature = "serve")]
 pub mod http;
+pub mod pictures;
 pub mod trained;
 
 use std::{

@@ -9,7 +9,7 @@ use tiny_cats_models::{Network, ResNetConfig, TinyDitConfig};
 pub use classifier::{ClassifierMeta, Preprocessing};
 pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
 
-use crate::{Error, Result};
+use crate::{Error, Result, excerpt};
 
 /// The key that holds a [`ModelMeta`] as JSON: in safetensors' metadata, in a torch file's dictionary, in ONNX's `metadata_props`.
 pub const META_KEY: &str = "tiny-cats";
@@ -121,7 +121,7 @@ impl ModelMeta {
         }
         let similar = |class: &&String| strsim::jaro_winkler(&plain(class), &wanted);
         let nearest = classes.iter().max_by(|a, b| similar(a).total_cmp(&similar(b)));
-        let nearest = nearest.map_or("", |class| class);
+        let nearest = excerpt(nearest.map_or("", |class| class));
         Err(Error::request("breed", format!("no class is called {name:?}; did you mean {nearest}?")))
     }
 
@@ -259,6 +259,17 @@ mod tests {
         }
         json["sampler"] = serde_json::Value::Null;
         assert_eq!(ModelMeta::from_json(&json.to_string(), "m").unwrap(), meta());
+    }
+
+    #[test]
+    fn a_generator_that_guides_itself_says_so_and_no_other_says_anything() {
+        let mut meta = meta();
+        assert!(!meta.to_json().contains("guided"));
+        let TaskMeta::Generator(task) = &mut meta.task else { panic!("a generator") };
+        assert_eq!((task.guidance(None), task.guidance(Some(3.0))), (2.0, 3.0));
+        task.guided = true;
+        assert_eq!((task.guidance(None), task.guidance(Some(3.0))), (1.0, 1.0));
+        assert_eq!(ModelMeta::from_json(&meta.to_json(), "m").unwrap(), meta);
     }
 
     fn resnet() -> ModelMeta {

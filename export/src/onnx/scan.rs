@@ -33,15 +33,15 @@ pub(super) fn field(kind: Kind, number: u64) -> Field {
     match (kind, number) {
         (Kind::Model, 7) => Message(Kind::Graph),
         (Kind::Model, 8 | 14) => Message(Kind::Plain),
-        (Kind::Model, 20) => Refused("training_info"),
-        (Kind::Model, 25) => Refused("functions"),
+        (Kind::Model, 20) => Refused("training information"),
+        (Kind::Model, 25) => Refused("functions of its own"),
         (Kind::Graph, 1) => Message(Kind::Node),
         (Kind::Graph, 5) => Message(Kind::Tensor),
         (Kind::Graph, 11..=14) => Message(Kind::Plain),
-        (Kind::Graph, 15) => Refused("sparse_initializer"),
+        (Kind::Graph, 15) => Refused("sparse weights"),
         (Kind::Node, 5) => Message(Kind::Attribute),
         (Kind::Attribute, 5 | 10) => Message(Kind::Tensor),
-        (Kind::Attribute, 6 | 11) => Refused("subgraph"),
+        (Kind::Attribute, 6 | 11) => Refused("a subgraph"),
         (Kind::Tensor, 13) => Message(Kind::Plain),
         _ => Other,
     }
@@ -75,7 +75,7 @@ impl Scan {
             match (field(kind, raw.number), raw.value) {
                 (Field::Message(kind), Wire::Bytes(inside)) => self.message(inside, kind)?,
                 (Field::Refused(what), _) => {
-                    return Err(format!("expected one plain graph, found a {what}"));
+                    return Err(format!("expected one plain graph, found {what}"));
                 }
                 // An int32 is the lower half of what is there.
                 (_, Wire::Varint(value)) if kind == Kind::Tensor && raw.number == 14 => {

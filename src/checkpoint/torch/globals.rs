@@ -1,27 +1,31 @@
-//! The names that a pickle may mention, and what they would make if they were called.
+//! The names that a pickle mentions, and what those that are known would make if they were called.
 
 use std::sync::Arc;
 
 use super::{
-    pickle::{Id, Machine, Node, Step},
+    pickle::{Id, Machine, Node, Object, Step},
     value::Tensor,
 };
-use crate::checkpoint::numbers::Dtype;
+use crate::checkpoint::{error::shown, numbers::Dtype};
 
 const MAX_AXES: usize = 8;
 
-/// A name that a pickle may mention.
+/// A name that is known. A call of another one makes an object that is not read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Global {
     OrderedDict,
+    DefaultDict,
     RebuildTensor,
     RebuildTensorV3,
+    RebuildFromType,
     RebuildParameter,
-    RebuildParameterWithState,
+    /// Any other function that makes a tensor.
+    RebuildOther,
+    TensorType,
     /// A storage class; the untyped one has no type of its own.
     Storage(Option<Dtype>),
     /// A number type as a value.
-    Dtype(Dtype, &'static str),
+    Dtype(Dtype),
     Size,
     Device,
     NumpyScalar,
@@ -32,13 +36,22 @@ pub(super) enum Global {
 impl Global {
     pub(super) fn named(module: &str, name: &str) -> Option<Self> {
         let storage = |dtype| Some(Global::Storage(Some(dtype)));
-        let dtype = |dtype, name| Some(Global::Dtype(dtype, name));
+        let dtype = |dtype| Some(Global::Dtype(dtype));
         match (module, name) {
             ("collections", "OrderedDict") => Some(Global::OrderedDict),
+            ("collections", "defaultdict") => Some(Global::DefaultDict),
             ("torch._utils", "_rebuild_tensor_v2") => Some(Global::RebuildTensor),
             ("torch._utils", "_rebuild_tensor_v3") => Some(Global::RebuildTensorV3),
-            ("torch._utils", "_rebuild_parameter") => Some(Global::RebuildParameter),
-            ("torch._utils", "_rebuild_parameter_with_state") => Some(Global::RebuildParameterWithState),
+            ("torch._tensor", "_rebuild_from_type_v2") => Some(Global::RebuildFromType),
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+                Some(Global::RebuildParameter)
+            }
+            ("torch._utils" | "torch._tensor", _) if name.starts_with("_rebuild_") => {
+                Some(Global::RebuildOther)
+            }
+            ("torch" | "torch._tensor", "Tensor") | ("torch.nn.parameter", "Parameter") => {
+                Some(Global::TensorType)
+            }
             ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => Some(Global::Storage(None)),
             ("torch", "Size") => Some(Global::Size),
             ("torch", "device") => Some(Global::Device),
@@ -52,16 +65,16 @@ impl Global {
             ("torch", "CharStorage") => storage(Dtype::I8),
             ("torch", "ByteStorage") => storage(Dtype::U8),
             ("torch", "BoolStorage") => storage(Dtype::Bool),
-            ("torch", "float64") => dtype(Dtype::F64, "torch.float64"),
-            ("torch", "float32") => dtype(Dtype::F32, "torch.float32"),
-            ("torch", "float16") => dtype(Dtype::F16, "torch.float16"),
-            ("torch", "bfloat16") => dtype(Dtype::BF16, "torch.bfloat16"),
-            ("torch", "int64") => dtype(Dtype::I64, "torch.int64"),
-            ("torch", "int32") => dtype(Dtype::I32, "torch.int32"),
-            ("torch", "int16") => dtype(Dtype::I16, "torch.int16"),
-            ("torch", "int8") => dtype(Dtype::I8, "torch.int8"),
-            ("torch", "uint8") => dtype(Dtype::U8, "torch.uint8"),
-            ("torch", "bool") => dtype(Dtype::Bool, "torch.bool"),
+            ("torch", "float64") => dtype(Dtype::F64),
+            ("torch", "float32") => dtype(Dtype::F32),
+            ("torch", "float16") => dtype(Dtype::F16),
+            ("torch", "bfloat16") => dtype(Dtype::BF16),
+            ("torch", "int64") => dtype(Dtype::I64),
+            ("torch", "int32") => dtype(Dtype::I32),
+            ("torch", "int16") => dtype(Dtype::I16),
+            ("torch", "int8") => dtype(Dtype::I8),
+            ("torch", "uint8") => dtype(Dtype::U8),
+            ("torch", "bool") => dtype(Dtype::Bool),
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Some(Global::NumpyScalar),
             ("numpy", "dtype") => Some(Global::NumpyType),
             ("_codecs", "encode") => Some(Global::Encode),
@@ -70,146 +83,225 @@ impl Global {
     }
 }
 
+/// A class's or function's name for messages.
+pub(super) fn full_name(module: &str, name: &str) -> String {
+    shown(module, 60) + "." + &shown(name, 60)
+}
+
 impl<'a> Machine<'a> {
-    fn tuple(&self, id: Id) -> Step<&[Id]> {
+    pub(super) fn tuple(&self, id: Id) -> Step<&[Id]> {
         match self.node(id)? {
             Node::Tuple(items) => Ok(items),
             other => Err(format!("expected a tuple, found {}", other.kind())),
         }
     }
 
-    fn arguments<const N: usize>(&self, items: &[Id]) -> Step<[&Node<'a>; N]> {
+    /// The first `N` of `items`.
+    fn first<const N: usize>(&self, items: &[Id]) -> Step<Option<[&Node<'a>; N]>> {
         let mut nodes = [&Node::None; N];
         for (node, i) in nodes.iter_mut().zip(0..N) {
-            *node =
-                self.node(*items.get(i).ok_or_else(|| format!("{} arguments, expected {N}", items.len()))?)?;
+            let Some(&id) = items.get(i) else { return Ok(None) };
+            *node = self.node(id)?;
         }
-        Ok(nodes)
+        Ok(Some(nodes))
     }
 
     /// `('storage', class, key, location, size)`: numbers in an entry of their own. Where they once were (`cuda:0`) is of no interest.
     pub(super) fn storage(&self, id: Id) -> Step<Node<'a>> {
-        match self.arguments(self.tuple(id)?)? {
-            [
-                Node::Str("storage"),
-                Node::Global(Global::Storage(dtype)),
-                Node::Str(key),
-                Node::Str(_),
-                Node::Int(_),
-            ] => Ok(Node::Storage { dtype: *dtype, key }),
-            _ => Err("expected ('storage', class, key, location, size)".into()),
+        let Node::Tuple(items) = self.node(id)? else { return Ok(Node::Opaque("a persistent id")) };
+        match self.first(items)? {
+            Some(
+                [
+                    Node::Str("storage"),
+                    class @ Node::Name { .. },
+                    Node::Str(key),
+                    Node::Str(_),
+                    size @ Node::Int(_),
+                ],
+            ) => Ok(Node::Storage { class: Box::new(class.clone()), key, size: size.size()? }),
+            Some([Node::Str("storage"), ..]) => {
+                Err("expected ('storage', class, key, location, size)".into())
+            }
+            _ => Ok(Node::Opaque("a persistent id")),
         }
     }
 
-    fn sizes(&self, node: &Node) -> Step<Vec<usize>> {
+    /// The sizes of a tensor, unless it has too many axes.
+    fn sizes(&self, node: &Node) -> Step<Option<Vec<usize>>> {
         let Node::Tuple(items) = node else { return Err(format!("expected sizes, found {}", node.kind())) };
         if items.len() > MAX_AXES {
-            return Err(format!("a tensor of {} axes, expected at most {MAX_AXES}", items.len()));
+            return Ok(None);
         }
-        items.iter().map(|&id| self.node(id)?.size()).collect()
+        items.iter().map(|&id| self.node(id)?.size()).collect::<Step<_>>().map(Some)
     }
 
-    /// What calling `function` would make, for each of the names of [`Global`].
-    pub(super) fn reduce(&self, function: Id, arguments: Id) -> Step<Node<'a>> {
-        let items = self.tuple(arguments)?;
-        let Node::Global(function) = self.node(function)? else {
-            return Err(format!("a call of {}", self.node(function)?.kind()));
+    /// What calling `function` with `arguments` would make; an object that is not read if that is not known.
+    pub(super) fn reduce(&self, function: Id, arguments: &[Id]) -> Step<Node<'a>> {
+        let class = match self.node(function)? {
+            Node::Name { known: Some(Global::RebuildOther), name, .. } => {
+                return self.other_tensor(name, arguments).map(|tensor| Node::Unsupported(Box::new(tensor)));
+            }
+            Node::Name { known: Some(known), .. } => {
+                if let Some(node) = self.known(*known, arguments)? {
+                    return Ok(node);
+                }
+                function
+            }
+            Node::Name { .. } => function,
+            // What `getattr` gives, for example.
+            Node::Object(object) => object.class,
+            other => return Err(format!("a call of {}", other.kind())),
         };
-        match function {
+        Ok(Node::Object(Box::new(Object { class, state: None, items: Vec::new() })))
+    }
+
+    fn known(&self, function: Global, items: &[Id]) -> Step<Option<Node<'a>>> {
+        Ok(match function {
             // Filled by the opcodes that follow, as a dictionary is.
-            Global::OrderedDict if items.is_empty() => Ok(Node::Dict(Vec::new())),
-            Global::OrderedDict => Err("an OrderedDict that is not empty at first".into()),
-            Global::RebuildTensor => match self.arguments(items)? {
-                [Node::Storage { dtype: Some(dtype), key }, offset, dims, strides] => {
-                    self.tensor(*dtype, key, offset, dims, strides)
+            Global::DefaultDict => Some(Node::Dict(Vec::new())),
+            Global::OrderedDict if items.is_empty() => Some(Node::Dict(Vec::new())),
+            Global::OrderedDict => None,
+            Global::RebuildTensor | Global::RebuildTensorV3 => Some(self.tensor(function, items)?),
+            Global::RebuildFromType => match self.first(items)? {
+                Some(
+                    [
+                        Node::Name {
+                            known: Some(function @ (Global::RebuildTensor | Global::RebuildTensorV3)),
+                            ..
+                        },
+                        Node::Name { known: Some(Global::TensorType), .. },
+                        Node::Tuple(items),
+                    ],
+                ) => Some(self.tensor(*function, items)?),
+                Some([_, Node::Name { module, name, .. }, _]) => {
+                    Some(Node::Unsupported(Box::new((full_name(module, name), Vec::new()))))
                 }
-                _ => Err("expected (storage, offset, size, stride, ..)".into()),
+                _ => None,
             },
-            Global::RebuildTensorV3 => match self.arguments(items)? {
-                [
-                    Node::Storage { dtype: None, key },
-                    offset,
-                    dims,
-                    strides,
-                    _,
-                    _,
-                    Node::Global(Global::Dtype(dtype, _)),
-                ] => self.tensor(*dtype, key, offset, dims, strides),
-                _ => Err("expected (storage, offset, size, stride, .., dtype)".into()),
+            Global::RebuildParameter => match self.first(items)? {
+                Some([tensor @ (Node::Tensor(_) | Node::Unsupported(_))]) => Some(tensor.clone()),
+                _ => None,
             },
-            Global::RebuildParameter | Global::RebuildParameterWithState => match self.arguments(items)? {
-                [tensor @ Node::Tensor(_)] => Ok(tensor.clone()),
-                [other] => Err(format!("a parameter of {}", other.kind())),
+            Global::Size => match self.first(items)? {
+                Some([Node::Tuple(items)]) if items.len() <= MAX_AXES => Some(Node::Tuple(items.clone())),
+                _ => None,
             },
-            Global::Size => match self.arguments(items)? {
-                [Node::Tuple(items)] if items.len() <= MAX_AXES => Ok(Node::Tuple(items.clone())),
-                [other] => Err(format!("a size of {}", other.kind())),
+            Global::Device => match (self.first(items)?, self.first(items)?) {
+                (_, Some([Node::Str(kind), Node::Int(index)])) => Some(Node::Device(kind, Some(*index))),
+                (Some([Node::Str(kind)]), None) => Some(Node::Device(kind, None)),
+                _ => None,
             },
-            Global::Device => match items.iter().map(|&id| self.node(id)).collect::<Step<Vec<_>>>()?[..] {
-                [Node::Str(kind)] => Ok(Node::Device(kind, None)),
-                [Node::Str(kind), Node::Int(index)] => Ok(Node::Device(kind, Some(*index))),
-                _ => Err("expected a device's kind and number".into()),
-            },
-            Global::Encode => match self.arguments(items)? {
-                [Node::Str(text), Node::Str("latin1" | "latin-1")] if text.len() <= 64 => {
-                    let bytes = text
-                        .chars()
-                        .map(|c| u8::try_from(u32::from(c)).map_err(|_| "text that is not Latin-1"));
-                    Ok(Node::Bytes(bytes.collect::<Result<Vec<u8>, _>>()?.into()))
+            Global::Encode => match self.first(items)? {
+                // The bytes of a numpy scalar. Longer ones are of no interest.
+                Some([Node::Str(text), Node::Str("latin1" | "latin-1")]) if text.len() <= 64 => {
+                    let bytes = text.chars().map(|c| u8::try_from(u32::from(c)).ok());
+                    bytes.collect::<Option<Vec<u8>>>().map(|bytes| Node::Bytes(bytes.into()))
                 }
-                _ => Err("expected the few bytes of a number".into()),
+                _ => None,
             },
-            Global::NumpyType => match self.arguments(items)? {
-                [Node::Str(name)] => match name.as_bytes() {
+            Global::NumpyType => match self.first(items)? {
+                Some([Node::Str(name)]) => match name.as_bytes() {
                     &[kind @ (b'f' | b'i' | b'u' | b'b'), size @ b'1'..=b'8'] => {
-                        Ok(Node::NumpyType { kind, size: size - b'0', big_endian: false })
+                        Some(Node::NumpyType { kind, size: size - b'0', big_endian: false })
                     }
-                    _ => Err(format!("numpy numbers of type {name:?}")),
+                    _ => None,
                 },
-                [other] => Err(format!("a numpy type of {}", other.kind())),
+                _ => None,
             },
-            Global::NumpyScalar => match self.arguments(items)? {
-                [Node::NumpyType { kind, size, big_endian }, Node::Bytes(bytes)] => {
+            Global::NumpyScalar => match self.first(items)? {
+                Some([Node::NumpyType { kind, size, big_endian }, Node::Bytes(bytes)]) => {
                     numpy_scalar(*kind, *size, *big_endian, bytes)
                 }
-                _ => Err("expected (numpy type, bytes)".into()),
+                _ => None,
             },
-            Global::Storage(_) | Global::Dtype(..) => Err("a call of a type".into()),
-        }
+            Global::RebuildOther | Global::TensorType | Global::Storage(_) | Global::Dtype(_) => None,
+        })
     }
 
-    fn tensor(&self, dtype: Dtype, key: &str, offset: &Node, dims: &Node, strides: &Node) -> Step<Node<'a>> {
-        let (dims, strides) = (self.sizes(dims)?, self.sizes(strides)?);
+    /// The type and sizes of what `torch._utils._rebuild_..` makes.
+    fn other_tensor(&self, function: &str, items: &[Id]) -> Step<(String, Vec<usize>)> {
+        let kind = match (function, self.first(items)?) {
+            ("_rebuild_qtensor", _) => "quantised".to_owned(),
+            ("_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor", _) => "sparse".to_owned(),
+            ("_rebuild_meta_tensor_no_storage", _) => "meta".to_owned(),
+            ("_rebuild_wrapper_subclass", Some([Node::Name { module, name, .. }])) => full_name(module, name),
+            (other, _) => shown(other.trim_start_matches("_rebuild_"), 60),
+        };
+        // Those that have a storage have their sizes where others have.
+        let dims = match self.first(items)? {
+            Some([Node::Storage { .. }, _, dims]) => self.sizes(dims)?,
+            _ => None,
+        };
+        Ok((kind, dims.unwrap_or_default()))
+    }
+
+    /// `(storage, offset, size, stride, requires_grad, hooks, ..)`, in the third version with the type of the numbers after that.
+    fn tensor(&self, function: Global, items: &[Id]) -> Step<Node<'a>> {
+        let wrong = || "expected (storage, offset, size, stride, ..)".to_owned();
+        let [Node::Storage { class, key, size }, offset, dims, strides] =
+            self.first(items)?.ok_or_else(wrong)?
+        else {
+            return Err(wrong());
+        };
+        let kind = match function {
+            Global::RebuildTensorV3 => self.node(*items.get(6).ok_or_else(wrong)?)?,
+            _ => &**class,
+        };
+        let unsupported = |kind: String, dims| Ok(Node::Unsupported(Box::new((kind, dims))));
+        let (Some(dims), Some(strides)) = (self.sizes(dims)?, self.sizes(strides)?) else {
+            return unsupported(format!("more than {MAX_AXES} axes"), Vec::new());
+        };
+        let dtype = match kind {
+            Node::Name { known: Some(Global::Dtype(dtype) | Global::Storage(Some(dtype))), .. } => *dtype,
+            Node::Name { module, name, .. } => return unsupported(full_name(module, name), dims),
+            other => return Err(format!("expected a type of numbers, found {}", other.kind())),
+        };
         if dims.len() != strides.len() {
             return Err(format!("a tensor of {} sizes and {} strides", dims.len(), strides.len()));
         }
         if key.len() > 64 {
             return Err("a storage's name of more than 64 bytes".into());
         }
-        let tensor = Tensor { dtype, dims, strides, offset: offset.size()?, storage: Arc::from(key) };
-        Ok(Node::Tensor(Box::new(tensor)))
+        // An untyped storage counts bytes.
+        let each = match &**class {
+            Node::Name { known: Some(Global::Storage(Some(dtype))), .. } => dtype.size(),
+            _ => 1,
+        };
+        let storage_bytes = size.checked_mul(each).ok_or("a storage beyond any memory")?;
+        let (storage, offset) = (Arc::from(*key), offset.size()?);
+        Ok(Node::Tensor(Box::new(Tensor { dtype, dims, strides, offset, storage, storage_bytes })))
     }
 
-    /// Gives the value on top of the stack attributes: of interest only for numpy's types, whose second one is the byte order.
+    /// Gives the value on top of the stack attributes. Of those of numpy's types the second is the byte order.
     pub(super) fn build(&mut self, state: Id) -> Step<()> {
         let order = match self.node(state)? {
-            Node::Tuple(items) => items.get(1).map(|&id| self.node(id)).transpose()?.cloned(),
+            Node::Tuple(items) => match items.get(1).map(|&id| self.node(id)).transpose()? {
+                Some(Node::Str(order)) => Some(*order),
+                _ => None,
+            },
             _ => None,
         };
         match (self.top()?, order) {
-            (Node::NumpyType { big_endian, .. }, Some(Node::Str(order))) => *big_endian = order == ">",
+            (Node::NumpyType { big_endian, .. }, Some(order)) => *big_endian = order == ">",
+            (Node::Object(object), _) => object.state = Some(state),
             // `state_dict()` gives its OrderedDict an attribute `_metadata`.
-            (Node::Dict(_) | Node::Tensor(_), _) => {}
+            (
+                Node::Dict(_)
+                | Node::Tensor(_)
+                | Node::Unsupported(_)
+                | Node::NumpyType { .. }
+                | Node::Name { .. },
+                _,
+            ) => {}
             (other, _) => return Err(format!("attributes for {}", other.kind())),
         }
         Ok(())
     }
 }
 
-fn numpy_scalar<'a>(kind: u8, size: u8, big_endian: bool, bytes: &[u8]) -> Step<Node<'a>> {
-    let wrong = || format!("{} bytes for a number of {size}", bytes.len());
+fn numpy_scalar<'a>(kind: u8, size: u8, big_endian: bool, bytes: &[u8]) -> Option<Node<'a>> {
     if bytes.len() != usize::from(size) {
-        return Err(wrong());
+        return None;
     }
     let mut bytes = bytes.to_vec();
     if big_endian {
@@ -217,15 +309,16 @@ fn numpy_scalar<'a>(kind: u8, size: u8, big_endian: bool, bytes: &[u8]) -> Step<
     }
     let signed = kind == b'i' && bytes.last().is_some_and(|b| b & 0x80 != 0);
     let mut whole = [if signed { 0xff } else { 0 }; 8];
-    whole.get_mut(..bytes.len()).ok_or_else(wrong)?.copy_from_slice(&bytes);
+    whole.get_mut(..bytes.len())?.copy_from_slice(&bytes);
     let n = i64::from_le_bytes(whole);
-    Ok(match (kind, size) {
+    Some(match (kind, size) {
         (b'f', 8) => Node::Float(f64::from_le_bytes(whole)),
         (b'f', 4) => Node::Float(f32::from_bits(n as u32).into()),
         (b'f', 2) => Node::Float(half::f16::from_bits(n as u16).into()),
-        (b'f', _) => return Err(wrong()),
+        (b'f', _) => return None,
         (b'b', _) => Node::Bool(n != 0),
-        (b'u', 8) if n < 0 => return Err("a whole number of more than 63 bits".into()),
+        // More than 63 bits.
+        (b'u', 8) if n < 0 => return None,
         _ => Node::Int(n),
     })
 }

@@ -1,25 +1,32 @@
 //! The pickle inside of a PyTorch file, read as data.
 //!
-//! A pickle is a program for a stack machine; this is that machine with everything that could act taken out. The opcodes are those that
-//! PyTorch emits with protocols 2 to 5 (Python's `pickletools` describes them), the names that it may mention are a closed list, and
-//! what those names would do when called is written out in [`Machine::reduce`], in `globals.rs`.
+//! A pickle is a program for a stack machine; this is that machine with everything that could act taken out. The opcodes are those of
+//! protocols 2 to 5 (Python's `pickletools` describes them). A name is never looked up: what the known ones would make when called is
+//! written out in [`Machine::reduce`], in `globals.rs`, and a call of any other makes an object of which only the class, the attributes
+//! and the items are kept.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+};
 
 use super::{
-    globals::Global,
+    globals::{Global, full_name},
+    tree::Tree,
     value::{Tensor, Value},
 };
-use crate::checkpoint::{Problem, numbers::Dtype};
+use crate::checkpoint::Problem;
 
-/// The largest pickle; the numbers of tensors stand elsewhere.
-pub(super) const MAX_BYTES: u64 = 32 << 20;
-const MAX_VALUES: usize = 1 << 20;
-const MAX_TEXT: usize = 64 << 20;
-const MAX_DEPTH: usize = 64;
+/// The largest pickle; the numbers of tensors stand elsewhere, those of numpy's arrays do not.
+pub(super) const MAX_BYTES: u64 = 256 << 20;
+pub(super) const MAX_VALUES: usize = 1 << 20;
+/// How often a value may be put on the stack again.
+pub(super) const MAX_RECALLS: usize = 1 << 22;
+/// How many of the names that are not read are listed.
+const MAX_NAMES: usize = 100;
 
-/// Reads the one value that the pickle describes.
-pub(super) fn parse(pickle: &[u8]) -> Result<Value, Problem> {
+/// Reads the one value that the pickle describes, and the names of what is not read.
+pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), Problem> {
     let mut machine = Machine {
         input: pickle,
         at: 0,
@@ -27,6 +34,8 @@ pub(super) fn parse(pickle: &[u8]) -> Result<Value, Problem> {
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
+        recalls: 0,
+        opaque: BTreeSet::new(),
     };
     let wrong = |at: usize, message: String| Problem::malformed(format!("data.pkl, byte {at}"), message);
     loop {
@@ -34,8 +43,15 @@ pub(super) fn parse(pickle: &[u8]) -> Result<Value, Problem> {
         match machine.step() {
             Ok(None) => {}
             Ok(Some(root)) => {
-                let mut tree = Tree { nodes: &machine.nodes, values: 0, text: 0 };
-                return tree.value(root, 0).map_err(|m| wrong(at, m));
+                let root = match Tree::new(&machine.nodes).value(root) {
+                    Ok(Value::Object { class, .. }) => {
+                        Err(format!("an object of {class}, expected a dictionary of tensors"))
+                    }
+                    other => other,
+                };
+                let opaque =
+                    machine.opaque.iter().take(MAX_NAMES).map(|(module, name)| full_name(module, name));
+                return Ok((root.map_err(|m| wrong(at, m))?, opaque.collect()));
             }
             Err(message) => return Err(wrong(at, message)),
         }
@@ -57,11 +73,42 @@ pub(super) enum Node<'a> {
     List(Vec<Id>),
     Tuple(Vec<Id>),
     Dict(Vec<(Id, Id)>),
-    Global(Global),
+    /// A class or a function.
+    Name {
+        module: &'a str,
+        name: &'a str,
+        known: Option<Global>,
+    },
     Device(&'a str, Option<i64>),
-    NumpyType { kind: u8, size: u8, big_endian: bool },
-    Storage { dtype: Option<Dtype>, key: &'a str },
+    NumpyType {
+        kind: u8,
+        size: u8,
+        big_endian: bool,
+    },
+    /// `size` numbers of a class, or bytes if that is untyped.
+    Storage {
+        class: Box<Node<'a>>,
+        key: &'a str,
+        size: usize,
+    },
     Tensor(Box<Tensor>),
+    /// A tensor whose numbers are not read: its type and its sizes.
+    Unsupported(Box<(String, Vec<usize>)>),
+    /// What a name that is not known made.
+    Object(Box<Object>),
+    /// A value of Python's own that is of no interest.
+    Opaque(&'static str),
+}
+
+/// What is kept of an object of an unknown class.
+#[derive(Clone, Debug)]
+pub(super) struct Object {
+    /// A [`Node::Name`].
+    pub(super) class: Id,
+    /// Its attributes, in whatever form.
+    pub(super) state: Option<Id>,
+    /// Its keys and values, if it is a kind of dictionary.
+    pub(super) items: Vec<(Id, Id)>,
 }
 
 pub(super) struct Machine<'a> {
@@ -71,6 +118,9 @@ pub(super) struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    recalls: usize,
+    /// The names that are not known.
+    opaque: BTreeSet<(&'a str, &'a str)>,
 }
 
 impl<'a> Machine<'a> {
@@ -106,6 +156,10 @@ impl<'a> Machine<'a> {
                 let [n] = self.number()?;
                 self.long(n.into())?;
             }
+            b'\x8b' => {
+                let n = i32::from_le_bytes(self.number()?);
+                self.long(u64::try_from(n).map_err(|_| "a whole number of less than no bytes")?)?;
+            }
             b'G' => {
                 let x = f64::from_be_bytes(self.number()?);
                 self.push(Node::Float(x))?;
@@ -122,6 +176,14 @@ impl<'a> Machine<'a> {
                 let n = u64::from_le_bytes(self.number()?);
                 self.text(n)?;
             }
+            b'U' => {
+                let [n] = self.number()?;
+                self.text(n.into())?;
+            }
+            b'T' => {
+                let n = u32::from_le_bytes(self.number()?);
+                self.text(n.into())?;
+            }
             b'B' => {
                 let n = u32::from_le_bytes(self.number()?);
                 self.bytes(n.into())?;
@@ -130,14 +192,42 @@ impl<'a> Machine<'a> {
                 let [n] = self.number()?;
                 self.bytes(n.into())?;
             }
-            b'\x8e' => {
+            b'\x8e' | b'\x96' => {
                 let n = u64::from_le_bytes(self.number()?);
                 self.bytes(n)?;
             }
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => self.mark()?,
+            b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
+            b'0' => drop(self.pop()?),
+            b'1' => drop(self.pop_marked()?),
+            b'2' => {
+                let id = *self.stack.last().ok_or("a value is missing")?;
+                self.again(id)?;
+            }
             b']' => self.push(Node::List(Vec::new()))?,
             b'}' => self.push(Node::Dict(Vec::new()))?,
             b')' => self.push(Node::Tuple(Vec::new()))?,
+            b'\x8f' => self.push(Node::Opaque("a set"))?,
+            b'\x90' => {
+                self.pop_marked()?;
+                match self.top()? {
+                    Node::Opaque(_) | Node::Object(_) => {}
+                    other => return Err(format!("items for {}, expected a set", other.kind())),
+                }
+            }
+            b'\x91' => {
+                self.pop_marked()?;
+                self.push(Node::Opaque("a frozenset"))?;
+            }
+            b'l' => {
+                let items = self.pop_marked()?;
+                self.push(Node::List(items))?;
+            }
+            b'd' => {
+                let items = self.pop_marked()?;
+                self.push(Node::Dict(Vec::new()))?;
+                self.set(&items)?;
+            }
             b't' => {
                 let items = self.pop_marked()?;
                 self.push(Node::Tuple(items))?;
@@ -199,10 +289,31 @@ impl<'a> Machine<'a> {
                 let storage = self.storage(id)?;
                 self.push(storage)?;
             }
-            b'R' => {
+            // Calls of a function, of a class, and of a class with named arguments.
+            b'R' | b'\x81' => {
                 let arguments = self.pop()?;
                 let function = self.pop()?;
-                let node = self.reduce(function, arguments)?;
+                let node = self.reduce(function, self.tuple(arguments)?)?;
+                self.push(node)?;
+            }
+            b'\x92' => {
+                let (_, arguments) = (self.pop()?, self.pop()?);
+                let class = self.pop()?;
+                let node = self.reduce(class, self.tuple(arguments)?)?;
+                self.push(node)?;
+            }
+            b'i' => {
+                let arguments = self.pop_marked()?;
+                let (module, name) = (self.line()?, self.line()?);
+                self.global(module, name)?;
+                let class = self.pop()?;
+                let node = self.reduce(class, &arguments)?;
+                self.push(node)?;
+            }
+            b'o' => {
+                let items = self.pop_marked()?;
+                let [class, arguments @ ..] = &items[..] else { return Err("a call of nothing".into()) };
+                let node = self.reduce(*class, arguments)?;
                 self.push(node)?;
             }
             b'b' => {
@@ -232,9 +343,10 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&line[..n]).map_err(|_| "a name that is not UTF-8".into())
     }
 
+    /// Text; as bytes if it is not UTF-8, which names of files in Python need not be.
     fn text(&mut self, n: u64) -> Step<()> {
-        let text = std::str::from_utf8(self.take(n)?).map_err(|_| "text that is not UTF-8")?;
-        self.push(Node::Str(text))
+        let bytes = self.take(n)?;
+        self.push(std::str::from_utf8(bytes).map_or(Node::Bytes(bytes.into()), Node::Str))
     }
 
     fn bytes(&mut self, n: u64) -> Step<()> {
@@ -242,13 +354,18 @@ impl<'a> Machine<'a> {
         self.push(Node::Bytes(bytes.into()))
     }
 
-    /// A whole number of `n` bytes, little-endian, two's complement.
+    /// A whole number of `n` bytes, little-endian, two's complement. The states of random generators have some of more than 64 bits.
     fn long(&mut self, n: u64) -> Step<()> {
         let bytes = self.take(n)?;
         let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut whole = [fill; 8];
-        whole.get_mut(..bytes.len()).ok_or("a whole number of more than 64 bits")?.copy_from_slice(bytes);
-        self.push(Node::Int(i64::from_le_bytes(whole)))
+        self.push(match whole.get_mut(..bytes.len()) {
+            Some(part) => {
+                part.copy_from_slice(bytes);
+                Node::Int(i64::from_le_bytes(whole))
+            }
+            None => Node::Opaque("a whole number of more than 64 bits"),
+        })
     }
 
     fn push(&mut self, node: Node<'a>) -> Step<()> {
@@ -257,6 +374,24 @@ impl<'a> Machine<'a> {
         }
         self.stack.push(self.nodes.len());
         self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Puts a value on the stack that exists already.
+    fn again(&mut self, id: Id) -> Step<()> {
+        self.recalls += 1;
+        if self.recalls > MAX_RECALLS {
+            return Err(format!("more than {MAX_RECALLS} mentions of values"));
+        }
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Step<()> {
+        if self.marks.len() >= MAX_VALUES {
+            return Err(format!("more than {MAX_VALUES} lists begun"));
+        }
+        self.marks.push(self.stack.len());
         Ok(())
     }
 
@@ -284,6 +419,7 @@ impl<'a> Machine<'a> {
     fn append(&mut self, new: Vec<Id>) -> Step<()> {
         match self.top()? {
             Node::List(items) => items.extend(new),
+            Node::Object(_) => {}
             _ => return Err("an append to what is not a list".into()),
         }
         Ok(())
@@ -293,6 +429,9 @@ impl<'a> Machine<'a> {
         let (pairs, rest) = new.as_chunks::<2>();
         match self.top()? {
             Node::Dict(items) if rest.is_empty() => items.extend(pairs.iter().map(|&[k, v]| (k, v))),
+            Node::Object(object) if rest.is_empty() => {
+                object.items.extend(pairs.iter().map(|&[k, v]| (k, v)));
+            }
             _ => return Err("keys and values for what is not a dictionary".into()),
         }
         Ok(())
@@ -309,15 +448,15 @@ impl<'a> Machine<'a> {
 
     fn recall(&mut self, key: u32) -> Step<()> {
         let id = self.memo.get(&key).copied().ok_or("a remembered value is missing")?;
-        self.stack.push(id);
-        Ok(())
+        self.again(id)
     }
 
-    fn global(&mut self, module: &str, name: &str) -> Step<()> {
-        let global = Global::named(module, name).ok_or_else(|| {
-            format!("mentions {:?}, which is not part of a checkpoint", format!("{module}.{name}"))
-        })?;
-        self.push(Node::Global(global))
+    fn global(&mut self, module: &'a str, name: &'a str) -> Step<()> {
+        let known = Global::named(module, name);
+        if known.is_none() {
+            self.opaque.insert((module, name));
+        }
+        self.push(Node::Name { module, name, known })
     }
 }
 
@@ -333,11 +472,13 @@ impl Node<'_> {
             Node::List(_) => "a list",
             Node::Tuple(_) => "a tuple",
             Node::Dict(_) => "a dictionary",
-            Node::Global(_) => "a name",
+            Node::Name { .. } => "a name",
             Node::Device(..) => "a device",
             Node::NumpyType { .. } => "a numpy type",
             Node::Storage { .. } => "a storage",
-            Node::Tensor(_) => "a tensor",
+            Node::Tensor(_) | Node::Unsupported(_) => "a tensor",
+            Node::Object(_) => "an object",
+            Node::Opaque(kind) => kind,
         }
     }
 
@@ -346,131 +487,5 @@ impl Node<'_> {
             Node::Int(n) => usize::try_from(*n).map_err(|_| format!("{n}, expected a size")),
             other => Err(format!("expected a size, found {}", other.kind())),
         }
-    }
-}
-
-/// Copies the nodes into a tree. Shared ones are copied as often as they are mentioned, and cycles would have no end: hence the limits.
-struct Tree<'n, 'a> {
-    nodes: &'n [Node<'a>],
-    values: usize,
-    text: usize,
-}
-
-impl Tree<'_, '_> {
-    fn text(&mut self, text: &str) -> Step<String> {
-        self.text += text.len();
-        if self.text > MAX_TEXT {
-            return Err(format!("more than {MAX_TEXT} bytes of text"));
-        }
-        Ok(text.to_owned())
-    }
-
-    fn value(&mut self, id: Id, depth: usize) -> Step<Value> {
-        self.values += 1;
-        if depth > MAX_DEPTH || self.values > MAX_VALUES {
-            return Err(format!("nested more than {MAX_DEPTH} deep, or more than {MAX_VALUES} values"));
-        }
-        let node = self.nodes.get(id).ok_or("a value is missing")?;
-        let list = |tree: &mut Self, items: &[Id]| {
-            items.iter().map(|&i| tree.value(i, depth + 1)).collect::<Step<_>>()
-        };
-        Ok(match node {
-            Node::None => Value::None,
-            Node::Bool(b) => Value::Bool(*b),
-            Node::Int(n) => Value::Int(*n),
-            Node::Float(x) => Value::Float(*x),
-            Node::Str(s) => Value::Str(self.text(s)?),
-            Node::Device(kind, index) => {
-                let index = index.map(|i| format!(":{i}")).unwrap_or_default();
-                Value::Str(self.text(kind)? + &index)
-            }
-            Node::List(items) => Value::List(list(self, items)?),
-            Node::Tuple(items) => Value::Tuple(list(self, items)?),
-            Node::Dict(items) => {
-                let pair = |&(k, v): &(Id, Id)| Ok((self.value(k, depth + 1)?, self.value(v, depth + 1)?));
-                Value::Dict(items.iter().map(pair).collect::<Step<_>>()?)
-            }
-            Node::Global(Global::Dtype(_, name)) => Value::Str((*name).to_owned()),
-            Node::Tensor(tensor) => Value::Tensor((**tensor).clone()),
-            Node::Global(_) | Node::NumpyType { .. } | Node::Storage { .. } | Node::Bytes(_) => {
-                return Err(format!("{} where a value belongs", node.kind()));
-            }
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs::File, io::Read};
-
-    use super::*;
-
-    fn fixture(name: &str) -> Vec<u8> {
-        let path = format!("{}/tests/fixtures/torch/{name}", env!("CARGO_MANIFEST_DIR"));
-        let mut zip = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
-        let mut bytes = Vec::new();
-        let folder = name.trim_end_matches(".pt");
-        zip.by_name(&format!("{folder}/data.pkl")).unwrap().read_to_end(&mut bytes).unwrap();
-        bytes
-    }
-
-    /// Without the archive's checksums in the way.
-    #[test]
-    fn no_altered_pickle_makes_the_machine_panic() {
-        for name in ["training.pt", "views.pt", "values.pt"] {
-            let good = fixture(name);
-            assert!(parse(&good).is_ok());
-            for i in 0..good.len() {
-                assert!(parse(&good[..i]).is_err(), "{name} cut to {i} bytes");
-                for byte in (0..=255).step_by(17) {
-                    let mut bad = good.clone();
-                    bad[i] = byte;
-                    if let Ok(value) = parse(&bad) {
-                        value.tensors().iter().for_each(|(_, t)| drop(t.bytes_needed()));
-                    }
-                }
-            }
-        }
-    }
-
-    fn refused(pickle: &[u8], why: &str) {
-        match parse(pickle) {
-            Err(Problem::Malformed { message, .. }) => {
-                assert!(message.contains(why), "{message}, expected {why}")
-            }
-            other => panic!("{other:?}, expected {why}"),
-        }
-    }
-
-    #[test]
-    fn what_would_not_end_or_not_fit_is_refused() {
-        refused(b"\x80\x02]q\x00h\x00a.", "nested more than");
-        let deep = [vec![b']'; 1000], vec![b'a'; 999], vec![b'.']].concat();
-        refused(&deep, "nested more than");
-        // A list of two of a list of two of ..: a million values from each 20 doublings.
-        let mut laughs = b"]".to_vec();
-        for i in 0..50u8 {
-            laughs.extend([b'q', i, b']', b'(', b'h', i, b'h', i, b'e']);
-        }
-        laughs.push(b'.');
-        refused(&laughs, "values");
-        refused(&[vec![b'N'; MAX_VALUES + 1], vec![b'.']].concat(), "values");
-        refused(b"X\xff\xff\xff\xffa.", "too early");
-        refused(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", "too early");
-        refused(b"\x8a\x091234567890.", "64 bits");
-        let text = [b"X\x00\x00\x10\x00".to_vec(), vec![b'a'; 1 << 20], b"q\x00].".to_vec()].concat();
-        assert!(parse(&text).is_ok());
-        let repeated = [&text[..text.len() - 2], b"](", &b"h\x00".repeat(100)[..], b"e."].concat();
-        refused(&repeated, "text");
-    }
-
-    #[test]
-    fn only_the_names_of_tensors_may_be_mentioned() {
-        refused(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "os.system");
-        refused(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "builtins.eval");
-        refused(b"ctorch\nload\n.", "torch.load");
-        refused(b"ctorch\nFloatStorage\n)R.", "a call of a type");
-        refused(b"K\x01)R.", "a call of a whole number");
-        refused(b"\x81.", "0x81");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::checkpoint::{Problem, numbers::Dtype};
+use crate::checkpoint::{Problem, error::shown, numbers::Dtype};
 
 /// A value in a PyTorch file.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,7 +15,7 @@ pub enum Value {
     Int(i64),
     /// A real number; also numpy's scalars.
     Float(f64),
-    /// A text; also the name of a class, type or device.
+    /// A text; also the name of a type of number or of a device.
     Str(String),
     /// A list.
     List(Vec<Value>),
@@ -25,6 +25,20 @@ pub enum Value {
     Dict(Vec<(Value, Value)>),
     /// A tensor, whose numbers are still in the file.
     Tensor(Tensor),
+    /// A tensor whose numbers are not read.
+    Unsupported {
+        /// Its type, such as `torch.float8_e4m3fn`, `quantised` or `sparse`.
+        kind: String,
+        /// The sizes of its axes, if they are known.
+        dims: Vec<usize>,
+    },
+    /// An object of a class that is not read; nothing was imported or called.
+    Object {
+        /// The class, or the function that would make the object, such as `argparse.Namespace`.
+        class: String,
+        /// What the file says of its attributes, or of its items if it is a kind of dictionary. Objects among them have none.
+        attributes: Vec<(Value, Value)>,
+    },
 }
 
 /// A view of a storage.
@@ -40,6 +54,8 @@ pub struct Tensor {
     pub offset: usize,
     /// The storage, by its name in the file; tensors may share one.
     pub storage: Arc<str>,
+    /// How many bytes the storage has.
+    pub storage_bytes: usize,
 }
 
 impl Value {
@@ -65,17 +81,49 @@ impl Value {
             .collect()
     }
 
-    /// As JSON, with `null` for what JSON lacks: tensors and numbers that are not finite.
+    /// What it is, for messages; at most `max` values of a dictionary are named.
+    pub(in crate::checkpoint) fn describe(&self, max: usize) -> String {
+        let text = match self {
+            Value::None => "None",
+            Value::Bool(_) => "a bool",
+            Value::Int(_) => "a whole number",
+            Value::Float(_) => "a real number",
+            Value::Str(_) => "text",
+            Value::List(_) => "a list",
+            Value::Tuple(_) => "a tuple",
+            Value::Dict(items) if max == 0 || items.is_empty() => {
+                return format!("a dictionary of {} values", items.len());
+            }
+            Value::Dict(items) => {
+                let named = items
+                    .iter()
+                    .take(max)
+                    .map(|(k, v)| format!("{} ({})", shown(&k.key(), 40), v.describe(0)));
+                let rest = items.len().saturating_sub(max);
+                let rest = (rest > 0).then(|| format!("{rest} more"));
+                return named.chain(rest).collect::<Vec<_>>().join(", ");
+            }
+            Value::Tensor(_) => "a tensor",
+            Value::Unsupported { kind, .. } => return format!("a tensor of type {kind}"),
+            Value::Object { class, .. } => return class.clone(),
+        };
+        text.to_owned()
+    }
+
+    /// As JSON, with `null` for what JSON lacks: tensors, numbers that are not finite, and objects without attributes.
     pub fn to_json(&self) -> serde_json::Value {
         use serde_json::Value as Json;
         match self {
-            Value::None | Value::Tensor(_) => Json::Null,
+            Value::None | Value::Tensor(_) | Value::Unsupported { .. } => Json::Null,
+            Value::Object { attributes, .. } if attributes.is_empty() => Json::Null,
             Value::Bool(b) => (*b).into(),
             Value::Int(i) => (*i).into(),
             Value::Float(x) => (*x).into(),
             Value::Str(s) => s.as_str().into(),
             Value::List(items) | Value::Tuple(items) => items.iter().map(Value::to_json).collect(),
-            Value::Dict(items) => items.iter().map(|(k, v)| (k.key(), v.to_json())).collect(),
+            Value::Dict(items) | Value::Object { attributes: items, .. } => {
+                items.iter().map(|(k, v)| (k.key(), v.to_json())).collect()
+            }
         }
     }
 
@@ -163,7 +211,14 @@ mod tests {
     use super::*;
 
     fn tensor(dims: &[usize], strides: &[usize], offset: usize) -> Tensor {
-        Tensor { dtype: Dtype::U8, dims: dims.into(), strides: strides.into(), offset, storage: "0".into() }
+        Tensor {
+            dtype: Dtype::U8,
+            dims: dims.into(),
+            strides: strides.into(),
+            offset,
+            storage: "0".into(),
+            storage_bytes: 24,
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use walkdir::WalkDir;
 use super::{bar, labels};
 use crate::{
     cli::common::interval,
-    data::{Dataset, hex},
+    data::{Dataset, hex, is_ignored},
 };
 
 /// More files than anybody has patience for; a list of them fits into memory.
@@ -125,9 +125,8 @@ pub fn draw_each(
 /// of one. Of one in a folder called like a class, or whose name begins like one, that is its class.
 pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyhow::Result<Drawn> {
     let mut files = Vec::new();
-    let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
     let entries = WalkDir::new(folder).sort_by_file_name().into_iter();
-    for entry in entries.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name())) {
+    for entry in entries.filter_entry(|entry| entry.depth() == 0 || !is_ignored(entry.file_name())) {
         let entry =
             entry.map_err(std::io::Error::from).with_context(|| format!("--images {}", folder.display()))?;
         if !entry.path().is_dir() {

@@ -168,7 +168,12 @@ async fn prepare(
     let Some(how) = meta.classifier().map(|task| task.preprocessing.clone()) else {
         return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no classifier"));
     };
-    let [width, height] = match decode::check(&bytes) {
+    let (file, place) = (bytes.clone(), app.decoders.clone().acquire_owned().await);
+    let checked = blocking(move || {
+        let _place = place;
+        decode::check(&file)
+    });
+    let [width, height] = match checked.await? {
         Ok(size) => size,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -188,8 +193,13 @@ async fn prepare(
     let work = move || {
         // Kept while the work goes on, also when nobody waits for it any more.
         let _places = (large, place);
-        decode::with_upright(&bytes, |picture| how.apply(&picture, size))
+        decode::with_upright(&bytes, |upright| how.apply(&upright.picture, size))
     };
+    blocking(work).await
+}
+
+/// Runs `work` on a thread where it may take its time.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a picture could not be decoded"))

@@ -1,0 +1,80 @@
+//! What a file is by its first bytes, and whether its end is there.
+
+use image::ImageFormat;
+
+/// The formats that are decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Png,
+    Jpeg,
+    WebP,
+}
+
+impl Format {
+    /// By the content of `bytes`; what else they are in words.
+    pub(super) fn of(bytes: &[u8]) -> Result<Self, String> {
+        let foreign = match image::guess_format(bytes) {
+            Ok(ImageFormat::Png) => return Ok(Self::Png),
+            Ok(ImageFormat::Jpeg) => return Ok(Self::Jpeg),
+            Ok(ImageFormat::WebP) => return Ok(Self::WebP),
+            Ok(ImageFormat::Gif) => "a GIF",
+            Ok(ImageFormat::Bmp) => "a BMP",
+            Ok(ImageFormat::Tiff) => "a TIFF",
+            Ok(ImageFormat::Ico) => "an ICO",
+            Ok(ImageFormat::Avif) => "an AVIF",
+            Ok(ImageFormat::Pnm) => "a PNM",
+            Ok(ImageFormat::Hdr) => "an HDR",
+            Ok(ImageFormat::OpenExr) => "an OpenEXR",
+            Ok(ImageFormat::Dds) => "a DDS",
+            Ok(ImageFormat::Farbfeld) => "a farbfeld",
+            Ok(ImageFormat::Qoi) => "a QOI",
+            _ => match brand(bytes) {
+                Some(foreign) => foreign,
+                None => return Err("not a picture".to_string()),
+            },
+        };
+        Err(format!("{foreign} picture; expected PNG, JPEG or WebP"))
+    }
+
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Png => "PNG",
+            Self::Jpeg => "JPEG",
+            Self::WebP => "WebP",
+        }
+    }
+}
+
+/// The formats of cameras that are kept in boxes, by the brands that the first box lists.
+fn brand(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.starts_with(b"\0\0\0\x0cJXL \r\n\x87\n") || bytes.starts_with(b"\xff\x0a") {
+        return Some("a JPEG XL");
+    }
+    let length: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
+    let length = (u32::from_be_bytes(length) as usize).min(256);
+    let brands = bytes.get(..length)?.get(8..).filter(|_| bytes[4..].starts_with(b"ftyp"))?;
+    let has = |all: &[&[u8; 4]]| brands.chunks_exact(4).any(|brand| all.iter().any(|one| *one == brand));
+    if has(&[b"avif", b"avis"]) {
+        Some("an AVIF")
+    } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"]) {
+        Some("a HEIC")
+    } else if has(&[b"mif1", b"msf1", b"mif2"]) {
+        Some("a HEIF")
+    } else {
+        None
+    }
+}
+
+/// Whether the chunk that ends a PNG file is in `bytes`.
+pub(super) fn png_ends(bytes: &[u8]) -> bool {
+    let mut at = 8;
+    while let Some([l3, l2, l1, l0, kind @ ..]) = bytes.get(at..at + 8) {
+        if kind == b"IEND" {
+            return true;
+        }
+        // Length, kind and checksum.
+        at += u32::from_be_bytes([*l3, *l2, *l1, *l0]) as usize + 12;
+    }
+    false
+}

@@ -1,0 +1,519 @@
+//! Where the first image of a JPEG file ends, and whether its data are complete.
+//!
+//! Decoders fill what is missing with grey and say nothing, so the entropy-coded data are walked here: Huffman codes are read and
+//! counted, no coefficient is computed. What follows the first image, such as the video of a motion photo or the further images of an MPO
+//! file, is not looked at.
+
+use super::{MOST_PIXELS, bits::Bits};
+
+/// Images of more scans are left to the decoder, which refuses them.
+const MOST_SCANS: usize = 100;
+
+const SOI: u8 = 0xd8;
+const EOI: u8 = 0xd9;
+const SOS: u8 = 0xda;
+const DHT: u8 = 0xc4;
+const DRI: u8 = 0xdd;
+
+/// Where an image ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// The length of the image in bytes, with its end marker.
+    pub end: usize,
+    /// Whether the end marker is there.
+    pub closed: bool,
+}
+
+/// What a walk through the data of an image found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// All data of all components are there: so many blocks of 64 coefficients.
+    Complete(u64),
+    /// The data end before the last block.
+    Cut,
+    /// The data are damaged or of a kind that is not walked, such as arithmetic coding.
+    Unknown,
+}
+
+/// The segments of a file, and what is between them.
+struct Segments<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Segments<'a> {
+    /// The next marker, and what belongs to it; `None` at the end of the file. As other decoders do, it skips what is no marker.
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        loop {
+            self.at += self.bytes.get(self.at..)?.iter().position(|&byte| byte == 0xff)?;
+            self.at += self.bytes[self.at..].iter().position(|&byte| byte != 0xff)?;
+            let marker = self.bytes[self.at];
+            self.at += 1;
+            match marker {
+                0 => {}
+                0x01 | 0xd0..=EOI => return Some((marker, &[])),
+                _ => {
+                    let length: [u8; 2] = self.bytes.get(self.at..self.at + 2)?.try_into().ok()?;
+                    let length = usize::from(u16::from_be_bytes(length));
+                    let segment = self.bytes.get(self.at + 2..self.at + length.max(2))?;
+                    self.at += length.max(2);
+                    return Some((marker, segment));
+                }
+            }
+        }
+    }
+}
+
+/// Where the first image of the file `bytes` ends, by its markers alone.
+pub(super) fn extent(bytes: &[u8]) -> Extent {
+    let mut segments = Segments { bytes, at: 0 };
+    let mut scans = 0;
+    while let Some((marker, _)) = segments.next() {
+        match marker {
+            SOS => scans += 1,
+            EOI => return Extent { end: segments.at, closed: true },
+            // Another image begins.
+            SOI if scans > 0 => return Extent { end: segments.at - 2, closed: false },
+            _ => {}
+        }
+    }
+    Extent { end: bytes.len(), closed: false }
+}
+
+/// Whether the data of the image `bytes` are complete. Takes time in proportion to the length of `bytes` and the number of blocks; of a
+/// progressive image, 8 bytes of memory for each block.
+pub(super) fn walk(bytes: &[u8]) -> Found {
+    let mut walk = Walk { frame: None, dc: Default::default(), ac: Default::default(), interval: 0 };
+    let mut segments = Segments { bytes, at: 0 };
+    let mut scans = 0;
+    while let Some((marker, segment)) = segments.next() {
+        let done = match marker {
+            EOI => break,
+            0xc0..=0xc2 if walk.frame.is_none() => walk.read_frame(marker == 0xc2, segment),
+            DHT => walk.read_tables(segment),
+            // Further frames, and those of lossless, hierarchical and arithmetic coding.
+            0xc0..=0xcf => None,
+            DRI => segment.first_chunk().map(|&interval| walk.interval = u16::from_be_bytes(interval)),
+            SOS if scans == MOST_SCANS => None,
+            SOS => {
+                scans += 1;
+                match walk.scan(segment, bytes, segments.at) {
+                    Ok(at) => segments.at = at,
+                    Err(Stop::Ended) => return Found::Cut,
+                    Err(Stop::Damaged) => return Found::Unknown,
+                }
+                Some(())
+            }
+            _ => Some(()),
+        };
+        if done.is_none() {
+            return Found::Unknown;
+        }
+    }
+    match &walk.frame {
+        Some(frame) if frame.components.iter().all(|component| component.missing == [0; 64]) => {
+            Found::Complete(frame.components.iter().map(|c| (c.stride * c.rows) as u64).sum())
+        }
+        Some(_) => Found::Cut,
+        None => Found::Unknown,
+    }
+}
+
+/// Why the data of a scan could not be walked to their end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// A marker, or the end of the file, comes before the last block.
+    Ended,
+    /// The data can't be understood.
+    Damaged,
+}
+
+/// A Huffman table.
+pub(super) struct Table {
+    /// By the next bits, the length of the code in the upper byte and its value in the lower one; 0 for longer codes.
+    pub short: Vec<u16>,
+    /// For each length the first code that is longer, in 16 bits, and what to add to a code for its place among the values.
+    pub longer: [(u32, i32); 17],
+    /// The values, in the order of their codes.
+    pub values: Vec<u8>,
+    /// By the next bits, what they mean for the coefficients of a sequential image; made when it is needed.
+    pub steps: Vec<[Step; 2]>,
+}
+
+/// What some bits mean for the coefficients of a sequential image.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Step {
+    /// How many bits they are, with those of the coefficients; 0 for too long a code.
+    pub bits: u8,
+    /// Coefficients that they stand for.
+    pub coefficients: u8,
+    /// Whether the rest of the block is 0.
+    pub end: bool,
+}
+
+impl Step {
+    /// What a value of a table means, without the bits of its code.
+    pub(super) fn of(value: u8) -> Self {
+        let (run, size) = (value >> 4, value & 15);
+        Self { bits: size, coefficients: run + 1, end: size == 0 && run < 15 }
+    }
+}
+
+impl Table {
+    /// Bits that are looked up at once.
+    pub const SHORT: u32 = 10;
+
+    /// From the number of codes of each length, 1 to 16 bits, and the values.
+    fn new(counts: &[u8; 16], values: &[u8]) -> Option<Self> {
+        let (mut short, mut longer) = (vec![0; 1 << Self::SHORT], [(0, 0); 17]);
+        let (mut code, mut place) = (0u32, 0usize);
+        for (length, &count) in (1u32..).zip(counts) {
+            longer[length as usize].1 = place as i32 - code as i32;
+            for &value in values.get(place..place + usize::from(count))? {
+                if code >> length != 0 {
+                    return None;
+                }
+                if let Some(free) = Self::SHORT.checked_sub(length) {
+                    short[(code << free) as usize..((code + 1) << free) as usize]
+                        .fill((length as u16) << 8 | u16::from(value));
+                }
+                code += 1;
+            }
+            place += usize::from(count);
+            longer[length as usize].0 = code << (16 - length);
+            code <<= 1;
+        }
+        Some(Self { short, longer, values: values.to_vec(), steps: Vec::new() })
+    }
+
+    /// Fills [`steps`](Self::steps): of each, one code, and all codes that fit.
+    fn prepare(&mut self) {
+        if !self.steps.is_empty() {
+            return;
+        }
+        let code = |next: usize| {
+            let short = self.short[next & ((1 << Self::SHORT) - 1)];
+            let step = Step::of(short as u8);
+            if short == 0 { Step::default() } else { Step { bits: step.bits + (short >> 8) as u8, ..step } }
+        };
+        let both = |next: usize| {
+            let one = code(next);
+            let mut all = Step::default();
+            while !all.end {
+                // What is shifted in is not there: a code that reaches into it does not fit.
+                let more = code(next << all.bits);
+                if more.bits == 0 || u32::from(all.bits + more.bits) > Self::SHORT {
+                    break;
+                }
+                let (bits, coefficients) = (all.bits + more.bits, all.coefficients + more.coefficients);
+                all = Step { bits, coefficients, end: more.end };
+            }
+            [one, if all.bits == 0 { one } else { all }]
+        };
+        self.steps = (0..1 << Self::SHORT).map(both).collect();
+    }
+}
+
+struct Component {
+    id: u8,
+    /// Blocks of an MCU across and down.
+    sampling: [usize; 2],
+    /// Blocks that are coded when the component is alone in a scan, across and down.
+    alone: [usize; 2],
+    /// Blocks across and down in whole MCUs.
+    stride: usize,
+    rows: usize,
+    /// For each coefficient how many of its bits are missing, 255 for all.
+    missing: [u8; 64],
+    /// For each block of a progressive image, which coefficients are known not to be 0.
+    nonzero: Vec<u64>,
+}
+
+struct Frame {
+    progressive: bool,
+    /// MCUs across and down.
+    mcus: [usize; 2],
+    components: Vec<Component>,
+}
+
+struct Walk {
+    frame: Option<Frame>,
+    dc: [Option<Table>; 4],
+    ac: [Option<Table>; 4],
+    /// MCUs between restart markers; 0 for none.
+    interval: u16,
+}
+
+/// What is coded for a block.
+#[derive(Clone, Copy)]
+enum Kind {
+    Sequential,
+    DcFirst,
+    DcRefine,
+    AcFirst,
+    AcRefine,
+}
+
+impl Walk {
+    /// `None` when the frame is not one that can be walked, here and below.
+    fn read_frame(&mut self, progressive: bool, segment: &[u8]) -> Option<()> {
+        let (&[8, h1, h0, w1, w0, count], rest) = segment.split_first_chunk()? else { return None };
+        let (width, height) =
+            (usize::from(w1) << 8 | usize::from(w0), usize::from(h1) << 8 | usize::from(h0));
+        if width == 0 || height == 0 || (width * height) as u64 > MOST_PIXELS || !(1..=4).contains(&count) {
+            return None;
+        }
+        let parts = rest.get(..3 * usize::from(count))?.chunks_exact(3);
+        let mut components: Vec<Component> = parts
+            .map(|part| Component {
+                id: part[0],
+                sampling: [usize::from(part[1] >> 4), usize::from(part[1] & 15)],
+                alone: [0; 2],
+                stride: 0,
+                rows: 0,
+                missing: [255; 64],
+                nonzero: Vec::new(),
+            })
+            .collect();
+        if components.iter().flat_map(|c| c.sampling).any(|n| !(1..=4).contains(&n)) {
+            return None;
+        }
+        let most = |axis: usize| components.iter().map(|c| c.sampling[axis]).max();
+        let (across, down) = (most(0)?, most(1)?);
+        let mcus = [width.div_ceil(8 * across), height.div_ceil(8 * down)];
+        for component in &mut components {
+            let [h, v] = component.sampling;
+            component.alone = [(width * h).div_ceil(8 * across), (height * v).div_ceil(8 * down)];
+            (component.stride, component.rows) = (mcus[0] * h, mcus[1] * v);
+            if progressive {
+                component.nonzero = vec![0; component.stride * component.rows];
+            }
+        }
+        self.frame = Some(Frame { progressive, mcus, components });
+        Some(())
+    }
+
+    fn read_tables(&mut self, mut segment: &[u8]) -> Option<()> {
+        while !segment.is_empty() {
+            let (&place, rest) = segment.split_first()?;
+            let (counts, rest) = rest.split_first_chunk::<16>()?;
+            let (values, rest) = rest.split_at_checked(counts.iter().map(|&n| usize::from(n)).sum())?;
+            let tables = if place >> 4 == 0 { &mut self.dc } else { &mut self.ac };
+            *tables.get_mut(usize::from(place & 15))? = Some(Table::new(counts, values)?);
+            segment = rest;
+        }
+        Some(())
+    }
+
+    /// Walks through a scan, whose header is `header` and whose data begin at `at`, and returns where they end.
+    fn scan(&mut self, header: &[u8], bytes: &[u8], at: usize) -> Result<usize, Stop> {
+        let frame = self.frame.as_mut().ok_or(Stop::Damaged)?;
+        let (&count, rest) = header.split_first().ok_or(Stop::Damaged)?;
+        let (chosen, rest) = rest.split_at_checked(2 * usize::from(count)).ok_or(Stop::Damaged)?;
+        let (&[start, end, bits], _) = rest.split_first_chunk().ok_or(Stop::Damaged)?;
+        let (high, low) = (bits >> 4, bits & 15);
+        let (start, end, low, kind) = match (frame.progressive, start, high) {
+            // Some programs write something else for sequential images.
+            (false, ..) => (0, 63, 0, Kind::Sequential),
+            (true, 0, 0) => (0, 0, low, Kind::DcFirst),
+            (true, 0, _) => (0, 0, low, Kind::DcRefine),
+            (true, _, 0) => (start, end, low, Kind::AcFirst),
+            (true, _, _) => (start, end, low, Kind::AcRefine),
+        };
+        if end < start || end > 63 || count == 0 || (start > 0 && count > 1) {
+            return Err(Stop::Damaged);
+        }
+        if !frame.progressive {
+            self.ac.iter_mut().flatten().for_each(Table::prepare);
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        for pair in chosen.chunks_exact(2) {
+            let index = frame.components.iter().position(|c| c.id == pair[0]).ok_or(Stop::Damaged)?;
+            let component = &mut frame.components[index];
+            let [dc, ac] = [pair[1] >> 4, pair[1] & 15].map(usize::from);
+            // The bits that this scan adds are no longer missing.
+            component.missing[usize::from(start)..=usize::from(end)].fill(low);
+            parts.push(Part {
+                dc: self.dc.get(dc).and_then(Option::as_ref),
+                ac: self.ac.get(ac).and_then(Option::as_ref),
+                blocks: if count == 1 { [1, 1] } else { component.sampling },
+                stride: component.stride,
+                nonzero: std::mem::take(&mut component.nonzero),
+                index,
+            });
+        }
+        let [columns, rows] = if count == 1 { frame.components[parts[0].index].alone } else { frame.mcus };
+        let mut bits = Bits::new(bytes, at);
+        let band = Band { kind, start: start.into(), end: end.into() };
+        let walked = band.walk(&mut bits, &mut parts, [columns, rows], self.interval.into());
+        for part in parts {
+            frame.components[part.index].nonzero = part.nonzero;
+        }
+        walked.map(|()| bits.at())
+    }
+}
+
+/// A component in a scan.
+struct Part<'a> {
+    dc: Option<&'a Table>,
+    ac: Option<&'a Table>,
+    /// Blocks of an MCU across and down.
+    blocks: [usize; 2],
+    /// Blocks of the component across.
+    stride: usize,
+    nonzero: Vec<u64>,
+    /// Which component it is.
+    index: usize,
+}
+
+/// The coefficients of a scan.
+struct Band {
+    kind: Kind,
+    start: u32,
+    end: u32,
+}
+
+impl Band {
+    fn walk(
+        &self,
+        bits: &mut Bits,
+        parts: &mut [Part],
+        [columns, rows]: [usize; 2],
+        interval: usize,
+    ) -> Result<(), Stop> {
+        let mut left = interval;
+        // Blocks for which nothing is coded; whether the rest of an interval is lost.
+        let (mut skip, mut lost) = (0, false);
+        for row in 0..rows {
+            for column in 0..columns {
+                if interval > 0 {
+                    if left == 0 {
+                        bits.restart()?;
+                        (left, skip, lost) = (interval, 0, false);
+                    }
+                    left -= 1;
+                }
+                if lost {
+                    continue;
+                }
+                match self.mcu(bits, parts, [column, row], &mut skip) {
+                    // Damage within an interval is not a missing end.
+                    Err(Stop::Ended) if interval > 0 && bits.at_restart() => lost = true,
+                    walked => walked?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mcu(
+        &self,
+        bits: &mut Bits,
+        parts: &mut [Part],
+        [column, row]: [usize; 2],
+        skip: &mut u32,
+    ) -> Result<(), Stop> {
+        for part in parts {
+            let [across, down] = part.blocks;
+            for y in 0..down {
+                for x in 0..across {
+                    match (self.kind, part.dc, part.ac) {
+                        (Kind::Sequential, Some(dc), Some(ac)) => {
+                            let size = bits.symbol(dc)?;
+                            bits.skip(u32::from(size & 15))?;
+                            bits.skip_block(ac)?;
+                        }
+                        (Kind::DcFirst, Some(dc), _) => {
+                            let size = bits.symbol(dc)?;
+                            bits.skip(u32::from(size & 15))?;
+                        }
+                        (Kind::DcRefine, ..) => bits.skip(1)?,
+                        (kind @ (Kind::AcFirst | Kind::AcRefine), _, Some(ac)) => {
+                            let block = (row * down + y) * part.stride + column * across + x;
+                            let nonzero = part.nonzero.get_mut(block).ok_or(Stop::Damaged)?;
+                            match kind {
+                                Kind::AcFirst => self.first(bits, ac, nonzero, skip)?,
+                                _ => self.refine(bits, ac, nonzero, skip)?,
+                            }
+                        }
+                        // Without a table.
+                        _ => return Err(Stop::Damaged),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A block of the first scan of coefficients of a progressive image.
+    fn first(&self, bits: &mut Bits, ac: &Table, nonzero: &mut u64, skip: &mut u32) -> Result<(), Stop> {
+        if *skip > 0 {
+            *skip -= 1;
+            return Ok(());
+        }
+        let mut k = self.start;
+        while k <= self.end {
+            let symbol = bits.symbol(ac)?;
+            let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+            match (run, size) {
+                (15, 0) => k += 16,
+                (_, 0) => {
+                    *skip = (1 << run) - 1 + bits.take(run)?;
+                    break;
+                }
+                _ => {
+                    k += run;
+                    if k > self.end {
+                        return Err(Stop::Damaged);
+                    }
+                    *nonzero |= 1 << k;
+                    k += 1;
+                    bits.skip(size)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A block of a scan that adds a bit to coefficients of a progressive image.
+    fn refine(&self, bits: &mut Bits, ac: &Table, nonzero: &mut u64, skip: &mut u32) -> Result<(), Stop> {
+        let mut k = self.start;
+        while *skip == 0 && k <= self.end {
+            let symbol = bits.symbol(ac)?;
+            let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+            if size == 0 && run < 15 {
+                // With this block.
+                *skip = (1 << run) + bits.take(run)?;
+                break;
+            }
+            // The sign of the new coefficient; coefficients on the way to it that are not 0 get a bit each.
+            bits.skip(size)?;
+            let mut zeros = run;
+            while k <= self.end {
+                if *nonzero >> k & 1 == 1 {
+                    bits.skip(1)?;
+                } else if zeros == 0 {
+                    break;
+                } else {
+                    zeros -= 1;
+                }
+                k += 1;
+            }
+            if size > 0 {
+                if k > self.end {
+                    return Err(Stop::Damaged);
+                }
+                *nonzero |= 1 << k;
+            }
+            k += 1;
+        }
+        if *skip > 0 {
+            if k <= self.end {
+                let rest = *nonzero >> k & (u64::MAX >> (63 - (self.end - k)));
+                bits.skip(rest.count_ones())?;
+            }
+            *skip -= 1;
+        }
+        Ok(())
+    }
+}

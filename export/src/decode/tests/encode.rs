@@ -1,0 +1,307 @@
+//! A JPEG encoder that starts from coefficients, for all that no encoder of a crate writes: scans in any order, restart markers, any
+//! number of components.
+
+/// How a component is sampled, across and down.
+pub type Sampling = (usize, usize);
+
+/// Coefficients from which files are written.
+pub struct Image {
+    pub width: usize,
+    pub height: usize,
+    components: Vec<Component>,
+}
+
+struct Component {
+    sampling: Sampling,
+    /// Blocks across in whole MCUs, and what is coded when the component is alone in a scan.
+    stride: usize,
+    alone: [usize; 2],
+    /// Each in the order of the file.
+    blocks: Vec<[i32; 64]>,
+}
+
+/// A scan of a file.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    pub components: Vec<usize>,
+    /// The first and the last coefficient.
+    pub band: (usize, usize),
+    /// The bit above those that are sent, 0 in a first scan, and the lowest that is sent.
+    pub bits: (u32, u32),
+}
+
+impl Scan {
+    pub fn new(components: &[usize], band: (usize, usize), bits: (u32, u32)) -> Self {
+        Self { components: components.to_vec(), band, bits }
+    }
+
+    /// All of `count` components, in one scan each or in one for all.
+    pub fn sequential(count: usize, together: bool) -> Vec<Self> {
+        let all: Vec<usize> = (0..count).collect();
+        all.chunks(if together { count } else { 1 }).map(|part| Self::new(part, (0, 63), (0, 0))).collect()
+    }
+
+    /// Bands and bits of `count` components, as usual programs send them.
+    pub fn progressive(count: usize) -> Vec<Self> {
+        let all: Vec<usize> = (0..count).collect();
+        let mut scans = vec![Self::new(&all, (0, 0), (0, 1))];
+        for (band, bits) in [((1, 5), (0, 2)), ((6, 63), (0, 2)), ((1, 63), (2, 1))] {
+            scans.extend(all.iter().map(|&component| Self::new(&[component], band, bits)));
+        }
+        scans.push(Self::new(&all, (0, 0), (1, 0)));
+        scans.extend(all.iter().map(|&component| Self::new(&[component], (1, 63), (1, 0))));
+        scans
+    }
+}
+
+/// Codes of each length: short ones, and some that are longer than what decoders look up at once.
+const COUNTS: [u8; 16] = [0, 1, 1, 1, 1, 1, 1, 0, 200, 0, 0, 50, 0, 0, 0, 0];
+/// Values in the order of their codes, the frequent ones first.
+fn values() -> Vec<u8> {
+    let first = [0x00, 0x01, 0x11, 0x02, 0x21, 0x10];
+    first.into_iter().chain((0..=255).filter(|value| !first.contains(value))).collect()
+}
+
+impl Image {
+    /// `value` gives the coefficients of each block of each component by number.
+    pub fn new(
+        (width, height): (usize, usize),
+        sampling: &[Sampling],
+        mut value: impl FnMut(usize, usize) -> [i32; 64],
+    ) -> Self {
+        let across = sampling.iter().map(|s| s.0).max().unwrap();
+        let down = sampling.iter().map(|s| s.1).max().unwrap();
+        let component = |(index, &(h, v)): (usize, &Sampling)| {
+            let stride = width.div_ceil(8 * across) * h;
+            let blocks = stride * height.div_ceil(8 * down) * v;
+            Component {
+                sampling: (h, v),
+                stride,
+                alone: [(width * h).div_ceil(8 * across), (height * v).div_ceil(8 * down)],
+                blocks: (0..blocks).map(|block| value(index, block)).collect(),
+            }
+        };
+        Self { width, height, components: sampling.iter().enumerate().map(component).collect() }
+    }
+
+    /// The file. A restart marker comes after each `interval` MCUs, if that is not 0.
+    pub fn file(&self, progressive: bool, scans: &[Scan], interval: usize) -> Vec<u8> {
+        let mut out = vec![0xff, 0xd8];
+        let segment = |out: &mut Vec<u8>, marker: u8, bytes: &[u8]| {
+            out.extend([0xff, marker]);
+            out.extend((bytes.len() as u16 + 2).to_be_bytes());
+            out.extend(bytes);
+        };
+        segment(&mut out, 0xdb, &[&[0][..], &[8; 64]].concat());
+        let size = [self.height as u16, self.width as u16].map(u16::to_be_bytes).concat();
+        let mut frame = [&[8], &size[..], &[self.components.len() as u8]].concat();
+        for (id, component) in (1..).zip(&self.components) {
+            frame.extend([id, (component.sampling.0 << 4 | component.sampling.1) as u8, 0]);
+        }
+        segment(&mut out, if progressive { 0xc2 } else { 0xc0 }, &frame);
+        let small = [0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        segment(&mut out, 0xc4, &[&[0], &small[..], &(0..16).collect::<Vec<u8>>()].concat());
+        segment(&mut out, 0xc4, &[&[0x10], &COUNTS[..], &values()].concat());
+        if interval > 0 {
+            segment(&mut out, 0xdd, &(interval as u16).to_be_bytes());
+        }
+        for scan in scans {
+            let mut header = vec![scan.components.len() as u8];
+            header.extend(scan.components.iter().flat_map(|&index| [index as u8 + 1, 0]));
+            header.extend([scan.band.0 as u8, scan.band.1 as u8, (scan.bits.0 << 4 | scan.bits.1) as u8]);
+            segment(&mut out, 0xda, &header);
+            out.extend(self.data(progressive, scan, interval));
+        }
+        out.extend([0xff, 0xd9]);
+        out
+    }
+
+    fn data(&self, progressive: bool, scan: &Scan, interval: usize) -> Vec<u8> {
+        let mut coder = Coder::new(scan.clone());
+        let first = &self.components[scan.components[0]];
+        let alone = scan.components.len() == 1;
+        let (columns, rows) = match alone {
+            true => (first.alone[0], first.alone[1]),
+            false => {
+                let (h, v) = first.sampling;
+                (first.stride / h, first.blocks.len() / first.stride / v)
+            }
+        };
+        let (mut count, mut restarts) = (0, 0);
+        for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+            if interval > 0 && count == interval {
+                coder.finish();
+                coder.out.extend([0xff, 0xd0 + restarts % 8]);
+                (coder.predicted, count, restarts) = ([0; 4], 0, restarts + 1);
+            }
+            count += 1;
+            for &index in &scan.components {
+                let component = &self.components[index];
+                let (h, v) = if alone { (1, 1) } else { component.sampling };
+                for (y, x) in (0..v).flat_map(|y| (0..h).map(move |x| (y, x))) {
+                    let block = &component.blocks[(row * v + y) * component.stride + column * h + x];
+                    coder.block(progressive, index, block);
+                }
+            }
+        }
+        coder.finish();
+        coder.out
+    }
+}
+
+struct Coder {
+    scan: Scan,
+    out: Vec<u8>,
+    bits: u32,
+    count: u32,
+    predicted: [i32; 4],
+    /// Blocks that end, and the bits of theirs that are still to be written.
+    ended: u32,
+    corrections: Vec<u32>,
+    codes: Vec<(u32, u32)>,
+}
+
+impl Coder {
+    fn new(scan: Scan) -> Self {
+        let mut codes = vec![(0, 0); 256];
+        let (mut code, mut values) = (0, values().into_iter());
+        for (length, &count) in (1..).zip(&COUNTS) {
+            for value in values.by_ref().take(count.into()) {
+                codes[usize::from(value)] = (code, length);
+                code += 1;
+            }
+            code <<= 1;
+        }
+        let (out, corrections) = (Vec::new(), Vec::new());
+        Self { scan, out, bits: 0, count: 0, predicted: [0; 4], ended: 0, corrections, codes }
+    }
+
+    fn put(&mut self, value: u32, length: u32) {
+        for place in (0..length).rev() {
+            self.bits = self.bits << 1 | (value >> place & 1);
+            self.count += 1;
+            if self.count == 8 {
+                self.out.push(self.bits as u8);
+                if self.bits == 0xff {
+                    self.out.push(0);
+                }
+                (self.bits, self.count) = (0, 0);
+            }
+        }
+    }
+
+    fn symbol(&mut self, value: u32) {
+        let (code, length) = self.codes[value as usize];
+        self.put(code, length);
+    }
+
+    /// The bits of a coefficient of `size` bits.
+    fn value(&mut self, value: i32, size: u32) {
+        let bits = if value < 0 { value - 1 } else { value } as u32;
+        self.put(bits & ((1 << size) - 1), size);
+    }
+
+    fn difference(&mut self, component: usize, value: i32) {
+        let difference = value - std::mem::replace(&mut self.predicted[component], value);
+        let size = 32 - difference.unsigned_abs().leading_zeros();
+        self.put(size, 5);
+        self.value(difference, size);
+    }
+
+    fn end_blocks(&mut self) {
+        if self.ended > 0 {
+            let size = self.ended.ilog2();
+            self.symbol(size << 4);
+            self.put(self.ended & ((1 << size) - 1), size);
+            self.ended = 0;
+            self.correct();
+        }
+    }
+
+    fn correct(&mut self) {
+        for bit in std::mem::take(&mut self.corrections) {
+            self.put(bit, 1);
+        }
+    }
+
+    fn finish(&mut self) {
+        self.end_blocks();
+        while self.count > 0 {
+            self.put(1, 1);
+        }
+    }
+
+    fn block(&mut self, progressive: bool, component: usize, block: &[i32; 64]) {
+        let (first, last) = self.scan.band;
+        let (high, low) = self.scan.bits;
+        if first == 0 && high > 0 {
+            return self.put((block[0] >> low) as u32 & 1, 1);
+        }
+        if first == 0 {
+            self.difference(component, block[0] >> low);
+        }
+        let band = first.max(1)..=last;
+        if high > 0 {
+            return self.refine(&block[band], low);
+        }
+        let mut zeros = 0;
+        for &coefficient in &block[band.clone()] {
+            let value = coefficient.signum() * (coefficient.abs() >> low);
+            if value == 0 {
+                zeros += 1;
+                continue;
+            }
+            self.end_blocks();
+            while zeros > 15 {
+                self.symbol(0xf0);
+                zeros -= 16;
+            }
+            let size = 32 - value.unsigned_abs().leading_zeros();
+            self.symbol(zeros << 4 | size);
+            self.value(value, size);
+            zeros = 0;
+        }
+        if zeros > 0 {
+            self.ended += 1;
+            if !progressive || self.ended == 0x7fff {
+                self.end_blocks();
+            }
+        }
+    }
+
+    fn refine(&mut self, band: &[i32], low: u32) {
+        let value = |coefficient: &i32| coefficient.unsigned_abs() >> low;
+        let last_new = band.iter().rposition(|coefficient| value(coefficient) == 1);
+        let (mut zeros, mut corrections) = (0, Vec::new());
+        for (k, coefficient) in band.iter().enumerate() {
+            if value(coefficient) == 0 {
+                zeros += 1;
+                continue;
+            }
+            while zeros > 15 && last_new.is_some_and(|last| k <= last) {
+                self.end_blocks();
+                self.symbol(0xf0);
+                self.corrections = std::mem::take(&mut corrections);
+                self.correct();
+                zeros -= 16;
+            }
+            if value(coefficient) > 1 {
+                corrections.push(value(coefficient) & 1);
+                continue;
+            }
+            self.end_blocks();
+            self.symbol(zeros << 4 | 1);
+            self.put(u32::from(*coefficient > 0), 1);
+            self.corrections = std::mem::take(&mut corrections);
+            self.correct();
+            zeros = 0;
+        }
+        if zeros > 0 || !corrections.is_empty() {
+            self.ended += 1;
+            self.corrections.extend(corrections);
+            if self.ended == 0x7fff {
+                self.end_blocks();
+            }
+        }
+    }
+}

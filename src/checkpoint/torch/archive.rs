@@ -1,0 +1,182 @@
+//! The zip archive that a PyTorch file is.
+
+use std::{
+    fs::File,
+    io::{BufReader, Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use tiny_cats_export::Integrity;
+use zip::{CompressionMethod, ZipArchive, ZipReadOptions, result::ZipError};
+
+use super::pickle;
+use crate::checkpoint::Problem;
+
+/// Flags of an entry that is encrypted (0, 6, 13) or a patch of another file (5).
+const REFUSED_FLAGS: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
+/// Where an entry of the central directory has the number of its disk, two bytes.
+const DISK: u64 = 34;
+
+/// An open archive whose directory holds together.
+pub(super) struct Archive {
+    zip: ZipArchive<BufReader<File>>,
+    folder: String,
+    len: u64,
+    pub(super) integrity: Integrity,
+}
+
+impl Archive {
+    /// Opens the archive and checks its directory: PyTorch also refuses encrypted entries and archives of several disks. It reads
+    /// contradictory or overlapping entries and repeated names, of which one tensor's numbers could be another's; these are refused here.
+    pub(super) fn open(path: &Path) -> Result<Self, Problem> {
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| zip_problem("archive", e))?;
+        zip.validate_header_consistency().map_err(|e| zip_problem("archive", e))?;
+        let mut integrity = Integrity::Verified;
+        let mut raw = BufReader::new(File::open(path)?);
+        for i in 0..zip.len() {
+            let entry = zip.by_index_raw(i).map_err(|e| zip_problem("archive", e))?;
+            let refused = |message| Err(Problem::malformed(entry.name().unwrap_or_default(), message));
+            let flags = entry.flags();
+            if flags.as_u16() & REFUSED_FLAGS != 0 {
+                return refused("encrypted or a patch, expected a plain entry");
+            }
+            // The `zip` crate reads which disk the archive is on, not that of an entry. As PyTorch, this takes 0 and 1 for the only one.
+            let [low, high] = bytes_at(&mut raw, entry.central_header_start() + DISK)?;
+            if u16::from_le_bytes([low, high]) > 1 {
+                return refused("on another disk, expected an archive of one disk");
+            }
+            if unchecked(entry.crc32(), entry.size()) {
+                integrity = Integrity::Unchecked;
+                // `torch.save` writes the checksum a second time after the content. Only both together can be missing.
+                if let (true, Some(start)) = (flags.is_using_data_descriptor(), entry.data_start()) {
+                    let [a, b, c, d, crc32 @ ..]: [u8; 8] =
+                        bytes_at(&mut raw, start.saturating_add(entry.compressed_size()))?;
+                    if [a, b, c, d] == *b"PK\x07\x08" && crc32 != [0; 4] {
+                        return refused("its two checksums differ: the file was altered or damaged");
+                    }
+                }
+            }
+        }
+        let folders: Vec<String> = zip
+            .file_names()
+            .filter_map(|name| Some(name.ok()?.strip_suffix("/data.pkl")?.to_owned()))
+            .collect();
+        let [folder] = &folders[..] else {
+            let message =
+                format!("{} entries `data.pkl`, expected the one that torch.save writes", folders.len());
+            return Err(Problem::malformed("archive", message));
+        };
+        let mut archive = Self { folder: folder.clone(), zip, len, integrity };
+        if archive.has("constants.pkl") {
+            let message = "the archive is a TorchScript program, expected a checkpoint that torch.save wrote";
+            return Err(Problem::malformed("constants.pkl", message));
+        }
+        if archive.has("byteorder") && archive.entry("byteorder", 16)? != b"little" {
+            return Err(Problem::malformed("byteorder", "expected little-endian numbers"));
+        }
+        Ok(archive)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.zip.index_for_name(&format!("{}/{name}", self.folder)).is_some()
+    }
+
+    /// The pickle of the values.
+    pub(super) fn pickle(&mut self) -> Result<Vec<u8>, Problem> {
+        self.entry("data.pkl", pickle::MAX_BYTES)
+    }
+
+    /// The bytes of a storage, of which the pickle says how many there are. PyTorch refuses any other number of them too.
+    pub(super) fn storage(&mut self, key: &str, expected: u64) -> Result<Vec<u8>, Problem> {
+        let name = format!("data/{key}");
+        let bytes = self.entry(&name, self.len)?;
+        if bytes.len() as u64 != expected {
+            let message = format!("{} bytes, but the pickle says {expected}", bytes.len());
+            return Err(Problem::malformed(name, message));
+        }
+        Ok(bytes)
+    }
+
+    /// All bytes of an entry, of at most `max`. `torch.save` never compresses, so that an entry cannot be larger than the file.
+    fn entry(&mut self, name: &str, max: u64) -> Result<Vec<u8>, Problem> {
+        let max = max.min(self.len);
+        let index = self.zip.index_for_name(&format!("{}/{name}", self.folder));
+        let mut entry = index
+            .ok_or(ZipError::FileNotFound)
+            .and_then(|i| reader(&mut self.zip, i))
+            .map_err(|e| zip_problem(name, e))?;
+        let size = entry.size();
+        if entry.compression() != CompressionMethod::Stored || entry.compressed_size() != size {
+            return Err(Problem::malformed(
+                name,
+                "compressed, expected the plain entry that torch.save writes",
+            ));
+        }
+        if size > max {
+            return Err(Problem::malformed(name, format!("{size} bytes, expected at most {max}")));
+        }
+        let damaged = |e: std::io::Error| Problem::malformed(name, e.to_string());
+        let mut bytes = Vec::with_capacity(size as usize);
+        (&mut entry).take(size).read_to_end(&mut bytes).map_err(damaged)?;
+        // The checksum is compared where the entry ends, so the end must be seen.
+        let more = entry.read(&mut [0]).map_err(damaged)?;
+        if more != 0 || bytes.len() as u64 != size {
+            return Err(Problem::malformed(name, format!("{} bytes, expected {size}", bytes.len() + more)));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads every entry through, which compares its checksum.
+    pub(super) fn check(&mut self) -> Result<(), Problem> {
+        for i in 0..self.zip.len() {
+            let mut entry = reader(&mut self.zip, i).map_err(|e| zip_problem("archive", e))?;
+            let damaged = |name: &str, message: String| Problem::malformed(name, message);
+            let (size, copied) = (entry.size(), std::io::copy(&mut entry, &mut std::io::sink()));
+            let name = entry.name().unwrap_or_default();
+            match copied {
+                Ok(n) if n == size => {}
+                Ok(n) => return Err(damaged(&name, format!("{n} bytes, expected {size}"))),
+                Err(e) => return Err(damaged(&name, e.to_string())),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archive").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+/// Whether this is the checksum of an entry for which none was computed: `torch.serialization.set_crc32_options(False)` writes 0.
+/// That is also the checksum of no bytes.
+fn unchecked(crc32: u32, size: u64) -> bool {
+    crc32 == 0 && size > 0
+}
+
+fn bytes_at<const N: usize>(file: &mut (impl Read + Seek), place: u64) -> Result<[u8; N], Problem> {
+    let mut bytes = [0; N];
+    file.seek(SeekFrom::Start(place))?;
+    file.read_exact(&mut bytes).map_err(|e| zip_problem("archive", e.into()))?;
+    Ok(bytes)
+}
+
+fn reader(
+    zip: &mut ZipArchive<BufReader<File>>,
+    index: usize,
+) -> Result<zip::read::ZipFile<'_, BufReader<File>>, ZipError> {
+    let entry = zip.by_index_data(index)?;
+    let ignore = unchecked(entry.crc32(), entry.size());
+    zip.by_index_with_options(index, ZipReadOptions::new().ignore_crc32(ignore))
+}
+
+fn zip_problem(field: &str, error: ZipError) -> Problem {
+    match error {
+        ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Problem::Io(e),
+        ZipError::FileNotFound => Problem::malformed(field, "there is no such entry in the archive"),
+        other => Problem::malformed(field, format!("truncated or altered: {other}")),
+    }
+}

@@ -1,0 +1,482 @@
+//! PyTorch files of others: with objects beside the weights, without checksums, with the weights in any dictionary and under any prefix.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+use tiny_cats::checkpoint::{
+    self, Format, Given, Loaded, Problem, TrainingState, WhichWeights,
+    torch::{Item, TorchFile, write},
+};
+use tiny_cats_export::Integrity;
+use tiny_cats_export::Network;
+use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights, init};
+use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
+}
+
+fn open(path: &Path) -> Loaded {
+    checkpoint::open(path, WhichWeights::Default).unwrap()
+}
+
+fn problem(path: &Path) -> String {
+    let line =
+        checkpoint::open(path, WhichWeights::Default).expect_err("this file must be refused").to_string();
+    assert!(!line.contains('\n') && line.len() < 1000, "{line}");
+    line
+}
+
+fn resnet() -> Weights {
+    init(&ResNetConfig { width: 4, ..ResNetConfig::named("resnet18", 3).unwrap() }.specs().unwrap(), 1)
+}
+
+fn dit() -> (Network, Weights) {
+    let config =
+        TinyDitConfig { depth: 2, width: 64, heads: 1, mlp_width: 64, classes: 3, ..TinyDitConfig::legacy() };
+    let network = Network::TinyDit(config);
+    let weights = init(&network.specs().unwrap(), 2);
+    (network, weights)
+}
+
+/// A dictionary of these weights, with a prefix.
+fn dictionary<'a>(weights: &'a Weights, prefix: &str) -> Vec<(String, Item<'a>)> {
+    weights.iter().map(|(name, array)| (format!("{prefix}{name}"), Item::Tensor(array))).collect()
+}
+
+fn nested<'a>(keys: &[&str], inner: Item<'a>) -> Item<'a> {
+    keys.iter().rev().fold(inner, |inner, key| Item::Dict(vec![((*key).to_owned(), inner)]))
+}
+
+fn written(dir: &TempDir, root: &Item) -> PathBuf {
+    let path = dir.path().join("x.pt");
+    write(&path, root).unwrap();
+    path
+}
+
+/// The file with its entries changed, as Python's `zipfile` would write it.
+fn rewritten(path: &Path, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> Vec<u8> {
+    let mut old = ZipArchive::new(std::fs::File::open(path).unwrap()).unwrap();
+    let mut new = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for i in 0..old.len() {
+        let mut entry = old.by_index(i).unwrap();
+        let (name, mut bytes) = (entry.name().unwrap().into_owned(), Vec::new());
+        entry.read_to_end(&mut bytes).unwrap();
+        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        new.start_file(&*name, options).unwrap();
+        new.write_all(&change(&name, bytes)).unwrap();
+    }
+    new.finish().unwrap().into_inner()
+}
+
+fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|w| w == from).expect("it is there");
+    [&bytes[..at], to, &bytes[at + from.len()..]].concat()
+}
+
+#[test]
+fn weights_load_beside_objects_of_any_class() {
+    let alone = open(&fixture("model.pt"));
+    for protocol in [2, 5] {
+        let path = fixture(&format!("objects-{protocol}.pt"));
+        let loaded = open(&path);
+        assert_eq!((loaded.format, loaded.averaged, loaded.step), (Format::TorchModel, false, Some(5)));
+        assert_eq!(loaded.integrity, Integrity::Verified);
+        for (name, array) in &alone.weights {
+            assert_eq!(loaded.weights[name], *array, "{name}");
+        }
+        assert_eq!(loaded.weights["parameter"].data(), [4.0, 4.25]);
+        assert_eq!(loaded.weights["with attributes"].data(), [5.0, 5.25]);
+        assert_eq!(loaded.weights.len(), alone.weights.len() + 2);
+        let unsupported: BTreeMap<&str, (&str, &[usize])> =
+            loaded.unsupported.iter().map(|(name, u)| (&**name, (&*u.kind, &*u.dims))).collect();
+        let expected: BTreeMap<&str, (&str, &[usize])> = BTreeMap::from([
+            ("float8", ("a tensor of type torch.float8_e4m3fn", &[4][..])),
+            ("complex", ("a tensor of type torch.ComplexFloatStorage", &[2])),
+            ("sparse", ("a tensor of type sparse", &[])),
+            ("quantised", ("a tensor of type quantised", &[2, 3])),
+            ("subclass", ("a tensor of type __main__.Subclass", &[])),
+            ("meta", ("a tensor of type meta", &[])),
+            ("many axes", ("a tensor of type more than 8 axes", &[])),
+        ]);
+        assert_eq!(unsupported, expected, "protocol {protocol}");
+        assert_eq!(
+            loaded.config,
+            Some(
+                json!({"depth": 12, "rate": 1e-4, "name": "ä", "sizes": [1, 2], "out": null, "device": "cpu"})
+            )
+        );
+        for class in ["argparse.Namespace", "datetime.datetime", "torch.float8_e4m3fn", "__main__.Settings"] {
+            assert!(loaded.opaque.iter().any(|name| name == class), "{class} is not in {:?}", loaded.opaque);
+        }
+
+        let root = TorchFile::open(&path).unwrap().root;
+        let json = |key: &str| root.get(key).unwrap().to_json();
+        assert_eq!(json("numpy").as_array().unwrap()[5..7], [json!(1.5), json!(true)]);
+        assert_eq!(
+            json("dictionaries").as_array().unwrap()[..4],
+            [json!({"a": [1]}), json!(null), json!({"b": 2}), json!({"c": 3})]
+        );
+        assert_eq!(json("dataclass"), json!({"depth": 2, "inner": null}));
+        assert_eq!(json("circle"), json!({"parent": null}));
+        assert_eq!(json("torch").as_array().unwrap()[..2], [json!([1, 2]), json!("cuda:1")]);
+        assert_eq!(json("complex"), json!(null));
+    }
+}
+
+/// It is named, and nothing is called.
+#[test]
+fn a_call_beside_the_weights_is_not_made() {
+    let loaded = open(&fixture("call.pt"));
+    assert_eq!(
+        (loaded.weights.len(), loaded.config, loaded.opaque),
+        (1, None, vec!["__builtin__.print".into()])
+    );
+}
+
+#[test]
+fn a_file_without_checksums_is_read_and_says_so() {
+    let path = fixture("unchecked.pt");
+    let loaded = open(&path);
+    assert_eq!(
+        (loaded.integrity, loaded.format, &*loaded.source.path),
+        (Integrity::Unchecked, Format::TorchNested, "net")
+    );
+    assert_eq!(loaded.weights["w"].data(), [1.0, 1.25, 1.5]);
+    TorchFile::open(&path).unwrap().check(&path).unwrap();
+    // Its lengths are compared nevertheless.
+    let dir = tempfile::tempdir().unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let cut = dir.path().join("cut.pt");
+    for n in 0..good.len() {
+        std::fs::write(&cut, &good[..n]).unwrap();
+        assert!(checkpoint::open(&cut, WhichWeights::Default).is_err(), "cut to {n} of {} bytes", good.len());
+    }
+}
+
+/// Changes a field of every entry of the archive's directory, and with `also_local` of the header before its content.
+fn with_fields(
+    good: &[u8],
+    place: usize,
+    also_local: Option<usize>,
+    change: impl Fn([u8; 2]) -> [u8; 2],
+) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    let entries: Vec<usize> = (0..good.len()).filter(|&i| good[i..].starts_with(b"PK\x01\x02")).collect();
+    assert!(!entries.is_empty());
+    let mut set = |at: usize| {
+        let field = [bytes[at], bytes[at + 1]];
+        bytes[at..at + 2].copy_from_slice(&change(field));
+    };
+    for entry in entries {
+        set(entry + place);
+        let header = u32::from_le_bytes(good[entry + 42..entry + 46].try_into().unwrap()) as usize;
+        also_local.into_iter().for_each(|place| set(header + place));
+    }
+    bytes
+}
+
+#[test]
+fn archives_that_pytorch_refuses_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let array = Array::new([3], vec![1.0, 2.0, 3.0]).unwrap();
+    let path = written(&dir, &Item::Dict(vec![("w".into(), Item::Tensor(&array))]));
+    let good = std::fs::read(&path).unwrap();
+    let flag =
+        |bit: u32| with_fields(&good, 8, Some(6), |f| (u16::from_le_bytes(f) | 1 << bit).to_le_bytes());
+    let zero = |bytes: &[u8], also_local: bool| {
+        let upper = with_fields(bytes, 16, also_local.then_some(14), |_| [0; 2]);
+        with_fields(&upper, 18, also_local.then_some(16), |_| [0; 2])
+    };
+    let other = |bytes: Vec<u8>| {
+        let path = dir.path().join("other.pt");
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    for (bytes, expected) in [
+        (flag(0), "encrypted"),
+        (flag(5), "encrypted or a patch"),
+        (flag(6), "encrypted"),
+        (flag(13), "encrypted"),
+        (with_fields(&good, 34, None, |_| [2, 0]), "disk"),
+        (with_fields(&good, 34, None, |_| [0xff; 2]), "disk"),
+        (zero(&good, false), "archive"),
+        // PyTorch's own archives have the checksum again after the content.
+        (zero(&std::fs::read(fixture("model.pt")).unwrap(), false), "two checksums"),
+        (
+            rewritten(
+                &path,
+                |name, bytes| if name.ends_with("data/0") { bytes[..8].to_vec() } else { bytes },
+            ),
+            "8 bytes, but the pickle says 12",
+        ),
+        (
+            rewritten(
+                &path,
+                |name, bytes| if name.ends_with("data/0") { [bytes, vec![0; 4]].concat() } else { bytes },
+            ),
+            "16 bytes, but the pickle says 12",
+        ),
+        (
+            rewritten(&path, |name, bytes| if name.ends_with("byteorder") { b"big".to_vec() } else { bytes }),
+            "little-endian",
+        ),
+    ] {
+        let line = problem(&other(bytes));
+        assert!(line.contains(expected), "{line}, expected {expected}");
+    }
+    for (bytes, integrity) in [
+        (with_fields(&good, 34, None, |_| [1, 0]), Integrity::Verified),
+        (rewritten(&path, |_, bytes| bytes), Integrity::Verified),
+        (zero(&good, true), Integrity::Unchecked),
+    ] {
+        let loaded = open(&other(bytes));
+        assert_eq!((loaded.integrity, &loaded.weights["w"]), (integrity, &array));
+    }
+}
+
+/// Every single bit altered in turn, and the file cut everywhere: an error or the same weights.
+#[test]
+fn no_altered_bit_of_a_file_with_checksums_changes_its_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let arrays = [Array::new([2], vec![0.5, -1.0]).unwrap(), Array::new([], vec![3.0]).unwrap()];
+    let root =
+        Item::Dict(vec![("a".into(), Item::Tensor(&arrays[0])), ("b".into(), Item::Tensor(&arrays[1]))]);
+    let path = dir.path().join("altered.pt");
+    for original in [written(&dir, &root), fixture("shadow.pt")] {
+        let good = std::fs::read(&original).unwrap();
+        let weights = open(&original).weights;
+        let open = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let opened = checkpoint::open(&path, WhichWeights::Default);
+            std::fs::remove_file(&path).unwrap();
+            opened
+        };
+        for byte in 0..good.len() {
+            assert!(open(&good[..byte]).is_err(), "cut to {byte} of {} bytes", good.len());
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[byte] ^= 1 << bit;
+                if let Ok(loaded) = open(&bad) {
+                    assert_eq!(loaded.weights, weights, "bit {bit} of byte {byte}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_dictionary_of_the_weights_is_found_wherever_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = resnet();
+    for (keys, format, averaged) in [
+        (&[][..], Format::TorchBare, false),
+        (&["net"], Format::TorchNested, false),
+        (&["anything at all"], Format::TorchNested, false),
+        (&["model", "state_dict"], Format::TorchNested, false),
+        (&["a", "b", "c", "d"], Format::TorchNested, false),
+        (&["model_state_dict"], Format::TorchTraining, false),
+        (&["ema"], Format::TorchAverages, true),
+        (&["ema_params"], Format::TorchAverages, true),
+        (&["params_ema"], Format::TorchAverages, true),
+        (&["ema", "module"], Format::TorchAverages, true),
+    ] {
+        let loaded = open(&written(&dir, &nested(keys, Item::Dict(dictionary(&weights, "")))));
+        assert_eq!(
+            (loaded.format, loaded.averaged, &loaded.weights),
+            (format, averaged, &weights),
+            "{keys:?}"
+        );
+        assert_eq!((loaded.source.path, loaded.source.others), (keys.join("."), Vec::<String>::new()));
+    }
+}
+
+#[test]
+fn of_several_dictionaries_one_is_used_and_the_others_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (weights, other) = (resnet(), Weights::from([("x".to_owned(), Array::new([1], vec![7.0]).unwrap())]));
+    let (network, averages) = (Item::Dict(dictionary(&weights, "")), Item::Dict(dictionary(&other, "")));
+    let root = Item::Dict(vec![
+        ("optimizer".into(), averages.clone()),
+        ("step".into(), Item::IntegerTensor(3)),
+        ("ema".into(), averages.clone()),
+        ("model".into(), averages.clone()),
+        ("found".into(), nested(&["here"], network)),
+    ]);
+    let path = written(&dir, &root);
+    let loaded = open(&path);
+    assert_eq!(
+        (&loaded.weights, &*loaded.source.path),
+        (&weights, "found.here"),
+        "a known network comes first"
+    );
+    assert_eq!(loaded.source.others, ["model", "ema", ""]);
+    assert_eq!(loaded.source.to_string(), "found.here; not used: model, ema, the top level");
+    let averaged = checkpoint::open(&path, WhichWeights::Ema).unwrap();
+    assert_eq!((&averaged.source.path[..], averaged.weights["x"].data()), ("ema", &[7.0][..]));
+
+    // Of dictionaries of unknown networks the likeliest name is used.
+    let root = Item::Dict(vec![
+        ("a".into(), averages.clone()),
+        ("net".into(), averages.clone()),
+        ("state_dict".into(), averages),
+    ]);
+    let loaded = open(&written(&dir, &root));
+    assert_eq!(
+        (&*loaded.source.path, &loaded.source.others[..]),
+        ("state_dict", &["net".to_owned(), "a".into()][..])
+    );
+}
+
+#[test]
+fn a_file_without_weights_says_what_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Item::Dict(vec![
+        ("note".into(), Item::Str("x".into())),
+        ("loss\n".into(), Item::Float(0.5)),
+        ("model".into(), Item::Dict(Vec::new())),
+    ]);
+    let line = problem(&written(&dir, &root));
+    let expected = r"no tensors found; the file holds note (text), loss\u{a} (a real number), model (a dictionary of 0 values)";
+    assert!(line.ends_with(expected), "{line}");
+    let many = (0..100).map(|i| (format!("key {i}"), Item::None)).collect();
+    assert!(problem(&written(&dir, &Item::Dict(many))).ends_with("key 11 (None), 88 more"));
+}
+
+#[test]
+fn a_prefix_that_a_network_shares_is_taken_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (network, dit) = dit();
+    for (weights, prefix) in [
+        (&dit, "model."),
+        (&dit, "net."),
+        (&resnet(), "encoder."),
+        (&resnet(), "module._orig_mod.backbone."),
+        (&resnet(), "network."),
+    ] {
+        let mut tensors = dictionary(weights, prefix);
+        let safetensors = dir.path().join("x.safetensors");
+        let views = weights.iter().map(|(name, array)| {
+            let bytes: Vec<u8> = array.data().iter().flat_map(|x| x.to_le_bytes()).collect();
+            (format!("{prefix}{name}"), (array.dims().to_vec(), bytes))
+        });
+        let mut views: BTreeMap<String, (Vec<usize>, Vec<u8>)> = views.collect();
+        views.insert("criterion.weight".into(), (vec![1], vec![0; 4]));
+        let views = views.iter().map(|(name, (dims, bytes))| {
+            (
+                name,
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, dims.clone(), bytes).unwrap(),
+            )
+        });
+        safetensors::serialize_to_file(views, None, &safetensors).unwrap();
+        let extra = Array::new([1], vec![0.0]).unwrap();
+        tensors.push(("criterion.weight".into(), Item::Tensor(&extra)));
+        let torch = written(&dir, &nested(&["state_dict"], Item::Dict(tensors)));
+        for path in [&torch, &safetensors] {
+            let loaded = open(path);
+            assert_eq!((&loaded.weights, &*loaded.source.prefix), (weights, prefix), "{path:?}");
+            assert_eq!(loaded.source.left_out, ["criterion.weight"]);
+            assert!(
+                loaded.source.to_string().ends_with(&format!("prefix {prefix}; not used: criterion.weight"))
+            );
+            assert!(loaded.describe(&Given::default()).is_ok());
+        }
+        assert_eq!(open(&safetensors).integrity, Integrity::Unchecked);
+    }
+    assert_eq!(
+        open(&written(&dir, &Item::Dict(dictionary(&dit, ""))))
+            .describe(&Given::default())
+            .unwrap()
+            .meta
+            .config,
+        network
+    );
+    // Of names that are of no known network nothing is taken.
+    let other = Weights::from([("model.x".to_owned(), Array::new([1], vec![7.0]).unwrap())]);
+    assert_eq!(open(&written(&dir, &Item::Dict(dictionary(&other, "")))).weights, other);
+    // Averages without the prefix get the running statistics from the raw weights that have it.
+    let weights = resnet();
+    let parameters: Weights =
+        weights.clone().into_iter().filter(|(name, _)| !name.contains("running_")).collect();
+    let root = vec![
+        ("model".into(), Item::Dict(dictionary(&weights, "model."))),
+        ("ema".into(), Item::Dict(dictionary(&parameters, ""))),
+    ];
+    let averaged = checkpoint::open(&written(&dir, &Item::Dict(root)), WhichWeights::Ema).unwrap();
+    assert_eq!(averaged.weights, weights);
+}
+
+#[test]
+fn a_tensor_of_another_type_is_refused_if_the_network_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, weights) = dit();
+    let array = &weights["patch_embed.proj.weight"];
+    for (name, needed) in
+        [("blocks.1.attn.qkv.weight", true), ("patch_embed.proj.weight", true), ("optimizer.scale", false)]
+    {
+        let mut tensors: BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)> = weights
+            .iter()
+            .map(|(name, array)| {
+                let bytes = array.data().iter().flat_map(|x| x.to_le_bytes()).collect();
+                (name.clone(), (safetensors::Dtype::F32, array.dims().to_vec(), bytes))
+            })
+            .collect();
+        let dims = weights.get(name).unwrap_or(array).dims().to_vec();
+        let bytes = vec![0; dims.iter().product()];
+        tensors.insert(name.into(), (safetensors::Dtype::F8_E4M3, dims.clone(), bytes));
+        let path = dir.path().join("x.safetensors");
+        let views = tensors.iter().map(|(name, (dtype, dims, bytes))| {
+            (name, safetensors::tensor::TensorView::new(*dtype, dims.clone(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+
+        // In PyTorch's file the numbers are of 8 bytes each, which the pickle and the archive agree on.
+        let mut items = dictionary(&weights, "");
+        items.retain(|(other, _)| other != name);
+        let twice = Array::new([2 * array.data().len()], array.data().repeat(2)).unwrap();
+        items.insert(0, (name.into(), Item::Tensor(&twice)));
+        let torch = written(&dir, &Item::Dict(items));
+        let complex = rewritten(&torch, |entry, bytes| match entry.ends_with("data.pkl") {
+            true => replace(&bytes, b"ctorch\nFloatStorage\n", b"ctorch\nComplexFloatStorage\n"),
+            false => bytes,
+        });
+        std::fs::write(&torch, complex).unwrap();
+        for (path, kind) in [(&path, "F8_E4M3"), (&torch, "a tensor of type torch.ComplexFloatStorage")] {
+            if needed {
+                let line = problem(path);
+                assert!(line.contains(&format!("{name}: {kind}, which is not supported")), "{line}");
+            } else {
+                let loaded = open(path);
+                assert_eq!((&loaded.weights, &*loaded.unsupported[name].kind), (&weights, kind));
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_are_not_taken_for_the_state_of_a_training_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![1], &[7]).unwrap();
+    safetensors::serialize_to_file([("x", view)], None, &path).unwrap();
+    for (path, what) in [
+        (&fixture("model.pt"), "a PyTorch file"),
+        (&fixture("legacy.pt"), "a PyTorch file"),
+        (&path, "a safetensors file of weights"),
+    ] {
+        let error = TrainingState::load(path).unwrap_err();
+        assert!(matches!(error.problem, Problem::NotAState { .. }));
+        let line = error.to_string();
+        assert!(
+            line.ends_with(&format!(
+                "{what}, not the state of a training run; --init begins a run with its weights"
+            )),
+            "{line}"
+        );
+    }
+}
