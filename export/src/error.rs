@@ -72,6 +72,9 @@ pub enum Error {
 /// This crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What stands for the file in errors about weights in memory.
+pub(crate) const WEIGHTS: &str = "weights";
+
 /// The most bytes of a file's text that an error repeats.
 const MAX_EXCERPT: usize = 400;
 
@@ -121,6 +124,17 @@ fn is_unsafe(c: char) -> bool {
 }
 
 impl Error {
+    /// Whether the message says which file it is about, or is about none. What a runtime or a network says does not.
+    pub fn names_file(&self) -> bool {
+        match self {
+            Error::Runtime { .. } | Error::Verification(_) | Error::NotFinite { .. } | Error::Model(_) => {
+                false
+            }
+            Error::File { file, .. } => file != WEIGHTS,
+            _ => true,
+        }
+    }
+
     pub(crate) fn file(
         file: impl std::fmt::Display,
         field: impl Into<String>,

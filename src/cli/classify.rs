@@ -11,7 +11,7 @@ use tiny_cats_export::{Candidate, Classifier, Error, Model, Options, Prediction}
 use tiny_cats_models::pretrained;
 use walkdir::WalkDir;
 
-use super::common::{Runtime, open_model};
+use super::common::{OfModel, Runtime, open_model};
 use crate::data::{is_ignored, printable};
 
 /// More files than anybody has patience for; a list of them fits into memory.
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(path) => open_model(path)?,
         None => Model::from_bytes(pretrained::CLASSIFIER.to_vec(), "the pretrained ResNet-18")?,
     };
-    let mut classifier = Classifier::from_model(&model, &options)?;
+    let mut classifier = Classifier::from_model(&model, &options).of_model(args.model.as_deref())?;
     let classes = classifier.meta().classes.len();
     let top_k = args.top_k.unwrap_or(3.min(classes));
     if !(1..=classes).contains(&top_k) {
@@ -68,7 +68,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         report.failed(&path, &reason);
     }
     for part in files.chunks(args.batch) {
-        for (path, result) in part.iter().zip(classifier.classify_files(part)?) {
+        for (path, result) in
+            part.iter().zip(classifier.classify_files(part).of_model(args.model.as_deref())?)
+        {
             match result {
                 Ok(prediction) => report.classified(path, &prediction)?,
                 Err(Error::Picture { reason, .. }) => report.failed(path, &reason),

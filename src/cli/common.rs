@@ -164,6 +164,28 @@ pub fn open_model(path: &Path) -> anyhow::Result<Model> {
     Ok(model)
 }
 
+/// Results of computing with a model.
+pub trait OfModel<T> {
+    /// Names the model's file in an error that does not. Without a file, the model is the one that comes with this program.
+    ///
+    /// # Errors
+    /// Those of the result.
+    fn of_model(self, file: Option<&Path>) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> OfModel<T> for Result<T, E> {
+    fn of_model(self, file: Option<&Path>) -> anyhow::Result<T> {
+        self.map_err(|error| {
+            let error: anyhow::Error = error.into();
+            let unnamed = error.downcast_ref::<tiny_cats_export::Error>().is_some_and(|e| !e.names_file());
+            match file.filter(|_| unnamed) {
+                Some(file) => error.context(printable(file).display().to_string()),
+                None => error,
+            }
+        })
+    }
+}
+
 /// Says which pictures were left out. Their names may come from an index, which may be of anybody.
 pub fn tell_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
@@ -217,5 +239,26 @@ impl From<Runtime> for RuntimeKind {
             Runtime::Ort => Self::Ort,
             Runtime::Candle => Self::Candle,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tiny_cats_export::Error;
+
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_model_names_its_file_once() {
+        let said = |error: Error, file: Option<&str>| {
+            format!("{:#}", Err::<(), _>(error).of_model(file.map(Path::new)).unwrap_err())
+        };
+        let runtime = || Error::Runtime { runtime: "tract", message: "no".into() };
+        assert_eq!(said(runtime(), Some("a\u{1b}.onnx")), "a\\u{1b}.onnx: tract: no");
+        assert_eq!(said(runtime(), None), "tract: no");
+        let weights = Error::File { file: "weights".into(), field: "a".into(), message: "b".into() };
+        assert_eq!(said(weights, Some("a.onnx")), "a.onnx: weights: a: b");
+        let named = Error::File { file: "a.onnx".into(), field: "a".into(), message: "b".into() };
+        assert_eq!(said(named, Some("a.onnx")), "a.onnx: a: b");
     }
 }

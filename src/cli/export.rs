@@ -9,7 +9,7 @@ use tiny_cats_export::{
     report_path,
 };
 
-use super::common::{ASSUMED, GivenArgs, WeightsKind, tell_assumed, which};
+use super::common::{ASSUMED, GivenArgs, OfModel, WeightsKind, tell_assumed, which};
 use crate::checkpoint;
 
 /// What `tiny-cats export` is called with.
@@ -55,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let output = args.output.unwrap_or_else(|| args.checkpoint.with_extension("onnx"));
     let storage = if args.f16 { Storage::F16 } else { Storage::F32 };
     let options = ExportOptions { opset: args.opset, trajectory: args.test, storage };
-    let report = export(&meta, &loaded.weights, &output, &options)?;
+    let report = export(&meta, &loaded.weights, &output, &options).of_model(Some(&args.checkpoint))?;
     print(&report);
     println!(
         "wrote {} ({:.1} MB) and {}",

@@ -15,7 +15,7 @@ use tiny_cats_export::{
 };
 use tiny_cats_models::pretrained;
 
-use super::common::{Runtime, interval, open_model};
+use super::common::{OfModel, Runtime, interval, open_model};
 
 /// What `tiny-cats generate` is called with.
 #[derive(clap::Args, Debug)]
@@ -73,7 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(path) => open_model(path)?,
         None => Model::from_bytes(pretrained::TINYDIT.to_vec(), "the pretrained TinyDiT")?,
     };
-    let mut generator = Generator::from_model(&model, &options)?;
+    let mut generator = Generator::from_model(&model, &options).of_model(args.model.as_deref())?;
     let mut request = generator.request();
     request.breed = Breed::from(args.breed.as_str());
     request.count = args.count;
@@ -96,11 +96,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         if folder {
             bail!("--frames: expected --output to be a name that ends in .png");
         }
-        let shown = coming_out_of_noise(&mut generator, &request, frames, tell)?;
+        let shown =
+            coming_out_of_noise(&mut generator, &request, frames, tell).of_model(args.model.as_deref())?;
         write_png(&args.output, &grid(&shown, frames, None))
             .with_context(|| args.output.display().to_string())?;
     } else {
-        let pictures = generator.generate_with(&request, tell)?;
+        let pictures = generator.generate_with(&request, tell).of_model(args.model.as_deref())?;
         write(&pictures, &args.output, folder)?;
     }
     bar.finish_and_clear();

@@ -86,6 +86,7 @@ impl<J: Send + 'static> Lane<J> {
             Desk { jobs: receiver, metrics: metrics.clone(), name: name.to_owned(), pace: pace.clone() };
         thread::Builder::new().name(format!("model {name}")).spawn(move || {
             let readied = prove(&model, runtime).and_then(|report| Ok((report, load(&model)?)));
+            let file = model.name().to_owned();
             drop(model);
             match readied {
                 Ok((report, loaded)) => {
@@ -94,7 +95,11 @@ impl<J: Send + 'static> Lane<J> {
                     work(loaded, desk);
                 }
                 Err(error) => {
-                    state.send_replace(State::Failed(error.to_string()));
+                    state.send_replace(State::Failed(if error.names_file() {
+                        error.to_string()
+                    } else {
+                        format!("{file}: {error}")
+                    }));
                 }
             }
         })?;

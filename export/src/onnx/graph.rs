@@ -17,7 +17,7 @@ use super::{
     },
     value::{Param, Value},
 };
-use crate::{DIGEST_KEY, Error, Result};
+use crate::{DIGEST_KEY, Error, Result, error::WEIGHTS};
 
 /// The operator set that files are written in unless another is asked for: the newest that every verified runtime reads.
 pub const DEFAULT_OPSET: u32 = 17;
@@ -282,7 +282,7 @@ impl OnnxSource<'_> {
     /// [`Error::File`] naming a weight that it did not ask for: such weights belong to another network.
     pub fn finish(self) -> Result<()> {
         match self.weights.keys().find(|name| !self.used.contains(*name)) {
-            Some(name) => Err(Error::file("weights", name, "the network has no parameter of this name")),
+            Some(name) => Err(Error::file(WEIGHTS, name, "the network has no parameter of this name")),
             None => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeSet};
 use half::{f16, slice::HalfFloatSliceExt};
 use tiny_cats_models::Weights;
 
-use crate::{Error, Result};
+use crate::{Error, Result, error::WEIGHTS};
 
 /// How a file stores weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(crate) fn rounded<'a>(weights: &'a Weights, halves: &BTreeSet<String>) -> Re
         if let Some(value) = array.data().iter().find(|v| !(-most..=most).contains(*v)) {
             let message =
                 format!("expected values from -{most} to {most}, which is what halves hold, found {value}");
-            return Err(Error::file("weights", name, message));
+            return Err(Error::file(WEIGHTS, name, message));
         }
         let nearest = narrowed(array.data());
         nearest.convert_to_f32_slice(array.data_mut());

@@ -9,7 +9,7 @@ use tiny_cats_models::pretrained;
 
 use super::{Opened, Part, bar, labels, skipped_json, writable};
 use crate::{
-    cli::common::{Runtime, tell_skipped, write_json},
+    cli::common::{OfModel, Runtime, tell_skipped, write_json},
     data::spread,
     evaluate::Classification,
 };
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let opened = Opened::new(args.model.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
-    let mut classifier = Classifier::from_model(&opened.model, &options)?;
+    let mut classifier = Classifier::from_model(&opened.model, &options).of_model(opened.path.as_deref())?;
     let data = args.split.open(&args.data)?;
     let known = labels(&data.classes, &classifier.meta().classes);
     let files = spread(&data.files, args.limit_files);
@@ -71,7 +71,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let progress = bar(files.len() as u64, "photographs")?;
     for part in files.chunks(args.batch) {
         let paths: Vec<PathBuf> = part.iter().map(|file| data.root.join(&file.path)).collect();
-        for (file, prediction) in part.iter().zip(classifier.classify_files(&paths)?) {
+        for (file, prediction) in
+            part.iter().zip(classifier.classify_files(&paths).of_model(opened.path.as_deref())?)
+        {
             match (prediction, known[file.label as usize]) {
                 (Ok(prediction), Some(truth)) => result.add(truth, &prediction),
                 (Err(Error::Picture { reason, .. }), _) => skipped.push((file.path.clone(), reason)),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     checkpoint::is_checkpoint,
-    cli::common::{Runtime, tell_skipped, write_json},
+    cli::common::{OfModel, Runtime, tell_skipped, write_json},
     data::{Cache, Dataset, Images},
     evaluate::{
         Comparing, Comparison, Confusion, Interval, Memorisation, NEXT, compare, halves, memorisation,
@@ -126,7 +126,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
     let (mut extractor, of_features) = extractor(args, &options)?;
     let judge = Opened::new(args.classifier.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
-    let mut classifier = Classifier::from_model(&judge.model, &options)?;
+    let mut classifier = Classifier::from_model(&judge.model, &options).of_model(judge.path.as_deref())?;
     let data = args.split.open(&args.data)?;
     let (drawn, real, by) = match &args.images {
         Some(folder) => {
@@ -147,8 +147,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let paths: Vec<String> = (0..real.len()).map(|i| file_name(real.path(i))).collect();
     let real_images: Vec<RgbImage> = pictures(&real)?;
 
-    let real_features = extract(&mut extractor, &real_images, args.batch, "real pictures")?;
-    let features = extract(&mut extractor, &drawn.images, args.batch, "drawn pictures")?;
+    let real_features = extract(&mut extractor, &real_images, args.batch, "real pictures")
+        .of_model(args.features.as_deref())?;
+    let features = extract(&mut extractor, &drawn.images, args.batch, "drawn pictures")
+        .of_model(args.features.as_deref())?;
     let how = Comparing {
         frechet_resamples: match args.bootstrap {
             None if features.dims() > MOST_RESAMPLED => 0,
@@ -176,7 +178,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let breeds = [(&drawn.images, &drawn.labels), (&real_images, &of_real)]
         .map(|(images, labels)| agreement(&mut classifier, images, labels, &known, args.batch));
     let [by_drawn, by_real] = breeds;
-    let (by_drawn, by_real) = (by_drawn?, by_real?);
+    let (by_drawn, by_real) =
+        (by_drawn.of_model(judge.path.as_deref())?, by_real.of_model(judge.path.as_deref())?);
 
     println!(
         "{} drawn and {} real pictures ({}) of {size} px, by {} features of {}\n",
@@ -227,7 +230,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// Draws pictures of the classes of `data` in their proportions; also returns the real ones, and how it was done.
 fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn, Images, Value)> {
     let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
-    let mut generator = Generator::from_model(&opened.model, options)?;
+    let mut generator = Generator::from_model(&opened.model, options).of_model(opened.path.as_deref())?;
     let classes = generator.meta().classes.clone();
     let known = drawn::known(&args.data, data, &classes)?;
     let real = Images::load(data, generator.meta().image_size as u32, args.limit_files, &Cache::Default)?;
@@ -238,7 +241,8 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
     let samples = args.samples.unwrap_or(real.len().clamp(2, MOST_DRAWN));
     let counts = proportional(&counts, samples);
     let request = args.sampling.request(&generator, args.seed);
-    let mut drawn = drawn::draw(&mut generator, &counts, &request, args.batch)?;
+    let mut drawn =
+        drawn::draw(&mut generator, &counts, &request, args.batch).of_model(opened.path.as_deref())?;
     // From the generator's labels to the data's.
     let back = labels(&classes, &data.classes);
     drawn.labels.iter_mut().for_each(|label| *label = label.and_then(|label| back[label]));
@@ -267,7 +271,7 @@ fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor
             );
         }
         let opened = Opened::new(path, released)?;
-        let extractor = FeatureExtractor::from_classifier(&opened.model, options)?;
+        let extractor = FeatureExtractor::from_classifier(&opened.model, options).of_model(path)?;
         Ok((extractor, opened.provenance(), "before the last layer"))
     };
     let (extractor, mut from, output) = match args.features.as_deref() {
@@ -288,7 +292,8 @@ fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor
                         std: args.features_std.unwrap_or(default.std),
                     }
                 };
-                let extractor = FeatureExtractor::from_graph(&file, preprocessing, options)?;
+                let extractor =
+                    FeatureExtractor::from_graph(&file, preprocessing, options).of_model(Some(path))?;
                 let sha256 = sha256(path).with_context(|| path.display().to_string())?;
                 (extractor, json!({"file": file_name(path), "sha256": sha256}), "the first output")
             }

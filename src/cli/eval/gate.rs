@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cli::{
-        common::{Runtime, tell_skipped, write_json},
+        common::{OfModel, Runtime, tell_skipped, write_json},
         logging,
     },
     data::{Cache, Dataset, Images, Split},
@@ -81,11 +81,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
     let released = (pretrained::CLASSIFIER, "resnet18-breeds.onnx");
     let of_features = Opened::new(args.classifier.as_deref(), released)?;
-    let mut extractor = FeatureExtractor::from_classifier(&of_features.model, &options)?;
+    let mut extractor = FeatureExtractor::from_classifier(&of_features.model, &options)
+        .of_model(of_features.path.as_deref())?;
     let judge = Opened::new(args.judge.as_deref().or(args.classifier.as_deref()), released)?;
-    let mut classifier = Classifier::from_model(&judge.model, &options)?;
+    let mut classifier = Classifier::from_model(&judge.model, &options).of_model(judge.path.as_deref())?;
     let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
-    let mut generator = Generator::from_model(&opened.model, &options)?;
+    let mut generator = Generator::from_model(&opened.model, &options).of_model(opened.path.as_deref())?;
     let request = args.sampling.request(&generator, args.seed);
 
     let data = Dataset::open(&args.data)?;
@@ -113,7 +114,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Breed by breed in turn, as `generate --breed all` draws them.
     let all: Vec<usize> = (0..args.count * classes.len()).map(|i| i % classes.len()).collect();
     let mut drawn = Vec::with_capacity(all.len());
-    drawn::draw_each(&mut generator, &all, &request, args.batch, |picture| drawn.push(picture))?;
+    drawn::draw_each(&mut generator, &all, &request, args.batch, |picture| drawn.push(picture))
+        .of_model(opened.path.as_deref())?;
     let shown = &drawn[..SHOWN.min(args.count) * classes.len()];
     if let Some(path) = &args.sheet {
         write_png(path, &sheet(shown)).with_context(|| path.display().to_string())?;
@@ -130,7 +132,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
     let blurred: Vec<RgbImage> =
         training.par_iter().map(|picture| gate::blurred(picture, gate::SIGMA)).collect();
-    let mut features = |images: &[RgbImage], what: &str| extract(&mut extractor, images, args.batch, what);
+    let mut features = |images: &[RgbImage], what: &str| {
+        extract(&mut extractor, images, args.batch, what).of_model(of_features.path.as_deref())
+    };
     let by_features = gate::kernel(
         &features(&held_out, "held-out pictures")?,
         &features(&samples, "drawn pictures")?,
@@ -139,7 +143,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         args.seed,
     )?;
     let mut found = |images: &[RgbImage], labels: &[Option<usize>]| {
-        agreement(&mut classifier, images, labels, &known, args.batch)
+        agreement(&mut classifier, images, labels, &known, args.batch).of_model(judge.path.as_deref())
     };
     let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
     let (by_drawn, by_real) = (found(&samples, &breeds)?, found(&held_out, &of_real)?);

@@ -98,6 +98,8 @@ impl Part {
 /// A model, and which file it is.
 struct Opened {
     model: Model,
+    /// Where it is; none of the one that comes with this program.
+    path: Option<PathBuf>,
     /// The file's name, without the folders that it lies in.
     file: String,
     sha256: String,
@@ -108,11 +110,21 @@ impl Opened {
     fn new(path: Option<&Path>, (bytes, name): (&[u8], &str)) -> anyhow::Result<Self> {
         let Some(path) = path else {
             let model = Model::from_bytes(bytes.to_vec(), name)?;
-            return Ok(Self { model, file: name.to_owned(), sha256: hex(&Sha256::digest(bytes)) });
+            return Ok(Self {
+                model,
+                path: None,
+                file: name.to_owned(),
+                sha256: hex(&Sha256::digest(bytes)),
+            });
         };
         let named = || path.display().to_string();
         let model = open_model(path)?;
-        Ok(Self { model, file: file_name(path), sha256: sha256(path).with_context(named)? })
+        Ok(Self {
+            model,
+            path: Some(path.to_owned()),
+            file: file_name(path),
+            sha256: sha256(path).with_context(named)?,
+        })
     }
 
     fn provenance(&self) -> Value {
