@@ -303,15 +303,8 @@ fn arguments_and_models_that_make_no_sense_are_refused_in_one_line() {
         ),
         (&["--model", "missing.onnx"], "error: missing.onnx: No such file"),
         (&["--model", "picture.png"], "error: picture.png: "),
-        (&["--model", "cut.safetensors"], "error: cut.safetensors: safetensors: "),
-        (
-            &["--model", "altered.safetensors"],
-            "error: altered.safetensors: sha256: the checksum does not match",
-        ),
-        (
-            &["--model", "checkpoints/cats_model.pt"],
-            "error: checkpoints/cats_model.pt: format: expected .onnx",
-        ),
+        (&["--model", "cut.safetensors"], "error: cut.safetensors: header: the file ends here"),
+        (&["--model", "altered.safetensors"], "error: altered.safetensors: the checksum does not match"),
     ] {
         let said = first(args);
         assert!(said.starts_with(expected), "{args:?}: {said}");

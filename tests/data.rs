@@ -402,7 +402,7 @@ fn decoded_pictures_are_listed_and_deleted_and_nothing_else_is() {
     fs::write(folder.join("notes.txt"), "mine").unwrap();
     let (out, _) = succeeds(dir.path(), &["cache", "--cache", "cache"]);
     assert!(line(&out, "squares-16-").starts_with("   0.1 MB") && out.contains("squares-8-"), "{out}");
-    assert!(out.contains("cache: 2 files of decoded pictures, 0.1 MB"), "{out}");
+    assert!(out.contains("cache: 2 files of decoded pictures, 0.2 MB"), "{out}");
     let program = env!("CARGO_BIN_EXE_tiny-cats");
     let output = Command::new(program)
         .args(["data", "cache", "--clear"])

@@ -342,7 +342,7 @@ fn a_file_without_weights_says_what_it_holds() {
         ("model".into(), Item::Dict(Vec::new())),
     ]);
     let line = problem(&written(&dir, &root));
-    let expected = r"no tensors found; the file holds note (text), loss\u{a} (a real number), model (a dictionary of 0 values)";
+    let expected = r"no tensors found; the file holds note (text), loss\n (a real number), model (a dictionary of 0 values)";
     assert!(line.ends_with(expected), "{line}");
     let many = (0..100).map(|i| (format!("key {i}"), Item::None)).collect();
     assert!(problem(&written(&dir, &Item::Dict(many))).ends_with("key 11 (None), 88 more"));

@@ -115,15 +115,6 @@ mod tests {
 
     #[test]
     fn text_of_a_file_is_one_short_line_in_a_message() {
-        for (text, expected) in [
-            ("conv1.weight", "conv1.weight"),
-            ("ä\n\x1b[31m", "ä\\u{a}\\u{1b}[3.."),
-            ("\u{202e}\u{2028}", "\\u{202e}\\u{2028}"),
-            ("1234567890123", "123456789012.."),
-        ] {
-            let max = if text.starts_with('ä') { 5 } else { 12 };
-            assert_eq!(shown(text, max), expected);
-        }
         let problem = Problem::malformed("x".repeat(1 << 20), "y\n".repeat(1 << 20));
         assert!(problem.to_string().len() < 3000 && !problem.to_string().contains('\n'));
     }

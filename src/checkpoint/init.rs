@@ -152,6 +152,7 @@ impl InitFile {
             None => skipped.extend(head.into_keys()),
         }
         skipped.retain(|name| !name.ends_with(BATCH_COUNT));
+        skipped.sort();
         notes.extend(skipped_line(&skipped));
         Ok(Initial { weights, notes })
     }
