@@ -261,7 +261,7 @@ def layouts():
     args = {"lr": 1e-4, "data_path": Foreign("pathlib.PosixPath", ("data", "cats"))}
     namespace = Foreign("argparse.Namespace", (), args)
     date = Foreign("datetime.datetime", (b"\x07\xe9\x01\x02\x03\x04\x05\0\0\0",))
-    config = {"image_size": 32.0, "num_classes": 13, "num_heads": 4}
+    config = {"image_size": 32.0, "num_classes": 13, "num_heads": 1}
     dtype = Foreign("numpy.dtype", ("f8", False, True), (3, "<", None, None, None, -1, -1, 0))
     scalar = Foreign("numpy.core.multiarray.scalar", (dtype, b"\0\0\0\0\0\0\xf0?"))
     prefixed = lambda state, prefix: collections.OrderedDict((prefix + name, value) for name, value in state.items())

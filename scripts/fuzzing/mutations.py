@@ -282,7 +282,17 @@ def json_part(rng, document):
     elif action == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
         number = holder[key]
         holder[key] = rng.choice(
-            [number + 1, number - 1, -number, number * 2, number * 1000, float(number), str(number), rng.choice(NUMBERS), rng.choice(NUMBERS[-6:])]
+            [
+                number + 1,
+                number - 1,
+                -number,
+                number * 2,
+                number * 1000,
+                float(number),
+                str(number),
+                rng.choice(NUMBERS),
+                rng.choice(NUMBERS[-6:]),
+            ]
         )
     elif action == 4 and isinstance(holder, list):
         holder.append(rng.choice([holder[key], value(rng)]))

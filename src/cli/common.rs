@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::Value;
-use tiny_cats_export::{Model, runtime::RuntimeKind, write_atomically};
+use tiny_cats_export::{Model, excerpt, runtime::RuntimeKind, write_atomically};
 
 use super::logging;
 use crate::{
@@ -189,7 +189,7 @@ impl<T, E: Into<anyhow::Error>> OfModel<T> for Result<T, E> {
 /// Says which pictures were left out. Their names may come from an index, which may be of anybody.
 pub fn tell_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
-        logging::note(&format!("skipped {}: {why}", printable(path).display()));
+        logging::note(&format!("skipped {}: {}", printable(path).display(), excerpt(why)));
     }
 }
 

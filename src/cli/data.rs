@@ -7,7 +7,9 @@ use std::{
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use tiny_cats_export::escaped;
 
+use super::common::tell_skipped;
 use crate::data::{
     Cache, Count, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats, cache,
     synth::{self, Manifest},
@@ -136,14 +138,12 @@ fn index(args: &Index) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let counts = data.counts();
     print_counts(&counts);
-    for (path, reason) in &data.skipped {
-        eprintln!("skipped {}: {reason}", path.display());
-    }
+    tell_skipped(&data.skipped);
     for group in data.duplicates() {
         let files: Vec<String> =
             group.iter().map(|picture| format!("{} ({})", picture.path.display(), picture.split)).collect();
         let classes = if group.iter().any(|p| p.label != group[0].label) { ", in two classes" } else { "" };
-        eprintln!("the same file{classes}: {}", files.join(", "));
+        eprintln!("the same file{classes}: {}", escaped(&files.join(", "), usize::MAX));
     }
     for count in counts {
         match count {
@@ -207,10 +207,10 @@ fn print_stats(stats: &Stats, index: Option<&Path>) {
     println!("left out      {}", stats.skipped.len());
     println!("duplicates    {}", stats.duplicates.len());
     for files in &stats.duplicates {
-        eprintln!("the same file: {}", files.join(", "));
+        eprintln!("the same file: {}", escaped(&files.join(", "), usize::MAX));
     }
     for (path, reason) in &stats.skipped {
-        eprintln!("skipped {path}: {reason}");
+        eprintln!("skipped {}: {reason}", escaped(path, usize::MAX));
     }
 }
 
@@ -219,9 +219,7 @@ fn prepare(args: PrepareArgs) -> anyhow::Result<()> {
     let PrepareArgs { source, output, crop, size, boxes, other, encoding } = args;
     let prepared = Prepare { crop, size, boxes, other, encoding }.run(&source, &output, advance(&bar))?;
     bar.finish_and_clear();
-    for (path, reason) in &prepared.skipped {
-        eprintln!("skipped {}: {reason}", path.display());
-    }
+    tell_skipped(&prepared.skipped);
     let width = prepared.classes.keys().map(|name| name.chars().count()).max().unwrap_or(0);
     for (name, count) in &prepared.classes {
         println!("{name:width$}  {count:5}");

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tiny_cats_export::escaped;
 
 pub mod classify;
 pub mod cloud;
@@ -103,7 +104,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line.
+/// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line. What a file or a
+/// name may have brought into it is escaped.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -113,5 +115,5 @@ fn one_line(error: &anyhow::Error) -> String {
             line += &format!("{between}{cause}");
         }
     }
-    line
+    escaped(&line, usize::MAX).into_owned()
 }

@@ -44,6 +44,7 @@ mod tests {
         assert_eq!(table(&["name", "n", "z"], &rows), "name    n  z\na     1.5\nⓑⓑⓑⓑ  -12  x\n");
         assert_eq!(table(&["name"], &[]), "name\n");
         assert_eq!(clean("a\u{1b}[31m\nb", 99), "a\\u{1b}[31m\\nb");
+        assert_eq!(clean("a\u{202e}\u{2028}b", 99), "a\\u{202e}\\u{2028}b");
         assert_eq!(clean("abc", 2), "ab…");
     }
 }

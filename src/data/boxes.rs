@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use tiny_cats_export::excerpt;
+
 use super::{
     Error, Result,
     scan::{self, name},
@@ -98,7 +100,8 @@ impl Boxes {
             let number = |column: usize| {
                 let text = record.get(column).unwrap_or_default();
                 let found = || {
-                    format!("{} of its box is {text:?} in line {line}; expected a number", &header[column])
+                    let found = excerpt(text);
+                    format!("{} of its box is {found:?} in line {line}; expected a number", &header[column])
                 };
                 text.parse::<f64>().map_err(|_| found())
             };
@@ -262,6 +265,10 @@ mod tests {
                 assert!(says.is_empty(), "{text:?} was read");
             }
         }
+        let long = format!("file,xmin,ymin,xmax,ymax\na,{},2,3,4\n", "9x".repeat(1 << 19));
+        fs::write(&path, long).unwrap();
+        let reason = Boxes::read(&path).unwrap().of(Path::new("a")).unwrap().unwrap_err();
+        assert!(reason.starts_with("xmin of its box is \"9x") && reason.len() < 500, "{reason}");
         fs::write(&path, b"file,xmin,ymin,xmax,ymax\n\xff\xfe,1,2,3,4\n").unwrap();
         assert!(Boxes::read(&path).is_err_and(|error| !error.to_string().contains('\n')));
     }

@@ -118,6 +118,5 @@ pub(super) fn name(path: &Path) -> String {
 
 /// A name of any characters as one that can be printed.
 pub(crate) fn printable(name: &Path) -> PathBuf {
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    name.to_string_lossy().chars().map(escape).collect::<String>().into()
+    tiny_cats_export::escaped(&name.to_string_lossy(), usize::MAX).into_owned().into()
 }
