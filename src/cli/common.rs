@@ -189,7 +189,7 @@ impl<T, E: Into<anyhow::Error>> OfModel<T> for Result<T, E> {
 /// Says which pictures were left out. Their names may come from an index, which may be of anybody.
 pub fn tell_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
-        logging::note(&format!("skipped {}: {}", printable(path).display(), excerpt(why)));
+        logging::note(&format!("skipped {}: {}", excerpt(&path.display().to_string()), excerpt(why)));
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
-use tiny_cats_export::{decode, is_class_name, write_atomically};
+use tiny_cats_export::{decode, excerpt, is_class_name, write_atomically};
 
 use super::{
     Dataset, Error, OTHER, Picture, Result, Shares, Split,
@@ -275,7 +275,8 @@ fn other_version(version: u32) -> String {
 
 /// Reads an index, believing nothing.
 fn read(file: &Path) -> Result<Index> {
-    let wrong = |reason: String| Error::Index { path: file.to_path_buf(), reason };
+    let wrong =
+        |reason: String| Error::Index { path: file.to_path_buf(), reason: excerpt(&reason).into_owned() };
     let metadata = fs::metadata(file).map_err(Error::io(file))?;
     if !metadata.is_file() || metadata.len() > MOST_BYTES {
         return Err(wrong(format!("expected a file of at most {} MiB", MOST_BYTES >> 20)));
