@@ -16,6 +16,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod logging;
+pub mod panic;
 pub mod plan;
 pub mod runs;
 #[cfg(feature = "serve")]
@@ -64,6 +65,7 @@ enum Command {
 /// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
 /// a wrong usage has exit code 2.
 pub fn main() -> ExitCode {
+    panic::install_hook();
     let (matches, Cli { command }) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => return fail(&error),
@@ -100,6 +102,11 @@ fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
+    // Nobody reads the output any more, as behind `| head`: there is nobody to tell, and nothing is wrong.
+    let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.downcast_ref().is_some_and(closed) {
+        return ExitCode::SUCCESS;
+    }
     logging::fail(&one_line(error));
     ExitCode::FAILURE
 }
