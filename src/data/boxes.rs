@@ -182,6 +182,13 @@ impl Head {
         let (left, top, right, bottom) = (left * x, top * y, right * x, bottom * y);
         let (across, down) = ((left + right) / 2.0, (top + bottom) / 2.0);
         let sound = left < right && top < bottom && (0.0..=w).contains(&across) && (0.0..=h).contains(&down);
+        // A corner pixel has no head: these are shares of width and height.
+        if self.edges.iter().all(|&edge| edge <= 1.0) {
+            let [left, top, right, bottom] = self.edges;
+            return Err(format!(
+                "{width} x {height}, but its box is {left}, {top}, {right}, {bottom}; expected edges in pixels"
+            ));
+        }
         if !sound {
             let [left, top, right, bottom] = self.edges;
             return Err(format!("{width} x {height}, but its box is {left}, {top}, {right}, {bottom}"));
