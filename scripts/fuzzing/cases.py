@@ -17,7 +17,7 @@ from .targets import PROGRAM
 PATIENCE = 20
 TIMES = 20
 CYCLE = 8
-TIME = re.compile(rb"[0-9.]+ s\b|[0-9.]+ pictures/s|\d+ MiB|\d+ % waiting|\d{8}-\d{6}-[\w-]+")
+TIME = re.compile(rb"[0-9.]+ s\b|[0-9.]+ pictures/s|\d+ MiB|\s+\d+ % waiting for data|\d{8}-\d{6}-[\w-]+")
 
 
 class Failure:

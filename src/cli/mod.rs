@@ -122,5 +122,8 @@ fn one_line(error: &anyhow::Error) -> String {
             line += &format!("{between}{cause}");
         }
     }
-    escaped(&line, usize::MAX).into_owned()
+    escaped(&line, MOST_SHOWN).into_owned()
 }
+
+/// The most bytes of an error's text that are shown; what comes from a file may be long.
+const MOST_SHOWN: usize = 560;

@@ -11,7 +11,9 @@ const REPORTS: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
 /// the standard output any more, as behind `| head`, and with one line when it cannot be written.
 pub fn install_hook() {
     panic::set_hook(Box::new(|info| {
-        let message = info.payload_as_str().unwrap_or("no message");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text.or_else(|| payload.downcast_ref().map(String::as_str)).unwrap_or("no message");
         // `println!` panics with this text where others return an error.
         if let Some(reason) = message.strip_prefix("failed printing to ") {
             let broken = reason.contains("Broken pipe") || reason.contains("os error 232");

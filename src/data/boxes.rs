@@ -139,8 +139,8 @@ fn read_xml(path: &Path) -> std::result::Result<Head, String> {
     // Entities can only be defined in a DTD, which is an error.
     let options =
         roxmltree::ParsingOptions { allow_dtd: false, nodes_limit: MOST_XML_NODES, ..Default::default() };
-    let document =
-        roxmltree::Document::parse_with_options(&text, options).map_err(|e| format!("no sound XML: {e}"))?;
+    let document = roxmltree::Document::parse_with_options(&text, options)
+        .map_err(|e| format!("no sound XML: {}", excerpt(&e.to_string())))?;
     let child = |node: roxmltree::Node, name: &str| -> Option<f64> {
         let child = node.children().find(|child| child.has_tag_name(name))?;
         child.text()?.trim().parse().ok()
