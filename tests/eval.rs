@@ -315,12 +315,12 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         (
             &images,
             &["--features", "same.onnx"],
-            "error: tract: the features' file is no feature extractor: expected an output of [16, f",
+            "error: same.onnx: tract: the features' file is no feature extractor: expected an output of [16, f",
         ),
         (
             &images,
             &["--features", "damaged.onnx"],
-            "error: tract: the network returned features that are no finite numbers",
+            "error: damaged.onnx: tract: the network returned features that are no finite numbers",
         ),
         (&images, &["--features", "pixels.onnx", "--features-resize", "7"], "error: resize: expected 8 to"),
         (
@@ -331,7 +331,7 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         (
             &images,
             &["--features", "pixels.onnx", "--runtime", "candle"],
-            "error: candle: it computes definitions",
+            "error: pixels.onnx: candle: it computes definitions",
         ),
         (&images, &["--features", "judge.onnx", "--features-resize", "64"], "error: --features-resize"),
         (
