@@ -22,7 +22,7 @@ use std::{fmt, path::Path, str::FromStr, thread::available_parallelism};
 
 use tiny_cats_models::Array;
 
-use crate::{Error, Result, error::WEIGHTS, excerpt, guard::catch, onnx::OnnxFile};
+use crate::{Error, Result, excerpt, guard::catch, onnx::OnnxFile};
 
 /// What can compute a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -197,7 +197,9 @@ pub fn run_everywhere(file: &OnnxFile, inputs: &[(&str, Input)]) -> Vec<(Runtime
 #[cfg(feature = "native")]
 fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_models::Weights) -> Result<()> {
     match weights.keys().find(|name| specs.iter().all(|spec| spec.name != **name)) {
-        Some(other) => Err(Error::file(WEIGHTS, other, "the network has no parameter of this name")),
+        Some(other) => {
+            Err(Error::file(crate::error::WEIGHTS, other, "the network has no parameter of this name"))
+        }
         None => Ok(()),
     }
 }

@@ -18,7 +18,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use factor::{Bf16, Factor, Widened, has_bf16};
+pub(crate) use factor::{Bf16, Factor};
+#[cfg(feature = "candle")]
+pub(crate) use factor::{Widened, has_bf16};
 use pack::{depth, pack, transpose};
 use tile::{Isa, Tile};
 

@@ -1,7 +1,7 @@
 use half::bf16;
 use rayon::ThreadPoolBuilder;
 
-use super::{super::Real, tile::FUSED, *};
+use super::{super::Real, factor::Widened, tile::FUSED, *};
 use crate::random::{Purpose, Stream, noise};
 
 /// The instructions of this processor, each of which computes these numbers.
