@@ -132,7 +132,7 @@ pub struct Job {
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (task, common) = args.common();
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
-    let configuration = Resolved::new(task, &super::Cli::command(), matches);
+    let configuration = Resolved::new(task, &super::Cli::command(), matches)?;
     args.validate()?;
     if common.rank > 0 {
         team::become_follower();
