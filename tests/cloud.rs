@@ -167,7 +167,7 @@ fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
     }
     // The profile is resolved here: what the container is told does not depend on a file of this machine.
     assert!(call.ends_with(
-        "--ema-beta=0.9995,0.9999 --image-size=64 --lr=0.0004 --precision=bf16 --save-interval=2000 --steps=1000"
+        "--ema-beta=0.9995,0.9999 --image-size=64 --lr=0.0004 --precision=bf16 --save-interval=2000 --size=small --steps=1000"
     ));
     assert!(!call.contains("config") && !call.contains("token"), "{call}");
     // Chosen by the plan; with a name of its own; attended.

@@ -113,6 +113,14 @@ impl Args {
         &self.data
     }
 
+    /// The folder of the released files.
+    ///
+    /// # Errors
+    /// When there is no such name of a file.
+    pub fn output(&self) -> anyhow::Result<PathBuf> {
+        Ok(output(&self.output)?.0)
+    }
+
     /// Where it is to be computed.
     ///
     /// # Errors

@@ -104,6 +104,11 @@ impl Args {
         &self.data
     }
 
+    /// The folder of the released files.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
     /// Where it is to be computed.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ pub mod classifier;
 mod common;
 pub mod config;
 pub mod dit;
+mod place;
 pub mod report;
 mod stop;
 mod supervise;
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{ArgMatches, CommandFactory};
 use tiny_cats_export::write_atomically;
 
@@ -24,7 +25,7 @@ use self::{
     common::Common,
     config::Resolved,
     report::{Options, Reporter},
-    supervise::{TRANSIENT, supervise},
+    supervise::{Signals, TRANSIENT, supervise},
 };
 use crate::{
     cli::{common::tell_skipped, logging},
@@ -62,6 +63,14 @@ impl Args {
         match &self.command {
             Command::Dit(args) => args.data(),
             Command::Classifier(args) => args.data(),
+        }
+    }
+
+    /// The folder of the released files.
+    fn output(&self) -> anyhow::Result<PathBuf> {
+        match &self.command {
+            Command::Dit(args) => Ok(args.output().to_owned()),
+            Command::Classifier(args) => args.output(),
         }
     }
 
@@ -139,7 +148,12 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     } else {
         common.open_log()?;
     }
-    let Some(folder) = &common.worker else { return supervise(common, task, &configuration) };
+    let Some(folder) = &common.worker else {
+        let output = args.output()?;
+        place::can_write(&output)
+            .with_context(|| format!("--output {}: cannot write there", output.display()))?;
+        return supervise(common, task, &configuration);
+    };
     let from = Path::new(&common.resume);
     let from =
         Some(from.to_owned()).filter(|from| !["auto", "never"].contains(&&*common.resume) && from.is_file());
@@ -157,6 +171,17 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(TRANSIENT))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Catches the signals that stop a run, if this process is the parent of one: first of all, so that one that comes early is answered as
+/// a later one is.
+pub fn catch_signals() {
+    let mut arguments = std::env::args_os().skip(1);
+    let trains = arguments.next().is_some_and(|command| command == "train");
+    if trains && !arguments.any(|argument| argument.to_string_lossy().starts_with("--worker")) {
+        // If it fails, it fails again where it is an error.
+        let _ = Signals::catch();
     }
 }
 
@@ -206,6 +231,15 @@ fn drive(
         train::parallel::follow(task, plan, common.rank, common.gpus)?;
         return Ok(None);
     }
+    let places = ["pt", "safetensors"].map(place);
+    let released = 4 * task.cost()?.parameters();
+    for place in &places {
+        let said = || format!("--output {}", place.display());
+        if place.is_dir() {
+            return Err(anyhow!("a folder is in the file's place")).with_context(said);
+        }
+        place::has_room(place, places.len() as u64 * released).with_context(said)?;
+    }
     let mut team = team::team(common)?;
     let reporter = Reporter::new(Options {
         steps: plan.schedule.steps,
@@ -230,7 +264,6 @@ fn drive(
         }
     });
     drop(team);
-    let places = ["pt", "safetensors"].map(place);
     let copied = published.map_err(anyhow::Error::from).and_then(|released| {
         let copy =
             |(from, to): (&PathBuf, &PathBuf)| copy(from, to).with_context(|| to.display().to_string());
