@@ -17,6 +17,7 @@ pub mod signals;
 pub mod sweep;
 pub mod track;
 pub mod train;
+mod words;
 
 /// The README's examples compile.
 #[cfg(doctest)]

@@ -320,3 +320,35 @@ fn a_network_of_other_sizes_than_its_weights_is_refused_by_name() {
     let said = fails(CATS, dir, &["export", "other.safetensors", "-o", "other.onnx"]);
     assert!(said.contains("blocks.5."), "{said}");
 }
+
+/// Behind `| head`, and on a device that is full.
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_nobody_reads_ends_a_program_quietly_and_a_full_device_with_one_line() {
+    let dir = TRAINED.path();
+    let checkpoint = "checkpoints/tinydit_final.safetensors";
+    let commands: [(&str, &[&str]); 7] = [
+        (CATS, &["doctor"]),
+        (CATS, &["runs"]),
+        (CATS, &["data", "cache", "--cache", "no-cache"]),
+        (CATS, &["generate", "--model", checkpoint, "-n", "1", "--steps", "1", "-o", "unread.png"]),
+        (CATS, &["export", checkpoint, "-o", "unread.onnx"]),
+        (VERIFY, &[checkpoint, "--skip-onnx"]),
+        (VERIFY, &[checkpoint, "--skip-onnx", "--json"]),
+    ];
+    for (program, args) in commands {
+        let run = |stdout: std::process::Stdio| {
+            let mut command = std::process::Command::new(program);
+            command.args(args).current_dir(dir).stdout(stdout).stderr(std::process::Stdio::piped());
+            let output = command.spawn().unwrap().wait_with_output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(run(writer.into()), (Some(0), String::new()), "{args:?}");
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let (code, said) = run(full.into());
+        assert_eq!((code, said.lines().count()), (Some(1), 1), "{args:?}: {said}");
+        assert!(said.contains("No space left on device"), "{args:?}: {said}");
+    }
+}

@@ -93,9 +93,10 @@ fn jpegs_as_cameras_write_them_are_used() {
     let closed = [&jpeg[..jpeg.len() / 2], &[0xff, 0xd9]].concat();
     fs::write(root.join("cats/Bengal/closed.jpg"), closed).unwrap();
     let (out, err) = succeeds(root, &["index", "cats"]);
-    assert!(out.contains("4 pictures in 1 classes, 1 left out"), "{out}");
+    assert!(out.contains("4 pictures in 1 class, 1 left out"), "{out}");
     assert!(line(&err, "closed.jpg").contains("a broken JPEG file: its end is missing"), "{err}");
-    succeeds(root, &["prepare", "cats", "made", "--crop", "centre", "--size", "16"]);
+    let (out, _) = succeeds(root, &["prepare", "cats", "made", "--crop", "centre", "--size", "16"]);
+    assert!(out.contains("only pictures that cats/index.json lists were used"), "{out}");
     let made: Vec<_> = fs::read_dir(root.join("made/Bengal")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(made.len(), 4);
     assert!(made.iter().all(|path| fs::read(path).unwrap() == fs::read(&made[0]).unwrap()));
@@ -259,7 +260,7 @@ fn links_that_go_round_or_out_are_one_line_each() {
     }
     let said = line(&err, "same.png");
     assert!(
-        said.starts_with("the same file, in two classes: ") && said.contains("Birman_00000.png (train)"),
+        said.starts_with("the same image in two classes: ") && said.contains("Birman_00000.png (train)"),
         "{said}"
     );
     assert!(out.contains("157 pictures in 13 classes, 5 left out"), "{out}");
@@ -282,10 +283,33 @@ fn a_class_with_one_picture_is_trained_on_and_said() {
     let (out, err) = succeeds(dir.path(), &["index", "."]);
     assert!(line(&err, "A has one picture only").contains("for training"));
     assert!(line(&err, "B has").contains("no picture in test"));
-    let said = line(&err, "the same file");
-    assert_eq!(said, "the same file: C/1.png (train), C/2.png (val)");
-    assert_eq!(err.lines().count(), 3, "{err}");
-    assert!(out.contains("6 pictures in 3 classes"), "{out}");
+    assert!(line(&err, "C has").contains("no picture in test"));
+    assert_eq!(line(&err, "C/2.png"), "skipped C/2.png: the same image as C/1.png");
+    assert_eq!(err.lines().count(), 4, "{err}");
+    assert!(out.contains("5 pictures in 3 classes, 1 left out"), "{out}");
+}
+
+#[test]
+fn a_folder_that_is_split_is_used_as_it_is_split() {
+    let dir = TempDir::new().unwrap();
+    for (i, name) in
+        ["train/A/1.png", "train/A/2.png", "train/B/1.png", "val/A/1.png", "test/A/1.png", "test/B/1.png"]
+            .into_iter()
+            .enumerate()
+    {
+        let path = dir.path().join("pets").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, png(i as u64)).unwrap();
+    }
+    let counts = |out: &str| line(out, "all ").split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let (out, err) = succeeds(dir.path(), &["stats", "pets"]);
+    assert_eq!((counts(&out).join(" "), &*err), ("all 3 1 2 6".to_owned(), ""));
+    assert!(line(&out, "split ").ends_with("by folders"), "{out}");
+    let said = fails(dir.path(), &["index", "pets", "--split", "80,10,10"]);
+    assert!(said.contains("--split: pets is split by its folders"), "{said}");
+    let (out, _) = succeeds(dir.path(), &["index", "pets"]);
+    assert_eq!(counts(&out).join(" "), "all 3 1 2 6");
+    assert!(out.contains("pets/index.json: 6 pictures in 2 classes, 0 left out"), "{out}");
 }
 
 #[test]
@@ -349,7 +373,9 @@ fn heads_are_cut_out_for_training() {
     fs::write(root.join("boxes.csv"), boxes).unwrap();
     let with = ["prepare", "cats", "heads", "--crop", "head", "--size", "24", "--boxes", "boxes.csv"];
     let (out, err) = succeeds(root, &with);
-    assert!(out.contains("heads: 6 pictures in 1 classes, 150 left out"), "{out}");
+    // 150 photographs, and the other 12 classes.
+    assert!(out.contains("heads: 6 pictures in 1 class, 162 left out"), "{out}");
+    assert!(line(&err, "skipped Bengal:").contains("a class of which no picture is left"), "{err}");
     assert!(
         line(&err, "Siamese_00006.png").contains("xmax of its box is \"x\" in line 8; expected a number")
     );

@@ -4,8 +4,9 @@
 use std::{fs, path::Path, sync::Arc};
 
 use candle_core::Device;
+use sha2::{Digest, Sha256};
 use tiny_cats::{
-    data::{Cache, Dataset, INDEX, Images, Level, Shares, synth},
+    data::{Cache, Dataset, INDEX, Images, Level, synth},
     train::{Dit, DitOptions, Flow, Loader, Task},
 };
 use tiny_cats_models::{
@@ -49,12 +50,39 @@ fn folder(root: &Path, pictures: usize) {
     }
 }
 
+/// An index that has all of them, as `data index` wrote them before it left out copies.
+fn write_index(root: &Path, index: &Path, pictures: usize) {
+    let contents: Vec<(usize, String)> = (0..100)
+        .map(|i| {
+            let bytes = fs::read(root.join(format!(".contents/{i}.png"))).unwrap();
+            let sum = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            (bytes.len(), sum)
+        })
+        .collect();
+    let mut entries = Vec::with_capacity(pictures);
+    for class in 0..CLASSES {
+        for i in 0..pictures / CLASSES {
+            let (bytes, sha256) = &contents[i % 100];
+            entries.push(format!(
+                r#"{{"path":"class_{class}/picture_{i:07}.png","split":"train","width":16,"height":16,"bytes":{bytes},"sha256":"{sha256}"}}"#
+            ));
+        }
+    }
+    let classes: Vec<String> = (0..CLASSES).map(|class| format!("\"class_{class}\"")).collect();
+    let text = format!(
+        r#"{{"format":"tiny-cats index","version":1,"folder":".","split":[80,10,10],"classes":[{}],"pictures":[{}],"skipped":[]}}"#,
+        classes.join(","),
+        entries.join(",\n")
+    );
+    fs::write(index, text).unwrap();
+}
+
 /// Opens the index of so many pictures, decodes them, and makes batches of them for a while.
 fn batches_of(pictures: usize, steps: usize) {
     let dir = tempfile::tempdir().unwrap();
     folder(dir.path(), pictures);
     let index = dir.path().join(INDEX);
-    Dataset::index(dir.path(), &index, Shares::default(), None, |_| {}).unwrap();
+    write_index(dir.path(), &index, pictures);
     let each = |bytes: f64| bytes / pictures as f64;
 
     let (data, opening) = peak(|| Dataset::open(&index).unwrap());

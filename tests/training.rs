@@ -595,6 +595,35 @@ fn a_stopped_run_survives_wrong_calls_and_another_output() {
 }
 
 #[test]
+fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
+    let place = Place::new();
+    let dir = place.path();
+    let bytes = |name: &str| fs::read(dir.join("out").join(name)).unwrap();
+    let runs = || list(&dir.join("runs")).unwrap().len();
+    let first = Task::Dit.arguments("out", &["--resume", "auto"]);
+    succeeds(CATS, dir, &first);
+    let released = Task::Dit.released().map(bytes);
+    let said = text(&run(CATS, dir, &first));
+    assert!(said.contains("is finished: out/tinydit_final.pt and out/tinydit_final.safetensors"), "{said}");
+    assert_eq!(runs(), 1);
+
+    let second = Task::Dit.arguments("out", &["--resume", "auto", "--seed", "7"]);
+    let said = text(&run(CATS, dir, &second));
+    assert!(
+        said.contains("kept what another run released: out/tinydit_final.pt as out/tinydit_final.1.pt"),
+        "{said}"
+    );
+    assert_eq!(["tinydit_final.1.pt", "tinydit_final.1.safetensors"].map(bytes), released);
+    let other = Task::Dit.released().map(bytes);
+    assert!(other != released && runs() == 2);
+    // A finished run whose files are gone writes them again, without training.
+    fs::remove_dir_all(dir.join("out")).unwrap();
+    succeeds(CATS, dir, &second);
+    assert_eq!(Task::Dit.released().map(bytes), other);
+    assert_eq!((runs(), fs::read_dir(dir.join("out")).unwrap().count()), (2, 2));
+}
+
+#[test]
 fn two_processes_do_not_train_in_one_folder() {
     let place = Place::new();
     let dir = place.path();

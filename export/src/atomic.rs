@@ -34,7 +34,8 @@ pub fn stage<E: From<io::Error>>(
     if path.is_dir() {
         return Err(io::Error::new(io::ErrorKind::IsADirectory, "a folder is in the file's place").into());
     }
-    let mut file = tempfile::Builder::new().prefix(".writing-").suffix(".tmp").tempfile_in(folder)?;
+    let file = tempfile::Builder::new().prefix(".writing-").suffix(".tmp").tempfile_in(folder);
+    let mut file = file.map_err(without_temporary_name)?;
     let mut writer = BufWriter::new(file.as_file_mut());
     write(&mut writer)?;
     writer.flush()?;
@@ -92,6 +93,15 @@ pub fn write_atomically<E: From<io::Error>>(
     Ok(stage(path, write)?.commit()?)
 }
 
+/// An error of making a temporary file or folder, without the name that tempfile appends: nobody knows it, and nothing of it is left.
+pub fn without_temporary_name(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    let Some((why, _)) = text.split_once(" at path \"") else { return error };
+    // What the operating system said, from which its number can be had again.
+    let code = why.rsplit_once("(os error ").and_then(|(_, code)| code.strip_suffix(')')?.parse().ok());
+    code.map_or_else(|| io::Error::new(error.kind(), why), io::Error::from_raw_os_error)
+}
+
 fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -134,6 +144,26 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn no_error_names_a_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        for error in [
+            tempfile::Builder::new().tempfile_in(&gone).unwrap_err(),
+            tempfile::Builder::new().tempdir_in(&gone).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("gone"), "{error}");
+            let expected = std::fs::File::open(&gone).unwrap_err();
+            let error = without_temporary_name(error);
+            assert_eq!(
+                (error.to_string(), error.raw_os_error()),
+                (expected.to_string(), expected.raw_os_error())
+            );
+        }
+        let other = without_temporary_name(io::Error::other("no room at path"));
+        assert_eq!(other.to_string(), "no room at path");
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod resize;
 pub mod runtime;
 pub mod sample;
 
-pub use atomic::{Staged, png, stage, write_atomically, write_png};
+pub use atomic::{Staged, png, stage, without_temporary_name, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result, escaped, excerpt};

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tempfile::NamedTempFile;
-use tiny_cats::checkpoint::{self, WhichWeights};
+use tiny_cats::checkpoint::{self, Given, WhichWeights};
 
 /// A folder in memory on Linux: nothing is written to a disk millions of times.
 const MEMORY: &str = "/dev/shm";
@@ -42,7 +42,7 @@ pub fn checkpoint(bytes: &[u8]) {
     for which in [WhichWeights::Default, WhichWeights::Raw] {
         match checkpoint::open(file.path(), which) {
             Ok(loaded) => {
-                if let Err(problem) = loaded.meta() {
+                if let Err(problem) = loaded.describe(&Given::default()) {
                     message(&problem.to_string());
                 }
             }

@@ -18,7 +18,7 @@ ADDRESS_SPACE = 16 << 30
 LONGEST_LINE = 600
 # Of a line on the standard output, which may hold lists of classes.
 LONGEST_OUTPUT = 4000
-CRASHES = ["panicked at", "overflowed its stack", "memory allocation of", "AddressSanitizer", "RUST_BACKTRACE"]
+CRASHES = ["panicked at", "internal error", "overflowed its stack", "memory allocation of", "AddressSanitizer", "RUST_BACKTRACE"]
 # What the standard error stream may say beside the error.
 REMARKS = re.compile(r"(skipped |the same file|warning|note|WARN|ERROR|\d+ of \d+ |.*: assumed |.* has (one|no) picture)", re.I)
 

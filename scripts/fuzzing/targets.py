@@ -43,6 +43,9 @@ class Target:
         # That the model does not fit the data may be said of the data.
         if "data" in self.arguments:
             self.names = (*self.names, "data")
+        # A configuration sets flags, whose values are checked where they were set.
+        if self.format == "config.toml":
+            self.names = (*self.names, "error: --")
 
     @property
     def name(self):
@@ -467,7 +470,7 @@ def texts(add):
 
     sweep, file = ["sweep.toml"], "sweep.toml"
     add("sweep.toml", "sweep --dry-run", "text", sweep, file, [PROGRAM, "sweep", file, "--dry-run"])
-    add("sweep.toml", "cloud sweep --dry-run", "text", sweep, file, [PROGRAM, "cloud", "sweep", file, "--dry-run"])
+    add("sweep.toml", "cloud sweep --dry-run", "text", sweep, file, [PROGRAM, "cloud", "sweep", file, "--dry-run"], names=("in a volume",))
     ledger = {"sweep.toml": "sweep.toml"}
     collect = [PROGRAM, "sweep", "sweep.toml", "--collect"]
     add(

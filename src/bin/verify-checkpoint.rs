@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 use tiny_cats::{
     checkpoint::verify::{Onnx, Options, verify},
-    cli::common::{ASSUMED, DeviceKind, GivenArgs, WeightsKind, which},
+    cli::{
+        common::{ASSUMED, DeviceKind, GivenArgs, WeightsKind, which},
+        panic,
+    },
 };
 
 /// Verifies a checkpoint: format, network, names and shapes, finite numbers, a forward pass, and the ONNX file beside it.
@@ -42,6 +45,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    panic::install_hook();
     let args = Args::parse();
     let device = match args.device.device() {
         Ok(device) => device,

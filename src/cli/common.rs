@@ -8,12 +8,12 @@ use std::{
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::Value;
-use tiny_cats_export::{Model, excerpt, runtime::RuntimeKind, write_atomically};
+use tiny_cats_export::{Model, escaped, excerpt, runtime::RuntimeKind, write_atomically};
 
 use super::logging;
 use crate::{
     checkpoint::{self, Assumed, Given, WhichWeights},
-    data::printable,
+    data::{Dataset, printable},
     doctor::GET_CUDA,
 };
 
@@ -189,8 +189,13 @@ impl<T, E: Into<anyhow::Error>> OfModel<T> for Result<T, E> {
 /// Says which pictures were left out. Their names may come from an index, which may be of anybody.
 pub fn tell_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
-        logging::note(&format!("skipped {}: {}", printable(path).display(), excerpt(why)));
+        logging::note(&format!("skipped {}: {}", excerpt(&path.display().to_string()), excerpt(why)));
     }
+}
+
+/// Says which images are there more than once, in several classes for example.
+pub fn tell_repeated(data: &Dataset) {
+    data.repeated().iter().for_each(|line| logging::note(&escaped(line, usize::MAX)));
 }
 
 /// Writes JSON that people read, too.

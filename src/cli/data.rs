@@ -1,19 +1,17 @@
 //! `tiny-cats data`: makes training data, and looks at it.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_export::escaped;
 
-use super::common::tell_skipped;
+use super::common::{tell_repeated, tell_skipped};
 use crate::data::{
     Cache, Count, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats, cache,
     synth::{self, Manifest},
 };
+use crate::words::counted;
 
 /// What `tiny-cats data` is called with.
 #[derive(clap::Args, Debug)]
@@ -41,14 +39,15 @@ enum Command {
 
 #[derive(clap::Args, Debug)]
 struct Index {
-    /// Folder of class folders of pictures
+    /// Folder of class folders of pictures, or of folders train, val and test of class folders
     dir: PathBuf,
     /// Where the index is written; unset, index.json in the folder, where training finds it
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Shares of train, val and test. Series of numbered files are cut into stretches, so that neighbours stay together
-    #[arg(long, default_value = "80,10,10")]
-    split: Shares,
+    /// Shares of train, val and test [default: 80,10,10, or what is in folders train, val and test]. Series of numbered files are cut
+    /// into stretches, so that neighbours stay together
+    #[arg(long, value_name = "SHARES")]
+    split: Option<Shares>,
     /// Keep from training what this index of a smaller folder keeps from it, whatever it is called here, and nothing else
     #[arg(long, value_name = "INDEX", conflicts_with = "split")]
     held_out: Option<PathBuf>,
@@ -133,18 +132,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn index(args: &Index) -> anyhow::Result<()> {
     let file = args.output.clone().unwrap_or_else(|| args.dir.join(INDEX));
+    if args.split.is_some() && Dataset::is_split_by_folders(&args.dir)? {
+        bail!("--split: {} is split by its folders train, val and test", args.dir.display());
+    }
     let bar = bar()?;
-    let data = Dataset::index(&args.dir, &file, args.split, args.held_out.as_deref(), advance(&bar))?;
+    let shares = args.split.unwrap_or_default();
+    let data = Dataset::index(&args.dir, &file, shares, args.held_out.as_deref(), advance(&bar))?;
     bar.finish_and_clear();
     let counts = data.counts();
     print_counts(&counts);
     tell_skipped(&data.skipped);
-    for group in data.duplicates() {
-        let files: Vec<String> =
-            group.iter().map(|picture| format!("{} ({})", picture.path.display(), picture.split)).collect();
-        let classes = if group.iter().any(|p| p.label != group[0].label) { ", in two classes" } else { "" };
-        eprintln!("the same file{classes}: {}", escaped(&files.join(", "), usize::MAX));
-    }
+    tell_repeated(&data);
     for count in counts {
         match count {
             Count { name, train: 1, val: 0, test: 0 } => {
@@ -160,11 +158,9 @@ fn index(args: &Index) -> anyhow::Result<()> {
         }
     }
     println!(
-        "{}: {} pictures in {} classes, {} left out",
+        "{}: {}",
         file.display(),
-        data.files.len(),
-        data.classes.len(),
-        data.skipped.len()
+        what_there_is(data.files.len(), data.classes.len(), data.skipped.len())
     );
     Ok(())
 }
@@ -174,14 +170,19 @@ fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.sheet {
         tiny_cats_export::write_png(path, &data.sheet(128)).with_context(|| path.display().to_string())?;
     }
+    tell_repeated(&data);
     let bar = bar()?;
-    let index = data.index.clone();
+    let split = match &data.index {
+        Some(path) => format!("by {}", path.display()),
+        None if Dataset::is_split_by_folders(&data.root)? => "by folders".to_owned(),
+        None => format!("80,10,10; there is no {INDEX}"),
+    };
     let stats = data.stats(advance(&bar))?;
     bar.finish_and_clear();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&stats)?);
     } else {
-        print_stats(&stats, index.as_deref());
+        print_stats(&stats, &split);
     }
     if let Some(path) = args.sheet.as_ref().filter(|_| !args.json) {
         println!("wrote {}", path.display());
@@ -189,14 +190,11 @@ fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_stats(stats: &Stats, index: Option<&Path>) {
+fn print_stats(stats: &Stats, split: &str) {
     print_counts(&stats.classes);
     let three = |values: [f64; 3]| values.map(|value| format!("{value:.3}")).join(" ");
     println!();
-    match index {
-        Some(path) => println!("split         by {}", path.display()),
-        None => println!("split         80,10,10; there is no {INDEX}"),
-    }
+    println!("split         {split}");
     println!("bytes         {}", stats.bytes);
     let side = stats.short_side;
     println!("short side    {} to {} px, median {}", side.min, side.max, side.median);
@@ -205,10 +203,7 @@ fn print_stats(stats: &Stats, index: Option<&Path>) {
     println!("mean          {} (red, green, blue; black is 0, white 1)", three(stats.mean));
     println!("deviation     {}", three(stats.std));
     println!("left out      {}", stats.skipped.len());
-    println!("duplicates    {}", stats.duplicates.len());
-    for files in &stats.duplicates {
-        eprintln!("the same file: {}", escaped(&files.join(", "), usize::MAX));
-    }
+    println!("repeated      {}", stats.duplicates.len());
     for (path, reason) in &stats.skipped {
         eprintln!("skipped {}: {reason}", escaped(path, usize::MAX));
     }
@@ -224,15 +219,18 @@ fn prepare(args: PrepareArgs) -> anyhow::Result<()> {
     for (name, count) in &prepared.classes {
         println!("{name:width$}  {count:5}");
     }
-    if prepared.dogs > 0 {
-        println!("{} photographs of dogs were left out; --other keeps them", prepared.dogs);
+    if let Some(index) = &prepared.index {
+        println!("only pictures that {} lists were used", index.display());
     }
+    if prepared.dogs > 0 {
+        let were = if prepared.dogs == 1 { "was" } else { "were" };
+        println!("{} of dogs {were} left out; --other keeps them", counted(prepared.dogs, "photograph"));
+    }
+    let pictures = prepared.classes.values().sum();
     println!(
-        "{}: {} pictures in {} classes, {} left out",
+        "{}: {}",
         output.display(),
-        prepared.classes.values().sum::<usize>(),
-        prepared.classes.len(),
-        prepared.skipped.len()
+        what_there_is(pictures, prepared.classes.len(), prepared.skipped.len())
     );
     Ok(())
 }
@@ -263,7 +261,7 @@ fn decoded(args: CacheArgs) -> anyhow::Result<()> {
     }
     let all = megabytes(files.iter().map(|file| file.bytes).sum());
     let deleted = if args.clear { " deleted" } else { "" };
-    println!("{}: {} files of decoded pictures{deleted}, {all}", folder.display(), files.len());
+    println!("{}: {} of decoded pictures{deleted}, {all}", folder.display(), counted(files.len(), "file"));
     Ok(())
 }
 
@@ -276,6 +274,10 @@ fn bar() -> anyhow::Result<ProgressBar> {
     let bar = ProgressBar::no_length().with_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
     Ok(bar)
+}
+
+fn what_there_is(pictures: usize, classes: usize, left_out: usize) -> String {
+    format!("{} in {}, {left_out} left out", counted(pictures, "picture"), counted(classes, "class"))
 }
 
 /// What is called after each of so many pictures.

@@ -16,6 +16,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod logging;
+pub mod panic;
 pub mod plan;
 pub mod runs;
 #[cfg(feature = "serve")]
@@ -65,6 +66,7 @@ enum Command {
 /// a wrong usage has exit code 2.
 pub fn main() -> ExitCode {
     train::catch_signals();
+    panic::install_hook();
     let (matches, Cli { command }) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => return fail(&error),
@@ -101,6 +103,11 @@ fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
+    // Nobody reads the output any more, as behind `| head`: there is nobody to tell, and nothing is wrong.
+    let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.downcast_ref().is_some_and(closed) {
+        return ExitCode::SUCCESS;
+    }
     logging::fail(&one_line(error));
     ExitCode::FAILURE
 }
@@ -116,5 +123,8 @@ fn one_line(error: &anyhow::Error) -> String {
             line += &format!("{between}{cause}");
         }
     }
-    escaped(&line, usize::MAX).into_owned()
+    escaped(&line, MOST_SHOWN).into_owned()
 }
+
+/// The most bytes of an error's text that are shown; what comes from a file may be long.
+const MOST_SHOWN: usize = 560;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::IsTerminal,
+    io::{ErrorKind, IsTerminal},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -23,6 +23,7 @@ use crate::{
         folder::{CONFIGURATION, Lock, RUNS, Record, Status, latest, read_page},
         metrics::{Goal, LOSS, MEAN_LOSS, METRICS, Metrics, Point, best},
     },
+    words::counted,
 };
 
 /// The end of `metrics.jsonl` in which the last loss is looked for: some hundreds of lines.
@@ -60,7 +61,7 @@ enum Command {
 /// Runs it.
 ///
 /// # Errors
-/// When there is no such folder or no such run. A run that cannot be read is a line of the list.
+/// When the folder can't be read or there is no such run. A run that cannot be read is a line of the list.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let said = match &args.command {
         None => {
@@ -135,9 +136,12 @@ fn name(folder: &Path) -> String {
     folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The folders in which runs are looked for, by name.
+/// The folders in which runs are looked for, by name; none where nothing has been trained yet.
 fn folders(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(root).with_context(|| format!("--runs-dir {}", root.display()))?;
+    let entries = match std::fs::read_dir(root) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("--runs-dir {}", root.display()))?,
+    };
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let run = |path: &PathBuf| {
         let name = name(path);
@@ -295,7 +299,8 @@ fn show(run: &Run, json: bool) -> anyhow::Result<String> {
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
     out += &draw(Curve { name: LOSS, points: metrics.training(LOSS) }, second, same, width.min(160), colour);
     if metrics.unreadable > 0 {
-        writeln!(out, "{METRICS}: {} lines are none and were left out", metrics.unreadable)?;
+        let lines = counted(metrics.unreadable, "line");
+        writeln!(out, "{METRICS}: left out {lines} without metrics")?;
     }
     if metrics.omitted > 0 {
         writeln!(out, "{METRICS}: the first {} MiB were left out", metrics.omitted >> 20)?;

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{
     Cli, Command,
     common::{pretty, print},
+    logging, one_line,
     table::{clean, table},
 };
 use crate::{
@@ -21,10 +22,13 @@ use crate::{
     signals::RESUMABLE,
     sweep::{End, Job, JobStatus, LOG, Outcome, Progress, Runner, Setting, Stop, Sweep},
     train::folder::RUNS,
+    words::counted,
 };
 
 /// What is printed of a text that a file holds.
 const MOST: usize = 200;
+/// The exit code of a file that makes no sense, as of arguments that make none.
+const WRONG_USAGE: u8 = 2;
 
 const FILE_FORMAT: &str = r#"The file:
   task = "dit"                 # or "classifier"
@@ -44,7 +48,7 @@ const FILE_FORMAT: &str = r#"The file:
 Everything is written into RUNS/sweeps/NAME, NAME being the file's: sweep.json, and a folder for each job with its runs and output.log.
 Called again, it passes over what is finished and goes on with the rest. `tiny-cats runs --runs-dir RUNS/sweeps/NAME/JOB` shows a job's run.
 
-Exit codes: 0 when at least one job has finished, 1 when none has, 2 for a wrong usage, 75 when it was stopped and can go on."#;
+Exit codes: 0 when at least one job has finished, 1 when none has, 2 for a wrong usage or an invalid file, 75 when it was stopped and can go on."#;
 
 /// What `tiny-cats sweep` is called with.
 #[derive(clap::Args, Debug)]
@@ -76,9 +80,15 @@ pub struct Args {
 /// Runs it.
 ///
 /// # Errors
-/// When the file makes no sense, a job cannot be begun, or none has finished.
+/// When a job cannot be begun, or none has finished. A file that makes no sense is exit code 2.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let (sweep, jobs) = load(&args.file)?;
+    let (sweep, jobs) = match load(&args.file) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            logging::fail(&one_line(&error));
+            return Ok(ExitCode::from(WRONG_USAGE));
+        }
+    };
     if args.dry_run {
         print(&if args.json { pretty(&json!(jobs))? } else { plan(&sweep, &jobs) })?;
         return Ok(ExitCode::SUCCESS);
@@ -156,11 +166,11 @@ pub fn tell(sweep: &Sweep, end: &End, json: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(RESUMABLE));
     }
     if end.ledger.count(JobStatus::Finished) == 0 {
-        bail!("{}: none of {all} jobs has finished", end.folder.display());
+        bail!("{}: none of {} has finished", end.folder.display(), counted(all, "job"));
     }
     let failed = end.ledger.count(JobStatus::Failed);
     if failed > 0 {
-        eprintln!("{failed} of {all} jobs failed; --retry-failed tries them again");
+        eprintln!("{failed} of {} failed; --retry-failed tries again", counted(all, "job"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -214,7 +224,8 @@ fn plan(sweep: &Sweep, jobs: &[Job]) -> String {
         values.chain([job.name.clone()]).collect()
     };
     let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
-    format!("{}\n{} jobs: tiny-cats {}\n", table(&head, &rows).trim_end(), jobs.len(), shared(jobs))
+    let all = counted(jobs.len(), "job");
+    format!("{}\n{all}: tiny-cats {}\n", table(&head, &rows).trim_end(), shared(jobs))
 }
 
 /// The arguments that all jobs have.

@@ -73,9 +73,12 @@ impl Record {
     /// # Errors
     /// When it is none.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
-        let broken = |e| Error::Resume {
+        let broken = |e: serde_json::Error| Error::Resume {
             path: path.to_owned(),
-            message: format!("expected the record of a run in the cloud: {e}"),
+            message: format!(
+                "expected the record of a run in the cloud: {}",
+                tiny_cats_export::excerpt(&e.to_string())
+            ),
         };
         serde_json::from_slice(text).map_err(broken)
     }

@@ -139,8 +139,8 @@ fn read_xml(path: &Path) -> std::result::Result<Head, String> {
     // Entities can only be defined in a DTD, which is an error.
     let options =
         roxmltree::ParsingOptions { allow_dtd: false, nodes_limit: MOST_XML_NODES, ..Default::default() };
-    let document =
-        roxmltree::Document::parse_with_options(&text, options).map_err(|e| format!("no sound XML: {e}"))?;
+    let document = roxmltree::Document::parse_with_options(&text, options)
+        .map_err(|e| format!("no sound XML: {}", excerpt(&e.to_string())))?;
     let child = |node: roxmltree::Node, name: &str| -> Option<f64> {
         let child = node.children().find(|child| child.has_tag_name(name))?;
         child.text()?.trim().parse().ok()
@@ -182,6 +182,13 @@ impl Head {
         let (left, top, right, bottom) = (left * x, top * y, right * x, bottom * y);
         let (across, down) = ((left + right) / 2.0, (top + bottom) / 2.0);
         let sound = left < right && top < bottom && (0.0..=w).contains(&across) && (0.0..=h).contains(&down);
+        // A corner pixel has no head: these are shares of width and height.
+        if self.edges.iter().all(|&edge| edge <= 1.0) {
+            let [left, top, right, bottom] = self.edges;
+            return Err(format!(
+                "{width} x {height}, but its box is {left}, {top}, {right}, {bottom}; expected edges in pixels"
+            ));
+        }
         if !sound {
             let [left, top, right, bottom] = self.edges;
             return Err(format!("{width} x {height}, but its box is {left}, {top}, {right}, {bottom}"));

@@ -16,6 +16,7 @@ use std::{
 
 use memmap2::Mmap;
 use tempfile::{NamedTempFile, TempPath};
+use tiny_cats_export::without_temporary_name;
 
 use super::{Error, Result, index::hex};
 
@@ -278,7 +279,8 @@ impl Key {
         let temporary = tempfile::Builder::new()
             .prefix(UNFINISHED)
             .suffix(&format!(".{EXTENSION}"))
-            .tempfile_in(folder)?;
+            .tempfile_in(folder)
+            .map_err(without_temporary_name)?;
         let file = temporary.as_file();
         file.set_len(self.pixels)?;
         let (contents, lasting) = write(file)?;

@@ -1,6 +1,9 @@
 //! A folder of class folders of pictures.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -9,12 +12,14 @@ use super::{
     Error, INDEX, Result, Shares, Split, decode,
     index::hex,
     scan::{self, Found, name},
+    split::series,
 };
 
 /// A file that is a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
-    /// Where it is, from the data folder: the folder of its class, then its name.
+    /// Where it is, from the data folder: the folder of its class, then its name; before them `train`, `val` or `test`, where there are
+    /// such folders.
     pub path: PathBuf,
     /// The index of its class.
     pub label: u32,
@@ -28,14 +33,15 @@ pub struct Picture {
     pub sha256: [u8; 32],
 }
 
-/// What is in a data folder: each folder in it is a class, each picture in that an example.
+/// What is in a data folder: each folder in it is a class, each picture in that an example. The class folders may be in folders `train`,
+/// `val` (also `valid` or `validation`) and `test`, which then are the parts of the data.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The data folder.
     pub root: PathBuf,
     /// The index that this was read from; `None` when the folder was looked through.
     pub index: Option<PathBuf>,
-    /// How the pictures were split.
+    /// How the pictures were split, unless folders say what is in which part.
     pub shares: Shares,
     /// The names of the classes, sorted, `other` last.
     pub classes: Vec<String>,
@@ -49,8 +55,10 @@ pub struct Dataset {
 
 impl Dataset {
     /// Opens an index that [`Dataset::index`] wrote, or a folder: by the `index.json` in it, or else by looking through it. Content decides
-    /// what is a picture, not the name of a file. Hidden files, those of operating systems, such as `Thumbs.db`, and class folders without a picture are left out, as are links out of the
-    /// folder, what is no PNG, JPEG or WebP picture or is broken, and what has changed since it was indexed: see [`Dataset::skipped`].
+    /// what is a picture, not the name of a file. Hidden files, those of operating systems, such as `Thumbs.db`, and class folders without a
+    /// picture are left out, as are links out of the folder, what is no PNG, JPEG or WebP picture or is broken, and what has changed since
+    /// it was indexed: see [`Dataset::skipped`]. Of identical files of one class one is used; see [`Dataset::repeated`] for those of
+    /// several classes. An index is taken as it is: one that names a file and its copy has both.
     ///
     /// # Errors
     /// When the folder can't be read, has no class folders or not one usable picture, or the index is broken.
@@ -68,6 +76,14 @@ impl Dataset {
         }
     }
 
+    /// Whether the class folders of `root` are in folders `train`, `val` and `test`, which say what is in which part.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub fn is_split_by_folders(root: &Path) -> Result<bool> {
+        scan::is_split_by_folders(root)
+    }
+
     /// Makes classes of the folders in which there are pictures, and splits each.
     pub(super) fn assemble(
         root: &Path,
@@ -75,7 +91,7 @@ impl Dataset {
         examined: Vec<std::result::Result<Content, String>>,
         shares: Shares,
     ) -> Result<Self> {
-        let Found { classes: folders, files: paths, mut skipped } = found;
+        let Found { classes: folders, files: paths, split_by_folders, mut skipped } = found;
         let mut classes: Vec<String> = Vec::new();
         let mut files = Vec::new();
         let mut last = None;
@@ -87,7 +103,9 @@ impl Dataset {
                         classes.push(folders[folder].clone());
                     }
                     let label = classes.len() as u32 - 1;
-                    files.push(Picture { path, label, split: Split::Train, size, bytes, sha256 });
+                    let part = path.iter().next().and_then(|part| Split::of_folder(part.to_str()?));
+                    let split = part.filter(|_| split_by_folders).unwrap_or(Split::Train);
+                    files.push(Picture { path, label, split, size, bytes, sha256 });
                 }
                 Err(reason) => skipped.push((path, reason)),
             }
@@ -98,10 +116,14 @@ impl Dataset {
         for name in folders.iter().filter(|name| !classes.contains(name)) {
             skipped.push((PathBuf::from(name), "a class folder without a usable picture".to_string()));
         }
-        for class in files.chunk_by_mut(|a, b| a.label == b.label) {
-            let names: Vec<&str> = class.iter().map(Picture::name).collect();
-            let splits = shares.split(&names);
-            class.iter_mut().zip(splits).for_each(|(picture, split)| picture.split = split);
+        leave_out_copies(&mut files, &mut skipped);
+        if !split_by_folders {
+            for class in files.chunk_by_mut(|a, b| a.label == b.label) {
+                let names: Vec<&str> = class.iter().map(Picture::name).collect();
+                let splits = shares.split(&names);
+                class.iter_mut().zip(splits).for_each(|(picture, split)| picture.split = split);
+            }
+            keep_identical_together(&mut files);
         }
         let fingerprint = fingerprint(&files);
         Ok(Self { root: root.to_path_buf(), index: None, shares, classes, files, skipped, fingerprint })
@@ -131,6 +153,46 @@ impl Picture {
     fn name(&self) -> &str {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
+}
+
+/// Leaves one of identical files of one class. Where folders say what is in which part, it is the one in `test` or else in `val`: what
+/// measures a model stays whole. Otherwise it is the one of the longest series, so that its neighbours stay together.
+fn leave_out_copies(files: &mut Vec<Picture>, skipped: &mut Vec<(PathBuf, String)>) {
+    let of_series =
+        |picture: &Picture| (picture.path.parent().map(Path::to_owned), series(picture.name()).0.to_owned());
+    let mut lengths = HashMap::new();
+    for picture in files.iter() {
+        *lengths.entry(of_series(picture)).or_insert(0usize) += 1;
+    }
+    let rank = |picture: &Picture| (picture.split, lengths[&of_series(picture)]);
+    let mut kept: HashMap<(u32, [u8; 32]), usize> = HashMap::new();
+    for (i, picture) in files.iter().enumerate() {
+        let best = kept.entry((picture.label, picture.sha256)).or_insert(i);
+        if rank(picture) > rank(&files[*best]) {
+            *best = i;
+        }
+    }
+    let mut left = Vec::with_capacity(kept.len());
+    for (i, picture) in files.iter().enumerate() {
+        match kept[&(picture.label, picture.sha256)] {
+            best if best == i => left.push(picture.clone()),
+            best => {
+                skipped.push((picture.path.clone(), format!("the same image as {}", name(&files[best].path))))
+            }
+        }
+    }
+    *files = left;
+}
+
+/// Puts an image that is in several classes into one part, the earliest that it is in: a model that was trained on it is not measured
+/// by it.
+fn keep_identical_together(files: &mut [Picture]) {
+    let mut earliest: HashMap<[u8; 32], Split> = HashMap::new();
+    for picture in files.iter() {
+        let split = earliest.entry(picture.sha256).or_insert(picture.split);
+        *split = picture.split.min(*split);
+    }
+    files.iter_mut().for_each(|picture| picture.split = earliest[&picture.sha256]);
 }
 
 pub(super) fn fingerprint(files: &[Picture]) -> String {
@@ -278,9 +340,9 @@ mod tests {
     fn the_parts_have_each_picture_once_and_fingerprints_of_their_own() {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..13 {
-            put(dir.path(), &format!("A/{i}.png"), &encoded(ImageFormat::Png, 8));
+            put(dir.path(), &format!("A/{i}.png"), &encoded(ImageFormat::Png, 8 + i));
         }
-        put(dir.path(), "B/1.png", &encoded(ImageFormat::Png, 8));
+        put(dir.path(), "B/1.png", &encoded(ImageFormat::Png, 30));
         let all = Dataset::open(dir.path()).unwrap();
         let parts = Split::ALL.map(|split| all.part(split));
         assert_eq!(parts.each_ref().map(|part| part.files.len()), [12, 1, 1]);
@@ -326,7 +388,111 @@ mod tests {
             assert!(reason.is_empty() || said.unwrap().1.contains(reason), "{link}: {said:?}");
         }
         let data = Dataset::open(&root).unwrap();
-        assert_eq!((data.files.len(), data.skipped.len()), (2, 7), "{:?}", data.skipped);
+        assert_eq!((data.files.len(), data.skipped.len()), (1, 8), "{:?}", data.skipped);
+        let said = data.skipped.iter().find(|(path, _)| path == Path::new("A/same.png"));
+        assert_eq!(said.unwrap().1, "the same image as A/a.png");
+    }
+
+    #[test]
+    fn identical_images_count_once_and_are_never_in_two_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = |side| encoded(ImageFormat::Png, side);
+        for number in 0..20 {
+            put(dir.path(), &format!("A/cat_{number}.png"), &image(20 + number));
+            put(dir.path(), &format!("B/cat_{number}.png"), &image(60 + number));
+        }
+        let before = Dataset::open(dir.path()).unwrap();
+        // Copies of one class, one of which comes before the others in the alphabet.
+        for (copy, side) in
+            [("A/a copy.png", 20), ("A/zzz.png", 20), ("A/cat_19 (x).png", 39), ("B/_1.png", 60)]
+        {
+            put(dir.path(), copy, &image(side));
+        }
+        let data = Dataset::open(dir.path()).unwrap();
+        let files = |data: &Dataset| data.files.iter().map(|p| (p.path.clone(), p.split)).collect::<Vec<_>>();
+        // What is in a series stays there, in the part that it was in.
+        assert_eq!((files(&data), &data.fingerprint), (files(&before), &before.fingerprint));
+        assert_eq!((data.repeated(), data.skipped.len()), (vec![], 4));
+        let said = |name: &str| &data.skipped.iter().find(|(path, _)| path.ends_with(name)).unwrap().1;
+        assert_eq!(said("zzz.png"), "the same image as A/cat_0.png");
+        assert_eq!(said("_1.png"), "the same image as B/cat_0.png");
+
+        // In two classes: both stay, in one part, and are said.
+        put(dir.path(), "B/from A.png", &image(20 + 19));
+        let data = Dataset::open(dir.path()).unwrap();
+        assert_eq!(data.files.len(), 41);
+        let repeated = data.files.iter().find(|p| p.path.ends_with("from A.png")).unwrap().sha256;
+        let same = data.files.iter().filter(|picture| picture.sha256 == repeated);
+        let splits: Vec<Split> = same.map(|picture| picture.split).collect();
+        assert!(splits.len() == 2 && splits[0] == splits[1], "{splits:?}");
+        let said = data.repeated();
+        assert_eq!(said.len(), 1);
+        assert!(said[0].starts_with("the same image in two classes: A/cat_19.png ("), "{said:?}");
+        assert!(said[0].contains(", B/from A.png ("), "{said:?}");
+    }
+
+    #[test]
+    fn folders_of_a_split_are_used_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let image = |side| encoded(ImageFormat::Png, side);
+        for (i, name) in [
+            "train/A/1.png",
+            "train/A/2.png",
+            "train/other/1.png",
+            "Valid/A/1.png",
+            "test/A/1.png",
+            "test/B/9.png",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            put(root, name, &image(10 + i as u32));
+        }
+        // A copy of what is in the test part is not trained on, though it is the first.
+        put(root, "train/A/0.png", &image(14));
+        put(root, "test/notes.txt", b"text");
+        put(root, "extra/A/1.png", &image(30));
+        fs::create_dir(root.join("validation")).unwrap();
+        assert!(Dataset::is_split_by_folders(root).unwrap());
+        let check = |data: &Dataset| {
+            let files: Vec<_> = data.files.iter().map(|p| (name(&p.path), p.label, p.split)).collect();
+            let expected = [
+                ("Valid/A/1.png", 0, Split::Validation),
+                ("test/A/1.png", 0, Split::Test),
+                ("train/A/1.png", 0, Split::Train),
+                ("train/A/2.png", 0, Split::Train),
+                ("test/B/9.png", 1, Split::Test),
+                ("train/other/1.png", 2, Split::Train),
+            ];
+            assert_eq!(files, expected.map(|(name, label, split)| (name.to_owned(), label, split)));
+            assert_eq!(data.classes, ["A", "B", "other"]);
+        };
+        let data = Dataset::open(root).unwrap();
+        check(&data);
+        let said = |name: &str| &data.skipped.iter().find(|(path, _)| path == Path::new(name)).unwrap().1;
+        assert_eq!(said("train/A/0.png"), "the same image as test/A/1.png");
+        assert!(said("extra").contains("beside train, val and test"));
+        assert!(said("validation").contains("without class folders"));
+        assert_eq!(data.skipped.len(), 3);
+        let index = root.join(INDEX);
+        check(&Dataset::index(root, &index, Shares::default(), None, |_| {}).unwrap());
+        let opened = Dataset::open(root).unwrap();
+        check(&opened);
+        assert_eq!((opened.skipped, opened.fingerprint), (vec![], data.fingerprint));
+
+        // Classes that are called so are classes.
+        let classes = tempfile::tempdir().unwrap();
+        for (i, name) in ["train/1.png", "test/1.png", "bus/1.png"].into_iter().enumerate() {
+            put(classes.path(), name, &image(10 + i as u32));
+        }
+        assert!(!Dataset::is_split_by_folders(classes.path()).unwrap());
+        assert_eq!(Dataset::open(classes.path()).unwrap().classes, ["bus", "test", "train"]);
+        // One part alone will do.
+        let alone = tempfile::tempdir().unwrap();
+        put(alone.path(), "train/A/1.png", &image(10));
+        let data = Dataset::open(alone.path()).unwrap();
+        assert_eq!((&data.classes, data.files[0].split), (&vec!["A".to_owned()], Split::Train));
     }
 
     #[test]

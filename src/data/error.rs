@@ -3,6 +3,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tiny_cats_export::excerpt;
+
 use super::printable;
 
 /// What can go wrong with data.
@@ -144,7 +146,7 @@ impl Error {
     /// Of the data folder `path` nothing can be used; `skipped` is what there was.
     pub(crate) fn no_pictures(path: &Path, skipped: &[(PathBuf, String)]) -> Self {
         let first = match skipped.first() {
-            Some((path, reason)) => format!("; {} is {reason}", printable(path).display()),
+            Some((path, reason)) => format!("; {} is {}", printable(path).display(), excerpt(reason)),
             None => String::new(),
         };
         Self::NoPictures { path: path.to_path_buf(), first }

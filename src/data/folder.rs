@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tiny_cats_export::without_temporary_name;
+
 use super::{Error, Result};
 
 /// Has `fill` write into a new folder, which then takes the place of `folder`. When it fails, `folder` is what it was, and nothing else is
@@ -19,7 +21,8 @@ pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -
         _ => Path::new("."),
     };
     fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    let work = tempfile::Builder::new().prefix(".writing-").tempdir_in(parent).map_err(Error::io(parent))?;
+    let work = tempfile::Builder::new().prefix(".writing-").tempdir_in(parent);
+    let work = work.map_err(without_temporary_name).map_err(Error::io(&folder))?;
     let (new, old) = (work.path().join("new"), work.path().join("old"));
     fs::create_dir(&new).map_err(Error::io(&folder))?;
     let filled = fill(&new)?;

@@ -13,7 +13,9 @@ use std::{
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
-use tiny_cats_export::{decode, is_class_name, write_atomically};
+use tiny_cats_export::{decode, excerpt, is_class_name, write_atomically};
+
+use crate::words::counted;
 
 use super::{
     Dataset, Error, OTHER, Picture, Result, Shares, Split,
@@ -84,7 +86,8 @@ struct Index {
 }
 
 impl Dataset {
-    /// Decodes every picture of the folder `root`, splits them, and writes the index `file`. With the index `held_out`, what that one keeps
+    /// Decodes every picture of the folder `root`, splits them by `shares`, unless the folder has its class folders in `train`, `val` and
+    /// `test`, and writes the index `file`. With the index `held_out`, what that one keeps
     /// from training is kept from it here too, known by its content, and all else is for training, whatever `shares` says. Pictures that an
     /// earlier index at `file` knows by their SHA-256 are not decoded again. `progress` is called, from several threads, with the number of
     /// all files after each.
@@ -123,10 +126,12 @@ impl Dataset {
 
     /// Splits the pictures as the index that was read from `of` does, those that it does not know being for training.
     fn hold_out(&mut self, of: &Path, index: Index) -> Result<()> {
-        let held: HashMap<[u8; 32], Split> = (index.pictures.iter())
-            .filter(|picture| picture.split != Split::Train)
-            .map(|picture| (picture.sha256, picture.split))
-            .collect();
+        let mut held: HashMap<[u8; 32], Split> = HashMap::new();
+        for picture in index.pictures.iter().filter(|picture| picture.split != Split::Train) {
+            // An index may have an image in several parts.
+            let split = held.entry(picture.sha256).or_insert(picture.split);
+            *split = picture.split.max(*split);
+        }
         for picture in &mut self.files {
             picture.split = held.get(&picture.sha256).copied().unwrap_or(Split::Train);
         }
@@ -158,8 +163,10 @@ impl Dataset {
         let new: Vec<&&PathBuf> = present.iter().filter(|path| !indexed.contains(**path)).collect();
         let mut skipped = Vec::new();
         if let Some(first) = new.iter().min() {
-            let more =
-                if new.len() == 1 { String::new() } else { format!(", like {} others", new.len() - 1) };
+            let more = match new.len() - 1 {
+                0 => String::new(),
+                others => format!(", like {}", counted(others, "other")),
+            };
             skipped.push((first.to_path_buf(), format!("not in the index{more}; {AGAIN}")));
         }
         let mut pictures = Vec::new();
@@ -275,7 +282,8 @@ fn other_version(version: u32) -> String {
 
 /// Reads an index, believing nothing.
 fn read(file: &Path) -> Result<Index> {
-    let wrong = |reason: String| Error::Index { path: file.to_path_buf(), reason };
+    let wrong =
+        |reason: String| Error::Index { path: file.to_path_buf(), reason: excerpt(&reason).into_owned() };
     let metadata = fs::metadata(file).map_err(Error::io(file))?;
     if !metadata.is_file() || metadata.len() > MOST_BYTES {
         return Err(wrong(format!("expected a file of at most {} MiB", MOST_BYTES >> 20)));
@@ -331,7 +339,8 @@ impl Contents {
             let path = inside(&entry.path).ok_or_else(|| {
                 about("path", &format!("{:?}", entry.path), "a class folder and a file in it")
             })?;
-            let class = path.iter().next().and_then(|folder| folder.to_str()).unwrap_or_default();
+            let folder = path.parent().and_then(Path::file_name);
+            let class = folder.and_then(|folder| folder.to_str()).unwrap_or_default();
             let label = *labels
                 .get(class)
                 .ok_or_else(|| about("path", &format!("{:?}", entry.path), "one of the classes"))?;
@@ -364,15 +373,23 @@ impl Contents {
     }
 }
 
-/// `path` if it is `FOLDER/FILE` on this system and nothing else.
+/// `path` if it is `FOLDER/FILE` on this system, perhaps in a folder such as `train`, and nothing else.
 fn inside(path: &str) -> Option<PathBuf> {
+    let (part, path) = match path.split_once('/')? {
+        (part, rest) if rest.contains('/') => (Some(part), rest),
+        _ => (None, path),
+    };
+    if part.is_some_and(|part| Split::of_folder(part).is_none()) {
+        return None;
+    }
     let (folder, file) = path.split_once('/')?;
     let plain = |name: &str| {
         let mut parts = Path::new(name).components();
         let alone = parts.next() == Some(Component::Normal(name.as_ref())) && parts.next().is_none();
         alone && !name.contains(|c: char| c.is_control() || c == '/')
     };
-    (plain(folder) && plain(file)).then(|| Path::new(folder).join(file))
+    let within = Path::new(part.unwrap_or_default());
+    (plain(folder) && plain(file)).then(|| within.join(folder).join(file))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -491,6 +508,35 @@ mod tests {
         assert_eq!(fs::read(&to).unwrap(), written);
     }
 
+    /// As an earlier version wrote them: a run that was begun by one goes on.
+    #[test]
+    fn an_index_that_has_copies_is_taken_as_it_is_and_says_so() {
+        let dir = folder();
+        let file = dir.path().join(INDEX);
+        let before = index(dir.path(), &file);
+        fs::copy(dir.path().join("A/a_0.png"), dir.path().join("A/copy.png")).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        let first = text.lines().find(|line| line.contains("A/a_0.png")).unwrap().trim_end_matches(',');
+        let copy = first.replace("A/a_0.png", "A/copy.png").replace("\"train\"", "\"test\"");
+        fs::write(&file, text.replacen(first, &format!("{first},\n{copy}"), 1)).unwrap();
+        let opened = Dataset::open(dir.path()).unwrap();
+        assert_eq!((opened.files.len(), before.files.len()), (25, 24));
+        let said = "the same image twice in the index: A/a_0.png (train), A/copy.png (test); run `tiny-cats data index` again";
+        assert_eq!(opened.repeated(), [said]);
+        // What it held out of training once is held out under any name.
+        let more = tempfile::tempdir().unwrap();
+        put(more.path(), "A/x.png", 0);
+        put(more.path(), "A/y.png", 0);
+        put(more.path(), "A/z.png", 300);
+        let to = more.path().join(INDEX);
+        let held = Dataset::index(more.path(), &to, Shares::default(), Some(&file), |_| {}).unwrap();
+        let splits: Vec<_> = held.files.iter().map(|p| (name(&p.path), p.split)).collect();
+        assert_eq!(splits, [("A/x.png".to_owned(), Split::Test), ("A/z.png".to_owned(), Split::Train)]);
+        // Indexed again, it has each once.
+        let again = index(dir.path(), &file);
+        assert_eq!((again.files, again.fingerprint), (before.files, before.fingerprint));
+    }
+
     #[test]
     fn what_has_changed_since_is_left_out_and_named() {
         let dir = folder();
@@ -511,7 +557,7 @@ mod tests {
         assert!(said("A/a_0.png").contains("changed since it was indexed; run `tiny-cats data index` again"));
         assert!(said("A/a_1.png").contains("gone"));
         assert!(said("A/a_2.png").contains("empty"));
-        assert!(said("A/c.png").contains("not in the index, like 1 others"));
+        assert!(said("A/c.png").contains("not in the index, like 1 other;"));
         assert_eq!(now.skipped.len(), 4);
         // Its split is that of the index, whatever is left.
         assert!(now.files.iter().all(|picture| before.files.contains(picture)));
@@ -530,6 +576,9 @@ mod tests {
             (first, "\"path\":\"../A/a_0.png\"", "pictures[0].path"),
             (first, "\"path\":\"A/../a_0.png\"", "pictures[0].path"),
             (first, "\"path\":\"A/b/a_0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"train/../a_0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"train/A/b/a_0.png\"", "pictures[0].path"),
+            (first, "\"path\":\"train/C/a_0.png\"", "one of the classes"),
             (first, "\"path\":\"A/./a_0.png\"", "pictures[0].path"),
             (first, "\"path\":\"A/\"", "pictures[0].path"),
             (first, "\"path\":\"A\"", "pictures[0].path"),

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tiny_cats_export::{decode, is_class_name};
 
 use super::{
-    Dataset, Error, OTHER, Result,
+    Dataset, Error, OTHER, Picture, Result,
     boxes::{Boxes, Head},
     folder,
     index::{hex, list},
@@ -86,6 +86,8 @@ pub struct Prepared {
     pub skipped: Vec<(PathBuf, String)>,
     /// How many photographs of dogs were left out as such.
     pub dogs: usize,
+    /// The index that said which photographs there are; `None` when the folder was looked through.
+    pub index: Option<PathBuf>,
 }
 
 /// A line of the list of what was made of what.
@@ -98,11 +100,21 @@ struct Made {
     part: [u32; 4],
 }
 
-/// The photographs, each with its class.
+/// A photograph to be prepared.
+struct Photograph {
+    /// Where it is, from the folder of the photographs.
+    from: PathBuf,
+    class: String,
+    /// The folder that it goes to: that of its class, in `train`, `val` or `test` where there are such folders.
+    folder: PathBuf,
+}
+
+/// The photographs.
 struct Photographs {
-    files: Vec<(PathBuf, String)>,
+    files: Vec<Photograph>,
     skipped: Vec<(PathBuf, String)>,
     dogs: usize,
+    index: Option<PathBuf>,
     source: Option<Vec<u8>>,
     boxes: PathBuf,
 }
@@ -137,14 +149,14 @@ impl Prepare {
         };
         folder::replace(output, |new| {
             let to = |error| Error::Io { path: output.to_path_buf(), error };
-            let Photographs { files, mut skipped, dogs, source, .. } = photographs;
-            for class in files.iter().map(|(_, class)| class).collect::<BTreeSet<_>>() {
-                fs::create_dir(new.join(class)).map_err(to)?;
+            let Photographs { files, mut skipped, dogs, index, source, .. } = photographs;
+            for folder in files.iter().map(|photograph| &photograph.folder).collect::<BTreeSet<_>>() {
+                fs::create_dir_all(new.join(folder)).map_err(to)?;
             }
             let results: Vec<std::result::Result<Made, String>> = (files.par_iter().zip(self.names(&files)))
-                .map(|((from, _), file)| {
+                .map(|(photograph, file)| {
                     progress(files.len() as u64);
-                    match self.make(&root, from, file, boxes.as_ref()) {
+                    match self.make(&root, &photograph.from, file, boxes.as_ref()) {
                         Ok((bytes, made)) => {
                             fs::write(new.join(&made.file), bytes).map_err(to).map(|()| Ok(made))
                         }
@@ -153,7 +165,8 @@ impl Prepare {
                 })
                 .collect::<Result<_>>()?;
             let (mut classes, mut made) = (BTreeMap::new(), Vec::new());
-            for ((from, class), result) in files.into_iter().zip(results) {
+            let mut gone = BTreeSet::new();
+            for (Photograph { from, class, folder }, result) in files.into_iter().zip(results) {
                 match result {
                     Ok(one) => {
                         *classes.entry(class).or_insert(0) += 1;
@@ -161,33 +174,41 @@ impl Prepare {
                     }
                     Err(reason) => {
                         // Of a class without a picture no folder is left; any other is not empty, and stays.
-                        let _ = fs::remove_dir(new.join(class));
+                        let _ = fs::remove_dir(new.join(folder));
                         skipped.push((from, reason));
+                        gone.insert(class);
                     }
                 }
             }
             if made.is_empty() {
                 return Err(Error::no_pictures(&root, &skipped));
             }
+            for class in gone.into_iter().filter(|class| !classes.contains_key(class)) {
+                skipped.push((PathBuf::from(class), "a class of which no picture is left".to_string()));
+            }
             if let Some(source) = source {
                 fs::write(new.join(SOURCE), source).map_err(to)?;
             }
             self.describe(&new.join(PREPARED), &made).map_err(to)?;
-            Ok(Prepared { classes, skipped, dogs })
+            Ok(Prepared { classes, skipped, dogs, index })
         })
     }
 
-    /// Where the new files are to be; `None` where an earlier one has the name already, on any system.
-    fn names(&self, files: &[(PathBuf, String)]) -> Vec<Option<String>> {
+    /// Where the new files are to be. A name that an earlier one has already, on any system, gets `_` appended, which leaves its series
+    /// and its number what they are.
+    fn names(&self, files: &[Photograph]) -> Vec<String> {
         let extension = match self.encoding {
             Encoding::Jpeg => "jpg",
             Encoding::Png => "png",
         };
         let mut taken = HashSet::new();
         (files.iter())
-            .map(|(from, class)| {
-                let stem = from.file_stem().unwrap_or_default().to_string_lossy();
-                taken.insert((class, stem.to_lowercase())).then(|| format!("{class}/{stem}.{extension}"))
+            .map(|Photograph { from, folder, .. }| {
+                let mut stem = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                while !taken.insert((folder, stem.to_lowercase())) {
+                    stem.push('_');
+                }
+                format!("{}/{stem}.{extension}", name(folder))
             })
             .collect()
     }
@@ -197,10 +218,9 @@ impl Prepare {
         &self,
         root: &Path,
         from: &Path,
-        file: Option<String>,
+        file: String,
         boxes: Option<&Boxes>,
     ) -> std::result::Result<(Vec<u8>, Made), String> {
-        let file = file.ok_or("of the same name as another picture of its class, but for the extension")?;
         let head = match boxes {
             Some(boxes) => Some(boxes.of(from).ok_or("without a box around its head")??),
             None => None,
@@ -294,10 +314,16 @@ impl Photographs {
     fn of_classes(data: Dataset) -> Self {
         let source = data.root.join(SOURCE);
         let plain = fs::symlink_metadata(&source).is_ok_and(|m| m.is_file() && m.len() <= MOST_SOURCE_BYTES);
+        let photograph = |picture: Picture| Photograph {
+            folder: picture.path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            class: data.classes[picture.label as usize].clone(),
+            from: picture.path,
+        };
         Self {
-            files: data.files.into_iter().map(|p| (p.path, data.classes[p.label as usize].clone())).collect(),
+            files: data.files.into_iter().map(photograph).collect(),
             skipped: data.skipped,
             dogs: 0,
+            index: data.index,
             source: if plain { fs::read(&source).ok() } else { None },
             boxes: data.root.join("heads.csv"),
         }
@@ -320,7 +346,7 @@ impl Photographs {
                         skipped.push((path, reason));
                     } else {
                         let class = if cat { breed } else { OTHER }.to_string();
-                        files.push((path, class));
+                        files.push(Photograph { from: path, folder: PathBuf::from(&class), class });
                     }
                 }
             }
@@ -328,9 +354,9 @@ impl Photographs {
         if files.is_empty() {
             return Err(Error::no_pictures(&root.join("images"), &skipped));
         }
-        files.sort_by(|a, b| (&a.1, &a.0).cmp(&(&b.1, &b.0)));
+        files.sort_by(|a, b| (&a.class, &a.from).cmp(&(&b.class, &b.from)));
         let source = Some(OXFORD.as_bytes().to_vec());
-        Ok(Self { files, skipped, dogs, source, boxes: root.join("annotations").join("xmls") })
+        Ok(Self { files, skipped, dogs, index: None, source, boxes: root.join("annotations").join("xmls") })
     }
 }
 
@@ -388,7 +414,8 @@ mod tests {
         assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
         assert_eq!(
             prepared.skipped,
-            [(PathBuf::from("B/2.png"), "without a box around its head".to_string())]
+            [("B/2.png", "without a box around its head"), ("B", "a class of which no picture is left")]
+                .map(|(path, why)| (PathBuf::from(path), why.to_string()))
         );
         assert_eq!(files(&output), ["A/1.png", PREPARED, SOURCE]);
         assert_eq!(part(&output, "A/1.png"), [82, 17, 16, 16]);
@@ -452,12 +479,42 @@ mod tests {
     fn two_pictures_of_one_name_are_not_written_over_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in");
-        for name in ["A/1.png", "A/1.jpg", "B/1.png"] {
-            put(&input, name, 20, 20);
+        for (name, width) in [("A/1.png", 20), ("A/1.jpg", 22), ("B/1.png", 24)] {
+            put(&input, name, width, 20);
         }
         let prepared = prepare(Crop::Centre).run(&input, &dir.path().join("out"), |_| {}).unwrap();
-        assert_eq!(prepared.classes, [("A".to_string(), 1), ("B".to_string(), 1)].into());
-        assert!(prepared.skipped[0].1.contains("of the same name"), "{:?}", prepared.skipped);
+        assert_eq!(prepared.classes, [("A".to_string(), 2), ("B".to_string(), 1)].into());
+        assert_eq!(prepared.skipped, []);
+        assert_eq!(files(&dir.path().join("out")), ["A/1.png", "A/1_.png", "B/1.png", PREPARED]);
+        // Their series and numbers are what they were.
+        assert_eq!(split::series("1_.png"), ("", "1"));
+    }
+
+    #[test]
+    fn a_split_in_folders_is_kept_and_classes_that_are_left_out_are_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        for (name, width) in [("train/A/1.png", 20), ("train/B/1.png", 22), ("val/A/1.png", 24)] {
+            put(&input, name, width, 20);
+        }
+        let out = dir.path().join("out");
+        let prepared = prepare(Crop::Centre).run(&input, &out, |_| {}).unwrap();
+        assert_eq!(prepared.classes, [("A".to_string(), 2), ("B".to_string(), 1)].into());
+        assert_eq!(files(&out), [PREPARED, "train/A/1.png", "train/B/1.png", "val/A/1.png"]);
+        assert_eq!(Dataset::open(&out).unwrap().counts(), Dataset::open(&input).unwrap().counts());
+
+        fs::write(
+            dir.path().join("heads.csv"),
+            "file,xmin,ymin,xmax,ymax\ntrain/A/1.png,4.5,4.25,12.5,12\nval/A/1.png,0.1,0.2,0.5,0.6\n",
+        )
+        .unwrap();
+        let heads = Prepare { boxes: Some(dir.path().join("heads.csv")), ..prepare(Crop::Head) };
+        let prepared = heads.run(&input, &dir.path().join("heads"), |_| {}).unwrap();
+        assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
+        let said = (PathBuf::from("B"), "a class of which no picture is left".to_string());
+        let shares = &prepared.skipped.iter().find(|(path, _)| path == Path::new("val/A/1.png")).unwrap().1;
+        assert_eq!(shares, "24 x 20, but its box is 0.1, 0.2, 0.5, 0.6; expected edges in pixels");
+        assert!(prepared.skipped.len() == 3 && prepared.skipped.contains(&said), "{:?}", prepared.skipped);
     }
 
     #[test]

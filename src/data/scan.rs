@@ -1,6 +1,7 @@
 //! What lies in a data folder.
 
 use std::{
+    collections::HashMap,
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
@@ -8,7 +9,7 @@ use std::{
 
 use tiny_cats_export::is_class_name;
 
-use super::{Error, OTHER, Result};
+use super::{Error, OTHER, Result, Split};
 
 /// Labels are 32 bits wide, and so are positions in an order.
 const MOST_FILES: usize = u32::MAX as usize;
@@ -19,39 +20,52 @@ pub(super) struct Found {
     pub classes: Vec<String>,
     /// Class and path from the data folder of each file, sorted.
     pub files: Vec<(usize, PathBuf)>,
+    /// Whether the class folders are in folders such as `train`, `val` and `test`, which say what is in which part.
+    pub split_by_folders: bool,
     /// What can be neither, and why.
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// Looks through the folder `root`. Hidden files and those of operating systems are left out. Links are followed inside of it, and only there: a data folder is whole
+/// Looks through the folder `root`: class folders, or folders `train`, `val` and `test` of class folders. Hidden files and those of operating systems are left out. Links are followed inside of it, and only there: a data folder is whole
 /// in itself, and a link in an archive of somebody else can't name files of the user.
 pub(super) fn scan(root: &Path) -> Result<Found> {
     let inside = fs::canonicalize(root).map_err(Error::io(root))?;
     let mut skipped = Vec::new();
-    let mut classes = Vec::new();
-    for name in list(root)? {
-        let path = root.join(&name);
-        if let Some(reason) = astray(&inside, &path) {
-            skipped.push((printable(&name), reason));
-        } else if path.is_dir() {
-            match name.to_str() {
-                Some(text) if is_class_name(text) => classes.push(text.to_owned()),
-                _ => skipped.push((printable(&name), "a folder whose name no class can have".to_string())),
-            }
-        }
-    }
+    let top = folders(&inside, root, Path::new(""), &mut skipped)?;
     if let Some(path) = oxford(&inside, root) {
         return Err(Error::Oxford { path });
     }
-    if classes.is_empty() {
+    let split_by_folders = split_by_folders(root, &top);
+    // The name of each class folder's class, and its path.
+    let mut class_folders = Vec::new();
+    for name in top {
+        let path = PathBuf::from(&name);
+        if !split_by_folders {
+            class_folders.push((name, path));
+        } else if Split::of_folder(&name).is_none() {
+            skipped.push((path, "a folder beside train, val and test".to_string()));
+        } else {
+            let within = folders(&inside, root, &path, &mut skipped)?;
+            if within.is_empty() {
+                skipped.push((path.clone(), "a folder without class folders".to_string()));
+            }
+            class_folders.extend(within.into_iter().map(|class| (class.clone(), path.join(class))));
+        }
+    }
+    if class_folders.is_empty() {
         return Err(Error::NoClasses { path: root.to_path_buf() });
     }
+    let mut classes: Vec<String> = class_folders.iter().map(|(class, _)| class.clone()).collect();
     classes.sort_by_key(|name| (name.eq_ignore_ascii_case(OTHER), name.clone()));
+    classes.dedup();
+    let labels: HashMap<&str, usize> =
+        classes.iter().enumerate().map(|(label, class)| (class.as_str(), label)).collect();
 
     let mut files = Vec::new();
-    for (class, folder) in classes.iter().enumerate() {
+    for (class, folder) in &class_folders {
+        let class = labels[class.as_str()];
         for name in list(&root.join(folder))? {
-            let path = Path::new(folder).join(&name);
+            let path = folder.join(&name);
             if name.to_str().is_none_or(|name| name.contains(char::is_control)) {
                 let reason = "a name that is no text or has control characters in it".to_string();
                 skipped.push((printable(&path), reason));
@@ -65,7 +79,50 @@ pub(super) fn scan(root: &Path) -> Result<Found> {
     if files.len() > MOST_FILES {
         return Err(Error::TooMany { path: root.to_path_buf(), count: files.len(), most: MOST_FILES });
     }
-    Ok(Found { classes, files, skipped })
+    files.sort();
+    Ok(Found { classes, files, split_by_folders, skipped })
+}
+
+/// The folders in `within`, a path from `root`, whose names classes can have.
+fn folders(
+    inside: &Path,
+    root: &Path,
+    within: &Path,
+    skipped: &mut Vec<(PathBuf, String)>,
+) -> Result<Vec<String>> {
+    let mut folders = Vec::new();
+    for name in list(&root.join(within))? {
+        let path = within.join(&name);
+        if let Some(reason) = astray(inside, &root.join(&path)) {
+            skipped.push((printable(&path), reason));
+        } else if root.join(&path).is_dir() {
+            match name.to_str() {
+                Some(text) if is_class_name(text) => folders.push(text.to_owned()),
+                _ => skipped.push((printable(&path), "a folder whose name no class can have".to_string())),
+            }
+        }
+    }
+    Ok(folders)
+}
+
+/// Whether folders such as `train`, `val` and `test` in the folder `root` have the class folders in them.
+pub(super) fn is_split_by_folders(root: &Path) -> Result<bool> {
+    let inside = fs::canonicalize(root).map_err(Error::io(root))?;
+    Ok(split_by_folders(root, &folders(&inside, root, Path::new(""), &mut Vec::new())?))
+}
+
+/// Whether the folders `top` of `root` are the parts of a split and not classes: there is one for training, with folders in it, and
+/// either another part or nothing else. A class may be called `train`: its folder has pictures in it.
+fn split_by_folders(root: &Path, top: &[String]) -> bool {
+    let has_folders = |name: &String| {
+        let names = list(&root.join(name)).unwrap_or_default();
+        names.iter().any(|within| root.join(name).join(within).is_dir())
+    };
+    let of = |name: &String| Split::of_folder(name);
+    let others = top.iter().filter(|name| of(name) != Some(Split::Train));
+    let other_parts = others.clone().filter(|name| of(name).is_some()).count();
+    top.iter().any(|name| of(name) == Some(Split::Train) && has_folders(name))
+        && (other_parts > 0 || others.count() == 0)
 }
 
 /// The folder that the archives of the Oxford-IIIT Pet data set were unpacked to, if `root` is that or the `images` in it.

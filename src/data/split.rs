@@ -1,7 +1,8 @@
 //! Which pictures a model learns from, which choose the best of its states, and which measure it.
 //!
 //! Photographs with neighbouring numbers are often of one animal on one day, and a model that has seen the one knows the other. So a
-//! class is not shuffled but cut into stretches: each series of numbered files at two places at most.
+//! class is not shuffled but cut into stretches: each series of numbered files at two places at most. Identical images are never in two
+//! parts. A data folder whose class folders are in folders `train`, `val` and `test` is split already, and stays so.
 
 use std::{fmt, str::FromStr};
 
@@ -32,6 +33,16 @@ impl Split {
             Self::Validation => "val",
             Self::Test => "test",
         }
+    }
+
+    /// The part that a folder of this name is for, in any case of letters: `train`, `val`, `valid`, `validation` or `test`.
+    pub(super) fn of_folder(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "train" => Self::Train,
+            "val" | "valid" | "validation" => Self::Validation,
+            "test" => Self::Test,
+            _ => return None,
+        })
     }
 }
 

@@ -33,7 +33,8 @@ pub struct Stats {
     pub mean: [f64; 3],
     /// The standard deviation of red, green and blue, likewise.
     pub std: [f64; 3],
-    /// Files of equal content.
+    /// Identical files, in several classes. Those of one class are not among the pictures, but in `skipped`; an index that was written
+    /// by an earlier version may have them.
     pub duplicates: Vec<Vec<String>>,
     /// What was left out, and why.
     pub skipped: Vec<(String, String)>,
@@ -96,6 +97,23 @@ impl Dataset {
         }
         groups.retain(|group| group.len() > 1);
         groups
+    }
+
+    /// A line for each image that is there more than once, with its files: in several classes, or by an index of an earlier version in one.
+    pub fn repeated(&self) -> Vec<String> {
+        let line = |group: Vec<&Picture>| {
+            let files: Vec<String> =
+                group.iter().map(|picture| format!("{} ({})", name(&picture.path), picture.split)).collect();
+            let mut labels: Vec<u32> = group.iter().map(|picture| picture.label).collect();
+            labels.dedup();
+            let (which, then) = match labels.len() {
+                1 => ("twice in the index", "; run `tiny-cats data index` again"),
+                2 => ("in two classes", ""),
+                _ => ("in several classes", ""),
+            };
+            format!("the same image {which}: {}{then}", files.join(", "))
+        };
+        self.duplicates().into_iter().map(line).collect()
     }
 
     /// Decodes all pictures; those that break on the way are in [`Stats::skipped`] and count nowhere. `progress` is called, from several

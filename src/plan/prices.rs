@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde::Serialize;
+use tiny_cats_export::excerpt;
 use toml::{Table, Value};
 
 use super::{Error, Gpu, Result, cards};
@@ -72,9 +73,9 @@ impl Prices {
         };
         for (key, value) in &table {
             match (key.as_str(), value) {
-                ("date", Value::String(text)) => self.date.clone_from(text),
+                ("date", Value::String(text)) => self.date = excerpt(text).into_owned(),
                 ("date", Value::Datetime(date)) => self.date = date.to_string(),
-                ("source", Value::String(text)) => self.source.clone_from(text),
+                ("source", Value::String(text)) => self.source = excerpt(text).into_owned(),
                 ("cpu_core_hour", value) => self.cpu_core_hour = dollars(key, value)?,
                 ("memory_gib_hour", value) => self.memory_gib_hour = dollars(key, value)?,
                 ("gpu", Value::Table(gpus)) => {

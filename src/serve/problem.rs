@@ -5,7 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-use tiny_cats_export::{Error, escaped};
+use tiny_cats_export::{Error, excerpt};
 
 /// Why a request was not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,12 +20,7 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
-            status,
-            field: None,
-            detail: escaped(&detail.into(), usize::MAX).into_owned(),
-            retry_after: None,
-        }
+        Self { status, field: None, detail: excerpt(&detail.into()).into_owned(), retry_after: None }
     }
 
     /// A field of the request makes no sense.

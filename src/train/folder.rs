@@ -22,7 +22,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_export::write_atomically;
+use tiny_cats_export::{excerpt, write_atomically};
 
 use super::{Error, Result};
 
@@ -128,7 +128,10 @@ impl Record {
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(RECORD);
         let text = read_page(&path)?;
-        let broken = |e| Error::Resume { path, message: format!("expected the record of a run: {e}") };
+        let broken = |e: serde_json::Error| Error::Resume {
+            path,
+            message: format!("expected the record of a run: {}", excerpt(&e.to_string())),
+        };
         serde_json::from_slice(&text).map_err(broken)
     }
 

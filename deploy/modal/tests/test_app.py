@@ -26,6 +26,10 @@ from stand_in import StandIn  # noqa: E402
 import options  # noqa: E402
 import run  # noqa: E402
 
+# A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and children inherit that. What is tested here is interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 CLONE = MODAL.parents[1]
 BINARY = os.environ.get("TINY_CATS_BINARY_FOR_TESTS")
 if not BINARY or not os.access(BINARY, os.X_OK):

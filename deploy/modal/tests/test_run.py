@@ -25,6 +25,10 @@ sys.path.insert(0, str(MODAL))
 
 import run  # noqa: E402
 
+# A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and children inherit that. What is tested here is interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 BINARY = os.environ.get("TINY_CATS_BINARY_FOR_TESTS")
 if not BINARY or not os.access(BINARY, os.X_OK):
     raise SystemExit("error: TINY_CATS_BINARY_FOR_TESTS must name the tiny-cats that `cargo build` made")

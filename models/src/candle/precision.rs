@@ -40,7 +40,11 @@ macro_rules! by_factor {
     ($x:expr, $rounding:expr, $function:ident ( $($args:expr),* $(,)? )) => {
         match ($x.dtype(), $rounding) {
             (candle_core::DType::F32, $crate::candle::precision::Rounding::Bf16) => {
-                $function::<$crate::kernels::product::Bf16>($($args),*)
+                if $crate::kernels::product::has_bf16() {
+                    $function::<$crate::kernels::product::Bf16>($($args),*)
+                } else {
+                    $function::<$crate::kernels::product::Widened>($($args),*)
+                }
             }
             _ => $crate::candle::element::by_type!($x, $function($($args),*)),
         }

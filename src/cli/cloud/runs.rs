@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
+use tiny_cats_export::without_temporary_name;
 
 use super::{app_name, file, listed, working};
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     cloud::{RECORD, Record, Settings, modal},
     sweep::SWEEPS,
     train::folder::{self, LOG, Lock, RUNS, Status as RunStatus},
+    words::counted,
 };
 
 /// What `tiny-cats cloud status` is called with.
@@ -321,7 +323,8 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
     };
     let names: Vec<String> = entries.into_iter().filter(|e| !e.1).map(|e| e.0).filter(wanted).collect();
     std::fs::create_dir_all(&args.runs_dir).with_context(|| args.runs_dir.display().to_string())?;
-    let stage = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&args.runs_dir)?;
+    let stage = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&args.runs_dir);
+    let stage = stage.map_err(without_temporary_name).with_context(|| args.runs_dir.display().to_string())?;
     for name in &names {
         let to = stage.path().join(name);
         modal::ask(&["volume", "get", &volume, &format!("runs/{there}/{name}"), &to.to_string_lossy()])?;
@@ -351,7 +354,7 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
         let to = folder.join(name);
         std::fs::rename(stage.path().join(name), &to).with_context(|| to.display().to_string())?;
     }
-    print(&format!("{}: {} files\n", folder.display(), names.len()))?;
+    print(&format!("{}: {}\n", folder.display(), counted(names.len(), "file")))?;
     std::io::stdout().flush()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use tiny_cats_export::Model;
 
 use crate::{
-    cli::common::{open_model, tell_skipped},
+    cli::common::{open_model, tell_repeated, tell_skipped},
     data::{Dataset, Split, hex},
 };
 
@@ -82,6 +82,7 @@ impl Part {
     fn open(self, path: &Path) -> anyhow::Result<Dataset> {
         let data = Dataset::open(path)?;
         tell_skipped(&data.skipped);
+        tell_repeated(&data);
         let part = match self {
             Self::Test => data.part(Split::Test),
             Self::Validation => data.part(Split::Validation),

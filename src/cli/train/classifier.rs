@@ -12,6 +12,7 @@ use super::{
     Job, Pictures,
     common::{Common, MOST_STEPS},
     drive, open,
+    released::EXTENSIONS,
 };
 use crate::{
     checkpoint::{self, InitFile, WhichWeights},
@@ -22,6 +23,7 @@ use crate::{
     data::{Photos, Split},
     plan::Workload,
     train::{Classifier, ClassifierOptions},
+    words::counted,
 };
 
 /// What `tiny-cats train classifier` is called with.
@@ -113,12 +115,13 @@ impl Args {
         &self.data
     }
 
-    /// The folder of the released files.
+    /// Where the released files go.
     ///
     /// # Errors
-    /// When there is no such name of a file.
-    pub fn output(&self) -> anyhow::Result<PathBuf> {
-        Ok(output(&self.output)?.0)
+    /// When `--output` is no name of a `.pt` file.
+    pub fn released(&self) -> anyhow::Result<[PathBuf; 2]> {
+        let (folder, name) = output(&self.output)?;
+        Ok(EXTENSIONS.map(|extension| folder.join(format!("{name}.{extension}"))))
     }
 
     /// Where it is to be computed.
@@ -219,15 +222,15 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     if validation.is_none() {
         let data = args.data.display();
         logging::note(&format!(
-            "{data}: too few photographs to keep any for validation: the last state is released"
+            "{data}: there are no photographs for validation: the last state is released"
         ));
     }
     common.measured(validation.as_ref().map_or(0, |photos| photos.len()))?;
     logging::say(&format!(
-        "{}: {} photographs of {} classes to train on, {} to validate",
+        "{}: {} of {} to train on, {} to validate",
         args.data.display(),
-        train.len(),
-        train.classes.len(),
+        counted(train.len(), "photograph"),
+        counted(train.classes.len(), "class"),
         validation.as_ref().map_or(0, |photos| photos.len())
     ));
     let batch = common.batch(train.len());
@@ -238,7 +241,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let plan =
         common.plan(job, schedule, batch, [0.9, 0.999], [epochs(args.save_interval), 0], device.clone());
     let mut task = Classifier::new(options, train, validation, device)?;
-    let released = drive(&mut task, &plan, common, |extension| folder.join(format!("{name}.{extension}")))?;
+    let released = drive(&mut task, &plan, common, args.released()?)?;
     let Some(released) = released else { return Ok(()) };
     let weights = checkpoint::open(&released, WhichWeights::Default)?.weights;
     for (photos, words) in [(task.validation(), "validation"), (test.as_ref(), "test")] {

@@ -22,6 +22,7 @@ use crate::{
         AdamW, Control, MOST_AVERAGES, Patience, Plan, Scaling, Schedule, Shape,
         folder::{self, RUNS},
     },
+    words::counted,
 };
 
 /// Steps, or epochs, of a run: more than anybody waits for, and few enough to count with.
@@ -285,7 +286,8 @@ impl Common {
         let asked = self.batch_size;
         if asked > pictures {
             logging::note(&format!(
-                "--batch-size {asked}: there are only {pictures} pictures, so that is the batch"
+                "--batch-size {asked}: there are only {}, so that is the batch",
+                counted(pictures, "picture")
             ));
         }
         asked.min(pictures)

@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
+use tiny_cats_export::excerpt;
 use toml::{Table, Value};
 
 use crate::{
@@ -89,7 +90,8 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
     let resumed = resumed.map(|path| path.to_string_lossy().into_owned());
     let Some(name) = said("config").cloned().or(resumed) else { return Ok(command) };
     let table = read(&name)?;
-    check(&command, &name, &table)?;
+    // Keys and values of a file from outside are not repeated at length.
+    check(&command, &name, &table).map_err(|e| anyhow::anyhow!("{}", excerpt(&e.to_string())))?;
     let Some(Value::Table(mut settings)) = table.get(task).cloned() else { return Ok(command) };
     // Of two flags that say the same thing in different ways, what the command line says comes first.
     let on_command_line = |id: &str| {

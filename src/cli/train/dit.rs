@@ -10,6 +10,7 @@ use super::{
     Job, Pictures,
     common::{Common, MOST_STEPS},
     open,
+    released::EXTENSIONS,
 };
 use crate::{
     checkpoint::InitFile,
@@ -20,6 +21,7 @@ use crate::{
     data::{Dataset, Images, Split},
     plan::Workload,
     train::{DRAWS, Dit, DitOptions, Flow, SAMPLE_ROWS},
+    words::counted,
 };
 
 /// What `tiny-cats train dit` is called with.
@@ -104,9 +106,9 @@ impl Args {
         &self.data
     }
 
-    /// The folder of the released files.
-    pub fn output(&self) -> &Path {
-        &self.output
+    /// Where the released file with this extension goes.
+    pub fn released(&self, extension: &str) -> PathBuf {
+        self.output.join(format!("tinydit_final.{extension}"))
     }
 
     /// Where it is to be computed.
@@ -188,10 +190,10 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     };
     common.measured(validation.as_ref().map_or(0, |images| images.len()))?;
     logging::say(&format!(
-        "{}: {} pictures in {} classes to train on, {} to validate",
+        "{}: {} in {} to train on, {} to validate",
         args.data.display(),
-        train.len(),
-        train.classes.len(),
+        counted(train.len(), "picture"),
+        counted(train.classes.len(), "class"),
         validation.as_ref().map_or(0, |images| images.len())
     ));
     let batch = common.batch(train.len());
@@ -210,8 +212,6 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
         init: args.init.clone(),
     };
     let mut task = Dit::new(options, train, validation, device)?;
-    super::drive(&mut task, &plan, common, |extension| {
-        args.output.join(format!("tinydit_final.{extension}"))
-    })?;
+    super::drive(&mut task, &plan, common, EXTENSIONS.map(|extension| args.released(extension)))?;
     Ok(())
 }

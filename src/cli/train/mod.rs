@@ -5,6 +5,7 @@ mod common;
 pub mod config;
 pub mod dit;
 mod place;
+mod released;
 pub mod report;
 mod stop;
 mod supervise;
@@ -19,16 +20,18 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::{ArgMatches, CommandFactory};
-use tiny_cats_export::write_atomically;
 
 use self::{
     common::Common,
     config::Resolved,
     report::{Options, Reporter},
-    supervise::{Signals, TRANSIENT, supervise},
+    supervise::{Signals, TRANSIENT, finished_run, supervise},
 };
 use crate::{
-    cli::{common::tell_skipped, logging},
+    cli::{
+        common::{tell_repeated, tell_skipped},
+        logging,
+    },
     data::{self, Dataset, Split},
     plan::Workload,
     train::{self, Plan, Task, folder::Status},
@@ -66,11 +69,14 @@ impl Args {
         }
     }
 
-    /// The folder of the released files.
-    fn output(&self) -> anyhow::Result<PathBuf> {
+    /// Where the released files go.
+    ///
+    /// # Errors
+    /// When that is no name of such a file.
+    fn places(&self) -> anyhow::Result<[PathBuf; 2]> {
         match &self.command {
-            Command::Dit(args) => Ok(args.output().to_owned()),
-            Command::Classifier(args) => args.output(),
+            Command::Dit(args) => Ok(released::EXTENSIONS.map(|extension| args.released(extension))),
+            Command::Classifier(args) => args.released(),
         }
     }
 
@@ -149,8 +155,20 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         common.open_log()?;
     }
     let Some(folder) = &common.worker else {
-        let output = args.output()?;
-        place::can_write(&output)
+        let places = args.places()?;
+        if let Some(folder) = finished_run(common, task, &configuration)? {
+            // Otherwise it is gone on with, which writes them.
+            if released::of_run(&folder, &places) == [true; 2] {
+                let [torch, safetensors] = places.each_ref().map(|place| place.display());
+                logging::say(&format!(
+                    "{}: is finished: {torch} and {safetensors}; without --resume a new run begins",
+                    folder.display()
+                ));
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        let output = places[0].parent().unwrap_or(Path::new("."));
+        place::can_write(output)
             .with_context(|| format!("--output {}: cannot write there", output.display()))?;
         return supervise(common, task, &configuration);
     };
@@ -200,6 +218,7 @@ fn open(path: &Path) -> anyhow::Result<Dataset> {
         logging::say(&format!("{}: as indexed", index.display()));
     }
     tell_skipped(&data.skipped);
+    tell_repeated(&data);
     Ok(data)
 }
 
@@ -218,20 +237,19 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
-/// Trains, reports how it goes, and copies the released files to where `place` says, by their extension. Returns where the `.safetensors`
-/// is; a process that follows another writes none.
+/// Trains, reports how it goes, and copies the released files to `places`. Returns where the `.safetensors` is; a process that follows
+/// another writes none.
 fn drive(
     task: &mut dyn Task,
     plan: &Plan,
     common: &Common,
-    place: impl Fn(&str) -> PathBuf,
+    places: [PathBuf; 2],
 ) -> anyhow::Result<Option<PathBuf>> {
     keep_freed_memory();
     if common.rank > 0 {
         train::parallel::follow(task, plan, common.rank, common.gpus)?;
         return Ok(None);
     }
-    let places = ["pt", "safetensors"].map(place);
     let released = 4 * task.cost()?.parameters();
     for place in &places {
         let said = || format!("--output {}", place.display());
@@ -258,29 +276,24 @@ fn drive(
     let stopped = reporter.clone();
     stop::watch(&plan.control, deadline, move || finish(&stopped, Status::Stopped))?;
     train::keep_memory();
+    let own = released::of_run(&plan.folder, &places);
     let published = train::train_together(task, plan, &mut team, &mut |event| {
         if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
             reporter.observe(event);
         }
     });
     drop(team);
-    let copied = published.map_err(anyhow::Error::from).and_then(|released| {
-        let copy =
-            |(from, to): (&PathBuf, &PathBuf)| copy(from, to).with_context(|| to.display().to_string());
-        released.iter().zip(&places).try_for_each(copy)
-    });
+    let copied = published
+        .map_err(anyhow::Error::from)
+        .and_then(|released| released::publish(&released, &places, own));
     finish(&reporter, if copied.is_ok() { Status::Finished } else { Status::Failed });
-    copied?;
+    let kept = copied?;
+    if !kept.is_empty() {
+        let each = kept.iter().map(|(file, name)| format!("{} as {}", file.display(), name.display()));
+        let each = each.collect::<Vec<_>>().join(" and ");
+        logging::note(&format!("kept what another run released: {each}"));
+    }
     let [torch, safetensors] = places;
     logging::say(&format!("finished: {} and {}", torch.display(), safetensors.display()));
     Ok(Some(safetensors))
-}
-
-/// Copies a file so that its place has the old one or the whole new one.
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    if let Some(folder) = to.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut source = std::fs::File::open(from)?;
-    Ok(write_atomically(to, |w| std::io::copy(&mut source, w).map(|_| ()))?)
 }

@@ -188,6 +188,24 @@ fn is_same(folder: &Path, configuration: &Resolved) -> bool {
     configuration.is_same(&String::from_utf8_lossy(&text))
 }
 
+/// The finished run of this configuration that `--resume auto` finds where it finds no unfinished one: the newest.
+///
+/// # Errors
+/// When the runs' folder cannot be read.
+pub fn finished_run(
+    common: &Common,
+    task: &str,
+    configuration: &Resolved,
+) -> anyhow::Result<Option<PathBuf>> {
+    if common.run_id.is_some() || common.resume != "auto" {
+        return Ok(None);
+    }
+    let mut runs = folder::list(&common.runs_dir)?;
+    runs.retain(|(path, record)| record.task == task && is_same(path, configuration));
+    let all_finished = runs.iter().all(|(_, record)| record.status == Status::Finished);
+    Ok(runs.pop().filter(|_| all_finished).map(|(path, _)| path))
+}
+
 /// The folder of the run.
 fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<PathBuf> {
     if let Some(id) = &common.run_id {
@@ -200,8 +218,10 @@ fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> 
             let unfinished = |(path, record): &(PathBuf, Record)| {
                 record.task == task && record.status != Status::Finished && is_same(path, configuration)
             };
-            let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished);
-            Ok(found.map_or_else(fresh, |(path, _)| path))
+            let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished).map(|(path, _)| path);
+            let found =
+                found.map_or_else(|| finished_run(common, task, configuration), |path| Ok(Some(path)))?;
+            Ok(found.unwrap_or_else(fresh))
         }
         path => {
             let path = PathBuf::from(path);

@@ -151,15 +151,7 @@ impl Factor for Bf16 {
     lent!(with_rows, u32);
 
     fn isa() -> Isa {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if super::amx::there() {
-            return Isa::Amx;
-        }
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
-            return Isa::Avx512Bf16;
-        }
-        Isa::detect()
+        bf16_isa().unwrap_or_else(Isa::detect)
     }
 
     unsafe fn run(isa: Isa, tile: &Tile<Self>) {
@@ -174,6 +166,67 @@ impl Factor for Bf16 {
             }
         }
     }
+}
+
+/// The instructions that multiply bf16, if the processor has some.
+fn bf16_isa() -> Option<Isa> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if super::amx::there() {
+        return Some(Isa::Amx);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+        return Some(Isa::Avx512Bf16);
+    }
+    None
+}
+
+/// Whether the processor multiplies bf16 faster than f32. Where it does not, [`Widened`] gives the same products but for the order of sums.
+pub(crate) fn has_bf16() -> bool {
+    bf16_isa().is_some()
+}
+
+/// Numbers are f32, rounded to bf16 when they are laid out, and multiplied as f32: as fast as f32 on every processor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Widened;
+
+impl Factor for Widened {
+    type Number = f32;
+    type Unit = f32;
+    const EACH: usize = 1;
+
+    fn as_units(_: &[f32]) -> Option<&[f32]> {
+        None
+    }
+
+    #[inline(always)]
+    fn along(numbers: &[f32], to: &mut [f32]) {
+        to.iter_mut().zip(numbers).for_each(|(to, &x)| *to = widened(x));
+    }
+
+    #[inline(always)]
+    fn below(first: &[f32], _: Option<&[f32]>, to: &mut [f32]) {
+        Self::along(first, to);
+    }
+
+    #[inline(always)]
+    fn add<const FMA: bool>(sum: f32, a: f32, b: f32) -> f32 {
+        f32::add::<FMA>(sum, a, b)
+    }
+
+    lent!(with_panels, f32);
+    lent!(with_rows, f32);
+
+    unsafe fn run(isa: Isa, tile: &Tile<Self>) {
+        let &Tile { rows, a, strides, panel, c, width, add } = tile;
+        // SAFETY: passed on to the caller; units and numbers are those of f32.
+        unsafe { f32::run(isa, &Tile { rows, a, strides, panel, c, width, add }) }
+    }
+}
+
+#[inline(always)]
+fn widened(x: f32) -> f32 {
+    f32::from_bits(u32::from(rounded(x).to_bits()) << 16)
 }
 
 #[inline(always)]

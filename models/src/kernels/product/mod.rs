@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use factor::{Bf16, Factor};
+pub(crate) use factor::{Bf16, Factor, Widened, has_bf16};
 use pack::{depth, pack, transpose};
 use tile::{Isa, Tile};
 

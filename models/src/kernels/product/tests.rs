@@ -173,9 +173,14 @@ fn products_are_their_sums() {
 /// last bit.
 #[test]
 fn products_of_bf16_are_those_of_their_numbers() {
+    is_product_of_bf16::<Bf16>(250);
+    is_product_of_bf16::<Widened>(100);
+}
+
+fn is_product_of_bf16<F: Factor<Number = f32>>(cases: u64) {
     let pool = pool();
-    for case_number in 0..300 {
-        let case = Case::<Bf16>::new(case_number);
+    for case_number in 0..cases {
+        let case = Case::<F>::new(case_number);
         let [m, n, k] = case.sizes;
         let number = |x: f32| bf16::from_f32(x).to_f64();
         let exact: Vec<f64> = (0..case.before.len())
@@ -192,7 +197,7 @@ fn products_of_bf16_are_those_of_their_numbers() {
             let allowed = 3e-6 * (1.0 + (k as f64).sqrt()) * (k as f64).sqrt();
             (f64::from(found) - exact).abs() <= allowed
         };
-        for isa in all::<Bf16>() {
+        for isa in all::<F>() {
             let c = pool.install(|| case.rows(isa, 0, m));
             assert!(c.iter().zip(&exact).all(near), "{}", case.what(isa));
             let Some(row) = (case_number as usize).checked_rem(m) else { continue };
@@ -201,7 +206,7 @@ fn products_of_bf16_are_those_of_their_numbers() {
             assert!(alone == among, "{}: row {row}", case.what(isa));
         }
         if case.strides[0] == Strides::rows(k) {
-            assert!(case.with_bias(true) == case.with_bias(false), "{}", case.what(Bf16::isa()));
+            assert!(case.with_bias(true) == case.with_bias(false), "{}", case.what(F::isa()));
         }
     }
 }

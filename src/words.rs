@@ -1,0 +1,31 @@
+//! Numbers with their nouns.
+
+use std::fmt::Display;
+
+/// `count` of what is called `one`: `1 picture`, `2 pictures`, `2 classes`.
+pub(crate) fn counted<N: PartialEq + From<u8> + Display>(count: N, one: &str) -> String {
+    let ending = match () {
+        () if count == N::from(1) => "",
+        () if one.ends_with(['s', 'x']) => "es",
+        () => "s",
+    };
+    format!("{count} {one}{ending}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_one_and_others_are_many() {
+        for (count, one, expected) in [
+            (0u64, "picture", "0 pictures"),
+            (1, "picture", "1 picture"),
+            (2, "other", "2 others"),
+            (1, "class", "1 class"),
+            (13, "class", "13 classes"),
+        ] {
+            assert_eq!(counted(count, one), expected);
+        }
+    }
+}
