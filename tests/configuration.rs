@@ -77,6 +77,44 @@ fn a_configuration_is_what_the_flags_would_be() {
     assert!(said.contains("--config smok") && said.contains("smoke, local"), "{said}");
 }
 
+/// A place that nothing can be written to, and a full disk, are seen before anything is trained; nothing is left there.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_place_for_no_file_is_refused_before_training() {
+    let place = pictures();
+    let dir = place.path();
+    fs::write(dir.join("file"), "").unwrap();
+    fs::create_dir_all(dir.join("taken/tinydit_final.pt")).unwrap();
+    let steps = ["--steps", "1", "--runs-dir", "none"];
+    // No user, not even root, can make a file in /proc.
+    for (output, more, expected) in [
+        ("file", &steps[..], "--output file: cannot write there: Not a directory"),
+        ("file/a/b", &steps, "--output file/a/b: cannot write there: Not a directory"),
+        ("/proc/x", &steps, "--output /proc/x: cannot write there: "),
+        ("taken", &steps, "--output taken/tinydit_final.pt: a folder is in the file's place"),
+        ("x", &["--runs-dir", "file/runs"], "file/runs/"),
+        ("x", &["--runs-dir", "/proc/runs"], "/proc/runs/"),
+        ("x", &["--runs-dir", "file", "--run-id", "r"], "file/r: cannot write there: Not a directory"),
+    ] {
+        let said = fails(CATS, dir, &trained::dit(output, more));
+        assert!(said.contains(expected) && !said.contains(".tmp"), "{output} {more:?}: {said}");
+    }
+    let said = fails(CATS, dir, &trained::train_args("file/m.pt", &steps[2..]));
+    assert!(said.contains("--output file: cannot write there"), "{said}");
+    // No file may grow: what a full disk does, without a disk.
+    for (output, runs) in [("full", "none"), (".", "full/runs")] {
+        let arguments = trained::dit(output, &["--runs-dir", runs]).join(" ");
+        let script = format!("trap '' XFSZ; ulimit -f 0; exec {CATS} {arguments}");
+        let ended = std::process::Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
+        let said = common::text(&ended);
+        assert_eq!((ended.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+        assert!(said.contains("cannot write there: File too large"), "{said}");
+    }
+    let mut left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["file", "synth", "taken"]);
+}
+
 /// An address with credentials is refused before it is written anywhere.
 #[test]
 fn credentials_are_not_told() {

@@ -44,10 +44,11 @@ fn runs_are_listed_with_what_became_of_them_the_newest_last() {
     let root = dir.path().join("runs");
     fs::create_dir_all(root.join("sweeps/s")).unwrap();
     assert!(succeeds(CATS, dir.path(), &["runs"]).contains("there are no runs"));
-    let loss = |step: u64| json!({"step": step, "loss": 1.0 / step as f64, "lr": 1e-4});
+    let loss = |step: u64| json!({"step": step, "loss": 1.0 / step as f64, "mean_loss": 0.25, "lr": 1e-4});
+    let old = [json!({"step": 10, "loss": 0.125})];
     let lines = [loss(10), loss(20), json!({"step": 20, "validation_loss": 0.5})];
     let finished = begin(&root, Status::Finished, &lines);
-    let killed = begin(&root, Status::Running, &lines[..1]);
+    let killed = begin(&root, Status::Running, &old);
     let running = begin(&root, Status::Running, &[]);
     let stopped = begin(&root, Status::Stopped, &lines);
     let failed = begin(&root, Status::Failed, &lines);
@@ -72,15 +73,23 @@ fn runs_are_listed_with_what_became_of_them_the_newest_last() {
         assert_eq!(status(folder), word);
     }
     assert_eq!(all[0]["loss"], json!({"step": 20, "value": 0.05}));
+    assert_eq!(all[0]["mean_loss"], json!({"step": 20, "value": 0.25}));
+    assert_eq!(all[1]["mean_loss"], Value::Null);
     assert_eq!((&all[0]["step"], &all[0]["steps"], &all[2]["loss"]), (&json!(40), &json!(200), &Value::Null));
     let said = succeeds(CATS, dir.path(), &["runs"]);
     let line = said.lines().find(|line| line.starts_with(&id(&finished))).unwrap();
     for part in
-        ["dit", "finished", "40/200", "validation_loss 0.5000 at 20", "0.0500", "samples/step_00000020.png"]
+        ["dit", "finished", "40/200", "validation_loss 0.5000 at 20", "0.2500", "samples/step_00000020.png"]
     {
         assert!(line.contains(part), "{part}: {said}");
     }
     assert_eq!(said.lines().count(), 6, "{said}");
+    assert!(
+        said.lines().next().unwrap().contains("mean loss") && said.contains("0.1250 (last step)"),
+        "{said}"
+    );
+    let shown = succeeds(CATS, dir.path(), &["runs", "show", &id(&finished)]);
+    assert!(shown.contains("mean loss 0.2500 at 20\nloss      0.0500 at 20\n"), "{shown}");
     // Looking at a run leaves nothing in it.
     assert!(!failed.join("lock").exists());
 }

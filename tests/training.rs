@@ -16,7 +16,7 @@ use common::{CACHE, CATS, begun::Begun, fails, run, shared, succeeds, text, trai
 use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,
-    train::folder::{Lock, list},
+    train::{folder::list, metrics::Metrics},
 };
 
 const STEPS: [&str; 4] = ["--steps", "12", "--save-interval", "3"];
@@ -119,16 +119,32 @@ fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
             succeeds(CATS, dir, &task.arguments(&output, &["--runs-dir", &output, "--resume", &state]));
         assert!(said.contains("steps 3 to ") || said.contains("steps 2 to "), "{said}");
         place.same(task, &output);
-        assert!(
-            trained::run_folder(dir, &said) != first && files(&first) == before,
-            "the first run is left alone"
-        );
+        let second = trained::run_folder(dir, &said);
+        assert!(second != first && files(&first) == before, "the first run is left alone");
+        // The mean loss is that of a run that was not interrupted, and what the console says of the last step `runs` says.
+        let means = [&first, &second].map(|run| mean_loss(run));
+        assert!(means[0].is_some() && means[0] == means[1], "{task:?}: {means:?}");
+        let id = second.file_name().unwrap().to_string_lossy();
+        let shown = succeeds(CATS, dir, &["runs", "show", &id, "--runs-dir", &output]);
+        let shown = shown.lines().find_map(|line| line.strip_prefix("mean loss ")).unwrap();
+        let (mean, _) = shown.split_once(" at ").unwrap();
+        assert!(said.contains(&format!("  mean loss {mean}  lr ")), "{mean}: {said}");
     }
     // A run may be made longer, aloud; anything else must be what it was.
     let state = state_of(&dir.join("from-dit"), "dit_step_00000003.safetensors");
     let resume = ["--runs-dir", "longer", "--resume", &state];
     let said = succeeds(CATS, dir, &trained::dit("longer", &[&resume[..], &["--steps", "13"]].concat()));
     assert!(said.contains("schedule.steps was 12, is 13"), "{said}");
+    // From its end on, there are two ways to go on with a learning rate that has come down.
+    let last = state_of(&dir.join("from-dit"), "dit_step_00000012.safetensors");
+    let goes_on = |steps| {
+        let more = ["--runs-dir", "after", "--resume", &last, "--steps", steps];
+        succeeds(CATS, dir, &trained::dit("after", &more))
+    };
+    let said = goes_on("13");
+    assert!(said.contains("at or near its floor, for all 1 steps that are left"), "{said}");
+    let said = goes_on("24");
+    assert!(said.contains("goes up to"), "{said}");
     let other = [&STEPS[..], &resume, &["--weight-decay", "0.1"]].concat();
     let said = fails(CATS, dir, &trained::dit("x", &other));
     assert!(said.contains("optimizer.weight_decay was 0.0, is 0.1"), "{said}");
@@ -137,7 +153,10 @@ fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
     // Other pictures are another run.
     let fewer = [&STEPS[..], &resume, &["--limit-files", "20"]].concat();
     let said = fails(CATS, dir, &trained::dit("x", &fewer));
-    assert!(said.contains("items was") && said.contains("is 20"), "{said}");
+    assert!(
+        said.contains("uses another part of the same data") && said.contains("are 20 to train on"),
+        "{said}"
+    );
     let said = fails(CATS, dir, &trained::dit("x", &["--resume", "longer/tinydit_final.safetensors"]));
     assert!(said.contains("not the state of a training run"), "{said}");
     // Another seed gives another model.
@@ -145,6 +164,20 @@ fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
     let [a, b] = [UNDISTURBED.join("dit"), dir.join("other")]
         .map(|folder| fs::read(folder.join("tinydit_final.safetensors")).unwrap());
     assert!(a != b);
+    // Data that changed is told in words.
+    let removed = files(&files(&dir.join("synth")).into_iter().find(|path| path.is_dir()).unwrap()).remove(0);
+    fs::remove_file(&removed).unwrap();
+    let said = fails(CATS, dir, &trained::dit("x", &[&STEPS[..], &resume].concat()));
+    assert!(said.contains("the data changed since the run began: pictures were"), "{said}");
+}
+
+/// The running mean of the loss after the last step of the run in `folder`, as its metrics have it and as its state does.
+fn mean_loss(folder: &Path) -> Option<f64> {
+    let metrics = Metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let logged = metrics.training("mean_loss").last()?;
+    let state = files(folder).into_iter().rfind(|path| path.to_string_lossy().contains("_step_"))?;
+    assert_eq!(TrainingState::load(&state).unwrap().meta["progress"]["mean_loss"], logged.value);
+    Some(logged.value)
 }
 
 /// The state called `name` in the oldest run in `runs`.
@@ -313,6 +346,64 @@ fn a_stopped_run_says_so_and_goes_on() {
     place.same(Task::Dit, "timed");
 }
 
+/// The program alone is killed while its training process saves: the same command waits for that one and goes on with its state.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_command_waits_for_the_process_that_saves_and_goes_on() {
+    use std::io::{BufRead, BufReader, Read};
+    let place = Place::new();
+    for (round, flags) in [["--resume", "auto"], ["--run-id", "mine"]].into_iter().enumerate() {
+        let output = format!("orphan-{round}");
+        let arguments = Task::Dit.arguments(&output, &flags);
+        let mut begun = place.begin(&arguments, &output);
+        begun.until(1);
+        let worker = begun.worker().unwrap();
+        signal(worker, libc::SIGSTOP);
+        signal(begun.child.id() as i32, libc::SIGKILL);
+        // Not its output: the stopped process still holds that open.
+        begun.child.wait().unwrap();
+        let mut again = place.begin(&arguments, &output);
+        let mut said = BufReader::new(again.child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("another process trains in this folder; waiting at most 30 s"), "{line}");
+        signal(worker, libc::SIGCONT);
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        let (code, _) = again.end();
+        assert_eq!(code, Some(0), "{rest}");
+        place.same(Task::Dit, &output);
+        assert_eq!(list(&place.path().join(&output)).unwrap().len(), 1, "it went on in its own folder");
+    }
+}
+
+/// As soon as the program can be asked to stop, which is before it has looked at anything, it ends as it always does when it is.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_before_training_begins_has_the_code_of_any_other() {
+    let place = Place::new();
+    for kind in [libc::SIGTERM, libc::SIGINT] {
+        let mut begun = place.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early");
+        let process = begun.child.id() as i32;
+        let catches = || {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+            let mask =
+                status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+            u64::from_str_radix(&mask, 16).unwrap() & (1 << (kind - 1)) != 0
+        };
+        while !catches() {
+            assert!(begun.child.try_wait().unwrap().is_none(), "it ended before it caught signals");
+            std::thread::yield_now();
+        }
+        signal(process, kind);
+        let (code, said) = begun.end();
+        assert_eq!(code, Some(75), "{said}");
+    }
+    let (code, said) = place.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early").end();
+    assert_eq!(code, Some(0), "{said}");
+    place.same(Task::Dit, "early");
+}
+
 /// A state that was damaged is noticed, and the one before it is gone on with.
 #[test]
 fn a_damaged_state_is_left_for_the_one_before() {
@@ -337,8 +428,13 @@ fn a_damaged_state_is_left_for_the_one_before() {
     {
         fs::write(state.path(), &bytes[..bytes.len() / 3]).unwrap();
     }
-    let said = fails(CATS, dir, &Task::Dit.arguments("damaged-2", &["--resume", &resume]));
-    assert!(said.contains("not one of its training states is whole"), "{said}");
+    // Of states none of which is whole, nothing is left to go on with: the run begins again, and the files stay.
+    let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-2", &["--resume", &resume]));
+    assert!(said.contains("no training state of this run is whole: the run begins again"), "{said}");
+    assert!(said.contains("steps 0 to 12"), "{said}");
+    place.same(Task::Dit, "damaged-2");
+    let aside = run_folder.join("dit_step_00000012.safetensors.damaged");
+    assert_eq!(fs::read(aside).unwrap().len(), bytes.len() / 3);
 }
 
 /// A file may not grow beyond this: what a full disk does, without a disk.
@@ -534,9 +630,13 @@ fn two_processes_do_not_train_in_one_folder() {
     let said = succeeds(CATS, dir, &Task::Dit.arguments("locked", &["--runs-dir", "locked-runs"]));
     let folder = trained::run_folder(dir, &said);
     let _lock = tiny_cats::train::folder::Lock::take(&folder).unwrap().unwrap();
-    let output = run(CATS, dir, &["train", "dit", "synth", "--resume", &folder.to_string_lossy()]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output).contains("another process trains in this folder"), "{}", text(&output));
+    // It is waited for, but not for ever; another time may do better.
+    let more = ["--resume", &folder.to_string_lossy(), "--retry-max", "10ms"];
+    let output = run(CATS, dir, &[&["train", "dit", "synth"][..], &more].concat());
+    assert_eq!(output.status.code(), Some(74), "{}", text(&output));
+    let said = text(&output);
+    assert!(said.contains("another process trains in this folder; given up after 0.01 s"), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
     let said = fails(CATS, dir, &["train", "classifier", "synth", "--resume", &folder.to_string_lossy()]);
     assert!(said.contains("is a run of `train dit`"), "{said}");
 }
@@ -550,11 +650,7 @@ fn a_run_with_a_name_is_begun_or_gone_on_with() {
         begun.until(1);
         begun.child.kill().unwrap();
         begun.child.wait().unwrap();
-        // Its training process saves its state and ends by itself.
-        let folder = place.path().join("runs/mine");
-        while Lock::held(&folder) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        // Its training process saves its state and ends by itself, which is waited for.
         for _ in 0..2 {
             succeeds(CATS, place.path(), &named);
             place.same(task, "released");

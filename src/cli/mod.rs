@@ -65,6 +65,7 @@ enum Command {
 /// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
 /// a wrong usage has exit code 2.
 pub fn main() -> ExitCode {
+    train::catch_signals();
     panic::install_hook();
     let (matches, Cli { command }) = match parse() {
         Ok(parsed) => parsed,

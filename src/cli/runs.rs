@@ -21,7 +21,7 @@ use crate::{
     sweep,
     train::{
         folder::{CONFIGURATION, Lock, RUNS, Record, Status, latest, read_page},
-        metrics::{Goal, LOSS, METRICS, Metrics, Point, best},
+        metrics::{Goal, LOSS, MEAN_LOSS, METRICS, Metrics, Point, best},
     },
     words::counted,
 };
@@ -88,8 +88,10 @@ struct Run {
     record: Result<Record, String>,
     /// `killed` and `broken` are found out here; the others are the record's.
     status: &'static str,
-    /// The last loss that was logged.
+    /// The last loss of a step that was logged.
     loss: Option<Point>,
+    /// The running mean of the loss beside it, as training shows it; runs of earlier versions have none.
+    mean_loss: Option<Point>,
 }
 
 impl Run {
@@ -107,8 +109,8 @@ impl Run {
             },
         };
         let metrics = Metrics::tail(&folder.join(METRICS), END).unwrap_or_default();
-        let loss = metrics.training(LOSS).last().copied();
-        Self { folder, id, record, status, loss }
+        let [loss, mean_loss] = [LOSS, MEAN_LOSS].map(|name| metrics.training(name).last().copied());
+        Self { folder, id, record, status, loss, mean_loss }
     }
 
     /// The newest sample grid, from where the program was called.
@@ -124,6 +126,7 @@ impl Run {
         json["status"] = json!(self.status);
         json["folder"] = json!(self.folder.to_string_lossy());
         json["loss"] = json!(self.loss);
+        json[MEAN_LOSS] = json!(self.mean_loss);
         json["sample"] = json!(self.sample().map(|path| path.to_string_lossy().into_owned()));
         json
     }
@@ -212,6 +215,7 @@ fn lines(runs: &[Run], root: &Path) -> String {
             return vec![id, String::new(), run.status.to_owned()];
         };
         let best = record.best.as_ref().map(|best| score(&best.name, best.value, best.step));
+        let last = || run.loss.map_or_else(String::new, |loss| format!("{} (last step)", short(loss.value)));
         let sample = run.sample().map(|path| clean(&path.to_string_lossy(), MOST));
         vec![
             id,
@@ -219,13 +223,13 @@ fn lines(runs: &[Run], root: &Path) -> String {
             run.status.to_owned(),
             format!("{}/{}", record.step, record.steps),
             best.unwrap_or_default(),
-            run.loss.map_or_else(String::new, |loss| short(loss.value)),
+            run.mean_loss.map_or_else(last, |mean| short(mean.value)),
             time(record.begun),
             sample.unwrap_or_default(),
         ]
     };
     let rows: Vec<_> = runs.iter().map(row).collect();
-    let head = ["id", "task", "status", "steps", "best", "loss", "begun (UTC)", "sample"];
+    let head = ["id", "task", "status", "steps", "best", "mean loss", "begun (UTC)", "sample"];
     let mut said = String::new();
     for (line, run) in table(&head, &rows).lines().zip(std::iter::once(None).chain(runs.iter().map(Some))) {
         said += line;
@@ -321,10 +325,9 @@ fn about(out: &mut String, run: &Run) -> std::fmt::Result {
     row("written", &format!("{} UTC", time(record.written)))?;
     let best = record.best.as_ref().map(|best| score(&best.name, best.value, best.step));
     row("best", &best.unwrap_or_default())?;
-    row(
-        "loss",
-        &run.loss.map_or_else(String::new, |loss| format!("{} at {}", short(loss.value), loss.step)),
-    )?;
+    for (name, loss) in [("mean loss", run.mean_loss), ("loss", run.loss)] {
+        row(name, &loss.map_or_else(String::new, |loss| format!("{} at {}", short(loss.value), loss.step)))?;
+    }
     row("error", record.error.as_deref().unwrap_or_default())?;
     row("sample", &run.sample().map_or_else(String::new, |path| path.to_string_lossy().into_owned()))?;
     if let Ok(Some(cloud)) = cloud::Record::load(&run.folder) {

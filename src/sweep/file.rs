@@ -19,6 +19,8 @@ use crate::{
 const MOST_KEYS: usize = 64;
 /// Values of one key.
 const MOST_VALUES: usize = 1000;
+/// Values of a flag that takes several.
+const MOST_LISTED: usize = 64;
 /// Characters of a text.
 const MOST_TEXT: usize = 1000;
 /// Flags that say where a job's files are, which is the sweep's business, or that have a field of their own.
@@ -57,6 +59,8 @@ pub enum Setting {
     Number(f64),
     /// Anything else.
     Text(String),
+    /// Several values of a flag that takes several, such as `ema-beta`; no lists themselves.
+    List(Vec<Setting>),
 }
 
 /// As on the command line, and as the same number is always written.
@@ -67,6 +71,10 @@ impl fmt::Display for Setting {
             Self::Whole(value) => write!(f, "{value}"),
             Self::Number(value) => write!(f, "{value:?}"),
             Self::Text(value) => f.write_str(value),
+            Self::List(values) => {
+                let values: Vec<String> = values.iter().map(Self::to_string).collect();
+                f.write_str(&values.join(","))
+            }
         }
     }
 }
@@ -327,8 +335,22 @@ impl Fields<'_> {
             Value::String(text) if text.len() <= MOST_TEXT && !text.chars().any(char::is_control) => {
                 Ok(Setting::Text(text))
             }
+            // A comma separates values on the command line.
+            Value::Array(values) if (1..=MOST_LISTED).contains(&values.len()) => {
+                let one =
+                    |value: Value| match value {
+                        Value::Boolean(_) | Value::Array(_) => Err(self
+                            .wrong(field, expected("a list of texts or numbers", Some(&value.to_string())))),
+                        Value::String(text) if text.contains(',') => {
+                            Err(self.wrong(field, expected("texts without commas", Some(&text))))
+                        }
+                        value => self.setting(field, value),
+                    };
+                Ok(Setting::List(values.into_iter().map(one).collect::<Result<_>>()?))
+            }
             found => {
-                Err(self.wrong(field, expected("a text, a number, true or false", Some(&found.to_string()))))
+                let what = format!("a text, a number, true, false or a list of 1 to {MOST_LISTED} values");
+                Err(self.wrong(field, expected(&what, Some(&found.to_string()))))
             }
         }
     }

@@ -208,6 +208,10 @@ mod tests {
         assert_eq!(jobs[0].arguments, [&shared[..], &["--lr=0.0001", "--no-pretrained"]].concat());
         assert_eq!(jobs[1].arguments, [&shared[..], &["--lr=1e-5", "--no-pretrained"]].concat());
         assert_eq!(jobs[0].name, "backbone=resnet18_lr=0.0001_mixed-precision=false-8f2233e5");
+        let lists = "task = \"dit\"\n[fixed]\nema-beta = [0.9, 0.95]\ntensorboard = true\n[sweep]\nx = [[1, \"a\"], 2]";
+        let jobs = self::sweep(lists).jobs().unwrap();
+        assert_eq!(jobs[0].arguments, ["train", "dit", "--ema-beta=0.9,0.95", "--tensorboard", "--x=1,a"]);
+        assert!(jobs[0].name.starts_with("x=1_a-") && jobs[1].name.starts_with("x=2-"));
         let odd = "task = \"dit\"\n[sweep]\nx = [\"../../ü \", \"\", \"-\"]\ny = [\"LONG\"]";
         let odd = self::sweep(&odd.replace("LONG", &"y".repeat(900))).jobs().unwrap();
         for job in odd {

@@ -9,7 +9,7 @@ use tiny_cats_models::{TapeOptions, candle::Params, tape::Tape};
 use super::{
     AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Score, Step, Task, Team,
     control::{Live, Phase},
-    metrics::LOSS,
+    metrics::{LOSS, MEAN_LOSS},
     parallel::Start,
     preflight,
     run::Run,
@@ -206,6 +206,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, team: &mut Team, observe: &mut dyn Fn
             let taken = Step {
                 step: step + 1,
                 loss,
+                mean_loss: run.progress.mean_loss.unwrap_or(loss),
                 rate,
                 norm,
                 skipped,
@@ -377,6 +378,7 @@ fn line(step: &Step, device: &Device) -> Value {
     let mut line = json!({
         "step": step.step,
         (LOSS): step.loss,
+        (MEAN_LOSS): step.mean_loss,
         "lr": step.rate,
         "gradient_norm": step.norm,
         "items_per_second": step.items as f64 / step.seconds,

@@ -39,6 +39,12 @@ pub enum Error {
         /// What differs.
         message: String,
     },
+    /// Another process trains in the run's folder.
+    #[error("{path}: another process trains in this folder")]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file of the run could not be written or read.
     #[error("{path}: {source}")]
     File {
@@ -121,6 +127,8 @@ impl Error {
         match self {
             Self::Data(error) => return error.is_transient(),
             Self::Process { transient, .. } => return *transient,
+            // It may be about to end: a process whose parent was killed saves its state first.
+            Self::Busy { .. } => return true,
             _ => {}
         }
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);

@@ -53,8 +53,10 @@ pub enum Event<'a> {
 pub struct Step {
     /// Steps done, this one included.
     pub step: u64,
-    /// Mean loss of the step.
+    /// Mean loss of the step's items.
     pub loss: f64,
+    /// Running mean of the loss over the run's last steps, some fifty, this one included; an interruption does not change it.
+    pub mean_loss: f64,
     /// Learning rate.
     pub rate: f64,
     /// Norm of the gradient before clipping.

@@ -205,10 +205,7 @@ pub fn fresh(root: &Path, task: &str) -> PathBuf {
 /// When nothing can be written there, another process trains there, or the run is of another task.
 pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record, bool)> {
     std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.to_owned(), source })?;
-    let lock = Lock::take(folder)?.ok_or_else(|| Error::Resume {
-        path: folder.to_owned(),
-        message: "another process trains in this folder".into(),
-    })?;
+    let lock = Lock::take(folder)?.ok_or_else(|| Error::Busy { path: folder.to_owned() })?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy();
     let known = Record::load(folder).ok().map(|record| record.of(folder, task)).transpose()?;
     let new = known.is_none();

@@ -20,6 +20,8 @@ use super::{Error, Result};
 pub const METRICS: &str = "metrics.jsonl";
 /// What the loss of a training step is called; a line that has it is of a training step.
 pub const LOSS: &str = "loss";
+/// What the running mean of the loss is called, beside that of a single step: an exponential mean over some fifty steps.
+pub const MEAN_LOSS: &str = "mean_loss";
 
 /// Two million lines and more. Of what is longer, the end is read.
 const MOST_BYTES: u64 = 256 << 20;

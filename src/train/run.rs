@@ -2,7 +2,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -13,15 +13,20 @@ use tiny_cats_export::{ModelMeta, write_atomically, write_png};
 use tiny_cats_models::{ParamSpec, Precision};
 
 use super::{
-    Best, Error, Event, Learnt, LossScale, Optimizer, Plan, Result, Score, Taken, Task,
-    difference::difference,
+    Best, Error, Event, Learnt, LossScale, Optimizer, Plan, Result, Schedule, Score, Taken, Task,
+    difference::{difference, other_run},
     folder::{self, Record, Status},
     metrics::{LOSS, METRICS},
 };
-use crate::checkpoint::{self, TrainingState};
+use crate::checkpoint::{self, Problem, TrainingState};
 
 /// Training states that are kept, the best one apart.
 pub(super) const KEPT: usize = 5;
+
+/// What is added to the name of a damaged training state when its run begins again.
+const DAMAGED: &str = ".damaged";
+/// The share of a step's loss in the running mean of the loss.
+const NEW: f64 = 0.02;
 
 /// Where a run stands: with the weights and the optimizer's moments all that is needed to go on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +49,9 @@ pub(super) struct Progress {
     pub micro_batch: Option<usize>,
     /// What the loss is scaled by in f16.
     pub loss_scale: Option<LossScale>,
+    /// The running mean of the loss; states of earlier versions have none, and it begins anew.
+    #[serde(default)]
+    pub mean_loss: Option<f64>,
 }
 
 impl Progress {
@@ -67,6 +75,9 @@ impl Progress {
         let how = Taken { rate, before: self.step - self.skipped, scale };
         let norm = if loss.is_finite() { optimizer.step(learnt, how)? } else { 0.0 };
         let skipped = !(loss.is_finite() && norm.is_finite());
+        if loss.is_finite() {
+            self.mean_loss = Some(self.mean_loss.map_or(loss, |mean| mean + NEW * (loss - mean)));
+        }
         self.step += 1;
         self.skipped += u64::from(skipped);
         self.loss_scale = before.map(|scale| scale.after(!skipped));
@@ -162,8 +173,8 @@ impl Run {
             return Optimizer::new(plan.optimizer.clone(), specs, &weights, &plan.device);
         };
         let fail = |message: String| Error::Resume { path: path.clone(), message };
-        if let Some(field) = difference("settings", &state.meta["settings"], &self.settings) {
-            return Err(fail(format!("was trained with other settings: {field}")));
+        if let Some(message) = other_run(&state.meta["settings"], &self.settings) {
+            return Err(fail(message));
         }
         self.progress = serde_json::from_value(state.meta["progress"].clone())
             .map_err(|e| fail(format!("progress: expected where a run stands: {e}")))?;
@@ -173,6 +184,10 @@ impl Run {
         }
         if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
             observe(Event::Note(&format!("from here on the schedule is another: {field}")));
+            let before: Option<Schedule> = serde_json::from_value(state.meta["schedule"].clone()).ok();
+            if let Some(warning) = before.and_then(|before| plan.schedule.change(&before, step)) {
+                observe(Event::Note(&warning));
+            }
         }
         let (was, is) = (state.meta["processes"].as_u64().unwrap_or(1), self.processes);
         if was != is as u64 {
@@ -219,22 +234,35 @@ impl Run {
         plan: &Plan,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Option<(PathBuf, TrainingState)>> {
-        let mut damaged = Vec::new();
+        let mut damaged: Vec<checkpoint::Error> = Vec::new();
         for path in self.states.iter().rev() {
             match TrainingState::load(path) {
                 Ok(state) => {
-                    damaged.iter().for_each(|note: &String| observe(Event::Note(note)));
+                    for error in damaged {
+                        observe(Event::Note(&format!("{error}: going on from the state before it")));
+                    }
                     let found = (path.clone(), state);
                     self.states.retain(|path| *path <= found.0);
                     return Ok(Some(found));
                 }
-                Err(error) => damaged.push(format!("{error}: going on from the state before it")),
+                Err(error) => damaged.push(error),
             }
         }
-        if !self.states.is_empty() {
-            let (path, message) =
-                (self.folder.clone(), format!("not one of its training states is whole: {}", damaged[0]));
-            return Err(Error::Resume { path, message });
+        // What cannot be read now may be whole; only of damaged states nothing is to be had.
+        if let Some(at) = damaged.iter().position(|error| !is_damage(error)) {
+            return Err(damaged.swap_remove(at).into());
+        }
+        if let Some(error) = damaged.first() {
+            let said = format!(
+                "{error}; no training state of this run is whole: the run begins again, and the damaged files stay as \
+                 *{DAMAGED}"
+            );
+            observe(Event::Note(&said));
+            for path in std::mem::take(&mut self.states) {
+                let mut aside = path.clone().into_os_string();
+                aside.push(DAMAGED);
+                std::fs::rename(&path, aside).map_err(at(&path))?;
+            }
         }
         let Some(path) = &plan.from else { return Ok(None) };
         Ok(Some((path.clone(), TrainingState::load(path)?)))
@@ -405,6 +433,14 @@ impl Run {
     }
 }
 
+/// Whether a file was read, and what is in it is no whole training state.
+fn is_damage(error: &checkpoint::Error) -> bool {
+    match &error.problem {
+        Problem::Io(error) => matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData),
+        _ => true,
+    }
+}
+
 /// Where the training state of `step` of a run of `task` in `folder` is.
 pub(super) fn state_path(folder: &Path, task: &str, step: u64) -> PathBuf {
     folder.join(format!("{task}_step_{step:08}.safetensors"))
@@ -424,4 +460,18 @@ fn clear_unfinished(folder: &Path) {
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::File { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_of_an_earlier_version_has_no_mean_loss_and_is_read() {
+        let mut old = json!(Progress { step: 7, mean_loss: Some(0.1), ..Progress::default() });
+        assert_eq!(old["mean_loss"], 0.1);
+        old.as_object_mut().unwrap().remove("mean_loss");
+        let read: Progress = serde_json::from_value(old).unwrap();
+        assert_eq!((read.step, read.mean_loss), (7, None));
+    }
 }

@@ -42,6 +42,11 @@ impl Scaling {
     }
 }
 
+/// A learning rate is at its floor when no more than this share of the way down is left.
+const AT_FLOOR: f64 = 0.05;
+/// A learning rate rises when it is this many times what it was the step before.
+const RISE: f64 = 1.5;
+
 /// The learning rate of each step: a linear warm-up, then a [`Shape`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
@@ -103,6 +108,29 @@ impl Schedule {
         };
         self.floor + (self.peak - self.floor) * left
     }
+
+    /// What the user should know when a run goes on after `step` steps with this schedule instead of `before`: that the learning rate is
+    /// at its floor for all that is left, or that it rises.
+    pub(super) fn change(&self, before: &Self, step: u64) -> Option<String> {
+        // During a warm-up it rises anyway.
+        if step <= self.warmup || step >= self.steps {
+            return None;
+        }
+        let (was, is) = (before.rate(step - 1), self.rate(step));
+        let falls = self.shape != Shape::Constant && self.floor < self.peak;
+        if falls && is - self.floor <= AT_FLOOR * (self.peak - self.floor) {
+            let left = self.steps - step;
+            return Some(format!(
+                "warning: the learning rate is {is:.2e}, at or near its floor, for all {left} steps that are left: they will change \
+                 little; more --steps or a higher --min-lr raise it"
+            ));
+        }
+        (is > RISE * was).then(|| {
+            format!(
+                "warning: the learning rate, which had fallen to {was:.2e}, goes up to {is:.2e} at this step"
+            )
+        })
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +150,24 @@ mod tests {
             let half = if shape == Shape::Constant { 1e-3 } else { 0.5 * (1e-3 + 1e-5) };
             assert!((rates[55] - half).abs() < 1e-12);
         }
+    }
+
+    #[test]
+    fn a_schedule_that_is_made_longer_warns_of_a_rate_at_its_floor_and_of_one_that_rises() {
+        let of = |shape, steps| Schedule::new(shape, 1e-3, 1e-6, Some(0), 0, steps).unwrap();
+        let before = of(Shape::Cosine, 100);
+        let warning = |after: Schedule, step| after.change(&before, step).unwrap_or_default();
+        let said = warning(of(Shape::Cosine, 105), 100);
+        assert!(said.contains("at or near its floor, for all 5 steps that are left"), "{said}");
+        let said = warning(of(Shape::Cosine, 200), 100);
+        assert!(said.contains("had fallen to 1.25e-6, goes up to 5.01e-4"), "{said}");
+        assert!(warning(of(Shape::Constant, 200), 100).contains("goes up to 1.00e-3"));
+        // Nothing to be warned of: shorter or the same, at its end, at its beginning.
+        for (after, step) in [(150, 20), (100, 50), (90, 40), (100, 100), (200, 0)] {
+            assert_eq!(warning(of(Shape::Cosine, after), step), "", "{after} steps, at {step}");
+        }
+        let floor = Schedule::new(Shape::Linear, 1e-3, 1e-3, Some(0), 0, 200).unwrap();
+        assert_eq!(floor.change(&floor, 199), None);
     }
 
     #[test]

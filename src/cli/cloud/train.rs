@@ -184,7 +184,7 @@ impl Training<'_> {
             in_volume(init).context("--init")?;
         }
         let command = Cli::command();
-        let resolved = Resolved::new(self.task, &command, self.matches);
+        let resolved = Resolved::new(self.task, &command, self.matches)?;
         Ok(resolved.arguments(&command, &[&DECIDED[..], &TOLD[..]].concat()))
     }
 

@@ -1,6 +1,9 @@
 //! What both tasks are called with.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
@@ -26,6 +29,9 @@ use crate::{
 pub const MOST_STEPS: u64 = 1 << 40;
 /// Pictures in a micro-batch, and micro-batches in a step, likewise.
 const MOST_ITEMS: usize = 1 << 24;
+
+/// What `--tensorboard` without a folder stands for, on the command line as in a configuration.
+const IN_RUN: &str = "true";
 
 /// What both tasks are called with. Defaults that differ are set where the task is.
 #[derive(clap::Args, Debug)]
@@ -138,8 +144,8 @@ pub struct Common {
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Watching")]
     pub log_format: Format,
     /// Write event files for TensorBoard: into the run's folder, or into DIR/ID
-    #[arg(long, value_name = "DIR", num_args = 0..=1, help_heading = "Watching")]
-    pub tensorboard: Option<Option<PathBuf>>,
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = IN_RUN, help_heading = "Watching")]
+    pub tensorboard: Option<PathBuf>,
     /// Tell the MLflow server at this address, with the credentials of MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD
     #[arg(long, value_name = "URI", help_heading = "Watching")]
     pub mlflow: Option<String>,
@@ -240,7 +246,8 @@ impl Common {
     pub fn trackers(&self) -> anyhow::Result<Vec<Box<dyn Tracker>>> {
         let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
         if let Some(folder) = &self.tensorboard {
-            trackers.push(Box::new(track::tensorboard(folder.clone())));
+            let folder = Some(folder.clone()).filter(|folder| folder != Path::new(IN_RUN));
+            trackers.push(Box::new(track::tensorboard(folder)));
         }
         if let Some(uri) = &self.mlflow {
             trackers.push(mlflow(uri)?);

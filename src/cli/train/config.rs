@@ -4,13 +4,18 @@
 //! for the folder. It changes the flags' defaults, so that whatever is said on the command line comes first, and is checked in the same
 //! way.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
+    any::TypeId,
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use clap::{ArgMatches, Command, parser::ValueSource};
+use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use tiny_cats_export::excerpt;
 use toml::{Table, Value};
 
@@ -103,8 +108,10 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
     }
     Ok(at(command, &path, |mut command| {
         for (key, value) in settings {
-            let values = values(&value);
-            command = command.mut_arg(id(&key), |arg| arg.required(false).default_values(values));
+            command = command.mut_arg(id(&key), |arg| {
+                let values = given(&arg, &value);
+                arg.required(false).default_values(values)
+            });
         }
         command
     }))
@@ -173,22 +180,22 @@ fn check(command: &Command, name: &str, table: &Table) -> anyhow::Result<()> {
             let Some(flag) = flags.get_arguments().find(|arg| arg.get_id().as_str() == known) else {
                 continue;
             };
-            let (is_switch, values) = (!flag.get_action().takes_values(), values(value));
-            if is_switch {
+            if !flag.get_action().takes_values() {
                 if value.as_bool().is_none() {
                     bail!("--config {name}: {task}.{key}: expected true or false, found {value}");
                 }
                 continue;
             }
-            if matches!(value, Value::Table(_)) || values.is_empty() {
+            let values = given(flag, value);
+            if values.is_empty() {
+                if is_optional(flag) && *value == Value::Boolean(false) {
+                    continue;
+                }
                 bail!("--config {name}: {task}.{key}: expected a value, found {value}");
             }
-            let argument = if known == "data" {
-                values[0].clone()
-            } else {
-                format!("--{}={}", known.replace('_', "-"), values.join(","))
-            };
-            let arguments = ["tiny-cats", "train", task, &argument];
+            let flag = format!("--{}={}", known.replace('_', "-"), values.join(","));
+            let argument = if known == "data" { ["--", &values[0]] } else { [flag.as_str(), "--"] };
+            let arguments = ["tiny-cats", "train", task, argument[0], argument[1]];
             if let Err(error) = command.clone().try_get_matches_from(arguments) {
                 let said = error.to_string();
                 let said = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
@@ -203,7 +210,22 @@ fn id(key: &str) -> String {
     key.replace('-', "_")
 }
 
-/// What a flag is given for `value`.
+/// Whether a flag may be given without a value, as `--tensorboard` may.
+fn is_optional(flag: &Arg) -> bool {
+    flag.get_action().takes_values() && flag.get_num_args().is_some_and(|range| range.min_values() == 0)
+}
+
+/// What `flag` is given for `value`: nothing where `false` leaves out a flag that may be given without a value.
+fn given(flag: &Arg, value: &Value) -> Vec<String> {
+    match value {
+        Value::Boolean(false) if is_optional(flag) => Vec::new(),
+        // As earlier versions wrote a flag without a value.
+        Value::Array(none) if none.is_empty() && is_optional(flag) => vec![true.to_string()],
+        value => values(value),
+    }
+}
+
+/// The texts that `value` stands for on the command line.
 fn values(value: &Value) -> Vec<String> {
     match value {
         Value::String(text) => vec![text.clone()],
@@ -227,22 +249,33 @@ pub struct Resolved {
 
 impl Resolved {
     /// What `matches` came to, as far as `command`, that which trains, has such flags.
-    pub fn new(task: &'static str, command: &Command, matches: &ArgMatches) -> Self {
+    ///
+    /// # Errors
+    /// For a value that is not UTF-8, which no configuration can hold.
+    pub fn new(task: &'static str, command: &Command, matches: &ArgMatches) -> anyhow::Result<Self> {
         let mut flags = Table::new();
-        for id in subcommand(command, task).get_arguments().map(|argument| argument.get_id().as_str()) {
+        for flag in subcommand(command, task).get_arguments() {
+            let id = flag.get_id().as_str();
             let known = matches.try_contains_id(id).is_ok();
             if !known || NOT_CONFIGURED.contains(&id) || matches.value_source(id).is_none() {
                 continue;
             }
             let Ok(Some(raw)) = matches.try_get_raw(id) else { continue };
-            let mut values: Vec<Value> = raw.map(|raw| typed(&raw.to_string_lossy())).collect();
+            let mut values = Vec::new();
+            for raw in raw {
+                let name = if id == "data" { id.to_owned() } else { format!("--{}", id.replace('_', "-")) };
+                let text = raw.to_str().with_context(|| {
+                    format!("{name} {}: expected a name in UTF-8", raw.to_string_lossy().escape_debug())
+                })?;
+                values.push(typed(flag, text));
+            }
             let value = if values.len() == 1 { values.remove(0) } else { Value::Array(values) };
             // A switch that is off need not be said.
             if value != Value::Boolean(false) || matches.value_source(id) != Some(ValueSource::DefaultValue) {
                 flags.insert(id.replace('_', "-"), value);
             }
         }
-        Self { task, flags }
+        Ok(Self { task, flags })
     }
 
     /// The file that `--config` takes.
@@ -260,14 +293,14 @@ impl Resolved {
     pub fn arguments(&self, command: &Command, without: &[&str]) -> Vec<String> {
         let plain = command.clone().try_get_matches_from(["tiny-cats", "train", self.task]).ok();
         let plain = plain.as_ref().and_then(|matches| training(matches)).map(|(_, matches)| matches);
-        let plain = plain.map_or_else(Table::new, |matches| Self::new(self.task, command, matches).flags);
+        let plain = plain.and_then(|matches| Self::new(self.task, command, matches).ok());
+        let plain = plain.map_or_else(Table::new, |plain| plain.flags);
         let said = self
             .flags
             .iter()
             .filter(|(key, value)| !without.contains(&id(key).as_str()) && plain.get(*key) != Some(*value));
         let flag = |(key, value): (&String, &Value)| match (value, values(value)) {
             (Value::Boolean(true), _) => format!("--{key}"),
-            (_, values) if values.is_empty() => format!("--{key}"),
             (_, values) => format!("--{key}={}", values.join(",")),
         };
         said.map(flag).collect()
@@ -275,10 +308,14 @@ impl Resolved {
 
     /// Whether the run whose `config.toml` is `text` is of the same configuration, as far as it matters.
     pub fn is_same(&self, text: &str) -> bool {
-        let compared = |flags: &Table| -> Table {
-            let mut flags = flags.clone();
-            flags.retain(|key, _| !NOT_COMPARED.contains(&id(key).as_str()));
-            flags
+        // As texts: an earlier version may have written the same number as another type.
+        let text_of = |value: &Value| match value {
+            Value::Float(number) => number.to_string(),
+            value => values(value).join(","),
+        };
+        let compared = |flags: &Table| -> BTreeMap<String, String> {
+            let flags = flags.iter().filter(|(key, _)| !NOT_COMPARED.contains(&id(key).as_str()));
+            flags.map(|(key, value)| (key.clone(), text_of(value))).collect()
         };
         match text.parse::<Table>() {
             Ok(table) => {
@@ -289,16 +326,23 @@ impl Resolved {
     }
 }
 
-fn typed(text: &str) -> Value {
-    if let Ok(whole) = text.parse::<i64>() {
+/// The text of a flag's value as TOML has it: a number where the flag takes numbers and TOML can hold this one, else a text.
+fn typed(flag: &Arg, text: &str) -> Value {
+    let of = |types: &[TypeId]| types.iter().any(|id| flag.get_value_parser().type_id() == *id);
+    let whole = of(&[TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()]);
+    let number = of(&[TypeId::of::<f32>(), TypeId::of::<f64>()]);
+    if (whole || number)
+        && let Ok(whole) = text.parse::<i64>()
+    {
         return Value::Integer(whole);
     }
-    match (text.parse::<bool>(), text.parse::<f64>()) {
-        (Ok(switch), _) => Value::Boolean(switch),
-        (_, Ok(number))
-            if number.is_finite() && text.starts_with(|c: char| c.is_ascii_digit() || c == '-') =>
-        {
-            Value::Float(number)
+    match text.parse::<f64>() {
+        Ok(value) if number && value.is_finite() => return Value::Float(value),
+        _ => {}
+    }
+    match text.parse::<bool>() {
+        Ok(switch) if !flag.get_action().takes_values() || (switch && is_optional(flag)) => {
+            Value::Boolean(switch)
         }
         _ => Value::String(text.to_owned()),
     }

@@ -4,6 +4,7 @@ pub mod classifier;
 mod common;
 pub mod config;
 pub mod dit;
+mod place;
 mod released;
 pub mod report;
 mod stop;
@@ -17,14 +18,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{ArgMatches, CommandFactory};
 
 use self::{
     common::Common,
     config::Resolved,
     report::{Options, Reporter},
-    supervise::{TRANSIENT, finished_run, supervise},
+    supervise::{Signals, TRANSIENT, finished_run, supervise},
 };
 use crate::{
     cli::{
@@ -146,7 +147,7 @@ pub struct Job {
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (task, common) = args.common();
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
-    let configuration = Resolved::new(task, &super::Cli::command(), matches);
+    let configuration = Resolved::new(task, &super::Cli::command(), matches)?;
     args.validate()?;
     if common.rank > 0 {
         team::become_follower();
@@ -154,8 +155,8 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         common.open_log()?;
     }
     let Some(folder) = &common.worker else {
+        let places = args.places()?;
         if let Some(folder) = finished_run(common, task, &configuration)? {
-            let places = args.places()?;
             // Otherwise it is gone on with, which writes them.
             if released::of_run(&folder, &places) == [true; 2] {
                 let [torch, safetensors] = places.each_ref().map(|place| place.display());
@@ -166,6 +167,9 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
         }
+        let output = places[0].parent().unwrap_or(Path::new("."));
+        place::can_write(output)
+            .with_context(|| format!("--output {}: cannot write there", output.display()))?;
         return supervise(common, task, &configuration);
     };
     let from = Path::new(&common.resume);
@@ -185,6 +189,17 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(TRANSIENT))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Catches the signals that stop a run, if this process is the parent of one: first of all, so that one that comes early is answered as
+/// a later one is.
+pub fn catch_signals() {
+    let mut arguments = std::env::args_os().skip(1);
+    let trains = arguments.next().is_some_and(|command| command == "train");
+    if trains && !arguments.any(|argument| argument.to_string_lossy().starts_with("--worker")) {
+        // If it fails, it fails again where it is an error.
+        let _ = Signals::catch();
     }
 }
 
@@ -234,6 +249,14 @@ fn drive(
     if common.rank > 0 {
         train::parallel::follow(task, plan, common.rank, common.gpus)?;
         return Ok(None);
+    }
+    let released = 4 * task.cost()?.parameters();
+    for place in &places {
+        let said = || format!("--output {}", place.display());
+        if place.is_dir() {
+            return Err(anyhow!("a folder is in the file's place")).with_context(said);
+        }
+        place::has_room(place, places.len() as u64 * released).with_context(said)?;
     }
     let mut team = team::team(common)?;
     let reporter = Reporter::new(Options {

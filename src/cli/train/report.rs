@@ -23,8 +23,6 @@ use crate::{
     },
 };
 
-/// The share of a step's loss in the loss that is shown.
-const NEW: f64 = 0.02;
 /// The system is asked for the memory in use no more often than this.
 const MEMORY: Duration = Duration::from_secs(1);
 /// Waiting for data is worth a word when it takes more than this share of the time.
@@ -55,8 +53,6 @@ pub struct Reporter {
     bar: ProgressBar,
     /// Somebody looks at the bar.
     terminal: bool,
-    /// The loss, smoothed over some fifty steps.
-    loss: Option<f64>,
     /// Since the last line.
     since: Interval,
     memory: Option<(Instant, String)>,
@@ -119,9 +115,9 @@ impl Reporter {
         }
         logging::print_above(&bar);
         let (since, early) = (Interval::default(), Some(Vec::new()));
-        let (loss, memory, painter, drawn) = (None, None, None, Instant::now());
+        let (memory, painter, drawn) = (None, None, Instant::now());
         let (began, ended) = (None, false);
-        Ok(Self { options, bar, terminal, loss, since, memory, early, painter, began, drawn, ended })
+        Ok(Self { options, bar, terminal, since, memory, early, painter, began, drawn, ended })
     }
 
     /// Reports what happens.
@@ -179,23 +175,21 @@ impl Reporter {
 
     fn step(&mut self, now: &Step) {
         self.since.add(now);
-        if now.loss.is_finite() {
-            self.loss = Some(self.loss.map_or(now.loss, |old| old + NEW * (now.loss - old)));
-        }
-        let loss = self.loss.unwrap_or(now.loss);
-        let Step { step, rate, norm, .. } = *now;
+        let Step { step, mean_loss, rate, norm, .. } = *now;
         let logged = step.is_multiple_of(self.options.log_interval.max(1)) || step == self.options.steps;
         if self.terminal {
             let speed = if now.seconds > 0.0 { now.items as f64 / now.seconds } else { 0.0 };
             let memory = self.memory();
             self.bar.set_position(step);
             self.bar.set_prefix(self.left(step));
-            self.bar.set_message(format!("loss {loss:.4}  lr {rate:.2e}  {speed:.1} pictures/s{memory}"));
+            self.bar.set_message(format!(
+                "mean loss {mean_loss:.4}  lr {rate:.2e}  {speed:.1} pictures/s{memory}"
+            ));
         }
         if logged {
             let (speed, remarks, memory) = (self.since.speed(), self.since.remarks(), self.memory());
             let line = format!(
-                "step {step}  loss {loss:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} pictures/s{memory}{remarks}"
+                "step {step}  mean loss {mean_loss:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} pictures/s{memory}{remarks}"
             );
             if self.terminal {
                 logging::log(&line);
@@ -334,7 +328,18 @@ mod tests {
 
     fn step(step: u64, loss: f64) -> Step {
         let (items, seconds, waited) = (8, 0.5, 0.1);
-        Step { step, loss, rate: 1e-3, norm: 1.0, skipped: !loss.is_finite(), items, seconds, waited }
+        let mean_loss = 1.5;
+        Step {
+            step,
+            loss,
+            mean_loss,
+            rate: 1e-3,
+            norm: 1.0,
+            skipped: !loss.is_finite(),
+            items,
+            seconds,
+            waited,
+        }
     }
 
     fn begin(reporter: &mut Reporter, folder: &Path, at: u64, steps: u64) {
@@ -374,7 +379,7 @@ mod tests {
         let said = [
             "something from before the folder is known",
             "5 parameters, steps 0 to 200",
-            "step 100  loss 2.0000  lr 1.00e-3  gradient 1.000  16.0 pictures/s",
+            "step 100  mean loss 1.5000  lr 1.00e-3  gradient 1.000  16.0 pictures/s",
             "20 % waiting for data  1 skipped",
             "step 200  validation_accuracy 0.5000, the best so far",
             "a warning",

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
     },
     thread,
@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{common::Common, config::Resolved, team};
+use super::{common::Common, config::Resolved, place::can_write, team};
 use crate::{
     cli::logging,
     signals::{self, RESUMABLE},
@@ -27,6 +27,13 @@ use crate::{
 /// sysexits.h.
 pub const TRANSIENT: u8 = 74;
 
+/// How long a process that trains in the run's folder is waited for, `--retry-max` at most.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether it has ended.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What is said when a signal came first.
+const STOPPED: &str = "stopped before the run began or went on: the same command does so";
+
 /// How often memory may be too small: micro-batches of a millionth are no help.
 const MOST_HALVINGS: u32 = 20;
 
@@ -35,9 +42,13 @@ const MOST_HALVINGS: u32 = 20;
 /// # Errors
 /// When there is nothing to go on from, or no process can be made.
 pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<ExitCode> {
-    let folder = run_folder(common, task, configuration)?;
-    let program = std::env::current_exe().context("finding this program")?;
+    let signals = Signals::catch().context("catching signals")?;
     let deadline = common.max_time.map(|time| SystemTime::now() + time);
+    let Some(folder) = free_folder(common, task, configuration, &signals)? else {
+        return Ok(ExitCode::from(if signals.stopped() { RESUMABLE } else { TRANSIENT }));
+    };
+    can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
+    let program = std::env::current_exe().context("finding this program")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     // Behind `train` and the task, before anything that may end the flags.
     let place = arguments.iter().position(|argument| argument == task).map_or(arguments.len(), |at| at + 1);
@@ -46,7 +57,6 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
         let seconds = deadline.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         arguments.insert(place, format!("--deadline={seconds}").into());
     }
-    let signals = Signals::catch().context("catching signals")?;
     let begin = |halvings: u32| {
         let kills = out_of_memory_kills();
         let mut command = Command::new(&program);
@@ -63,6 +73,10 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
         let in_time = left.is_none_or(|left| left > time);
         signals.sleep(left.map_or(time, |left| left.min(time))) && in_time
     };
+    if signals.stopped() {
+        logging::note(STOPPED);
+        return Ok(ExitCode::from(RESUMABLE));
+    }
     let mut keeper = Keeper {
         common,
         begin,
@@ -131,6 +145,43 @@ where
     }
 }
 
+/// The folder of the run, as soon as no process trains there: one whose parent was killed saves its state first, and is waited for.
+/// `None` when it does not end in time, or a signal comes, which is said.
+fn free_folder(
+    common: &Common,
+    task: &'static str,
+    configuration: &Resolved,
+    signals: &Signals,
+) -> anyhow::Result<Option<PathBuf>> {
+    let patience = PATIENCE.min(common.retry_max);
+    let end = Instant::now() + patience;
+    let mut told = false;
+    loop {
+        // Anew each time: what that process does may finish the run.
+        let folder = run_folder(common, task, configuration)?;
+        if !Lock::held(&folder) {
+            return Ok(Some(folder));
+        }
+        let (name, seconds) = (folder.display(), patience.as_secs_f64());
+        if !told {
+            told = true;
+            logging::note(&format!(
+                "{name}: another process trains in this folder; waiting at most {seconds} s for it to end"
+            ));
+        }
+        if Instant::now() >= end {
+            logging::fail(&format!(
+                "{name}: another process trains in this folder; given up after {seconds} s"
+            ));
+            return Ok(None);
+        }
+        if !signals.sleep(PAUSE) {
+            logging::note(STOPPED);
+            return Ok(None);
+        }
+    }
+}
+
 /// Whether the run in `folder` is of this configuration.
 fn is_same(folder: &Path, configuration: &Resolved) -> bool {
     let text = folder::read_page(&folder.join(folder::CONFIGURATION)).unwrap_or_default();
@@ -165,10 +216,7 @@ fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> 
         "never" => Ok(fresh()),
         "auto" => {
             let unfinished = |(path, record): &(PathBuf, Record)| {
-                record.task == task
-                    && record.status != Status::Finished
-                    && is_same(path, configuration)
-                    && matches!(Lock::take(path), Ok(Some(_)))
+                record.task == task && record.status != Status::Finished && is_same(path, configuration)
             };
             let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished).map(|(path, _)| path);
             let found =
@@ -235,11 +283,10 @@ fn out_of_memory_kills() -> u64 {
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The newest training state, with its time: whether a process got on.
-fn newest_state(folder: &Path) -> Option<(PathBuf, SystemTime)> {
-    let state = folder::states(folder).ok()?.pop()?;
-    let time = state.metadata().ok()?.modified().ok()?;
-    Some((state, time))
+/// The training state that was written last, with its time: whether a process got on.
+fn newest_state(folder: &Path) -> Option<(SystemTime, PathBuf)> {
+    let states = folder::states(folder).ok()?.into_iter();
+    states.filter_map(|state| Some((state.metadata().ok()?.modified().ok()?, state))).max()
 }
 
 /// Exponential back-off, with a part of it left to chance so that many do not come back at once.
@@ -267,7 +314,7 @@ fn join(flag: &str, path: &Path) -> OsString {
 
 /// Signals to this process are for the training process: it is in a group of its own, so that what a terminal sends comes here alone.
 #[derive(Clone, Default)]
-struct Signals {
+pub struct Signals {
     /// The training process; 0 while there is none.
     child: Arc<AtomicU32>,
     stopped: Arc<AtomicBool>,
@@ -275,7 +322,15 @@ struct Signals {
 }
 
 impl Signals {
-    fn catch() -> std::io::Result<Self> {
+    /// Catches them, from the first call of this process on.
+    ///
+    /// # Errors
+    /// When they cannot be caught.
+    pub fn catch() -> std::io::Result<Self> {
+        static CAUGHT: OnceLock<Signals> = OnceLock::new();
+        if let Some(caught) = CAUGHT.get() {
+            return Ok(caught.clone());
+        }
         let caught = Self::default();
         #[cfg(unix)]
         {
@@ -300,7 +355,7 @@ impl Signals {
                 }
             });
         }
-        Ok(caught)
+        Ok(CAUGHT.get_or_init(|| caught).clone())
     }
 
     #[cfg(unix)]
