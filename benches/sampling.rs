@@ -22,11 +22,11 @@ use tiny_cats_models::{pretrained, random::noise};
 const REQUEST: Request = Request {
     breed: Breed::All,
     count: 16,
-    steps: 20,
-    sampler: Sampler::Heun,
-    guidance: 2.0,
-    guidance_interval: None,
     seed: 0,
+    steps: Some(20),
+    sampler: Some(Sampler::Heun),
+    guidance: Some(2.0),
+    guidance_interval: None,
 };
 
 fn generator(model: &Model, runtime: RuntimeKind) -> Result<Generator> {
@@ -49,7 +49,7 @@ fn write(model: &Model, folder: &Path) -> Result<()> {
 /// Pictures a second, the runtime being warm.
 fn time(model: &Model, runtime: RuntimeKind) -> Result<f64> {
     let mut generator = generator(model, runtime)?;
-    generator.generate(&Request { steps: 1, ..REQUEST })?;
+    generator.generate(&Request { steps: Some(1), ..REQUEST })?;
     let start = Instant::now();
     let pictures = generator.generate(&REQUEST)?;
     Ok(pictures.len() as f64 / start.elapsed().as_secs_f64())

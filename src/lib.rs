@@ -8,7 +8,6 @@ pub mod data;
 pub mod doctor;
 pub mod evaluate;
 pub mod memory;
-mod nearest;
 pub mod plan;
 pub mod plot;
 #[cfg(feature = "serve")]

@@ -28,12 +28,17 @@ fn ignored(signal: i32) -> bool {
 #[cfg(unix)]
 pub fn at_the_end_of_this_process(command: &mut std::process::Command, signal: i32) {
     #[cfg(target_os = "linux")]
-    // SAFETY: prctl is async-signal-safe.
+    // SAFETY: prctl and getppid are async-signal-safe.
     unsafe {
         use std::os::unix::process::CommandExt;
-        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        let parent = std::process::id();
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            // A parent that ended before the call sends no signal.
+            let has_parent = libc::getppid() as u32 == parent;
+            if has_parent { Ok(()) } else { Err(std::io::Error::from_raw_os_error(libc::ESRCH)) }
         });
     }
     let _ = (command, signal);

@@ -34,8 +34,7 @@ pub fn stage<E: From<io::Error>>(
     if path.is_dir() {
         return Err(io::Error::new(io::ErrorKind::IsADirectory, "a folder is in the file's place").into());
     }
-    let file = tempfile::Builder::new().prefix(".writing-").suffix(".tmp").tempfile_in(folder);
-    let mut file = file.map_err(without_temporary_name)?;
+    let mut file = temporary(folder)?;
     let mut writer = BufWriter::new(file.as_file_mut());
     write(&mut writer)?;
     writer.flush()?;
@@ -47,6 +46,37 @@ pub fn stage<E: From<io::Error>>(
     }
     file.as_file().sync_all()?;
     Ok(Staged { file, path: path.to_owned() })
+}
+
+const PREFIX: &str = ".writing-";
+const SUFFIX: &str = ".tmp";
+
+/// A temporary file in `folder`, locked for as long as it is open, so that [`remove_abandoned`] leaves it alone.
+fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    loop {
+        let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder);
+        let file = file.map_err(without_temporary_name)?;
+        // Where there are no locks, nothing is taken for abandoned.
+        let _ = file.as_file().lock();
+        // It may have been removed before it was locked.
+        if file.path().exists() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes the temporary files of [`stage`] in `folder` whose writer was killed. Those that somebody is writing stay.
+pub fn remove_abandoned(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_temporary = name.starts_with(PREFIX)
+            && name.ends_with(SUFFIX)
+            && entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_temporary && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 impl Staged {
@@ -177,6 +207,23 @@ mod tests {
         assert_eq!(std::fs::read(&to).unwrap(), b"older");
         copy_where_nothing_is_renamed(&from, &to, io::ErrorKind::Unsupported.into()).unwrap();
         assert_eq!(std::fs::read(&to).unwrap(), b"new");
+    }
+
+    #[test]
+    fn only_abandoned_temporary_files_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let staged = stage::<io::Error>(&path, |w| w.write_all(b"new")).unwrap();
+        for name in [".writing-abc.tmp", ".writing-abc", "abc.tmp"] {
+            std::fs::write(dir.path().join(name), "half").unwrap();
+        }
+        remove_abandoned(dir.path());
+        staged.commit().unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".writing-abc", "abc.tmp", "f"]);
+        remove_abandoned(&dir.path().join("nowhere"));
     }
 
     #[test]

@@ -6,62 +6,13 @@ use image::RgbImage;
 use tiny_cats_models::Array;
 
 use crate::{
-    Error, GeneratorMeta, Model, ModelMeta, Options, Result, Sampler, excerpt,
+    Breed, Error, GeneratorMeta, Model, ModelMeta, Options, Request, Result, excerpt,
     runtime::RuntimeKind,
     sample::{Denoiser, Draw, Progress, Settings, Trajectory, advance, sample},
     to_rgb,
 };
 
 const MAX_COUNT: usize = 1 << 20;
-
-/// Which classes to draw.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Breed {
-    /// All in turn: picture `i` is of class `i` modulo their number.
-    #[default]
-    All,
-    /// The class of this name; case, spaces, `_` and `-` do not matter.
-    Named(String),
-}
-
-impl From<&str> for Breed {
-    fn from(name: &str) -> Self {
-        if name.eq_ignore_ascii_case("all") { Self::All } else { Self::Named(name.into()) }
-    }
-}
-
-/// What to draw.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Request {
-    /// Which classes.
-    pub breed: Breed,
-    /// How many pictures.
-    pub count: usize,
-    /// Steps from noise to picture.
-    pub steps: usize,
-    /// How a step is taken.
-    pub sampler: Sampler,
-    /// Weight of classifier-free guidance; 1 is none. A network that [guides itself](Generator::is_guided) is drawn from with 1.
-    pub guidance: f32,
-    /// Times from 0 (noise) to 1 (picture) that guidance holds for, ends included; none is what the file advises.
-    pub guidance_interval: Option<[f32; 2]>,
-    /// The noise: equal seeds give equal pictures.
-    pub seed: u64,
-}
-
-impl Default for Request {
-    fn default() -> Self {
-        Self {
-            breed: Breed::All,
-            count: 1,
-            steps: 20,
-            sampler: Sampler::Heun,
-            guidance: 2.0,
-            guidance_interval: None,
-            seed: 0,
-        }
-    }
-}
 
 /// A picture that was drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,15 +115,9 @@ impl Generator {
         self.task.guided
     }
 
-    /// The weight of guidance that pictures are drawn with where `wanted` is asked for: see [`GeneratorMeta::guidance`].
-    pub fn guidance(&self, wanted: Option<f32>) -> f32 {
-        self.task.guidance(wanted)
-    }
-
-    /// A request with the steps, sampler and guidance that the file advises.
-    pub fn request(&self) -> Request {
-        let Settings { steps, sampler, guidance, guidance_interval, .. } = Settings::from_meta(&self.task);
-        Request { steps, sampler, guidance, guidance_interval: Some(guidance_interval), ..Request::default() }
+    /// How pictures of `request` are drawn: what it says, and what the file advises where it says nothing.
+    pub fn settings(&self, request: &Request) -> Settings {
+        Settings { batch: self.batch, ..Settings::new(&self.task, request) }
     }
 
     /// Draws pictures. Picture `i` depends on the request's seed and on `i`, not on how many are drawn.
@@ -239,6 +184,28 @@ impl Generator {
         Ok(drawn.into_iter().enumerate().map(picture).collect())
     }
 
+    /// As [`draw`](Self::draw), handing each picture to `put` as soon as its batch is done, so that they need not all be in memory.
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw), and those of `put`, which end the drawing.
+    pub fn draw_each<E: From<Error>>(
+        &mut self,
+        labels: &[usize],
+        first: u64,
+        request: &Request,
+        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+        mut put: impl FnMut(Picture) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (batch, steps) = (self.batch.max(1), self.settings(request).steps);
+        let total = labels.len().div_ceil(batch) * steps;
+        for (i, part) in labels.chunks(batch).enumerate() {
+            let go_on = |p: Progress| progress(Progress { done: i * steps + p.done, total });
+            let number = first.wrapping_add((i * batch) as u64);
+            self.draw(part, number, request, go_on)?.into_iter().try_for_each(&mut put)?;
+        }
+        Ok(())
+    }
+
     /// The beginning of the picture of class `label` that has the number `index` in `request`, whatever `request` says of breed and count.
     /// With [`advance`](Self::advance) it goes on, together with others of any request.
     ///
@@ -288,19 +255,6 @@ impl Generator {
 
     fn dims(&self) -> [usize; 3] {
         [3, self.meta.image_size, self.meta.image_size]
-    }
-
-    fn settings(&self, request: &Request) -> Settings {
-        let advised = Settings::from_meta(&self.task);
-        Settings {
-            sampler: request.sampler,
-            steps: request.steps,
-            guidance: self.guidance(Some(request.guidance)),
-            guidance_interval: request.guidance_interval.unwrap_or(advised.guidance_interval),
-            seed: request.seed,
-            batch: self.batch,
-            ..advised
-        }
     }
 
     fn check_labels(&self, labels: &[usize]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod atomic;
 mod classifier;
+mod closest;
 mod convert;
 pub mod decode;
 mod error;
@@ -16,17 +17,19 @@ mod meta;
 pub mod onnx;
 mod options;
 mod preprocess;
+mod request;
 mod resize;
 pub mod runtime;
 pub mod sample;
 
-pub use atomic::{Staged, png, stage, without_temporary_name, write_atomically, write_png};
+pub use atomic::{Staged, png, remove_abandoned, stage, without_temporary_name, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
+pub use closest::closest;
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result, escaped, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
-pub use generator::{Breed, Generator, Picture, Request};
+pub use generator::{Generator, Picture};
 pub use grid::{grid, sheet, shown, to_rgb};
 pub use integrity::{ALTERED, Checksum, DIGEST_KEY, Integrity};
 pub use load::{Model, predecessor_classes};
@@ -36,6 +39,7 @@ pub use meta::{
 };
 pub use options::Options;
 pub use preprocess::{resize_short_side, short_side_size};
+pub use request::{Breed, Request};
 #[cfg(feature = "candle")]
 mod verify;
 pub use tiny_cats_models::Network;

@@ -10,6 +10,7 @@ use tiny_cats::{
         panic,
     },
 };
+use tiny_cats_export::escaped;
 
 /// Verifies a checkpoint: format, network, names and shapes, finite numbers, a forward pass, and the ONNX file beside it.
 #[derive(Parser)]
@@ -69,7 +70,10 @@ fn main() -> ExitCode {
             Err(e) => eprintln!("verify-checkpoint: {e}"),
         }
     } else if let (None, Some(problem)) = (&report.format, report.problems.first()) {
-        eprintln!("verify-checkpoint: {}: {problem}", report.path.display());
+        eprintln!(
+            "verify-checkpoint: {}: {problem}",
+            escaped(&report.path.display().to_string(), usize::MAX)
+        );
     } else {
         println!("{report}");
     }

@@ -8,7 +8,8 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, Network, Rounding, TOLERANCE, exported,
+    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, Network, Rounding, TOLERANCE, escaped, excerpt,
+    exported,
     onnx::OnnxFile,
     rounding,
     runtime::{Input, RuntimeKind, run_everywhere},
@@ -28,6 +29,8 @@ use super::{
 };
 
 const BATCH: usize = 2;
+/// The most bytes of a line of the report, which may hold a path.
+const MAX_LINE: usize = 4200;
 /// What is said of a file without checksums.
 const UNCHECKED: &str = "unchecked: the file has no checksums, so damage may go unnoticed";
 
@@ -338,8 +341,9 @@ impl Format {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.path.display())?;
-        let mut line = |name: &str, text: String| writeln!(f, "  {name:<10} {text}");
+        writeln!(f, "{}", escaped(&self.path.display().to_string(), usize::MAX))?;
+        // Names that a file from outside brought are among the texts.
+        let mut line = |name: &str, text: String| writeln!(f, "  {name:<10} {}", escaped(&text, MAX_LINE));
         if let Some(format) = &self.format {
             line("format", format.clone())?;
         }
@@ -349,10 +353,10 @@ impl fmt::Display for Report {
             None => {}
         }
         if let Some(source) = &self.source {
-            line("source", source.clone())?;
+            line("source", excerpt(source).into_owned())?;
         }
         if !self.not_read.is_empty() {
-            line("not read", format!("objects of {}", self.not_read.join(", ")))?;
+            line("not read", format!("objects of {}", excerpt(&self.not_read.join(", "))))?;
         }
         match &self.network {
             Some(Network::TinyDit(c)) => {
@@ -420,5 +424,26 @@ impl fmt::Display for Report {
             (true, true) => "ok",
             (true, false) => "ok, if what is assumed is right",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_shows_no_control_character_and_no_long_name_of_a_file() {
+        let hostile = format!("\u{3}\u{1b}[2J\n{}", "x".repeat(5000));
+        let report = Report {
+            path: PathBuf::from(&hostile[..20]),
+            problems: vec![hostile.clone()],
+            source: Some(hostile.clone()),
+            not_read: vec![hostile; 30],
+            ..Report::default()
+        };
+        let shown = report.to_string();
+        assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown}");
+        assert_eq!(shown.lines().count(), 5, "{shown}");
+        assert!(shown.len() < 6000, "{} bytes", shown.len());
     }
 }

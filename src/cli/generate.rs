@@ -15,7 +15,10 @@ use tiny_cats_export::{
 };
 use tiny_cats_models::pretrained;
 
-use super::common::{OfModel, Runtime, interval, open_model};
+use super::{
+    common::{OfModel, Runtime, interval, open_model},
+    place::{writable, writable_folder},
+};
 
 /// What `tiny-cats generate` is called with.
 #[derive(clap::Args, Debug)]
@@ -65,8 +68,10 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let folder = is_folder(&args.output);
-    if !folder && args.output.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
-        bail!("--output {}: expected a name that ends in .png, or a folder", args.output.display());
+    if folder {
+        writable_folder("--output", &args.output)?;
+    } else {
+        writable("--output", &args.output, "png")?;
     }
     let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
@@ -74,14 +79,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => Model::from_bytes(pretrained::TINYDIT.to_vec(), "the pretrained TinyDiT")?,
     };
     let mut generator = Generator::from_model(&model, &options).of_model(args.model.as_deref())?;
-    let mut request = generator.request();
-    request.breed = Breed::from(args.breed.as_str());
-    request.count = args.count;
-    request.seed = args.seed;
-    request.steps = args.steps.unwrap_or(request.steps);
-    request.sampler = args.sampler.unwrap_or(request.sampler);
-    request.guidance = generator.guidance(args.cfg);
-    request.guidance_interval = args.cfg_interval.or(request.guidance_interval);
+    let request = Request {
+        breed: Breed::from(args.breed.as_str()),
+        count: args.count,
+        seed: args.seed,
+        steps: args.steps,
+        sampler: args.sampler,
+        guidance: args.cfg,
+        guidance_interval: args.cfg_interval,
+    };
+    let settings = generator.settings(&request);
     let bar = ProgressBar::hidden();
     if std::io::stderr().is_terminal() {
         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
@@ -100,9 +107,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             coming_out_of_noise(&mut generator, &request, frames, tell).of_model(args.model.as_deref())?;
         write_png(&args.output, &grid(&shown, frames, None))
             .with_context(|| args.output.display().to_string())?;
+    } else if folder {
+        std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+        let labels = generator.labels(&request).of_model(args.model.as_deref())?;
+        let put = |picture: Picture| write_to(&args.output, &picture);
+        generator.draw_each(&labels, 0, &request, tell, put).of_model(args.model.as_deref())?;
     } else {
         let pictures = generator.generate_with(&request, tell).of_model(args.model.as_deref())?;
-        write(&pictures, &args.output, folder)?;
+        write_png(&args.output, &sheet(&pictures)).with_context(|| args.output.display().to_string())?;
     }
     bar.finish_and_clear();
     println!(
@@ -111,9 +123,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         if request.count == 1 { "1 cat".to_owned() } else { format!("{} cats", request.count) },
         generator.meta().image_size,
         generator.runtime(),
-        request.steps,
-        request.sampler,
-        request.seed,
+        settings.steps,
+        settings.sampler,
+        settings.seed,
         start.elapsed().as_secs_f64()
     );
     Ok(())
@@ -126,7 +138,8 @@ fn coming_out_of_noise(
     frames: usize,
     mut tell: impl FnMut(Progress) -> ControlFlow<()>,
 ) -> anyhow::Result<Vec<RgbImage>> {
-    let most = request.steps + 1;
+    let steps = generator.settings(request).steps;
+    let most = steps + 1;
     if !(2..=most).contains(&frames) {
         bail!("--frames: expected 2 to {most}, one more than there are steps, found {frames}");
     }
@@ -134,11 +147,11 @@ fn coming_out_of_noise(
     for (index, label) in generator.labels(request)?.into_iter().enumerate() {
         let mut trajectory = generator.begin(label, index as u64, request)?;
         for frame in 0..frames {
-            while trajectory.done() < frame * request.steps / (frames - 1) {
+            while trajectory.done() < frame * steps / (frames - 1) {
                 generator.advance([&mut trajectory])?;
             }
             shown.push(generator.so_far(&trajectory));
-            let (done, total) = (index * request.steps + trajectory.done(), request.count * request.steps);
+            let (done, total) = (index * steps + trajectory.done(), request.count * steps);
             let _ = tell(Progress { done, total });
         }
     }
@@ -149,15 +162,9 @@ fn is_folder(path: &Path) -> bool {
     path.is_dir() || path.to_string_lossy().ends_with(std::path::MAIN_SEPARATOR)
 }
 
-fn write(pictures: &[Picture], output: &Path, folder: bool) -> anyhow::Result<()> {
-    if folder {
-        std::fs::create_dir_all(output).with_context(|| output.display().to_string())?;
-        for picture in pictures {
-            let path =
-                output.join(format!("{}_seed{}_{:04}.png", picture.class, picture.seed, picture.index));
-            write_png(&path, &picture.image).with_context(|| path.display().to_string())?;
-        }
-        return Ok(());
-    }
-    write_png(output, &sheet(pictures)).with_context(|| output.display().to_string())
+/// Writes one picture to a file of its own.
+fn write_to(folder: &Path, picture: &Picture) -> anyhow::Result<()> {
+    let name = format!("{}_seed{}_{:04}.png", picture.class, picture.seed, picture.index);
+    let path = folder.join(name);
+    write_png(&path, &picture.image).with_context(|| path.display().to_string())
 }

@@ -17,6 +17,7 @@ pub mod export;
 pub mod generate;
 pub mod logging;
 pub mod panic;
+mod place;
 pub mod plan;
 pub mod runs;
 #[cfg(feature = "serve")]

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
+use tiny_cats_export::closest;
 
 use super::{
     common::{pretty, print},
@@ -16,9 +17,7 @@ use super::{
 };
 use crate::{
     chart::{Curve, draw, short},
-    cloud,
-    nearest::nearest,
-    sweep,
+    cloud, sweep,
     train::{
         folder::{CONFIGURATION, Lock, RUNS, Record, Status, latest, read_page},
         metrics::{Goal, LOSS, MEAN_LOSS, METRICS, Metrics, Point, best},
@@ -177,7 +176,7 @@ fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
     match (0..names.len()).filter(like).collect::<Vec<_>>()[..] {
         [one] => Ok(folders[one].clone()),
         [] => {
-            let near = nearest(id, names.iter().map(String::as_str));
+            let near = closest(id, names.iter().map(String::as_str));
             let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
             bail!("{}: no run {}{near}", root.display(), clean(id, MOST))
         }

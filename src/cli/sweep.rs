@@ -194,7 +194,8 @@ fn flags(task: &str) -> Vec<String> {
 pub fn training(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args> {
     let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
     let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
-    let command = super::train::config::with_defaults(Cli::command(), &arguments)?;
+    let command = super::train::config::with_defaults(Cli::command(), &arguments)
+        .with_context(|| sweep.path.display().to_string())?;
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(Cli { command: Command::Train(args) }) => {

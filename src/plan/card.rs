@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tiny_cats_models::Precision;
 
 use super::{Error, Result};
-use crate::nearest::nearest;
+use tiny_cats_export::closest;
 
 /// GPUs that one container may have.
 const MOST: usize = 8;
@@ -160,7 +160,7 @@ impl FromStr for Gpu {
         };
         let Some(card) = cards().iter().find(|card| card.is(name)) else {
             let names = || cards().iter().map(|card| card.name.as_str());
-            let near = nearest(&name.to_uppercase(), names()).map(|near| format!("; did you mean {near}?"));
+            let near = closest(name, names()).map(|near| format!("; did you mean {near}?"));
             let names = names().collect::<Vec<_>>().join(", ");
             return Err(wrong(format!(
                 "unknown GPU{}",

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde::Serialize;
-use tiny_cats_export::excerpt;
+use tiny_cats_export::{closest, excerpt};
 use toml::{Table, Value};
 
 use super::{Error, Gpu, Result, cards};
-use crate::{cloud::Container, data::printable, nearest::nearest, train::folder::read_page};
+use crate::{cloud::Container, data::printable, train::folder::read_page};
 
 const LISTED: &str = include_str!("prices.toml");
 
@@ -81,7 +81,7 @@ impl Prices {
                 ("gpu", Value::Table(gpus)) => {
                     for (name, value) in gpus {
                         let card = cards().iter().find(|card| card.is(name)).ok_or_else(|| {
-                            let near = nearest(name, cards().iter().map(|card| card.name.as_str()));
+                            let near = closest(name, cards().iter().map(|card| card.name.as_str()));
                             let near = near.map_or(String::new(), |near| format!(", such as {near}"));
                             wrong(&format!("gpu.{name}"), &format!("the name of a GPU{near}"), name)
                         })?;

@@ -1,9 +1,13 @@
-//! Connections: accepted while there is room, cut when they are too slow, and brought to their end when the server stops.
+//! Connections: accepted while there is room, closed when they are too slow, and brought to their end when the server stops.
+//!
+//! Where there is no more room, the connection that has waited longest for a request is closed for the new one, so that clients that
+//! open connections and ask for nothing keep nobody out.
 
 use std::{
+    collections::BTreeMap,
     future::{Future, pending},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -18,7 +22,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
@@ -32,6 +36,83 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LAST_CALL: Duration = Duration::from_secs(2);
 /// How often it is said that connections cannot be accepted.
 const REMINDER: Duration = Duration::from_secs(60);
+/// How long to wait before a connection is accepted again after that failed.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The connections that wait for a request.
+#[derive(Default)]
+struct Idle {
+    /// By the order in which they began to wait; with the number of the next.
+    waiting: Mutex<(BTreeMap<u64, Arc<Notify>>, u64)>,
+    /// One more waits.
+    more: Notify,
+}
+
+impl Idle {
+    fn waiting(&self) -> MutexGuard<'_, (BTreeMap<u64, Arc<Notify>>, u64)> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the connection that has waited longest, if one waits.
+    fn close_one(&self) -> bool {
+        let first = self.waiting().0.pop_first();
+        first.is_some_and(|(_, close)| {
+            close.notify_one();
+            true
+        })
+    }
+}
+
+/// A connection's place among those that wait for a request; it leaves when dropped.
+struct Waiting {
+    idle: Arc<Idle>,
+    number: u64,
+    close: Arc<Notify>,
+}
+
+impl Waiting {
+    fn new(idle: &Arc<Idle>, close: &Arc<Notify>) -> Self {
+        let number = {
+            let mut waiting = idle.waiting();
+            let number = waiting.1;
+            waiting.1 += 1;
+            waiting.0.insert(number, close.clone());
+            number
+        };
+        idle.more.notify_one();
+        Self { idle: idle.clone(), number, close: close.clone() }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.idle.waiting().0.remove(&self.number);
+    }
+}
+
+/// Keeps a request's connection from being closed as one that waits, until its answer has been sent and this is dropped.
+#[derive(Clone)]
+pub struct Busy(#[expect(dead_code, reason = "its drop counts")] Arc<Answering>);
+
+struct Answering {
+    place: Arc<Mutex<Option<Waiting>>>,
+    idle: Arc<Idle>,
+    close: Arc<Notify>,
+}
+
+impl Answering {
+    fn new(place: &Arc<Mutex<Option<Waiting>>>) -> Option<Self> {
+        let waiting = place.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(Self { place: place.clone(), idle: waiting.idle.clone(), close: waiting.close.clone() })
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let waiting = Waiting::new(&self.idle, &self.close);
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
+    }
+}
 
 /// Serves until `stop`, then finishes what is under way for at most `grace`. Returns how many connections were cut after that.
 pub async fn serve(
@@ -43,19 +124,26 @@ pub async fn serve(
     grace: Duration,
 ) -> usize {
     let room = Arc::new(Semaphore::new(most));
+    let idle = Arc::new(Idle::default());
     let graceful = GracefulShutdown::new();
     let (stopping, stopped) = watch::channel(false);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    let begin = |stream: TcpStream, place| {
+    let begin = |stream: TcpStream, room: OwnedSemaphorePermit| {
         // Answers are small, and wait for nothing.
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(PATIENCE));
         let asked = Arc::new(AtomicBool::new(false));
         let seen = asked.clone();
-        let service = router.clone().map_request(move |request: Request<Incoming>| {
+        let close = Arc::new(Notify::new());
+        let place = Arc::new(Mutex::new(Some(Waiting::new(&idle, &close))));
+        let places = place.clone();
+        let service = router.clone().map_request(move |mut request: Request<Incoming>| {
             seen.store(true, Ordering::Relaxed);
+            if let Some(answering) = Answering::new(&places) {
+                request.extensions_mut().insert(Busy(Arc::new(answering)));
+            }
             request.map(Body::new)
         });
         let connection =
@@ -75,24 +163,29 @@ pub async fn serve(
             tokio::select! {
                 _ = connection => {}
                 () = silent => {}
+                () = close.notified() => {}
             }
             metrics.connection(-1);
-            drop(place);
+            drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
+            drop(room);
         });
     };
     let accept_all = async {
         let mut said: Option<Instant> = None;
         loop {
-            let Ok(place) = room.clone().acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((stream, _)) => begin(stream, place),
+                Ok((stream, _)) => {
+                    if let Some(place) = place(&room, &idle).await {
+                        begin(stream, place);
+                    }
+                }
                 Err(error) => {
                     // Out of file descriptors, for instance; that may pass.
-                    if said.is_none_or(|said| said.elapsed() > REMINDER) {
+                    if !idle.close_one() && said.is_none_or(|said| said.elapsed() > REMINDER) {
                         tracing::warn!("connections cannot be accepted: {error}");
                         said = Some(Instant::now());
                     }
-                    sleep(Duration::from_millis(100)).await;
+                    sleep(PAUSE).await;
                 }
             }
         }
@@ -112,5 +205,20 @@ pub async fn serve(
     match timeout(grace, graceful.shutdown()).await {
         Ok(()) => 0,
         Err(_) => most - room.available_permits(),
+    }
+}
+
+/// Room for a connection, for which one that waits is closed where there is none.
+async fn place(room: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermit> {
+    loop {
+        if let Ok(place) = room.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        let closed = idle.close_one();
+        tokio::select! {
+            place = room.clone().acquire_owned() => return place.ok(),
+            () = idle.more.notified(), if !closed => {}
+            () = sleep(Duration::from_secs(1)), if closed => {}
+        }
     }
 }

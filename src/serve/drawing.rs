@@ -194,7 +194,7 @@ impl Studio {
             if let Some(Ok(place)) = listener.map(mpsc::Sender::try_reserve) {
                 let preview = |t: &&Trajectory| (t.index(), self.generator.preview(t));
                 let previews = stepped.iter().map(preview).collect();
-                let total = open.job.labels.len() * open.job.request.steps;
+                let total = open.job.labels.len() * self.generator.settings(&open.job.request).steps;
                 place.send(Step { done: open.done, total, previews });
             }
         }

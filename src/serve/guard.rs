@@ -15,7 +15,7 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -23,7 +23,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{App, Config, Metrics, Problem};
+use super::{App, Config, Metrics, Problem, connections::Busy};
 
 /// The header that has a request's number: the client's, if it sends one, else ours.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -42,6 +42,8 @@ struct Account {
     route: String,
     start: Instant,
     status: u16,
+    /// Nobody takes its connection for one that waits.
+    _busy: Option<Busy>,
 }
 
 impl Drop for Account {
@@ -72,7 +74,8 @@ pub async fn account(State(app): State<Arc<App>>, mut request: Request, next: Ne
     let metrics = app.metrics.clone();
     let start = Instant::now();
     let head = request.method() == Method::HEAD;
-    let mut account = Account { metrics, id: id.clone(), method, path, route, start, status: LEFT };
+    let _busy = request.extensions_mut().remove();
+    let mut account = Account { metrics, id: id.clone(), method, path, route, start, status: LEFT, _busy };
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
     response.headers_mut().insert(REQUEST_ID, id);
@@ -116,26 +119,60 @@ impl http_body::Body for Accounted {
     }
 }
 
+/// Refuses a body that is declared to have more than `most` bytes, before any of it is read. One of undeclared length is read that far.
+pub async fn declared(State(most): State<usize>, request: Request, next: Next) -> Response {
+    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    match declared.and_then(|length| length.parse::<u64>().ok()).filter(|length| *length > most as u64) {
+        Some(length) => {
+            let detail = format!("the body: expected at most {most} bytes, found {length}");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).into_response()
+        }
+        None => next.run(request).await,
+    }
+}
+
 /// Refuses what a page of another origin has a browser send: forms and files need no permission to be sent, and a name that leads to this
 /// machine makes any page one of the same origin.
 pub async fn from_here(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match foreign(&app.config, &request) {
+    let host = match host(&request) {
+        Ok(host) => host,
+        Err(wrong) => {
+            return Problem::new(StatusCode::BAD_REQUEST, format!("the header Host: {wrong}"))
+                .into_response();
+        }
+    };
+    match foreign(&app.config, &host, &request) {
         Some(detail) => Problem::new(StatusCode::FORBIDDEN, detail).into_response(),
         None => next.run(request).await,
     }
 }
 
-/// Why a request is none of a page of this server, or of a program.
-fn foreign(config: &Config, request: &Request) -> Option<String> {
+/// What the request calls this server, in lower case. Only HTTP/1.0 need not say it (RFC 9112, 3.2).
+fn host(request: &Request) -> Result<String, &'static str> {
+    let mut all = request.headers().get_all(header::HOST).iter();
+    let Some(host) = all.next() else {
+        return if request.version() == Version::HTTP_10 { Ok(String::new()) } else { Err("missing") };
+    };
+    if all.next().is_some() {
+        return Err("expected one, found several");
+    }
+    let host = host.to_str().map_err(|_| "expected ASCII")?;
+    if host.parse::<Authority>().is_err() || host.contains('@') {
+        return Err("expected a name or an address, with or without a port");
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+/// Why a request to `host` is none of a page of this server, or of a program.
+fn foreign(config: &Config, host: &str, request: &Request) -> Option<String> {
     let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
     let shown = |text: &str| text.chars().take(100).collect::<String>();
-    let host = text(header::HOST).unwrap_or_default().to_ascii_lowercase();
-    if config.address.ip().is_loopback() && !host.is_empty() && !is_own(&host, &config.hosts) {
-        let host = shown(&host);
+    if config.address.ip().is_loopback() && !host.is_empty() && !is_own(host, &config.hosts) {
+        let host = shown(host);
         return Some(format!("this server is not called {host:?}: --allow-host lets clients call it so"));
     }
     let origin = text(header::ORIGIN).filter(|_| request.method() == Method::POST)?;
-    let own = origin.split_once("://").is_some_and(|(_, named)| named.eq_ignore_ascii_case(&host));
+    let own = origin.split_once("://").is_some_and(|(_, named)| named.eq_ignore_ascii_case(host));
     let known = own || config.origins.iter().any(|known| known == origin);
     let origin = shown(origin);
     (!known).then(|| format!("pages of {origin:?} may not use this server: --cors-origin lets them"))

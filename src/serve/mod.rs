@@ -275,8 +275,12 @@ impl Server {
 }
 
 fn router(app: &Arc<App>) -> Router {
+    let most = app.config.max_body;
+    let order = most.min(routes::MOST_BYTES);
+    let declared = |most: usize| middleware::from_fn_with_state(most, guard::declared);
+    let generate = post(routes::generate).layer(DefaultBodyLimit::max(order)).layer(declared(order));
     let api = Router::new()
-        .route("/v1/generate", post(routes::generate).layer(DefaultBodyLimit::max(routes::MOST_BYTES)))
+        .route("/v1/generate", generate)
         .route("/v1/classify", post(routes::classify))
         .route("/v1/models", get(routes::models))
         .route("/metrics", get(routes::metrics))
@@ -289,7 +293,8 @@ fn router(app: &Arc<App>) -> Router {
         .route("/readyz", get(routes::readyz))
         .method_not_allowed_fallback(guard::wrong_method)
         .fallback(site::serve)
-        .layer(DefaultBodyLimit::max(app.config.max_body))
+        .layer(DefaultBodyLimit::max(most))
+        .layer(declared(most))
         .layer(middleware::from_fn_with_state(app.clone(), guard::from_here))
         .layer(middleware::from_fn_with_state(app.clone(), guard::in_time))
         .layer(CatchPanicLayer::custom(guard::panicked));

@@ -7,13 +7,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tiny_cats_export::closest;
 use toml::{Table, Value};
 
 use super::{Error, Result};
-use crate::{
-    nearest::nearest,
-    train::{folder::read_page, metrics::Goal},
-};
+use crate::train::{folder::read_page, metrics::Goal};
 
 /// Keys that are swept or fixed.
 const MOST_KEYS: usize = 64;
@@ -228,7 +226,7 @@ impl Sweep {
         match fixed.chain(space).find(|(_, key)| !flags.contains(key)) {
             None => Ok(()),
             Some((table, key)) => {
-                let near = nearest(key, flags.iter().map(String::as_str));
+                let near = closest(key, flags.iter().map(String::as_str));
                 let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
                 let message =
                     format!("train {} has no flag --{}{near}", self.task.name(), key.escape_debug());
@@ -424,7 +422,7 @@ impl Fields<'_> {
     /// Refuses what else is in a table.
     fn only(&self, field: &str, table: &Table, known: &[&str]) -> Result<()> {
         let Some(key) = table.keys().next() else { return Ok(()) };
-        let near = nearest(key, known.iter().copied())
+        let near = closest(key, known.iter().copied())
             .map_or(String::new(), |near| format!("; the nearest is {near}"));
         let known = known.join(", ");
         Err(self.wrong(field, format!("expected {known}, found {}{near}", cut(key))))
@@ -438,7 +436,7 @@ impl Fields<'_> {
         if method == Method::Grid && ["jobs", "seed"].contains(&key.as_str()) {
             return Err(self.wrong(key, r#"is for method = "random""#));
         }
-        let near = nearest(key, KNOWN.into_iter());
+        let near = closest(key, KNOWN.into_iter());
         let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
         let place =
             if near.is_empty() { "; flags of train belong into the table fixed or sweep" } else { "" };

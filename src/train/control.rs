@@ -81,6 +81,23 @@ impl Control {
         }
     }
 
+    /// What `f` makes of the run, which is over if it succeeds: whoever would stop it in between finds it over.
+    ///
+    /// # Errors
+    /// Those of `f`; the run is then as it was.
+    ///
+    /// # Panics
+    /// As [`with`](Self::with).
+    pub(super) fn finish<R>(&self, f: impl FnOnce(&mut Live) -> Result<R>) -> Result<R> {
+        let mut held = self.lock();
+        let Phase::Training(live) = &mut *held else {
+            unreachable!("the engine finishes the run that it trains")
+        };
+        let finished = f(live)?;
+        *held = Phase::Over;
+        Ok(finished)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Phase> {
         // A panic while the lock was held may have left a step half done; the run's own thread is then gone, and what it saved is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

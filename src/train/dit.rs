@@ -5,7 +5,9 @@ use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
-use tiny_cats_export::{Generator, Model, ModelMeta, Options, TaskMeta, grid, runtime::RuntimeKind, sample};
+use tiny_cats_export::{
+    Generator, Model, ModelMeta, Options, Request, TaskMeta, grid, runtime::RuntimeKind, sample,
+};
 use tiny_cats_models::{
     Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
     candle::{Params, Plain, to_host},
@@ -249,8 +251,7 @@ impl Task for Dit {
         let runtime = if self.device.is_cpu() { RuntimeKind::Native } else { RuntimeKind::Candle };
         let options = Options { runtime: Some(runtime), ..Options::default() };
         let mut generator = Generator::from_model(&model, &options)?;
-        let mut request = generator.request();
-        request.count = classes.len() * SAMPLE_ROWS;
+        let request = Request { count: classes.len() * SAMPLE_ROWS, ..Request::default() };
         let go_on = |_: sample::Progress| ControlFlow::Continue(());
         let pictures: Vec<RgbImage> =
             generator.generate_with(&request, &mut { go_on })?.into_iter().map(|p| p.image).collect();

@@ -128,8 +128,9 @@ pub fn train_together(
         parameters: ledger.parameters(),
     });
     plan.control.set(Phase::Training(Box::new(Live { optimizer, run, torn: false })));
-    let ended = go_on(task, plan, team, observe)
-        .and_then(|()| plan.control.with(|live| live.run.publish(&live.optimizer, task.releases_best())));
+    let ended = go_on(task, plan, team, observe).and_then(|()| {
+        plan.control.finish(|live| live.run.publish(&live.optimizer, task.releases_best(), observe))
+    });
     if let Err(error) = &ended {
         // The error that stopped the run matters more than one of saving it.
         plan.control.with(|live| {

@@ -6,6 +6,7 @@
 //!         run.json          the record: see [`Record`]
 //!         config.toml       the resolved configuration, which `--config` takes
 //!         lock              held while a process trains here
+//!         parent.lock       held while another one begins such processes
 //!         metrics.jsonl     one object a logged step, one an evaluation
 //!         training.log      what was said, with times
 //!         TASK_step_00001000.safetensors   training states
@@ -39,6 +40,9 @@ pub const LOG: &str = "training.log";
 pub const RECORD: &str = "run.json";
 const LATEST: &str = "latest";
 const LOCK: &str = "lock";
+const PARENT_LOCK: &str = "parent.lock";
+/// In the folder of all runs.
+const RUNS_LOCK: &str = ".lock";
 /// Characters of a run's name.
 const MOST_ID: usize = 100;
 /// A record is a page of text.
@@ -77,6 +81,9 @@ pub struct Record {
     pub steps: u64,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// Of a finished run: whether all that follows its release is done, too, such as evaluating it. Earlier versions did not write it.
+    #[serde(default = "yes")]
+    pub complete: bool,
     /// The error that ended it.
     pub error: Option<String>,
     /// The newest sample grid, from the run's folder.
@@ -115,6 +122,7 @@ impl Record {
             step: 0,
             steps: 0,
             best: None,
+            complete: false,
             error: None,
             sample: None,
             command,
@@ -204,19 +212,45 @@ pub fn fresh(root: &Path, task: &str) -> PathBuf {
 /// # Errors
 /// When nothing can be written there, another process trains there, or the run is of another task.
 pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record, bool)> {
-    std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.to_owned(), source })?;
+    make(folder)?;
     let lock = Lock::take(folder)?.ok_or_else(|| Error::Busy { path: folder.to_owned() })?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy();
     let known = Record::load(folder).ok().map(|record| record.of(folder, task)).transpose()?;
-    let new = known.is_none();
+    // A run that was only prepared has no steps yet.
+    let (prepared, new) = (known.is_some(), known.as_ref().is_none_or(|record| record.steps == 0));
     let mut record = known.unwrap_or_else(|| Record::new(id.into(), task));
-    if new {
+    if !prepared {
         record.save(folder)?;
     }
     if let Some(root) = folder.parent() {
         point_latest(root, folder);
     }
     Ok((lock, record, new))
+}
+
+/// Makes the record and the configuration of a run that is to begin in `folder`, unless there is a record.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn prepare(folder: &Path, task: &str, configuration: &str) -> Result<()> {
+    if folder.join(RECORD).exists() {
+        return Ok(());
+    }
+    let path = folder.join(CONFIGURATION);
+    write_atomically(&path, |w| w.write_all(configuration.as_bytes()))
+        .map_err(|source| Error::File { path, source })?;
+    let id = folder.file_name().unwrap_or_default().to_string_lossy();
+    Record::new(id.into(), task).save(folder)
+}
+
+/// Writes down that nothing is left to do for the finished run in `folder`.
+///
+/// # Errors
+/// When its record cannot be read or written.
+pub fn complete(folder: &Path) -> Result<()> {
+    let mut record = Record::load(folder)?;
+    record.complete = true;
+    record.save(folder)
 }
 
 /// The training states in a run's folder, oldest first.
@@ -277,29 +311,85 @@ impl Lock {
     /// When the file cannot be made.
     pub fn take(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(LOCK);
-        let failed = |source| Error::File { path: path.clone(), source };
-        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
-                tracing::warn!(
-                    "{}: this file system has no locks: nothing keeps two processes apart",
-                    path.display()
-                );
-                Ok(Some(Self(file)))
-            }
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+        let (file, locked) = try_lock(&path)?;
+        if locked == Locked::Unsupported {
+            tracing::warn!(
+                "{}: this file system has no locks: nothing keeps two processes apart",
+                path.display()
+            );
         }
+        Ok((locked != Locked::ByOther).then_some(Self(file)))
     }
 
-    /// Whether a process has it. Nothing is written, and who asks does not get in the way of others who ask.
+    /// Whether a process has it, or one that begins such processes has the [`ParentLock`]. Nothing is written, and who asks does not get in
+    /// the way of others who ask.
     pub fn held(folder: &Path) -> bool {
-        let path = folder.join(LOCK);
-        // Opening what is no file might wait for ever.
-        let file = if path.is_file() { File::open(path).ok() } else { None };
-        file.is_some_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+        [LOCK, PARENT_LOCK].into_iter().any(|name| is_locked(&folder.join(name)))
     }
+}
+
+/// The lock of the process that begins those that train in a run's folder, and begins them again.
+#[derive(Debug)]
+pub struct ParentLock(#[expect(dead_code, reason = "it is held, not used")] File);
+
+impl ParentLock {
+    /// Takes it, and makes the folder; `None` where another process has it.
+    ///
+    /// # Errors
+    /// When folder or file cannot be made.
+    pub fn take(folder: &Path) -> Result<Option<Self>> {
+        make(folder)?;
+        let (file, locked) = try_lock(&folder.join(PARENT_LOCK))?;
+        Ok((locked != Locked::ByOther).then_some(Self(file)))
+    }
+
+    /// Waits for the lock of the folder `root` of runs, which processes hold for a moment, while they choose a run's folder.
+    ///
+    /// # Errors
+    /// When folder or file cannot be made.
+    pub fn of_runs(root: &Path) -> Result<Self> {
+        make(root)?;
+        let path = root.join(RUNS_LOCK);
+        let failed = |source| Error::File { path: path.clone(), source };
+        let file = lock_file(&path).map_err(failed)?;
+        match file.lock() {
+            Err(e) if e.kind() != std::io::ErrorKind::Unsupported => Err(failed(e)),
+            _ => Ok(Self(file)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Locked {
+    Here,
+    ByOther,
+    Unsupported,
+}
+
+fn make(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.to_owned(), source })
+}
+
+fn lock_file(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}
+
+fn try_lock(path: &Path) -> Result<(File, Locked)> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let file = lock_file(path).map_err(failed)?;
+    let locked = match file.try_lock() {
+        Ok(()) => Locked::Here,
+        Err(TryLockError::WouldBlock) => Locked::ByOther,
+        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Locked::Unsupported,
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    };
+    Ok((file, locked))
+}
+
+fn is_locked(path: &Path) -> bool {
+    // Opening what is no file might wait for ever.
+    let file = if path.is_file() { File::open(path).ok() } else { None };
+    file.is_some_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Makes `latest` name `folder`: a link, or a file where there are none. That it fails is no reason not to train.
@@ -307,15 +397,20 @@ fn point_latest(root: &Path, folder: &Path) {
     let name = folder.file_name().unwrap_or_default();
     let latest = root.join(LATEST);
     #[cfg(unix)]
-    let done = {
-        let new = root.join(format!(".{LATEST}-{}.tmp", std::process::id()));
-        std::os::unix::fs::symlink(name, &new).and_then(|()| std::fs::rename(&new, &latest))
-    };
+    let done = tempfile::Builder::new()
+        .prefix(".latest-")
+        .suffix(".tmp")
+        .make_in(root, |new| std::os::unix::fs::symlink(name, new))
+        .and_then(|new| new.into_temp_path().persist(&latest).map_err(|e| e.error));
     #[cfg(not(unix))]
     let done = write_atomically(&latest, |w| w.write_all(name.as_encoded_bytes()));
     if let Err(e) = done {
         tracing::warn!("{}: {e}", latest.display());
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn now() -> u64 {

@@ -9,7 +9,7 @@ use std::{
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tiny_cats_export::{ModelMeta, write_atomically, write_png};
+use tiny_cats_export::{ModelMeta, remove_abandoned, write_atomically, write_png};
 use tiny_cats_models::{ParamSpec, Precision};
 
 use super::{
@@ -23,7 +23,7 @@ use crate::checkpoint::{self, Problem, TrainingState};
 /// Training states that are kept, the best one apart.
 pub(super) const KEPT: usize = 5;
 
-/// What is added to the name of a damaged training state when its run begins again.
+/// What is added to the name of a damaged training state that is set aside.
 const DAMAGED: &str = ".damaged";
 /// The share of a step's loss in the running mean of the loss.
 const NEW: f64 = 0.02;
@@ -132,7 +132,7 @@ impl Run {
         }
         let folder = plan.folder.clone();
         let (lock, record, new) = folder::begin(&folder, task.kind())?;
-        clear_unfinished(&folder);
+        remove_abandoned(&folder);
         Ok(Self {
             states: folder::states(&folder)?,
             folder,
@@ -259,9 +259,7 @@ impl Run {
             );
             observe(Event::Note(&said));
             for path in std::mem::take(&mut self.states) {
-                let mut aside = path.clone().into_os_string();
-                aside.push(DAMAGED);
-                std::fs::rename(&path, aside).map_err(at(&path))?;
+                set_aside(&path)?;
             }
         }
         let Some(path) = &plan.from else { return Ok(None) };
@@ -394,16 +392,26 @@ impl Run {
         write_atomically(&path, |w| w.write_all(kept.as_bytes())).map_err(at(&path))
     }
 
-    /// Writes the released files: the weights that were evaluated best where `best` says so, else the last.
-    pub(super) fn publish(&mut self, optimizer: &Optimizer, best: bool) -> Result<[PathBuf; 2]> {
-        let chosen = self.progress.best.as_ref().filter(|_| best);
-        let weights = match chosen {
-            Some(best) if best.step < self.progress.step => {
-                let state = TrainingState::load(&self.state_path(best.step))?;
-                if best.average == 0 { state.ema } else { state.ema2 }
+    /// Writes the released files: the weights that were evaluated best where `best` says so and they are whole, else the last.
+    pub(super) fn publish(
+        &mut self,
+        optimizer: &Optimizer,
+        best: bool,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<[PathBuf; 2]> {
+        let earlier = match &self.progress.best {
+            Some(scored) if best && scored.step < self.progress.step => {
+                let (path, average) = (self.state_path(scored.step), scored.average);
+                self.best_state(&path, observe)?
+                    .map(|state| if average == 0 { state.ema } else { state.ema2 })
             }
-            Some(best) => optimizer.ema(best.average.min(optimizer.averages() - 1))?,
-            None => optimizer.ema(self.progress.leading.min(optimizer.averages() - 1))?,
+            _ => None,
+        };
+        let chosen = self.progress.best.as_ref().filter(|_| best);
+        let weights = match (earlier, chosen) {
+            (Some(weights), _) => weights,
+            (None, Some(best)) => optimizer.ema(best.average.min(optimizer.averages() - 1))?,
+            (None, None) => optimizer.ema(self.progress.leading.min(optimizer.averages() - 1))?,
         };
         if let Some(best) = chosen {
             self.meta.provenance["best"] =
@@ -414,6 +422,22 @@ impl Run {
         checkpoint::write_safetensors(&paths[1], &weights, &self.meta)?;
         self.ended(Status::Finished, None)?;
         Ok(paths)
+    }
+
+    /// The state at `path`, which scored best; if it is damaged, it is set aside and is the best no longer.
+    fn best_state(&mut self, path: &Path, observe: &mut dyn FnMut(Event)) -> Result<Option<TrainingState>> {
+        let error = match TrainingState::load(path) {
+            Ok(state) => return Ok(Some(state)),
+            Err(error) if is_damage(&error) => error,
+            Err(error) => return Err(error.into()),
+        };
+        observe(Event::Note(&format!(
+            "{error}; it scored best and stays as *{DAMAGED}: the last weights are released instead"
+        )));
+        set_aside(path)?;
+        self.states.retain(|state| state != path);
+        self.progress.best = None;
+        Ok(None)
     }
 
     /// Writes down that the run was stopped.
@@ -427,7 +451,7 @@ impl Run {
     }
 
     fn ended(&mut self, status: Status, error: Option<String>) -> Result<()> {
-        (self.record.status, self.record.error) = (status, error);
+        (self.record.status, self.record.error, self.record.complete) = (status, error, false);
         (self.record.step, self.record.best) = (self.progress.step, self.progress.best.clone());
         self.record.save(&self.folder)
     }
@@ -446,15 +470,11 @@ pub(super) fn state_path(folder: &Path, task: &str, step: u64) -> PathBuf {
     folder.join(format!("{task}_step_{step:08}.safetensors"))
 }
 
-/// Removes what a killed process had begun to write. Nobody else writes here: the lock is held.
-fn clear_unfinished(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(".writing-") && name.ends_with(".tmp") {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
+/// Gives a damaged training state a name by which it is none.
+fn set_aside(path: &Path) -> Result<()> {
+    let mut aside = path.to_owned().into_os_string();
+    aside.push(DAMAGED);
+    std::fs::rename(path, aside).map_err(at(path))
 }
 
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {

@@ -9,7 +9,7 @@ use tiny_cats_models::{Network, ResNetConfig, TinyDitConfig};
 pub use classifier::{ClassifierMeta, Preprocessing};
 pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
 
-use crate::{Error, Result, excerpt};
+use crate::{Error, Result, closest, excerpt};
 
 /// The key that holds a [`ModelMeta`] as JSON: in safetensors' metadata, in a torch file's dictionary, in ONNX's `metadata_props`.
 pub const META_KEY: &str = "tiny-cats";
@@ -37,6 +37,8 @@ pub const PREDECESSOR_CLASSES: [&str; 13] = [
 const MAX_BYTES: usize = 1 << 20;
 /// The most classes of a model.
 pub(crate) const MAX_CLASSES: usize = 4096;
+/// The most classes that an error lists.
+const MAX_LISTED: usize = 40;
 
 /// A wrong field, and what was expected.
 type Wrong = (&'static str, String);
@@ -109,7 +111,7 @@ impl ModelMeta {
     /// The label of the class called `name`; case, spaces, `_` and `-` do not matter.
     ///
     /// # Errors
-    /// [`Error::Request`] naming the nearest class.
+    /// [`Error::Request`] that suggests a class if one is close, and lists them otherwise.
     pub fn label(&self, name: &str) -> Result<usize> {
         // What is longer than any name is like none, and would take long to compare and to read.
         let name: String = name.chars().take(100).collect();
@@ -119,10 +121,12 @@ impl ModelMeta {
         if let Some(label) = classes.iter().position(|class| plain(class) == wanted) {
             return Ok(label);
         }
-        let similar = |class: &&String| strsim::jaro_winkler(&plain(class), &wanted);
-        let nearest = classes.iter().max_by(|a, b| similar(a).total_cmp(&similar(b)));
-        let nearest = excerpt(nearest.map_or("", |class| class));
-        Err(Error::request("breed", format!("no class is called {name:?}; did you mean {nearest}?")))
+        let known = match closest(&name, classes.iter().map(String::as_str)) {
+            Some(class) => format!("did you mean {class}?"),
+            None if classes.len() > MAX_LISTED => format!("there are {}", classes.len()),
+            None => format!("there are {}", classes.join(", ")),
+        };
+        Err(Error::request("breed", excerpt(&format!("no class is called {name:?}; {known}"))))
     }
 
     /// "a generator of 13 classes", for messages.

@@ -274,34 +274,42 @@ mod tests {
 
     #[test]
     fn guidance_inside_is_applied_once_and_is_what_the_sampler_would_do() {
-        let advised = |model: &Model, runtime| {
+        let opened = |model: &Model, runtime| {
             let options = Options { runtime: Some(runtime), batch: 4 };
             let generator = Generator::from_model(model, &options).unwrap();
-            let request =
-                Request { count: 5, steps: 3, sampler: Sampler::Heun, seed: 4, ..generator.request() };
+            let request = Request {
+                count: 5,
+                steps: Some(3),
+                sampler: Some(Sampler::Heun),
+                seed: 4,
+                ..Request::default()
+            };
             (generator, request)
         };
         let present = |kind: &RuntimeKind| kind.runs_graphs() && kind.version().is_ok();
         for runtime in RuntimeKind::ALL.into_iter().filter(present) {
             let unguided = model(plain(), 13).unwrap();
-            let (mut generator, request) = advised(&unguided, runtime);
+            let (mut generator, request) = opened(&unguided, runtime);
             assert!(!unguided.is_guided() && !generator.is_guided());
-            assert_eq!((request.guidance, generator.guidance(Some(3.0))), (2.0, 3.0));
-            let request = Request { guidance: WEIGHT, ..request };
+            assert_eq!(generator.settings(&request).guidance, 2.0);
+            let request = Request { guidance: Some(WEIGHT), ..request };
             let expected = generator.generate(&request).unwrap();
             for nodes in [doubled(), two_passes()] {
                 let guided = model(nodes, 13).unwrap();
-                let (mut generator, request) = advised(&guided, runtime);
+                let (mut generator, request) = opened(&guided, runtime);
                 assert!(guided.is_guided() && generator.is_guided());
-                assert_eq!((request.guidance, generator.guidance(Some(3.0))), (1.0, 1.0));
+                assert_eq!(generator.settings(&request).guidance, 1.0);
                 // Whatever else is asked for.
                 for guidance in [1.0, 3.0] {
-                    let drawn = generator.generate(&Request { guidance, ..request.clone() }).unwrap();
+                    let drawn =
+                        generator.generate(&Request { guidance: Some(guidance), ..request.clone() }).unwrap();
                     for (a, b) in drawn.iter().zip(&expected) {
                         let differs = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-4 * b.abs().max(1.0);
                         assert!(!a.values.data().iter().zip(b.values.data()).any(differs), "{runtime}");
                     }
-                    let trajectory = generator.begin(1, 0, &Request { guidance, ..request.clone() }).unwrap();
+                    let trajectory = generator
+                        .begin(1, 0, &Request { guidance: Some(guidance), ..request.clone() })
+                        .unwrap();
                     assert_eq!(trajectory.settings().guidance, 1.0);
                 }
             }
@@ -382,7 +390,7 @@ mod tests {
         let options = Options { runtime, batch: 8 };
         for classes in [12, 38] {
             let mut generator = Generator::from_model(&model(plain(), classes).unwrap(), &options).unwrap();
-            let request = Request { count: classes, steps: 1, ..generator.request() };
+            let request = Request { count: classes, steps: Some(1), ..Request::default() };
             let drawn = generator.generate(&request).unwrap();
             assert_eq!(drawn.last().unwrap().class, (classes - 1).to_string());
         }

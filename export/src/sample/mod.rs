@@ -12,7 +12,7 @@ use tiny_cats_models::{Array, Prediction};
 
 pub use trajectory::{Trajectory, advance};
 
-use crate::{Error, GeneratorMeta, Result, Sampler, SamplerDefaults};
+use crate::{Error, GeneratorMeta, Request, Result, Sampler};
 
 /// The least 1 − t that a difference is divided by, in training and sampling alike.
 pub const CLAMP: f32 = 0.05;
@@ -51,18 +51,24 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What `meta` advises, with seed 0, sixteen pictures at once. Networks that predict velocities are guided all the way, as the
-    /// predecessor was.
-    pub fn from_meta(meta: &GeneratorMeta) -> Self {
-        let SamplerDefaults { sampler, steps, guidance_interval, .. } = meta.sampler;
-        let guidance = meta.guidance(None);
-        let guidance_interval = match meta.prediction {
-            Prediction::X => guidance_interval,
+    /// What `request` says, and where it says nothing what `meta` advises; sixteen pictures at once. Networks that predict velocities are
+    /// guided all the way, as the predecessor was, and those that guide themselves by the weight 1, whatever the request says.
+    pub fn new(meta: &GeneratorMeta, request: &Request) -> Self {
+        let advised = &meta.sampler;
+        let interval = match meta.prediction {
+            Prediction::X => advised.guidance_interval,
             Prediction::Velocity => [0.0, 1.0],
         };
-        let null_label = meta.null_label as i64;
-        let prediction = meta.prediction;
-        Self { sampler, steps, guidance, guidance_interval, prediction, null_label, seed: 0, batch: 16 }
+        Self {
+            sampler: request.sampler.unwrap_or(advised.sampler),
+            steps: request.steps.unwrap_or(advised.steps),
+            guidance: meta.guidance(request.guidance),
+            guidance_interval: request.guidance_interval.unwrap_or(interval),
+            prediction: meta.prediction,
+            null_label: meta.null_label as i64,
+            seed: request.seed,
+            batch: 16,
+        }
     }
 
     fn validate(&self) -> Result<()> {

@@ -14,7 +14,7 @@ use tiny_cats_models::{Array, Weights, candle::with_plain_operations, count};
 
 pub use crate::convert::exported;
 use crate::{
-    Error, Model, ModelMeta, Result, TaskMeta,
+    Error, Model, ModelMeta, Request, Result, TaskMeta,
     convert::to_onnx_stored,
     onnx::{DEFAULT_OPSET, OnnxFile, Storage},
     runtime::RuntimeKind,
@@ -305,7 +305,7 @@ fn draw(network: &mut Loaded, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
     let (Loaded::Generator(network), TaskMeta::Generator(task)) = (network, &meta.task) else {
         return Ok(None);
     };
-    let settings = Settings { seed: SEED, ..Settings::from_meta(task) };
+    let settings = Settings::new(task, &Request { seed: SEED, ..Request::default() });
     let last = meta.classes.len().saturating_sub(1) as i64;
     let draws = [Draw { index: 0, label: 0 }, Draw { index: 1, label: last }];
     let dims = [3, meta.image_size, meta.image_size];

@@ -115,7 +115,7 @@ impl Run {
             let volume = Settings::default().app.output_volume;
             let known = listed(&volume, "/runs").unwrap_or_default();
             let others = known.iter().map(|entry| entry.0.as_str()).filter(|other| *other != id);
-            let near = crate::nearest::nearest(id, others);
+            let near = tiny_cats_export::closest(id, others);
             let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
             bail!("{id}: there is no such run in the volume {volume}{near}");
         }

@@ -7,9 +7,10 @@ use serde_json::json;
 use tiny_cats_export::{Classifier, Error, Options, write_png};
 use tiny_cats_models::pretrained;
 
-use super::{Opened, Part, bar, labels, skipped_json, writable};
+use super::{Opened, Part, bar, labels, skipped_json};
 use crate::{
     cli::common::{OfModel, Runtime, tell_skipped, write_json},
+    cli::place::writable,
     data::spread,
     evaluate::Classification,
 };
@@ -47,8 +48,12 @@ pub struct Args {
 /// # Errors
 /// When an argument makes no sense, the model or the data cannot be used, or a class of the data is none of the model's.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    writable("--json", args.json.as_deref(), "json")?;
-    writable("--confusion", args.confusion.as_deref(), "png")?;
+    if let Some(path) = &args.json {
+        writable("--json", path, "json")?;
+    }
+    if let Some(path) = &args.confusion {
+        writable("--confusion", path, "png")?;
+    }
     if args.limit_files == Some(0) {
         bail!("--limit-files: expected at least 1, found 0");
     }

@@ -16,11 +16,12 @@ use super::{
     drawn::{self, Drawn, Sampling},
     file_name, labels,
     pictures::{agreement, extract, pictures, pixels, warn_of_judge},
-    sha256, skipped_json, writable,
+    sha256, skipped_json,
 };
 use crate::{
     checkpoint::is_checkpoint,
     cli::common::{OfModel, Runtime, tell_skipped, write_json},
+    cli::place::writable,
     data::{Cache, Dataset, Images},
     evaluate::{
         Comparing, Comparison, Confusion, Interval, Memorisation, NEXT, compare, halves, memorisation,
@@ -112,8 +113,12 @@ fn three(text: &str) -> Result<[f32; 3], String> {
 /// # Errors
 /// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    writable("--json", args.json.as_deref(), "json")?;
-    writable("--sheet", args.sheet.as_deref(), "png")?;
+    if let Some(path) = &args.json {
+        writable("--json", path, "json")?;
+    }
+    if let Some(path) = &args.sheet {
+        writable("--sheet", path, "png")?;
+    }
     if let Some(n) = args.samples.filter(|n| !(2..=MAX_SAMPLES).contains(n)) {
         bail!("--samples: expected 2 to {MAX_SAMPLES}, found {n}");
     }
@@ -240,9 +245,9 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
     }
     let samples = args.samples.unwrap_or(real.len().clamp(2, MOST_DRAWN));
     let counts = proportional(&counts, samples);
-    let request = args.sampling.request(&generator, args.seed);
-    let mut drawn =
-        drawn::draw(&mut generator, &counts, &request, args.batch).of_model(opened.path.as_deref())?;
+    let request = args.sampling.request(args.seed);
+    let settings = generator.settings(&request);
+    let mut drawn = drawn::draw(&mut generator, &counts, &request).of_model(opened.path.as_deref())?;
     // From the generator's labels to the data's.
     let back = labels(&classes, &data.classes);
     drawn.labels.iter_mut().for_each(|label| *label = label.and_then(|label| back[label]));
@@ -251,11 +256,11 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
         "samples": samples,
         "of_each_class": counts,
         "classes": classes,
-        "steps": request.steps,
-        "sampler": request.sampler,
-        "guidance": request.guidance,
-        "guidance_interval": request.guidance_interval,
-        "seed": request.seed,
+        "steps": settings.steps,
+        "sampler": settings.sampler,
+        "guidance": settings.guidance,
+        "guidance_interval": settings.guidance_interval,
+        "seed": settings.seed,
         "runtime": generator.runtime().name(),
     });
     Ok((drawn, real, by))

@@ -55,16 +55,15 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// What is asked of `generator`: what it advises, where nothing else was said.
-    pub fn request(&self, generator: &Generator, seed: u64) -> Request {
-        let advised = generator.request();
+    /// What is asked of a generator.
+    pub fn request(&self, seed: u64) -> Request {
         Request {
             seed,
-            steps: self.steps.unwrap_or(advised.steps),
-            sampler: self.sampler.unwrap_or(advised.sampler),
-            guidance: generator.guidance(self.cfg),
-            guidance_interval: self.cfg_interval.or(advised.guidance_interval),
-            ..advised
+            steps: self.steps,
+            sampler: self.sampler,
+            guidance: self.cfg,
+            guidance_interval: self.cfg_interval,
+            ..Request::default()
         }
     }
 }
@@ -87,17 +86,12 @@ pub fn known(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::Result<
 }
 
 /// Draws `counts[label]` pictures of each class.
-pub fn draw(
-    generator: &mut Generator,
-    counts: &[usize],
-    request: &Request,
-    batch: usize,
-) -> anyhow::Result<Drawn> {
+pub fn draw(generator: &mut Generator, counts: &[usize], request: &Request) -> anyhow::Result<Drawn> {
     let labels: Vec<usize> =
         counts.iter().enumerate().flat_map(|(label, &count)| std::iter::repeat_n(label, count)).collect();
     fits(labels.len(), generator.meta().image_size)?;
     let mut images = Vec::with_capacity(labels.len());
-    draw_each(generator, &labels, request, batch, |picture| images.push(picture.image))?;
+    draw_each(generator, &labels, request, |picture| images.push(picture.image))?;
     let labels = labels.into_iter().map(Some).collect();
     Ok(Drawn { images, labels, fingerprint: None, skipped: Vec::new() })
 }
@@ -107,16 +101,15 @@ pub fn draw_each(
     generator: &mut Generator,
     labels: &[usize],
     request: &Request,
-    batch: usize,
     mut put: impl FnMut(Picture),
 ) -> anyhow::Result<()> {
     let progress = bar(labels.len() as u64, "pictures drawn")?;
-    let mut first = 0;
-    for part in labels.chunks(batch.max(1)) {
-        generator.draw(part, first, request, |_| ControlFlow::Continue(()))?.into_iter().for_each(&mut put);
-        first += part.len() as u64;
-        progress.inc(part.len() as u64);
-    }
+    let go_on = |_| ControlFlow::Continue(());
+    generator.draw_each(labels, 0, request, go_on, |picture| {
+        put(picture);
+        progress.inc(1);
+        anyhow::Ok(())
+    })?;
     progress.finish_and_clear();
     Ok(())
 }

@@ -16,9 +16,10 @@ use super::{
     drawn::{self, Sampling},
     labels,
     pictures::{agreement, extract, pictures, pixels, warn_of_judge},
-    skipped_json, writable,
+    skipped_json,
 };
 use crate::{
+    cli::place::writable,
     cli::{
         common::{OfModel, Runtime, tell_skipped, write_json},
         logging,
@@ -73,8 +74,12 @@ pub struct Args {
 /// # Errors
 /// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    writable("--output", args.output.as_deref(), "json")?;
-    writable("--sheet", args.sheet.as_deref(), "png")?;
+    if let Some(path) = &args.output {
+        writable("--output", path, "json")?;
+    }
+    if let Some(path) = &args.sheet {
+        writable("--sheet", path, "png")?;
+    }
     if !(1..=MAX_COUNT).contains(&args.count) {
         bail!("--count: expected 1 to {MAX_COUNT}, found {}", args.count);
     }
@@ -87,7 +92,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut classifier = Classifier::from_model(&judge.model, &options).of_model(judge.path.as_deref())?;
     let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
     let mut generator = Generator::from_model(&opened.model, &options).of_model(opened.path.as_deref())?;
-    let request = args.sampling.request(&generator, args.seed);
+    let request = args.sampling.request(args.seed);
+    let settings = generator.settings(&request);
 
     let data = Dataset::open(&args.data)?;
     tell_skipped(&data.skipped);
@@ -114,7 +120,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Breed by breed in turn, as `generate --breed all` draws them.
     let all: Vec<usize> = (0..args.count * classes.len()).map(|i| i % classes.len()).collect();
     let mut drawn = Vec::with_capacity(all.len());
-    drawn::draw_each(&mut generator, &all, &request, args.batch, |picture| drawn.push(picture))
+    drawn::draw_each(&mut generator, &all, &request, |picture| drawn.push(picture))
         .of_model(opened.path.as_deref())?;
     let shown = &drawn[..SHOWN.min(args.count) * classes.len()];
     if let Some(path) = &args.sheet {
@@ -192,11 +198,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "image_size": real.size(),
             "count": args.count,
             "drawn": samples.len(),
-            "steps": request.steps,
-            "sampler": request.sampler,
-            "guidance": request.guidance,
-            "guidance_interval": request.guidance_interval,
-            "seed": request.seed,
+            "steps": settings.steps,
+            "sampler": settings.sampler,
+            "guidance": settings.guidance,
+            "guidance_interval": settings.guidance_interval,
+            "seed": settings.seed,
             "runtime": generator.runtime().name(),
             "criteria": criteria,
             "passed": passed,

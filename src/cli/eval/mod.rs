@@ -149,19 +149,6 @@ fn labels(from: &[String], to: &[String]) -> Vec<Option<usize>> {
     from.iter().map(|name| to.iter().position(|other| plain(other) == plain(name))).collect()
 }
 
-/// That what took long to compute can be written in the end.
-fn writable(flag: &str, path: Option<&Path>, extension: &str) -> anyhow::Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case(extension)) {
-        bail!("{flag} {}: expected a name that ends in .{extension}", path.display());
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() || path.is_dir() {
-        bail!("{flag} {}: expected a file in a folder that is there", path.display());
-    }
-    Ok(())
-}
-
 fn skipped_json(skipped: &[(PathBuf, String)]) -> Value {
     skipped.iter().map(|(path, why)| json!({"path": path.to_string_lossy(), "reason": why})).collect()
 }

@@ -16,13 +16,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
-use tiny_cats_export::excerpt;
+use tiny_cats_export::{closest, excerpt};
 use toml::{Table, Value};
 
-use crate::{
-    nearest::nearest,
-    train::folder::{CONFIGURATION, is_id, read_page},
-};
+use crate::train::folder::{CONFIGURATION, is_id, read_page};
 
 /// The profiles that the program brings.
 const PROFILES: [(&str, &str); 6] = [
@@ -173,7 +170,7 @@ fn check(command: &Command, name: &str, table: &Table) -> anyhow::Result<()> {
             let known = id(key);
             if !ids.contains(&known.as_str()) {
                 let flags: Vec<String> = ids.iter().map(|id| id.replace('_', "-")).collect();
-                let meant = nearest(&key.replace('_', "-"), flags.iter().map(String::as_str));
+                let meant = closest(key, flags.iter().map(String::as_str));
                 let meant = meant.map_or_else(String::new, |flag| format!("; did you mean {flag}?"));
                 bail!("--config {name}: {task}.{key}: unknown key{meant}");
             }

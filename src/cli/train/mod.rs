@@ -4,7 +4,6 @@ pub mod classifier;
 mod common;
 pub mod config;
 pub mod dit;
-mod place;
 mod released;
 pub mod report;
 mod stop;
@@ -30,11 +29,14 @@ use self::{
 use crate::{
     cli::{
         common::{tell_repeated, tell_skipped},
-        logging,
+        logging, place,
     },
     data::{self, Dataset, Split},
     plan::Workload,
-    train::{self, Plan, Task, folder::Status},
+    train::{
+        self, Plan, Task,
+        folder::{Record, Status},
+    },
 };
 
 /// What `tiny-cats train` is called with.
@@ -157,8 +159,9 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let Some(folder) = &common.worker else {
         let places = args.places()?;
         if let Some(folder) = finished_run(common, task, &configuration)? {
-            // Otherwise it is gone on with, which writes them.
-            if released::of_run(&folder, &places) == [true; 2] {
+            // Otherwise it is gone on with, which writes what is missing.
+            let is_complete = Record::load(&folder).is_ok_and(|record| record.complete);
+            if is_complete && released::of_run(&folder, &places) == [true; 2] {
                 let [torch, safetensors] = places.each_ref().map(|place| place.display());
                 logging::say(&format!(
                     "{}: is finished: {torch} and {safetensors}; without --resume a new run begins",
@@ -168,8 +171,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             }
         }
         let output = places[0].parent().unwrap_or(Path::new("."));
-        place::can_write(output)
-            .with_context(|| format!("--output {}: cannot write there", output.display()))?;
+        place::writable_folder("--output", output)?;
         return supervise(common, task, &configuration);
     };
     let from = Path::new(&common.resume);
@@ -181,7 +183,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         Command::Dit(args) => dit::run(args, job),
         Command::Classifier(args) => classifier::run(args, job),
     };
-    match ended {
+    match ended.and_then(|()| finished(common, folder)) {
         ended if common.rank > 0 => Ok(team::tell(ended)),
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if may_pass(&error) => {
@@ -190,6 +192,14 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Writes down that nothing is left to do for the run in `folder`.
+fn finished(common: &Common, folder: &Path) -> anyhow::Result<()> {
+    if common.rank == 0 {
+        train::folder::complete(folder)?;
+    }
+    Ok(())
 }
 
 /// Catches the signals that stop a run, if this process is the parent of one: first of all, so that one that comes early is answered as

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use tiny_cats_export::write_atomically;
+use tiny_cats_export::{remove_abandoned, write_atomically};
 
 /// The released files, `.pt` and `.safetensors`.
 pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
@@ -34,6 +34,9 @@ pub fn publish(
         if to.is_file() && !own && !is_same(from, to).unwrap_or(false) {
             others.push(to);
         }
+    }
+    if let Some(folder) = places[0].parent() {
+        remove_abandoned(folder);
     }
     let kept = keep(&others)?;
     for (from, to) in released.iter().zip(places) {

@@ -16,11 +16,12 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{common::Common, config::Resolved, place::can_write, team};
+use super::{common::Common, config::Resolved, team};
+use crate::cli::place::can_write;
 use crate::{
     cli::logging,
     signals::{self, RESUMABLE},
-    train::folder::{self, LOG, Lock, Record, Status},
+    train::folder::{self, LOG, Lock, ParentLock, Record, Status},
 };
 
 /// The exit code by which a training process says that its error may pass, and by which its parent says that it did not: EX_IOERR of
@@ -33,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 /// What is said when a signal came first.
 const STOPPED: &str = "stopped before the run began or went on: the same command does so";
+/// What is said when `--max-time` leaves no time for another try.
+const OUT_OF_TIME: &str = "the time of --max-time is up: the same command goes on";
 
 /// How often memory may be too small: micro-batches of a millionth are no help.
 const MOST_HALVINGS: u32 = 20;
@@ -44,10 +47,9 @@ const MOST_HALVINGS: u32 = 20;
 pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch().context("catching signals")?;
     let deadline = common.max_time.map(|time| SystemTime::now() + time);
-    let Some(folder) = free_folder(common, task, configuration, &signals)? else {
+    let Some((folder, _lock)) = free_folder(common, task, configuration, &signals)? else {
         return Ok(ExitCode::from(if signals.stopped() { RESUMABLE } else { TRANSIENT }));
     };
-    can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
     let program = std::env::current_exe().context("finding this program")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     // Behind `train` and the task, before anything that may end the flags.
@@ -66,7 +68,7 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
             .args(&arguments[place..])
             .envs(team::threads(common));
         let status = signals.run(command).with_context(|| program.display().to_string())?;
-        Ok((Ended::of(status, out_of_memory_kills() > kills), newest_state(&folder)))
+        Ok((Ended::of(status, out_of_memory_kills() > kills), states(&folder)))
     };
     let wait = |time| {
         let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
@@ -117,7 +119,10 @@ where
             }
             let what = match ended {
                 Ended::Code(code) => return Ok(code),
-                _ if (self.stopped)() => return Ok(RESUMABLE),
+                _ if (self.stopped)() => {
+                    (self.say)(STOPPED);
+                    return Ok(RESUMABLE);
+                }
                 Ended::OutOfMemory if halvings < MOST_HALVINGS => {
                     halvings += 1;
                     (self.say)(
@@ -139,29 +144,30 @@ where
             let seconds = time.as_secs_f64();
             (self.say)(&format!("{what}: going on in {seconds:.1} s (retry {retries} of {max_retries})"));
             if !(self.wait)(time) {
+                (self.say)(if (self.stopped)() { STOPPED } else { OUT_OF_TIME });
                 return Ok(RESUMABLE);
             }
         }
     }
 }
 
-/// The folder of the run, as soon as no process trains there: one whose parent was killed saves its state first, and is waited for.
-/// `None` when it does not end in time, or a signal comes, which is said.
+/// The folder of the run, and its lock, as soon as no process trains there: one whose parent was killed saves its state first, and is
+/// waited for. `None` when it does not end in time, or a signal comes, which is said.
 fn free_folder(
     common: &Common,
     task: &'static str,
     configuration: &Resolved,
     signals: &Signals,
-) -> anyhow::Result<Option<PathBuf>> {
+) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
     let patience = PATIENCE.min(common.retry_max);
     let end = Instant::now() + patience;
     let mut told = false;
     loop {
         // Anew each time: what that process does may finish the run.
-        let folder = run_folder(common, task, configuration)?;
-        if !Lock::held(&folder) {
-            return Ok(Some(folder));
+        if let Some(found) = claim(common, task, configuration)? {
+            return Ok(Some(found));
         }
+        let folder = run_folder(common, task, configuration)?;
         let (name, seconds) = (folder.display(), patience.as_secs_f64());
         if !told {
             told = true;
@@ -180,6 +186,27 @@ fn free_folder(
             return Ok(None);
         }
     }
+}
+
+/// The folder of the run, and its lock; `None` where another process trains there. A new run has its record and its configuration from
+/// here on, so that the same command finds it, however early this one ends.
+fn claim(
+    common: &Common,
+    task: &'static str,
+    configuration: &Resolved,
+) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
+    let root = &common.runs_dir;
+    can_write(root).with_context(|| format!("{}: cannot write there", root.display()))?;
+    // One after the other, so that two commands do not begin the same run at the same time.
+    let _claiming = ParentLock::of_runs(root)?;
+    let folder = run_folder(common, task, configuration)?;
+    can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
+    if Lock::held(&folder) {
+        return Ok(None);
+    }
+    let Some(lock) = ParentLock::take(&folder)? else { return Ok(None) };
+    folder::prepare(&folder, task, &configuration.to_toml())?;
+    Ok(Some((folder, lock)))
 }
 
 /// Whether the run in `folder` is of this configuration.
@@ -283,10 +310,12 @@ fn out_of_memory_kills() -> u64 {
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The training state that was written last, with its time: whether a process got on.
-fn newest_state(folder: &Path) -> Option<(SystemTime, PathBuf)> {
-    let states = folder::states(folder).ok()?.into_iter();
-    states.filter_map(|state| Some((state.metadata().ok()?.modified().ok()?, state))).max()
+/// The training states that are there: a process that has written one has come further. Times are only compared for equality, since
+/// clocks jump.
+fn states(folder: &Path) -> Vec<(PathBuf, Option<SystemTime>)> {
+    let states = folder::states(folder).unwrap_or_default().into_iter();
+    let modified = |state: &Path| state.metadata().and_then(|about| about.modified()).ok();
+    states.map(|state| (state.clone(), modified(&state))).collect()
 }
 
 /// Exponential back-off, with a part of it left to chance so that many do not come back at once.

@@ -20,7 +20,11 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tiny_cats_export::{ModelMeta, Picture, Request, Sampler, sample::MAX_GUIDANCE, sheet};
+use tiny_cats_export::{
+    ModelMeta, Picture, Request, Sampler,
+    sample::{MAX_GUIDANCE, Settings},
+    sheet,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{as_written, png};
@@ -82,6 +86,7 @@ fn one() -> usize {
 /// What was asked for, checked.
 struct Order {
     request: Request,
+    settings: Settings,
     labels: Vec<usize>,
     first: u64,
     format: Format,
@@ -108,9 +113,9 @@ pub async fn generate(
     } else {
         (None, None)
     };
-    let Order { request, labels, first, format, .. } = order;
+    let Order { request, settings, labels, first, format, .. } = order;
     let model = lane.name.clone();
-    let about = About { model, request: request.clone(), start };
+    let about = About { model, settings, start };
     let deadline = start + app.config.timeout;
     lane.send(Job { request, labels, first, deadline, reply, steps, room })?;
     if let Some(told) = told {
@@ -124,7 +129,7 @@ pub async fn generate(
                 [picture] if format == Format::Png => png(&picture.image)?,
                 pictures => png(&sheet(pictures))?,
             };
-            let seed = about.request.seed.to_string();
+            let seed = about.settings.seed.to_string();
             Ok(([(header::CONTENT_TYPE, "image/png"), (SEED, &seed)], image).into_response())
         }
     }
@@ -182,10 +187,9 @@ impl Order {
         let Some(task) = meta.generator() else {
             return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no generator"));
         };
-        let advised = &task.sampler;
         let steps = match body.steps {
             Some(steps) => within("steps", steps as u64, 1, app.config.max_steps as u64)? as usize,
-            None => advised.steps.min(app.config.max_steps),
+            None => task.sampler.steps.min(app.config.max_steps),
         };
         if let Some(guidance) = body.guidance
             && (guidance.is_nan() || guidance.abs() > MAX_GUIDANCE)
@@ -193,7 +197,6 @@ impl Order {
             let expected = format!("expected -{MAX_GUIDANCE} to {MAX_GUIDANCE}, found {guidance}");
             return Err(Problem::field("guidance", expected));
         }
-        let guidance = task.guidance(body.guidance);
         let classes = meta.classes.len();
         let label =
             if body.breed.eq_ignore_ascii_case("all") { None } else { Some(meta.label(&body.breed)?) };
@@ -205,9 +208,10 @@ impl Order {
         if body.stream && body.format != Format::Json {
             return Err(Problem::field("format", "expected json for a stream"));
         }
-        let sampler = body.sampler.unwrap_or(advised.sampler);
-        let request = Request { count, seed, steps, sampler, guidance, ..Request::default() };
-        Ok(Self { request, labels, first, format: body.format, stream: body.stream })
+        let (sampler, guidance) = (body.sampler, body.guidance);
+        let request = Request { count, seed, steps: Some(steps), sampler, guidance, ..Request::default() };
+        let settings = Settings::new(task, &request);
+        Ok(Self { request, settings, labels, first, format: body.format, stream: body.stream })
     }
 }
 
@@ -220,7 +224,7 @@ fn random_seed() -> u64 {
 /// What the answer says about all pictures.
 struct About {
     model: String,
-    request: Request,
+    settings: Settings,
     start: Instant,
 }
 
@@ -233,7 +237,7 @@ impl About {
                 "png": BASE64_STANDARD.encode(png(&p.image)?),
             }))
         };
-        let Request { seed, steps, sampler, guidance, .. } = &self.request;
+        let Settings { seed, steps, sampler, guidance, .. } = &self.settings;
         Ok(json!({
             "model": self.model, "seed": seed, "steps": steps, "sampler": sampler, "guidance": as_written(guidance),
             "seconds": self.start.elapsed().as_secs_f64(),

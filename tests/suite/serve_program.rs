@@ -1,14 +1,12 @@
 //! `tiny-cats serve` as a user has it.
 
-mod common;
-
 use std::{
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use common::http::{ask, generator};
+use crate::common::http::{ask, generator};
 
 const JSON: &str = "application/json";
 
@@ -16,7 +14,7 @@ const JSON: &str = "application/json";
 #[cfg(unix)]
 fn spawn(folder: &Path, args: &[&str]) -> (std::process::Child, std::net::SocketAddr) {
     use std::{io::BufRead, process::Stdio};
-    let mut child = std::process::Command::new(common::CATS)
+    let mut child = std::process::Command::new(crate::common::CATS)
         .args([&["serve", "--port", "0"], args].concat())
         .current_dir(folder)
         .stdout(Stdio::piped())
@@ -46,16 +44,16 @@ fn the_program_serves_the_released_models_until_a_signal() {
     let body = br#"{"breed": "Siamese", "seed": 7, "steps": 2, "format": "png"}"#;
     let picture = ask(address, "POST", "/v1/generate", &[("content-type", JSON)], body);
     assert_eq!(picture.status, 200);
-    common::succeeds(
-        common::CATS,
+    crate::common::succeeds(
+        crate::common::CATS,
         folder.path(),
         &["generate", "--breed", "Siamese", "--seed", "7", "--steps", "2", "-n", "1", "-o", "cats/"],
     );
     let drawn = image::open(folder.path().join("cats/Siamese_seed7_0000.png")).unwrap().into_rgb8();
     assert!(image::load_from_memory(&picture.body).unwrap().into_rgb8() == drawn);
-    common::begun::signal(child.id() as i32, libc::SIGTERM);
+    crate::common::begun::signal(child.id() as i32, libc::SIGTERM);
     let output = child.wait_with_output().unwrap();
-    let said = common::text(&output);
+    let said = crate::common::text(&output);
     assert!(output.status.success() && said.contains("all that was accepted was answered"), "{said}");
     assert!(said.contains("path=\"/v1/generate\" status=200"), "{said}");
     assert!(said.contains("model=\"tinydit\" integrity="), "{said}");
@@ -78,7 +76,7 @@ fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
     std::fs::write(folder.path().join("bad.onnx"), bytes).unwrap();
     std::fs::write(folder.path().join("token"), "two words\n").unwrap();
     let fails = |args: &[&str]| {
-        common::fails(common::CATS, folder.path(), &[&["serve", "--port", "0"], args].concat())
+        crate::common::fails(crate::common::CATS, folder.path(), &[&["serve", "--port", "0"], args].concat())
     };
     let said = fails(&["--model", "bad.onnx", "--no-classifier"]);
     assert!(said.contains("blocks.1.attn.qkv.weight") && said.contains("not finite"), "{said}");
@@ -99,6 +97,7 @@ fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let (host, port) = address.rsplit_once(':').unwrap();
-    let said = common::fails(common::CATS, folder.path(), &["serve", "--host", host, "--port", port]);
+    let said =
+        crate::common::fails(crate::common::CATS, folder.path(), &["serve", "--host", host, "--port", port]);
     assert!(said.contains(&format!("{address}: cannot listen there: ")), "{said}");
 }

@@ -1,15 +1,13 @@
 //! Training at Modal as a user has it, with a stand-in for Modal's command line that writes down what it is called with.
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use common::{CACHE, CATS, succeeds, text, trained};
+use crate::common::{CACHE, CATS, succeeds, text, trained};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tiny_cats::{

@@ -1,7 +1,5 @@
 //! Every runtime that is present computes the same.
 
-mod common;
-
 use std::time::Instant;
 
 use tiny_cats_export::{
@@ -54,7 +52,7 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 
 fn assert_present(results: &[(RuntimeKind, tiny_cats_export::Result<Array>)], opset: u32) {
     assert!(!results.is_empty());
-    for kind in common::demanded(opset) {
+    for kind in crate::common::demanded(opset) {
         assert!(results.iter().any(|(k, _)| *k == kind), "{kind} takes no part: {:?}", kind.version());
     }
 }

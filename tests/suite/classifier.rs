@@ -1,10 +1,8 @@
 //! The classifier as a user has it: from synthetic pictures to a class, and everything that can be wrong on the way.
 
-mod common;
-
 use std::fs;
 
-use common::{
+use crate::common::{
     CATS, VERIFY, fails, succeeds,
     trained::{TRAINED, train_args},
 };
@@ -68,7 +66,7 @@ fn halves_are_half_the_file_and_the_same_classes() {
     succeeds(CATS, dir, &["export", checkpoint, "-o", "full.onnx"]);
     let said = succeeds(CATS, dir, &["export", checkpoint, "--f16", "-o", "halves.onnx"]);
     assert!(said.contains("rounding weights to halves") && said.contains("the class of 0 inputs"), "{said}");
-    let report = common::halves(dir, "full.onnx", "halves.onnx");
+    let report = crate::common::halves(dir, "full.onnx", "halves.onnx");
     assert_eq!(report["rounding"]["other_class"], 0);
     succeeds(VERIFY, dir, &["--checkpoint", checkpoint, "--onnx", "halves.onnx"]);
 }

@@ -1,14 +1,12 @@
 //! From weights to a verified file to pictures.
 #![cfg(feature = "candle")]
 
-mod common;
-
 use std::{collections::HashMap, path::Path};
 
 use safetensors::{Dtype, tensor::TensorView};
 use tiny_cats_export::{
     ALTERED, Breed, Checksum, Error, ExportOptions, Generator, Integrity, META_KEY, Model, ModelMeta,
-    Options, Request, RuntimeReport, Sampler, export,
+    Options, Request, RuntimeReport, Sampler, SamplerDefaults, TaskMeta, export,
     onnx::{OnnxFile, OnnxGraph, Value},
     psnr, report_path,
     runtime::RuntimeKind,
@@ -75,14 +73,14 @@ fn an_exported_file_is_verified_and_draws_the_same_on_every_runtime_and_in_every
             .unwrap();
     assert!(report.passed && report.runtimes.iter().all(|r| r.trajectory_psnr.unwrap() >= 50.0));
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
-    for kind in common::demanded(report.opset) {
+    for kind in crate::common::demanded(report.opset) {
         let took_part = report.runtimes.iter().any(|r| r.runtime == kind.name());
         assert!(took_part, "{kind} takes no part: {:?}", report.skipped);
     }
     assert_eq!(files(dir.path()), ["cat.onnx", "cat.report.json"]);
     assert_eq!(report_path(&path), dir.path().join("cat.report.json"));
 
-    let request = Request { count: 5, steps: 4, seed: 7, ..Request::default() };
+    let request = Request { count: 5, steps: Some(4), seed: 7, ..Request::default() };
     let mut reference = None;
     for runtime in present().filter(|kind| *kind != RuntimeKind::CandleOnnx) {
         for batch in [1, 5] {
@@ -99,6 +97,36 @@ fn an_exported_file_is_verified_and_draws_the_same_on_every_runtime_and_in_every
 }
 
 #[test]
+fn what_a_request_leaves_out_is_as_the_file_advises() {
+    let (mut meta, weights) = generator();
+    let TaskMeta::Generator(task) = &mut meta.task else { panic!("a generator") };
+    task.sampler =
+        SamplerDefaults { sampler: Sampler::Euler, steps: 3, guidance: 4.0, guidance_interval: [0.2, 0.7] };
+    let model = Model::from_weights(meta, weights);
+    let mut cats = Generator::from_model(&model, &Options::default()).unwrap();
+    let said = Request {
+        steps: Some(3),
+        sampler: Some(Sampler::Euler),
+        guidance: Some(4.0),
+        guidance_interval: Some([0.2, 0.7]),
+        ..Request::default()
+    };
+    let mut draw = |request: &Request| cats.generate(request).unwrap().remove(0).values;
+    let advised = draw(&Request::default());
+    assert!(advised == draw(&said));
+    // Each of them matters.
+    let others = [
+        Request { steps: Some(4), ..Request::default() },
+        Request { sampler: Some(Sampler::Heun), ..Request::default() },
+        Request { guidance: Some(2.0), ..Request::default() },
+        Request { guidance_interval: Some([0.0, 1.0]), ..Request::default() },
+    ];
+    for other in others {
+        assert!(advised != draw(&other), "{other:?}");
+    }
+}
+
+#[test]
 fn weights_draw_as_their_file_does() {
     let (meta, weights) = generator();
     let model = Model::from_weights(meta.clone(), weights.clone());
@@ -107,8 +135,12 @@ fn weights_draw_as_their_file_does() {
     let file = Model::from_bytes(bytes, "cat.onnx").unwrap();
     let stored = Model::from_bytes(stored(&meta, &weights), "cat.safetensors").unwrap();
     assert!(file.weights().unwrap() == weights && stored.weights().unwrap() == weights);
-    let request =
-        Request { steps: 2, sampler: Sampler::Euler, breed: "maine coon".into(), ..Request::default() };
+    let request = Request {
+        steps: Some(2),
+        sampler: Some(Sampler::Euler),
+        breed: "maine coon".into(),
+        ..Request::default()
+    };
     for runtime in present().filter(|kind| *kind != RuntimeKind::CandleOnnx) {
         let options = Options { runtime: Some(runtime), batch: 2 };
         let [a, b, c] = [&model, &file, &stored]
@@ -184,7 +216,7 @@ fn pictures_that_are_not_finite_are_like_no_other() {
 #[test]
 fn a_graph_that_computes_something_else_is_found_out() {
     let (meta, weights) = generator();
-    let bytes = common::without_digest(to_onnx(&meta, &weights, 17).unwrap());
+    let bytes = crate::common::without_digest(to_onnx(&meta, &weights, 17).unwrap());
     // The same weights and metadata, but every cosine of the time embedding is a sine.
     let mut changed = bytes.clone();
     let place = bytes.windows(5).position(|w| w == b"\x22\x03Cos").expect("a node of type Cos");
@@ -200,11 +232,11 @@ fn a_request_that_makes_no_sense_is_refused_in_one_line_that_names_it() {
     let (meta, weights) = generator();
     let model = Model::from_weights(meta, weights);
     let mut cats = Generator::from_model(&model, &Options::default()).unwrap();
-    let good = Request { steps: 1, ..Request::default() };
+    let good = Request { steps: Some(1), ..Request::default() };
     let wrong = [
-        ("steps", Request { steps: 0, ..good.clone() }),
+        ("steps", Request { steps: Some(0), ..good.clone() }),
         ("count", Request { count: 0, ..good.clone() }),
-        ("guidance", Request { guidance: f32::INFINITY, ..good.clone() }),
+        ("guidance", Request { guidance: Some(f32::INFINITY), ..good.clone() }),
         ("breed", Request { breed: "mainecon".into(), ..good.clone() }),
     ];
     for (field, request) in wrong {
@@ -232,7 +264,8 @@ fn a_graph_of_the_python_predecessor_draws_with_its_own_names_and_classes() {
     let model =
         Model::from_bytes(graph.finish(&[("velocity", &velocity)], &[]).unwrap(), "old.onnx").unwrap();
     assert_eq!((model.meta().classes[6].as_str(), model.generator().unwrap().null_label), ("Maine_Coon", 12));
-    let request = Request { breed: "Siamese".into(), guidance: 1.0, steps: 400, ..Request::default() };
+    let request =
+        Request { breed: "Siamese".into(), guidance: Some(1.0), steps: Some(400), ..Request::default() };
     for runtime in present().filter(|kind| kind.runs_graphs()) {
         let options = Options { runtime: Some(runtime), batch: 1 };
         let drawn = Generator::from_model(&model, &options).unwrap().generate(&request).unwrap();

@@ -72,7 +72,7 @@ fn close(a: &[f32], b: &[f32], tolerance: f32) {
 
 #[test]
 fn full_size_networks_have_torchvisions_logits() {
-    let text = include_str!("fixtures/resnet/logits.json");
+    let text = include_str!("../fixtures/resnet/logits.json");
     let stored: serde_json::Value = serde_json::from_str(text).unwrap();
     let dims: Vec<usize> = serde_json::from_value(stored["pictures"].clone()).unwrap();
     let values = uniform("pictures", dims.iter().product()).map(|u| (4.0 * u - 2.0) as f32);

@@ -1,8 +1,6 @@
 //! Files that store weights as halves: half the size, the same model on every runtime, and proof that rounding does no harm.
 #![cfg(feature = "candle")]
 
-mod common;
-
 use std::{collections::BTreeSet, path::Path};
 
 use half::f16;
@@ -80,7 +78,7 @@ fn a_file_of_halves_is_half_as_large_and_the_rounded_model_on_every_runtime() {
         let dir = tempfile::tempdir().unwrap();
         let (report, file) = exported(&meta, &weights, dir.path());
         println!("{}", serde_json::to_string_pretty(&report).unwrap());
-        for kind in common::demanded(report.opset) {
+        for kind in crate::common::demanded(report.opset) {
             let found = report.runtimes.iter().find(|r| r.runtime == kind.name());
             let found = found.unwrap_or_else(|| panic!("{kind} takes no part: {:?}", report.skipped));
             assert!(found.passed && found.tolerance_used < 1.0, "{found:?}");

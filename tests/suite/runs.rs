@@ -1,14 +1,12 @@
 //! `tiny-cats runs` over folders as training leaves them, as a crash leaves them, and as nobody should.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use common::{CATS, fails, run, succeeds, text};
+use crate::common::{CATS, fails, run, succeeds, text};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tiny_cats::train::folder::{Best, Lock, Record, Status};

@@ -1,7 +1,5 @@
 //! The HTTP server as its clients have it.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
@@ -11,11 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use common::{
+use crate::common::{
     http::{BREEDS, Served, answer, ask, begin, classifier, generator},
     pictures::png_with_a_cut_palette,
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ImageFormat, RgbImage};
 use serde_json::{Value, json};
 use tiny_cats::{
@@ -72,11 +70,11 @@ fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
         .map(|i| Request {
             breed: if i % 4 == 0 { Breed::All } else { Breed::Named(BREEDS[i % 3].into()) },
             count: 1 + i % 5,
-            steps: 1 + i % 7,
-            sampler: [Sampler::Heun, Sampler::Euler, Sampler::Midpoint][i % 3],
-            guidance: [1.0, 2.0, 4.5][i / 3 % 3],
-            guidance_interval: None,
             seed: 100 + i as u64,
+            steps: Some(1 + i % 7),
+            sampler: Some([Sampler::Heun, Sampler::Euler, Sampler::Midpoint][i % 3]),
+            guidance: Some([1.0, 2.0, 4.5][i / 3 % 3]),
+            guidance_interval: None,
         })
         .collect();
     let answers: Vec<Value> = thread::scope(|scope| {
@@ -87,7 +85,7 @@ fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
             };
             let answer = SERVED.generate(&json!({
                 "breed": breed, "count": request.count, "steps": request.steps, "guidance": request.guidance,
-                "sampler": request.sampler.to_string(), "seed": request.seed,
+                "sampler": request.sampler.map(|sampler| sampler.to_string()), "seed": request.seed,
             }));
             assert_eq!(answer.status, 200, "{}", answer.text());
             answer.json()
@@ -112,7 +110,7 @@ fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
 fn a_picture_comes_alone_as_a_grid_or_as_the_part_of_a_series() {
     let (_, model) = generator();
     let mut library = Generator::from_model(&model, &Options::default()).unwrap();
-    let request = Request { count: 5, steps: 3, seed: 9, ..library.request() };
+    let request = Request { count: 5, steps: Some(3), seed: 9, ..Request::default() };
     let pictures = library.generate(&request).unwrap();
 
     let answer = SERVED.generate(&json!({"count": 5, "steps": 3, "seed": 9, "format": "grid"}));
@@ -524,8 +522,9 @@ fn a_token_is_asked_for_and_other_origins_only_where_allowed() {
     assert_eq!(generate.status, 404);
 
     let asked = |origin: &str| ask(served.address, "GET", "/healthz", &[("origin", origin)], b"");
-    let allowed =
-        |answer: &common::http::Answer| answer.header("access-control-allow-origin").map(str::to_owned);
+    let allowed = |answer: &crate::common::http::Answer| {
+        answer.header("access-control-allow-origin").map(str::to_owned)
+    };
     assert_eq!(allowed(&asked("https://example.org")).as_deref(), Some("https://example.org"));
     assert_eq!(allowed(&asked("https://example.com")), None);
     let own = ask(SERVED.address, "GET", "/healthz", &[("origin", "https://example.org")], b"");

@@ -1,19 +1,23 @@
-//! Whether there is a place for what a run will write, before it begins.
+//! Whether a command will be able to write what takes long to compute, before it begins.
 
 use std::{
-    fs::File,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
+
+use anyhow::{Context, bail};
+use tiny_cats_export::without_temporary_name;
 
 /// What is written to see whether anything can be: a block, which a full disk has no room for.
 const PROBE: [u8; 4096] = [0; 4096];
 
 /// The nearest folder of `folder`'s parents that is there, which may be itself; what is in its place, if that is no folder.
-fn there(folder: &Path) -> &Path {
-    let parents =
-        folder.ancestors().map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
-    parents.into_iter().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("."))
+fn there(folder: &Path) -> PathBuf {
+    // Without a separator at the end, by which a file would not be found.
+    let folder: PathBuf = folder.components().collect();
+    let parents = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
+    let there = parents.into_iter().find(|path| path.symlink_metadata().is_ok());
+    there.unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Looks whether files can be written in `folder`, which need not be there yet: in the nearest of its parents that is. Leaves nothing.
@@ -21,13 +25,37 @@ fn there(folder: &Path) -> &Path {
 /// # Errors
 /// When none can be written: a file is in the way, rights are missing, or the disk is full.
 pub fn can_write(folder: &Path) -> io::Result<()> {
-    // No name of a file that is made for a moment is in an error of the standard library.
-    let path = there(folder).join(format!(".writing-{}.tmp", std::process::id()));
-    let mut file = File::create_new(&path)?;
-    let written = file.write_all(&PROBE).and_then(|()| file.sync_all());
-    drop(file);
-    let removed = std::fs::remove_file(&path);
-    written.and(removed)
+    // It has no name, so that nothing of it is left by a process that is killed.
+    let mut file = tempfile::tempfile_in(there(folder)).map_err(without_temporary_name)?;
+    file.write_all(&PROBE)?;
+    file.sync_all()
+}
+
+/// Looks whether a file of this `extension` can be written to `path`, which the user gave by `flag`.
+///
+/// # Errors
+/// When the name ends otherwise, its folder is not there, or nothing can be written in it.
+pub fn writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> {
+    if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case(extension)) {
+        bail!("{flag} {}: expected a name that ends in .{extension}", path.display());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() || path.is_dir() {
+        bail!("{flag} {}: expected a file in a folder that exists", path.display());
+    }
+    can_write(folder).with_context(|| cannot(flag, path))
+}
+
+/// Looks whether files can be written in the folder `path`, which the user gave by `flag` and which need not be there yet.
+///
+/// # Errors
+/// When they cannot.
+pub fn writable_folder(flag: &str, path: &Path) -> anyhow::Result<()> {
+    can_write(path).with_context(|| cannot(flag, path))
+}
+
+fn cannot(flag: &str, path: &Path) -> String {
+    format!("{flag} {}: cannot write there", path.display())
 }
 
 /// Looks whether `bytes` have room in `folder`, which need not be there yet.
@@ -60,7 +88,7 @@ mod tests {
             assert_eq!(names(), 0);
         }
         std::fs::write(dir.path().join("file"), "").unwrap();
-        for folder in ["file", "file/a/b"] {
+        for folder in ["file", "file/", "file/a/b"] {
             let error = can_write(&dir.path().join(folder)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::NotADirectory, "{folder}");
         }

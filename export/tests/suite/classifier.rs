@@ -1,8 +1,6 @@
 //! From a model file to the classes of pictures.
 #![cfg(feature = "candle")]
 
-mod common;
-
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
@@ -61,7 +59,7 @@ fn a_picture_is_what_it_is_alone_in_every_batch_and_on_every_runtime() {
         }
         taken_part.push(runtime);
     }
-    assert!(common::demanded(17).iter().all(|kind| taken_part.contains(kind)), "{taken_part:?}");
+    assert!(crate::common::demanded(17).iter().all(|kind| taken_part.contains(kind)), "{taken_part:?}");
     let rows = reference.unwrap();
     let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).any(|(a, b)| (a - b).abs() > 1e-3);
     assert!(rows.windows(2).all(|pair| apart(&pair[0], &pair[1])), "pictures are told apart: {rows:?}");

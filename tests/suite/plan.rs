@@ -1,8 +1,6 @@
 //! Planning as a user has it.
 
-mod common;
-
-use common::{CATS, fails, succeeds, trained};
+use crate::common::{CATS, fails, succeeds, trained};
 use serde_json::Value;
 use tempfile::TempDir;
 

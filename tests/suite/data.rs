@@ -1,16 +1,13 @@
 //! Training data as a user has it: good, bad and hostile, through the command line.
 
-#[path = "common/pictures.rs"]
-mod pictures;
-
 use std::{
     fs,
     path::Path,
     process::{Command, Output},
 };
 
+use crate::common::pictures::{crc, jpegs_of_cameras, png_with_a_cut_palette};
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
-use pictures::{crc, jpegs_of_cameras, png_with_a_cut_palette};
 use tempfile::TempDir;
 use tiny_cats::data::{Cache, Dataset, Images, Split, cache, synth};
 

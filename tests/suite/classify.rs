@@ -1,7 +1,5 @@
 //! `tiny-cats classify` as a user has it.
 
-mod common;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -9,7 +7,7 @@ use std::{
     process::Output,
 };
 
-use common::{
+use crate::common::{
     CATS, fails,
     pictures::{jpegs_of_cameras, png_with_a_cut_palette},
     run, succeeds,
@@ -60,7 +58,7 @@ fn classify(args: &[&str]) -> Output {
 /// The array that `--json` prints.
 fn array(output: &Output) -> Vec<Value> {
     let text = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {}", common::text(output)))
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {}", crate::common::text(output)))
 }
 
 /// What `classify` takes the test pictures for: as many are right as training counted.
@@ -78,7 +76,7 @@ fn it_is_as_accurate_as_training_said_and_its_runtimes_agree() {
         let mut args = vec!["--json", "--top-k", "13", "--runtime", runtime, "--batch", batch];
         args.extend(paths.iter().map(String::as_str));
         let output = classify(&args);
-        assert!(output.status.success(), "{}", common::text(&output));
+        assert!(output.status.success(), "{}", crate::common::text(&output));
         let items = array(&output);
         assert!(items.iter().zip(&paths).all(|(item, path)| item["path"] == **path));
         let right = items.iter().zip(&test.files).filter(|(item, file)| {
@@ -145,7 +143,7 @@ fn pictures_and_folders_are_told_in_aligned_lines() {
     put(pictures.path(), "b/3 of mine", &encoded(ImageFormat::Jpeg));
     let (folder, single) = (pictures.path().join("b"), pictures.path().join("a.png"));
     let output = classify(&[single.to_str().unwrap(), folder.to_str().unwrap(), "--top-k", "2"]);
-    assert!(output.status.success(), "{}", common::text(&output));
+    assert!(output.status.success(), "{}", crate::common::text(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     let names: Vec<&str> =
         text.lines().map(|line| line.split_once("  ").unwrap().0.rsplit_once("/").unwrap().1).collect();
@@ -177,7 +175,7 @@ fn jpegs_as_cameras_write_them_are_classified() {
         put(work.path(), name, &bytes);
     }
     let output = classify(&["--json", work.path().to_str().unwrap()]);
-    assert!(output.status.success(), "{}", common::text(&output));
+    assert!(output.status.success(), "{}", crate::common::text(&output));
     let items = array(&output);
     assert_eq!(items.len(), 4);
     assert!(items.iter().all(|item| item["top"] == items[0]["top"]), "{items:?}");

@@ -1,10 +1,8 @@
 //! `tiny-cats eval gate` as a user has it.
 
-mod common;
-
 use std::{fs, path::Path, sync::LazyLock};
 
-use common::{CATS, fails, run, succeeds};
+use crate::common::{CATS, fails, run, succeeds};
 use serde_json::Value;
 use tempfile::TempDir;
 use tiny_cats::{

@@ -1,17 +1,18 @@
 //! The command line as a user has it: from synthetic pictures to drawn ones, and everything that can be wrong on the way.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
     sync::LazyLock,
+    time::Duration,
 };
 
-use common::{CATS, VERIFY, fails, run, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
+use tiny_cats_export::{Generator, Request};
+
+use crate::common::{CATS, VERIFY, fails, run, succeeds, text, trained};
 
 /// A folder with synthetic pictures in `synth` and a model trained on them for a few steps in `checkpoints`.
 static TRAINED: LazyLock<TempDir> = LazyLock::new(|| {
@@ -85,7 +86,7 @@ fn halves_are_half_the_file_and_the_same_cats() {
     succeeds(CATS, dir, &["export", checkpoint, "-o", "full.onnx"]);
     let said = succeeds(CATS, dir, &["export", checkpoint, "--f16", "-o", "halves.onnx"]);
     assert!(said.contains("rounding weights to halves changes outputs by up to"), "{said}");
-    let report = common::halves(dir, "full.onnx", "halves.onnx");
+    let report = crate::common::halves(dir, "full.onnx", "halves.onnx");
     assert!(report["rounding"]["trajectory_psnr"].as_f64().unwrap() >= 40.0, "{report}");
     let said = succeeds(VERIFY, dir, &["--checkpoint", checkpoint, "--onnx", "halves.onnx"]);
     assert!(said.contains("rounding weights to halves"), "{said}");
@@ -189,6 +190,49 @@ fn generating_refuses_what_makes_no_sense_in_one_line() {
     );
     assert!(fails(CATS, dir, &["generate", "--model", "missing.onnx"]).contains("missing.onnx"));
     assert!(!dir.join("no.png").exists());
+}
+
+#[test]
+fn each_picture_is_written_when_it_is_done_and_nothing_is_drawn_that_cannot_be() {
+    let dir = TRAINED.path();
+    let model = "checkpoints/tinydit_final.safetensors";
+    let args = ["generate", "--model", model, "-n", "100000", "--batch", "1", "--steps", "1", "-o", "each/"];
+    let mut child = Command::new(CATS).args(args).current_dir(dir).spawn().unwrap();
+    let pictures = || -> Vec<PathBuf> {
+        let files = fs::read_dir(dir.join("each")).into_iter().flatten();
+        files.map(|file| file.unwrap().path()).filter(|path| path.extension().unwrap() == "png").collect()
+    };
+    while pictures().len() < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it is not done yet");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for path in pictures() {
+        image::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+    // So many that they would never be done.
+    fs::write(dir.join("file"), "").unwrap();
+    for output in ["file/", "file/below/", "file/cat.png", "nowhere/cat.png"] {
+        let said = fails(CATS, dir, &["generate", "-n", "1000000", "--steps", "9999", "-o", output]);
+        assert!(said.contains("--output") && said.contains(output), "{said}");
+    }
+}
+
+#[test]
+fn the_library_draws_what_the_command_does() {
+    let dir = TRAINED.path();
+    let model = dir.join("checkpoints/tinydit_final.safetensors");
+    succeeds(CATS, dir, &["generate", "--model", model.to_str().unwrap(), "-n", "2", "-o", "two/"]);
+    let request = Request { count: 2, ..Request::default() };
+    let pictures = Generator::open(&model).unwrap().generate(&request).unwrap();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(dir.join("two")).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort_by_key(|path| path.to_string_lossy().rsplit('_').next().map(str::to_owned));
+    assert_eq!(files.len(), pictures.len());
+    for (file, picture) in files.iter().zip(&pictures) {
+        assert!(image::open(file).unwrap().into_rgb8() == picture.image, "{}", file.display());
+    }
 }
 
 #[test]
@@ -299,7 +343,7 @@ fn a_full_disk_leaves_nothing_half_written() {
         let output = Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         assert_eq!(
-            text(&output).lines().filter(|l| l.starts_with("error: full/cat")).count(),
+            text(&output).lines().filter(|l| l.starts_with("error: ") && l.contains("full/cat")).count(),
             1,
             "{}",
             text(&output)

@@ -109,7 +109,7 @@ fn check_classified(case: &Value) {
 
 #[test]
 fn measures_are_those_of_published_programs() {
-    check(&serde_json::from_str(include_str!("fixtures/evaluate/reference.json")).unwrap());
+    check(&serde_json::from_str(include_str!("../fixtures/evaluate/reference.json")).unwrap());
 }
 
 #[test]

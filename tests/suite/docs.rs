@@ -5,7 +5,7 @@ use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 /// The README's table of sizes, from the cost reading.
 #[test]
 fn the_table_of_sizes_is_the_cost_reading_s() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     for (name, width, depth, heads) in SIZES {
         let cell = |size| {
             let ledger = TinyDitConfig::named(name, size, 13).unwrap().cost().unwrap();

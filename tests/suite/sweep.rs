@@ -1,10 +1,8 @@
 //! `tiny-cats sweep` as a user has it: files that make sense and files that do not, jobs that fail, and every way to be interrupted.
 
-mod common;
-
 use std::{fs, path::Path};
 
-use common::{CATS, fails, run, succeeds};
+use crate::common::{CATS, fails, run, succeeds};
 use serde_json::Value;
 use tempfile::TempDir;
 use tiny_cats::sweep::{Ledger, Sweep};
@@ -68,6 +66,7 @@ fn what_makes_no_sense_is_told_in_one_line_with_the_field_and_the_nearest_that_d
         (text("[fixed]\nmlflow = \"http://me:sekret@h\"", "lr = [1]"), "--mlflow: credentials are not taken"),
         (text("", "mlflow = [\"http://h\", \"http://me:sekret@h\"]"), "--mlflow: credentials are not taken"),
         (text("data = \"--steps\"", "lr = [1]"), "data: expected a folder"),
+        (text("config = \"nowhere\"", "lr = [1]"), "--config nowhere: expected a file or one of"),
         (text("", "size = [\"nano\\u0000\"]"), "sweep.size: expected"),
         (text("", "lr = [1"), "TOML parse error"),
         (text("", &deep), "s.toml"),
@@ -224,7 +223,7 @@ mod jobs {
 
     #[track_caller]
     fn code(output: &Output, expected: i32) -> String {
-        let said = common::text(output);
+        let said = crate::common::text(output);
         assert_eq!(output.status.code(), Some(expected), "{said}");
         said
     }
@@ -494,7 +493,12 @@ mod jobs {
             until("the steps are taken", || steps() >= after);
             signal(&child, name);
             let output = child.wait_with_output().unwrap();
-            assert_eq!(output.status.code(), (name != "-KILL").then_some(75), "{}", common::text(&output));
+            assert_eq!(
+                output.status.code(),
+                (name != "-KILL").then_some(75),
+                "{}",
+                crate::common::text(&output)
+            );
         }
         let said = code(&begin(&dir).wait_with_output().unwrap(), 0);
         assert!(released(&dir) == expected, "{said}");

@@ -1,7 +1,5 @@
 //! The HTTP server under load, and against a program that looks for what its description leaves out.
 
-mod common;
-
 use std::{
     fs::{self, File},
     net::{SocketAddr, TcpStream},
@@ -11,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::http::{ask, begin, try_answer};
+use crate::common::http::{ask, begin, try_answer};
 use image::ImageFormat;
 use tempfile::TempDir;
 use tiny_cats::data::synth;
@@ -29,11 +27,11 @@ struct Program {
 impl Program {
     fn new(args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for (name, model) in [common::http::generator(), common::http::classifier()] {
+        for (name, model) in [crate::common::http::generator(), crate::common::http::classifier()] {
             fs::write(folder.path().join(format!("{name}.onnx")), model.graph().unwrap().bytes()).unwrap();
         }
         let (out, log) = (folder.path().join("out"), folder.path().join("log"));
-        let child = Command::new(common::CATS)
+        let child = Command::new(crate::common::CATS)
             .args(["serve", "--port", "0", "--model", "small.onnx", "--classifier", "breeds.onnx"])
             .args(args)
             .current_dir(folder.path())
@@ -192,7 +190,7 @@ fn a_signal_under_load_loses_nothing_that_was_accepted() {
                 let body = format!(r#"{{"seed": {client}, "steps": 2}}"#);
                 // Until nobody listens any more.
                 while TcpStream::connect(address).is_ok() {
-                    let Ok(stream) = common::http::try_begin(
+                    let Ok(stream) = crate::common::http::try_begin(
                         address,
                         "POST",
                         "/v1/generate",
@@ -218,7 +216,7 @@ fn a_signal_under_load_loses_nothing_that_was_accepted() {
         }
         thread::sleep(Duration::from_secs(3));
         stopping.store(true, Ordering::Relaxed);
-        common::begun::signal(program.child.id() as i32, libc::SIGTERM);
+        crate::common::begun::signal(program.child.id() as i32, libc::SIGTERM);
     });
     assert!(program.child.wait().unwrap().success(), "{}", program.log());
     let log = program.log();
@@ -231,7 +229,7 @@ fn a_signal_under_load_loses_nothing_that_was_accepted() {
 }
 
 #[test]
-#[ignore = "wants a Python with schemathesis: TINY_CATS_PYTHON=python cargo test --test serve_slow -- --ignored schemathesis"]
+#[ignore = "wants a Python with schemathesis: TINY_CATS_PYTHON=python cargo test --test suite -- --ignored schemathesis"]
 fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     let python =
         std::env::var("TINY_CATS_PYTHON").expect("TINY_CATS_PYTHON names a Python with schemathesis");
@@ -250,7 +248,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
             command.args(["-H", "Authorization: Bearer s3cret"]);
         }
         let output = command.output().expect("Python starts");
-        let said = common::text(&output);
+        let said = crate::common::text(&output);
         assert!(output.status.success() && said.contains("No issues found"), "{said}");
         println!("{}", said.lines().rev().take(8).collect::<Vec<_>>().join("\n"));
     }

@@ -1,14 +1,12 @@
 //! Training in several processes: they learn what one learns, and whatever interrupts them, they end in the same files.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
     sync::LazyLock,
 };
 
-use common::{CATS, fails, run, shared, succeeds, text, trained};
+use crate::common::{CATS, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
 
@@ -173,7 +171,8 @@ fn what_cannot_be_shared_is_refused_in_one_line() {
 mod interrupted {
     use std::time::{Duration, Instant};
 
-    use super::{common::begun::*, *};
+    use super::*;
+    use crate::common::begun::*;
 
     /// All processes that are at work in `dir`, with what they were called with.
     fn processes(dir: &Path) -> Vec<(i32, String)> {

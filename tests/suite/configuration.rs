@@ -1,10 +1,8 @@
 //! What training is asked: by flags, by configurations, and what is refused.
 
-mod common;
-
 use std::fs;
 
-use common::{CATS, fails, succeeds, trained};
+use crate::common::{CATS, fails, succeeds, trained};
 use tempfile::TempDir;
 
 /// A folder with synthetic pictures in `synth`.
@@ -106,7 +104,7 @@ fn a_place_for_no_file_is_refused_before_training() {
         let arguments = trained::dit(output, &["--runs-dir", runs]).join(" ");
         let script = format!("trap '' XFSZ; ulimit -f 0; exec {CATS} {arguments}");
         let ended = std::process::Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
-        let said = common::text(&ended);
+        let said = crate::common::text(&ended);
         assert_eq!((ended.status.code(), said.lines().count()), (Some(1), 1), "{said}");
         assert!(said.contains("cannot write there: File too large"), "{said}");
     }

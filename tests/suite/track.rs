@@ -226,7 +226,7 @@ fn python(script: &str, args: &[&Path]) -> Value {
 }
 
 #[test]
-#[ignore = "needs the Python package tensorboard: TINY_CATS_PYTHON=PYTHON cargo test --test track -- --ignored tensorboard"]
+#[ignore = "needs the Python package tensorboard: TINY_CATS_PYTHON=PYTHON cargo test --test suite -- --ignored tensorboard"]
 fn tensorboard_reads_what_was_written_and_leaves_out_what_was_not_gone_on_with() {
     const SCRIPT: &str = r#"
 import io, json, sys
@@ -287,7 +287,7 @@ impl Drop for Mlflow {
 }
 
 #[test]
-#[ignore = "needs MLflow: TINY_CATS_MLFLOW=path/of/mlflow cargo test --test track -- --ignored mlflow"]
+#[ignore = "needs MLflow: TINY_CATS_MLFLOW=path/of/mlflow cargo test --test suite -- --ignored mlflow"]
 fn mlflow_has_what_was_told() {
     let program =
         PathBuf::from(std::env::var_os("TINY_CATS_MLFLOW").expect("TINY_CATS_MLFLOW is the program mlflow"));

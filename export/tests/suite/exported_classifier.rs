@@ -1,8 +1,6 @@
 //! From a classifier's weights to a verified file, and back from files of all kinds.
 #![cfg(feature = "candle")]
 
-mod common;
-
 use tiny_cats_export::{
     CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, Error, ExportOptions, Generator, META_KEY, Model, ModelMeta,
     Network, Options, PREDECESSOR_CLASSES, RuntimeReport, export,
@@ -52,7 +50,7 @@ fn an_exported_file_holds_the_folded_weights_and_is_verified_on_every_runtime() 
         let options = ExportOptions { opset, ..ExportOptions::default() };
         let report = export(&meta, &weights, &path, &options).unwrap();
         assert!(report.passed && report.batches == [1, 3], "{report:?}");
-        for kind in common::demanded(opset) {
+        for kind in crate::common::demanded(opset) {
             let mut found = report.runtimes.iter().filter(|r| r.runtime == kind.name());
             let found = found.next().unwrap_or_else(|| panic!("{kind} takes no part: {:?}", report.skipped));
             assert_eq!((found.same_class, found.trajectory_psnr), (Some(report.inputs), None));
@@ -118,7 +116,7 @@ fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
 #[test]
 fn a_graph_that_computes_something_else_is_found_out() {
     let (meta, weights) = classifier(18);
-    let bytes = common::without_digest(to_onnx(&meta, &weights, 17).unwrap());
+    let bytes = crate::common::without_digest(to_onnx(&meta, &weights, 17).unwrap());
     // The same weights and metadata, but every ReLU rounds up instead.
     let mut changed = bytes.clone();
     for place in (0..bytes.len() - 4).filter(|&i| bytes[i..].starts_with(b"Relu")) {

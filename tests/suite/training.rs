@@ -1,7 +1,5 @@
 //! Training as a user has it: whatever interrupts it, it ends in the files of a run that was left alone.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,8 +9,8 @@ use std::{
 };
 
 #[cfg(unix)]
-use common::begun::signal;
-use common::{CACHE, CATS, begun::Begun, fails, run, shared, succeeds, text, trained};
+use crate::common::begun::signal;
+use crate::common::{CACHE, CATS, begun::Begun, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,

@@ -1,0 +1,41 @@
+//! All tests of the programs and of the library, but for those that count memory: one program is built and linked faster than one for each
+//! file.
+
+mod common;
+
+mod classifier;
+mod classify;
+mod cli;
+mod cloud;
+mod configuration;
+mod data;
+mod docs;
+mod doctor;
+mod download;
+mod engine;
+mod eval;
+mod eval_reference;
+mod gate;
+mod loading;
+mod million;
+mod modal_app;
+mod network;
+mod operations;
+mod parallel;
+mod plan;
+mod resnet;
+mod runs;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod serve_limits;
+#[cfg(feature = "serve")]
+mod serve_program;
+#[cfg(feature = "serve")]
+mod serve_slow;
+mod sweep;
+mod torch_files;
+mod torch_foreign;
+mod track;
+mod training;
+mod verify_checkpoint;
