@@ -18,7 +18,7 @@ use image::{codecs::jpeg::JpegEncoder, imageops};
 use serde_json::json;
 use tiny_cats::data::{BREEDS, Dataset, synth};
 use tiny_cats_export::{
-    Classifier, Model, ModelMeta, Options, Prediction, onnx::DEFAULT_OPSET, runtime::RuntimeKind, to_onnx,
+    Classifier, LoadOptions, Model, ModelMeta, Prediction, onnx::DEFAULT_OPSET, runtime::RuntimeKind, to_onnx,
 };
 use tiny_cats_models::{ResNetConfig, init};
 
@@ -27,7 +27,7 @@ const FILES: usize = 100;
 const SHAPE: (u32, u32) = (500, 375);
 
 fn classifier(folder: &Path, runtime: RuntimeKind) -> Result<Classifier> {
-    let options = Options { runtime: Some(runtime), ..Options::default() };
+    let options = LoadOptions { runtime: Some(runtime), ..LoadOptions::default() };
     Ok(Classifier::open_with(folder.join("model.onnx"), &options)?)
 }
 

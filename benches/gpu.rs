@@ -16,14 +16,15 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
-    data::{Cache, Dataset, Images, Level, Photos},
+    data::{AugmentLevel, Cache, Dataset, Images, Photos},
     train::{
-        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Taken, Task, learn,
+        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, StepOptions, Task,
+        learn,
     },
 };
 use tiny_cats_models::{
     Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
-    candle::{Params, Plain, to_device, to_host, with_plain_operations},
+    candle::{CandleValue, Params, to_device, to_host, with_candle_ops},
     init,
     random::noise,
 };
@@ -48,7 +49,7 @@ const NO_GPU: Duration = Duration::from_secs(1200);
 trait Network {
     const NAME: &'static str;
     /// Learning rate, and the mean loss of ten steps below which the pictures are learnt.
-    const HEART: (f64, f64);
+    const OVERFIT: (f64, f64);
     fn task(&self, device: &Device) -> Result<Box<dyn Task>>;
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array>;
 }
@@ -70,7 +71,7 @@ impl Generator {
 
 impl Network for Generator {
     const NAME: &'static str = "TinyDiT";
-    const HEART: (f64, f64) = (2e-3, 0.1);
+    const OVERFIT: (f64, f64) = (2e-3, 0.1);
 
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
         let images =
@@ -79,7 +80,7 @@ impl Network for Generator {
         let options = DitOptions {
             network: self.network.clone(),
             flow: Flow { label_dropout: 0.0, ..Flow::default() },
-            augmentation: Level::None,
+            augmentation: AugmentLevel::None,
             guidance: 1.0,
             guidance_interval: [0.0, 1.0],
             best: false,
@@ -91,7 +92,7 @@ impl Network for Generator {
 
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array> {
         let mut params = Params::new(weights, DType::F32, device)?;
-        let model = TinyDit::<Plain>::new(&self.network, &mut Scope::root(&mut params))?;
+        let model = TinyDit::<CandleValue>::new(&self.network, &mut Scope::root(&mut params))?;
         let picture = self.network.picture();
         let x = Array::new(
             [vec![BATCH], picture.to_vec()].concat(),
@@ -99,18 +100,19 @@ impl Network for Generator {
         )?;
         let t = Array::new([BATCH], (0..BATCH).map(|i| i as f32 / BATCH as f32).collect())?;
         let label = Tensor::from_iter((0..BATCH).map(|i| (i % self.network.classes) as u32), device)?;
-        let [x, t] = [to_device(&x, DType::F32, device)?, to_device(&t, DType::F32, device)?].map(Plain::new);
-        Ok(to_host(&model.forward(&x, &t, &Plain::new(label))?.into_inner())?)
+        let [x, t] =
+            [to_device(&x, DType::F32, device)?, to_device(&t, DType::F32, device)?].map(CandleValue::new);
+        Ok(to_host(&model.forward(&x, &t, &CandleValue::new(label))?.into_inner())?)
     }
 }
 
 /// ResNet-18, narrower than torchvision's, on [`BATCH`] pictures.
-struct Judge {
+struct ResNetCase {
     network: ResNetConfig,
     data: PathBuf,
 }
 
-impl Judge {
+impl ResNetCase {
     const SIZE: usize = 64;
     const WIDTH: usize = 16;
 
@@ -121,9 +123,9 @@ impl Judge {
     }
 }
 
-impl Network for Judge {
+impl Network for ResNetCase {
     const NAME: &'static str = "ResNet-18";
-    const HEART: (f64, f64) = (1e-3, 0.05);
+    const OVERFIT: (f64, f64) = (1e-3, 0.05);
 
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
         let photos =
@@ -133,7 +135,7 @@ impl Network for Judge {
             network: self.network.clone(),
             image_size: Self::SIZE,
             crop_size: Self::SIZE,
-            augmentation: Level::None,
+            augmentation: AugmentLevel::None,
             mixup: 0.0,
             label_smoothing: 0.0,
             seed: 0,
@@ -145,10 +147,10 @@ impl Network for Judge {
 
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array> {
         let mut params = Params::new(weights, DType::F32, device)?;
-        let model = ResNet::<Plain>::new(&self.network, &mut Scope::root(&mut params))?;
+        let model = ResNet::<CandleValue>::new(&self.network, &mut Scope::root(&mut params))?;
         let dims = [BATCH, 3, Self::SIZE, Self::SIZE];
         let x = Array::new(dims, noise(1, 0, dims.iter().product()))?;
-        Ok(to_host(&model.forward(&Plain::new(to_device(&x, DType::F32, device)?))?.into_inner())?)
+        Ok(to_host(&model.forward(&CandleValue::new(to_device(&x, DType::F32, device)?))?.into_inner())?)
     }
 }
 
@@ -180,7 +182,7 @@ fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
         learn(&mut *task, TapeOptions::default(), &mut optimizer.params()?, &mut loader, 1, 0, 1.0)?;
     let host = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
     let gradients = learnt.gradients.iter().map(host).collect::<Result<_>>()?;
-    optimizer.step(&learnt, Taken { rate: 1e-3, before: 0, scale: 1.0 })?;
+    optimizer.step(&learnt, StepOptions { rate: 1e-3, before: 0, scale: 1.0 })?;
     let mut changes = optimizer.state(json!(null))?.weights;
     for (name, after) in &mut changes {
         after.data_mut().iter_mut().zip(before[name].data()).for_each(|(after, before)| *after -= before);
@@ -214,8 +216,8 @@ fn idle(gradients: &Weights) -> Vec<&str> {
 }
 
 /// Trains on the same [`BATCH`] pictures until they are learnt, or the time is up: seconds, steps, and the mean loss of the last ten.
-fn learn_by_heart<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<(f64, u64, f64)> {
-    let (rate, goal) = N::HEART;
+fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<(f64, u64, f64)> {
+    let (rate, goal) = N::OVERFIT;
     let mut task = network.task(device)?;
     let specs = task.cost()?.params;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial(0)?, device)?;
@@ -236,7 +238,7 @@ fn learn_by_heart<N: Network>(network: &N, device: &Device, limit: Duration) -> 
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {step}", N::NAME);
         optimizer.step(
             &learnt,
-            Taken { rate: rate * ((step + 1) as f64 / 20.0).min(1.0), before: step, scale: 1.0 },
+            StepOptions { rate: rate * ((step + 1) as f64 / 20.0).min(1.0), before: step, scale: 1.0 },
         )?;
         losses.push(loss);
         let last = &losses[losses.len().saturating_sub(10)..];
@@ -266,7 +268,7 @@ impl Report {
         let gpu = !device.is_cpu();
         let expected = outcome(network, &Device::Cpu)?;
         let found =
-            if gpu { outcome(network, device)? } else { with_plain_operations(|| outcome(network, device))? };
+            if gpu { outcome(network, device)? } else { with_candle_ops(|| outcome(network, device))? };
         let name = |what: &str| format!("{}: {what}", N::NAME);
         self.below(name("forward"), distance(&found.forward, &expected.forward), FORWARD, String::new());
         let loss = (found.loss / expected.loss - 1.0).abs();
@@ -285,12 +287,12 @@ impl Report {
         self.below(name("weights after a step"), value, STEP, format!("worst {of}"));
         let limit = if gpu { MINUTE } else { NO_GPU };
         let memory = Memory::watch(device);
-        let heart = || learn_by_heart(network, device, limit);
-        let (seconds, steps, loss) = if gpu { heart()? } else { with_plain_operations(heart)? };
+        let heart = || overfit(network, device, limit);
+        let (seconds, steps, loss) = if gpu { heart()? } else { with_candle_ops(heart)? };
         let memory =
             memory.map_or(String::new(), |m| format!(", at most {} MB in use", m.peak() / 1_000_000));
-        let note = format!("loss {loss:.4}, to be below {}, after {steps} steps{memory}", N::HEART.1);
-        let seconds = if loss < N::HEART.1 { seconds } else { f64::INFINITY };
+        let note = format!("loss {loss:.4}, to be below {}, after {steps} steps{memory}", N::OVERFIT.1);
+        let seconds = if loss < N::OVERFIT.1 { seconds } else { f64::INFINITY };
         self.below(name(&format!("seconds to learn {BATCH} pictures")), seconds, limit.as_secs_f64(), note);
         Ok(())
     }
@@ -322,7 +324,7 @@ fn run() -> Result<bool> {
         format!("{name}, after {:.2} s", start.elapsed().as_secs_f64()),
     );
     report.check(&Generator::new(&data)?, &device)?;
-    report.check(&Judge::new(&data)?, &device)?;
+    report.check(&ResNetCase::new(&data)?, &device)?;
     Ok(report.passed)
 }
 

@@ -15,8 +15,8 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde_json::json;
 use tiny_cats::{
-    data::{Cache, Dataset, Level, Order, Photos, View},
-    train::{Batch, Batches, Loader},
+    data::{AugmentLevel, Cache, Dataset, Order, Photos, View},
+    train::{Batch, BatchSource, Loader},
 };
 
 const BATCH: usize = 32;
@@ -26,11 +26,11 @@ const EPOCHS: u64 = 5;
 struct Shown {
     photos: Photos,
     order: Order,
-    level: Level,
+    level: AugmentLevel,
     size: usize,
 }
 
-impl Batches for Shown {
+impl BatchSource for Shown {
     fn items(&self) -> usize {
         self.photos.len()
     }
@@ -83,9 +83,11 @@ fn main() -> Result<()> {
         Ok(Arc::new(Shown { photos, order, level, size }))
     };
 
-    for (name, level, epochs) in
-        [("cold", Level::Medium, 1), ("cached", Level::Medium, EPOCHS), ("full", Level::Full, EPOCHS)]
-    {
+    for (name, level, epochs) in [
+        ("cold", AugmentLevel::Medium, 1),
+        ("cached", AugmentLevel::Medium, EPOCHS),
+        ("full", AugmentLevel::Full, EPOCHS),
+    ] {
         // Reading a cache that is there is part of what it costs.
         let begin = Instant::now();
         let shown = load(level)?;

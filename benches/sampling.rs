@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::json;
 use tiny_cats_export::{
-    Breed, Generator, Model, Options, Request, Sampler, onnx::DEFAULT_OPSET, runtime::RuntimeKind, to_onnx,
-    write_atomically,
+    Breed, Generator, LoadOptions, Model, Request, Sampler, onnx::DEFAULT_OPSET, runtime::RuntimeKind,
+    to_onnx, write_atomically,
 };
 use tiny_cats_models::{pretrained, random::noise};
 
@@ -30,7 +30,7 @@ const REQUEST: Request = Request {
 };
 
 fn generator(model: &Model, runtime: RuntimeKind) -> Result<Generator> {
-    Ok(Generator::from_model(model, &Options { runtime: Some(runtime), ..Options::default() })?)
+    Ok(Generator::from_model(model, &LoadOptions { runtime: Some(runtime), ..LoadOptions::default() })?)
 }
 
 fn write(model: &Model, folder: &Path) -> Result<()> {

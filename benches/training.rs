@@ -16,16 +16,16 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
-    data::{BREEDS, Cache, Dataset, Images, Level, OTHER, Photos, synth},
+    data::{AugmentLevel, BREEDS, Cache, Dataset, Images, OTHER, Photos, synth},
     plan::Workload,
     train::{
-        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Learnt, Loader, Optimizer,
-        Taken, Task, keep_memory, learn,
+        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Loader, Optimizer,
+        StepGradients, StepOptions, Task, learn, tune_allocator,
     },
 };
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Array, Init, Network, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
+    Array, Init, NetworkConfig, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
     Weights,
     candle::{Params, to_host},
     init,
@@ -48,7 +48,7 @@ const LABEL_SMOOTHING: f64 = 0.1;
 
 struct Case {
     name: &'static str,
-    network: Network,
+    network: NetworkConfig,
     batch: usize,
 }
 
@@ -58,10 +58,10 @@ impl Case {
         let dit = |name, size| Ok::<_, anyhow::Error>(TinyDitConfig::named(name, size, classes)?);
         let resnet = ResNetConfig::named("resnet18", classes)?;
         Ok([
-            Self { name: "base-128", network: Network::TinyDit(dit("base", 128)?), batch: 16 },
-            Self { name: "legacy-128", network: Network::TinyDit(TinyDitConfig::legacy()), batch: 16 },
-            Self { name: "tiny-32", network: Network::TinyDit(dit("tiny", 32)?), batch: 64 },
-            Self { name: "resnet18-128", network: Network::ResNet(resnet), batch: 32 },
+            Self { name: "base-128", network: NetworkConfig::TinyDit(dit("base", 128)?), batch: 16 },
+            Self { name: "legacy-128", network: NetworkConfig::TinyDit(TinyDitConfig::legacy()), batch: 16 },
+            Self { name: "tiny-32", network: NetworkConfig::TinyDit(dit("tiny", 32)?), batch: 64 },
+            Self { name: "resnet18-128", network: NetworkConfig::ResNet(resnet), batch: 32 },
         ])
     }
 
@@ -78,8 +78,8 @@ impl Case {
     /// As the command that trains such a network has it.
     fn optimizer(&self) -> AdamW {
         match self.network {
-            Network::TinyDit(_) => AdamW::default(),
-            Network::ResNet(_) => {
+            NetworkConfig::TinyDit(_) => AdamW::default(),
+            NetworkConfig::ResNet(_) => {
                 AdamW { betas: [0.9, 0.999], weight_decay: 0.05, ema: vec![0.999], ..AdamW::default() }
             }
         }
@@ -90,10 +90,10 @@ impl Case {
     fn write(&self, folder: &Path) -> Result<()> {
         let (_, mut weights) = self.weights()?;
         let (batch, meta) = match &self.network {
-            Network::TinyDit(config) => {
+            NetworkConfig::TinyDit(config) => {
                 (examples(config, self.batch)?, ModelMeta::tiny_dit(config, classes()))
             }
-            Network::ResNet(config) => {
+            NetworkConfig::ResNet(config) => {
                 (photographs(config, self.batch)?, ModelMeta::resnet(config, PHOTO_SIZE, classes()))
             }
         };
@@ -110,7 +110,7 @@ impl Case {
         let tape = Tape::new();
         let (prediction, loss) = self.forward(&tape, &mut optimizer.params()?, batch)?;
         let statistics = vec![tape.take_statistics()];
-        let learnt = Learnt { gradients: loss.backward(1.0)?, statistics };
+        let learnt = StepGradients { gradients: loss.backward(1.0)?, statistics };
         let norm = |g: &Tensor| -> Result<f32> {
             let squares = to_host(g)?.data().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
             Ok(squares.sqrt() as f32)
@@ -121,7 +121,7 @@ impl Case {
             ("check/loss".into(), to_host(loss.value())?),
             ("check/gradients".into(), Array::new([norms.len()], norms)?),
         ]);
-        optimizer.step(&learnt, Taken { rate: RATE, before: 0, scale: 1.0 })?;
+        optimizer.step(&learnt, StepOptions { rate: RATE, before: 0, scale: 1.0 })?;
         let mut after = optimizer.state(json!(null))?.weights;
         for spec in specs.iter().filter(|s| !s.trained) {
             let value = after.remove(&spec.name).with_context(|| format!("{} is lost", spec.name))?;
@@ -137,14 +137,14 @@ impl Case {
         let mut params = tape.params(params);
         let scope = &mut Scope::root(&mut params);
         Ok(match &self.network {
-            Network::TinyDit(config) => {
+            NetworkConfig::TinyDit(config) => {
                 let label = tape.constant(get("check/label")?.to_dtype(DType::U32)?);
                 let t = tape.constant(get("check/t")?);
                 let prediction = TinyDit::new(config, scope)?.forward(&x, &t, &label)?;
-                let loss = prediction.squared_error(&target, &get("check/weight")?)?;
+                let loss = prediction.weighted_mse(&target, &get("check/weight")?)?;
                 (prediction, loss)
             }
-            Network::ResNet(config) => {
+            NetworkConfig::ResNet(config) => {
                 let logits = ResNet::new(config, scope)?.forward(&x)?;
                 let loss = logits.cross_entropy(&target)?;
                 (logits, loss)
@@ -155,16 +155,16 @@ impl Case {
     /// What is trained, on pictures that are drawn for it.
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
         let size = match &self.network {
-            Network::TinyDit(config) => config.image_size,
-            Network::ResNet(_) => PHOTO_SIZE,
+            NetworkConfig::TinyDit(config) => config.image_size,
+            NetworkConfig::ResNet(_) => PHOTO_SIZE,
         };
         let folder = tempfile::tempdir()?;
         let data = folder.path().join("cats");
-        synth::write(&data, &synth::Manifest::new(2, size as u32, 0)?, |_| ())?;
+        synth::write(&data, &synth::SynthManifest::new(2, size as u32, 0)?, |_| ())?;
         let data = Dataset::open(&data)?;
-        let (seed, augmentation) = (0, Level::Basic);
+        let (seed, augmentation) = (0, AugmentLevel::Basic);
         Ok(match &self.network {
-            Network::TinyDit(config) => {
+            NetworkConfig::TinyDit(config) => {
                 let images = Images::load(&data, size as u32, None, &Cache::Memory)?;
                 let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
                 let options = DitOptions {
@@ -179,7 +179,7 @@ impl Case {
                 };
                 Box::new(Dit::new(options, images, None, device.clone())?)
             }
-            Network::ResNet(config) => {
+            NetworkConfig::ResNet(config) => {
                 let photos = Photos::load(&data, size as u32, None, &Cache::Memory)?;
                 let options = ClassifierOptions {
                     network: config.clone(),
@@ -200,8 +200,8 @@ impl Case {
     /// The bytes that the plan says a step takes on a GPU, besides what CUDA keeps for itself.
     fn planned(&self, tape: TapeOptions) -> Result<u64> {
         let side = match &self.network {
-            Network::TinyDit(config) => config.image_size,
-            Network::ResNet(_) => PHOTO_SIZE,
+            NetworkConfig::TinyDit(config) => config.image_size,
+            NetworkConfig::ResNet(_) => PHOTO_SIZE,
         };
         let workload = Workload {
             network: self.network.clone(),
@@ -211,8 +211,8 @@ impl Case {
             accumulation: 1,
             tape,
             averages: self.optimizer().ema.len(),
-            augmentation: Level::Basic,
-            looking_flops: 0.0,
+            augmentation: AugmentLevel::Basic,
+            eval_flops: 0.0,
         };
         Ok(workload.demand(true)?.memory.total())
     }
@@ -237,7 +237,7 @@ impl Case {
                 step * self.batch as u64,
                 1.0,
             )?;
-            let norm = optimizer.step(&learnt, Taken { rate: RATE, before: step, scale: 1.0 })?;
+            let norm = optimizer.step(&learnt, StepOptions { rate: RATE, before: step, scale: 1.0 })?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);
             }
@@ -292,7 +292,7 @@ fn classes() -> Vec<String> {
 }
 
 fn main() -> Result<()> {
-    keep_memory();
+    tune_allocator();
     // cargo bench adds --bench to the arguments of every benchmark.
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
     let mut cases = Case::all()?;

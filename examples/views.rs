@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use image::RgbImage;
-use tiny_cats::data::{Cache, Dataset, Images, Level, Photos, Resident, View};
+use tiny_cats::data::{AugmentLevel, Cache, Dataset, ImageStore, Images, Photos, View};
 use tiny_cats_export::{grid, to_rgb, write_png};
 
 const SIZE: u32 = 64;
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     let images = Images::load(&data, SIZE, Some(SHOWN), &Cache::Memory)?;
     let photos = Photos::load(&data, SIZE + SIZE / 8, Some(SHOWN), &Cache::Memory)?;
     std::fs::create_dir_all(&output)?;
-    for level in Level::value_variants() {
+    for level in AugmentLevel::value_variants() {
         let generator = |position, _| View::for_generator(*level, 0, position, SIZE);
         let classifier = |position, shape| View::for_classifier(*level, 0, position, shape, SIZE);
         let sheets = [("generator", sheet(&images, generator)?), ("classifier", sheet(&photos, classifier)?)];
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn sheet(pictures: &Resident, view: impl Fn(u64, (u32, u32)) -> View) -> Result<RgbImage> {
+fn sheet(pictures: &ImageStore, view: impl Fn(u64, (u32, u32)) -> View) -> Result<RgbImage> {
     let size = SIZE as usize;
     let mut out = vec![0.0; 3 * size * size];
     let shown = (0..pictures.len() * SHOWN).map(|i| {

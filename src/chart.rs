@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::train::metrics::Point;
 
 /// The narrowest chart: room for its legend.
-const NARROWEST: usize = 60;
+const MIN_WIDTH: usize = 60;
 /// Lines of the plot itself.
 const LINES: usize = 12;
 /// A character's dots, by column and line.
@@ -103,7 +103,7 @@ pub fn short(value: f64) -> String {
 /// Draws `first`, and over it `second` as marks, on the same scale where `same`, else on one of its own at the right. Every line has at
 /// most `width` characters, but `width` counts as at least 60. `colour` is for terminals.
 pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, colour: bool) -> String {
-    let width = width.max(NARROWEST);
+    let width = width.max(MIN_WIDTH);
     let second = second.filter(|curve| curve.points.iter().any(|p| p.value.is_finite()));
     if !first.points.iter().any(|p| p.value.is_finite()) && second.is_none() {
         let what = if first.points.is_empty() { "has been logged" } else { "that is logged is finite" };
@@ -287,7 +287,7 @@ mod tests {
             let lines = if finite == 0 { 1 } else { LINES + 3 + usize::from(missing) };
             assert_eq!(said.lines().count(), lines, "{case}:\n{said}");
             for line in said.lines() {
-                assert!(line.chars().count() <= width.max(NARROWEST), "{case}, {width}:\n{said}");
+                assert!(line.chars().count() <= width.max(MIN_WIDTH), "{case}, {width}:\n{said}");
             }
         }
     }

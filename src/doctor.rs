@@ -11,7 +11,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use sysinfo::{CpuRefreshKind, System};
-use tiny_cats_export::{Error, Generator, Integrity, Model, Options, Request, runtime::RuntimeKind};
+use tiny_cats_export::{Error, Generator, Integrity, LoadOptions, Model, Request, runtime::RuntimeKind};
 use tiny_cats_models::pretrained;
 
 /// The command that brings CUDA.
@@ -19,7 +19,7 @@ pub const GET_CUDA: &str = "cargo install --path . --features cuda";
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// This program's version.
     pub version: &'static str,
     /// The embedded runtime drew a picture.
@@ -27,15 +27,15 @@ pub struct Report {
     /// The processor.
     pub processor: Processor,
     /// Memory, in bytes.
-    pub memory: Space,
+    pub memory: Capacity,
     /// The disk of the working folder, in bytes.
-    pub disk: Option<Space>,
+    pub disk: Option<Capacity>,
     /// Every runtime, there or not.
     pub runtimes: Vec<Runtime>,
     /// NVIDIA GPUs.
     pub cuda: Cuda,
     /// The models in the program.
-    pub models: Vec<Released>,
+    pub models: Vec<ReleasedModel>,
 }
 
 /// The processor.
@@ -55,7 +55,7 @@ pub struct Processor {
 
 /// So much of so much, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Space {
+pub struct Capacity {
     /// What is left.
     pub free: u64,
     /// All of it.
@@ -96,7 +96,7 @@ pub struct Cuda {
 
 /// A model in the program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Released {
+pub struct ReleasedModel {
     /// Its name.
     pub name: &'static str,
     /// Its size in bytes.
@@ -113,21 +113,23 @@ pub struct Released {
 ///
 /// # Errors
 /// When a released model in the program is damaged.
-pub fn examine() -> tiny_cats_export::Result<Report> {
+pub fn examine() -> tiny_cats_export::Result<DoctorReport> {
     let mut system = System::new();
     system.refresh_memory();
     system.refresh_cpu_list(CpuRefreshKind::nothing());
-    let mut memory = Space { free: system.available_memory(), total: system.total_memory() };
+    let mut memory = Capacity { free: system.available_memory(), total: system.total_memory() };
     if let Some(limits) = system.cgroup_limits() {
-        memory =
-            Space { free: memory.free.min(limits.free_memory), total: memory.total.min(limits.total_memory) };
+        memory = Capacity {
+            free: memory.free.min(limits.free_memory),
+            total: memory.total.min(limits.total_memory),
+        };
     }
     let stats = fs4::statvfs(".").ok();
-    let disk = stats.map(|s| Space { free: s.available_space(), total: s.total_space() });
+    let disk = stats.map(|s| Capacity { free: s.available_space(), total: s.total_space() });
     let models =
         pretrained::ALL.iter().map(|&(name, bytes)| released(name, bytes)).collect::<Result<_, _>>()?;
     let runtimes = runtimes()?;
-    Ok(Report {
+    Ok(DoctorReport {
         version: env!("CARGO_PKG_VERSION"),
         ok: runtimes.iter().any(|r| r.name == RuntimeKind::Native.name() && r.error.is_none()),
         processor: processor(&system),
@@ -178,10 +180,10 @@ fn features() -> BTreeMap<&'static str, bool> {
     BTreeMap::new()
 }
 
-fn released(name: &'static str, bytes: &[u8]) -> tiny_cats_export::Result<Released> {
+fn released(name: &'static str, bytes: &[u8]) -> tiny_cats_export::Result<ReleasedModel> {
     let model = Model::from_bytes(bytes.to_vec(), name)?;
     let meta = model.meta();
-    Ok(Released {
+    Ok(ReleasedModel {
         name,
         bytes: bytes.len(),
         image_size: meta.image_size,
@@ -208,7 +210,7 @@ fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Ru
     };
     let draw = |found: &mut Runtime| -> tiny_cats_export::Result<Vec<f32>> {
         found.version = Some(kind.version()?);
-        let options = Options { runtime: Some(kind), batch: 1 };
+        let options = LoadOptions { runtime: Some(kind), batch: 1 };
         let mut generator = Generator::from_model(model, &options)?;
         let request = Request { steps: Some(1), guidance: Some(1.0), ..Request::default() };
         // The first call also allocates memory and lays out weights.

@@ -120,7 +120,7 @@ mod system {
             };
             let mut group = Some(Path::new(path.trim_start_matches('/')));
             while let Some(path) = group {
-                left = left.into_iter().chain(group_left(&base.join(path), &files)).min();
+                left = left.into_iter().chain(cgroup_available(&base.join(path), &files)).min();
                 group = path.parent();
             }
         }
@@ -128,7 +128,7 @@ mod system {
     }
 
     /// What one group leaves: its limit, less what it uses and cannot drop at once.
-    fn group_left(group: &Path, [limit, usage, cache]: &[&str; 3]) -> Option<u64> {
+    fn cgroup_available(group: &Path, [limit, usage, cache]: &[&str; 3]) -> Option<u64> {
         let number = |file: &str| read(group.join(file))?.trim().parse::<u64>().ok();
         let limit = number(limit)?;
         let stat = read(group.join("memory.stat")).unwrap_or_default();

@@ -4,5 +4,5 @@ mod canvas;
 mod curve;
 mod strip;
 
-pub use curve::Curve;
+pub use curve::LossCurve;
 pub use strip::Strip;

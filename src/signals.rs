@@ -1,7 +1,7 @@
 //! How a run is asked to stop, and how it says that it was.
 
 /// The exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h.
-pub const RESUMABLE: u8 = 75;
+pub const EXIT_RESUMABLE: u8 = 75;
 
 /// The signals by which a run is asked to stop: SIGINT, SIGTERM, and SIGHUP where there is one, unless whoever began this process has it
 /// ignored, as nohup does.
@@ -26,7 +26,7 @@ fn ignored(signal: i32) -> bool {
 
 /// Has the process that `command` begins get `signal` when this one ends, however that comes about. Only Linux can do that.
 #[cfg(unix)]
-pub fn at_the_end_of_this_process(command: &mut std::process::Command, signal: i32) {
+pub fn signal_on_parent_exit(command: &mut std::process::Command, signal: i32) {
     #[cfg(target_os = "linux")]
     // SAFETY: prctl and getppid are async-signal-safe.
     unsafe {

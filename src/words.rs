@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 /// `count` of what is called `one`: `1 picture`, `2 pictures`, `2 classes`.
-pub(crate) fn counted<N: PartialEq + From<u8> + Display>(count: N, one: &str) -> String {
+pub(crate) fn pluralize<N: PartialEq + From<u8> + Display>(count: N, one: &str) -> String {
     let ending = match () {
         () if count == N::from(1) => "",
         () if one.ends_with(['s', 'x']) => "es",
@@ -25,7 +25,7 @@ mod tests {
             (1, "class", "1 class"),
             (13, "class", "13 classes"),
         ] {
-            assert_eq!(counted(count, one), expected);
+            assert_eq!(pluralize(count, one), expected);
         }
     }
 }

@@ -8,20 +8,20 @@ use std::sync::atomic::Ordering::Relaxed;
 use candle_core::Device;
 use counting::{LIVE, PEAK};
 use tiny_cats::{
-    data::Level,
+    data::AugmentLevel,
     plan::{Workload, calibrate},
 };
-use tiny_cats_models::{Network, ResNetConfig, TapeOptions, TinyDitConfig};
+use tiny_cats_models::{NetworkConfig, ResNetConfig, TapeOptions, TinyDitConfig};
 
 /// One test alone: nothing else allocates meanwhile.
 #[test]
 fn training_takes_the_memory_that_the_plan_says() {
-    let dit = |size: &str, side| Network::TinyDit(TinyDitConfig::named(size, side, 13).unwrap());
+    let dit = |size: &str, side| NetworkConfig::TinyDit(TinyDitConfig::named(size, side, 13).unwrap());
     let resnet = ResNetConfig::named("resnet18", 13).unwrap();
     for (name, network, side, batch, averages) in [
         ("nano", dit("nano", 32), 32, 12, 1),
         ("tiny", dit("tiny", 64), 64, 6, 2),
-        ("resnet18", Network::ResNet(resnet), 64, 16, 1),
+        ("resnet18", NetworkConfig::ResNet(resnet), 64, 16, 1),
     ] {
         for checkpoint in [false, true] {
             let tape = TapeOptions { checkpoint, ..TapeOptions::default() };
@@ -34,8 +34,8 @@ fn training_takes_the_memory_that_the_plan_says() {
                 accumulation: 1,
                 tape,
                 averages,
-                augmentation: Level::Full,
-                looking_flops: 0.0,
+                augmentation: AugmentLevel::Full,
+                eval_flops: 0.0,
             };
             let said = workload.demand(false).unwrap().memory;
             let before = LIVE.load(Relaxed);

@@ -55,7 +55,7 @@ const SUFFIX: &str = ".tmp";
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     loop {
         let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder);
-        let file = file.map_err(without_temporary_name)?;
+        let file = file.map_err(strip_temp_name)?;
         // Where there are no locks, nothing is taken for abandoned.
         let _ = file.as_file().lock();
         // It may have been removed before it was locked.
@@ -86,7 +86,7 @@ impl Staged {
     /// Those of renaming; the older file is then still there.
     pub fn commit(self) -> io::Result<()> {
         if let Err(e) = self.file.persist(&self.path) {
-            copy_where_nothing_is_renamed(e.file.path(), &self.path, e.error)?;
+            copy_fallback(e.file.path(), &self.path, e.error)?;
         }
         // The file is whole and at its place. Not every file system syncs folders, and none of them would undo the renaming.
         #[cfg(unix)]
@@ -99,7 +99,7 @@ impl Staged {
 ///
 /// # Errors
 /// `refused`, where that was for another reason; those of copying.
-fn copy_where_nothing_is_renamed(from: &Path, to: &Path, refused: io::Error) -> io::Result<()> {
+fn copy_fallback(from: &Path, to: &Path, refused: io::Error) -> io::Result<()> {
     if !matches!(refused.kind(), io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices) {
         return Err(refused);
     }
@@ -124,7 +124,7 @@ pub fn write_atomically<E: From<io::Error>>(
 }
 
 /// An error of making a temporary file or folder, without the name that tempfile appends: nobody knows it, and nothing of it is left.
-pub fn without_temporary_name(error: io::Error) -> io::Error {
+pub fn strip_temp_name(error: io::Error) -> io::Error {
     let text = error.to_string();
     let Some((why, _)) = text.split_once(" at path \"") else { return error };
     // What the operating system said, from which its number can be had again.
@@ -186,13 +186,13 @@ mod tests {
         ] {
             assert!(error.to_string().contains("gone"), "{error}");
             let expected = std::fs::File::open(&gone).unwrap_err();
-            let error = without_temporary_name(error);
+            let error = strip_temp_name(error);
             assert_eq!(
                 (error.to_string(), error.raw_os_error()),
                 (expected.to_string(), expected.raw_os_error())
             );
         }
-        let other = without_temporary_name(io::Error::other("no room at path"));
+        let other = strip_temp_name(io::Error::other("no room at path"));
         assert_eq!(other.to_string(), "no room at path");
     }
 
@@ -203,9 +203,9 @@ mod tests {
         std::fs::write(&from, "new").unwrap();
         std::fs::write(&to, "older").unwrap();
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        assert!(copy_where_nothing_is_renamed(&from, &to, denied).is_err());
+        assert!(copy_fallback(&from, &to, denied).is_err());
         assert_eq!(std::fs::read(&to).unwrap(), b"older");
-        copy_where_nothing_is_renamed(&from, &to, io::ErrorKind::Unsupported.into()).unwrap();
+        copy_fallback(&from, &to, io::ErrorKind::Unsupported.into()).unwrap();
         assert_eq!(std::fs::read(&to).unwrap(), b"new");
     }
 

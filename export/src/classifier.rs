@@ -6,7 +6,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_models::Array;
 
-use crate::{Error, Model, ModelMeta, Options, Preprocessing, Result, decode, runtime::RuntimeKind};
+use crate::{Error, LoadOptions, Model, ModelMeta, Preprocessing, Result, decode, runtime::RuntimeKind};
 
 const MAX_BATCH: usize = 1024;
 
@@ -96,14 +96,14 @@ impl Classifier {
     /// # Errors
     /// When the file cannot be read, is damaged, or holds something else.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(path, &Options::default())
+        Self::open_with(path, &LoadOptions::default())
     }
 
     /// Opens a model file.
     ///
     /// # Errors
     /// As [`open`](Self::open), when the runtime is not there, and when `options` make no sense.
-    pub fn open_with(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
+    pub fn open_with(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         Self::from_model(&Model::open(path.as_ref())?, options)
     }
 
@@ -111,7 +111,7 @@ impl Classifier {
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
-    pub fn from_bytes(bytes: Vec<u8>, options: &Options) -> Result<Self> {
+    pub fn from_bytes(bytes: Vec<u8>, options: &LoadOptions) -> Result<Self> {
         Self::from_model(&Model::from_bytes(bytes, "model")?, options)
     }
 
@@ -119,7 +119,7 @@ impl Classifier {
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
-    pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
+    pub fn from_model(model: &Model, options: &LoadOptions) -> Result<Self> {
         let (runtime, batch) = (options.runtime(model), options.batch);
         if !(1..=MAX_BATCH).contains(&batch) {
             return Err(Error::request("batch", format!("expected 1 to {MAX_BATCH}, found {batch}")));
@@ -166,7 +166,7 @@ impl Classifier {
         for part in paths.chunks(self.batch) {
             let (how, size) = (&self.preprocessing, self.meta.image_size);
             let load =
-                |path: &Path| decode::with_upright(&decode::read(path)?, |u| how.apply(&u.picture, size));
+                |path: &Path| decode::decode_with(&decode::read(path)?, |u| how.apply(&u.picture, size));
             let named = |path: &Path| {
                 load(path).map_err(|reason: String| Error::Picture { path: path.to_owned(), reason })
             };

@@ -28,7 +28,7 @@ pub fn closest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
             // Of equally close ones, the one that begins alike.
             let alike = wanted.chars().zip(known.chars()).take_while(|(a, b)| a == b).count();
             Some((wrong, MAX_LENGTH - alike))
-        } else if length >= LEAST_PART && known.contains(&wanted) {
+        } else if length >= MIN_PART && known.contains(&wanted) {
             Some((MAX_LENGTH, known.chars().count()))
         } else {
             None
@@ -41,7 +41,7 @@ pub fn closest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
 /// The most letters of a name that are compared.
 const MAX_LENGTH: usize = 100;
 /// The fewest letters that are looked for within a name.
-const LEAST_PART: usize = 3;
+const MIN_PART: usize = 3;
 
 #[cfg(test)]
 mod tests {

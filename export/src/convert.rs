@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use tiny_cats_models::{ResNet, Scope, TinyDit, Weights, fold, resnet};
 
 use crate::{
-    META_KEY, ModelMeta, Network, Result,
-    onnx::{OnnxGraph, Storage, rounded},
+    META_KEY, ModelMeta, NetworkConfig, Result,
+    onnx::{OnnxGraph, WeightStorage, rounded},
 };
 
 /// Names of a generator's inputs, in the order of [`TinyDit::forward`]: the noisy picture, its time, its label.
@@ -27,18 +27,18 @@ pub const CLASSIFIER_OUTPUT: &str = "output";
 /// # Errors
 /// When `weights` are not exactly those of the network, or the operator set is unknown.
 pub fn to_onnx(meta: &ModelMeta, weights: &Weights, opset: u32) -> Result<Vec<u8>> {
-    to_onnx_stored(meta, weights, opset, Storage::F32)
+    to_onnx_with_storage(meta, weights, opset, WeightStorage::F32)
 }
 
 /// As [`to_onnx`], with the weights that the file holds, folded ones if it is a classifier, stored as `storage` says.
 ///
 /// # Errors
 /// As [`to_onnx`], and when a weight cannot be stored so.
-pub(crate) fn to_onnx_stored(
+pub(crate) fn to_onnx_with_storage(
     meta: &ModelMeta,
     weights: &Weights,
     opset: u32,
-    storage: Storage,
+    storage: WeightStorage,
 ) -> Result<Vec<u8>> {
     let (meta, weights) = exported(meta, weights)?;
     let halves = storage.halves(&weights);
@@ -46,7 +46,7 @@ pub(crate) fn to_onnx_stored(
     let graph = OnnxGraph::new(opset)?;
     let mut source = graph.source(&weights).in_halves(halves);
     let (name, output) = match &meta.config {
-        Network::TinyDit(config) => {
+        NetworkConfig::TinyDit(config) => {
             let [x, t, label] = INPUTS;
             let x = graph.floats(x, &config.picture())?;
             let t = graph.floats(t, &[])?;
@@ -54,7 +54,7 @@ pub(crate) fn to_onnx_stored(
             let model = TinyDit::new(config, &mut Scope::root(&mut source))?;
             (OUTPUT, model.forward(&x, &t, &label)?)
         }
-        Network::ResNet(config) => {
+        NetworkConfig::ResNet(config) => {
             let picture = [resnet::CHANNELS, meta.image_size, meta.image_size];
             let input = graph.floats(CLASSIFIER_INPUT, &picture)?;
             let model = ResNet::new(config, &mut Scope::root(&mut source))?;
@@ -75,10 +75,10 @@ pub fn exported<'a>(
     weights: &'a Weights,
 ) -> Result<(Cow<'a, ModelMeta>, Cow<'a, Weights>)> {
     match &meta.config {
-        Network::TinyDit(_) => Ok((Cow::Borrowed(meta), Cow::Borrowed(weights))),
-        Network::ResNet(config) => {
+        NetworkConfig::TinyDit(_) => Ok((Cow::Borrowed(meta), Cow::Borrowed(weights))),
+        NetworkConfig::ResNet(config) => {
             let (config, weights) = fold(config, weights)?;
-            let meta = ModelMeta { config: Network::ResNet(config), ..meta.clone() };
+            let meta = ModelMeta { config: NetworkConfig::ResNet(config), ..meta.clone() };
             Ok((Cow::Owned(meta), Cow::Owned(weights)))
         }
     }

@@ -5,18 +5,18 @@ use rayon::prelude::*;
 use tiny_cats_models::{Array, ResNet, Scope, resnet};
 
 use crate::{
-    CLASSIFIER_INPUT, Error, Model, ModelMeta, Network, Options, Preprocessing, Result,
+    CLASSIFIER_INPUT, Error, LoadOptions, Model, ModelMeta, NetworkConfig, Preprocessing, Result,
     convert::exported,
     onnx::{DEFAULT_OPSET, DataType, OnnxFile, OnnxGraph},
-    runtime::{Input, RuntimeKind},
+    runtime::{InputTensor, RuntimeKind},
 };
 
 const OUTPUT: &str = "features";
 const MAX_BATCH: usize = 1024;
 /// More features for a picture are refused.
-const MOST_FEATURES: usize = 1 << 16;
+const MAX_FEATURES: usize = 1 << 16;
 /// Larger pictures are not made for any network.
-const MOST_PIXELS: usize = 2 * resnet::MAX_IMAGE_SIZE;
+const MAX_PIXELS: usize = 2 * resnet::MAX_IMAGE_SIZE;
 
 type Compute = Box<dyn FnMut(&Array) -> Result<Array> + Send>;
 
@@ -45,7 +45,7 @@ impl FeatureExtractor {
     ///
     /// # Errors
     /// [`Error::File`] when it is no classifier, [`Error::Request`] for options that make no sense, and those of the runtime.
-    pub fn from_classifier(model: &Model, options: &Options) -> Result<Self> {
+    pub fn from_classifier(model: &Model, options: &LoadOptions) -> Result<Self> {
         let preprocessing = model.classifier()?.preprocessing.clone();
         let (runtime, meta) = (options.runtime(model), model.meta());
         let compute = match runtime.runs_graphs() {
@@ -66,7 +66,7 @@ impl FeatureExtractor {
     pub fn from_graph(
         file: &OnnxFile,
         preprocessing: impl FnOnce(usize) -> Preprocessing,
-        options: &Options,
+        options: &LoadOptions,
     ) -> Result<Self> {
         let [input] = file.inputs() else {
             let found = file.inputs().len();
@@ -74,7 +74,7 @@ impl FeatureExtractor {
         };
         let (size, single) = match (input.dtype, &input.dims[..]) {
             (Some(DataType::Float), &[batch @ (None | Some(1)), Some(3), Some(height), Some(width)])
-                if height == width && (1..=MOST_PIXELS).contains(&height) =>
+                if height == width && (1..=MAX_PIXELS).contains(&height) =>
             {
                 (height, batch.is_some())
             }
@@ -82,7 +82,7 @@ impl FeatureExtractor {
                 let found = dims.iter().map(|d| d.map_or("any".to_owned(), |d| d.to_string()));
                 let found = found.collect::<Vec<_>>().join(", ");
                 let expected =
-                    format!("expected 32-bit floats [batch, 3, size, size] of at most {MOST_PIXELS} pixels");
+                    format!("expected 32-bit floats [batch, 3, size, size] of at most {MAX_PIXELS} pixels");
                 return Err(no_extractor(file, format!("{}: {expected}, found [{found}]", input.name)));
             }
         };
@@ -97,8 +97,8 @@ impl FeatureExtractor {
         if !(1..=MAX_BATCH).contains(&self.batch) {
             return Err(Error::request("batch", format!("expected 1 to {MAX_BATCH}, found {}", self.batch)));
         }
-        if !(self.size..=2 * MOST_PIXELS).contains(resize) {
-            let (least, most) = (self.size, 2 * MOST_PIXELS);
+        if !(self.size..=2 * MAX_PIXELS).contains(resize) {
+            let (least, most) = (self.size, 2 * MAX_PIXELS);
             return Err(Error::request("resize", format!("expected {least} to {most}, found {resize}")));
         }
         let ends = mean.iter().zip(std).flat_map(|(mean, std)| [-mean / std, (1.0 - mean) / std]);
@@ -143,10 +143,10 @@ impl FeatureExtractor {
             let inputs: Vec<Vec<f32>> = part.par_iter().map(|picture| how.apply(picture, size)).collect();
             let output = (self.compute)(&Array::new([part.len(), 3, size, size], inputs.concat())?)?;
             let row = match *output.dims() {
-                [n, row] | [n, row, 1, 1] if n == part.len() && (1..=MOST_FEATURES).contains(&row) => row,
+                [n, row] | [n, row, 1, 1] if n == part.len() && (1..=MAX_FEATURES).contains(&row) => row,
                 ref found => {
                     return Err(self.runtime.error(format!(
-                        "the features' file is no feature extractor: expected an output of [{}, features], at most {MOST_FEATURES} of \
+                        "the features' file is no feature extractor: expected an output of [{}, features], at most {MAX_FEATURES} of \
                          them, found {found:?}",
                         part.len()
                     )));
@@ -175,14 +175,14 @@ fn no_extractor(file: &OnnxFile, message: String) -> Error {
 fn session(file: &OnnxFile, runtime: RuntimeKind) -> Result<Compute> {
     let name = file.inputs().first().map(|port| port.name.clone()).unwrap_or_default();
     let mut session = runtime.load(file)?;
-    Ok(Box::new(move |x| session.run(&[(&name, Input::Floats(x))])))
+    Ok(Box::new(move |x| session.run(&[(&name, InputTensor::Floats(x))])))
 }
 
 /// The graph of a classifier up to its last layer.
 fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
     let weights = model.weights()?;
     let (meta, weights) = exported(meta, &weights)?;
-    let Network::ResNet(config) = &meta.config else {
+    let NetworkConfig::ResNet(config) = &meta.config else {
         return Err(Error::request("features", "expected a classifier"));
     };
     let graph = OnnxGraph::new(DEFAULT_OPSET)?;
@@ -195,18 +195,18 @@ fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
 
 #[cfg_attr(not(any(feature = "native", feature = "candle")), allow(unused_variables))]
 fn definition(model: &Model, runtime: RuntimeKind) -> Result<Compute> {
-    let Network::ResNet(config) = &model.meta().config else {
+    let NetworkConfig::ResNet(config) = &model.meta().config else {
         return Err(Error::request("features", "expected a classifier"));
     };
     match runtime {
         #[cfg(feature = "native")]
         RuntimeKind::Native => {
-            let network = crate::runtime::native::Native::resnet(config, model.weights()?)?;
+            let network = crate::runtime::native::NativeModel::resnet(config, model.weights()?)?;
             Ok(Box::new(move |x| network.features(x)))
         }
         #[cfg(feature = "candle")]
         RuntimeKind::Candle => {
-            let network = crate::runtime::candle::Definition::resnet(config, &model.weights()?)?;
+            let network = crate::runtime::candle::CandleModel::resnet(config, &model.weights()?)?;
             Ok(Box::new(move |x| network.features(x)))
         }
         other => Err(other.absent()),

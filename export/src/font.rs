@@ -8,7 +8,7 @@ const COLUMNS: usize = 5;
 pub const HEIGHT: u32 = 8;
 /// From one glyph to the next.
 pub const ADVANCE: u32 = COLUMNS as u32 + 1;
-/// Glyphs in one block of [`ART`].
+/// Glyphs in one block of [`GLYPHS`].
 const PER_BLOCK: usize = 16;
 
 /// Whether the pixel at `column`, `row` of the glyph of `c` is set. What is not printable ASCII is a full box.
@@ -19,7 +19,7 @@ pub fn is_set(c: char, column: u32, row: u32) -> bool {
     };
     let line = index / PER_BLOCK * HEIGHT as usize + row as usize;
     let at = index % PER_BLOCK * ADVANCE as usize + column as usize;
-    ART.get(line).and_then(|line| line.as_bytes().get(at)) == Some(&b'#')
+    GLYPHS.get(line).and_then(|line| line.as_bytes().get(at)) == Some(&b'#')
 }
 
 /// Width and height of `text` drawn at `scale` times its size, in pixels.
@@ -44,7 +44,7 @@ pub fn draw_text(picture: &mut RgbImage, text: &str, x: u32, y: u32, scale: u32,
 
 /// Printable ASCII from the space on, then the box, as one sees it: six blocks of sixteen glyphs.
 #[rustfmt::skip]
-const ART: [&str; 48] = [
+const GLYPHS: [&str; 48] = [
     "..... ..#.. .#.#. .#.#. ..#.. ##..# .##.. ..#.. ...#. .#... ..... ..... ..... ..... ..... ....#",
     "..... ..#.. .#.#. .#.#. .#### ##..# #..#. ..#.. ..#.. ..#.. #.#.# ..#.. ..... ..... ..... ....#",
     "..... ..#.. ..... ##### #.#.. ...#. #..#. ..... .#... ...#. .###. ..#.. ..... ..... ..... ...#.",

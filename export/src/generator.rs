@@ -6,9 +6,9 @@ use image::RgbImage;
 use tiny_cats_models::Array;
 
 use crate::{
-    Breed, Error, GeneratorMeta, Model, ModelMeta, Options, Request, Result, excerpt,
+    Breed, Error, GeneratorMeta, LoadOptions, Model, ModelMeta, Request, Result, excerpt,
     runtime::RuntimeKind,
-    sample::{Denoiser, Draw, Progress, Settings, Trajectory, advance, sample},
+    sample::{Denoiser, Progress, SampleSpec, SamplingSettings, Trajectory, advance, sample},
     to_rgb,
 };
 
@@ -16,7 +16,7 @@ const MAX_COUNT: usize = 1 << 20;
 
 /// A picture that was drawn.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Picture {
+pub struct GeneratedImage {
     /// Its class.
     pub label: usize,
     /// The class's name.
@@ -65,14 +65,14 @@ impl Generator {
     /// # Errors
     /// When the file cannot be read, is damaged, or holds something else.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(path, &Options::default())
+        Self::open_with(path, &LoadOptions::default())
     }
 
     /// Opens a model file.
     ///
     /// # Errors
     /// As [`open`](Self::open), and when the runtime is not there.
-    pub fn open_with(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
+    pub fn open_with(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         Self::from_model(&Model::open(path.as_ref())?, options)
     }
 
@@ -80,7 +80,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
-    pub fn from_bytes(bytes: Vec<u8>, options: &Options) -> Result<Self> {
+    pub fn from_bytes(bytes: Vec<u8>, options: &LoadOptions) -> Result<Self> {
         Self::from_model(&Model::from_bytes(bytes, "model")?, options)
     }
 
@@ -88,7 +88,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
-    pub fn from_model(model: &Model, options: &Options) -> Result<Self> {
+    pub fn from_model(model: &Model, options: &LoadOptions) -> Result<Self> {
         let runtime = options.runtime(model);
         let (task, network) = (model.generator()?.clone(), model.load_generator(runtime)?);
         if task.guided {
@@ -116,15 +116,15 @@ impl Generator {
     }
 
     /// How pictures of `request` are drawn: what it says, and what the file advises where it says nothing.
-    pub fn settings(&self, request: &Request) -> Settings {
-        Settings { batch: self.batch, ..Settings::new(&self.task, request) }
+    pub fn settings(&self, request: &Request) -> SamplingSettings {
+        SamplingSettings { batch: self.batch, ..SamplingSettings::new(&self.task, request) }
     }
 
     /// Draws pictures. Picture `i` depends on the request's seed and on `i`, not on how many are drawn.
     ///
     /// # Errors
     /// [`Error::Request`] naming what makes no sense, and those of the runtime.
-    pub fn generate(&mut self, request: &Request) -> Result<Vec<Picture>> {
+    pub fn generate(&mut self, request: &Request) -> Result<Vec<GeneratedImage>> {
         self.generate_with(request, |_| ControlFlow::Continue(()))
     }
 
@@ -136,7 +136,7 @@ impl Generator {
         &mut self,
         request: &Request,
         progress: impl FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Vec<Picture>> {
+    ) -> Result<Vec<GeneratedImage>> {
         self.draw(&self.labels(request)?, 0, request, progress)
     }
 
@@ -170,13 +170,13 @@ impl Generator {
         first: u64,
         request: &Request,
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Vec<Picture>> {
+    ) -> Result<Vec<GeneratedImage>> {
         self.check_labels(labels)?;
         let index = |i: usize| first.wrapping_add(i as u64);
-        let draws: Vec<Draw> = labels
+        let draws: Vec<SampleSpec> = labels
             .iter()
             .enumerate()
-            .map(|(i, &label)| Draw { index: index(i), label: label as i64 })
+            .map(|(i, &label)| SampleSpec { index: index(i), label: label as i64 })
             .collect();
         let (settings, dims) = (self.settings(request), self.dims());
         let drawn = sample(&mut *self.network, &settings, dims, &draws, &mut progress)?;
@@ -194,7 +194,7 @@ impl Generator {
         first: u64,
         request: &Request,
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
-        mut put: impl FnMut(Picture) -> Result<(), E>,
+        mut put: impl FnMut(GeneratedImage) -> Result<(), E>,
     ) -> Result<(), E> {
         let (batch, steps) = (self.batch.max(1), self.settings(request).steps);
         let total = labels.len().div_ceil(batch) * steps;
@@ -213,7 +213,7 @@ impl Generator {
     /// [`Error::Request`] naming what makes no sense.
     pub fn begin(&self, label: usize, index: u64, request: &Request) -> Result<Trajectory> {
         self.check_labels(&[label])?;
-        Trajectory::new(&self.settings(request), self.dims(), Draw { index, label: label as i64 })
+        Trajectory::new(&self.settings(request), self.dims(), SampleSpec { index, label: label as i64 })
     }
 
     /// Evaluates the network once for all of `trajectories`, whatever their requests.
@@ -228,7 +228,7 @@ impl Generator {
     ///
     /// # Errors
     /// None that a trajectory of this generator has.
-    pub fn finish(&self, trajectory: Trajectory) -> Result<Picture> {
+    pub fn finish(&self, trajectory: Trajectory) -> Result<GeneratedImage> {
         let (label, seed, index) =
             (trajectory.label() as usize, trajectory.settings().seed, trajectory.index());
         Ok(self.picture(label, seed, index, trajectory.into_array()?))
@@ -240,13 +240,13 @@ impl Generator {
     }
 
     /// The picture that a trajectory has come to so far: noise at first.
-    pub fn so_far(&self, trajectory: &Trajectory) -> RgbImage {
+    pub fn current_image(&self, trajectory: &Trajectory) -> RgbImage {
         self.image(trajectory.values())
     }
 
-    fn picture(&self, label: usize, seed: u64, index: u64, values: Array) -> Picture {
+    fn picture(&self, label: usize, seed: u64, index: u64, values: Array) -> GeneratedImage {
         let class = self.meta.classes.get(label).cloned().unwrap_or_default();
-        Picture { label, class, seed, index, image: self.image(values.data()), values }
+        GeneratedImage { label, class, seed, index, image: self.image(values.data()), values }
     }
 
     fn image(&self, values: &[f32]) -> RgbImage {

@@ -2,14 +2,14 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{Picture, font};
+use crate::{GeneratedImage, font};
 
 /// Space around each picture, in pixels of the sheet.
 const MARGIN: u32 = 6;
 /// Smaller pictures are enlarged by a whole factor to at least this many pixels, so that each can be seen.
 const VISIBLE: u32 = 128;
-const PAPER: Rgb<u8> = Rgb([250, 249, 246]);
-const INK: Rgb<u8> = Rgb([40, 38, 36]);
+const BACKGROUND: Rgb<u8> = Rgb([250, 249, 246]);
+const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
 
 /// Places `pictures` in rows of `columns`, each in a cell of the size of the largest, small ones enlarged smoothly to at least
 /// 128 px. `labels`, one a picture (missing ones are empty), are drawn below each; a label too long for its cell is cut.
@@ -22,7 +22,7 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
     let factor = cell / largest;
     let label = if labels.is_some() { font::HEIGHT + MARGIN / 2 } else { 0 };
     let (step_x, step_y) = (cell + MARGIN, cell + label + MARGIN);
-    let mut sheet = RgbImage::from_pixel(MARGIN + columns * step_x, MARGIN + rows * step_y, PAPER);
+    let mut sheet = RgbImage::from_pixel(MARGIN + columns * step_x, MARGIN + rows * step_y, BACKGROUND);
     for (i, picture) in pictures.iter().enumerate() {
         let x = MARGIN + i as u32 % columns * step_x;
         let y = MARGIN + i as u32 / columns * step_y;
@@ -44,8 +44,8 @@ pub fn shown(size: u32) -> u32 {
 }
 
 /// A labelled [`grid`] of pictures that were drawn, about as wide as high; those of one class stand together.
-pub fn sheet(pictures: &[Picture]) -> RgbImage {
-    let mut order: Vec<&Picture> = pictures.iter().collect();
+pub fn sheet(pictures: &[GeneratedImage]) -> RgbImage {
+    let mut order: Vec<&GeneratedImage> = pictures.iter().collect();
     order.sort_by_key(|p| (p.label, p.index));
     let labels: Vec<String> = order.iter().map(|p| p.class.replace('_', " ")).collect();
     let images: Vec<_> = order.iter().map(|p| p.image.clone()).collect();
@@ -57,7 +57,7 @@ pub fn sheet(pictures: &[Picture]) -> RgbImage {
 fn write(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
     let shown: String = text.chars().take((width / font::ADVANCE) as usize).collect();
     let start = x + (width - font::text_size(&shown, 1).0) / 2;
-    font::draw_text(sheet, &shown, start, y, 1, INK);
+    font::draw_text(sheet, &shown, start, y, 1, TEXT_COLOR);
 }
 
 /// The picture of `size` × `size` whose `3 · size²` values, in channel, row, column order, lie in [−1, 1]; what lies outside is clamped,
@@ -103,7 +103,7 @@ mod tests {
                 assert_eq!(sheet.get_pixel(at.0, at.1), pixel);
             }
         }
-        let inked = |sheet: &RgbImage| sheet.pixels().filter(|&&p| p == INK).count();
+        let inked = |sheet: &RgbImage| sheet.pixels().filter(|&&p| p == TEXT_COLOR).count();
         assert!(inked(&sheet) > 7 * 50);
         assert_eq!(inked(&grid(&pictures, 3, None)), 0);
     }

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 pub const DIGEST_KEY: &str = "tiny-cats.sha256";
 
 /// What an error says about a file whose digest does not match.
-pub const ALTERED: &str = "the checksum does not match the content: the file was altered or damaged";
+pub const CHECKSUM_MISMATCH: &str =
+    "the checksum does not match the content: the file was altered or damaged";
 
 /// Whether a file's contents were compared with a digest that the file carries. A file whose digest does not match is never loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]

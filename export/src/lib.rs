@@ -22,29 +22,29 @@ mod resize;
 pub mod runtime;
 pub mod sample;
 
-pub use atomic::{Staged, png, remove_abandoned, stage, without_temporary_name, write_atomically, write_png};
+pub use atomic::{Staged, png, remove_abandoned, stage, strip_temp_name, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use closest::closest;
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result, escaped, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
-pub use generator::{Generator, Picture};
+pub use generator::{GeneratedImage, Generator};
 pub use grid::{grid, sheet, shown, to_rgb};
-pub use integrity::{ALTERED, Checksum, DIGEST_KEY, Integrity};
+pub use integrity::{CHECKSUM_MISMATCH, Checksum, DIGEST_KEY, Integrity};
 pub use load::{Model, predecessor_classes};
 pub use meta::{
     ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,
     Sampler, SamplerDefaults, TaskMeta, is_class_name,
 };
-pub use options::Options;
+pub use options::LoadOptions;
 pub use preprocess::{resize_short_side, short_side_size};
 pub use request::{Breed, Request};
 #[cfg(feature = "candle")]
 mod verify;
-pub use tiny_cats_models::Network;
+pub use tiny_cats_models::NetworkConfig;
 #[cfg(feature = "candle")]
 pub use verify::{
-    ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, Report, Rounding, RuntimeReport, TOLERANCE, Tolerance,
-    export, exported, psnr, report_path, rounding, scale, verify, verify_on,
+    ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, RoundingReport, RuntimeReport, TOLERANCE, Tolerance,
+    VerificationReport, export, exported, psnr, report_path, rounding, scale, verify, verify_on,
 };

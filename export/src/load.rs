@@ -3,22 +3,22 @@
 use std::{borrow::Cow, path::Path};
 
 use safetensors::{Dtype, SafeTensors};
-use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights, resnet::BATCH_COUNT};
+use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights, resnet::NUM_BATCHES_TRACKED};
 
 use crate::{
-    ALTERED, CLASSIFIER_INPUT, Checksum, ClassifierMeta, Classify, Error, GeneratorMeta, INPUTS, Integrity,
-    META_KEY, ModelMeta, Network, PREDECESSOR_CLASSES, Result, TaskMeta,
+    CHECKSUM_MISMATCH, CLASSIFIER_INPUT, Checksum, ClassifierMeta, Classify, Error, GeneratorMeta, INPUTS,
+    Integrity, META_KEY, ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, Result, TaskMeta,
     meta::MAX_CLASSES,
-    onnx::{DEFAULT_OPSET, DataType, OnnxFile, Port},
-    runtime::{Input, RuntimeKind, Session},
+    onnx::{DEFAULT_OPSET, DataType, OnnxFile, ValueInfo},
+    runtime::{InputTensor, RuntimeKind, Session},
     sample::Denoiser,
     to_onnx,
 };
 
 #[cfg(feature = "candle")]
-use crate::runtime::candle::Definition;
+use crate::runtime::candle::CandleModel;
 #[cfg(feature = "native")]
-use crate::runtime::native::Native;
+use crate::runtime::native::NativeModel;
 
 /// More than any model that we write, and less than what a machine chokes on.
 const MAX_BYTES: u64 = i32::MAX as u64;
@@ -41,14 +41,14 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 pub struct Model {
     name: String,
     meta: ModelMeta,
-    contents: Contents,
+    contents: ModelData,
     integrity: Integrity,
 }
 
 #[derive(Clone, Debug)]
-enum Contents {
+enum ModelData {
     Weights(Weights),
-    Graph(OnnxFile),
+    GraphModel(OnnxFile),
 }
 
 impl Model {
@@ -80,18 +80,18 @@ impl Model {
         // A safetensors file has the length of its JSON in eight bytes, then the JSON.
         if bytes.get(8) == Some(&b'{') {
             let (meta, weights, integrity) = safetensors(&bytes, name)?;
-            return Ok(Self { name: name.into(), meta, contents: Contents::Weights(weights), integrity });
+            return Ok(Self { name: name.into(), meta, contents: ModelData::Weights(weights), integrity });
         }
         let file = OnnxFile::read(bytes, name, folder)?;
         let (meta, integrity) = (graph_meta(&file)?, file.integrity());
-        Ok(Self { name: name.into(), meta, contents: Contents::Graph(file), integrity })
+        Ok(Self { name: name.into(), meta, contents: ModelData::GraphModel(file), integrity })
     }
 
     /// A model that is in memory already, as after training. It is [unchecked](Integrity::Unchecked) unless
     /// [`with_integrity`](Self::with_integrity) says otherwise.
     pub fn from_weights(meta: ModelMeta, weights: Weights) -> Self {
         let integrity = Integrity::Unchecked;
-        Self { name: "model".into(), meta, contents: Contents::Weights(weights), integrity }
+        Self { name: "model".into(), meta, contents: ModelData::Weights(weights), integrity }
     }
 
     /// The same, of a file that was read elsewhere and was or was not compared with its digest there.
@@ -131,7 +131,7 @@ impl Model {
     /// # Errors
     /// [`Error::File`] when it is no generator.
     pub fn generator(&self) -> Result<&GeneratorMeta> {
-        self.meta.generator().ok_or_else(|| self.other_task("generator"))
+        self.meta.generator().ok_or_else(|| self.wrong_task("generator"))
     }
 
     /// What it takes to classify with it.
@@ -139,10 +139,10 @@ impl Model {
     /// # Errors
     /// [`Error::File`] when it is no classifier.
     pub fn classifier(&self) -> Result<&ClassifierMeta> {
-        self.meta.classifier().ok_or_else(|| self.other_task("classifier"))
+        self.meta.classifier().ok_or_else(|| self.wrong_task("classifier"))
     }
 
-    fn other_task(&self, expected: &str) -> Error {
+    fn wrong_task(&self, expected: &str) -> Error {
         Error::file(&self.name, "task", format!("expected a {expected}, found {}", self.meta.kind()))
     }
 
@@ -154,22 +154,24 @@ impl Model {
     /// weights do not fit the network or it is no generator.
     #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_generator(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
-        let Network::TinyDit(config) = &self.meta.config else { return Err(self.other_task("generator")) };
+        let NetworkConfig::TinyDit(config) = &self.meta.config else {
+            return Err(self.wrong_task("generator"));
+        };
         if self.is_guided() && !kind.runs_graphs() {
             let message = "the graph applies guidance itself, which its definition does not; choose a runtime that computes graphs";
             return Err(kind.error(message));
         }
         match kind {
             #[cfg(feature = "native")]
-            RuntimeKind::Native => return Ok(Box::new(Native::tiny_dit(config, self.weights()?)?)),
+            RuntimeKind::Native => return Ok(Box::new(NativeModel::tiny_dit(config, self.weights()?)?)),
             #[cfg(feature = "candle")]
-            RuntimeKind::Candle => return Ok(Box::new(Definition::tiny_dit(config, &self.weights()?)?)),
+            RuntimeKind::Candle => return Ok(Box::new(CandleModel::tiny_dit(config, &self.weights()?)?)),
             _ => {}
         }
         let (session, names) = self.session(kind)?;
         let names =
             if names.iter().any(|name| name == PREDECESSOR_INPUTS[0]) { PREDECESSOR_INPUTS } else { INPUTS };
-        Ok(Box::new(Graph { session, names }))
+        Ok(Box::new(GraphModel { session, names }))
     }
 
     /// Loads a classifier into a runtime, as [`load_generator`](Self::load_generator) does a generator.
@@ -178,23 +180,25 @@ impl Model {
     /// As [`load_generator`](Self::load_generator).
     #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_classifier(&self, kind: RuntimeKind) -> Result<Box<dyn Classify + Send>> {
-        let Network::ResNet(config) = &self.meta.config else { return Err(self.other_task("classifier")) };
+        let NetworkConfig::ResNet(config) = &self.meta.config else {
+            return Err(self.wrong_task("classifier"));
+        };
         match kind {
             #[cfg(feature = "native")]
-            RuntimeKind::Native => return Ok(Box::new(Native::resnet(config, self.weights()?)?)),
+            RuntimeKind::Native => return Ok(Box::new(NativeModel::resnet(config, self.weights()?)?)),
             #[cfg(feature = "candle")]
-            RuntimeKind::Candle => return Ok(Box::new(Definition::resnet(config, &self.weights()?)?)),
+            RuntimeKind::Candle => return Ok(Box::new(CandleModel::resnet(config, &self.weights()?)?)),
             _ => {}
         }
-        Ok(Box::new(Graph { session: self.session(kind)?.0, names: [CLASSIFIER_INPUT] }))
+        Ok(Box::new(GraphModel { session: self.session(kind)?.0, names: [CLASSIFIER_INPUT] }))
     }
 
     /// Whether it is what its metadata says, so that what computes definitions can compute it: another program's graph may be anything
     /// with such inputs and outputs.
-    pub(crate) fn is_defined(&self) -> bool {
+    pub(crate) fn has_definition(&self) -> bool {
         match &self.contents {
-            Contents::Weights(_) => true,
-            Contents::Graph(file) => file.metadata().contains_key(META_KEY),
+            ModelData::Weights(_) => true,
+            ModelData::GraphModel(file) => file.metadata().contains_key(META_KEY),
         }
     }
 
@@ -210,8 +214,8 @@ impl Model {
     /// When weights do not fit the network.
     pub fn graph(&self) -> Result<Cow<'_, OnnxFile>> {
         match &self.contents {
-            Contents::Graph(file) => Ok(Cow::Borrowed(file)),
-            Contents::Weights(weights) => {
+            ModelData::GraphModel(file) => Ok(Cow::Borrowed(file)),
+            ModelData::Weights(weights) => {
                 let bytes = to_onnx(&self.meta, weights, DEFAULT_OPSET)?;
                 Ok(Cow::Owned(OnnxFile::from_bytes(bytes, &self.name)?))
             }
@@ -224,8 +228,8 @@ impl Model {
     /// As [`OnnxFile::weights`].
     pub fn weights(&self) -> Result<Weights> {
         match &self.contents {
-            Contents::Weights(weights) => Ok(weights.clone()),
-            Contents::Graph(file) => {
+            ModelData::Weights(weights) => Ok(weights.clone()),
+            ModelData::GraphModel(file) => {
                 let mut all = file.weights()?;
                 let specs = self.meta.config.specs()?;
                 Ok(specs.into_iter().filter_map(|spec| all.remove_entry(&spec.name)).collect())
@@ -235,24 +239,27 @@ impl Model {
 }
 
 /// A graph as a network.
-struct Graph<const N: usize> {
+struct GraphModel<const N: usize> {
     session: Box<dyn Session>,
     names: [&'static str; N],
 }
 
-impl Denoiser for Graph<3> {
+impl Denoiser for GraphModel<3> {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
         let t = Array::new([t.len()], t.to_vec())?;
         let [x_name, t_name, label_name] = self.names;
-        let inputs =
-            [(x_name, Input::Floats(x)), (t_name, Input::Floats(&t)), (label_name, Input::Labels(label))];
+        let inputs = [
+            (x_name, InputTensor::Floats(x)),
+            (t_name, InputTensor::Floats(&t)),
+            (label_name, InputTensor::Labels(label)),
+        ];
         self.session.run(&inputs)
     }
 }
 
-impl Classify for Graph<1> {
+impl Classify for GraphModel<1> {
     fn logits(&mut self, x: &Array) -> Result<Array> {
-        self.session.run(&[(self.names[0], Input::Floats(x))])
+        self.session.run(&[(self.names[0], InputTensor::Floats(x))])
     }
 }
 
@@ -262,16 +269,16 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     let find = |name: &str| file.inputs().iter().find(|port| port.name == name);
     let meta = match (find(PREDECESSOR_INPUTS[0]), find(CLASSIFIER_INPUT)) {
         _ if file.metadata().contains_key(META_KEY) => file.meta()?,
-        (Some(Port { dims, .. }), _) if let [_, _, Some(size), _] = dims[..] => {
+        (Some(ValueInfo { dims, .. }), _) if let [_, _, Some(size), _] = dims[..] => {
             predecessor_generator(file, size)?
         }
-        (_, Some(Port { dims, .. })) if let [_, _, Some(size), _] = dims[..] => {
+        (_, Some(ValueInfo { dims, .. })) if let [_, _, Some(size), _] = dims[..] => {
             predecessor_classifier(file, size)?
         }
         _ => file.meta()?,
     };
     let size = Some(meta.image_size);
-    let is_picture = |port: &Port| {
+    let is_picture = |port: &ValueInfo| {
         let square = matches!(port.dims[..], [None, Some(3), h, w] if h == size && w == size);
         port.dtype == Some(DataType::Float) && square
     };
@@ -287,7 +294,7 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
             None => return wrong(format!("expected one called {name}")),
         }
     }
-    let is_vector = |port: &Port, dtype| port.dtype == Some(dtype) && port.dims.len() == 1;
+    let is_vector = |port: &ValueInfo, dtype| port.dtype == Some(dtype) && port.dims.len() == 1;
     let fits = match ports[..] {
         [x, t, label] => is_picture(x) && is_vector(t, DataType::Float) && is_vector(label, DataType::Int64),
         [x] => is_picture(x),
@@ -378,7 +385,7 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights, Integrit
                 checksum.finish()
             });
             if checksum.as_ref() != Some(expected) {
-                return Err(Error::file(name, Checksum::KEY, ALTERED));
+                return Err(Error::file(name, Checksum::KEY, CHECKSUM_MISMATCH));
             }
             Integrity::Verified
         }
@@ -394,7 +401,7 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights, Integrit
         let values = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         Ok((key.to_owned(), Array::new(view.shape(), values)?))
     };
-    let tensors = file.iter().filter(|(key, _)| !key.ends_with(BATCH_COUNT));
+    let tensors = file.iter().filter(|(key, _)| !key.ends_with(NUM_BATCHES_TRACKED));
     let weights = tensors.map(array).collect::<Result<_>>()?;
     Ok((meta, weights, integrity))
 }

@@ -4,7 +4,7 @@ use crate::{Model, runtime::RuntimeKind};
 
 /// How to open a model.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct LoadOptions {
     /// What computes it; `None` for our own kernels where the model is one of ours, and else for the first that is built in of tract and
     /// ONNX Runtime.
     pub runtime: Option<RuntimeKind>,
@@ -12,16 +12,16 @@ pub struct Options {
     pub batch: usize,
 }
 
-impl Default for Options {
+impl Default for LoadOptions {
     fn default() -> Self {
         Self { runtime: None, batch: 16 }
     }
 }
 
-impl Options {
+impl LoadOptions {
     /// What computes `model`.
     pub fn runtime(&self, model: &Model) -> RuntimeKind {
-        let own = cfg!(feature = "native") && model.is_defined();
+        let own = cfg!(feature = "native") && model.has_definition();
         self.runtime.unwrap_or_else(|| if own { RuntimeKind::Native } else { self.graphs() })
     }
 

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Of pictures that are longer than this times their short side, the middle is used.
-const LONGEST: u32 = 4;
+const MAX_ASPECT_RATIO: u32 = 4;
 
 /// `picture` with a short side of `short` pixels, by the triangle filter that widens as it shrinks (what PyTorch calls antialiased
 /// bilinear); of one that is longer than four times its short side, the middle. Its size is [`short_side_size`].
@@ -35,7 +35,7 @@ pub fn short_side_size([width, height]: [u32; 2], short: u32) -> [u32; 2] {
 
 /// Width and height of the part that is used.
 fn middle([width, height]: [u32; 2]) -> [u32; 2] {
-    let most = LONGEST.saturating_mul(width.min(height));
+    let most = MAX_ASPECT_RATIO.saturating_mul(width.min(height));
     [width.min(most), height.min(most)]
 }
 
@@ -57,12 +57,12 @@ impl Preprocessing {
                 }
             }
         }
-        self.normalise(&mut out);
+        self.normalize(&mut out);
         out
     }
 
     /// Makes of the values of a picture, red, then green, then blue, from −1 (black) to 1, what the network expects.
-    pub fn normalise(&self, values: &mut [f32]) {
+    pub fn normalize(&self, values: &mut [f32]) {
         let plane = values.len() / 3;
         for (values, (mean, std)) in values.chunks_mut(plane.max(1)).zip(self.mean.into_iter().zip(self.std))
         {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tempfile::NamedTempFile;
-use tiny_cats::checkpoint::{self, Given, WhichWeights};
+use tiny_cats::checkpoint::{self, Given, WeightsSelection};
 
 /// A folder in memory on Linux: nothing is written to a disk millions of times.
 const MEMORY: &str = "/dev/shm";
@@ -39,7 +39,7 @@ pub fn escaped<T>(body: impl FnOnce() -> T) -> T {
 pub fn checkpoint(bytes: &[u8]) {
     let mut file = temporary();
     file.write_all(bytes).and_then(|()| file.rewind()).expect("the temporary file can be written");
-    for which in [WhichWeights::Default, WhichWeights::Raw] {
+    for which in [WeightsSelection::Default, WeightsSelection::Raw] {
         match checkpoint::open(file.path(), which) {
             Ok(loaded) => {
                 if let Err(problem) = loaded.describe(&Given::default()) {
@@ -60,10 +60,10 @@ fn temporary() -> NamedTempFile {
 }
 
 /// Longer messages echo what a hostile file says.
-const LONGEST: usize = 1000;
+const MAX_MESSAGE: usize = 1000;
 
 /// Ends the process if `text` is not one short line of printable characters.
 pub fn message(text: &str) {
     assert!(!text.chars().any(char::is_control), "not one printable line: {text:?}");
-    assert!(text.len() <= LONGEST, "a message of {} bytes: {text}", text.len());
+    assert!(text.len() <= MAX_MESSAGE, "a message of {} bytes: {text}", text.len());
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor as CandleTensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tiny_cats_models::{
     Array, BatchNorm, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
-    candle::{to_device, with_plain_operations},
+    candle::{to_device, with_candle_ops},
     native,
     random::noise,
     tape::{Param, Tape, Var},
@@ -57,7 +57,7 @@ macro_rules! case {
         if matches!($name, "linear" | "attention") {
             group.bench_function("training in bf16", |b| b.iter(|| step(Precision::Bf16)));
         }
-        group.bench_function("plain", |b| b.iter(|| with_plain_operations(|| step(Precision::F32))));
+        group.bench_function("plain", |b| b.iter(|| with_candle_ops(|| step(Precision::F32))));
         group.finish();
     }};
 }

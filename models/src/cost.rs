@@ -11,7 +11,7 @@ use pass::{Memory, Meter, Node, Slots};
 
 /// What one operation takes for one item of a batch.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct OpCost {
     /// Path of the module that it belongs to.
     pub module: String,
     /// The operation's name in the [`Tensor`] trait.
@@ -26,14 +26,14 @@ pub struct Entry {
 
 /// What a network takes, operation by operation.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger {
+pub struct CostSummary {
     /// The parameters, in the order in which the model asks for them.
     pub params: Vec<ParamSpec>,
     /// The operations, in the order of the forward pass.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<OpCost>,
 }
 
-impl Ledger {
+impl CostSummary {
     /// Number of values in all parameters, running statistics included.
     pub fn parameters(&self) -> u64 {
         self.params.iter().map(|p| p.dims.iter().map(|&d| d as u64).product::<u64>()).sum()
@@ -47,7 +47,7 @@ impl Ledger {
     /// Floating-point operations of a forward pass and the way back for one item: a way back takes two forward passes, and gradient
     /// checkpointing one more through the blocks.
     pub fn training_flops(&self, checkpoint: bool) -> u64 {
-        let again = |e: &&Entry| checkpoint && e.in_block;
+        let again = |e: &&OpCost| checkpoint && e.in_block;
         3 * self.flops() + self.entries.iter().filter(again).map(|e| e.flops).sum::<u64>()
     }
 
@@ -63,7 +63,7 @@ pub struct Counter(Rc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    ledger: RefCell<Ledger>,
+    ledger: RefCell<CostSummary>,
     /// Items of the batch that is trained on; 0 where memory is not counted.
     batch: usize,
     options: TapeOptions,
@@ -103,7 +103,7 @@ impl Counter {
     }
 
     /// What has been counted so far.
-    pub fn ledger(&self) -> Ledger {
+    pub fn ledger(&self) -> CostSummary {
         self.0.ledger.borrow().clone()
     }
 
@@ -155,7 +155,7 @@ impl Counter {
     fn partial_sums(&self, weight: &[usize], stride: usize, [rows, cols]: [usize; 2]) -> u64 {
         let items = self.0.batch;
         let tiles = pieces::winograd_tiles(rows, cols);
-        if pieces::by_winograd([weight[0], weight[1], weight[2]], stride, tiles, items) {
+        if pieces::uses_winograd([weight[0], weight[1], weight[2]], stride, tiles, items) {
             return 0;
         }
         items.div_ceil(pieces::part(items, rows * cols)) as u64
@@ -241,7 +241,7 @@ impl Tensor for Cost {
         let dims = shape::linear(&self.dims, weight, bias.map(Vec::as_slice))?;
         let each = 2 * weight[1] + usize::from(bias.is_some());
         let factors = self.counter.linear_factors(&self.dims, weight, &dims);
-        let made = self.made("linear", dims, each).keeps_factor(self).half(self.counter.half());
+        let made = self.made("linear", dims, each).saves_factor(self).half(self.counter.half());
         Ok(made.to(self).params([Some(weight), bias]).scratch(factors).done())
     }
 
@@ -257,7 +257,7 @@ impl Tensor for Cost {
         let partials = self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
         let sums = bytes(weight).saturating_mul(partials);
         let factors = self.counter.factors(&self.dims, weight, &dims);
-        let made = self.made("conv2d", dims, each).keeps_factor(self).half(self.counter.half());
+        let made = self.made("conv2d", dims, each).saves_factor(self).half(self.counter.half());
         Ok(made.to(self).params([Some(weight), bias]).scratch(sums.saturating_add(factors)).done())
     }
 
@@ -309,8 +309,8 @@ impl Tensor for Cost {
         let scores = [heads, tokens, tokens];
         let flops = 4 * n * tokens + 5 * scores.iter().product::<usize>();
         let half = self.counter.half();
-        let made = Operation::new(self, "attention", dims, flops).half(half).keeps_own(&scores, half);
-        let made = made.keeps_factor(self).keeps_factor(key).keeps_factor(value);
+        let made = Operation::new(self, "attention", dims, flops).half(half).saves_buffer(&scores, half);
+        let made = made.saves_factor(self).saves_factor(key).saves_factor(value);
         Ok(made.to(self).to(key).to(value).done())
     }
 
@@ -358,7 +358,7 @@ impl Tensor for Cost {
     }
 
     fn relu(&self) -> Result<Self> {
-        Ok(self.each("relu", 1).keeps_result().to(self).done())
+        Ok(self.each("relu", 1).saves_output().to(self).done())
     }
 
     fn swiglu(&self) -> Result<Self> {
@@ -366,7 +366,7 @@ impl Tensor for Cost {
     }
 
     fn softmax(&self) -> Result<Self> {
-        Ok(self.made("softmax", shape::softmax(&self.dims)?, 5).half(false).keeps_result().to(self).done())
+        Ok(self.made("softmax", shape::softmax(&self.dims)?, 5).half(false).saves_output().to(self).done())
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
@@ -403,7 +403,7 @@ impl Tensor for Cost {
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
         // Where the winners were.
         let winners = dims.clone();
-        Ok(self.made("max_pool2d", dims, kernel * kernel).keeps_own(&winners, false).to(self).done())
+        Ok(self.made("max_pool2d", dims, kernel * kernel).saves_buffer(&winners, false).to(self).done())
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {

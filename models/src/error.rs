@@ -15,10 +15,10 @@ pub enum Error {
         found: String,
     },
     /// A reading has no way to express the operation; it never approximates one in silence.
-    #[error("{reading} cannot express {what}")]
+    #[error("{backend} cannot express {what}")]
     Unsupported {
         /// The reading, for instance `ONNX opset 17`.
-        reading: String,
+        backend: String,
         /// The operation and the setting that it lacks.
         what: String,
     },

@@ -24,10 +24,10 @@ pub mod tiny_dit;
 mod weights;
 
 pub use error::{Error, Result};
-pub use network::Network;
+pub use network::NetworkConfig;
 pub use options::{Precision, TapeOptions};
 pub use params::{Init, ParamSpec, Scope, Source, init};
 pub use resnet::{Head, ResNet, ResNetConfig, fold};
 pub use tensor::{BatchNorm, Tensor};
-pub use tiny_dit::{Layout, Prediction, TinyDit, TinyDitConfig};
+pub use tiny_dit::{Layout, PredictionType, TinyDit, TinyDitConfig};
 pub use weights::{Array, Weights, count};

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ParamSpec, ResNetConfig, Result, TapeOptions, TinyDitConfig, cost::Ledger};
+use crate::{ParamSpec, ResNetConfig, Result, TapeOptions, TinyDitConfig, cost::CostSummary};
 
 /// The configuration of a network, tagged with its kind, from which the definition can be built again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Network {
+pub enum NetworkConfig {
     /// A class-conditional generator.
     TinyDit(TinyDitConfig),
     /// A classifier.
@@ -15,15 +15,15 @@ pub enum Network {
     ResNet(ResNetConfig),
 }
 
-impl Network {
+impl NetworkConfig {
     /// Every parameter of the network, in the order of its definition.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) when the configuration describes no network.
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
         match self {
-            Network::TinyDit(config) => Ok(config.cost()?.params),
-            Network::ResNet(config) => config.specs(),
+            NetworkConfig::TinyDit(config) => Ok(config.cost()?.params),
+            NetworkConfig::ResNet(config) => config.specs(),
         }
     }
 
@@ -32,10 +32,10 @@ impl Network {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) when the configuration describes no network, [`Error::Shape`](crate::Error::Shape) for a
     /// size out of bounds.
-    pub fn cost(&self, side: usize) -> Result<Ledger> {
+    pub fn cost(&self, side: usize) -> Result<CostSummary> {
         match self {
-            Network::TinyDit(config) => config.cost(),
-            Network::ResNet(config) => config.cost(side),
+            NetworkConfig::TinyDit(config) => config.cost(),
+            NetworkConfig::ResNet(config) => config.cost(side),
         }
     }
 
@@ -45,16 +45,16 @@ impl Network {
     /// As [`cost`](Self::cost).
     pub fn training_bytes(&self, side: usize, batch: usize, options: TapeOptions) -> Result<u64> {
         match self {
-            Network::TinyDit(config) => config.training_bytes(batch, options),
-            Network::ResNet(config) => config.training_bytes(side, batch, options),
+            NetworkConfig::TinyDit(config) => config.training_bytes(batch, options),
+            NetworkConfig::ResNet(config) => config.training_bytes(side, batch, options),
         }
     }
 
     /// Number of classes that it draws or tells apart.
     pub fn classes(&self) -> usize {
         match self {
-            Network::TinyDit(config) => config.classes,
-            Network::ResNet(config) => config.classes,
+            NetworkConfig::TinyDit(config) => config.classes,
+            NetworkConfig::ResNet(config) => config.classes,
         }
     }
 
@@ -62,17 +62,17 @@ impl Network {
     /// [`Error::Config`](crate::Error::Config) when the configuration describes no network.
     pub fn validate(&self) -> Result<()> {
         match self {
-            Network::TinyDit(config) => config.validate(),
-            Network::ResNet(config) => config.validate(),
+            NetworkConfig::TinyDit(config) => config.validate(),
+            NetworkConfig::ResNet(config) => config.validate(),
         }
     }
 }
 
-impl std::fmt::Display for Network {
+impl std::fmt::Display for NetworkConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Network::TinyDit(config) => config.fmt(f),
-            Network::ResNet(config) => config.fmt(f),
+            NetworkConfig::TinyDit(config) => config.fmt(f),
+            NetworkConfig::ResNet(config) => config.fmt(f),
         }
     }
 }

@@ -17,7 +17,7 @@ pub struct TapeOptions {
 
 impl TapeOptions {
     /// The options whose tape keeps what this one keeps on a processor: its kernels round to bf16 while they multiply, and values stay f32.
-    pub fn on_processor(self) -> Self {
+    pub fn on_cpu(self) -> Self {
         let precision = if self.precision == Precision::Bf16 { Precision::F32 } else { self.precision };
         Self { precision, ..self }
     }

@@ -17,7 +17,7 @@ pub(crate) fn winograd_tiles(rows: usize, cols: usize) -> usize {
 }
 
 /// Whether a convolution of `items` can go Winograd's way, and gains by it: `weight` is `[out, in, kernel, kernel]`.
-pub(crate) fn by_winograd(weight: [usize; 3], stride: usize, tiles_per_item: usize, items: usize) -> bool {
+pub(crate) fn uses_winograd(weight: [usize; 3], stride: usize, tiles_per_item: usize, items: usize) -> bool {
     let [out, channels, kernel] = weight;
     let enough = items.saturating_mul(tiles_per_item) >= MIN_TILES && channels.min(out) >= MIN_CHANNELS;
     (kernel, stride) == (3, 1) && enough

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Array, BatchNorm, Error, Init, ParamSpec, Result, Scope, TapeOptions, Tensor, Weights,
-    cost::{Counter, Ledger},
+    cost::{CostSummary, Counter},
 };
 
 /// Colour channels of every picture.
@@ -22,7 +22,7 @@ pub const MIN_IMAGE_SIZE: usize = 32;
 pub const MAX_IMAGE_SIZE: usize = 1024;
 
 /// The last part of the name under which PyTorch keeps how many batches a batch normalisation has seen; nothing is computed from that.
-pub const BATCH_COUNT: &str = "num_batches_tracked";
+pub const NUM_BATCHES_TRACKED: &str = "num_batches_tracked";
 
 /// How the classifying layer is called in files; dropout is training's, and changes nothing here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +113,7 @@ impl ResNetConfig {
     ///
     /// # Errors
     /// [`Error::Config`] as [`validate`](Self::validate), [`Error::Shape`] for a size out of bounds.
-    pub fn cost(&self, image_size: usize) -> Result<Ledger> {
+    pub fn cost(&self, image_size: usize) -> Result<CostSummary> {
         let mut counter = Counter::default();
         let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
         model.forward(&counter.input(&[CHANNELS, image_size, image_size]))?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Array, Error, Init, Result, Scope, TapeOptions, Tensor,
-    cost::{Counter, Ledger},
+    cost::{CostSummary, Counter},
 };
 
 /// Colour channels of every picture.
@@ -38,7 +38,7 @@ pub enum Layout {
 /// What the network's output means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Prediction {
+pub enum PredictionType {
     /// The clean image x̂.
     X,
     /// The velocity x₁ − x₀ of the straight path from noise x₀ to image x₁.
@@ -171,10 +171,10 @@ impl TinyDitConfig {
     }
 
     /// What the network predicts.
-    pub fn prediction(&self) -> Prediction {
+    pub fn prediction(&self) -> PredictionType {
         match self.layout {
-            Layout::Modern => Prediction::X,
-            Layout::Legacy => Prediction::Velocity,
+            Layout::Modern => PredictionType::X,
+            Layout::Legacy => PredictionType::Velocity,
         }
     }
 
@@ -187,7 +187,7 @@ impl TinyDitConfig {
     ///
     /// # Errors
     /// [`Error::Config`] as [`validate`](Self::validate).
-    pub fn cost(&self) -> Result<Ledger> {
+    pub fn cost(&self) -> Result<CostSummary> {
         let mut counter = Counter::default();
         let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
         let (x, t, label) = (counter.input(&self.picture()), counter.input(&[]), counter.input(&[]));

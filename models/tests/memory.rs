@@ -39,7 +39,7 @@ const KEPT: TapeOptions = TapeOptions { checkpoint: false, precision: Precision:
 const CHECKPOINTED: TapeOptions = TapeOptions { checkpoint: true, precision: Precision::F32 };
 
 #[test]
-fn a_step_takes_what_the_cost_reading_says() {
+fn a_step_uses_the_memory_the_cost_backend_predicts() {
     let _turn = turn();
     for (name, mut case) in [
         ("nano", Case::dit("nano", 32, 6)),
@@ -53,7 +53,7 @@ fn a_step_takes_what_the_cost_reading_says() {
             for checkpoint in [false, true] {
                 let options = TapeOptions { checkpoint, precision };
                 let (found, said) =
-                    (measured(&mut case, options) as f64, case.predicted(options.on_processor()) as f64);
+                    (measured(&mut case, options) as f64, case.predicted(options.on_cpu()) as f64);
                 println!("{name}, {options:?}: {:.1} MB, said {:.1} MB", found / 1e6, said / 1e6);
                 assert!((said / found - 1.0).abs() < most, "{name}, {options:?}: {found} bytes, said {said}");
             }
@@ -78,7 +78,7 @@ fn computing_blocks_again_takes_less_memory() {
 }
 
 #[test]
-fn a_tape_that_nobody_goes_back_along_frees_what_it_kept() {
+fn a_tape_without_backward_frees_saved_tensors() {
     let _turn = turn();
     for mut case in [Case::dit("nano", 32, 4), Case::resnet("resnet18", 32, 4)] {
         for options in [KEPT, CHECKPOINTED] {

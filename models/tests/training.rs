@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::Case;
 use tiny_cats_models::{
-    Head, Layout, Network, Precision, ResNetConfig, TapeOptions, Tensor as _, TinyDitConfig,
+    Head, Layout, NetworkConfig, Precision, ResNetConfig, TapeOptions, Tensor as _, TinyDitConfig,
     random::noise,
     tape::{Param, Tape, Var},
 };
@@ -25,10 +25,10 @@ fn cases() -> Vec<Case> {
     };
     let resnet = |depth| ResNetConfig { depth, width: 8, classes: 5, head: Head::Plain, batch_norm: true };
     vec![
-        Case::new(Network::TinyDit(dit(Layout::Modern)), 16, 4),
-        Case::new(Network::TinyDit(dit(Layout::Legacy)), 16, 4),
-        Case::new(Network::ResNet(resnet(18)), 64, 4),
-        Case::new(Network::ResNet(resnet(50)), 64, 4),
+        Case::new(NetworkConfig::TinyDit(dit(Layout::Modern)), 16, 4),
+        Case::new(NetworkConfig::TinyDit(dit(Layout::Legacy)), 16, 4),
+        Case::new(NetworkConfig::ResNet(resnet(18)), 64, 4),
+        Case::new(NetworkConfig::ResNet(resnet(50)), 64, 4),
     ]
 }
 
@@ -70,7 +70,7 @@ fn inner(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn halves_learn_what_f32_learns() {
+fn half_precision_gradients_match_f32() {
     // A scaled loss is what makes the small gradients of f16 more than zero.
     for (precision, scale, least) in [(Precision::Bf16, 1.0, 0.99), (Precision::F16, 1024.0, 0.999)] {
         for checkpoint in [false, true] {

@@ -4,9 +4,9 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tiny_cats::{
-    checkpoint::verify::{Onnx, Options, verify},
+    checkpoint::verify::{Onnx, VerifyOptions, verify},
     cli::{
-        common::{ASSUMED, DeviceKind, GivenArgs, WeightsKind, which},
+        common::{DeviceKind, EXIT_ASSUMED, OverrideArgs, WeightsKind, which},
         panic,
     },
 };
@@ -42,7 +42,7 @@ struct Args {
     #[arg(long, default_value = "cpu")]
     device: DeviceKind,
     #[command(flatten)]
-    given: GivenArgs,
+    given: OverrideArgs,
 }
 
 fn main() -> ExitCode {
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     };
     // clap asks for one of the two.
     let path = args.path.or(args.checkpoint).unwrap_or_default();
-    let report = verify(&path, &Options { which, onnx, device, given: args.given.into() });
+    let report = verify(&path, &VerifyOptions { which, onnx, device, given: args.given.into() });
     if args.json {
         match serde_json::to_string_pretty(&report) {
             Ok(json) => println!("{json}"),
@@ -80,6 +80,6 @@ fn main() -> ExitCode {
     match (report.is_ok(), report.assumed.is_empty()) {
         (false, _) => ExitCode::FAILURE,
         (true, true) => ExitCode::SUCCESS,
-        (true, false) => ExitCode::from(ASSUMED),
+        (true, false) => ExitCode::from(EXIT_ASSUMED),
     }
 }

@@ -10,7 +10,7 @@ const SCALE: f32 = 1e-6;
 
 /// The weights of a checkpoint that were looked for in a file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct WeightsCompared {
+pub struct WeightsComparison {
     /// How many tensors were found.
     pub found: usize,
     /// How many there are.
@@ -21,8 +21,8 @@ pub struct WeightsCompared {
 }
 
 /// Compares `expected` with the tensors that `held` has under the same names. One that is missing is a difference.
-pub(super) fn by_name(expected: &Weights, held: &Weights) -> WeightsCompared {
-    let mut compared = WeightsCompared { total: expected.len(), ..WeightsCompared::default() };
+pub(super) fn by_name(expected: &Weights, held: &Weights) -> WeightsComparison {
+    let mut compared = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
     for (name, array) in expected {
         match held.get(name) {
             None => compared.differences.push(format!("{name}: missing")),
@@ -45,8 +45,8 @@ pub(super) fn by_name(expected: &Weights, held: &Weights) -> WeightsCompared {
 /// Compares `expected` with what another program's file holds, whose tensors may have other names or be transposed: a matrix or kernel
 /// that is not there by name is looked for by its values. One of which more than half of the values are found differs; one that is not
 /// found at all was computed into something else, and is not compared.
-pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsCompared {
-    let mut compared = WeightsCompared { total: expected.len(), ..WeightsCompared::default() };
+pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsComparison {
+    let mut compared = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
     for (name, array) in expected {
         if let Some(found) = held.get(name)
             && let Some(transposed) = fits(array, found)
@@ -71,14 +71,14 @@ pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsCompared {
 }
 
 /// How two tensors differ.
-struct Differing {
+struct TensorDifference {
     count: usize,
     of: usize,
     largest: f32,
 }
 
-fn difference(name: &str, differing: &Differing) -> Option<String> {
-    let Differing { count, of, largest } = differing;
+fn difference(name: &str, differing: &TensorDifference) -> Option<String> {
+    let TensorDifference { count, of, largest } = differing;
     (*count > 0).then(|| format!("{name}: {count} of {of} values differ, by up to {largest:.2e}"))
 }
 
@@ -95,11 +95,11 @@ fn fits(expected: &Array, found: &Array) -> Option<bool> {
     }
 }
 
-fn differing(expected: &Array, found: &Array, transposed: bool) -> Differing {
+fn differing(expected: &Array, found: &Array, transposed: bool) -> TensorDifference {
     let scale = SCALE * tiny_cats_export::scale(expected.data());
     let columns = expected.dims().last().copied().unwrap_or(1).max(1);
     let rows = expected.data().len() / columns;
-    let mut differing = Differing { count: 0, of: expected.data().len(), largest: 0.0 };
+    let mut differing = TensorDifference { count: 0, of: expected.data().len(), largest: 0.0 };
     for (i, a) in expected.data().iter().enumerate() {
         let b = found.data()[if transposed { i % columns * rows + i / columns } else { i }];
         let error = (a - b).abs();

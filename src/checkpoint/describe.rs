@@ -3,10 +3,10 @@
 use std::fmt;
 
 use serde_json::{Map, Value as Json};
-use tiny_cats_export::{ModelMeta, Network, PREDECESSOR_CLASSES, is_class_name};
+use tiny_cats_export::{ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, is_class_name};
 use tiny_cats_models::{Head, Layout, ResNetConfig, TinyDitConfig, Weights, tiny_dit::CHANNELS};
 
-use super::{Loaded, Problem};
+use super::{Checkpoint, ErrorKind};
 
 /// The size of pictures that the Python project's classifiers, and torchvision's, are trained on.
 const RESNET_IMAGE_SIZE: usize = 224;
@@ -24,7 +24,7 @@ pub(super) const CLASSES: &str = "breed_embedder.embedding.weight";
 
 /// What the user says about a model whose file may not say it; it overrides the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Given {
+pub struct ModelOverrides {
     /// Side of the square pictures, in pixels.
     pub image_size: Option<usize>,
     /// Attention heads.
@@ -35,14 +35,14 @@ pub struct Given {
 
 /// A value that neither the file nor its weights say.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Assumed {
-    /// The field of [`Given`] that sets it.
+pub struct Assumption {
+    /// The field of [`ModelOverrides`] that sets it.
     pub field: &'static str,
     /// The value that is used instead.
     pub value: String,
 }
 
-impl fmt::Display for Assumed {
+impl fmt::Display for Assumption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.field.replace('_', " "), self.value)
     }
@@ -50,30 +50,30 @@ impl fmt::Display for Assumed {
 
 /// A model's description, and how far it can be relied on.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Described {
+pub struct ModelDescription {
     /// What a program must know to use the model.
     pub meta: ModelMeta,
     /// What of that had to be assumed; none where the file is of our trainer or of tiny-cats-model's trainers.
-    pub assumed: Vec<Assumed>,
+    pub assumed: Vec<Assumption>,
 }
 
-impl Loaded {
+impl Checkpoint {
     /// What a program must know to use the model: what `given` says, else what the file says, else what the names and shapes of its weights
     /// imply, else what the Python project tiny-cats-model would mean by them, which is listed as assumed.
     ///
     /// # Errors
     /// When the weights are of no network that is known, or the file or `given` contradicts them.
-    pub fn describe(&self, given: &Given) -> Result<Described, Problem> {
+    pub fn describe(&self, given: &ModelOverrides) -> Result<ModelDescription, ErrorKind> {
         let mut assumed = Vec::new();
-        let said = Config::new(self.config.as_ref());
+        let said = ForeignConfig::new(self.config.as_ref());
         let mut meta = match &self.own_meta {
-            Some(meta) => with_given(meta.clone(), given)?,
+            Some(meta) => with_overrides(meta.clone(), given)?,
             None => match infer(&self.weights, &said, given, &mut assumed)? {
-                Network::TinyDit(config) => ModelMeta::tiny_dit(&config, numbered(config.classes)),
-                Network::ResNet(config) => {
+                NetworkConfig::TinyDit(config) => ModelMeta::tiny_dit(&config, numbered(config.classes)),
+                NetworkConfig::ResNet(config) => {
                     let size = given.image_size.or_else(|| said.image_size());
                     let size = size.unwrap_or_else(|| {
-                        if !self.by_predecessor {
+                        if !self.is_predecessor {
                             assume(&mut assumed, "image_size", RESNET_IMAGE_SIZE);
                         }
                         RESNET_IMAGE_SIZE
@@ -86,7 +86,7 @@ impl Loaded {
         if let Some(names) = &given.classes {
             if names.len() != classes {
                 let message = format!("expected {classes} names, found {}", names.len());
-                return Err(Problem::malformed("classes", message));
+                return Err(ErrorKind::malformed("classes", message));
             }
             meta.classes.clone_from(names);
         } else if self.own_meta.is_none() {
@@ -96,7 +96,7 @@ impl Loaded {
             } else if classes == PREDECESSOR_CLASSES.len() {
                 meta.classes = PREDECESSOR_CLASSES.map(String::from).to_vec();
                 // Of the keys that its trainer of generators writes, no other project's has this one.
-                let theirs = self.by_predecessor || said.number(&["embed_dim"]).is_some();
+                let theirs = self.is_predecessor || said.number(&["embed_dim"]).is_some();
                 if !theirs {
                     assume(
                         &mut assumed,
@@ -108,12 +108,12 @@ impl Loaded {
         }
         // Checks the sizes and names, wherever they are from.
         let meta = super::released::parse_meta(&meta.to_json())?;
-        Ok(Described { meta, assumed })
+        Ok(ModelDescription { meta, assumed })
     }
 }
 
-fn assume(assumed: &mut Vec<Assumed>, field: &'static str, value: impl fmt::Display) {
-    assumed.push(Assumed { field, value: value.to_string() });
+fn assume(assumed: &mut Vec<Assumption>, field: &'static str, value: impl fmt::Display) {
+    assumed.push(Assumption { field, value: value.to_string() });
 }
 
 fn numbered(classes: usize) -> Vec<String> {
@@ -122,22 +122,24 @@ fn numbered(classes: usize) -> Vec<String> {
 }
 
 /// What our own file says, but for what the user does. Pictures of another size are another network for a TinyDiT.
-fn with_given(mut meta: ModelMeta, given: &Given) -> Result<ModelMeta, Problem> {
+fn with_overrides(mut meta: ModelMeta, given: &ModelOverrides) -> Result<ModelMeta, ErrorKind> {
     if let Some(size) = given.image_size {
         let classes = std::mem::take(&mut meta.classes);
         let (task, provenance) = (meta.task, meta.provenance);
         meta = match &meta.config {
-            Network::TinyDit(config) => {
+            NetworkConfig::TinyDit(config) => {
                 let config = TinyDitConfig { image_size: size, ..config.clone() };
                 ModelMeta { task, provenance, ..ModelMeta::tiny_dit(&config, classes) }
             }
-            Network::ResNet(config) => ModelMeta { provenance, ..ModelMeta::resnet(config, size, classes) },
+            NetworkConfig::ResNet(config) => {
+                ModelMeta { provenance, ..ModelMeta::resnet(config, size, classes) }
+            }
         };
     }
     match (given.heads, &mut meta.config) {
-        (Some(heads), Network::TinyDit(config)) => config.heads = heads,
-        (Some(_), Network::ResNet(_)) => {
-            return Err(Problem::malformed("heads", "a ResNet has no attention heads"));
+        (Some(heads), NetworkConfig::TinyDit(config)) => config.heads = heads,
+        (Some(_), NetworkConfig::ResNet(_)) => {
+            return Err(ErrorKind::malformed("heads", "a ResNet has no attention heads"));
         }
         _ => {}
     }
@@ -147,27 +149,27 @@ fn with_given(mut meta: ModelMeta, given: &Given) -> Result<ModelMeta, Problem> 
 /// Recognises a network by the names and shapes of its weights.
 fn infer(
     weights: &Weights,
-    said: &Config,
-    given: &Given,
-    assumed: &mut Vec<Assumed>,
-) -> Result<Network, Problem> {
+    said: &ForeignConfig,
+    given: &ModelOverrides,
+    assumed: &mut Vec<Assumption>,
+) -> Result<NetworkConfig, ErrorKind> {
     if weights.contains_key(STEM) {
         if given.heads.is_some() {
-            return Err(Problem::malformed("heads", "a ResNet has no attention heads"));
+            return Err(ErrorKind::malformed("heads", "a ResNet has no attention heads"));
         }
         let config = resnet(weights)?;
-        config.validate().map_err(|e| Problem::malformed("network", e.to_string()))?;
-        Ok(Network::ResNet(config))
+        config.validate().map_err(|e| ErrorKind::malformed("network", e.to_string()))?;
+        Ok(NetworkConfig::ResNet(config))
     } else {
         let config = tiny_dit(weights, said, given, assumed)?;
-        config.validate().map_err(|e| Problem::malformed("config", e.to_string()))?;
-        Ok(Network::TinyDit(config))
+        config.validate().map_err(|e| ErrorKind::malformed("config", e.to_string()))?;
+        Ok(NetworkConfig::TinyDit(config))
     }
 }
 
 /// A ResNet by its blocks, its first convolution and its head: torchvision's or of the Python project. Without a head, or with another
 /// one, it has no classes; it is not validated.
-pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, Problem> {
+pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, ErrorKind> {
     let has = |name: &str| weights.contains_key(name);
     let first = |name: &str| weights.get(name).and_then(|array| array.dims().first()).copied().unwrap_or(0);
     let blocks =
@@ -182,7 +184,7 @@ pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, Problem> {
             Some(groups) if groups > 1 => format!("a ResNeXt, whose convolutions have {groups} groups"),
             _ => format!("a wide ResNet, whose bottlenecks have {out} channels"),
         };
-        return Err(Problem::malformed(
+        return Err(ErrorKind::malformed(
             "network",
             format!("expected a ResNet-18, 34 or 50, found {message}"),
         ));
@@ -193,7 +195,7 @@ pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, Problem> {
         ([3, 4, 6, 3], true) => 50,
         _ => {
             let message = format!("expected the blocks of a ResNet-18, 34 or 50, found stages of {blocks:?}");
-            return Err(Problem::malformed("layers", message));
+            return Err(ErrorKind::malformed("layers", message));
         }
     };
     let (head, classes) = match first("fc.1.weight") {
@@ -206,20 +208,20 @@ pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, Problem> {
 /// A TinyDiT of either layout; it is not validated.
 fn tiny_dit(
     weights: &Weights,
-    said: &Config,
-    given: &Given,
-    assumed: &mut Vec<Assumed>,
-) -> Result<TinyDitConfig, Problem> {
+    said: &ForeignConfig,
+    given: &ModelOverrides,
+    assumed: &mut Vec<Assumption>,
+) -> Result<TinyDitConfig, ErrorKind> {
     let dims = |name: &str| {
         let array = weights.get(name).ok_or_else(|| {
-            Problem::malformed(
+            ErrorKind::malformed(
                 name,
                 "missing: the file has no configuration, and these are neither a TinyDiT's nor a ResNet's weights",
             )
         })?;
-        Ok::<_, Problem>(array.dims())
+        Ok::<_, ErrorKind>(array.dims())
     };
-    let first = |name: &str| Ok::<_, Problem>(dims(name)?.first().copied().unwrap_or(0));
+    let first = |name: &str| Ok::<_, ErrorKind>(dims(name)?.first().copied().unwrap_or(0));
     let (layout, width, patch_size) = match dims(PATCHES)? {
         &[width, CHANNELS, height, across] if height == across => (Layout::Legacy, width, height),
         &[width, values] if (values / CHANNELS).isqrt().pow(2) * CHANNELS == values => {
@@ -229,7 +231,7 @@ fn tiny_dit(
             let message = format!(
                 "expected square patches, [width, 3, patch, patch] or [width, 3·patch²], found {found:?}"
             );
-            return Err(Problem::malformed(PATCHES, message));
+            return Err(ErrorKind::malformed(PATCHES, message));
         }
     };
     let depth =
@@ -243,7 +245,7 @@ fn tiny_dit(
         if let Some(said) = said.number(&[key])
             && said != found
         {
-            return Err(Problem::malformed(
+            return Err(ErrorKind::malformed(
                 format!("config.{key}"),
                 format!("{said}, but the weights have {found}"),
             ));
@@ -270,20 +272,20 @@ fn tiny_dit(
 }
 
 /// What other programs write about a network beside its weights: dictionaries within dictionaries, numbers as numbers or texts.
-struct Config<'a> {
+struct ForeignConfig<'a> {
     /// The outer ones first.
     dictionaries: Vec<&'a Map<String, Json>>,
 }
 
-impl<'a> Config<'a> {
-    const MOST: usize = 256;
+impl<'a> ForeignConfig<'a> {
+    const MAX_DICTIONARIES: usize = 256;
 
     fn new(root: Option<&'a Json>) -> Self {
         let mut dictionaries: Vec<&Map<String, Json>> = root.and_then(Json::as_object).into_iter().collect();
         let mut next = 0;
         while let Some(&dictionary) = dictionaries.get(next) {
-            dictionaries.extend(dictionary.values().filter_map(Json::as_object).take(Self::MOST));
-            dictionaries.truncate(Self::MOST);
+            dictionaries.extend(dictionary.values().filter_map(Json::as_object).take(Self::MAX_DICTIONARIES));
+            dictionaries.truncate(Self::MAX_DICTIONARIES);
             next += 1;
         }
         Self { dictionaries }
@@ -351,12 +353,12 @@ mod tests {
     use super::*;
     use crate::checkpoint::Format;
 
-    fn loaded(config: &Network, said: Option<Json>) -> Loaded {
+    fn loaded(config: &NetworkConfig, said: Option<Json>) -> Checkpoint {
         let weights = init(&config.specs().unwrap(), 0);
-        Loaded { weights, config: said, ..Loaded::new(Format::TorchBare) }
+        Checkpoint { weights, config: said, ..Checkpoint::new(Format::TorchBare) }
     }
 
-    fn fields(described: &Described) -> Vec<&str> {
+    fn fields(described: &ModelDescription) -> Vec<&str> {
         described.assumed.iter().map(|assumed| assumed.field).collect()
     }
 
@@ -373,14 +375,14 @@ mod tests {
 
     #[test]
     fn what_no_weight_says_is_assumed_and_told_until_it_is_said_or_given() {
-        let given = Given::default();
-        let network = Network::TinyDit(legacy());
+        let given = ModelOverrides::default();
+        let network = NetworkConfig::TinyDit(legacy());
         let found = loaded(&network, None).describe(&given).unwrap();
         assert_eq!((&found.meta.config, fields(&found)), (&network, vec!["image_size", "heads"]));
         assert_eq!(found.assumed[1].to_string(), "heads 2");
         assert_eq!(found.meta.classes, ["0", "1", "2", "3", "4"]);
 
-        let told = Network::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..legacy() });
+        let told = NetworkConfig::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..legacy() });
         for said in [
             json!({"image_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 8}),
             // As safetensors' metadata has it, nested, and as a configuration that went through floats.
@@ -393,18 +395,21 @@ mod tests {
         let half = loaded(&network, Some(json!({"image_size": 64}))).describe(&given).unwrap();
         assert_eq!(fields(&half), ["heads"]);
         let names: Vec<String> = ["a", "b", "c", "d", "e"].map(String::from).to_vec();
-        let given = Given { image_size: Some(64), heads: Some(8), classes: Some(names.clone()) };
+        let given = ModelOverrides { image_size: Some(64), heads: Some(8), classes: Some(names.clone()) };
         let found = loaded(&network, Some(json!({"num_heads": 4}))).describe(&given).unwrap();
         assert_eq!((&found.meta.config, fields(&found), &found.meta.classes), (&told, vec![], &names));
 
         for (key, value) in [("depth", json!(12)), ("embed_dim", json!("384")), ("num_heads", json!(7))] {
             let wrong = json!({"image_size": 64, key: value});
-            assert!(loaded(&network, Some(wrong.clone())).describe(&Given::default()).is_err(), "{wrong}");
+            assert!(
+                loaded(&network, Some(wrong.clone())).describe(&ModelOverrides::default()).is_err(),
+                "{wrong}"
+            );
         }
         for given in [
-            Given { heads: Some(7), ..Given::default() },
-            Given { image_size: Some(1 << 40), ..Given::default() },
-            Given { classes: Some(names[1..].to_vec()), ..Given::default() },
+            ModelOverrides { heads: Some(7), ..ModelOverrides::default() },
+            ModelOverrides { image_size: Some(1 << 40), ..ModelOverrides::default() },
+            ModelOverrides { classes: Some(names[1..].to_vec()), ..ModelOverrides::default() },
         ] {
             assert!(loaded(&network, None).describe(&given).is_err(), "{given:?}");
         }
@@ -413,35 +418,35 @@ mod tests {
     #[test]
     fn a_modern_network_that_lost_its_metadata_is_known_by_its_weights() {
         let config = TinyDitConfig { heads: 8, ..TinyDitConfig::named("nano", 48, 4).unwrap() };
-        let network = Network::TinyDit(config);
-        let found = loaded(&network, None).describe(&Given::default()).unwrap();
+        let network = NetworkConfig::TinyDit(config);
+        let found = loaded(&network, None).describe(&ModelOverrides::default()).unwrap();
         assert_eq!((&found.meta.config, fields(&found)), (&network, vec!["image_size"]));
     }
 
     #[test]
     fn a_classifier_says_neither_its_size_nor_its_classes() {
         let config = ResNetConfig { width: 4, ..ResNetConfig::named("resnet18", 13).unwrap() };
-        let network = Network::ResNet(config.clone());
-        let found = loaded(&network, None).describe(&Given::default()).unwrap();
+        let network = NetworkConfig::ResNet(config.clone());
+        let found = loaded(&network, None).describe(&ModelOverrides::default()).unwrap();
         assert_eq!((found.meta.image_size, fields(&found)), (224, vec!["image_size", "classes"]));
-        let trained = Loaded { by_predecessor: true, ..loaded(&network, None) };
-        let found = trained.describe(&Given::default()).unwrap();
+        let trained = Checkpoint { is_predecessor: true, ..loaded(&network, None) };
+        let found = trained.describe(&ModelOverrides::default()).unwrap();
         assert_eq!((found.meta.classes[6].as_str(), fields(&found)), ("Maine_Coon", vec![]));
         let labels: Map<String, Json> =
             (0..13).map(|i| (format!("cat {}", 12 - i), (12 - i).into())).collect();
         let said = json!({"resolution": 96, "class_to_idx": labels});
-        let found = loaded(&network, Some(said)).describe(&Given::default()).unwrap();
+        let found = loaded(&network, Some(said)).describe(&ModelOverrides::default()).unwrap();
         assert_eq!((found.meta.image_size, found.meta.classes[3].as_str()), (96, "cat 3"));
         assert!(found.assumed.is_empty());
-        let heads = Given { heads: Some(2), ..Given::default() };
+        let heads = ModelOverrides { heads: Some(2), ..ModelOverrides::default() };
         assert!(loaded(&network, None).describe(&heads).is_err());
     }
 
     #[test]
     fn other_networks_are_one_line_and_nothing_panics() {
         let describe = |weights: Weights| {
-            Loaded { weights, ..Loaded::new(Format::TorchBare) }
-                .describe(&Given::default())
+            Checkpoint { weights, ..Checkpoint::new(Format::TorchBare) }
+                .describe(&ModelOverrides::default())
                 .unwrap_err()
                 .to_string()
         };

@@ -29,11 +29,11 @@ const KEYS: [&str; 16] = [
 /// Words of a key whose dictionary holds averages.
 const AVERAGES: [&str; 4] = ["ema", "shadow", "swa", "averaged"];
 /// The beginnings of the keys of what is no model.
-const OTHERS: [&str; 4] = ["opt", "sched", "lr_sched", "scaler"];
+const NON_MODEL_KEYS: [&str; 4] = ["opt", "sched", "lr_sched", "scaler"];
 /// What wrappers put before the names of a network's tensors.
 const PREFIXES: [&str; 7] = ["module.", "_orig_mod.", "model.", "net.", "encoder.", "backbone.", "network."];
 /// By these tensors a network is recognised: the first of a ResNet and of a TinyDiT.
-pub(super) const FIRST: [&str; 2] = ["conv1.weight", "patch_embed.proj.weight"];
+pub(super) const SIGNATURE_TENSORS: [&str; 2] = ["conv1.weight", "patch_embed.proj.weight"];
 const MAX_DEPTH: usize = 4;
 /// Of more dictionaries than this the others are passed over.
 const MAX_DICTIONARIES: usize = 64;
@@ -42,7 +42,7 @@ pub(super) const MAX_LISTED: usize = 12;
 
 /// Where in a file the weights are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Source {
+pub struct WeightsLocation {
     /// The keys that lead to the dictionary of the weights, such as `model.state_dict`; empty if they are not in one.
     pub path: String,
     /// What all names of the network begin with in the file, such as `module.`; [`Loaded`](super::Loaded) has them without it.
@@ -74,7 +74,7 @@ pub(super) fn dictionaries(root: &Value) -> Vec<Dictionary<'_>> {
     found.sort_by_key(|(keys, dictionary): &(Vec<&str>, Dictionary)| {
         let rank = keys.iter().filter_map(|key| KEYS.iter().position(|k| k == key)).min();
         let names = || dictionary.names();
-        let known = FIRST.iter().any(|first| names().any(|name| name == *first));
+        let known = SIGNATURE_TENSORS.iter().any(|first| names().any(|name| name == *first));
         (!known, rank.unwrap_or(KEYS.len()), keys.len(), Reverse(names().count()))
     });
     found.into_iter().map(|(_, dictionary)| dictionary).collect()
@@ -95,7 +95,7 @@ fn collect<'v>(value: &'v Value, keys: &mut Vec<&'v str>, found: &mut Vec<(Vec<&
     }
     for (key, value) in items {
         if let Value::Str(key) = key
-            && !OTHERS.iter().any(|other| key.starts_with(other))
+            && !NON_MODEL_KEYS.iter().any(|other| key.starts_with(other))
         {
             keys.push(key);
             collect(value, keys, found);
@@ -138,7 +138,8 @@ impl<'v> Dictionary<'v> {
 /// What the names of a network's tensors begin with, if wrappers put something before them: the shortest such beginning after which
 /// there is the first tensor of a known network.
 pub(super) fn network_prefix<'a>(names: impl Iterator<Item = &'a str>) -> &'a str {
-    let prefixes = names.flat_map(|name| FIRST.iter().filter_map(move |first| name.strip_suffix(first)));
+    let prefixes =
+        names.flat_map(|name| SIGNATURE_TENSORS.iter().filter_map(move |first| name.strip_suffix(first)));
     let rank = |prefix: &str| PREFIXES.iter().position(|p| prefix.starts_with(p));
     prefixes
         .filter(|prefix| is_wrapped(prefix))
@@ -165,7 +166,7 @@ pub(super) fn strip<'a>(name: &mut &'a str, prefix: &str) -> Result<(), &'a str>
     Ok(())
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for WeightsLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let listed = |names: &[String]| {
             let rest = names.len().saturating_sub(MAX_LISTED);

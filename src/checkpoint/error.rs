@@ -14,13 +14,13 @@ pub struct Error {
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub problem: Problem,
+    pub problem: ErrorKind,
 }
 
 /// What is wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Problem {
+pub enum ErrorKind {
     /// The system could not read or write it.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -87,7 +87,7 @@ pub enum Problem {
         found: String,
     },
     /// The content was altered after it was written.
-    #[error("{}", tiny_cats_export::ALTERED)]
+    #[error("{}", tiny_cats_export::CHECKSUM_MISMATCH)]
     Checksum,
 }
 
@@ -99,9 +99,9 @@ pub(super) fn shown(text: &str, max: usize) -> String {
     escaped(text, max).into_owned()
 }
 
-impl Problem {
+impl ErrorKind {
     pub(crate) fn malformed(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Problem::Malformed { field: field.into(), message: message.into() }
+        ErrorKind::Malformed { field: field.into(), message: message.into() }
     }
 
     pub(crate) fn at(self, path: &Path) -> Error {
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn text_of_a_file_is_one_short_line_in_a_message() {
-        let problem = Problem::malformed("x".repeat(1 << 20), "y\n".repeat(1 << 20));
+        let problem = ErrorKind::malformed("x".repeat(1 << 20), "y\n".repeat(1 << 20));
         assert!(problem.to_string().len() < 3000 && !problem.to_string().contains('\n'));
     }
 }

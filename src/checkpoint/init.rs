@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use tiny_cats_export::Network;
-use tiny_cats_models::{Array, Layout, ResNetConfig, TinyDitConfig, Weights, resnet::BATCH_COUNT};
+use tiny_cats_export::NetworkConfig;
+use tiny_cats_models::{Array, Layout, ResNetConfig, TinyDitConfig, Weights, resnet::NUM_BATCHES_TRACKED};
 
 use super::{
-    Error, Given, Loaded, Problem, Result, WhichWeights,
+    Checkpoint, Error, ErrorKind, ModelOverrides, Result, WeightsSelection,
     describe::{self, CLASSES},
-    network::{misfits, not_finite},
+    network::{mismatches, not_finite},
     open,
 };
 
@@ -16,12 +16,12 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct InitFile {
     path: std::path::PathBuf,
-    loaded: Loaded,
+    loaded: Checkpoint,
 }
 
 /// What a network begins with.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Initial {
+pub struct InitialWeights {
     /// Weights by name; parameters that are not among them begin as in a new network.
     pub weights: Weights,
     /// What the user should know of it: which tensors were skipped, which classes are new. One line each.
@@ -34,16 +34,16 @@ impl InitFile {
     /// # Errors
     /// As [`open`].
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), loaded: open(path, WhichWeights::Default)? })
+        Ok(Self { path: path.to_owned(), loaded: open(path, WeightsSelection::Default)? })
     }
 
-    fn at(&self) -> impl Fn(Problem) -> Error + '_ {
+    fn at(&self) -> impl Fn(ErrorKind) -> Error + '_ {
         |problem| problem.at(&self.path)
     }
 
     /// The names of the file's classes, if it says them.
     fn classes(&self) -> Option<Vec<String>> {
-        let described = self.loaded.describe(&Given::default()).ok()?;
+        let described = self.loaded.describe(&ModelOverrides::default()).ok()?;
         let assumed = described.assumed.iter().any(|assumed| assumed.field == "classes");
         let numbered = described.meta.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
         (!assumed && !numbered).then_some(described.meta.classes)
@@ -51,9 +51,9 @@ impl InitFile {
 
     /// Side of the pictures that the file says its network is for, in pixels; `None` where it would have to be assumed.
     pub fn image_size(&self) -> Option<usize> {
-        let described = self.loaded.describe(&Given::default()).ok()?;
+        let described = self.loaded.describe(&ModelOverrides::default()).ok()?;
         let assumed = described.assumed.iter().any(|assumed| assumed.field == "image_size");
-        (!assumed && !self.loaded.by_predecessor).then_some(described.meta.image_size)
+        (!assumed && !self.loaded.is_predecessor).then_some(described.meta.image_size)
     }
 
     /// The ResNet in the file as far as its body says: depth, width and whether batch normalisations are folded. It may have no classes.
@@ -64,18 +64,18 @@ impl InitFile {
         self.body().map(|body| body.config).map_err(self.at())
     }
 
-    fn body(&self) -> Result<Body, Problem> {
+    fn body(&self) -> Result<Backbone, ErrorKind> {
         // The last of a body's stages: nothing else in a file has such a name.
         const LAST: &str = "layer4.0.conv1.weight";
         let mut prefixes: Vec<&str> =
             self.loaded.weights.keys().filter_map(|name| name.strip_suffix(LAST)).collect();
         prefixes.sort_unstable_by_key(|prefix| (prefix.len(), *prefix));
         let Some(&prefix) = prefixes.first() else {
-            let found = match self.loaded.describe(&Given::default()) {
+            let found = match self.loaded.describe(&ModelOverrides::default()) {
                 Ok(described) => described.meta.config.to_string(),
                 Err(_) => format!("no tensor whose name ends in {LAST}"),
             };
-            return Err(Problem::malformed(
+            return Err(ErrorKind::malformed(
                 "network",
                 format!("expected a ResNet-18, 34 or 50, found {found}"),
             ));
@@ -98,19 +98,19 @@ impl InitFile {
         }
         skipped.extend(self.loaded.source.left_out.iter().chain(self.loaded.unsupported.keys()).cloned());
         let config = ResNetConfig { classes: 1, ..describe::resnet(&weights)? };
-        config.validate().map_err(|e| Problem::malformed("network", e.to_string()))?;
+        config.validate().map_err(|e| ErrorKind::malformed("network", e.to_string()))?;
         let integers = BTreeMap::new();
-        let loaded = Loaded { weights, integers, ..Loaded::new(self.loaded.format) };
+        let loaded = Checkpoint { weights, integers, ..Checkpoint::new(self.loaded.format) };
         let is_head = |line: &String| line.starts_with("fc.");
-        let misfits = misfits(&loaded, &Network::ResNet(config.clone()))?;
-        if let Some(line) = misfits.into_iter().find(|line| !is_head(line)) {
-            return Err(Problem::Misfit(line));
+        let mismatches = mismatches(&loaded, &NetworkConfig::ResNet(config.clone()))?;
+        if let Some(line) = mismatches.into_iter().find(|line| !is_head(line)) {
+            return Err(ErrorKind::Misfit(line));
         }
         let weights = loaded.weights;
         if let Some(line) = weights.iter().find_map(|(name, array)| not_finite(name, array)) {
-            return Err(Problem::Misfit(line));
+            return Err(ErrorKind::Misfit(line));
         }
-        Ok(Body { config, weights, head, skipped })
+        Ok(Backbone { config, weights, head, skipped })
     }
 
     /// The weights for a ResNet `config` of `classes` to begin with: the body, and of the head the rows of classes that the file knows by
@@ -118,15 +118,15 @@ impl InitFile {
     ///
     /// # Errors
     /// When the file's body is another one.
-    pub fn classifier(&self, config: &ResNetConfig, classes: &[String]) -> Result<Initial> {
-        let Body { config: found, mut weights, head, mut skipped } = self.body().map_err(self.at())?;
+    pub fn classifier(&self, config: &ResNetConfig, classes: &[String]) -> Result<InitialWeights> {
+        let Backbone { config: found, mut weights, head, mut skipped } = self.body().map_err(self.at())?;
         let kind = |c: &ResNetConfig| {
             let norms = if c.batch_norm { "" } else { " without batch normalisation" };
             format!("{c}{norms}")
         };
         if (found.depth, found.width, found.batch_norm) != (config.depth, config.width, config.batch_norm) {
             let (found, expected) = (kind(&found), kind(config));
-            return Err(self.at()(Problem::OtherNetwork { found, expected }));
+            return Err(self.at()(ErrorKind::OtherNetwork { found, expected }));
         }
         let mut notes = Vec::new();
         let known = self.classes();
@@ -151,10 +151,10 @@ impl InitFile {
             }
             None => skipped.extend(head.into_keys()),
         }
-        skipped.retain(|name| !name.ends_with(BATCH_COUNT));
+        skipped.retain(|name| !name.ends_with(NUM_BATCHES_TRACKED));
         skipped.sort();
         notes.extend(skipped_line(&skipped));
-        Ok(Initial { weights, notes })
+        Ok(InitialWeights { weights, notes })
     }
 
     /// The TinyDiT in the file.
@@ -162,11 +162,12 @@ impl InitFile {
     /// # Errors
     /// When it holds none.
     pub fn tiny_dit(&self) -> Result<TinyDitConfig> {
-        match self.loaded.describe(&Given::default()).map_err(self.at())?.meta.config {
-            Network::TinyDit(config) => Ok(config),
-            found @ Network::ResNet(_) => {
-                Err(self.at()(Problem::OtherNetwork { found: found.to_string(), expected: "TinyDiT".into() }))
-            }
+        match self.loaded.describe(&ModelOverrides::default()).map_err(self.at())?.meta.config {
+            NetworkConfig::TinyDit(config) => Ok(config),
+            found @ NetworkConfig::ResNet(_) => Err(self.at()(ErrorKind::OtherNetwork {
+                found: found.to_string(),
+                expected: "TinyDiT".into(),
+            })),
         }
     }
 
@@ -179,7 +180,7 @@ impl InitFile {
     ///
     /// # Errors
     /// When the file holds another network, or what it holds does not fit together.
-    pub fn generator(&self, config: &TinyDitConfig, classes: &[String]) -> Result<Initial> {
+    pub fn generator(&self, config: &TinyDitConfig, classes: &[String]) -> Result<InitialWeights> {
         let found = self.tiny_dit()?;
         let TinyDitConfig { image_size, patch_size, classes: count, .. } = *config;
         let factor = image_size / found.image_size.max(1);
@@ -189,13 +190,14 @@ impl InitFile {
             || factor * found.patch_size != patch_size
             || factor > 1 && config.layout != Layout::Modern
         {
-            let [found, expected] = [&found, config].map(|c| Network::TinyDit(c.clone()).to_string());
-            return Err(self.at()(Problem::OtherNetwork { found, expected }));
+            let [found, expected] = [&found, config].map(|c| NetworkConfig::TinyDit(c.clone()).to_string());
+            return Err(self.at()(ErrorKind::OtherNetwork { found, expected }));
         }
-        let misfits = misfits(&self.loaded, &Network::TinyDit(found.clone())).map_err(self.at())?.into_iter();
+        let mismatches =
+            mismatches(&self.loaded, &NetworkConfig::TinyDit(found.clone())).map_err(self.at())?.into_iter();
         let damaged = self.loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array));
-        if let Some(line) = misfits.chain(damaged).next() {
-            return Err(self.at()(Problem::Misfit(line)));
+        if let Some(line) = mismatches.chain(damaged).next() {
+            return Err(self.at()(ErrorKind::Misfit(line)));
         }
         let mut weights = self.loaded.weights.clone();
         if factor > 1 {
@@ -216,12 +218,12 @@ impl InitFile {
             weights.insert(CLASSES.into(), table);
             notes.extend(new_classes(&matched, classes));
         }
-        Ok(Initial { weights, notes })
+        Ok(InitialWeights { weights, notes })
     }
 }
 
 /// A ResNet without its head.
-struct Body {
+struct Backbone {
     /// Its classes mean nothing.
     config: ResNetConfig,
     weights: Weights,
@@ -283,7 +285,7 @@ fn listed<S: AsRef<str>>(names: &[S]) -> String {
 }
 
 /// Makes the weights of `small` those of `large`, whose patches are as many and larger.
-fn enlarge(weights: &mut Weights, small: &TinyDitConfig, large: &TinyDitConfig) -> Result<(), Problem> {
+fn enlarge(weights: &mut Weights, small: &TinyDitConfig, large: &TinyDitConfig) -> Result<(), ErrorKind> {
     let (side, patch_size) = (small.patch_size, large.patch_size);
     let factor = patch_size / side;
     // Where each value of a large patch, [3, height, width], is in the small one.
@@ -300,7 +302,7 @@ fn enlarge(weights: &mut Weights, small: &TinyDitConfig, large: &TinyDitConfig) 
         ("final_layer.linear.weight", false, 1.0),
         ("final_layer.linear.bias", false, 1.0),
     ] {
-        let array = weights.get(name).ok_or_else(|| Problem::malformed(name, "missing"))?;
+        let array = weights.get(name).ok_or_else(|| ErrorKind::malformed(name, "missing"))?;
         let mut dims = array.dims().to_vec();
         let values: Vec<f32> = if columns {
             dims[1] = from.len();
@@ -311,7 +313,7 @@ fn enlarge(weights: &mut Weights, small: &TinyDitConfig, large: &TinyDitConfig) 
             dims[0] = from.len();
             from.iter().flat_map(|&i| &array.data()[i * width..(i + 1) * width]).copied().collect()
         };
-        let array = Array::new(dims, values).map_err(|e| Problem::malformed(name, e.to_string()))?;
+        let array = Array::new(dims, values).map_err(|e| ErrorKind::malformed(name, e.to_string()))?;
         weights.insert(name.into(), array);
     }
     Ok(())

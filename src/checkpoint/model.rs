@@ -8,7 +8,7 @@ use std::{
 
 use tiny_cats_export::Model;
 
-use super::{Assumed, Given, WhichWeights, open};
+use super::{Assumption, ModelOverrides, WeightsSelection, open};
 
 /// A file that could not be opened as a model.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +27,12 @@ pub enum OpenError {
 ///
 /// # Errors
 /// When the file can't be read or is damaged, or its network is not known.
-pub fn open_model(path: &Path) -> Result<(Model, Vec<Assumed>), OpenError> {
-    if !is_checkpoint(path).map_err(|e| super::Problem::Io(e).at(path))? {
+pub fn open_model(path: &Path) -> Result<(Model, Vec<Assumption>), OpenError> {
+    if !is_checkpoint(path).map_err(|e| super::ErrorKind::Io(e).at(path))? {
         return Ok((Model::open(path)?, Vec::new()));
     }
-    let loaded = open(path, WhichWeights::Default)?;
-    let described = loaded.describe(&Given::default()).map_err(|problem| problem.at(path))?;
+    let loaded = open(path, WeightsSelection::Default)?;
+    let described = loaded.describe(&ModelOverrides::default()).map_err(|problem| problem.at(path))?;
     let model = Model::from_weights(described.meta, loaded.weights).named(&path.display().to_string());
     Ok((model, described.assumed))
 }

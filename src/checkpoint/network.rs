@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use tiny_cats_export::Network;
-use tiny_cats_models::{Array, resnet::BATCH_COUNT};
+use tiny_cats_export::NetworkConfig;
+use tiny_cats_models::{Array, resnet::NUM_BATCHES_TRACKED};
 
-use super::{Loaded, Problem};
+use super::{Checkpoint, ErrorKind};
 
 /// How the tensors differ from those that the network has.
-pub(super) fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>, Problem> {
-    let specs = network.specs().map_err(|e| Problem::malformed("network", e.to_string()))?;
+pub(super) fn mismatches(loaded: &Checkpoint, network: &NetworkConfig) -> Result<Vec<String>, ErrorKind> {
+    let specs = network.specs().map_err(|e| ErrorKind::malformed("network", e.to_string()))?;
     let mut lines = Vec::new();
     for spec in &specs {
         match loaded.weights.get(&spec.name) {
@@ -21,7 +21,7 @@ pub(super) fn misfits(loaded: &Loaded, network: &Network) -> Result<Vec<String>,
         }
     }
     let names: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-    let integers = loaded.integers.keys().filter(|name| !name.ends_with(BATCH_COUNT));
+    let integers = loaded.integers.keys().filter(|name| !name.ends_with(NUM_BATCHES_TRACKED));
     let unexpected = loaded.weights.keys().chain(integers).filter(|name| !names.contains(name.as_str()));
     lines.extend(unexpected.map(|name| format!("{name}: unexpected")));
     Ok(lines)

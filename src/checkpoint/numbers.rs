@@ -29,7 +29,7 @@ pub enum Dtype {
 
 /// The values of a tensor in row-major order: real ones rounded to `f32`, whole ones exact.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Numbers {
+pub enum TensorData {
     /// From f64, f32, f16 or bf16.
     Floats(Vec<f32>),
     /// From integers and booleans.
@@ -81,29 +81,29 @@ impl Dtype {
     }
 
     /// An empty list for `n` numbers of this type.
-    pub(super) fn numbers(self, n: usize) -> Numbers {
+    pub(super) fn numbers(self, n: usize) -> TensorData {
         match self {
-            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => Numbers::Floats(Vec::with_capacity(n)),
-            _ => Numbers::Integers(Vec::with_capacity(n)),
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => TensorData::Floats(Vec::with_capacity(n)),
+            _ => TensorData::Integers(Vec::with_capacity(n)),
         }
     }
 
     /// Appends the numbers in `bytes` to `out`, which [`numbers`](Self::numbers) made; an incomplete last number is left out.
-    pub(super) fn decode(self, bytes: &[u8], out: &mut Numbers) {
+    pub(super) fn decode(self, bytes: &[u8], out: &mut TensorData) {
         fn extend<const N: usize, T>(out: &mut Vec<T>, bytes: &[u8], number: impl Fn([u8; N]) -> T) {
             out.extend(bytes.as_chunks::<N>().0.iter().map(|&b| number(b)));
         }
         match (out, self) {
-            (Numbers::Floats(out), Dtype::F64) => extend(out, bytes, |b| f64::from_le_bytes(b) as f32),
-            (Numbers::Floats(out), Dtype::F32) => extend(out, bytes, f32::from_le_bytes),
-            (Numbers::Floats(out), Dtype::F16) => extend(out, bytes, |b| f16::from_le_bytes(b).to_f32()),
-            (Numbers::Floats(out), Dtype::BF16) => extend(out, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            (Numbers::Integers(out), Dtype::I64) => extend(out, bytes, i64::from_le_bytes),
-            (Numbers::Integers(out), Dtype::I32) => extend(out, bytes, |b| i32::from_le_bytes(b).into()),
-            (Numbers::Integers(out), Dtype::I16) => extend(out, bytes, |b| i16::from_le_bytes(b).into()),
-            (Numbers::Integers(out), Dtype::I8) => extend(out, bytes, |b| i8::from_le_bytes(b).into()),
-            (Numbers::Integers(out), _) => extend(out, bytes, |[b]| b.into()),
-            (Numbers::Floats(_), _) => {}
+            (TensorData::Floats(out), Dtype::F64) => extend(out, bytes, |b| f64::from_le_bytes(b) as f32),
+            (TensorData::Floats(out), Dtype::F32) => extend(out, bytes, f32::from_le_bytes),
+            (TensorData::Floats(out), Dtype::F16) => extend(out, bytes, |b| f16::from_le_bytes(b).to_f32()),
+            (TensorData::Floats(out), Dtype::BF16) => extend(out, bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            (TensorData::Integers(out), Dtype::I64) => extend(out, bytes, i64::from_le_bytes),
+            (TensorData::Integers(out), Dtype::I32) => extend(out, bytes, |b| i32::from_le_bytes(b).into()),
+            (TensorData::Integers(out), Dtype::I16) => extend(out, bytes, |b| i16::from_le_bytes(b).into()),
+            (TensorData::Integers(out), Dtype::I8) => extend(out, bytes, |b| i8::from_le_bytes(b).into()),
+            (TensorData::Integers(out), _) => extend(out, bytes, |[b]| b.into()),
+            (TensorData::Floats(_), _) => {}
         }
     }
 }
@@ -138,7 +138,7 @@ mod tests {
             out
         };
         for x in [0.0, -1.5, 1e-3, 6e4] {
-            let floats = |v: f32| Numbers::Floats(vec![v]);
+            let floats = |v: f32| TensorData::Floats(vec![v]);
             assert_eq!(decode(Dtype::F64, &f64::to_le_bytes(x)), floats(x as f32));
             assert_eq!(decode(Dtype::F32, &(x as f32).to_le_bytes()), floats(x as f32));
             assert_eq!(
@@ -150,7 +150,7 @@ mod tests {
                 floats(bf16::from_f64(x).to_f32())
             );
         }
-        let integers = |v: i64| Numbers::Integers(vec![v]);
+        let integers = |v: i64| TensorData::Integers(vec![v]);
         assert_eq!(decode(Dtype::I64, &((1i64 << 53) + 1).to_le_bytes()), integers((1 << 53) + 1));
         assert_eq!(decode(Dtype::I32, &i32::MIN.to_le_bytes()), integers(i32::MIN.into()));
         assert_eq!(decode(Dtype::I16, &(-7i16).to_le_bytes()), integers(-7));
@@ -170,6 +170,6 @@ mod tests {
         .unwrap();
         let mut back = Dtype::F32.numbers(values.len());
         Dtype::F32.decode(&bytes, &mut back);
-        assert_eq!(back, Numbers::Floats(values));
+        assert_eq!(back, TensorData::Floats(values));
     }
 }

@@ -10,21 +10,21 @@ use std::{
 
 use serde_json::Value as Json;
 use tiny_cats_export::{Integrity, META_KEY, ModelMeta};
-use tiny_cats_models::{Array, Weights, resnet::BATCH_COUNT};
+use tiny_cats_models::{Array, Weights, resnet::NUM_BATCHES_TRACKED};
 
 use super::{
-    Given, Problem, Result, TrainingState,
-    dictionary::{self, Dictionary, FIRST, MAX_LISTED, Source},
-    numbers::{Numbers, elements},
+    ErrorKind, ModelOverrides, Result, TrainingState,
+    dictionary::{self, Dictionary, MAX_LISTED, SIGNATURE_TENSORS, WeightsLocation},
+    numbers::{TensorData, elements},
     released,
-    safetensors::{SafeTensors, Stored},
+    safetensors::{SafetensorsFile, StoredTensor},
     state,
     torch::{Tensor, TorchFile, Value},
 };
 
 /// Which of a checkpoint's weights are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WhichWeights {
+pub enum WeightsSelection {
     /// Those that the optimizer stepped.
     Raw,
     /// Their exponential moving average.
@@ -55,7 +55,7 @@ pub enum Format {
     TorchStateDict,
     /// Averages alone, such as `{shadow_params, step}`.
     TorchAverages,
-    /// Under other names, such as `{net}` or `{model: {state_dict}}`; [`Loaded::source`] has them.
+    /// Under other names, such as `{net}` or `{model: {state_dict}}`; [`Checkpoint::source`] has them.
     TorchNested,
     /// A dictionary of tensors and nothing else.
     TorchBare,
@@ -78,14 +78,14 @@ pub struct Unsupported {
 
 /// The weights of a checkpoint, and what the file says about them.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct Checkpoint {
     /// What was opened.
     pub format: Format,
     /// Whether its checksums were compared: SHA-256 in a safetensors file, CRC-32 in a PyTorch file. Of a PyTorch file whose checksums were not
     /// computed, only lengths are compared.
     pub integrity: Integrity,
     /// Where in the file the weights are.
-    pub source: Source,
+    pub source: WeightsLocation,
     /// Real-valued tensors by name, without the prefixes `module.` and `_orig_mod.` that PyTorch's wrappers add, and without the one that
     /// [`source`](Self::source) tells.
     pub weights: Weights,
@@ -97,13 +97,13 @@ pub struct Loaded {
     pub opaque: Vec<String>,
     /// Whether `weights` are averages.
     pub averaged: bool,
-    /// What our own files say about the model; [`Loaded::describe`] knows more files.
+    /// What our own files say about the model; [`Checkpoint::describe`] knows more files.
     pub own_meta: Option<ModelMeta>,
     /// What others' files say about it. Of a PyTorch file, what is called `config`, else `args`, `hparams`, `hyper_parameters` or `cfg`: a
     /// dictionary, or an object's attributes. Of a safetensors file, its metadata.
     pub config: Option<Json>,
     /// Whether the trainer of the Python project's classifiers wrote it, which trains one kind of network on pictures of one size.
-    pub by_predecessor: bool,
+    pub is_predecessor: bool,
     /// How many steps it was trained, if the file says so.
     pub step: Option<u64>,
 }
@@ -114,18 +114,18 @@ pub struct Loaded {
 /// # Errors
 /// When the file is of no format that is read, was truncated or altered, holds no tensors, lacks the weights that are wanted, or has
 /// one that the network needs in a type that is not read.
-pub fn open(path: &Path, which: WhichWeights) -> Result<Loaded> {
+pub fn open(path: &Path, which: WeightsSelection) -> Result<Checkpoint> {
     read(path, which).map_err(|p| p.at(path))
 }
 
-fn read(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
+fn read(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
     let mut start = Vec::new();
     File::open(path)?.take(512).read_to_end(&mut start)?;
     let mut loaded = match &start[..] {
         [b'P', b'K', 3, 4, ..] => read_torch(path, which)?,
         [_, _, _, _, _, _, _, 0, b'{', ..] => read_safetensors(path, which)?,
-        other if is_torch(other) => return Err(Problem::LegacyTorch),
-        other => return Err(Problem::Unrecognised { found: looks_like(other) }),
+        other if is_torch(other) => return Err(ErrorKind::LegacyTorch),
+        other => return Err(ErrorKind::Unrecognised { found: guess_format(other) }),
     };
     loaded.refuse_unsupported()?;
     if loaded.weights.is_empty() {
@@ -133,7 +133,7 @@ fn read(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
             Some((name, found)) => format!(" that can be read; {name} is {}", found.kind),
             None => String::new(),
         };
-        return Err(Problem::NoTensors { found });
+        return Err(ErrorKind::NoTensors { found });
     }
     Ok(loaded)
 }
@@ -144,7 +144,7 @@ pub(super) fn is_torch(start: &[u8]) -> bool {
         || start.get(257..262) == Some(b"ustar")
 }
 
-fn looks_like(start: &[u8]) -> &'static str {
+fn guess_format(start: &[u8]) -> &'static str {
     match start {
         [] => "the file is empty",
         [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', b'h', b't', b't', b'p', ..] => {
@@ -157,12 +157,12 @@ fn looks_like(start: &[u8]) -> &'static str {
     }
 }
 
-impl Loaded {
+impl Checkpoint {
     pub(super) fn new(format: Format) -> Self {
         Self {
             format,
             integrity: Integrity::Verified,
-            source: Source::default(),
+            source: WeightsLocation::default(),
             weights: Weights::new(),
             integers: BTreeMap::new(),
             unsupported: BTreeMap::new(),
@@ -170,39 +170,39 @@ impl Loaded {
             averaged: false,
             own_meta: None,
             config: None,
-            by_predecessor: false,
+            is_predecessor: false,
             step: None,
         }
     }
 
     /// A file with one set of weights: released ones say in their provenance whether they are averages, others' are taken as raw.
-    fn alone(mut self, which: WhichWeights) -> Result<Self, Problem> {
+    fn alone(mut self, which: WeightsSelection) -> Result<Self, ErrorKind> {
         let says = |meta: &ModelMeta| meta.provenance["weights"] == "ema";
         self.averaged = self.format.is_released() && self.own_meta.as_ref().is_some_and(says);
         match (which, self.averaged) {
-            (WhichWeights::Raw, true) => Err(Problem::NoSuchWeights { wanted: "raw", found: "EMA" }),
-            (WhichWeights::Ema, false) => Err(Problem::NoSuchWeights { wanted: "EMA", found: "raw" }),
+            (WeightsSelection::Raw, true) => Err(ErrorKind::NoSuchWeights { wanted: "raw", found: "EMA" }),
+            (WeightsSelection::Ema, false) => Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" }),
             _ => Ok(self),
         }
     }
 
-    fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: Numbers) -> Result<(), Problem> {
-        let twice = || Problem::malformed(name, "there are two tensors of this name");
+    fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: TensorData) -> Result<(), ErrorKind> {
+        let twice = || ErrorKind::malformed(name, "there are two tensors of this name");
         match numbers {
-            Numbers::Integers(values) => {
+            TensorData::Integers(values) => {
                 self.integers.insert(name.to_owned(), values).map_or(Ok(()), |_| Err(twice()))
             }
-            Numbers::Floats(data) => {
-                let array = Array::new(dims, data).map_err(|e| Problem::malformed(name, e.to_string()))?;
+            TensorData::Floats(data) => {
+                let array = Array::new(dims, data).map_err(|e| ErrorKind::malformed(name, e.to_string()))?;
                 self.weights.insert(name.to_owned(), array).map_or(Ok(()), |_| Err(twice()))
             }
         }
     }
 
     /// Refuses the file if what is not read is a tensor that the network needs. Which network that is, is found with zeros in its place.
-    fn refuse_unsupported(&mut self) -> Result<(), Problem> {
+    fn refuse_unsupported(&mut self) -> Result<(), ErrorKind> {
         let unsupported = self.unsupported.iter().filter(|(name, _)| !self.weights.contains_key(*name));
-        let mut left = MAX_STAND_INS;
+        let mut left = MAX_PLACEHOLDERS;
         let mut names = Vec::new();
         let mut whole: Vec<(String, Array)> = Vec::new();
         for (name, Unsupported { dims, .. }) in unsupported {
@@ -210,15 +210,15 @@ impl Loaded {
             left -= elements.unwrap_or(0);
             let dims = if elements.is_some() { dims.clone() } else { vec![0] };
             let array = Array::new(dims, vec![0.0; elements.unwrap_or(0)]);
-            whole.push((name.clone(), array.map_err(|e| Problem::malformed(name, e.to_string()))?));
+            whole.push((name.clone(), array.map_err(|e| ErrorKind::malformed(name, e.to_string()))?));
             names.push(name.clone());
         }
         if names.is_empty() {
             return Ok(());
         }
         self.weights.extend(whole);
-        let specs = self.describe(&Given::default()).and_then(|described| {
-            described.meta.config.specs().map_err(|e| Problem::malformed("network", e.to_string()))
+        let specs = self.describe(&ModelOverrides::default()).and_then(|described| {
+            described.meta.config.specs().map_err(|e| ErrorKind::malformed("network", e.to_string()))
         });
         names.iter().for_each(|name| drop(self.weights.remove(name)));
         let needed = match specs {
@@ -226,27 +226,27 @@ impl Loaded {
                 specs.into_iter().map(|spec| spec.name).find(|name| self.unsupported.contains_key(name))
             }
             // Of no network, unless these would say of which.
-            Err(_) => FIRST
+            Err(_) => SIGNATURE_TENSORS
                 .iter()
                 .find(|first| self.unsupported.contains_key(**first))
                 .map(|&first| first.to_owned()),
         };
         match needed.and_then(|name| self.unsupported.get(&name).map(|u| (name, u.kind.clone()))) {
-            Some((name, found)) => Err(Problem::Unsupported { name, found }),
+            Some((name, found)) => Err(ErrorKind::Unsupported { name, found }),
             None => Ok(()),
         }
     }
 }
 
 /// How many numbers in all stand in for those of tensors that are not read.
-const MAX_STAND_INS: usize = 1 << 26;
+const MAX_PLACEHOLDERS: usize = 1 << 26;
 
-fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
-    let file = SafeTensors::open(path)?;
+fn read_safetensors(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
+    let file = SafetensorsFile::open(path)?;
     if file.metadata.contains_key(state::KEY) {
         return read_state(file, which);
     }
-    let mut loaded = Loaded::new(Format::Safetensors);
+    let mut loaded = Checkpoint::new(Format::Safetensors);
     if !file.has_checksum() {
         loaded.integrity = Integrity::Unchecked;
     }
@@ -272,7 +272,7 @@ fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem>
             }
         }
     }
-    for Stored { name, dims, numbers } in file.read(|entry| entry.name.starts_with(&prefix))? {
+    for StoredTensor { name, dims, numbers } in file.read(|entry| entry.name.starts_with(&prefix))? {
         let mut name = name.as_str();
         if dictionary::strip(&mut name, &prefix).is_ok() {
             loaded.insert(name, dims, numbers)?;
@@ -282,13 +282,13 @@ fn read_safetensors(path: &Path, which: WhichWeights) -> Result<Loaded, Problem>
     loaded.alone(which)
 }
 
-fn read_state(file: SafeTensors, which: WhichWeights) -> Result<Loaded, Problem> {
-    let mut loaded = Loaded::new(Format::TrainingState);
+fn read_state(file: SafetensorsFile, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
+    let mut loaded = Checkpoint::new(Format::TrainingState);
     let has = |group: &str| file.entries.iter().any(|e| e.name.starts_with(group));
     loaded.averaged = match which {
-        WhichWeights::Raw => false,
-        WhichWeights::Ema if !has("ema.") => {
-            return Err(Problem::NoSuchWeights { wanted: "EMA", found: "raw" });
+        WeightsSelection::Raw => false,
+        WeightsSelection::Ema if !has("ema.") => {
+            return Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" });
         }
         _ => has("ema."),
     };
@@ -300,7 +300,7 @@ fn read_state(file: SafeTensors, which: WhichWeights) -> Result<Loaded, Problem>
     Ok(loaded)
 }
 
-fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
+fn read_torch(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
     let TorchFile { root, opaque, integrity, mut storages } = TorchFile::read_values(path)?;
     let own_meta = match root.get(META_KEY) {
         Some(Value::Str(text)) => Some(released::parse_meta(text)?),
@@ -319,28 +319,28 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
         None => Format::TorchAverages,
     };
 
-    let mut loaded = Loaded { own_meta, opaque, integrity, ..Loaded::new(format) };
+    let mut loaded = Checkpoint { own_meta, opaque, integrity, ..Checkpoint::new(format) };
     loaded.step = match root.get("step") {
         Some(Value::Int(step)) => u64::try_from(*step).ok(),
         _ => None,
     };
     loaded.config = configuration(&root);
-    loaded.by_predecessor = format == Format::TorchTraining
+    loaded.is_predecessor = format == Format::TorchTraining
         && ["epoch", "val_acc", "timestamp"].iter().all(|key| root.get(key).is_some());
     let ema_wanted = !format.is_released()
-        && (which == WhichWeights::Ema || (which == WhichWeights::Default && raw.is_none()));
+        && (which == WeightsSelection::Ema || (which == WeightsSelection::Default && raw.is_none()));
     let (used, statistics) = match (raw, ema) {
         (None, None) => {
             let found = format!("; the file holds {}", root.describe(MAX_LISTED));
-            return Err(Problem::NoTensors { found });
+            return Err(ErrorKind::NoTensors { found });
         }
         (raw, Some(ema)) if ema_wanted => (ema, statistics(raw, ema)),
         (Some(raw), _) if !ema_wanted => (raw, Vec::new()),
-        (Some(_), _) => return Err(Problem::NoSuchWeights { wanted: "EMA", found: "raw" }),
-        (None, _) => return Err(Problem::NoSuchWeights { wanted: "raw", found: "EMA" }),
+        (Some(_), _) => return Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" }),
+        (None, _) => return Err(ErrorKind::NoSuchWeights { wanted: "raw", found: "EMA" }),
     };
     loaded.averaged = used.averaged;
-    loaded.source = Source {
+    loaded.source = WeightsLocation {
         path: used.path.clone(),
         prefix: used.prefix.to_owned(),
         others: dictionaries.iter().filter(|d| !std::ptr::eq(*d, used)).map(|d| d.path.clone()).collect(),
@@ -360,7 +360,7 @@ fn read_torch(path: &Path, which: WhichWeights) -> Result<Loaded, Problem> {
 /// The running statistics of batch normalisations, of which no averages are kept: they are only among the raw tensors.
 fn statistics<'v>(raw: Option<&Dictionary<'v>>, ema: &Dictionary<'v>) -> Vec<(&'v str, &'v Tensor)> {
     let is_statistic =
-        |name: &str| ["running_mean", "running_var", BATCH_COUNT].iter().any(|s| name.ends_with(s));
+        |name: &str| ["running_mean", "running_var", NUM_BATCHES_TRACKED].iter().any(|s| name.ends_with(s));
     let averaged: BTreeSet<&str> = ema.tensors.iter().map(|(name, _)| *name).collect();
     let tensors = raw.map(|raw| raw.tensors.iter()).unwrap_or_default().copied();
     tensors.filter(|(name, _)| is_statistic(name) && !averaged.contains(name)).collect()

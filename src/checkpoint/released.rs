@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tiny_cats_export::{META_KEY, ModelMeta};
-use tiny_cats_models::{Array, Weights, resnet::BATCH_COUNT};
+use tiny_cats_models::{Array, Weights, resnet::NUM_BATCHES_TRACKED};
 
-use super::{Problem, Result, safetensors, torch, torch::Item};
+use super::{ErrorKind, Result, safetensors, torch, torch::Item};
 
 /// The torch dictionary's key for the weights.
 pub(super) const STATE_DICT: &str = "model_state_dict";
@@ -30,7 +30,7 @@ pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<(
     let tensors = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array)));
     let counts = batch_counts(weights, meta).into_iter().map(|(name, n)| (name, Item::IntegerTensor(n)));
     let tensors = tensors.chain(counts).collect();
-    let config = serde_json::to_value(&meta.config).map_err(std::io::Error::from).map_err(Problem::Io);
+    let config = serde_json::to_value(&meta.config).map_err(std::io::Error::from).map_err(ErrorKind::Io);
     let root = Item::Dict(vec![
         (STATE_DICT.to_owned(), Item::Dict(tensors)),
         ("config".to_owned(), Item::from(&config.map_err(|p| p.at(path))?)),
@@ -46,13 +46,13 @@ fn batch_counts(weights: &Weights, meta: &ModelMeta) -> Vec<(String, i64)> {
     let (best, last) = (&meta.provenance["best"]["step"], &meta.provenance["schedule"]["steps"]);
     let steps = best.as_i64().or(last.as_i64()).unwrap_or(0);
     let norms = weights.keys().filter_map(|name| name.strip_suffix(".running_mean"));
-    norms.map(|norm| (format!("{norm}.{BATCH_COUNT}"), steps)).collect()
+    norms.map(|norm| (format!("{norm}.{NUM_BATCHES_TRACKED}"), steps)).collect()
 }
 
 /// Reads what [`ModelMeta::to_json`] wrote.
-pub(super) fn parse_meta(text: &str) -> Result<ModelMeta, Problem> {
+pub(super) fn parse_meta(text: &str) -> Result<ModelMeta, ErrorKind> {
     ModelMeta::from_json(text, "").map_err(|e| match e {
-        tiny_cats_export::Error::File { field, message, .. } => Problem::malformed(field, message),
-        other => Problem::malformed(META_KEY, other.to_string()),
+        tiny_cats_export::Error::File { field, message, .. } => ErrorKind::malformed(field, message),
+        other => ErrorKind::malformed(META_KEY, other.to_string()),
     })
 }

@@ -17,14 +17,14 @@ use tiny_cats_export::{Checksum, write_atomically};
 use tiny_cats_models::Array;
 
 use super::{
-    Error, Problem,
+    Error, ErrorKind,
     error::shown,
-    numbers::{Dtype, Numbers, each_piece, elements},
+    numbers::{Dtype, TensorData, each_piece, elements},
 };
 
 /// A header is some 100 bytes a tensor; this is 150,000 of them.
 const MAX_HEADER: u64 = 16 << 20;
-const PIECE: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// A tensor's place in a file.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub(super) struct Entry {
 
 /// An open file whose header was read and holds together.
 #[derive(Debug)]
-pub(super) struct SafeTensors {
+pub(super) struct SafetensorsFile {
     file: File,
     /// The header's strings.
     pub(super) metadata: BTreeMap<String, String>,
@@ -53,15 +53,15 @@ pub(super) struct SafeTensors {
 
 /// A tensor that was read.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
+pub(super) struct StoredTensor {
     pub(super) name: String,
     pub(super) dims: Vec<usize>,
-    pub(super) numbers: Numbers,
+    pub(super) numbers: TensorData,
 }
 
-impl SafeTensors {
+impl SafetensorsFile {
     /// Reads and checks the header: every tensor has the bytes its sizes ask for, and together they fill the file.
-    pub(super) fn open(path: &Path) -> Result<Self, Problem> {
+    pub(super) fn open(path: &Path) -> Result<Self, ErrorKind> {
         let mut file = File::open(path)?;
         let file_len = file.metadata()?.len();
         let mut length = [0; 8];
@@ -69,7 +69,7 @@ impl SafeTensors {
         let header_len = u64::from_le_bytes(length);
         if header_len > MAX_HEADER {
             let message = format!("{header_len} bytes long, expected at most {MAX_HEADER}");
-            return Err(Problem::malformed("header", message));
+            return Err(ErrorKind::malformed("header", message));
         }
         let start = 8 + header_len;
         if start > file_len {
@@ -78,14 +78,14 @@ impl SafeTensors {
         let mut header = vec![0; header_len as usize];
         file.read_exact(&mut header)?;
         let json: Map<String, Value> =
-            serde_json::from_slice(&header).map_err(|e| Problem::malformed("header", e.to_string()))?;
+            serde_json::from_slice(&header).map_err(|e| ErrorKind::malformed("header", e.to_string()))?;
 
         let mut metadata: BTreeMap<String, String> = BTreeMap::new();
         let mut entries = Vec::with_capacity(json.len());
         for (name, value) in json {
             if name == "__metadata__" {
                 metadata = serde_json::from_value(value)
-                    .map_err(|_| Problem::malformed("__metadata__", "expected a map of strings"))?;
+                    .map_err(|_| ErrorKind::malformed("__metadata__", "expected a map of strings"))?;
             } else {
                 entries.push(Entry::parse(name, &value)?);
             }
@@ -95,16 +95,16 @@ impl SafeTensors {
         for entry in &entries {
             if entry.begin != at {
                 let message = format!("data begins at byte {}, expected {at}", entry.begin);
-                return Err(Problem::malformed(&entry.name, message));
+                return Err(ErrorKind::malformed(&entry.name, message));
             }
             at = entry.end;
         }
         if start.checked_add(at) != Some(file_len) {
             let message = format!("{} bytes of numbers, expected {at}", file_len - start);
-            return Err(Problem::malformed("data", message));
+            return Err(ErrorKind::malformed("data", message));
         }
         let checksum = match metadata.get(Checksum::KEY) {
-            Some(sum) => Some((Checksum::begin(&header).ok_or(Problem::Checksum)?, sum.clone())),
+            Some(sum) => Some((Checksum::begin(&header).ok_or(ErrorKind::Checksum)?, sum.clone())),
             None => None,
         };
         Ok(Self { file, metadata, entries, start, checksum })
@@ -117,8 +117,8 @@ impl SafeTensors {
 
     /// Reads the tensors that `wanted` says yes to and whose type is read, in the order of the file. All of the file is read if there is
     /// a checksum to check.
-    pub(super) fn read(mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Stored>, Problem> {
-        let mut piece = vec![0; PIECE];
+    pub(super) fn read(mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<StoredTensor>, ErrorKind> {
+        let mut piece = vec![0; CHUNK_BYTES];
         let mut stored = Vec::new();
         self.file.seek(SeekFrom::Start(self.start))?;
         for entry in self.entries {
@@ -130,7 +130,7 @@ impl SafeTensors {
             let mut left = (entry.end - entry.begin) as usize;
             let mut numbers = wanted.map(|dtype| dtype.numbers(left / dtype.size()));
             while left > 0 {
-                let bytes = &mut piece[..left.min(PIECE)];
+                let bytes = &mut piece[..left.min(CHUNK_BYTES)];
                 self.file.read_exact(bytes)?;
                 if let Some((sum, _)) = &mut self.checksum {
                     sum.update(bytes);
@@ -141,19 +141,19 @@ impl SafeTensors {
                 left -= bytes.len();
             }
             if let Some(numbers) = numbers {
-                stored.push(Stored { name: entry.name, dims: entry.dims, numbers });
+                stored.push(StoredTensor { name: entry.name, dims: entry.dims, numbers });
             }
         }
         match self.checksum {
-            Some((sum, expected)) => (sum.finish() == expected).then_some(stored).ok_or(Problem::Checksum),
+            Some((sum, expected)) => (sum.finish() == expected).then_some(stored).ok_or(ErrorKind::Checksum),
             None => Ok(stored),
         }
     }
 }
 
 impl Entry {
-    fn parse(name: String, value: &Value) -> Result<Self, Problem> {
-        let wrong = |what: &str| Problem::malformed(&name, what);
+    fn parse(name: String, value: &Value) -> Result<Self, ErrorKind> {
+        let wrong = |what: &str| ErrorKind::malformed(&name, what);
         let numbers = |key: &str| -> Option<Vec<u64>> {
             value.get(key)?.as_array()?.iter().map(Value::as_u64).collect()
         };
@@ -168,7 +168,7 @@ impl Entry {
         let Some(&[begin, end]) = numbers("data_offsets").as_deref() else {
             return Err(wrong("expected `data_offsets`, two whole numbers"));
         };
-        let bits = dtype.map(|dtype| 8 * dtype.size()).or_else(|| unread_bits(kind));
+        let bits = dtype.map(|dtype| 8 * dtype.size()).or_else(|| unsupported_bits(kind));
         let bytes =
             bits.map(|bits| elements(&dims)?.checked_mul(bits)).map(|n| n.map(|n| n.div_ceil(8) as u64));
         if end < begin || bytes.is_some_and(|n| n != Some(end - begin)) {
@@ -182,7 +182,7 @@ impl Entry {
 }
 
 /// The bits of one number of a type that is not read. Of a type that is not known either, tensors may have any length.
-fn unread_bits(kind: &str) -> Option<usize> {
+fn unsupported_bits(kind: &str) -> Option<usize> {
     Some(match kind {
         "F4" => 4,
         "F6_E2M3" | "F6_E3M2" => 6,
@@ -225,8 +225,8 @@ pub(super) fn write(
     // The numbers begin at a multiple of 8, as readers that map the file into memory like it.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let write = |file: &mut BufWriter<&mut File>| -> Result<(), Problem> {
-        let mut sum = Checksum::begin(&header).ok_or(Problem::Checksum)?;
+    let write = |file: &mut BufWriter<&mut File>| -> Result<(), ErrorKind> {
+        let mut sum = Checksum::begin(&header).ok_or(ErrorKind::Checksum)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         let mut put = |file: &mut BufWriter<&mut File>, bytes: &[u8]| {
@@ -239,7 +239,7 @@ pub(super) fn write(
         for (_, array) in tensors {
             each_piece(array.data(), |bytes| put(file, bytes))?;
         }
-        let place = Checksum::place(&header).ok_or(Problem::Checksum)?;
+        let place = Checksum::place(&header).ok_or(ErrorKind::Checksum)?;
         file.seek(SeekFrom::Start(8 + place as u64))?;
         file.write_all(sum.finish().as_bytes())?;
         Ok(())
@@ -247,8 +247,8 @@ pub(super) fn write(
     write_atomically(path, write).map_err(|p| p.at(path))
 }
 
-fn truncated(field: &str) -> Problem {
-    Problem::malformed(field, "the file ends here: it was truncated")
+fn truncated(field: &str) -> ErrorKind {
+    ErrorKind::malformed(field, "the file ends here: it was truncated")
 }
 
 #[cfg(test)]
@@ -277,13 +277,13 @@ mod tests {
         assert_eq!(theirs.tensor("n").unwrap().data(), 7i64.to_le_bytes());
         assert_eq!(theirs.tensor("a \" b").unwrap().data(), (-1f32).to_le_bytes());
 
-        let ours = SafeTensors::open(&path).unwrap();
+        let ours = SafetensorsFile::open(&path).unwrap();
         assert!(ours.has_checksum());
         assert_eq!(ours.metadata["note"], metadata["note"]);
         let stored = ours.read(|_| true).unwrap();
-        assert_eq!((stored[0].name.as_str(), &stored[0].numbers), ("n", &Numbers::Integers(vec![7])));
+        assert_eq!((stored[0].name.as_str(), &stored[0].numbers), ("n", &TensorData::Integers(vec![7])));
         assert_eq!((stored[1].name.as_str(), &stored[1].dims[..]), ("z", &[2, 3][..]));
-        assert_eq!(stored[1].numbers, Numbers::Floats(vec![0.5; 6]));
+        assert_eq!(stored[1].numbers, TensorData::Floats(vec![0.5; 6]));
     }
 
     #[test]
@@ -293,8 +293,8 @@ mod tests {
         let path = dir.path().join("x.safetensors");
         let view = TensorView::new(BF16, vec![2], &[0x80, 0x3f, 0, 0xc0]).unwrap();
         safetensors::serialize_to_file([("half", view)], None, &path).unwrap();
-        let stored = SafeTensors::open(&path).unwrap().read(|_| true).unwrap();
-        assert_eq!(stored[0].numbers, Numbers::Floats(vec![1.0, -2.0]));
+        let stored = SafetensorsFile::open(&path).unwrap().read(|_| true).unwrap();
+        assert_eq!(stored[0].numbers, TensorData::Floats(vec![1.0, -2.0]));
     }
 
     #[test]
@@ -323,13 +323,13 @@ mod tests {
             ("[]", 0, "header"),
         ] {
             let file = write_bytes(header, data);
-            match SafeTensors::open(file.path()) {
-                Err(Problem::Malformed { field: found, .. }) => assert_eq!(found, field, "{header}"),
+            match SafetensorsFile::open(file.path()) {
+                Err(ErrorKind::Malformed { field: found, .. }) => assert_eq!(found, field, "{header}"),
                 other => panic!("{header}: {other:?}"),
             }
         }
         let mut long = tempfile::NamedTempFile::new().unwrap();
         long.write_all(&u64::MAX.to_le_bytes()).unwrap();
-        assert!(SafeTensors::open(long.path()).is_err());
+        assert!(SafetensorsFile::open(long.path()).is_err());
     }
 }

@@ -6,10 +6,10 @@ use serde_json::Value;
 use tiny_cats_models::{Array, Weights};
 
 use super::{
-    Problem, Result,
-    numbers::Numbers,
+    ErrorKind, Result,
+    numbers::TensorData,
     open::is_torch,
-    safetensors::{self, SafeTensors, Stored},
+    safetensors::{self, SafetensorsFile, StoredTensor},
 };
 
 /// The metadata's key that makes a safetensors file a training state.
@@ -65,49 +65,50 @@ impl TrainingState {
             let mut start = Vec::new();
             File::open(path)?.take(512).read_to_end(&mut start)?;
             if is_torch(&start) {
-                return Err(Problem::NotAState { found: "a PyTorch file" });
+                return Err(ErrorKind::NotAState { found: "a PyTorch file" });
             }
-            Self::read(SafeTensors::open(path)?, &GROUPS)
+            Self::read(SafetensorsFile::open(path)?, &GROUPS)
         };
         read().map_err(|p| p.at(path))
     }
 
     /// Reads the groups of tensors that `wanted` names by their prefixes; the others stay empty.
-    pub(super) fn read(file: SafeTensors, wanted: &[&str]) -> Result<Self, Problem> {
+    pub(super) fn read(file: SafetensorsFile, wanted: &[&str]) -> Result<Self, ErrorKind> {
         let is_wanted = |name: &str| wanted.iter().any(|group| name.starts_with(group));
         if let Some(entry) = file.entries.iter().find(|e| e.dtype.is_none() && is_wanted(&e.name)) {
-            return Err(Problem::Unsupported { name: entry.name.clone(), found: entry.kind.clone() });
+            return Err(ErrorKind::Unsupported { name: entry.name.clone(), found: entry.kind.clone() });
         }
         let mut state = Self { meta: meta(&file)?, ..Self::default() };
-        for Stored { name, dims, numbers } in file.read(|e| is_wanted(&e.name))? {
+        for StoredTensor { name, dims, numbers } in file.read(|e| is_wanted(&e.name))? {
             let groups =
                 [&mut state.weights, &mut state.ema, &mut state.ema2, &mut state.moment1, &mut state.moment2];
             let place =
                 GROUPS.iter().zip(groups).find_map(|(g, weights)| Some((name.strip_prefix(g)?, weights)));
-            let (Some((key, weights)), Numbers::Floats(data)) = (place, numbers) else {
+            let (Some((key, weights)), TensorData::Floats(data)) = (place, numbers) else {
                 let message =
                     format!("expected real numbers, under a name that begins with {}", GROUPS.join(" or "));
-                return Err(Problem::malformed(name, message));
+                return Err(ErrorKind::malformed(name, message));
             };
-            let array = Array::new(dims, data).map_err(|e| Problem::malformed(&name, e.to_string()))?;
+            let array = Array::new(dims, data).map_err(|e| ErrorKind::malformed(&name, e.to_string()))?;
             weights.insert(key.to_owned(), array);
         }
         Ok(state)
     }
 }
 
-fn meta(file: &SafeTensors) -> Result<Value, Problem> {
-    let text = file.metadata.get(KEY).ok_or(Problem::NotAState { found: "a safetensors file of weights" })?;
+fn meta(file: &SafetensorsFile) -> Result<Value, ErrorKind> {
+    let text =
+        file.metadata.get(KEY).ok_or(ErrorKind::NotAState { found: "a safetensors file of weights" })?;
     // Without a checksum the promise that all damage is noticed would not hold.
     if !file.has_checksum() {
-        return Err(Problem::Checksum);
+        return Err(ErrorKind::Checksum);
     }
-    let mut all: Value = serde_json::from_str(text).map_err(|e| Problem::malformed(KEY, e.to_string()))?;
+    let mut all: Value = serde_json::from_str(text).map_err(|e| ErrorKind::malformed(KEY, e.to_string()))?;
     match all.get("version").and_then(Value::as_u64) {
         Some(VERSION) => Ok(all.get_mut("meta").map(Value::take).unwrap_or_default()),
         found => {
             let found = found.map_or("none".to_owned(), |v| v.to_string());
-            Err(Problem::malformed(format!("{KEY}.version"), format!("expected {VERSION}, found {found}")))
+            Err(ErrorKind::malformed(format!("{KEY}.version"), format!("expected {VERSION}, found {found}")))
         }
     }
 }

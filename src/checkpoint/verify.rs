@@ -8,22 +8,22 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, Network, Rounding, TOLERANCE, escaped, excerpt,
-    exported,
+    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escaped,
+    excerpt, exported,
     onnx::OnnxFile,
     rounding,
-    runtime::{Input, RuntimeKind, run_everywhere},
+    runtime::{InputTensor, RuntimeKind, run_on_all},
     scale,
 };
 use tiny_cats_models::{
     Array, Head, ResNet, Scope, TinyDit, Weights,
-    candle::{Params, Plain, to_device, to_host},
+    candle::{CandleValue, Params, to_device, to_host},
     count, random,
 };
 
 use super::{
-    Assumed, Format, Given, WeightsCompared, WhichWeights, compare,
-    network::{misfits, not_finite},
+    Assumption, Format, ModelOverrides, WeightsComparison, WeightsSelection, compare,
+    network::{mismatches, not_finite},
     open,
     torch::TorchFile,
 };
@@ -48,31 +48,31 @@ pub enum Onnx {
 
 /// How to verify.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct VerifyOptions {
     /// The weights to verify.
-    pub which: WhichWeights,
+    pub which: WeightsSelection,
     /// The ONNX file to compare with.
     pub onnx: Onnx,
     /// Where candle computes.
     pub device: Device,
     /// What the file may not say about its model.
-    pub given: Given,
+    pub given: ModelOverrides,
 }
 
-impl Default for Options {
+impl Default for VerifyOptions {
     fn default() -> Self {
         Self {
-            which: WhichWeights::Default,
+            which: WeightsSelection::Default,
             onnx: Onnx::Beside,
             device: Device::Cpu,
-            given: Given::default(),
+            given: ModelOverrides::default(),
         }
     }
 }
 
 /// What was found. All is well if there are no `problems`; the other fields are filled as far as the verification came.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
+pub struct CheckpointReport {
     /// The checkpoint.
     pub path: PathBuf,
     /// Each one line.
@@ -90,11 +90,11 @@ pub struct Report {
     /// Training steps, if the file says so.
     pub step: Option<u64>,
     /// The network.
-    pub network: Option<Network>,
+    pub network: Option<NetworkConfig>,
     /// Side of its pictures, in pixels.
     pub image_size: Option<usize>,
     /// What neither the file nor its weights say about the model: another value may be right.
-    pub assumed: Vec<Assumed>,
+    pub assumed: Vec<Assumption>,
     /// Number of tensors.
     pub tensors: usize,
     /// Number of values in them.
@@ -108,16 +108,16 @@ pub struct Report {
     /// Whether damage to that file would have been noticed.
     pub onnx_integrity: Option<Integrity>,
     /// The weights that were looked for in that file.
-    pub weights_compared: Option<WeightsCompared>,
+    pub weights_compared: Option<WeightsComparison>,
     /// What that file's rounded weights change, if it stores weights as halves.
-    pub rounding: Option<Rounding>,
+    pub rounding: Option<RoundingReport>,
     /// What each runtime made of it.
-    pub runtimes: Vec<Comparison>,
+    pub runtimes: Vec<RuntimeComparison>,
 }
 
 /// A runtime against candle.
 #[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
+pub struct RuntimeComparison {
     /// The runtime's name.
     pub runtime: String,
     /// The largest absolute difference of an output value.
@@ -127,8 +127,8 @@ pub struct Comparison {
 /// Verifies the checkpoint at `path`: its format, that its tensors are exactly the network's, that all are finite, one forward pass with
 /// candle, and the same with the ONNX file on every runtime present. A file that stores weights as halves must hold these weights rounded,
 /// compute what they give, and lose nothing by it.
-pub fn verify(path: &Path, options: &Options) -> Report {
-    let mut report = Report { path: path.to_owned(), ..Report::default() };
+pub fn verify(path: &Path, options: &VerifyOptions) -> CheckpointReport {
+    let mut report = CheckpointReport { path: path.to_owned(), ..CheckpointReport::default() };
     if let Err(problem) = report.check(options) {
         report.problems.push(problem);
     }
@@ -136,20 +136,20 @@ pub fn verify(path: &Path, options: &Options) -> Report {
 }
 
 /// What a forward pass is given and gives: `x` `[batch, 3, size, size]`, `t` and `label` `[batch]`.
-struct Pass {
+struct ForwardPass {
     x: Array,
     t: Array,
     labels: Vec<i64>,
     output: Array,
 }
 
-impl Report {
+impl CheckpointReport {
     /// Whether all is well.
     pub fn is_ok(&self) -> bool {
         self.problems.is_empty()
     }
 
-    fn check(&mut self, options: &Options) -> Result<(), String> {
+    fn check(&mut self, options: &VerifyOptions) -> Result<(), String> {
         let loaded = open(&self.path, options.which).map_err(|e| e.problem.to_string())?;
         self.format = Some(loaded.format.to_string());
         self.integrity = Some(loaded.integrity);
@@ -172,8 +172,8 @@ impl Report {
         self.assumed = described.assumed;
         self.network = Some(meta.config.clone());
         self.image_size = Some(meta.image_size);
-        let misfits = misfits(&loaded, &meta.config).map_err(|p| p.to_string())?;
-        self.problems.extend(misfits);
+        let mismatches = mismatches(&loaded, &meta.config).map_err(|p| p.to_string())?;
+        self.problems.extend(mismatches);
         self.untrained = untrained(&meta.config, &loaded.weights);
         if !self.is_ok() {
             return Ok(());
@@ -202,7 +202,7 @@ impl Report {
         path: &Path,
         meta: &ModelMeta,
         weights: &Weights,
-        mut pass: Pass,
+        mut pass: ForwardPass,
         device: &Device,
     ) -> Result<(), tiny_cats_export::Error> {
         let file = OnnxFile::open(path)?;
@@ -239,9 +239,9 @@ impl Report {
         for port in file.inputs() {
             inputs.push(match port.name.as_str() {
                 // A generator's, the Python project's name for that, and a classifier's of both.
-                "x" | "noise" | CLASSIFIER_INPUT => (port.name.as_str(), Input::Floats(&pass.x)),
-                "t" | "timestep" => (port.name.as_str(), Input::Floats(&pass.t)),
-                "label" | "breed" => (port.name.as_str(), Input::Labels(&pass.labels)),
+                "x" | "noise" | CLASSIFIER_INPUT => (port.name.as_str(), InputTensor::Floats(&pass.x)),
+                "t" | "timestep" => (port.name.as_str(), InputTensor::Floats(&pass.t)),
+                "label" | "breed" => (port.name.as_str(), InputTensor::Labels(&pass.labels)),
                 other => {
                     let message = format!(
                         "{}: input {other:?}, expected x, t and label, or {CLASSIFIER_INPUT}",
@@ -252,7 +252,7 @@ impl Report {
                 }
             });
         }
-        let results = run_everywhere(&file, &inputs);
+        let results = run_on_all(&file, &inputs);
         if results.is_empty() {
             self.problems.push(format!("{}: no runtime is present that could compute it", path.display()));
         }
@@ -283,26 +283,28 @@ impl Report {
                     format!("{kind}: {far} of {of} output values differ, by up to {largest_difference:.2e}");
                 self.problems.push(message);
             }
-            self.runtimes.push(Comparison { runtime: kind.to_string(), largest_difference });
+            self.runtimes.push(RuntimeComparison { runtime: kind.to_string(), largest_difference });
         }
         Ok(())
     }
 }
 
 /// Whether these are weights as a network begins with.
-fn untrained(network: &Network, weights: &Weights) -> bool {
+fn untrained(network: &NetworkConfig, weights: &Weights) -> bool {
     let all = |suffix: &str, value: f32| {
         let mut found = weights.iter().filter(|(name, _)| name.ends_with(suffix)).peekable();
         found.peek().is_some() && found.all(|(_, array)| array.data().iter().all(|&v| v == value))
     };
     match network {
-        Network::TinyDit(_) => all("final_layer.linear.weight", 0.0) && all("final_layer.linear.bias", 0.0),
-        Network::ResNet(_) => all(".running_mean", 0.0) && all(".running_var", 1.0),
+        NetworkConfig::TinyDit(_) => {
+            all("final_layer.linear.weight", 0.0) && all("final_layer.linear.bias", 0.0)
+        }
+        NetworkConfig::ResNet(_) => all(".running_mean", 0.0) && all(".running_var", 1.0),
     }
 }
 
 /// One forward pass of fixed noise with candle.
-fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_models::Result<Pass> {
+fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_models::Result<ForwardPass> {
     let size = meta.image_size;
     let noise = (0..BATCH as u64).flat_map(|i| random::noise(0, i, 3 * size * size)).collect();
     let x = Array::new([BATCH, 3, size, size], noise)?;
@@ -311,16 +313,16 @@ fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_mo
 
     let mut params = Params::new(weights, DType::F32, device)?;
     let mut scope = Scope::root(&mut params);
-    let value = |array: &Array| to_device(array, DType::F32, device).map(Plain::new);
+    let value = |array: &Array| to_device(array, DType::F32, device).map(CandleValue::new);
     let output = match &meta.config {
-        Network::TinyDit(config) => {
+        NetworkConfig::TinyDit(config) => {
             let label: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
-            let label = Plain::new(Tensor::new(label, device)?);
+            let label = CandleValue::new(Tensor::new(label, device)?);
             TinyDit::new(config, &mut scope)?.forward(&value(&x)?, &value(&t)?, &label)?
         }
-        Network::ResNet(config) => ResNet::new(config, &mut scope)?.forward(&value(&x)?)?,
+        NetworkConfig::ResNet(config) => ResNet::new(config, &mut scope)?.forward(&value(&x)?)?,
     };
-    Ok(Pass { x, t, labels, output: to_host(&output.into_inner())? })
+    Ok(ForwardPass { x, t, labels, output: to_host(&output.into_inner())? })
 }
 
 impl Format {
@@ -339,7 +341,7 @@ impl Format {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CheckpointReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", escaped(&self.path.display().to_string(), usize::MAX))?;
         // Names that a file from outside brought are among the texts.
@@ -359,14 +361,14 @@ impl fmt::Display for Report {
             line("not read", format!("objects of {}", excerpt(&self.not_read.join(", "))))?;
         }
         match &self.network {
-            Some(Network::TinyDit(c)) => {
+            Some(NetworkConfig::TinyDit(c)) => {
                 let (size, patch, layout) = (c.image_size, c.patch_size, c.layout);
                 let text = format!("TinyDiT, {layout:?} layout, {size} px in patches of {patch}");
                 line("network", text.replace("Modern", "modern").replace("Legacy", "legacy"))?;
                 let (width, depth, heads, classes) = (c.width, c.depth, c.heads, c.classes);
                 line("", format!("width {width}, depth {depth}, {heads} heads, {classes} classes"))?;
             }
-            Some(Network::ResNet(c)) => {
+            Some(NetworkConfig::ResNet(c)) => {
                 let (depth, width, classes) = (c.depth, c.width, c.classes);
                 let head = match c.head {
                     Head::Plain => "",
@@ -408,7 +410,7 @@ impl fmt::Display for Report {
             if let Some(rounding) = &self.rounding {
                 line("", rounding.to_string())?;
             }
-            if let Some(WeightsCompared { found, total, .. }) = self.weights_compared {
+            if let Some(WeightsComparison { found, total, .. }) = self.weights_compared {
                 line("", format!("{found} of {total} weight tensors compared"))?;
             }
             for c in &self.runtimes {
@@ -434,12 +436,12 @@ mod tests {
     #[test]
     fn a_report_shows_no_control_character_and_no_long_name_of_a_file() {
         let hostile = format!("\u{3}\u{1b}[2J\n{}", "x".repeat(5000));
-        let report = Report {
+        let report = CheckpointReport {
             path: PathBuf::from(&hostile[..20]),
             problems: vec![hostile.clone()],
             source: Some(hostile.clone()),
             not_read: vec![hostile; 30],
-            ..Report::default()
+            ..CheckpointReport::default()
         };
         let shown = report.to_string();
         assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown}");

@@ -7,11 +7,11 @@ use std::{
 
 use anyhow::bail;
 use serde_json::{Value, json};
-use tiny_cats_export::{Candidate, Classifier, Error, Model, Options, Prediction};
+use tiny_cats_export::{Candidate, Classifier, Error, LoadOptions, Model, Prediction};
 use tiny_cats_models::pretrained;
 use walkdir::WalkDir;
 
-use super::common::{OfModel, Runtime, open_model};
+use super::common::{ModelContext, Runtime, open_model};
 use crate::data::{is_ignored, printable};
 
 /// More files than anybody has patience for; a list of them fits into memory.
@@ -49,12 +49,12 @@ type Skipped = (PathBuf, String);
 /// # Errors
 /// When an argument makes no sense, the model cannot be used, or any file could not be classified.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
         Some(path) => open_model(path)?,
         None => Model::from_bytes(pretrained::CLASSIFIER.to_vec(), "the pretrained ResNet-18")?,
     };
-    let mut classifier = Classifier::from_model(&model, &options).of_model(args.model.as_deref())?;
+    let mut classifier = Classifier::from_model(&model, &options).model_context(args.model.as_deref())?;
     let classes = classifier.meta().classes.len();
     let top_k = args.top_k.unwrap_or(3.min(classes));
     if !(1..=classes).contains(&top_k) {
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     for part in files.chunks(args.batch) {
         for (path, result) in
-            part.iter().zip(classifier.classify_files(part).of_model(args.model.as_deref())?)
+            part.iter().zip(classifier.classify_files(part).model_context(args.model.as_deref())?)
         {
             match result {
                 Ok(prediction) => report.classified(path, &prediction)?,

@@ -12,7 +12,7 @@ use tiny_cats_export::{Model, escaped, excerpt, runtime::RuntimeKind, write_atom
 
 use super::logging;
 use crate::{
-    checkpoint::{self, Assumed, Given, WhichWeights},
+    checkpoint::{self, Assumption, ModelOverrides, WeightsSelection},
     data::{Dataset, printable},
     doctor::GET_CUDA,
 };
@@ -112,17 +112,17 @@ pub enum WeightsKind {
 }
 
 /// What `--weights` asks for.
-pub fn which(weights: Option<WeightsKind>) -> WhichWeights {
+pub fn which(weights: Option<WeightsKind>) -> WeightsSelection {
     match weights {
-        None => WhichWeights::Default,
-        Some(WeightsKind::Raw) => WhichWeights::Raw,
-        Some(WeightsKind::Ema) => WhichWeights::Ema,
+        None => WeightsSelection::Default,
+        Some(WeightsKind::Raw) => WeightsSelection::Raw,
+        Some(WeightsKind::Ema) => WeightsSelection::Ema,
     }
 }
 
 /// What a checkpoint may not say about its model.
 #[derive(clap::Args, Clone, Debug)]
-pub struct GivenArgs {
+pub struct OverrideArgs {
     /// Side of the model's pictures in pixels, where the file does not say it
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
@@ -134,17 +134,17 @@ pub struct GivenArgs {
     classes: Option<Vec<String>>,
 }
 
-impl From<GivenArgs> for Given {
-    fn from(args: GivenArgs) -> Self {
+impl From<OverrideArgs> for ModelOverrides {
+    fn from(args: OverrideArgs) -> Self {
         Self { image_size: args.image_size, heads: args.heads, classes: args.classes }
     }
 }
 
 /// The exit code when a file does not say all that its model needs, and the rest was assumed.
-pub const ASSUMED: u8 = 3;
+pub const EXIT_ASSUMED: u8 = 3;
 
 /// Says on the standard error stream what had to be assumed about the model in `path`.
-pub fn tell_assumed(path: &Path, assumed: &[Assumed]) {
+pub fn warn_assumed(path: &Path, assumed: &[Assumption]) {
     for assumed in assumed {
         let flag = assumed.field.replace('_', "-");
         let path = path.display();
@@ -160,21 +160,21 @@ pub fn tell_assumed(path: &Path, assumed: &[Assumed]) {
 /// Those of [`checkpoint::open_model`].
 pub fn open_model(path: &Path) -> anyhow::Result<Model> {
     let (model, assumed) = checkpoint::open_model(path)?;
-    tell_assumed(path, &assumed);
+    warn_assumed(path, &assumed);
     Ok(model)
 }
 
 /// Results of computing with a model.
-pub trait OfModel<T> {
+pub trait ModelContext<T> {
     /// Names the model's file in an error that does not. Without a file, the model is the one that comes with this program.
     ///
     /// # Errors
     /// Those of the result.
-    fn of_model(self, file: Option<&Path>) -> anyhow::Result<T>;
+    fn model_context(self, file: Option<&Path>) -> anyhow::Result<T>;
 }
 
-impl<T, E: Into<anyhow::Error>> OfModel<T> for Result<T, E> {
-    fn of_model(self, file: Option<&Path>) -> anyhow::Result<T> {
+impl<T, E: Into<anyhow::Error>> ModelContext<T> for Result<T, E> {
+    fn model_context(self, file: Option<&Path>) -> anyhow::Result<T> {
         self.map_err(|error| {
             let error: anyhow::Error = error.into();
             let unnamed = error.downcast_ref::<tiny_cats_export::Error>().is_some_and(|e| !e.names_file());
@@ -187,14 +187,14 @@ impl<T, E: Into<anyhow::Error>> OfModel<T> for Result<T, E> {
 }
 
 /// Says which pictures were left out. Their names may come from an index, which may be of anybody.
-pub fn tell_skipped(skipped: &[(PathBuf, String)]) {
+pub fn warn_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
         logging::note(&format!("skipped {}: {}", excerpt(&path.display().to_string()), excerpt(why)));
     }
 }
 
 /// Says which images are there more than once, in several classes for example.
-pub fn tell_repeated(data: &Dataset) {
+pub fn warn_duplicates(data: &Dataset) {
     data.repeated().iter().for_each(|line| logging::note(&escaped(line, usize::MAX)));
 }
 
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn an_error_of_a_model_names_its_file_once() {
         let said = |error: Error, file: Option<&str>| {
-            format!("{:#}", Err::<(), _>(error).of_model(file.map(Path::new)).unwrap_err())
+            format!("{:#}", Err::<(), _>(error).model_context(file.map(Path::new)).unwrap_err())
         };
         let runtime = || Error::Runtime { runtime: "tract", message: "no".into() };
         assert_eq!(said(runtime(), Some("a\u{1b}.onnx")), "a\\u{1b}.onnx: tract: no");

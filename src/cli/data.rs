@@ -6,12 +6,12 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_export::escaped;
 
-use super::common::{tell_repeated, tell_skipped};
+use super::common::{warn_duplicates, warn_skipped};
 use crate::data::{
-    Cache, Count, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats, cache,
-    synth::{self, Manifest},
+    Cache, ClassCount, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats, cache,
+    synth::{self, SynthManifest},
 };
-use crate::words::counted;
+use crate::words::pluralize;
 
 /// What `tiny-cats data` is called with.
 #[derive(clap::Args, Debug)]
@@ -141,27 +141,23 @@ fn index(args: &Index) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let counts = data.counts();
     print_counts(&counts);
-    tell_skipped(&data.skipped);
-    tell_repeated(&data);
+    warn_skipped(&data.skipped);
+    warn_duplicates(&data);
     for count in counts {
         match count {
-            Count { name, train: 1, val: 0, test: 0 } => {
+            ClassCount { name, train: 1, val: 0, test: 0 } => {
                 eprintln!(
                     "{name} has one picture only, for training: nothing measures how well it is recognised"
                 );
             }
-            Count { name, train: 0, .. } => eprintln!("{name} has no picture for training"),
-            Count { name, test: 0, .. } => {
+            ClassCount { name, train: 0, .. } => eprintln!("{name} has no picture for training"),
+            ClassCount { name, test: 0, .. } => {
                 eprintln!("{name} has no picture in test: nothing measures how well it is recognised");
             }
             _ => {}
         }
     }
-    println!(
-        "{}: {}",
-        file.display(),
-        what_there_is(data.files.len(), data.classes.len(), data.skipped.len())
-    );
+    println!("{}: {}", file.display(), summary(data.files.len(), data.classes.len(), data.skipped.len()));
     Ok(())
 }
 
@@ -170,7 +166,7 @@ fn stats(args: &StatsArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.sheet {
         tiny_cats_export::write_png(path, &data.sheet(128)).with_context(|| path.display().to_string())?;
     }
-    tell_repeated(&data);
+    warn_duplicates(&data);
     let bar = bar()?;
     let split = match &data.index {
         Some(path) => format!("by {}", path.display()),
@@ -214,7 +210,7 @@ fn prepare(args: PrepareArgs) -> anyhow::Result<()> {
     let PrepareArgs { source, output, crop, size, boxes, other, encoding } = args;
     let prepared = Prepare { crop, size, boxes, other, encoding }.run(&source, &output, advance(&bar))?;
     bar.finish_and_clear();
-    tell_skipped(&prepared.skipped);
+    warn_skipped(&prepared.skipped);
     let width = prepared.classes.keys().map(|name| name.chars().count()).max().unwrap_or(0);
     for (name, count) in &prepared.classes {
         println!("{name:width$}  {count:5}");
@@ -224,19 +220,15 @@ fn prepare(args: PrepareArgs) -> anyhow::Result<()> {
     }
     if prepared.dogs > 0 {
         let were = if prepared.dogs == 1 { "was" } else { "were" };
-        println!("{} of dogs {were} left out; --other keeps them", counted(prepared.dogs, "photograph"));
+        println!("{} of dogs {were} left out; --other keeps them", pluralize(prepared.dogs, "photograph"));
     }
     let pictures = prepared.classes.values().sum();
-    println!(
-        "{}: {}",
-        output.display(),
-        what_there_is(pictures, prepared.classes.len(), prepared.skipped.len())
-    );
+    println!("{}: {}", output.display(), summary(pictures, prepared.classes.len(), prepared.skipped.len()));
     Ok(())
 }
 
 fn synth(args: &Synth) -> anyhow::Result<()> {
-    let manifest = Manifest::new(args.per_class, args.size, args.seed)?;
+    let manifest = SynthManifest::new(args.per_class, args.size, args.seed)?;
     let bar = bar()?;
     bar.set_length(manifest.total());
     synth::write(&args.dir, &manifest, |drawn| bar.inc(drawn))?;
@@ -261,7 +253,7 @@ fn decoded(args: CacheArgs) -> anyhow::Result<()> {
     }
     let all = megabytes(files.iter().map(|file| file.bytes).sum());
     let deleted = if args.clear { " deleted" } else { "" };
-    println!("{}: {} of decoded pictures{deleted}, {all}", folder.display(), counted(files.len(), "file"));
+    println!("{}: {} of decoded pictures{deleted}, {all}", folder.display(), pluralize(files.len(), "file"));
     Ok(())
 }
 
@@ -276,8 +268,8 @@ fn bar() -> anyhow::Result<ProgressBar> {
     Ok(bar)
 }
 
-fn what_there_is(pictures: usize, classes: usize, left_out: usize) -> String {
-    format!("{} in {}, {left_out} left out", counted(pictures, "picture"), counted(classes, "class"))
+fn summary(pictures: usize, classes: usize, left_out: usize) -> String {
+    format!("{} in {}, {left_out} left out", pluralize(pictures, "picture"), pluralize(classes, "class"))
 }
 
 /// What is called after each of so many pictures.
@@ -289,14 +281,14 @@ fn advance(bar: &ProgressBar) -> impl Fn(u64) + Sync {
 }
 
 /// A table of classes and parts.
-fn print_counts(counts: &[Count]) {
+fn print_counts(counts: &[ClassCount]) {
     let width = counts.iter().map(|count| count.name.chars().count()).max().unwrap_or(0).max(5);
     let line = |name: &str, columns: [String; 4]| {
         println!("{name:width$}{}", columns.map(|column| format!("  {column:>6}")).concat());
     };
     line("class", ["train", "val", "test", "all"].map(String::from));
     let mut sums = [0; 4];
-    for Count { name, train, val, test } in counts {
+    for ClassCount { name, train, val, test } in counts {
         let row = [*train, *val, *test, train + val + test];
         sums.iter_mut().zip(row).for_each(|(sum, count)| *sum += count);
         line(name, row.map(|count| count.to_string()));

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io::Write as _};
 
 use anyhow::bail;
 
-use crate::doctor::{Cuda, Report, Runtime, Space, examine};
+use crate::doctor::{Capacity, Cuda, DoctorReport, Runtime, examine};
 
 /// What `tiny-cats doctor` is called with.
 #[derive(clap::Args, Debug)]
@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(report: &Report) -> Result<String, std::fmt::Error> {
+fn text(report: &DoctorReport) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let processor = &report.processor;
     let cores = processor.cores.map_or(String::new(), |n| format!("{n} cores, "));
@@ -89,7 +89,7 @@ fn advice(error: &str, fix: Option<&str>) -> String {
     }
 }
 
-fn space(space: Space) -> String {
+fn space(space: Capacity) -> String {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     format!("{:.1} GiB free of {:.1}", gib(space.free), gib(space.total))
 }

@@ -7,7 +7,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::data::download::{Archive, Event, OXFORD_PETS, OXFORD_PETS_URL, Patience, download};
+use crate::data::download::{Archive, Event, OXFORD_PETS, OXFORD_PETS_URL, RetryPolicy, download};
 
 /// What `tiny-cats data download` is called with.
 #[derive(clap::Args, Debug)]
@@ -32,7 +32,7 @@ Licence: CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0. Its owner
 pub fn run(args: &Args) -> anyhow::Result<()> {
     eprintln!("{NOTICE}");
     let mut report = Report::new()?;
-    download(&OXFORD_PETS, &args.from, &args.dir, &Patience::default(), &mut |archive, event| {
+    download(&OXFORD_PETS, &args.from, &args.dir, &RetryPolicy::default(), &mut |archive, event| {
         report.tell(archive, &event);
     })?;
     let dir = args.dir.display();
@@ -73,7 +73,7 @@ impl Report {
         match event {
             Event::Fetching(done, total) => self.position(name, false, *done, *total),
             Event::Unpacking(done, total) => self.position(name, true, *done, Some(*total)),
-            Event::Again(reason, wait) => {
+            Event::RecomputeFn(reason, wait) => {
                 self.line(&format!("{name}.tar.gz: {reason}; again in {:.0} s", wait.as_secs_f64()));
             }
             Event::Ready { files, bytes, before } => {

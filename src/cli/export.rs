@@ -4,12 +4,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use tiny_cats_export::{
-    ExportOptions, Report, export,
-    onnx::{DEFAULT_OPSET, Storage},
+    ExportOptions, VerificationReport, export,
+    onnx::{DEFAULT_OPSET, WeightStorage},
     report_path,
 };
 
-use super::common::{ASSUMED, GivenArgs, OfModel, WeightsKind, tell_assumed, which};
+use super::common::{EXIT_ASSUMED, ModelContext, OverrideArgs, WeightsKind, warn_assumed, which};
 use crate::checkpoint;
 
 /// What `tiny-cats export` is called with.
@@ -40,10 +40,10 @@ pub struct Args {
     #[arg(long)]
     test: bool,
     #[command(flatten)]
-    given: GivenArgs,
+    given: OverrideArgs,
 }
 
-/// Runs it. The exit code is [`ASSUMED`] if the checkpoint does not say all that its model needs.
+/// Runs it. The exit code is [`EXIT_ASSUMED`] if the checkpoint does not say all that its model needs.
 ///
 /// # Errors
 /// When the checkpoint cannot be read, the file cannot be written, or a runtime disagrees with the definition; then no file is left.
@@ -53,9 +53,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         loaded.describe(&args.given.into()).with_context(|| args.checkpoint.display().to_string())?;
     let meta = described.meta;
     let output = args.output.unwrap_or_else(|| args.checkpoint.with_extension("onnx"));
-    let storage = if args.f16 { Storage::F16 } else { Storage::F32 };
+    let storage = if args.f16 { WeightStorage::F16 } else { WeightStorage::F32 };
     let options = ExportOptions { opset: args.opset, trajectory: args.test, storage };
-    let report = export(&meta, &loaded.weights, &output, &options).of_model(Some(&args.checkpoint))?;
+    let report = export(&meta, &loaded.weights, &output, &options).model_context(Some(&args.checkpoint))?;
     print(&report);
     println!(
         "wrote {} ({:.1} MB) and {}",
@@ -63,11 +63,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         report.bytes as f64 / 1e6,
         report_path(&output).display()
     );
-    tell_assumed(&args.checkpoint, &described.assumed);
-    Ok(if described.assumed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(ASSUMED) })
+    warn_assumed(&args.checkpoint, &described.assumed);
+    Ok(if described.assumed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_ASSUMED) })
 }
 
-fn print(report: &Report) {
+fn print(report: &VerificationReport) {
     if let Some(rounding) = &report.rounding {
         println!("{rounding}");
     }

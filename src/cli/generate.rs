@@ -11,13 +11,14 @@ use anyhow::{Context, bail};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_export::{
-    Breed, Generator, Model, Options, Picture, Request, Sampler, grid, sample::Progress, sheet, write_png,
+    Breed, GeneratedImage, Generator, LoadOptions, Model, Request, Sampler, grid, sample::Progress, sheet,
+    write_png,
 };
 use tiny_cats_models::pretrained;
 
 use super::{
-    common::{OfModel, Runtime, interval, open_model},
-    place::{writable, writable_folder},
+    common::{ModelContext, Runtime, interval, open_model},
+    place::{check_writable_folder, writable},
 };
 
 /// What `tiny-cats generate` is called with.
@@ -69,16 +70,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let folder = is_folder(&args.output);
     if folder {
-        writable_folder("--output", &args.output)?;
+        check_writable_folder("--output", &args.output)?;
     } else {
         writable("--output", &args.output, "png")?;
     }
-    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
         Some(path) => open_model(path)?,
         None => Model::from_bytes(pretrained::TINYDIT.to_vec(), "the pretrained TinyDiT")?,
     };
-    let mut generator = Generator::from_model(&model, &options).of_model(args.model.as_deref())?;
+    let mut generator = Generator::from_model(&model, &options).model_context(args.model.as_deref())?;
     let request = Request {
         breed: Breed::from(args.breed.as_str()),
         count: args.count,
@@ -104,16 +105,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             bail!("--frames: expected --output to be a name that ends in .png");
         }
         let shown =
-            coming_out_of_noise(&mut generator, &request, frames, tell).of_model(args.model.as_deref())?;
+            denoising_frames(&mut generator, &request, frames, tell).model_context(args.model.as_deref())?;
         write_png(&args.output, &grid(&shown, frames, None))
             .with_context(|| args.output.display().to_string())?;
     } else if folder {
         std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
-        let labels = generator.labels(&request).of_model(args.model.as_deref())?;
-        let put = |picture: Picture| write_to(&args.output, &picture);
-        generator.draw_each(&labels, 0, &request, tell, put).of_model(args.model.as_deref())?;
+        let labels = generator.labels(&request).model_context(args.model.as_deref())?;
+        let put = |picture: GeneratedImage| write_to(&args.output, &picture);
+        generator.draw_each(&labels, 0, &request, tell, put).model_context(args.model.as_deref())?;
     } else {
-        let pictures = generator.generate_with(&request, tell).of_model(args.model.as_deref())?;
+        let pictures = generator.generate_with(&request, tell).model_context(args.model.as_deref())?;
         write_png(&args.output, &sheet(&pictures)).with_context(|| args.output.display().to_string())?;
     }
     bar.finish_and_clear();
@@ -132,7 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Each picture of a request at `frames` moments, the first of which is noise and the last the picture.
-fn coming_out_of_noise(
+fn denoising_frames(
     generator: &mut Generator,
     request: &Request,
     frames: usize,
@@ -150,7 +151,7 @@ fn coming_out_of_noise(
             while trajectory.done() < frame * steps / (frames - 1) {
                 generator.advance([&mut trajectory])?;
             }
-            shown.push(generator.so_far(&trajectory));
+            shown.push(generator.current_image(&trajectory));
             let (done, total) = (index * steps + trajectory.done(), request.count * steps);
             let _ = tell(Progress { done, total });
         }
@@ -163,7 +164,7 @@ fn is_folder(path: &Path) -> bool {
 }
 
 /// Writes one picture to a file of its own.
-fn write_to(folder: &Path, picture: &Picture) -> anyhow::Result<()> {
+fn write_to(folder: &Path, picture: &GeneratedImage) -> anyhow::Result<()> {
     let name = format!("{}_seed{}_{:04}.png", picture.class, picture.seed, picture.index);
     let path = folder.join(name);
     write_png(&path, &picture.image).with_context(|| path.display().to_string())

@@ -22,9 +22,9 @@ use tracing_subscriber::{
 };
 
 /// The target of what was printed already, which the console does not show again.
-const SAID: &str = "tiny_cats::said";
+const PRINTED_TARGET: &str = "tiny_cats::said";
 /// The target of what other files have already, and the run's is to have, too.
-const EARLIER: &str = "tiny_cats::said::earlier";
+const REPLAYED_TARGET: &str = "tiny_cats::said::earlier";
 /// What is heard where `RUST_LOG` says nothing; of others only what went wrong.
 const CONSOLE: &str = "error,tiny_cats=warn,tiny_cats::serve=info,tiny_cats::init=info,tiny_cats_export=warn,tiny_cats_models=warn";
 const FILES: &str = "warn,tiny_cats=info,tiny_cats_export=info,tiny_cats_models=info";
@@ -74,7 +74,7 @@ pub fn init() {
         .without_time()
         .with_target(false)
         .with_ansi(io::stderr().is_terminal())
-        .with_filter(console.and(filter_fn(|event| !event.target().starts_with(SAID))));
+        .with_filter(console.and(filter_fn(|event| !event.target().starts_with(PRINTED_TARGET))));
     let text = fmt::layer()
         .with_ansi(false)
         .with_target(false)
@@ -83,8 +83,8 @@ pub fn init() {
     let json = json.with_writer(Files { format: Format::Json, run_only: false });
     tracing_subscriber::registry()
         .with(console)
-        .with(text.with_filter(heard_by_files()))
-        .with(json.with_filter(heard_by_files()))
+        .with(text.with_filter(file_filter()))
+        .with(json.with_filter(file_filter()))
         .init();
 }
 
@@ -94,7 +94,7 @@ fn asked() -> Option<String> {
 }
 
 /// What `RUST_LOG` silences on the console is in the files all the same.
-fn heard_by_files<S>() -> impl Filter<S> {
+fn file_filter<S>() -> impl Filter<S> {
     EnvFilter::new(FILES).or(EnvFilter::new(asked().unwrap_or_else(|| "off".into())))
 }
 
@@ -117,45 +117,45 @@ pub fn add_run_file(path: &Path, format: Format) {
 }
 
 /// Prints nothing from now on but what `RUST_LOG` asks for: another process speaks for this one.
-pub fn be_quiet() {
+pub fn set_quiet() {
     state().quiet = true;
 }
 
 /// Prints all lines above `bar` for as long as it is there.
-pub fn print_above(bar: &ProgressBar) {
+pub fn set_progress_bar(bar: &ProgressBar) {
     state().bar = Some(bar.downgrade());
 }
 
 /// Prints a line on the standard output and logs it.
 pub fn say(line: &str) {
-    above_bar(|| writeln!(io::stdout(), "{line}"));
+    suspend_bar(|| writeln!(io::stdout(), "{line}"));
     log(line);
 }
 
 /// Prints a line on the standard error stream and logs it.
 pub fn note(line: &str) {
-    above_bar(|| writeln!(io::stderr(), "{line}"));
+    suspend_bar(|| writeln!(io::stderr(), "{line}"));
     log(line);
 }
 
 /// Logs a line that is printed elsewhere, or not at all.
 pub fn log(line: &str) {
-    tracing::info!(target: SAID, "{line}");
+    tracing::info!(target: PRINTED_TARGET, "{line}");
 }
 
 /// Logs to the file of the run alone what was logged before there was one.
 pub fn log_to_run(line: &str) {
-    tracing::info!(target: EARLIER, "{line}");
+    tracing::info!(target: REPLAYED_TARGET, "{line}");
 }
 
 /// Prints the error that ends the program, and logs it.
 pub fn fail(line: &str) {
-    above_bar(|| writeln!(io::stderr(), "error: {line}"));
-    tracing::error!(target: SAID, "{line}");
+    suspend_bar(|| writeln!(io::stderr(), "error: {line}"));
+    tracing::error!(target: PRINTED_TARGET, "{line}");
 }
 
 /// Runs `print` while the bar is out of its way. That nobody listens any more (`| head`) stops nothing.
-fn above_bar(print: impl FnOnce() -> io::Result<()>) {
+fn suspend_bar(print: impl FnOnce() -> io::Result<()>) {
     let (quiet, bar) = {
         let state = state();
         (state.quiet, state.bar.as_ref().and_then(WeakProgressBar::upgrade))
@@ -200,7 +200,7 @@ impl Write for Console {
         if state().quiet && asked().is_some() {
             let _ = io::stderr().write_all(line);
         }
-        above_bar(|| io::stderr().write_all(line));
+        suspend_bar(|| io::stderr().write_all(line));
         Ok(line.len())
     }
 
@@ -226,7 +226,7 @@ impl Write for Files {
             files.filter(|f| f.format == self.format).filter_map(|f| f.write(line)).collect()
         };
         // Printed, not logged: logging is what fails.
-        failures.iter().for_each(|failure| above_bar(|| writeln!(io::stderr(), "{failure}")));
+        failures.iter().for_each(|failure| suspend_bar(|| writeln!(io::stderr(), "{failure}")));
         Ok(line.len())
     }
 
@@ -251,6 +251,6 @@ impl MakeWriter<'_> for Files {
     }
 
     fn make_writer_for(&self, event: &Metadata) -> Self {
-        Self { run_only: event.target() == EARLIER, ..*self }
+        Self { run_only: event.target() == REPLAYED_TARGET, ..*self }
     }
 }

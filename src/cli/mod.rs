@@ -124,8 +124,8 @@ fn one_line(error: &anyhow::Error) -> String {
             line += &format!("{between}{cause}");
         }
     }
-    escaped(&line, MOST_SHOWN).into_owned()
+    escaped(&line, MAX_ERROR_BYTES).into_owned()
 }
 
 /// The most bytes of an error's text that are shown; what comes from a file may be long.
-const MOST_SHOWN: usize = 560;
+const MAX_ERROR_BYTES: usize = 560;

@@ -5,7 +5,7 @@ use std::{backtrace, io::Write, panic, process};
 use tiny_cats_export::excerpt;
 
 /// Where to report a fault of this program.
-const REPORTS: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
+const ISSUES_URL: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
 
 /// Shows a panic as one line that asks for a report; with `RUST_BACKTRACE` the backtrace follows. Ends the process quietly when nobody reads
 /// the standard output any more, as behind `| head`, and with one line when it cannot be written.
@@ -26,7 +26,7 @@ pub fn install_hook() {
             .location()
             .map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
         let line = format!(
-            "error: internal error{place}: {}; please report it at {REPORTS} (RUST_BACKTRACE=1 shows where it comes from)",
+            "error: internal error{place}: {}; please report it at {ISSUES_URL} (RUST_BACKTRACE=1 shows where it comes from)",
             excerpt(message)
         );
         let backtrace = backtrace::Backtrace::capture();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use tiny_cats_export::without_temporary_name;
+use tiny_cats_export::strip_temp_name;
 
 /// What is written to see whether anything can be: a block, which a full disk has no room for.
 const PROBE: [u8; 4096] = [0; 4096];
@@ -26,7 +26,7 @@ fn there(folder: &Path) -> PathBuf {
 /// When none can be written: a file is in the way, rights are missing, or the disk is full.
 pub fn can_write(folder: &Path) -> io::Result<()> {
     // It has no name, so that nothing of it is left by a process that is killed.
-    let mut file = tempfile::tempfile_in(there(folder)).map_err(without_temporary_name)?;
+    let mut file = tempfile::tempfile_in(there(folder)).map_err(strip_temp_name)?;
     file.write_all(&PROBE)?;
     file.sync_all()
 }
@@ -50,7 +50,7 @@ pub fn writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> 
 ///
 /// # Errors
 /// When they cannot.
-pub fn writable_folder(flag: &str, path: &Path) -> anyhow::Result<()> {
+pub fn check_writable_folder(flag: &str, path: &Path) -> anyhow::Result<()> {
     can_write(path).with_context(|| cannot(flag, path))
 }
 

@@ -8,19 +8,19 @@ use std::{
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::{Value, json};
-use tiny_cats_models::Network;
+use tiny_cats_models::NetworkConfig;
 
 use super::{
     common::{pretty, print},
     table::table,
-    train::{Pictures, classifier, dit},
+    train::{ImageCounts, classifier, dit},
 };
 use crate::{
-    cloud::Settings,
+    cloud::CloudSettings,
     data::{BREEDS, Dataset},
     plan::{
-        Calibration, Card, Demand, Estimate, Gpu, Limit, Memory, Prices, Source, Verdict, Workload,
-        calibrate, cards, choose, estimate, rules,
+        Bottleneck, Calibration, Estimate, Feasibility, Gpu, GpuModel, Memory, Prices, Requirements,
+        SpeedSource, Workload, calibrate, cards, choose, estimate, rules,
     },
 };
 
@@ -49,23 +49,23 @@ enum Command {
 #[derive(clap::Args, Debug)]
 struct Train {
     #[command(subcommand)]
-    task: Task,
+    task: TaskCommand,
 }
 
 #[derive(clap::Subcommand, Debug)]
-enum Task {
+enum TaskCommand {
     /// TinyDiT, the generator.
-    Dit(Box<Of<dit::Args>>),
+    Dit(Box<TaskArgs<dit::Args>>),
     /// A ResNet, the classifier.
-    Classifier(Box<Of<classifier::Args>>),
+    Classifier(Box<TaskArgs<classifier::Args>>),
 }
 
 #[derive(clap::Args, Debug)]
-struct Of<T: clap::Args> {
+struct TaskArgs<T: clap::Args> {
     #[command(flatten)]
     train: T,
     #[command(flatten)]
-    where_to: Where,
+    gpu_args: GpuArgs,
     /// Train for 20 steps on this machine, on synthetic cats, and say how long all of it would take here
     #[arg(long, help_heading = "Plan")]
     calibrate: bool,
@@ -76,7 +76,7 @@ struct Of<T: clap::Args> {
 
 /// On what a training is planned.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Where {
+pub struct GpuArgs {
     /// GPUs as Modal calls them, separated by commas, the first being preferred; several of a kind as A100:4 [default: all; of these, `cloud
     /// train` takes the cheapest that is done overnight]
     #[arg(long, value_delimiter = ',', value_name = "GPU", help_heading = "Plan")]
@@ -99,10 +99,10 @@ pub const HEADS: [usize; 2] = [BREEDS.len(), 1_082];
 pub const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
 
 /// More than anybody has.
-const MOST_PICTURES: usize = 1 << 32;
+const MAX_IMAGES: usize = 1 << 32;
 
 /// Steps that `--calibrate` takes the time of.
-const CALIBRATED: u64 = 20;
+const CALIBRATION_STEPS: u64 = 20;
 
 /// Runs it.
 ///
@@ -111,14 +111,14 @@ const CALIBRATED: u64 = 20;
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Prices { prices, json } => print(&list(&load(prices.as_deref())?, *json)?),
-        Command::Train(Train { task: Task::Dit(of) }) => {
+        Command::Train(Train { task: TaskCommand::Dit(of) }) => {
             of.train.validate()?;
-            let (pictures, about) = of.where_to.pictures(of.train.data(), HEADS)?;
+            let (pictures, about) = of.gpu_args.pictures(of.train.data(), HEADS)?;
             print(&plan(&of.train.workload(&pictures)?, about, of, || of.train.device())?)
         }
-        Command::Train(Train { task: Task::Classifier(of) }) => {
+        Command::Train(Train { task: TaskCommand::Classifier(of) }) => {
             of.train.validate()?;
-            let (pictures, about) = of.where_to.pictures(of.train.data(), PHOTOS)?;
+            let (pictures, about) = of.gpu_args.pictures(of.train.data(), PHOTOS)?;
             print(&plan(&of.train.workload(&pictures)?, about, of, || of.train.device())?)
         }
     }
@@ -128,7 +128,7 @@ fn load(prices: Option<&Path>) -> anyhow::Result<Prices> {
     Ok(prices.map_or_else(|| Ok(Prices::listed()), Prices::load)?)
 }
 
-impl Where {
+impl GpuArgs {
     /// The GPUs that were asked for, or one of each kind.
     ///
     /// # Errors
@@ -152,21 +152,21 @@ impl Where {
     ///
     /// # Errors
     /// When the data is there and cannot be read.
-    pub fn pictures(&self, data: &Path, usual: [usize; 2]) -> anyhow::Result<(Pictures, String)> {
+    pub fn pictures(&self, data: &Path, usual: [usize; 2]) -> anyhow::Result<(ImageCounts, String)> {
         let said = self.classes.is_some() || self.pictures.is_some();
         if !said && data.exists() {
-            let pictures = Pictures::of(&Dataset::open(data)?);
+            let pictures = ImageCounts::of(&Dataset::open(data)?);
             return Ok((pictures, format!("{}: {}", data.display(), words(&pictures))));
         }
         let [classes, all] = [self.classes.unwrap_or(usual[0]), self.pictures.unwrap_or(usual[1])];
-        if all > MOST_PICTURES {
-            bail!("--pictures: expected at most {MOST_PICTURES}, found {all}");
+        if all > MAX_IMAGES {
+            bail!("--pictures: expected at most {MAX_IMAGES}, found {all}");
         }
         if classes == 0 || all / 3 < classes {
             bail!("--pictures: expected at least three for each of {classes} classes, found {all}");
         }
         let (validation, test) = (all / 10, all / 10);
-        let pictures = Pictures { classes, train: all - validation - test, validation, test };
+        let pictures = ImageCounts { classes, train: all - validation - test, validation, test };
         let why = if said {
             "as was said".to_owned()
         } else {
@@ -176,19 +176,19 @@ impl Where {
     }
 }
 
-fn words(pictures: &Pictures) -> String {
-    let Pictures { classes, train, validation, test } = pictures;
+fn words(pictures: &ImageCounts) -> String {
+    let ImageCounts { classes, train, validation, test } = pictures;
     format!("{train} pictures of {classes} classes to train on, {validation} to validate, {test} to test")
 }
 
 fn plan<T: clap::Args>(
     workload: &Workload,
     about: String,
-    of: &Of<T>,
+    of: &TaskArgs<T>,
     device: impl FnOnce() -> anyhow::Result<Device>,
 ) -> anyhow::Result<String> {
-    let (settings, prices) = (Settings::default(), of.where_to.prices()?);
-    let gpus = of.where_to.gpus()?;
+    let (settings, prices) = (CloudSettings::default(), of.gpu_args.prices()?);
+    let gpus = of.gpu_args.gpus()?;
     let estimates: Vec<Estimate> =
         gpus.iter().map(|gpu| estimate(workload, gpu, &settings, &prices)).collect::<Result<_, _>>()?;
     let demand = workload.demand(true)?;
@@ -225,7 +225,7 @@ fn plan<T: clap::Args>(
     }
     if let Some(here) = &here {
         let seconds = here.step_seconds * workload.steps as f64;
-        let more = workload.looking_flops / here.flops;
+        let more = workload.eval_flops / here.flops;
         writeln!(
             out,
             "here     {:.3} s a step of {} pictures, {}FLOP/s, measured in {} steps: {} in all; {:.1} ns a value to prepare",
@@ -244,7 +244,7 @@ fn plan<T: clap::Args>(
 
 fn measure(workload: &Workload, device: &Device) -> anyhow::Result<Calibration> {
     let bar = indicatif::ProgressBar::new(0);
-    let measured = calibrate(workload, device, CALIBRATED, &mut |step, steps| {
+    let measured = calibrate(workload, device, CALIBRATION_STEPS, &mut |step, steps| {
         bar.set_length(steps);
         bar.set_position(step);
     });
@@ -256,19 +256,19 @@ fn describe(
     out: &mut String,
     workload: &Workload,
     about: &str,
-    demand: &Demand,
+    demand: &Requirements,
     other: &Memory,
 ) -> std::fmt::Result {
     let Workload { network, side, steps, batch, tape, .. } = workload;
     let parameters = demand.parameters as f64 / 1e6;
     let name = match network {
-        Network::TinyDit(config) => {
+        NetworkConfig::TinyDit(config) => {
             format!(
                 "TinyDiT of width {}, depth {}, patches of {} px",
                 config.width, config.depth, config.patch_size
             )
         }
-        Network::ResNet(config) => config.to_string(),
+        NetworkConfig::ResNet(config) => config.to_string(),
     };
     writeln!(out, "network  {name}, {side} px: {parameters:.1} million parameters")?;
     writeln!(out, "data     {about}")?;
@@ -279,7 +279,7 @@ fn describe(
         quantity(demand.step_flops as f64),
         tape.precision,
         quantity(demand.run_flops),
-        100.0 * workload.looking_flops / demand.run_flops
+        100.0 * workload.eval_flops / demand.run_flops
     )?;
     let Memory { weights, gradients, moments, averages, activations, workspace, batch: pictures } =
         demand.memory;
@@ -316,17 +316,17 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
         "",
     ];
     let row = |e: &Estimate| {
-        let Card { memory_gib, .. } = e.gpu.card;
-        let known = |text: String| if e.verdict == Verdict::Fits { text } else { String::new() };
+        let GpuModel { memory_gib, .. } = e.gpu.card;
+        let known = |text: String| if e.verdict == Feasibility::Fits { text } else { String::new() };
         let dollars = |d: Option<f64>| known(d.map_or_else(String::new, |d| format!("{d:.2}")));
         let limit = match (e.limit, &e.source) {
-            (Limit::Launches, _) => "launching kernels".to_owned(),
-            (Limit::Pictures, _) => "cores, preparing pictures".to_owned(),
-            (Limit::Arithmetic, Source::Assumed) => {
+            (Bottleneck::Launches, _) => "launching kernels".to_owned(),
+            (Bottleneck::Pictures, _) => "cores, preparing pictures".to_owned(),
+            (Bottleneck::Arithmetic, SpeedSource::Assumed) => {
                 let share = e.gpu.card.efficiency.of(workload.tape.precision);
                 format!("GPU, assumed MFU {:.0} %", 100.0 * share)
             }
-            (Limit::Arithmetic, Source::Measured(how)) => format!("GPU, measured: {how}"),
+            (Bottleneck::Arithmetic, SpeedSource::Measured(how)) => format!("GPU, measured: {how}"),
         };
         vec![
             e.gpu.to_string(),
@@ -348,7 +348,7 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
 }
 
 /// The rules that the figures are made by.
-fn footnotes(settings: &Settings, prices: &Prices, estimates: &[Estimate]) -> String {
+fn footnotes(settings: &CloudSettings, prices: &Prices, estimates: &[Estimate]) -> String {
     let mut out = String::new();
     let (container, most) = (settings.container, settings.time.longest_attempt_s / 3600.0);
     let memory = container.memory_mib / 1024.0;
@@ -367,7 +367,7 @@ fn footnotes(settings: &Settings, prices: &Prices, estimates: &[Estimate]) -> St
         settings.time.stop_before_s,
         settings.retries.default,
     );
-    if estimates.iter().any(|e| e.source == Source::Assumed) {
+    if estimates.iter().any(|e| e.source == SpeedSource::Assumed) {
         out +=
             "Assumed MFU: nobody has measured this program on that card; the share of its peak is a guess.\n";
     }
@@ -376,10 +376,10 @@ fn footnotes(settings: &Settings, prices: &Prices, estimates: &[Estimate]) -> St
 
 fn report(
     workload: &Workload,
-    demand: &Demand,
+    demand: &Requirements,
     estimates: &[Estimate],
     here: Option<&Calibration>,
-    settings: &Settings,
+    settings: &CloudSettings,
     prices: &Prices,
 ) -> Value {
     let each = estimates.iter().map(|e| {
@@ -408,7 +408,7 @@ fn report(
             "preemptions_an_hour": rules::PREEMPTIONS_AN_HOUR,
             "preempted_s": rules::PREEMPTED_S,
             "overnight_h": rules::OVERNIGHT_H,
-            "together": rules::TOGETHER,
+            "together": rules::MULTI_GPU_EFFICIENCY,
             "longest_attempt_s": settings.time.longest_attempt_s,
             "stop_before_s": settings.time.stop_before_s,
         },
@@ -431,8 +431,8 @@ fn list(prices: &Prices, json: bool) -> anyhow::Result<String> {
         said["gpus"] = json!(gpus);
         return pretty(&said);
     }
-    let settings = Settings::default();
-    let row = |card: &'static Card| {
+    let settings = CloudSettings::default();
+    let row = |card: &'static GpuModel| {
         let (gpu, price) = (Gpu::one(card), prices.gpus.get(&card.name));
         let text = |dollars: Option<f64>| dollars.map_or_else(|| "unknown".to_owned(), |d| format!("{d:.2}"));
         vec![card.name.clone(), text(price.copied()), text(prices.hour(&gpu, &settings.container))]

@@ -19,18 +19,18 @@ use crate::{
     chart::{Curve, draw, short},
     cloud, sweep,
     train::{
-        folder::{CONFIGURATION, Lock, RUNS, Record, Status, latest, read_page},
+        folder::{CONFIGURATION, Lock, RUNS, RunRecord, Status, latest, read_bounded},
         metrics::{Goal, LOSS, MEAN_LOSS, METRICS, Metrics, Point, best},
     },
-    words::counted,
+    words::pluralize,
 };
 
 /// The end of `metrics.jsonl` in which the last loss is looked for: some hundreds of lines.
-const END: u64 = 64 << 10;
+const TAIL_BYTES: u64 = 64 << 10;
 /// Where there is no terminal that has a width.
 const WIDTH: usize = 80;
 /// What is printed of a text that a file holds.
-const MOST: usize = 200;
+const MAX_TEXT: usize = 200;
 /// What stands for the newest run.
 const LATEST: &str = "latest";
 
@@ -66,13 +66,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => {
             let runs = list(&args.runs_dir)?;
             if args.json {
-                pretty(&runs.iter().map(Run::json).collect())?
+                pretty(&runs.iter().map(RunSummary::json).collect())?
             } else {
                 lines(&runs, &args.runs_dir)
             }
         }
         Some(Command::Show { id }) => {
-            let run = Run::open(find(&args.runs_dir, id)?);
+            let run = RunSummary::open(find(&args.runs_dir, id)?);
             show(&run, args.json)?
         }
     };
@@ -80,11 +80,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// A run's folder, and what could be read of it.
-struct Run {
+struct RunSummary {
     folder: PathBuf,
     id: String,
     /// The record, or why there is none.
-    record: Result<Record, String>,
+    record: Result<RunRecord, String>,
     /// `killed` and `broken` are found out here; the others are the record's.
     status: &'static str,
     /// The last loss of a step that was logged.
@@ -93,10 +93,10 @@ struct Run {
     mean_loss: Option<Point>,
 }
 
-impl Run {
+impl RunSummary {
     fn open(folder: PathBuf) -> Self {
         let id = name(&folder);
-        let record = Record::load(&folder).map_err(|e| e.to_string());
+        let record = RunRecord::load(&folder).map_err(|e| e.to_string());
         let status = match &record {
             Err(_) => "broken",
             Ok(record) => match record.status {
@@ -107,7 +107,7 @@ impl Run {
                 Status::Finished => "finished",
             },
         };
-        let metrics = Metrics::tail(&folder.join(METRICS), END).unwrap_or_default();
+        let metrics = Metrics::tail(&folder.join(METRICS), TAIL_BYTES).unwrap_or_default();
         let [loss, mean_loss] = [LOSS, MEAN_LOSS].map(|name| metrics.training(name).last().copied());
         Self { folder, id, record, status, loss, mean_loss }
     }
@@ -152,8 +152,8 @@ fn folders(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// All runs, the newest last; those that cannot be read come first.
-fn list(root: &Path) -> anyhow::Result<Vec<Run>> {
-    let mut runs: Vec<Run> = folders(root)?.into_iter().map(Run::open).collect();
+fn list(root: &Path) -> anyhow::Result<Vec<RunSummary>> {
+    let mut runs: Vec<RunSummary> = folders(root)?.into_iter().map(RunSummary::open).collect();
     runs.sort_by_key(|run| run.record.as_ref().map_or(0, |record| record.begun));
     Ok(runs)
 }
@@ -177,15 +177,16 @@ fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
         [one] => Ok(folders[one].clone()),
         [] => {
             let near = closest(id, names.iter().map(String::as_str));
-            let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
-            bail!("{}: no run {}{near}", root.display(), clean(id, MOST))
+            let near =
+                near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MAX_TEXT)));
+            bail!("{}: no run {}{near}", root.display(), clean(id, MAX_TEXT))
         }
         [first, second, ..] => bail!(
             "{}: several runs are {}, such as {} and {}",
             root.display(),
-            clean(id, MOST),
-            clean(&names[first], MOST),
-            clean(&names[second], MOST)
+            clean(id, MAX_TEXT),
+            clean(&names[first], MAX_TEXT),
+            clean(&names[second], MAX_TEXT)
         ),
     }
 }
@@ -204,18 +205,18 @@ fn score(name: &str, value: f64, step: u64) -> String {
     format!("{} {} at {step}", clean(name, 40), short(value))
 }
 
-fn lines(runs: &[Run], root: &Path) -> String {
+fn lines(runs: &[RunSummary], root: &Path) -> String {
     if runs.is_empty() {
         return format!("{}: there are no runs\n", root.display());
     }
-    let row = |run: &Run| -> Vec<String> {
+    let row = |run: &RunSummary| -> Vec<String> {
         let id = clean(&run.id, 60);
         let Ok(record) = &run.record else {
             return vec![id, String::new(), run.status.to_owned()];
         };
         let best = record.best.as_ref().map(|best| score(&best.name, best.value, best.step));
         let last = || run.loss.map_or_else(String::new, |loss| format!("{} (last step)", short(loss.value)));
-        let sample = run.sample().map(|path| clean(&path.to_string_lossy(), MOST));
+        let sample = run.sample().map(|path| clean(&path.to_string_lossy(), MAX_TEXT));
         vec![
             id,
             clean(&record.task, 20),
@@ -234,21 +235,21 @@ fn lines(runs: &[Run], root: &Path) -> String {
         said += line;
         // Why it is broken takes the place of all that is not known.
         if let Some(Err(error)) = run.map(|run| &run.record) {
-            let _ = write!(said, ": {}", clean(error, MOST));
+            let _ = write!(said, ": {}", clean(error, MAX_TEXT));
         }
         said.push('\n');
     }
     said
 }
 
-fn show(run: &Run, json: bool) -> anyhow::Result<String> {
+fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
     if let Err(error) = &run.record {
-        bail!("{}", clean(error, 2 * MOST));
+        bail!("{}", clean(error, 2 * MAX_TEXT));
     }
     let metrics = Metrics::read(&run.folder.join(METRICS));
     let note = metrics.as_ref().err().map(ToString::to_string);
     let metrics = metrics.unwrap_or_default();
-    let config = read_page(&run.folder.join(CONFIGURATION))
+    let config = read_bounded(&run.folder.join(CONFIGURATION))
         .ok()
         .map(|text| String::from_utf8_lossy(&text).into_owned());
     // The better of what increases, where the name says that it does.
@@ -264,7 +265,7 @@ fn show(run: &Run, json: bool) -> anyhow::Result<String> {
         });
         said["evaluations"] = evaluations.collect();
         said["metrics"] = json!(run.folder.join(METRICS).to_string_lossy());
-        said["cloud"] = json!(cloud::Record::load(&run.folder).ok().flatten());
+        said["cloud"] = json!(cloud::CloudRecord::load(&run.folder).ok().flatten());
         said["unreadable_lines"] = json!(metrics.unreadable);
         return pretty(&said);
     }
@@ -272,8 +273,8 @@ fn show(run: &Run, json: bool) -> anyhow::Result<String> {
     about(&mut out, run)?;
     if let Some(config) = config {
         writeln!(out, "\n{CONFIGURATION}")?;
-        for line in config.lines().take(MOST).filter(|line| !line.trim().is_empty()) {
-            writeln!(out, "  {}", clean(line, MOST))?;
+        for line in config.lines().take(MAX_TEXT).filter(|line| !line.trim().is_empty()) {
+            writeln!(out, "  {}", clean(line, MAX_TEXT))?;
         }
     }
     if !best.is_empty() {
@@ -298,23 +299,23 @@ fn show(run: &Run, json: bool) -> anyhow::Result<String> {
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
     out += &draw(Curve { name: LOSS, points: metrics.training(LOSS) }, second, same, width.min(160), colour);
     if metrics.unreadable > 0 {
-        let lines = counted(metrics.unreadable, "line");
+        let lines = pluralize(metrics.unreadable, "line");
         writeln!(out, "{METRICS}: left out {lines} without metrics")?;
     }
     if metrics.omitted > 0 {
         writeln!(out, "{METRICS}: the first {} MiB were left out", metrics.omitted >> 20)?;
     }
     if let Some(note) = note {
-        writeln!(out, "{}", clean(&note, MOST))?;
+        writeln!(out, "{}", clean(&note, MAX_TEXT))?;
     }
     Ok(out)
 }
 
 /// What its record says.
-fn about(out: &mut String, run: &Run) -> std::fmt::Result {
+fn about(out: &mut String, run: &RunSummary) -> std::fmt::Result {
     let Ok(record) = &run.record else { return Ok(()) };
     let mut row = |name: &str, text: &str| {
-        if text.is_empty() { Ok(()) } else { writeln!(out, "{name:<10}{}", clean(text, 5 * MOST)) }
+        if text.is_empty() { Ok(()) } else { writeln!(out, "{name:<10}{}", clean(text, 5 * MAX_TEXT)) }
     };
     row("run", &run.id)?;
     row("task", &record.task)?;
@@ -329,7 +330,7 @@ fn about(out: &mut String, run: &Run) -> std::fmt::Result {
     }
     row("error", record.error.as_deref().unwrap_or_default())?;
     row("sample", &run.sample().map_or_else(String::new, |path| path.to_string_lossy().into_owned()))?;
-    if let Ok(Some(cloud)) = cloud::Record::load(&run.folder) {
+    if let Ok(Some(cloud)) = cloud::CloudRecord::load(&run.folder) {
         row("cloud", &cloud.line())?;
     }
     row("command", &record.command.join(" "))?;

@@ -21,7 +21,7 @@ use super::{
     logging::{note, say},
 };
 use crate::{
-    serve::{Config, Demo, End, Named, Server},
+    serve::{Config, NamedModel, Server, Shutdown, WebDemo},
     signals,
 };
 
@@ -138,11 +138,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         server.run(async move { stop.notified().await }).await
     })?;
     Ok(match end {
-        End::Finished => {
+        Shutdown::Finished => {
             note("stopped: all that was accepted was answered");
             ExitCode::SUCCESS
         }
-        End::Cut(n) => {
+        Shutdown::Cut(n) => {
             note(&format!("stopped: {n} connections were cut, their time being over"));
             ExitCode::FAILURE
         }
@@ -174,9 +174,9 @@ fn config(args: &Args) -> anyhow::Result<Config> {
         hosts: args.allow_host.clone(),
         origins: args.cors_origin.iter().map(origin).collect::<anyhow::Result<_>>()?,
         demo: match &args.web {
-            _ if args.no_web => Demo::None,
-            Some(folder) => Demo::Folder(folder.clone()),
-            None => Demo::Embedded,
+            _ if args.no_web => WebDemo::None,
+            Some(folder) => WebDemo::Folder(folder.clone()),
+            None => WebDemo::Embedded,
         },
     })
 }
@@ -201,7 +201,7 @@ fn token(file: Option<&Path>) -> anyhow::Result<Option<String>> {
 }
 
 /// The model in a file, or the one that comes with this program, and its name.
-fn open(path: Option<&Path>, name: &str, bytes: &'static [u8]) -> anyhow::Result<Named> {
+fn open(path: Option<&Path>, name: &str, bytes: &'static [u8]) -> anyhow::Result<NamedModel> {
     let Some(path) = path else {
         return Ok((name.to_owned(), Model::from_bytes(bytes.to_vec(), &format!("the pretrained {name}"))?));
     };

@@ -19,16 +19,16 @@ use super::{
 };
 use crate::{
     chart::short,
-    signals::RESUMABLE,
-    sweep::{End, Job, JobStatus, LOG, Outcome, Progress, Runner, Setting, Stop, Sweep},
+    signals::EXIT_RESUMABLE,
+    sweep::{Job, JobStatus, LOG, Outcome, Runner, Setting, StopSignal, Sweep, SweepEvent, SweepResult},
     train::folder::RUNS,
-    words::counted,
+    words::pluralize,
 };
 
 /// What is printed of a text that a file holds.
-const MOST: usize = 200;
+const MAX_TEXT: usize = 200;
 /// The exit code of a file that makes no sense, as of arguments that make none.
-const WRONG_USAGE: u8 = 2;
+const EXIT_USAGE: u8 = 2;
 
 const FILE_FORMAT: &str = r#"The file:
   task = "dit"                 # or "classifier"
@@ -86,14 +86,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(error) => {
             logging::fail(&one_line(&error));
-            return Ok(ExitCode::from(WRONG_USAGE));
+            return Ok(ExitCode::from(EXIT_USAGE));
         }
     };
     if args.dry_run {
         print(&if args.json { pretty(&json!(jobs))? } else { plan(&sweep, &jobs) })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let stop = Stop::on_signals()?;
+    let stop = StopSignal::on_signals()?;
     let program = args.program.clone().map_or_else(std::env::current_exe, Ok)?;
     let runner = Runner { program, runs: args.runs_dir.clone(), retry_failed: args.retry_failed, stop };
     let folder = runner.folder(&sweep);
@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     bar.enable_steady_tick(std::time::Duration::from_millis(500));
     let all = jobs.len();
     let end = runner.run(&sweep, &jobs, &mut |progress| match progress {
-        Progress::Begins(i, job) => {
+        SweepEvent::Begins(i, job) => {
             let log = folder.join(&job.name).join(LOG);
             bar.set_message(format!(
                 "[{}/{all}] {}  ({})",
@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 log.display()
             ));
         }
-        Progress::Waits(i, job) => {
+        SweepEvent::Waits(i, job) => {
             let text = format!(
                 "[{}/{all}] {}: is still trained by another process, which is waited for",
                 i + 1,
@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             );
             bar.suspend(|| eprintln!("{text}"));
         }
-        Progress::Ended(i, outcome) => {
+        SweepEvent::Ended(i, outcome) => {
             let line = format!("[{}/{all}] {}", i + 1, ended(&sweep, outcome));
             // That nobody reads it any more is no reason to stop.
             bar.suspend(|| {
@@ -158,19 +158,19 @@ pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
 ///
 /// # Errors
 /// When none has finished.
-pub fn tell(sweep: &Sweep, end: &End, json: bool) -> anyhow::Result<ExitCode> {
+pub fn tell(sweep: &Sweep, end: &SweepResult, json: bool) -> anyhow::Result<ExitCode> {
     let all = end.ledger.jobs.len();
     print(&if json { pretty(&report(sweep, end))? } else { ranking(sweep, end) })?;
     if end.stopped {
         eprintln!("stopped; the same command goes on");
-        return Ok(ExitCode::from(RESUMABLE));
+        return Ok(ExitCode::from(EXIT_RESUMABLE));
     }
     if end.ledger.count(JobStatus::Finished) == 0 {
-        bail!("{}: none of {} has finished", end.folder.display(), counted(all, "job"));
+        bail!("{}: none of {} has finished", end.folder.display(), pluralize(all, "job"));
     }
     let failed = end.ledger.count(JobStatus::Failed);
     if failed > 0 {
-        eprintln!("{failed} of {} failed; --retry-failed tries again", counted(all, "job"));
+        eprintln!("{failed} of {} failed; --retry-failed tries again", pluralize(all, "job"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -207,7 +207,7 @@ pub fn training(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args> 
         Err(error) => {
             let said = error.to_string();
             let line = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            bail!("{}: {}: {}", sweep.path.display(), settings(job.settings.iter()), clean(line, MOST))
+            bail!("{}: {}: {}", sweep.path.display(), settings(job.settings.iter()), clean(line, MAX_TEXT))
         }
     }
 }
@@ -225,7 +225,7 @@ fn plan(sweep: &Sweep, jobs: &[Job]) -> String {
         values.chain([job.name.clone()]).collect()
     };
     let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
-    let all = counted(jobs.len(), "job");
+    let all = pluralize(jobs.len(), "job");
     format!("{}\n{all}: tiny-cats {}\n", table(&head, &rows).trim_end(), shared(jobs))
 }
 
@@ -234,14 +234,14 @@ fn shared(jobs: &[Job]) -> String {
     let Some(first) = jobs.first() else { return String::new() };
     let shared =
         first.arguments.iter().filter(|argument| jobs.iter().all(|job| job.arguments.contains(argument)));
-    clean(&shared.map(String::as_str).collect::<Vec<_>>().join(" "), 5 * MOST)
+    clean(&shared.map(String::as_str).collect::<Vec<_>>().join(" "), 5 * MAX_TEXT)
 }
 
 /// What became of a job, on one line.
 fn ended(sweep: &Sweep, outcome: &Outcome) -> String {
     let mut line = format!("{}  {}", settings(outcome.settings.iter()), outcome.status.name());
     match (&outcome.error, outcome.metric) {
-        (Some(error), _) => line += &format!(": {}", clean(error, MOST)),
+        (Some(error), _) => line += &format!(": {}", clean(error, MAX_TEXT)),
         (None, Some(point)) => {
             line += &format!("  {} {} at {}", sweep.metric, short(point.value), point.step)
         }
@@ -251,7 +251,7 @@ fn ended(sweep: &Sweep, outcome: &Outcome) -> String {
 }
 
 /// The outcomes as a table, the best first.
-fn ranking(sweep: &Sweep, end: &End) -> String {
+fn ranking(sweep: &Sweep, end: &SweepResult) -> String {
     let keys = sweep.space.keys().map(String::as_str);
     let head: Vec<&str> = keys.chain([sweep.metric.as_str(), "step", "status", "job", "error"]).collect();
     let row = |outcome: &&Outcome| {
@@ -261,7 +261,7 @@ fn ranking(sweep: &Sweep, end: &End) -> String {
         let values = outcome.settings.values().map(|value| clean(&value.to_string(), 60));
         let more =
             [point(|p| short(p.value)), point(|p| p.step.to_string()), outcome.status.name().to_owned()];
-        let error = outcome.error.as_ref().map_or_else(String::new, |error| clean(error, MOST));
+        let error = outcome.error.as_ref().map_or_else(String::new, |error| clean(error, MAX_TEXT));
         values.chain(more).chain([outcome.job.clone(), error]).collect()
     };
     let rows: Vec<Vec<String>> = end.ledger.ranked(sweep.goal).iter().map(row).collect();
@@ -270,7 +270,7 @@ fn ranking(sweep: &Sweep, end: &End) -> String {
     format!("{}{}\n", table(head, &rows), end.folder.display())
 }
 
-fn report(sweep: &Sweep, end: &End) -> serde_json::Value {
+fn report(sweep: &Sweep, end: &SweepResult) -> serde_json::Value {
     json!({
         "sweep": sweep,
         "folder": end.folder.to_string_lossy(),

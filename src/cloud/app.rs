@@ -25,14 +25,14 @@ pub const BINARY: &str = "TINY_CATS_BINARY";
 
 /// The app's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct App {
+pub struct ModalApp {
     /// Where it is.
     pub file: PathBuf,
     /// The program that is taken into the image; none where it is built there, from the clone that the file is in.
     pub program: Option<PathBuf>,
 }
 
-impl App {
+impl ModalApp {
     /// That of the clone that `folder` is in, or else the one that this program brings, written where caches are. The program for the image
     /// is the one that [`BINARY`] names, or where there is no clone to build it from this one.
     ///
@@ -70,7 +70,7 @@ mod tests {
     fn the_app_of_a_clone_is_taken_from_anywhere_in_it() {
         let clone = Path::new(env!("CARGO_MANIFEST_DIR"));
         for folder in [clone.to_owned(), clone.join("src/cloud")] {
-            let app = App::find(&folder).unwrap();
+            let app = ModalApp::find(&folder).unwrap();
             assert_eq!(app.file, clone.join(FILE));
         }
     }

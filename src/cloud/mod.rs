@@ -5,6 +5,6 @@ pub mod modal;
 mod record;
 mod settings;
 
-pub use app::{App, BINARY};
-pub use record::{Attempt, RECORD, Record};
-pub use settings::{Container, Settings};
+pub use app::{BINARY, ModalApp};
+pub use record::{Attempt, CloudRecord, RECORD};
+pub use settings::{CloudSettings, Container};

@@ -5,10 +5,10 @@ use std::{
     process::{Command, ExitStatus, Stdio},
 };
 
-use super::{App, app::BINARY};
+use super::{ModalApp, app::BINARY};
 
 /// The oldest client that the app was written for.
-const OLDEST: [u32; 2] = [1, 6];
+const MIN_VERSION: [u32; 2] = [1, 6];
 const PROGRAM: &str = "modal";
 
 /// Why Modal could not be asked.
@@ -16,10 +16,10 @@ const PROGRAM: &str = "modal";
 #[non_exhaustive]
 pub enum Error {
     /// There is no such program.
-    #[error("the program modal is not found: pip install 'modal>={}.{}'", OLDEST[0], OLDEST[1])]
+    #[error("the program modal is not found: pip install 'modal>={}.{}'", MIN_VERSION[0], MIN_VERSION[1])]
     Missing,
     /// It is too old.
-    #[error("modal {0} is too old: pip install --upgrade 'modal>={1}.{2}'", found, OLDEST[0], OLDEST[1])]
+    #[error("modal {0} is too old: pip install --upgrade 'modal>={1}.{2}'", found, MIN_VERSION[0], MIN_VERSION[1])]
     Old {
         /// Its version.
         found: String,
@@ -56,7 +56,7 @@ pub fn version() -> Result<String> {
     let version = said.split_whitespace().next_back().unwrap_or_default().to_owned();
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let found = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
-    if found < OLDEST { Err(Error::Old { found: version }) } else { Ok(version) }
+    if found < MIN_VERSION { Err(Error::Old { found: version }) } else { Ok(version) }
 }
 
 /// What `modal ARGUMENTS` prints.
@@ -71,7 +71,7 @@ pub fn ask(arguments: &[&str]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`ask`].
-pub fn ask_app(app: &App, arguments: &[&str]) -> Result<Vec<u8>> {
+pub fn run_app_captured(app: &ModalApp, arguments: &[&str]) -> Result<Vec<u8>> {
     let file = app.file.to_string_lossy();
     let arguments = [&["run", &file], arguments].concat();
     output(of(app, &arguments), &arguments)
@@ -97,11 +97,11 @@ pub fn run(arguments: &[&str]) -> Result<ExitStatus> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_app(app: &App, arguments: &[&str]) -> Result<ExitStatus> {
+pub fn run_app(app: &ModalApp, arguments: &[&str]) -> Result<ExitStatus> {
     of(app, arguments).status().map_err(|e| begun(arguments, &e))
 }
 
-fn of(app: &App, arguments: &[&str]) -> Command {
+fn of(app: &ModalApp, arguments: &[&str]) -> Command {
     let mut command = command(arguments);
     if let Some(program) = &app.program {
         command.env(BINARY, program);

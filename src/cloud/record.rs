@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::train::{Error, Result, folder::read_page};
+use crate::train::{Error, Result, folder::read_bounded};
 
 /// The file in a run's folder.
 pub const RECORD: &str = "cloud.json";
@@ -12,7 +12,7 @@ pub const RECORD: &str = "cloud.json";
 /// Where a run ran, and what it cost. What an older or newer app does not say is empty.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Record {
+pub struct CloudRecord {
     /// Whose machines.
     pub provider: String,
     /// The call that worked on it last.
@@ -55,7 +55,7 @@ pub struct Attempt {
     pub outcome: String,
 }
 
-impl Record {
+impl CloudRecord {
     /// That in a run's folder, if there is one.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Record {
         if !path.is_file() {
             return Ok(None);
         }
-        Self::parse(&path, &read_page(&path)?).map(Some)
+        Self::parse(&path, &read_bounded(&path)?).map(Some)
     }
 
     /// Reads the text of one, of the file at `path`.

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 /// `deploy/modal/settings.toml`, as far as it matters here. The default is the file.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Settings {
+pub struct CloudSettings {
     /// What is called how.
     pub app: App,
     /// What a container has besides GPUs.
@@ -64,7 +64,7 @@ pub struct Retries {
     pub most: u64,
 }
 
-impl Default for Settings {
+impl Default for CloudSettings {
     fn default() -> Self {
         toml::from_str(include_str!("../../deploy/modal/settings.toml")).expect("the program's own settings")
     }

@@ -15,7 +15,7 @@ use super::View;
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub enum AugmentLevel {
     /// Not at all.
     None,
     /// Half of them are mirrored.
@@ -29,7 +29,7 @@ pub enum Level {
 
 /// How colours are changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Colour {
+pub struct ColorJitter {
     /// What is added to each value.
     pub brightness: f32,
     /// By how much values are scaled.
@@ -38,13 +38,13 @@ pub struct Colour {
     pub saturation: f32,
 }
 
-impl Default for Colour {
+impl Default for ColorJitter {
     fn default() -> Self {
         Self { brightness: 0.0, contrast: 1.0, saturation: 1.0 }
     }
 }
 
-impl Colour {
+impl ColorJitter {
     /// Changes the three planes of `values`, from −1 (black) to 1.
     pub(super) fn apply(&self, values: &mut [f32]) {
         if *self == Self::default() {
@@ -65,9 +65,9 @@ impl Colour {
 }
 
 /// The random numbers of one picture.
-struct Draw(Stream);
+struct AugmentRng(Stream);
 
-impl Draw {
+impl AugmentRng {
     fn new(seed: u64, position: u64) -> Self {
         Self(Stream::new(seed, Purpose::Augment, position))
     }
@@ -80,8 +80,8 @@ impl Draw {
         self.range(0.0, 1.0) <= 0.5
     }
 
-    fn colour(&mut self, most: f32) -> Colour {
-        Colour {
+    fn colour(&mut self, most: f32) -> ColorJitter {
+        ColorJitter {
             brightness: self.range(-most, most),
             contrast: self.range(1.0 - most, 1.0 + most),
             saturation: self.range(1.0 - most, 1.0 + most),
@@ -93,25 +93,25 @@ impl View {
     /// What a generator is shown of a square picture of `side` pixels at `position` (of [`Order`](super::Order)); it depends on nothing
     /// else but the seed.
     ///
-    /// - [`Level::Basic`] mirrors: a mirrored cat is a cat.
-    /// - [`Level::Medium`] shows a square of 90 to 100 % of the side, so that the picture is enlarged and shifted by less than heads differ
+    /// - [`AugmentLevel::Basic`] mirrors: a mirrored cat is a cat.
+    /// - [`AugmentLevel::Medium`] shows a square of 90 to 100 % of the side, so that the picture is enlarged and shifted by less than heads differ
     ///   in size and place where they were cut out by their boxes.
-    /// - [`Level::Full`] tilts that square by up to 5°, as heads are held, but never so far that a corner leaves the picture; brightness,
+    /// - [`AugmentLevel::Full`] tilts that square by up to 5°, as heads are held, but never so far that a corner leaves the picture; brightness,
     ///   contrast and saturation vary by up to 4 %, as exposure does. More would blur what tells a Russian Blue from a Bombay.
-    pub fn for_generator(level: Level, seed: u64, position: u64, side: u32) -> Self {
-        const SMALLEST: f32 = 0.9;
-        let mut draw = Draw::new(seed, position);
+    pub fn for_generator(level: AugmentLevel, seed: u64, position: u64, side: u32) -> Self {
+        const MIN_SCALE: f32 = 0.9;
+        let mut draw = AugmentRng::new(seed, position);
         let mut view = Self::all((side, side));
-        if level >= Level::Basic {
+        if level >= AugmentLevel::Basic {
             view.flip = draw.flip();
         }
-        if level >= Level::Medium {
+        if level >= AugmentLevel::Medium {
             let side = side as f32;
-            let part = draw.range(SMALLEST, 1.0);
+            let part = draw.range(MIN_SCALE, 1.0);
             // In shares of the room that is left, so that tilting takes from the room and not from the part.
             let place = [draw.range(-0.5, 0.5), draw.range(-0.5, 0.5)];
             let mut room = 1.0 - part;
-            if level == Level::Full {
+            if level == AugmentLevel::Full {
                 // The box around a square of side p that is tilted by a has the side p·(cos a + sin a) = p·√2·sin(45° + a).
                 let fits = (1.0 / (part * std::f32::consts::SQRT_2)).min(1.0).asin();
                 let most = (fits - std::f32::consts::FRAC_PI_4).clamp(0.0, 5f32.to_radians());
@@ -128,18 +128,24 @@ impl View {
     /// What a classifier is shown of a photograph of this width and height at `position` (of [`Order`](super::Order)); it depends on
     /// nothing else but the seed.
     ///
-    /// - [`Level::None`] shows the middle `side` pixels, [`Level::Basic`] mirrors half of them.
-    /// - [`Level::Medium`] shows instead a part of 30 to 100 % of the area with an aspect of 3:4 to 4:3 (arXiv 1409.4842).
-    /// - [`Level::Full`] tilts that part by up to 10° and shifts it by up to 5 % of its sides; what of it then lies outside of the
+    /// - [`AugmentLevel::None`] shows the middle `side` pixels, [`AugmentLevel::Basic`] mirrors half of them.
+    /// - [`AugmentLevel::Medium`] shows instead a part of 30 to 100 % of the area with an aspect of 3:4 to 4:3 (arXiv 1409.4842).
+    /// - [`AugmentLevel::Full`] tilts that part by up to 10° and shifts it by up to 5 % of its sides; what of it then lies outside of the
     ///   photograph is mirrored at its border. Brightness, contrast and saturation vary by up to 30 %.
-    pub fn for_classifier(level: Level, seed: u64, position: u64, shape: (u32, u32), side: u32) -> Self {
+    pub fn for_classifier(
+        level: AugmentLevel,
+        seed: u64,
+        position: u64,
+        shape: (u32, u32),
+        side: u32,
+    ) -> Self {
         const TRIES: usize = 10;
-        let mut draw = Draw::new(seed, position);
+        let mut draw = AugmentRng::new(seed, position);
         let mut view = Self::middle(shape, side);
-        if level >= Level::Basic {
+        if level >= AugmentLevel::Basic {
             view.flip = draw.flip();
         }
-        if level >= Level::Medium {
+        if level >= AugmentLevel::Medium {
             let (width, height) = (shape.0 as f32, shape.1 as f32);
             for _ in 0..TRIES {
                 let area = width * height * draw.range(0.3, 1.0);
@@ -152,7 +158,7 @@ impl View {
                 }
             }
         }
-        if level == Level::Full {
+        if level == AugmentLevel::Full {
             let most = 10f32.to_radians();
             view.tilt = draw.range(-most, most);
             for (origin, extent) in view.origin.iter_mut().zip(view.extent) {
@@ -168,7 +174,8 @@ impl View {
 mod tests {
     use super::*;
 
-    const LEVELS: [Level; 4] = [Level::None, Level::Basic, Level::Medium, Level::Full];
+    const LEVELS: [AugmentLevel; 4] =
+        [AugmentLevel::None, AugmentLevel::Basic, AugmentLevel::Medium, AugmentLevel::Full];
 
     /// The corners of what a view shows.
     fn corners(view: &View) -> [[f32; 2]; 4] {
@@ -186,7 +193,7 @@ mod tests {
         for position in 0..2000 {
             let draw = |level| View::for_generator(level, 1, position, side);
             let [none, basic, medium, full] = LEVELS.map(draw);
-            assert_eq!(full, draw(Level::Full));
+            assert_eq!(full, draw(AugmentLevel::Full));
             assert_eq!(none, View::all((side, side)));
             assert_eq!(basic, View { flip: basic.flip, ..none });
             assert_eq!(medium, View { origin: medium.origin, extent: medium.extent, ..basic });
@@ -210,7 +217,7 @@ mod tests {
             for position in 0..300 {
                 let draw = |level| View::for_classifier(level, i as u64, position, shape, 128);
                 let [none, basic, medium, full] = LEVELS.map(draw);
-                assert_eq!(full, draw(Level::Full));
+                assert_eq!(full, draw(AugmentLevel::Full));
                 assert_eq!(none, View::middle(shape, 128));
                 assert_eq!(basic, View { flip: basic.flip, ..none });
                 assert_eq!(medium, View { origin: medium.origin, extent: medium.extent, ..basic });

@@ -15,19 +15,19 @@ use super::{
 };
 
 /// Longer CSV files are not read.
-const MOST_CSV_BYTES: u64 = 64 << 20;
+const MAX_CSV_BYTES: u64 = 64 << 20;
 /// Longer XML files are not read.
-const MOST_XML_BYTES: u64 = 1 << 20;
+const MAX_XML_BYTES: u64 = 1 << 20;
 /// XML files of more nodes are not read.
-const MOST_XML_NODES: u32 = 10_000;
+const MAX_XML_NODES: u32 = 10_000;
 /// The side of the part around a head, in sides of the head's box.
-const AROUND: f64 = 1.6;
+const CROP_SCALE: f64 = 1.6;
 /// By how much the aspects of a picture and of the one that a box was drawn in may differ.
-const ASPECT: f64 = 0.02;
+const ASPECT_TOLERANCE: f64 = 0.02;
 
 /// A box around a head.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Head {
+pub(super) struct HeadBox {
     /// Left, upper, right and lower edge in pixels.
     edges: [f64; 4],
     /// Width and height of the picture that it was drawn in, where that is known.
@@ -35,7 +35,7 @@ pub(super) struct Head {
 }
 
 /// The boxes of many pictures.
-pub(super) struct Boxes(HashMap<String, std::result::Result<Head, String>>);
+pub(super) struct Boxes(HashMap<String, std::result::Result<HeadBox, String>>);
 
 impl Boxes {
     /// Reads a CSV file with columns `file`, `xmin`, `ymin`, `xmax` and `ymax` (others are ignored), or the `.xml` files of a folder.
@@ -59,14 +59,14 @@ impl Boxes {
 
     /// The box of the picture `path`, from the data folder, or why it can't be used; `None` when it has none. A box belongs to the
     /// pictures with its path, its file name, or its name without extension, in this order.
-    pub(super) fn of(&self, path: &Path) -> Option<std::result::Result<Head, String>> {
+    pub(super) fn of(&self, path: &Path) -> Option<std::result::Result<HeadBox, String>> {
         let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
         let keys = [name(path), part(path.file_name()), part(path.file_stem())];
         keys.iter().find_map(|key| self.0.get(key)).cloned()
     }
 
     /// Of several boxes of one picture the largest counts.
-    fn add(&mut self, key: String, head: std::result::Result<Head, String>) {
+    fn add(&mut self, key: String, head: std::result::Result<HeadBox, String>) {
         let larger = match (self.0.get(&key), &head) {
             (Some(Ok(earlier)), Ok(head)) => head.area() > earlier.area(),
             (Some(Ok(_)), Err(_)) => false,
@@ -80,10 +80,10 @@ impl Boxes {
     fn read_csv(&mut self, path: &Path) -> Result<()> {
         let wrong = |reason: String| Error::Boxes { path: path.to_path_buf(), reason };
         let metadata = fs::metadata(path).map_err(Error::io(path))?;
-        if !metadata.is_file() || metadata.len() > MOST_CSV_BYTES {
-            return Err(wrong(format!("expected a CSV file of at most {} MiB", MOST_CSV_BYTES >> 20)));
+        if !metadata.is_file() || metadata.len() > MAX_CSV_BYTES {
+            return Err(wrong(format!("expected a CSV file of at most {} MiB", MAX_CSV_BYTES >> 20)));
         }
-        let file = File::open(path).map_err(Error::io(path))?.take(MOST_CSV_BYTES);
+        let file = File::open(path).map_err(Error::io(path))?.take(MAX_CSV_BYTES);
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(file);
         let header = reader.headers().map_err(|e| wrong(e.to_string()))?.clone();
         let column = |name: &str| {
@@ -110,7 +110,7 @@ impl Boxes {
                 all => Err(all.into_iter().find_map(std::result::Result::err).unwrap_or_default()),
             };
             let key = record.get(file).unwrap_or_default().replace('\\', "/");
-            self.add(key, head.map(|edges| Head { edges, of: None }));
+            self.add(key, head.map(|edges| HeadBox { edges, of: None }));
         }
         Ok(())
     }
@@ -126,19 +126,19 @@ impl Boxes {
 }
 
 /// The largest box in an annotation as PASCAL VOC has them.
-fn read_xml(path: &Path) -> std::result::Result<Head, String> {
+fn read_xml(path: &Path) -> std::result::Result<HeadBox, String> {
     let about = |e: std::io::Error| format!("not readable: {e}");
     if !fs::metadata(path).map_err(about)?.is_file() {
         return Err("not a file".to_string());
     }
     let mut text = String::new();
-    File::open(path).map_err(about)?.take(MOST_XML_BYTES + 1).read_to_string(&mut text).map_err(about)?;
-    if text.len() as u64 > MOST_XML_BYTES {
-        return Err(format!("more than {} MiB", MOST_XML_BYTES >> 20));
+    File::open(path).map_err(about)?.take(MAX_XML_BYTES + 1).read_to_string(&mut text).map_err(about)?;
+    if text.len() as u64 > MAX_XML_BYTES {
+        return Err(format!("more than {} MiB", MAX_XML_BYTES >> 20));
     }
     // Entities can only be defined in a DTD, which is an error.
     let options =
-        roxmltree::ParsingOptions { allow_dtd: false, nodes_limit: MOST_XML_NODES, ..Default::default() };
+        roxmltree::ParsingOptions { allow_dtd: false, nodes_limit: MAX_XML_NODES, ..Default::default() };
     let document = roxmltree::Document::parse_with_options(&text, options)
         .map_err(|e| format!("no sound XML: {}", excerpt(&e.to_string())))?;
     let child = |node: roxmltree::Node, name: &str| -> Option<f64> {
@@ -154,13 +154,13 @@ fn read_xml(path: &Path) -> std::result::Result<Head, String> {
     let boxes = objects.flat_map(|object| object.children().filter(|node| node.has_tag_name("bndbox")));
     let heads = boxes.filter_map(|node| {
         let edges = [child(node, "xmin")?, child(node, "ymin")?, child(node, "xmax")?, child(node, "ymax")?];
-        Some(Head { edges, of })
+        Some(HeadBox { edges, of })
     });
     let largest = heads.max_by(|a, b| a.area().total_cmp(&b.area()));
     largest.ok_or_else(|| "without an object with a bndbox of xmin, ymin, xmax and ymax".to_string())
 }
 
-impl Head {
+impl HeadBox {
     fn area(&self) -> f64 {
         let [left, top, right, bottom] = self.edges;
         (right - left) * (bottom - top)
@@ -170,7 +170,9 @@ impl Head {
     pub(super) fn square(&self, [width, height]: [u32; 2]) -> std::result::Result<[u32; 3], String> {
         let (w, h) = (f64::from(width), f64::from(height));
         let [x, y] = match self.of {
-            Some([of_width, of_height]) if ((w / of_width) / (h / of_height) - 1.0).abs() > ASPECT => {
+            Some([of_width, of_height])
+                if ((w / of_width) / (h / of_height) - 1.0).abs() > ASPECT_TOLERANCE =>
+            {
                 return Err(format!(
                     "{width} x {height}, but its box is of a picture of {of_width} x {of_height}"
                 ));
@@ -193,7 +195,7 @@ impl Head {
             let [left, top, right, bottom] = self.edges;
             return Err(format!("{width} x {height}, but its box is {left}, {top}, {right}, {bottom}"));
         }
-        let side = (AROUND * (right - left).max(bottom - top)).round().clamp(1.0, w.min(h));
+        let side = (CROP_SCALE * (right - left).max(bottom - top)).round().clamp(1.0, w.min(h));
         let place = |centre: f64, length: f64| (centre - side / 2.0).round().clamp(0.0, length - side);
         Ok([place(across, w) as u32, place(down, h) as u32, side as u32])
     }
@@ -203,8 +205,8 @@ impl Head {
 mod tests {
     use super::*;
 
-    fn head(edges: [f64; 4]) -> Head {
-        Head { edges, of: None }
+    fn head(edges: [f64; 4]) -> HeadBox {
+        HeadBox { edges, of: None }
     }
 
     #[test]
@@ -235,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_box_of_a_larger_version_of_the_picture_is_scaled() {
-        let of = |size| Head { edges: [80.0, 80.0, 120.0, 120.0], of: Some(size) };
+        let of = |size| HeadBox { edges: [80.0, 80.0, 120.0, 120.0], of: Some(size) };
         assert_eq!(of([200.0, 200.0]).square([100, 100]).unwrap(), [34, 34, 32]);
         assert!(of([300.0, 200.0]).square([100, 100]).unwrap_err().contains("300 x 200"));
     }

@@ -16,7 +16,7 @@ use std::{
 
 use memmap2::Mmap;
 use tempfile::{NamedTempFile, TempPath};
-use tiny_cats_export::without_temporary_name;
+use tiny_cats_export::strip_temp_name;
 
 use super::{Error, Result, index::hex};
 
@@ -62,13 +62,13 @@ fn default_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf>
 }
 
 const EXTENSION: &str = "pixels";
-const UNFINISHED: &str = ".writing-";
+const TEMP_PREFIX: &str = ".writing-";
 /// What nobody has written to for so long belongs to a program that was killed.
-const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// Reasons why pictures could not be decoded are not read beyond this.
-const MOST_REASONS: u64 = 1 << 28;
+const MAX_REASON_BYTES: u64 = 1 << 28;
 /// What is left free on a disk.
-const SPARE: u64 = 64 << 20;
+const MIN_FREE_BYTES: u64 = 64 << 20;
 
 /// A file of decoded pictures, or what is left of one that was not finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ fn remove(path: &Path) -> io::Result<()> {
 
 /// Whether a file of this name is one of decoded pictures, and finished.
 fn finished(name: &str) -> Option<bool> {
-    if name.starts_with(UNFINISHED) && name.ends_with(&format!(".{EXTENSION}")) {
+    if name.starts_with(TEMP_PREFIX) && name.ends_with(&format!(".{EXTENSION}")) {
         return Some(false);
     }
     let (rest, hash) = name.strip_suffix(&format!(".{EXTENSION}"))?.rsplit_once('-')?;
@@ -144,7 +144,7 @@ fn finished(name: &str) -> Option<bool> {
 }
 
 /// What a file is made of.
-pub(super) struct Key {
+pub(super) struct CacheKey {
     /// The beginning of its name.
     pub kind: String,
     /// SHA-256 over everything that its pixels depend on.
@@ -187,24 +187,24 @@ pub(super) fn checksum(pixels: &[u8]) -> u32 {
 
 /// What a file says of its pictures.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Contents {
+pub(super) struct CacheIndex {
     /// The [checksum] of each picture's pixels; of one that could not be decoded, 0.
     pub sums: Vec<u32>,
     /// Which pictures could not be decoded, in order, and why.
-    pub reasons: Reasons,
+    pub reasons: DecodeErrors,
 }
 
 /// Which pictures could not be decoded, by number, and why.
-pub(super) type Reasons = Vec<(usize, String)>;
+pub(super) type DecodeErrors = Vec<(usize, String)>;
 
 /// Bytes of a file in memory.
-pub(super) struct Mapped {
+pub(super) struct MappedFile {
     map: Mmap,
     /// Deleted when it is no longer needed, because it was not put at its place; after the map, which some systems want gone by then.
     _temporary: Option<TempPath>,
 }
 
-impl Mapped {
+impl MappedFile {
     fn new(file: &File, temporary: Option<TempPath>) -> io::Result<Self> {
         // SAFETY: the file is in the user's own cache folder under a name that this program gave it, and is never written to once it is
         // finished; whoever changes or cuts it nevertheless can do anything else to the user's programs too.
@@ -218,14 +218,17 @@ impl Mapped {
     }
 }
 
-impl Key {
+impl CacheKey {
     /// Where the file of these pictures is in `folder`.
     pub(super) fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("{}-{}.{EXTENSION}", self.kind, hex(&self.hash)))
     }
 
     /// The file of these pictures in `folder`; `None` where there is none, and why there is none where one is not what it should be.
-    pub(super) fn open(&self, folder: &Path) -> std::result::Result<Option<(Mapped, Contents)>, String> {
+    pub(super) fn open(
+        &self,
+        folder: &Path,
+    ) -> std::result::Result<Option<(MappedFile, CacheIndex)>, String> {
         let path = self.path(folder);
         let about = |what: &str| format!("{}: {what}; it is made anew", path.display());
         let file = match File::open(&path) {
@@ -238,10 +241,11 @@ impl Key {
         let sums = self.pictures.saturating_mul(4);
         let fixed = self.pixels.saturating_add(sums).saturating_add(Trailer::LEN);
         let reasons = metadata.len().checked_sub(fixed);
-        let (true, Some(reasons)) = (metadata.is_file(), reasons.filter(|&len| len <= MOST_REASONS)) else {
+        let (true, Some(reasons)) = (metadata.is_file(), reasons.filter(|&len| len <= MAX_REASON_BYTES))
+        else {
             return Err(about(&format!("{} bytes, expected {fixed} or a few more", metadata.len())));
         };
-        let mapped = Mapped::new(&file, None).map_err(|e| about(&e.to_string()))?;
+        let mapped = MappedFile::new(&file, None).map_err(|e| about(&e.to_string()))?;
         // The pixels may be many: each picture's are verified when they are first used.
         let end = &mapped.bytes()[self.pixels as usize..];
         let (before, trailer) = end.split_at((sums + reasons) as usize);
@@ -251,7 +255,7 @@ impl Key {
         let (sums, text) = before.split_at(sums as usize);
         let sums = sums.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         let reasons = serde_json::from_slice(text).map_err(|e| about(&e.to_string()))?;
-        Ok(Some((mapped, Contents { sums, reasons })))
+        Ok(Some((mapped, CacheIndex { sums, reasons })))
     }
 
     fn trailer(&self, reasons: u64) -> Trailer {
@@ -266,21 +270,21 @@ impl Key {
     pub(super) fn create(
         &self,
         folder: &Path,
-        write: impl FnOnce(&File) -> io::Result<(Contents, bool)>,
-    ) -> io::Result<(Mapped, Contents)> {
+        write: impl FnOnce(&File) -> io::Result<(CacheIndex, bool)>,
+    ) -> io::Result<(MappedFile, CacheIndex)> {
         fs::create_dir_all(folder)?;
-        forget_abandoned(folder);
-        let needed = self.pixels.saturating_add(SPARE);
+        remove_abandoned(folder);
+        let needed = self.pixels.saturating_add(MIN_FREE_BYTES);
         let free = fs4::available_space(folder)?;
         if free < needed {
             let reason = format!("{} MiB are free, {} needed", free >> 20, needed.div_ceil(1 << 20));
             return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
         }
         let temporary = tempfile::Builder::new()
-            .prefix(UNFINISHED)
+            .prefix(TEMP_PREFIX)
             .suffix(&format!(".{EXTENSION}"))
             .tempfile_in(folder)
-            .map_err(without_temporary_name)?;
+            .map_err(strip_temp_name)?;
         let file = temporary.as_file();
         file.set_len(self.pixels)?;
         let (contents, lasting) = write(file)?;
@@ -291,7 +295,7 @@ impl Key {
         write_at(file, &end, self.pixels)?;
         let mapped = |temporary: NamedTempFile| {
             let (file, path) = temporary.into_parts();
-            Mapped::new(&file, Some(path))
+            MappedFile::new(&file, Some(path))
         };
         if !lasting {
             return Ok((mapped(temporary)?, contents));
@@ -300,7 +304,7 @@ impl Key {
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
         file.sync_all()?;
         match temporary.persist(self.path(folder)) {
-            Ok(file) => Ok((Mapped::new(&file, None)?, contents)),
+            Ok(file) => Ok((MappedFile::new(&file, None)?, contents)),
             // Some systems do not replace a file that another program has mapped; it is the same.
             Err(error) => Ok((mapped(error.file)?, contents)),
         }
@@ -308,9 +312,10 @@ impl Key {
 }
 
 /// Deletes what programs that were killed left behind.
-fn forget_abandoned(folder: &Path) {
-    let old =
-        |file: &CacheFile| file.written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > ABANDONED);
+fn remove_abandoned(folder: &Path) {
+    let old = |file: &CacheFile| {
+        file.written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > ABANDONED_AFTER)
+    };
     for file in list(folder).unwrap_or_default().iter().filter(|file| !file.finished && old(file)) {
         // It is in nobody's way.
         let _ = remove(&file.path);
@@ -383,12 +388,15 @@ mod tests {
     #[test]
     fn what_a_killed_program_left_is_forgotten_in_time() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, age) in [(".writing-old.pixels", 2 * ABANDONED), (".writing-new.pixels", Duration::ZERO)] {
+        for (name, age) in
+            [(".writing-old.pixels", 2 * ABANDONED_AFTER), (".writing-new.pixels", Duration::ZERO)]
+        {
             let file = File::create(dir.path().join(name)).unwrap();
             file.set_modified(SystemTime::now() - age).unwrap();
         }
-        let key = Key { kind: "squares-8".into(), hash: [7; 32], pixels: 3, pictures: 2 };
-        let contents = || Contents { sums: vec![checksum(b"abc"), 0], reasons: vec![(1, "why".to_string())] };
+        let key = CacheKey { kind: "squares-8".into(), hash: [7; 32], pixels: 3, pictures: 2 };
+        let contents =
+            || CacheIndex { sums: vec![checksum(b"abc"), 0], reasons: vec![(1, "why".to_string())] };
         key.create(dir.path(), |file| write_at(file, b"abc", 0).map(|()| (contents(), true))).unwrap();
         let names: Vec<_> = list(dir.path()).unwrap().into_iter().map(|file| file.path).collect();
         assert_eq!(names, [dir.path().join(".writing-new.pixels"), key.path(dir.path())]);

@@ -15,13 +15,13 @@ use image::RgbImage;
 
 use super::{
     Error, Result,
-    cache::{Mapped, checksum},
+    cache::{MappedFile, checksum},
     printable,
 };
 
 /// Decoded pictures in a mapped file. One whose checksum does not match is decoded again.
 pub(super) struct Cached {
-    mapped: Mapped,
+    mapped: MappedFile,
     /// The file, deleted as soon as a picture in it is found to be damaged, so that the next run writes it again.
     path: PathBuf,
     pictures: Vec<Checked>,
@@ -40,14 +40,14 @@ const VERIFIED: u8 = 1;
 const DAMAGED: u8 = 2;
 
 /// A picture's bytes.
-pub(super) enum Held<'a> {
+pub(super) enum ImageBytes<'a> {
     /// In the file or in memory.
     Borrowed(&'a [u8]),
     /// Decoded again.
     Restored(Arc<[u8]>),
 }
 
-impl Deref for Held<'_> {
+impl Deref for ImageBytes<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -60,7 +60,7 @@ impl Deref for Held<'_> {
 
 impl Cached {
     /// The pictures with these checksums in `mapped`, which is the file `path`.
-    pub(super) fn new(mapped: Mapped, path: PathBuf, sums: impl Iterator<Item = u32>) -> Self {
+    pub(super) fn new(mapped: MappedFile, path: PathBuf, sums: impl Iterator<Item = u32>) -> Self {
         let pictures = sums.map(|sum| Checked { sum, state: AtomicU8::new(UNUSED) }).collect();
         Self { mapped, path, pictures, restored: Mutex::default() }
     }
@@ -76,19 +76,19 @@ impl Cached {
         (offset, size): (usize, [u32; 2]),
         source: &Path,
         decode: impl FnOnce() -> std::result::Result<RgbImage, String>,
-    ) -> Result<Held<'_>> {
+    ) -> Result<ImageBytes<'_>> {
         let bytes = &self.mapped.bytes()[offset..offset + byte_len(size)];
         let Checked { sum, state } = &self.pictures[index];
         if state.load(Ordering::Relaxed) == UNUSED {
             state.store(if checksum(bytes) == *sum { VERIFIED } else { DAMAGED }, Ordering::Relaxed);
         }
         if state.load(Ordering::Relaxed) == VERIFIED {
-            return Ok(Held::Borrowed(bytes));
+            return Ok(ImageBytes::Borrowed(bytes));
         }
         // Locked while it decodes, so that several threads do not decode the same picture.
         let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = restored.get(&index) {
-            return Ok(Held::Restored(bytes.clone()));
+            return Ok(ImageBytes::Restored(bytes.clone()));
         }
         let same = |pixels: &RgbImage| [pixels.width(), pixels.height()] == size && checksum(pixels) == *sum;
         let again: Arc<[u8]> = decode()
@@ -106,7 +106,7 @@ impl Cached {
         // Where that fails, the next run finds the damage again.
         let _ = fs::remove_file(&self.path);
         restored.insert(index, again.clone());
-        Ok(Held::Restored(again))
+        Ok(ImageBytes::Restored(again))
     }
 }
 

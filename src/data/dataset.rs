@@ -11,13 +11,13 @@ use sha2::{Digest, Sha256};
 use super::{
     Error, INDEX, Result, Shares, Split, decode,
     index::hex,
-    scan::{self, Found, name},
+    scan::{self, FolderScan, name},
     split::series,
 };
 
 /// A file that is a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
+pub struct ImageFile {
     /// Where it is, from the data folder: the folder of its class, then its name; before them `train`, `val` or `test`, where there are
     /// such folders.
     pub path: PathBuf,
@@ -46,7 +46,7 @@ pub struct Dataset {
     /// The names of the classes, sorted, `other` last.
     pub classes: Vec<String>,
     /// The pictures, sorted by label, then by path.
-    pub files: Vec<Picture>,
+    pub files: Vec<ImageFile>,
     /// What was left out, from the data folder, and why.
     pub skipped: Vec<(PathBuf, String)>,
     /// SHA-256, in hexadecimal, over path, length, SHA-256 and split of each picture: the identity of the data.
@@ -87,25 +87,25 @@ impl Dataset {
     /// Makes classes of the folders in which there are pictures, and splits each.
     pub(super) fn assemble(
         root: &Path,
-        found: Found,
-        examined: Vec<std::result::Result<Content, String>>,
+        found: FolderScan,
+        examined: Vec<std::result::Result<FileInfo, String>>,
         shares: Shares,
     ) -> Result<Self> {
-        let Found { classes: folders, files: paths, split_by_folders, mut skipped } = found;
+        let FolderScan { classes: folders, files: paths, split_by_folders, mut skipped } = found;
         let mut classes: Vec<String> = Vec::new();
         let mut files = Vec::new();
         let mut last = None;
         for ((folder, path), examined) in paths.into_iter().zip(examined) {
             match examined {
-                Ok(Content { size, bytes, sha256 }) => {
+                Ok(FileInfo { size, bytes, sha256 }) => {
                     if last != Some(folder) {
                         last = Some(folder);
                         classes.push(folders[folder].clone());
                     }
                     let label = classes.len() as u32 - 1;
-                    let part = path.iter().next().and_then(|part| Split::of_folder(part.to_str()?));
+                    let part = path.iter().next().and_then(|part| Split::from_folder_name(part.to_str()?));
                     let split = part.filter(|_| split_by_folders).unwrap_or(Split::Train);
-                    files.push(Picture { path, label, split, size, bytes, sha256 });
+                    files.push(ImageFile { path, label, split, size, bytes, sha256 });
                 }
                 Err(reason) => skipped.push((path, reason)),
             }
@@ -116,10 +116,10 @@ impl Dataset {
         for name in folders.iter().filter(|name| !classes.contains(name)) {
             skipped.push((PathBuf::from(name), "a class folder without a usable picture".to_string()));
         }
-        leave_out_copies(&mut files, &mut skipped);
+        drop_duplicates(&mut files, &mut skipped);
         if !split_by_folders {
             for class in files.chunk_by_mut(|a, b| a.label == b.label) {
-                let names: Vec<&str> = class.iter().map(Picture::name).collect();
+                let names: Vec<&str> = class.iter().map(ImageFile::name).collect();
                 let splits = shares.split(&names);
                 class.iter_mut().zip(splits).for_each(|(picture, split)| picture.split = split);
             }
@@ -136,19 +136,20 @@ impl Dataset {
 
     /// The pictures of some parts, as of [one](Self::part).
     pub fn parts(&self, splits: &[Split]) -> Self {
-        let files: Vec<Picture> = self.files.iter().filter(|p| splits.contains(&p.split)).cloned().collect();
+        let files: Vec<ImageFile> =
+            self.files.iter().filter(|p| splits.contains(&p.split)).cloned().collect();
         let fingerprint = fingerprint(&files);
         let (root, index, classes) = (self.root.clone(), self.index.clone(), self.classes.clone());
         Self { root, index, shares: self.shares, classes, files, skipped: Vec::new(), fingerprint }
     }
 
     /// The bytes of a picture, or why they can't be had.
-    pub(super) fn read(&self, picture: &Picture) -> std::result::Result<Vec<u8>, String> {
+    pub(super) fn read(&self, picture: &ImageFile) -> std::result::Result<Vec<u8>, String> {
         decode::read(&self.root.join(&picture.path))
     }
 }
 
-impl Picture {
+impl ImageFile {
     /// The name of the file.
     fn name(&self) -> &str {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
@@ -157,14 +158,15 @@ impl Picture {
 
 /// Leaves one of identical files of one class. Where folders say what is in which part, it is the one in `test` or else in `val`: what
 /// measures a model stays whole. Otherwise it is the one of the longest series, so that its neighbours stay together.
-fn leave_out_copies(files: &mut Vec<Picture>, skipped: &mut Vec<(PathBuf, String)>) {
-    let of_series =
-        |picture: &Picture| (picture.path.parent().map(Path::to_owned), series(picture.name()).0.to_owned());
+fn drop_duplicates(files: &mut Vec<ImageFile>, skipped: &mut Vec<(PathBuf, String)>) {
+    let of_series = |picture: &ImageFile| {
+        (picture.path.parent().map(Path::to_owned), series(picture.name()).0.to_owned())
+    };
     let mut lengths = HashMap::new();
     for picture in files.iter() {
         *lengths.entry(of_series(picture)).or_insert(0usize) += 1;
     }
-    let rank = |picture: &Picture| (picture.split, lengths[&of_series(picture)]);
+    let rank = |picture: &ImageFile| (picture.split, lengths[&of_series(picture)]);
     let mut kept: HashMap<(u32, [u8; 32]), usize> = HashMap::new();
     for (i, picture) in files.iter().enumerate() {
         let best = kept.entry((picture.label, picture.sha256)).or_insert(i);
@@ -186,7 +188,7 @@ fn leave_out_copies(files: &mut Vec<Picture>, skipped: &mut Vec<(PathBuf, String
 
 /// Puts an image that is in several classes into one part, the earliest that it is in: a model that was trained on it is not measured
 /// by it.
-fn keep_identical_together(files: &mut [Picture]) {
+fn keep_identical_together(files: &mut [ImageFile]) {
     let mut earliest: HashMap<[u8; 32], Split> = HashMap::new();
     for picture in files.iter() {
         let split = earliest.entry(picture.sha256).or_insert(picture.split);
@@ -195,7 +197,7 @@ fn keep_identical_together(files: &mut [Picture]) {
     files.iter_mut().for_each(|picture| picture.split = earliest[&picture.sha256]);
 }
 
-pub(super) fn fingerprint(files: &[Picture]) -> String {
+pub(super) fn fingerprint(files: &[ImageFile]) -> String {
     let mut hash = Sha256::new();
     for picture in files {
         let name = name(&picture.path);
@@ -209,17 +211,17 @@ pub(super) fn fingerprint(files: &[Picture]) -> String {
 }
 
 /// What is known of a usable picture.
-pub(super) struct Content {
+pub(super) struct FileInfo {
     pub size: [u32; 2],
     pub bytes: u64,
     pub sha256: [u8; 32],
 }
 
 /// Looks at the header of a picture; why it is not usable.
-fn examine(path: &Path) -> std::result::Result<Content, String> {
+fn examine(path: &Path) -> std::result::Result<FileInfo, String> {
     let bytes = decode::read(path)?;
     let size = decode::check(&bytes)?;
-    Ok(Content { size, bytes: bytes.len() as u64, sha256: Sha256::digest(&bytes).into() })
+    Ok(FileInfo { size, bytes: bytes.len() as u64, sha256: Sha256::digest(&bytes).into() })
 }
 
 #[cfg(test)]
@@ -347,7 +349,7 @@ mod tests {
         let parts = Split::ALL.map(|split| all.part(split));
         assert_eq!(parts.each_ref().map(|part| part.files.len()), [12, 1, 1]);
         assert!(parts.iter().all(|part| part.classes == all.classes));
-        let mut files: Vec<Picture> = parts.iter().flat_map(|part| part.files.clone()).collect();
+        let mut files: Vec<ImageFile> = parts.iter().flat_map(|part| part.files.clone()).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         assert_eq!(files, all.files);
         let mut prints: Vec<&str> = parts.iter().chain([&all]).map(|data| &*data.fingerprint).collect();

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tiny_cats_export::without_temporary_name;
+use tiny_cats_export::strip_temp_name;
 
 use super::{Error, Result};
 
@@ -22,7 +22,7 @@ pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -
     };
     fs::create_dir_all(parent).map_err(Error::io(parent))?;
     let work = tempfile::Builder::new().prefix(".writing-").tempdir_in(parent);
-    let work = work.map_err(without_temporary_name).map_err(Error::io(&folder))?;
+    let work = work.map_err(strip_temp_name).map_err(Error::io(&folder))?;
     let (new, old) = (work.path().join("new"), work.path().join("old"));
     fs::create_dir(&new).map_err(Error::io(&folder))?;
     let filled = fill(&new)?;

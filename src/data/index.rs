@@ -15,12 +15,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 use tiny_cats_export::{decode, excerpt, is_class_name, write_atomically};
 
-use crate::words::counted;
+use crate::words::pluralize;
 
 use super::{
-    Dataset, Error, OTHER, Picture, Result, Shares, Split,
-    dataset::{Content, fingerprint},
-    scan::{self, Found, name},
+    Dataset, Error, ImageFile, OTHER, Result, Shares, Split,
+    dataset::{FileInfo, fingerprint},
+    scan::{self, FolderScan, name},
 };
 
 /// The name of an index in its data folder.
@@ -29,13 +29,13 @@ pub const INDEX: &str = "index.json";
 const FORMAT: &str = "tiny-cats index";
 const VERSION: u32 = 1;
 /// Longer files are not read.
-const MOST_BYTES: u64 = 1 << 30;
-const AGAIN: &str = "run `tiny-cats data index` again";
+const MAX_BYTES: u64 = 1 << 30;
+const REINDEX_HINT: &str = "run `tiny-cats data index` again";
 
 /// What the file holds.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Contents {
+struct IndexFile {
     format: String,
     version: u32,
     /// The data folder, from the folder of the index.
@@ -43,7 +43,7 @@ struct Contents {
     split: Shares,
     classes: Vec<String>,
     pictures: Vec<Entry>,
-    skipped: Vec<Skipped>,
+    skipped: Vec<SkippedEntry>,
 }
 
 /// A picture. Its class is the folder that it is in.
@@ -71,7 +71,7 @@ fn read_hex<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<[u8; 32],
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Skipped {
+struct SkippedEntry {
     path: String,
     reason: String,
 }
@@ -81,7 +81,7 @@ struct Index {
     folder: PathBuf,
     classes: Vec<String>,
     shares: Shares,
-    pictures: Vec<Picture>,
+    pictures: Vec<ImageFile>,
     skipped: HashSet<PathBuf>,
 }
 
@@ -146,14 +146,14 @@ impl Dataset {
     /// The pictures of the index `file` that are still what was indexed. What has changed since is in [`Dataset::skipped`].
     pub(super) fn open_index(file: &Path) -> Result<Self> {
         let index = read(file)?;
-        let Found { files, skipped: astray, .. } = scan::scan(&index.folder)?;
+        let FolderScan { files, skipped: astray, .. } = scan::scan(&index.folder)?;
         let astray: HashMap<PathBuf, String> = astray.into_iter().collect();
         let present: HashSet<&PathBuf> = files.iter().map(|(_, path)| path).collect();
         let now: Vec<_> = (index.pictures.par_iter())
             .map(|picture| match astray.get(&picture.path) {
                 Some(reason) => Err(reason.clone()),
                 None if !present.contains(&picture.path) => {
-                    Err(format!("gone since it was indexed; {AGAIN}"))
+                    Err(format!("gone since it was indexed; {REINDEX_HINT}"))
                 }
                 None => unchanged(&index.folder.join(&picture.path), picture),
             })
@@ -165,9 +165,9 @@ impl Dataset {
         if let Some(first) = new.iter().min() {
             let more = match new.len() - 1 {
                 0 => String::new(),
-                others => format!(", like {}", counted(others, "other")),
+                others => format!(", like {}", pluralize(others, "other")),
             };
-            skipped.push((first.to_path_buf(), format!("not in the index{more}; {AGAIN}")));
+            skipped.push((first.to_path_buf(), format!("not in the index{more}; {REINDEX_HINT}")));
         }
         let mut pictures = Vec::new();
         for (picture, now) in index.pictures.into_iter().zip(now) {
@@ -191,7 +191,7 @@ impl Dataset {
     }
 
     fn write_index(&self, file: &Path) -> Result<()> {
-        let contents = Contents {
+        let contents = IndexFile {
             format: FORMAT.to_string(),
             version: VERSION,
             folder: folder_from(file, &self.root)?,
@@ -208,14 +208,14 @@ impl Dataset {
                 })
                 .collect(),
             skipped: (self.skipped.iter())
-                .map(|(path, reason)| Skipped { path: name(path), reason: reason.clone() })
+                .map(|(path, reason)| SkippedEntry { path: name(path), reason: reason.clone() })
                 .collect(),
         };
         write_atomically(file, |w| contents.write(w)).map_err(Error::io(file))
     }
 }
 
-impl Contents {
+impl IndexFile {
     /// One line for each element of a list.
     fn write(&self, w: &mut impl Write) -> io::Result<()> {
         write!(w, "{{\n\"format\": ")?;
@@ -259,25 +259,25 @@ fn folder_from(file: &Path, root: &Path) -> Result<PathBuf> {
 }
 
 /// Size, length and SHA-256 of a picture that can be decoded.
-fn decoded(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result::Result<Content, String> {
+fn decoded(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result::Result<FileInfo, String> {
     let bytes = decode::read(path)?;
     let sha256 = Sha256::digest(&bytes).into();
     let size = match known.get(&sha256) {
         Some(size) => *size,
-        None => decode::with_upright(&bytes, |upright| upright.size)?,
+        None => decode::decode_with(&bytes, |upright| upright.size)?,
     };
-    Ok(Content { size, bytes: bytes.len() as u64, sha256 })
+    Ok(FileInfo { size, bytes: bytes.len() as u64, sha256 })
 }
 
-fn unchanged(path: &Path, picture: &Picture) -> std::result::Result<(), String> {
+fn unchanged(path: &Path, picture: &ImageFile) -> std::result::Result<(), String> {
     let bytes = decode::read(path)?;
     let same =
         bytes.len() as u64 == picture.bytes && <[u8; 32]>::from(Sha256::digest(&bytes)) == picture.sha256;
-    if same { Ok(()) } else { Err(format!("changed since it was indexed; {AGAIN}")) }
+    if same { Ok(()) } else { Err(format!("changed since it was indexed; {REINDEX_HINT}")) }
 }
 
 fn other_version(version: u32) -> String {
-    format!("is of version {version}; expected {VERSION}; {AGAIN}")
+    format!("is of version {version}; expected {VERSION}; {REINDEX_HINT}")
 }
 
 /// Reads an index, believing nothing.
@@ -285,12 +285,12 @@ fn read(file: &Path) -> Result<Index> {
     let wrong =
         |reason: String| Error::Index { path: file.to_path_buf(), reason: excerpt(&reason).into_owned() };
     let metadata = fs::metadata(file).map_err(Error::io(file))?;
-    if !metadata.is_file() || metadata.len() > MOST_BYTES {
-        return Err(wrong(format!("expected a file of at most {} MiB", MOST_BYTES >> 20)));
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        return Err(wrong(format!("expected a file of at most {} MiB", MAX_BYTES >> 20)));
     }
     // Read piece by piece: of a million pictures the text alone would take 200 MB.
-    let text = || Ok(BufReader::new(File::open(file).map_err(Error::io(file))?.take(MOST_BYTES)));
-    let contents: Contents = match serde_json::from_reader(text()?) {
+    let text = || Ok(BufReader::new(File::open(file).map_err(Error::io(file))?.take(MAX_BYTES)));
+    let contents: IndexFile = match serde_json::from_reader(text()?) {
         Ok(contents) => contents,
         Err(error) => {
             #[derive(Deserialize)]
@@ -313,11 +313,11 @@ fn read(file: &Path) -> Result<Index> {
         return Err(wrong(other_version(contents.version)));
     }
     let beside = file.parent().unwrap_or(Path::new(""));
-    contents.believe(beside).map_err(wrong)
+    contents.validate(beside).map_err(wrong)
 }
 
-impl Contents {
-    fn believe(self, beside: &Path) -> std::result::Result<Index, String> {
+impl IndexFile {
+    fn validate(self, beside: &Path) -> std::result::Result<Index, String> {
         let mut labels = HashMap::new();
         for (label, name) in self.classes.iter().enumerate() {
             if !is_class_name(name) {
@@ -345,21 +345,17 @@ impl Contents {
                 .get(class)
                 .ok_or_else(|| about("path", &format!("{:?}", entry.path), "one of the classes"))?;
             let size = [entry.width, entry.height];
-            if size.iter().any(|side| !(1..=decode::LONGEST_SIDE).contains(side))
-                || u64::from(size[0]) * u64::from(size[1]) > decode::MOST_PIXELS
+            if size.iter().any(|side| !(1..=decode::MAX_SIDE).contains(side))
+                || u64::from(size[0]) * u64::from(size[1]) > decode::MAX_PIXELS
             {
                 let found = format!("{} x {}", size[0], size[1]);
                 return Err(about("width and height", &found, "the size of a picture"));
             }
-            if !(1..=decode::MOST_BYTES).contains(&entry.bytes) {
-                return Err(about(
-                    "bytes",
-                    &entry.bytes.to_string(),
-                    &format!("1 to {}", decode::MOST_BYTES),
-                ));
+            if !(1..=decode::MAX_BYTES).contains(&entry.bytes) {
+                return Err(about("bytes", &entry.bytes.to_string(), &format!("1 to {}", decode::MAX_BYTES)));
             }
             let Entry { split, bytes, sha256, .. } = entry;
-            pictures.push(Picture { path, label, split, size, bytes, sha256 });
+            pictures.push(ImageFile { path, label, split, size, bytes, sha256 });
         }
         pictures.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
         if let Some(twice) = pictures.windows(2).find(|pair| pair[0].path == pair[1].path) {
@@ -379,7 +375,7 @@ fn inside(path: &str) -> Option<PathBuf> {
         (part, rest) if rest.contains('/') => (Some(part), rest),
         _ => (None, path),
     };
-    if part.is_some_and(|part| Split::of_folder(part).is_none()) {
+    if part.is_some_and(|part| Split::from_folder_name(part).is_none()) {
         return None;
     }
     let (folder, file) = path.split_once('/')?;

@@ -21,9 +21,9 @@ mod view;
 
 use tiny_cats_export::decode;
 
-pub use augment::{Colour, Level};
+pub use augment::{AugmentLevel, ColorJitter};
 pub use cache::Cache;
-pub use dataset::{Dataset, Picture};
+pub use dataset::{Dataset, ImageFile};
 pub(crate) use error::may_pass;
 pub use error::{Error, Result};
 pub use index::INDEX;
@@ -31,10 +31,10 @@ pub(crate) use index::hex;
 pub use order::Order;
 pub use prepare::{Crop, Encoding, Prepare, Prepared};
 pub(crate) use resident::spread;
-pub use resident::{Images, Photos, Resident};
+pub use resident::{ImageStore, Images, Photos};
 pub(crate) use scan::{is_ignored, printable};
 pub use split::{Shares, Split};
-pub use stats::{Count, Spread, Stats};
+pub use stats::{ClassCount, Stats, ValueRange};
 pub use view::View;
 pub(crate) use view::mirrored;
 

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use tiny_cats_export::{decode, is_class_name};
 
 use super::{
-    Dataset, Error, OTHER, Picture, Result,
-    boxes::{Boxes, Head},
+    Dataset, Error, ImageFile, OTHER, Result,
+    boxes::{Boxes, HeadBox},
     folder,
     index::{hex, list},
     scan::{self, name},
@@ -26,7 +26,7 @@ const PREPARED: &str = "PREPARED.json";
 /// The file that says where pictures are from and under which licence; it goes where they go.
 const SOURCE: &str = "SOURCE.md";
 /// A longer one is not passed on.
-const MOST_SOURCE_BYTES: u64 = 1 << 20;
+const MAX_SOURCE_BYTES: u64 = 1 << 20;
 const OXFORD: &str = "\
 # Where these pictures are from
 
@@ -43,7 +43,7 @@ the copyright of each photograph remains with its owner. Keep this file with the
 #[serde(rename_all = "lowercase")]
 pub enum Crop {
     /// The square around the head, of 1.6 times the longer side of its box, moved inside the photograph.
-    Head,
+    HeadBox,
     /// The largest square in the middle.
     #[value(alias = "center")]
     Centre,
@@ -92,7 +92,7 @@ pub struct Prepared {
 
 /// A line of the list of what was made of what.
 #[derive(Serialize)]
-struct Made {
+struct PreparedImage {
     file: String,
     from: String,
     sha256: String,
@@ -101,7 +101,7 @@ struct Made {
 }
 
 /// A photograph to be prepared.
-struct Photograph {
+struct SourceImage {
     /// Where it is, from the folder of the photographs.
     from: PathBuf,
     class: String,
@@ -110,8 +110,8 @@ struct Photograph {
 }
 
 /// The photographs.
-struct Photographs {
-    files: Vec<Photograph>,
+struct SourceImages {
+    files: Vec<SourceImage>,
     skipped: Vec<(PathBuf, String)>,
     dogs: usize,
     index: Option<PathBuf>,
@@ -132,41 +132,42 @@ impl Prepare {
             return Err(Error::OutOfRange { name: "size", value: self.size.into(), low: 8, high: 1024 });
         }
         let (root, photographs) = match Dataset::open(input) {
-            Ok(data) => (data.root.clone(), Photographs::of_classes(data)),
-            Err(Error::Oxford { path }) => (path.clone(), Photographs::of_oxford(&path, self.other)?),
+            Ok(data) => (data.root.clone(), SourceImages::from_classes(data)),
+            Err(Error::Oxford { path }) => (path.clone(), SourceImages::from_oxford(&path, self.other)?),
             Err(error) => return Err(error),
         };
         free(output, &root)?;
         let boxes = match (self.crop, &self.boxes) {
-            (Crop::Head, Some(path)) => Some(Boxes::read(path)?),
-            (Crop::Head, None) if !photographs.boxes.exists() => {
+            (Crop::HeadBox, Some(path)) => Some(Boxes::read(path)?),
+            (Crop::HeadBox, None) if !photographs.boxes.exists() => {
                 let reason = "there is no such file or folder; say where the boxes of heads are with --boxes"
                     .to_string();
                 return Err(Error::Boxes { path: photographs.boxes, reason });
             }
-            (Crop::Head, None) => Some(Boxes::read(&photographs.boxes)?),
+            (Crop::HeadBox, None) => Some(Boxes::read(&photographs.boxes)?),
             _ => None,
         };
         folder::replace(output, |new| {
             let to = |error| Error::Io { path: output.to_path_buf(), error };
-            let Photographs { files, mut skipped, dogs, index, source, .. } = photographs;
+            let SourceImages { files, mut skipped, dogs, index, source, .. } = photographs;
             for folder in files.iter().map(|photograph| &photograph.folder).collect::<BTreeSet<_>>() {
                 fs::create_dir_all(new.join(folder)).map_err(to)?;
             }
-            let results: Vec<std::result::Result<Made, String>> = (files.par_iter().zip(self.names(&files)))
-                .map(|(photograph, file)| {
-                    progress(files.len() as u64);
-                    match self.make(&root, &photograph.from, file, boxes.as_ref()) {
-                        Ok((bytes, made)) => {
-                            fs::write(new.join(&made.file), bytes).map_err(to).map(|()| Ok(made))
+            let results: Vec<std::result::Result<PreparedImage, String>> =
+                (files.par_iter().zip(self.names(&files)))
+                    .map(|(photograph, file)| {
+                        progress(files.len() as u64);
+                        match self.make(&root, &photograph.from, file, boxes.as_ref()) {
+                            Ok((bytes, made)) => {
+                                fs::write(new.join(&made.file), bytes).map_err(to).map(|()| Ok(made))
+                            }
+                            Err(reason) => Ok(Err(reason)),
                         }
-                        Err(reason) => Ok(Err(reason)),
-                    }
-                })
-                .collect::<Result<_>>()?;
+                    })
+                    .collect::<Result<_>>()?;
             let (mut classes, mut made) = (BTreeMap::new(), Vec::new());
             let mut gone = BTreeSet::new();
-            for (Photograph { from, class, folder }, result) in files.into_iter().zip(results) {
+            for (SourceImage { from, class, folder }, result) in files.into_iter().zip(results) {
                 match result {
                     Ok(one) => {
                         *classes.entry(class).or_insert(0) += 1;
@@ -196,14 +197,14 @@ impl Prepare {
 
     /// Where the new files are to be. A name that an earlier one has already, on any system, gets `_` appended, which leaves its series
     /// and its number what they are.
-    fn names(&self, files: &[Photograph]) -> Vec<String> {
+    fn names(&self, files: &[SourceImage]) -> Vec<String> {
         let extension = match self.encoding {
             Encoding::Jpeg => "jpg",
             Encoding::Png => "png",
         };
         let mut taken = HashSet::new();
         (files.iter())
-            .map(|Photograph { from, folder, .. }| {
+            .map(|SourceImage { from, folder, .. }| {
                 let mut stem = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 while !taken.insert((folder, stem.to_lowercase())) {
                     stem.push('_');
@@ -220,30 +221,30 @@ impl Prepare {
         from: &Path,
         file: String,
         boxes: Option<&Boxes>,
-    ) -> std::result::Result<(Vec<u8>, Made), String> {
+    ) -> std::result::Result<(Vec<u8>, PreparedImage), String> {
         let head = match boxes {
             Some(boxes) => Some(boxes.of(from).ok_or("without a box around its head")??),
             None => None,
         };
         let photograph = decode::read(&root.join(from))?;
-        let (bytes, part) = decode::with_upright(&photograph, |upright| {
+        let (bytes, part) = decode::decode_with(&photograph, |upright| {
             let (part, size) = self.part(upright.size, head)?;
             let resized = decode::resized(&upright.picture, upright.part(part), size);
             Ok::<_, String>((self.encode(&resized)?, part))
         })??;
         let from = name(from);
-        Ok((bytes, Made { file, from, sha256: hex(&Sha256::digest(&photograph)), part }))
+        Ok((bytes, PreparedImage { file, from, sha256: hex(&Sha256::digest(&photograph)), part }))
     }
 
     /// The part of a picture of this width and height that is kept, and the size that it gets.
     fn part(
         &self,
         [width, height]: [u32; 2],
-        head: Option<Head>,
+        head: Option<HeadBox>,
     ) -> std::result::Result<([u32; 4], [u32; 2]), String> {
         let side = width.min(height);
         Ok(match (self.crop, head) {
-            (Crop::Head, Some(head)) => {
+            (Crop::HeadBox, Some(head)) => {
                 let [x, y, side] = head.square([width, height])?;
                 ([x, y, side, side], [self.size; 2])
             }
@@ -251,7 +252,7 @@ impl Prepare {
                 let scaled =
                     |n: u32| (u64::from(n) * u64::from(self.size) + u64::from(side) / 2) / u64::from(side);
                 let (w, h) = (scaled(width), scaled(height));
-                if w * h > decode::WHOLE_PIXELS || w.max(h) > decode::LONGEST_SIDE.into() {
+                if w * h > decode::FULL_SIZE_PIXELS || w.max(h) > decode::MAX_SIDE.into() {
                     return Err(format!(
                         "{width} x {height}, too long to be enlarged to a short side of {}",
                         self.size
@@ -281,7 +282,7 @@ impl Prepare {
         Ok(bytes)
     }
 
-    fn describe(&self, path: &Path, made: &[Made]) -> io::Result<()> {
+    fn describe(&self, path: &Path, made: &[PreparedImage]) -> io::Result<()> {
         use io::Write;
         let mut w = io::BufWriter::new(fs::File::create(path)?);
         let about = serde_json::json!({
@@ -310,11 +311,11 @@ fn free(output: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-impl Photographs {
-    fn of_classes(data: Dataset) -> Self {
+impl SourceImages {
+    fn from_classes(data: Dataset) -> Self {
         let source = data.root.join(SOURCE);
-        let plain = fs::symlink_metadata(&source).is_ok_and(|m| m.is_file() && m.len() <= MOST_SOURCE_BYTES);
-        let photograph = |picture: Picture| Photograph {
+        let plain = fs::symlink_metadata(&source).is_ok_and(|m| m.is_file() && m.len() <= MAX_SOURCE_BYTES);
+        let photograph = |picture: ImageFile| SourceImage {
             folder: picture.path.parent().unwrap_or(Path::new("")).to_path_buf(),
             class: data.classes[picture.label as usize].clone(),
             from: picture.path,
@@ -330,7 +331,7 @@ impl Photographs {
     }
 
     /// Cats are the files whose names begin with a capital letter.
-    fn of_oxford(root: &Path, other: bool) -> Result<Self> {
+    fn from_oxford(root: &Path, other: bool) -> Result<Self> {
         let inside = fs::canonicalize(root).map_err(Error::io(root))?;
         let (mut files, mut skipped, mut dogs) = (Vec::new(), Vec::new(), 0);
         for name in scan::list(&root.join("images"))? {
@@ -346,7 +347,7 @@ impl Photographs {
                         skipped.push((path, reason));
                     } else {
                         let class = if cat { breed } else { OTHER }.to_string();
-                        files.push(Photograph { from: path, folder: PathBuf::from(&class), class });
+                        files.push(SourceImage { from: path, folder: PathBuf::from(&class), class });
                     }
                 }
             }
@@ -410,7 +411,7 @@ mod tests {
             let picture = pictures.iter().find(|picture| picture["from"] == from).unwrap();
             picture["part"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
         };
-        let (output, prepared) = made(Crop::Head);
+        let (output, prepared) = made(Crop::HeadBox);
         assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
         assert_eq!(
             prepared.skipped,
@@ -455,7 +456,7 @@ mod tests {
             assert!(error.contains("tiny-cats data prepare") && !error.contains('\n'), "{error}");
         }
         let (heads, all) = (dir.path().join("heads"), dir.path().join("all"));
-        let prepared = prepare(Crop::Head).run(&input, &heads, |_| {}).unwrap();
+        let prepared = prepare(Crop::HeadBox).run(&input, &heads, |_| {}).unwrap();
         assert_eq!((prepared.classes.values().sum::<usize>(), prepared.dogs), (2, 1));
         assert_eq!(
             files(&heads),
@@ -508,7 +509,7 @@ mod tests {
             "file,xmin,ymin,xmax,ymax\ntrain/A/1.png,4.5,4.25,12.5,12\nval/A/1.png,0.1,0.2,0.5,0.6\n",
         )
         .unwrap();
-        let heads = Prepare { boxes: Some(dir.path().join("heads.csv")), ..prepare(Crop::Head) };
+        let heads = Prepare { boxes: Some(dir.path().join("heads.csv")), ..prepare(Crop::HeadBox) };
         let prepared = heads.run(&input, &dir.path().join("heads"), |_| {}).unwrap();
         assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
         let said = (PathBuf::from("B"), "a class of which no picture is left".to_string());
@@ -530,9 +531,9 @@ mod tests {
         };
         fails(Prepare { size: 7, ..prepare(Crop::Centre) }, "out", "size is 7; expected 8 to 1024");
         fails(Prepare { size: 2000, ..prepare(Crop::Centre) }, "out", "size is 2000");
-        fails(prepare(Crop::Head), "out", "--boxes");
-        fails(Prepare { boxes: Some(dir.path().join("no.csv")), ..prepare(Crop::Head) }, "out", "no.csv");
-        fails(Prepare { boxes: Some(input.join("A")), ..prepare(Crop::Head) }, "out", "no boxes");
+        fails(prepare(Crop::HeadBox), "out", "--boxes");
+        fails(Prepare { boxes: Some(dir.path().join("no.csv")), ..prepare(Crop::HeadBox) }, "out", "no.csv");
+        fails(Prepare { boxes: Some(input.join("A")), ..prepare(Crop::HeadBox) }, "out", "no boxes");
         fails(prepare(Crop::Centre), "in", "expected a new or an empty folder, found A in it");
         fails(prepare(Crop::Centre), "in/deep/out", "which it is made of");
         fails(prepare(Crop::Centre), "in/A/1.png/out", "");

@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use tiny_cats_export::{resize_short_side, short_side_size};
 
 use super::{
-    Cache, Dataset, Error, Picture, Result, View,
-    cache::{Contents, Key, checksum, write_at},
-    cached::{Cached, Held, byte_len},
+    Cache, Dataset, Error, ImageFile, Result, View,
+    cache::{CacheIndex, CacheKey, checksum, write_at},
+    cached::{Cached, ImageBytes, byte_len},
     decode,
     view::Bytes,
 };
@@ -25,14 +25,14 @@ const VERSION: u32 = 2;
 
 /// What is made of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum ResizeMode {
     /// The middle square, with so many pixels on each side.
     Square(u32),
     /// All of it (but see [`resize_short_side`]), with so many pixels on the shorter side.
     ShortSide(u32),
 }
 
-impl Form {
+impl ResizeMode {
     /// What files of it are called.
     fn kind(self) -> String {
         match self {
@@ -53,14 +53,14 @@ impl Form {
         match self {
             Self::Square(size) => decode::square(bytes, size),
             Self::ShortSide(short) => {
-                decode::with_upright(bytes, |upright| resize_short_side(&upright.picture, short))
+                decode::decode_with(bytes, |upright| resize_short_side(&upright.picture, short))
             }
         }
     }
 }
 
 /// Why there are no pixels of a picture.
-enum Missing {
+enum DecodeFailure {
     /// It can't be decoded, and never will be.
     Broken(String),
     /// Its file is not what it was.
@@ -73,10 +73,10 @@ enum Pixels {
 }
 
 /// The pictures of a data set as bytes, in memory or in a file that is mapped.
-pub struct Resident {
+pub struct ImageStore {
     pixels: Pixels,
     root: PathBuf,
-    form: Form,
+    form: ResizeMode,
     /// Width and height of each picture, and where its bytes begin: row, column, channel.
     places: Vec<([u32; 2], usize)>,
     labels: Vec<u32>,
@@ -94,19 +94,19 @@ pub struct Resident {
 /// The pictures of a data set as squares of one size.
 pub struct Images {
     size: u32,
-    pictures: Resident,
+    pictures: ImageStore,
 }
 
 /// The pictures of a data set, each with its own shape.
-pub struct Photos(Resident);
+pub struct Photos(ImageStore);
 
-impl Resident {
-    fn load(data: &Dataset, form: Form, limit: Option<usize>, cache: &Cache) -> Result<Self> {
+impl ImageStore {
+    fn load(data: &Dataset, form: ResizeMode, limit: Option<usize>, cache: &Cache) -> Result<Self> {
         let chosen = spread(&data.files, limit);
         if chosen.is_empty() {
             return Err(Error::no_pictures(&data.root, &data.skipped));
         }
-        let (Form::Square(size) | Form::ShortSide(size)) = form;
+        let (ResizeMode::Square(size) | ResizeMode::ShortSide(size)) = form;
         let too_many = || Error::Memory { count: chosen.len(), size };
         let mut places = Vec::with_capacity(chosen.len());
         let mut total = 0usize;
@@ -117,7 +117,7 @@ impl Resident {
             total = bytes.and_then(|bytes| total.checked_add(bytes)).ok_or_else(too_many)?;
         }
         let (pictures, pixels) = (chosen.len() as u64, total as u64);
-        let key = Key { kind: form.kind(), hash: hash(form, &chosen), pixels, pictures };
+        let key = CacheKey { kind: form.kind(), hash: hash(form, &chosen), pixels, pictures };
         let mut notes = Vec::new();
         let file = cache.folder().and_then(|folder| {
             let found = key.open(&folder).unwrap_or_else(|note| {
@@ -197,7 +197,7 @@ impl Resident {
         self.labels.len()
     }
 
-    /// The class of picture `index`, which must be less than [`Resident::len`].
+    /// The class of picture `index`, which must be less than [`ImageStore::len`].
     pub fn label(&self, index: usize) -> u32 {
         self.labels[index]
     }
@@ -233,10 +233,10 @@ impl Resident {
         Ok(())
     }
 
-    fn bytes(&self, index: usize) -> Result<Held<'_>> {
+    fn bytes(&self, index: usize) -> Result<ImageBytes<'_>> {
         let (size, offset) = self.places[index];
         match &self.pixels {
-            Pixels::Memory(bytes) => Ok(Held::Borrowed(&bytes[offset..offset + byte_len(size)])),
+            Pixels::Memory(bytes) => Ok(ImageBytes::Borrowed(&bytes[offset..offset + byte_len(size)])),
             Pixels::Cached(cached) => {
                 let path = self.root.join(&self.paths[index]);
                 let decode = || decode::read(&path).and_then(|bytes| self.form.decode(&bytes));
@@ -250,18 +250,18 @@ impl Resident {
 /// pictures' checksums, which are missing, in order, and whether they always will be.
 fn decode_all<P: Send>(
     data: &Dataset,
-    form: Form,
-    chosen: &[&Picture],
+    form: ResizeMode,
+    chosen: &[&ImageFile],
     places: impl IndexedParallelIterator<Item = P>,
     put: impl Fn(P, &[u8]) -> io::Result<()> + Sync,
-) -> io::Result<(Contents, bool)> {
+) -> io::Result<(CacheIndex, bool)> {
     let lasting = AtomicBool::new(true);
     let decoded: Vec<std::result::Result<u32, String>> = (chosen.par_iter().zip(places))
         .map(|(picture, place)| {
             let reason = match decode_one(data, form, picture) {
                 Ok(pixels) => return put(place, &pixels).map(|()| Ok(checksum(&pixels))),
-                Err(Missing::Broken(reason)) => reason,
-                Err(Missing::Changed(reason)) => {
+                Err(DecodeFailure::Broken(reason)) => reason,
+                Err(DecodeFailure::Changed(reason)) => {
                     lasting.store(false, Ordering::Relaxed);
                     reason
                 }
@@ -269,7 +269,7 @@ fn decode_all<P: Send>(
             Ok(Err(reason))
         })
         .collect::<io::Result<_>>()?;
-    let mut contents = Contents::default();
+    let mut contents = CacheIndex::default();
     for (i, decoded) in decoded.into_iter().enumerate() {
         contents.sums.push(*decoded.as_ref().unwrap_or(&0));
         contents.reasons.extend(decoded.err().map(|reason| (i, reason)));
@@ -277,22 +277,26 @@ fn decode_all<P: Send>(
     Ok((contents, lasting.into_inner()))
 }
 
-fn decode_one(data: &Dataset, form: Form, picture: &Picture) -> std::result::Result<RgbImage, Missing> {
-    let bytes = data.read(picture).map_err(Missing::Changed)?;
+fn decode_one(
+    data: &Dataset,
+    form: ResizeMode,
+    picture: &ImageFile,
+) -> std::result::Result<RgbImage, DecodeFailure> {
+    let bytes = data.read(picture).map_err(DecodeFailure::Changed)?;
     // What is kept under the name of a content must be of that content.
     if <[u8; 32]>::from(Sha256::digest(&bytes)) != picture.sha256 {
-        return Err(Missing::Changed("changed since the data were opened".to_string()));
+        return Err(DecodeFailure::Changed("changed since the data were opened".to_string()));
     }
-    let pixels = form.decode(&bytes).map_err(Missing::Broken)?;
+    let pixels = form.decode(&bytes).map_err(DecodeFailure::Broken)?;
     if [pixels.width(), pixels.height()] != form.of(picture.size) {
         let [width, height] = picture.size;
-        return Err(Missing::Broken(format!("not a picture of {width} x {height}, as the index says")));
+        return Err(DecodeFailure::Broken(format!("not a picture of {width} x {height}, as the index says")));
     }
     Ok(pixels)
 }
 
 /// SHA-256 over everything that the pixels depend on.
-fn hash(form: Form, chosen: &[&Picture]) -> [u8; 32] {
+fn hash(form: ResizeMode, chosen: &[&ImageFile]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(form.kind());
     hash.update([0]);
@@ -307,7 +311,7 @@ fn hash(form: Form, chosen: &[&Picture]) -> [u8; 32] {
 impl Images {
     /// Decodes the pictures of `data`, turned upright, the middle square of each resized (Lanczos) to `size` × `size`, 8 to 1024, or takes
     /// them from `cache`. With a limit, that many of them, evenly spread. Pictures that break on the way are left out: see
-    /// [`Resident::skipped`].
+    /// [`ImageStore::skipped`].
     ///
     /// # Errors
     /// When `size` is out of range, memory is too small, or no picture is left.
@@ -315,7 +319,7 @@ impl Images {
         if !(8..=1024).contains(&size) {
             return Err(Error::OutOfRange { name: "image size", value: size.into(), low: 8, high: 1024 });
         }
-        Ok(Self { size, pictures: Resident::load(data, Form::Square(size), limit, cache)? })
+        Ok(Self { size, pictures: ImageStore::load(data, ResizeMode::Square(size), limit, cache)? })
     }
 
     /// Width and height of each picture.
@@ -327,7 +331,7 @@ impl Images {
 impl Photos {
     /// Decodes the pictures of `data`, turned upright, each resized (triangle filter, what PyTorch calls antialiased bilinear) so that
     /// its short side has `short` pixels, or takes them from `cache`. With a limit, that many of them, evenly spread. Pictures that break
-    /// on the way are left out: see [`Resident::skipped`].
+    /// on the way are left out: see [`ImageStore::skipped`].
     ///
     /// # Errors
     /// When `short` is out of range (8 to 2048), memory is too small, or there is no picture that can be used.
@@ -335,28 +339,28 @@ impl Photos {
         if !(8..=2048).contains(&short) {
             return Err(Error::OutOfRange { name: "short side", value: short.into(), low: 8, high: 2048 });
         }
-        Ok(Self(Resident::load(data, Form::ShortSide(short), limit, cache)?))
+        Ok(Self(ImageStore::load(data, ResizeMode::ShortSide(short), limit, cache)?))
     }
 }
 
 impl Deref for Images {
-    type Target = Resident;
+    type Target = ImageStore;
 
-    fn deref(&self) -> &Resident {
+    fn deref(&self) -> &ImageStore {
         &self.pictures
     }
 }
 
 impl Deref for Photos {
-    type Target = Resident;
+    type Target = ImageStore;
 
-    fn deref(&self) -> &Resident {
+    fn deref(&self) -> &ImageStore {
         &self.0
     }
 }
 
 /// All files, or as many as `limit` says, evenly spread; at least one where there is one.
-pub(crate) fn spread(files: &[Picture], limit: Option<usize>) -> Vec<&Picture> {
+pub(crate) fn spread(files: &[ImageFile], limit: Option<usize>) -> Vec<&ImageFile> {
     let all = files.len();
     let count = limit.map_or(all, |limit| limit.max(1).min(all));
     (0..count).map(|i| &files[i * all / count]).collect()
@@ -461,7 +465,7 @@ mod tests {
     type Shown = ((u32, u32), u32, PathBuf, Vec<u8>);
 
     /// Everything that a network could see of pictures.
-    fn shown(pictures: &Resident) -> Vec<Shown> {
+    fn shown(pictures: &ImageStore) -> Vec<Shown> {
         let of = |i: usize| {
             (
                 pictures.dimensions(i),
@@ -488,7 +492,7 @@ mod tests {
         let at = Cache::At(folder.path().join("a/b"));
         let load = |cache: &Cache, square: bool| -> (Vec<_>, Vec<_>, Vec<String>) {
             let (images, photos);
-            let pictures: &Resident = if square {
+            let pictures: &ImageStore = if square {
                 images = Images::load(&data, 16, None, cache).unwrap();
                 &images
             } else {
@@ -619,7 +623,7 @@ mod tests {
         assert!(shown(&images) == expected);
         assert!(images.notes.len() == 1 && images.notes[0].contains("kept in memory"), "{:?}", images.notes);
         // A disk that is full in the middle leaves nothing behind.
-        let key = Key { kind: "squares-8".into(), hash: [0; 32], pixels: 1 << 20, pictures: 1 };
+        let key = CacheKey { kind: "squares-8".into(), hash: [0; 32], pixels: 1 << 20, pictures: 1 };
         let full = |file: &std::fs::File| {
             write_at(file, &[1; 1 << 16], 1 << 10)?;
             Err(io::Error::from(io::ErrorKind::StorageFull))
@@ -627,7 +631,7 @@ mod tests {
         let folder = elsewhere.path().join("folder");
         assert!(key.create(&folder, full).is_err() && names(&folder).is_empty());
         // One that is too small is left alone.
-        let key = Key { pixels: u64::MAX / 2, ..key };
+        let key = CacheKey { pixels: u64::MAX / 2, ..key };
         assert!(key.create(&folder, |_| panic!("written to")).is_err() && names(&folder).is_empty());
     }
 

@@ -12,10 +12,10 @@ use tiny_cats_export::is_class_name;
 use super::{Error, OTHER, Result, Split};
 
 /// Labels are 32 bits wide, and so are positions in an order.
-const MOST_FILES: usize = u32::MAX as usize;
+const MAX_FILES: usize = u32::MAX as usize;
 
 /// The class folders of a data folder and the files in them; none has been opened yet.
-pub(super) struct Found {
+pub(super) struct FolderScan {
     /// The names of the class folders, sorted, `other` last.
     pub classes: Vec<String>,
     /// Class and path from the data folder of each file, sorted.
@@ -28,7 +28,7 @@ pub(super) struct Found {
 
 /// Looks through the folder `root`: class folders, or folders `train`, `val` and `test` of class folders. Hidden files and those of operating systems are left out. Links are followed inside of it, and only there: a data folder is whole
 /// in itself, and a link in an archive of somebody else can't name files of the user.
-pub(super) fn scan(root: &Path) -> Result<Found> {
+pub(super) fn scan(root: &Path) -> Result<FolderScan> {
     let inside = fs::canonicalize(root).map_err(Error::io(root))?;
     let mut skipped = Vec::new();
     let top = folders(&inside, root, Path::new(""), &mut skipped)?;
@@ -42,7 +42,7 @@ pub(super) fn scan(root: &Path) -> Result<Found> {
         let path = PathBuf::from(&name);
         if !split_by_folders {
             class_folders.push((name, path));
-        } else if Split::of_folder(&name).is_none() {
+        } else if Split::from_folder_name(&name).is_none() {
             skipped.push((path, "a folder beside train, val and test".to_string()));
         } else {
             let within = folders(&inside, root, &path, &mut skipped)?;
@@ -76,11 +76,11 @@ pub(super) fn scan(root: &Path) -> Result<Found> {
             }
         }
     }
-    if files.len() > MOST_FILES {
-        return Err(Error::TooMany { path: root.to_path_buf(), count: files.len(), most: MOST_FILES });
+    if files.len() > MAX_FILES {
+        return Err(Error::TooMany { path: root.to_path_buf(), count: files.len(), most: MAX_FILES });
     }
     files.sort();
-    Ok(Found { classes, files, split_by_folders, skipped })
+    Ok(FolderScan { classes, files, split_by_folders, skipped })
 }
 
 /// The folders in `within`, a path from `root`, whose names classes can have.
@@ -118,7 +118,7 @@ fn split_by_folders(root: &Path, top: &[String]) -> bool {
         let names = list(&root.join(name)).unwrap_or_default();
         names.iter().any(|within| root.join(name).join(within).is_dir())
     };
-    let of = |name: &String| Split::of_folder(name);
+    let of = |name: &String| Split::from_folder_name(name);
     let others = top.iter().filter(|name| of(name) != Some(Split::Train));
     let other_parts = others.clone().filter(|name| of(name).is_some()).count();
     top.iter().any(|name| of(name) == Some(Split::Train) && has_folders(name))

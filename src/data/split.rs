@@ -36,7 +36,7 @@ impl Split {
     }
 
     /// The part that a folder of this name is for, in any case of letters: `train`, `val`, `valid`, `validation` or `test`.
-    pub(super) fn of_folder(name: &str) -> Option<Self> {
+    pub(super) fn from_folder_name(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "train" => Self::Train,
             "val" | "valid" | "validation" => Self::Validation,
@@ -119,7 +119,7 @@ impl Shares {
         for stretch in stretches {
             let mut counts = self.apportion(stretch.len());
             if alone {
-                self.none_empty(&mut counts);
+                self.fill_empty_splits(&mut counts);
             }
             let parts = Split::ALL.into_iter().zip(counts);
             let parts = parts.flat_map(|(split, count)| std::iter::repeat_n(split, count));
@@ -144,7 +144,7 @@ impl Shares {
     }
 
     /// Gives each part that has a share but no file one of the part with the most, never the only one of an earlier part.
-    fn none_empty(self, counts: &mut [usize; 3]) {
+    fn fill_empty_splits(self, counts: &mut [usize; 3]) {
         for part in (0..3).filter(|&part| self.0[part] > 0) {
             if counts[part] == 0 {
                 let givers = (0..3).filter(|&giver| counts[giver] > usize::from(giver < part));

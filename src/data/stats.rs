@@ -7,12 +7,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 use tiny_cats_export::{decode, grid};
 
-use super::{Dataset, Error, Picture, Result, scan::name};
+use super::{Dataset, Error, ImageFile, Result, scan::name};
 
 /// Pictures of a class on a contact sheet.
 const COLUMNS: usize = 8;
 /// Classes on a contact sheet; it shows no more.
-const MOST_ROWS: usize = 64;
+const MAX_ROWS: usize = 64;
 
 /// What a data set is like.
 #[derive(Clone, Debug, Serialize)]
@@ -20,15 +20,15 @@ pub struct Stats {
     /// The identity of the data.
     pub fingerprint: String,
     /// The classes, in the order of their labels.
-    pub classes: Vec<Count>,
+    pub classes: Vec<ClassCount>,
     /// All pictures.
     pub pictures: usize,
     /// The length of all files together.
     pub bytes: u64,
     /// Shorter sides in pixels.
-    pub short_side: Spread,
+    pub short_side: ValueRange,
     /// Widths divided by heights.
-    pub aspect: Spread,
+    pub aspect: ValueRange,
     /// The mean of red, green and blue from 0 (black) to 1, where each picture counts the same, whatever its size.
     pub mean: [f64; 3],
     /// The standard deviation of red, green and blue, likewise.
@@ -42,7 +42,7 @@ pub struct Stats {
 
 /// How many pictures of a class are in each part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Count {
+pub struct ClassCount {
     /// The class.
     pub name: String,
     /// For training.
@@ -55,7 +55,7 @@ pub struct Count {
 
 /// The smallest, the middle one, and the largest of some values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
+pub struct ValueRange {
     /// The smallest.
     pub min: f64,
     /// Half of the values are not larger; of an even number, the larger of the two in the middle.
@@ -64,7 +64,7 @@ pub struct Spread {
     pub max: f64,
 }
 
-impl Spread {
+impl ValueRange {
     /// `None` of no values.
     fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
@@ -75,19 +75,19 @@ impl Spread {
 
 impl Dataset {
     /// How many pictures of each class are in each part, in the order of their labels.
-    pub fn counts(&self) -> Vec<Count> {
+    pub fn counts(&self) -> Vec<ClassCount> {
         let mut counts = vec![[0; 3]; self.classes.len()];
         for picture in &self.files {
             counts[picture.label as usize][picture.split as usize] += 1;
         }
         let named = self.classes.iter().cloned().zip(counts);
-        named.map(|(name, [train, val, test])| Count { name, train, val, test }).collect()
+        named.map(|(name, [train, val, test])| ClassCount { name, train, val, test }).collect()
     }
 
     /// The pictures whose files are equal, in the order of the first of each.
-    pub fn duplicates(&self) -> Vec<Vec<&Picture>> {
+    pub fn duplicates(&self) -> Vec<Vec<&ImageFile>> {
         let mut places: HashMap<[u8; 32], usize> = HashMap::new();
-        let mut groups: Vec<Vec<&Picture>> = Vec::new();
+        let mut groups: Vec<Vec<&ImageFile>> = Vec::new();
         for picture in &self.files {
             let place = *places.entry(picture.sha256).or_insert(groups.len());
             if place == groups.len() {
@@ -101,7 +101,7 @@ impl Dataset {
 
     /// A line for each image that is there more than once, with its files: in several classes, or by an index of an earlier version in one.
     pub fn repeated(&self) -> Vec<String> {
-        let line = |group: Vec<&Picture>| {
+        let line = |group: Vec<&ImageFile>| {
             let files: Vec<String> =
                 group.iter().map(|picture| format!("{} ({})", name(&picture.path), picture.split)).collect();
             let mut labels: Vec<u32> = group.iter().map(|picture| picture.label).collect();
@@ -127,7 +127,7 @@ impl Dataset {
             .map(|picture| {
                 let moments = self
                     .read(picture)
-                    .and_then(|bytes| decode::with_upright(&bytes, |upright| moments(&upright.picture)));
+                    .and_then(|bytes| decode::decode_with(&bytes, |upright| moments(&upright.picture)));
                 progress(all);
                 moments
             })
@@ -150,7 +150,7 @@ impl Dataset {
         let (mean, square) = (average(|m| m.map(|[mean, _]| mean)), average(|m| m.map(|[_, square]| square)));
         let sides = self.files.iter().map(|p| f64::from(p.size[0].min(p.size[1])));
         let aspects = self.files.iter().map(|p| f64::from(p.size[0]) / f64::from(p.size[1]));
-        let (Some(short_side), Some(aspect)) = (Spread::of(sides), Spread::of(aspects)) else {
+        let (Some(short_side), Some(aspect)) = (ValueRange::of(sides), ValueRange::of(aspects)) else {
             return Err(Error::no_pictures(&self.root, &self.skipped));
         };
         Ok(Stats {
@@ -172,8 +172,8 @@ impl Dataset {
     /// A contact sheet: a row of pictures of each class, evenly spread over it, the middle square of each with `size` × `size` pixels.
     /// At most 64 classes are shown, and pictures that break are left blank.
     pub fn sheet(&self, size: u32) -> RgbImage {
-        let rows: Vec<&[Picture]> = self.files.chunk_by(|a, b| a.label == b.label).take(MOST_ROWS).collect();
-        let chosen: Vec<Option<&Picture>> = (rows.iter())
+        let rows: Vec<&[ImageFile]> = self.files.chunk_by(|a, b| a.label == b.label).take(MAX_ROWS).collect();
+        let chosen: Vec<Option<&ImageFile>> = (rows.iter())
             .flat_map(|row| {
                 let shown = row.len().min(COLUMNS);
                 (0..COLUMNS).map(move |i| (i < shown).then(|| &row[i * row.len() / shown]))
@@ -186,8 +186,9 @@ impl Dataset {
                     .unwrap_or_default()
             })
             .collect();
-        let label =
-            |picture: &Option<&Picture>| picture.map_or("", |p| &self.classes[p.label as usize]).to_string();
+        let label = |picture: &Option<&ImageFile>| {
+            picture.map_or("", |p| &self.classes[p.label as usize]).to_string()
+        };
         let labels: Vec<String> = chosen.iter().map(label).collect();
         grid(&pictures, COLUMNS, Some(&labels))
     }
@@ -232,9 +233,9 @@ mod tests {
         std::fs::write(dir.path().join("B/2.png"), broken).unwrap();
         let stats = Dataset::open(dir.path()).unwrap().stats(|all| assert_eq!(all, 5)).unwrap();
         assert_eq!((stats.pictures, stats.skipped.len()), (4, 1));
-        assert_eq!(stats.classes[0], Count { name: "A".into(), train: 1, val: 1, test: 1 });
-        assert_eq!(stats.short_side, Spread { min: 8.0, median: 20.0, max: 20.0 });
-        assert_eq!(stats.aspect, Spread { min: 1.0 / 3.0, median: 2.0, max: 2.0 });
+        assert_eq!(stats.classes[0], ClassCount { name: "A".into(), train: 1, val: 1, test: 1 });
+        assert_eq!(stats.short_side, ValueRange { min: 8.0, median: 20.0, max: 20.0 });
+        assert_eq!(stats.aspect, ValueRange { min: 1.0 / 3.0, median: 2.0, max: 2.0 });
         assert_eq!(stats.duplicates, [["A/1.png", "B/1.png"]]);
         let near = |a: [f64; 3], b: [f64; 3]| a.into_iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
         assert!(near(stats.mean, [0.5, 0.35, 0.0]), "{:?}", stats.mean);

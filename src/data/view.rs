@@ -1,6 +1,6 @@
 //! What of a picture is shown, and how.
 
-use super::Colour;
+use super::ColorJitter;
 
 /// A part of a picture, perhaps tilted and mirrored, its colours perhaps changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,12 +14,12 @@ pub struct View {
     /// Whether what is shown is mirrored.
     pub flip: bool,
     /// How its colours are changed.
-    pub colour: Colour,
+    pub colour: ColorJitter,
 }
 
 /// Weights are whole numbers of this part of a pixel. Sums of bytes by such weights are exact in 24 bits, hence in f32: a constant stays a
 /// constant, nothing leaves the range of the pixels it is between, and no order of summing gives anything else.
-const PARTS: u32 = 256;
+const SUBPIXELS: u32 = 256;
 
 /// A picture as bytes, row by row, three to a pixel.
 #[derive(Clone, Copy)]
@@ -29,7 +29,7 @@ pub(super) struct Bytes<'a> {
     pub height: usize,
 }
 
-/// Two neighbouring pixels along an axis, and the weight of the second in [`PARTS`].
+/// Two neighbouring pixels along an axis, and the weight of the second in [`SUBPIXELS`].
 #[derive(Clone, Copy)]
 struct Tap {
     first: usize,
@@ -41,15 +41,15 @@ impl Tap {
     /// The pixels that `place` is between, of an axis of `len`, on which pixel 0 is at 0.
     fn new(place: f32, len: usize) -> Self {
         let parts = in_parts(place);
-        let pixel = parts.div_euclid(PARTS as i32);
+        let pixel = parts.div_euclid(SUBPIXELS as i32);
         let (first, second) = (mirrored(pixel, len), mirrored(pixel.saturating_add(1), len));
-        Self { first, second, weight: parts.rem_euclid(PARTS as i32) as u32 }
+        Self { first, second, weight: parts.rem_euclid(SUBPIXELS as i32) as u32 }
     }
 }
 
-/// `place` in [`PARTS`] of a pixel, to the nearest.
+/// `place` in [`SUBPIXELS`] of a pixel, to the nearest.
 fn in_parts(place: f32) -> i32 {
-    let parts = place * PARTS as f32 + 0.5;
+    let parts = place * SUBPIXELS as f32 + 0.5;
     // Rounded down; `f32::floor` is a function call on the processors that programs are built for by default.
     let whole = parts as i32;
     whole.saturating_sub(i32::from(whole as f32 > parts))
@@ -65,7 +65,7 @@ impl View {
     /// All of a picture of this width and height, unchanged.
     pub fn all((width, height): (u32, u32)) -> Self {
         let extent = [width as f32, height as f32];
-        Self { origin: [0.0; 2], extent, tilt: 0.0, flip: false, colour: Colour::default() }
+        Self { origin: [0.0; 2], extent, tilt: 0.0, flip: false, colour: ColorJitter::default() }
     }
 
     /// The middle square of `side` pixels, unchanged, of a picture of this width and height.
@@ -137,13 +137,13 @@ impl View {
             let (upper, lower) = (line(row.first), line(row.second));
             let weight = row.weight as u16;
             for (mixed, (&a, &b)) in mixed.iter_mut().zip(upper.iter().zip(lower)) {
-                *mixed = (PARTS as u16 - weight) * u16::from(a) + weight * u16::from(b);
+                *mixed = (SUBPIXELS as u16 - weight) * u16::from(a) + weight * u16::from(b);
             }
             let line = i * size..(i + 1) * size;
             let places = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
             for (tap, ((red, green), blue)) in columns.iter().zip(places) {
                 let (a, b) = (&mixed[tap.first..tap.first + 3], &mixed[tap.second..tap.second + 3]);
-                let of = |c: usize| (PARTS - tap.weight) * u32::from(a[c]) + tap.weight * u32::from(b[c]);
+                let of = |c: usize| (SUBPIXELS - tap.weight) * u32::from(a[c]) + tap.weight * u32::from(b[c]);
                 (*red, *green, *blue) = (of(0) as f32, of(1) as f32, of(2) as f32);
             }
         }
@@ -177,12 +177,12 @@ impl View {
 }
 
 impl Bytes<'_> {
-    /// The pixel at a place, across and down in [`PARTS`] of a pixel, that may be between pixels or outside; in `1 / PARTS²`.
+    /// The pixel at a place, across and down in [`SUBPIXELS`] of a pixel, that may be between pixels or outside; in `1 / PARTS²`.
     #[inline]
     fn between(&self, [x, y]: [i32; 2]) -> [f32; 3] {
-        const BITS: u32 = PARTS.ilog2();
+        const BITS: u32 = SUBPIXELS.ilog2();
         let (left, top) = ((x >> BITS) as u32 as usize, (y >> BITS) as u32 as usize);
-        let weights = [x, y].map(|parts| (parts as u32 % PARTS) as f32);
+        let weights = [x, y].map(|parts| (parts as u32 % SUBPIXELS) as f32);
         if left < self.width - 1 && top < self.height - 1 {
             let from = (top * self.width + left) * 3;
             // All of both pixels and of both below, and a byte of the pixels behind them, if there are any.
@@ -211,20 +211,20 @@ fn four(bytes: &[u8], from: usize) -> [f32; 4] {
     bytes.map(f32::from)
 }
 
-/// What is between two pixels and the two below them, whose weights in [`PARTS`], across and down, are `weights`; in `1 / PARTS²`.
+/// What is between two pixels and the two below them, whose weights in [`SUBPIXELS`], across and down, are `weights`; in `1 / PARTS²`.
 #[inline]
 fn mix([upper, lower]: [[[f32; 4]; 2]; 2], [across, down]: [f32; 2]) -> [f32; 3] {
     let along = |[a, b]: [[f32; 4]; 2], weight: f32| -> [f32; 4] {
-        let rest = PARTS as f32 - weight;
+        let rest = SUBPIXELS as f32 - weight;
         std::array::from_fn(|i| a[i] * rest + b[i] * weight)
     };
     let [r, g, b, _] = along([along(upper, across), along(lower, across)], down);
     [r, g, b]
 }
 
-/// From sums of bytes by weights of [`PARTS`] in two directions to −1 for black and 1 for white.
+/// From sums of bytes by weights of [`SUBPIXELS`] in two directions to −1 for black and 1 for white.
 fn scale(values: &mut [f32]) {
-    const ONE: f32 = 1.0 / (PARTS * PARTS) as f32;
+    const ONE: f32 = 1.0 / (SUBPIXELS * SUBPIXELS) as f32;
     values.iter_mut().for_each(|value| *value = *value * ONE / 127.5 - 1.0);
 }
 
@@ -234,9 +234,10 @@ mod tests {
     use tiny_cats_models::random::{Purpose, Stream};
 
     use super::*;
-    use crate::data::Level;
+    use crate::data::AugmentLevel;
 
-    const LEVELS: [Level; 4] = [Level::None, Level::Basic, Level::Medium, Level::Full];
+    const LEVELS: [AugmentLevel; 4] =
+        [AugmentLevel::None, AugmentLevel::Basic, AugmentLevel::Medium, AugmentLevel::Full];
 
     fn fill(picture: &RgbImage, view: &View, size: usize) -> Vec<f32> {
         let (width, height) = (picture.width() as usize, picture.height() as usize);
@@ -315,7 +316,7 @@ mod tests {
             far.extent = [1.0 + stream.below(200) as f32; 2];
             views.extend([far, View { tilt: 0.0, ..far }, View { tilt: 3.0, ..far }]);
             for view in views {
-                let view = View { colour: Colour::default(), ..view };
+                let view = View { colour: ColorJitter::default(), ..view };
                 let value = |byte: u8| f32::from(byte) / 127.5 - 1.0;
                 let out = fill(&picture, &view, 11);
                 let inside = out.iter().all(|v| (value(range.0)..=value(range.1)).contains(v));

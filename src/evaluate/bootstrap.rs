@@ -8,7 +8,7 @@ use super::{Error, Result};
 /// The 97.5 % quantile of the standard normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 /// More resamples say nothing more.
-const MOST_RESAMPLES: usize = 100_000;
+const MAX_RESAMPLES: usize = 100_000;
 
 /// The 95 % interval of a share of which `part` of `of` were counted (Wilson 1927), which holds for few pictures too.
 pub fn wilson(part: u32, of: u32) -> [f64; 2] {
@@ -74,10 +74,10 @@ pub(super) fn resample(seed: u64, number: usize, side: u64, n: usize) -> Vec<f64
 /// # Errors
 /// [`Error::Setting`] for more resamples than anybody has patience for.
 pub(super) fn check_resamples(resamples: usize) -> Result<()> {
-    if resamples <= MOST_RESAMPLES {
+    if resamples <= MAX_RESAMPLES {
         return Ok(());
     }
-    let message = format!("expected at most {MOST_RESAMPLES} resamples, found {resamples}");
+    let message = format!("expected at most {MAX_RESAMPLES} resamples, found {resamples}");
     Err(Error::Setting { setting: "bootstrap", message })
 }
 

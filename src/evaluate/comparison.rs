@@ -4,7 +4,7 @@ use serde::Serialize;
 use tiny_cats_models::random::{Purpose, Stream};
 
 use super::{
-    DENSITY_NEIGHBOURS, DensityCoverage, Features, Interval, Kernel, PRECISION_NEIGHBOURS, PrecisionRecall,
+    DENSITY_NEIGHBORS, DensityCoverage, Features, Interval, Kernel, PRECISION_NEIGHBORS, PrecisionRecall,
     Result, density_coverage, frechet_distance, frechet_interval, kernel_distance, precision_recall,
 };
 
@@ -12,11 +12,11 @@ use super::{
 const SUBSET: usize = 1000;
 const SUBSETS: usize = 100;
 /// The number of the stream that halves are drawn from, away from those of resamples and subsets.
-const HALVES: u64 = 1 << 48;
+const HALVES_STREAM: u64 = 1 << 48;
 
 /// How [`compare`] compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Comparing {
+pub struct CompareOptions {
     /// Resamples for the Fréchet distance's interval; they take time with the number of features cubed.
     pub frechet_resamples: usize,
     /// Resamples for the kernel distance's interval.
@@ -53,7 +53,7 @@ pub struct Comparison {
 /// # Errors
 /// As [`frechet_distance`] and [`kernel_distance`]: fewer than two pictures on a side, features of different kinds or too many of them, too
 /// many resamples.
-pub fn compare(real: &Features, drawn: &Features, how: &Comparing) -> Result<Comparison> {
+pub fn compare(real: &Features, drawn: &Features, how: &CompareOptions) -> Result<Comparison> {
     let fewest = real.len().min(drawn.len());
     let frechet = frechet_distance(real, drawn)?;
     let interval = match how.frechet_resamples {
@@ -77,11 +77,11 @@ pub fn compare(real: &Features, drawn: &Features, how: &Comparing) -> Result<Com
         }
         fewest > neighbours
     };
-    let precision = enough("precision and recall", PRECISION_NEIGHBOURS)
-        .then(|| precision_recall(real, drawn, PRECISION_NEIGHBOURS))
+    let precision = enough("precision and recall", PRECISION_NEIGHBORS)
+        .then(|| precision_recall(real, drawn, PRECISION_NEIGHBORS))
         .transpose()?;
-    let density = enough("density and coverage", DENSITY_NEIGHBOURS)
-        .then(|| density_coverage(real, drawn, DENSITY_NEIGHBOURS))
+    let density = enough("density and coverage", DENSITY_NEIGHBORS)
+        .then(|| density_coverage(real, drawn, DENSITY_NEIGHBORS))
         .transpose()?;
     Ok(Comparison {
         real: real.len(),
@@ -102,7 +102,7 @@ pub fn compare(real: &Features, drawn: &Features, how: &Comparing) -> Result<Com
 /// # Errors
 /// [`Shape`](super::Error::Shape) for a single picture.
 pub fn halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
-    let order = Stream::new(seed, Purpose::Evaluation, HALVES).permutation(features.len());
+    let order = Stream::new(seed, Purpose::Evaluation, HALVES_STREAM).permutation(features.len());
     let order: Vec<usize> = order.into_iter().map(|index| index as usize).collect();
     let (a, b) = order.split_at(features.len() / 2);
     Ok([features.select(a)?, features.select(b)?])
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn too_few_pictures_are_warned_of_or_refused() {
-        let how = Comparing { frechet_resamples: 0, kernel_resamples: 0, seed: 0 };
+        let how = CompareOptions { frechet_resamples: 0, kernel_resamples: 0, seed: 0 };
         let of = |n| compare(&normal(1, n, 4, 0.0), &normal(2, 40, 4, 0.0), &how);
         let warnings = |n| of(n).unwrap().warnings;
         assert_eq!(warnings(6), Vec::<String>::new());

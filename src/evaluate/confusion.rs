@@ -74,23 +74,26 @@ impl Confusion {
         const CELL: u32 = 44;
         const SPACE: u32 = 10;
         const SCALE: u32 = 2;
-        const PAPER: [f32; 3] = [250.0, 249.0, 246.0];
+        const BACKGROUND: [f32; 3] = [250.0, 249.0, 246.0];
         const FULL: [f32; 3] = [24.0, 66.0, 112.0];
-        const INK: Rgb<u8> = Rgb([40, 38, 36]);
+        const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
         const LIGHT: Rgb<u8> = Rgb([250, 249, 246]);
         let names: Vec<String> = self.classes.iter().map(|name| name.replace('_', " ")).collect();
         let longest = names.iter().map(|name| text_size(name, SCALE).0).max().unwrap_or(0);
         let n = self.classes.len() as u32;
         let left = longest + 2 * SPACE;
         let side = left + n * CELL + SPACE;
-        let mut sheet = RgbImage::from_pixel(side, side, Rgb(PAPER.map(|v| v as u8)));
+        let mut sheet = RgbImage::from_pixel(side, side, Rgb(BACKGROUND.map(|v| v as u8)));
         let height = text_size("", SCALE).1;
         for (i, name) in names.iter().enumerate() {
             let middle = left + i as u32 * CELL + (CELL - height) / 2;
-            draw_text(&mut sheet, name, left - SPACE - text_size(name, SCALE).0, middle, SCALE, INK);
-            let mut turned =
-                RgbImage::from_pixel(text_size(name, SCALE).0.max(1), height, Rgb(PAPER.map(|v| v as u8)));
-            draw_text(&mut turned, name, 0, 0, SCALE, INK);
+            draw_text(&mut sheet, name, left - SPACE - text_size(name, SCALE).0, middle, SCALE, TEXT_COLOR);
+            let mut turned = RgbImage::from_pixel(
+                text_size(name, SCALE).0.max(1),
+                height,
+                Rgb(BACKGROUND.map(|v| v as u8)),
+            );
+            draw_text(&mut turned, name, 0, 0, SCALE, TEXT_COLOR);
             let turned = imageops::rotate270(&turned);
             let top = left - SPACE - turned.height().min(left - SPACE);
             imageops::replace(&mut sheet, &turned, i64::from(middle), i64::from(top));
@@ -99,14 +102,14 @@ impl Confusion {
             let of: u32 = row.iter().sum();
             for (predicted, &count) in row.iter().enumerate() {
                 let part = share(count, of) as f32;
-                let colour = [0, 1, 2].map(|c| (PAPER[c] + (FULL[c] - PAPER[c]) * part) as u8);
+                let colour = [0, 1, 2].map(|c| (BACKGROUND[c] + (FULL[c] - BACKGROUND[c]) * part) as u8);
                 let (x, y) = (left + predicted as u32 * CELL, left + truth as u32 * CELL);
                 for (dx, dy) in (0..CELL - 1).flat_map(|dx| (0..CELL - 1).map(move |dy| (dx, dy))) {
                     sheet.put_pixel(x + dx, y + dy, Rgb(colour));
                 }
                 let text = if count > 0 { count.to_string() } else { String::new() };
                 let (w, h) = text_size(&text, SCALE);
-                let ink = if part > 0.5 { LIGHT } else { INK };
+                let ink = if part > 0.5 { LIGHT } else { TEXT_COLOR };
                 draw_text(
                     &mut sheet,
                     &text,

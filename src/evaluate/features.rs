@@ -5,7 +5,7 @@ use nalgebra::DMatrix;
 use super::{Error, Result};
 
 /// More numbers for one picture than these are refused, before anything grows with their square.
-pub const MOST_FEATURES: usize = 1 << 16;
+pub const MAX_FEATURES: usize = 1 << 16;
 
 /// Features of pictures, `[pictures, dims]`: a row of finite numbers for each.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,10 +18,10 @@ impl Features {
     /// Of `data.len() / dims` pictures, one row after the other.
     ///
     /// # Errors
-    /// [`Error::Shape`] when there is no whole number of rows, at least one, of 1 to [`MOST_FEATURES`] numbers; [`Error::NotFinite`].
+    /// [`Error::Shape`] when there is no whole number of rows, at least one, of 1 to [`MAX_FEATURES`] numbers; [`Error::NotFinite`].
     pub fn new(dims: usize, data: Vec<f32>) -> Result<Self> {
-        if !(1..=MOST_FEATURES).contains(&dims) {
-            return Err(Error::shape(format!("1 to {MOST_FEATURES} numbers for each picture"), dims));
+        if !(1..=MAX_FEATURES).contains(&dims) {
+            return Err(Error::shape(format!("1 to {MAX_FEATURES} numbers for each picture"), dims));
         }
         if data.is_empty() || !data.len().is_multiple_of(dims) {
             let expected = format!("{dims} numbers for each picture, at least one picture");

@@ -14,7 +14,7 @@ const PARTS: usize = 8;
 /// Pictures that are multiplied at once.
 const CHUNK: usize = 256;
 /// Features of which a covariance is computed; it has the square of them as entries.
-const MOST: usize = 4096;
+const MAX_COVARIANCE_FEATURES: usize = 4096;
 
 /// Mean and covariance of features.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,8 +38,11 @@ impl Moments {
         if n < 2 {
             return Err(Error::TooFew { measure: "Fréchet distance", expected: 2, found: n });
         }
-        if dims > MOST {
-            return Err(Error::shape(format!("at most {MOST} of which to take a covariance"), dims));
+        if dims > MAX_COVARIANCE_FEATURES {
+            return Err(Error::shape(
+                format!("at most {MAX_COVARIANCE_FEATURES} of which to take a covariance"),
+                dims,
+            ));
         }
         let part = n.div_ceil(PARTS);
         let ranges: Vec<(usize, usize)> =

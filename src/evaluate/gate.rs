@@ -5,7 +5,7 @@ use std::{fmt, io};
 
 use image::RgbImage;
 use serde::Serialize;
-use tiny_cats_export::{MIN_PSNR, Report, RuntimeReport, grid, png, shown};
+use tiny_cats_export::{MIN_PSNR, RuntimeReport, VerificationReport, grid, png, shown};
 
 use super::{
     Confusion, Features, Interval, Result,
@@ -15,11 +15,11 @@ use super::{
 use crate::data::mirrored;
 
 /// PNG takes less than this share of the bytes of a grid; of noise that varies as much as photographs do, it takes more.
-pub const COMPRESSED: f64 = 0.8;
+pub const MAX_COMPRESSED_SHARE: f64 = 0.8;
 /// The breed that was asked for is found in drawn pictures at least this often, as a share of how often that of real ones is.
-pub const FOUND: f64 = 0.5;
+pub const MIN_BREED_RATE: f64 = 0.5;
 /// The standard deviation of the blur that drawn pictures are to be better than, in pixels of the generator.
-pub const SIGMA: f64 = 2.0;
+pub const BLUR_SIGMA_PX: f64 = 2.0;
 /// Resamples for the kernel distances' intervals.
 const RESAMPLES: usize = 200;
 
@@ -33,7 +33,7 @@ pub struct Criterion {
     /// What it is judged by.
     pub bound: f64,
     /// On which side of the bound it is to be.
-    pub expected: Side,
+    pub expected: BoundKind,
     /// Whether it is.
     pub passed: bool,
     /// What the figure is made of.
@@ -43,7 +43,7 @@ pub struct Criterion {
 /// On which side of its bound a figure is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Side {
+pub enum BoundKind {
     /// Below it.
     Less,
     /// At it or above.
@@ -82,9 +82,9 @@ pub enum Detail {
     /// Distances to the nearest training photograph, mirrored or not: root mean squares of differences of values in [−1, 1].
     Nearest {
         /// Of drawn pictures.
-        drawn: Distances,
+        drawn: DistanceSummary,
         /// Of held-out photographs.
-        held_out: Distances,
+        held_out: DistanceSummary,
         /// How many training photographs there are.
         training: usize,
     },
@@ -123,7 +123,7 @@ pub struct Distance {
 
 /// How distances are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Distances {
+pub struct DistanceSummary {
     /// Of how many pictures.
     pub pictures: usize,
     /// Half of them are nearer.
@@ -135,10 +135,10 @@ pub struct Distances {
 }
 
 impl Criterion {
-    fn new(name: &'static str, value: Option<f64>, expected: Side, bound: f64, detail: Detail) -> Self {
+    fn new(name: &'static str, value: Option<f64>, expected: BoundKind, bound: f64, detail: Detail) -> Self {
         let passed = value.is_some_and(|value| match expected {
-            Side::Less => value < bound,
-            Side::AtLeast => value >= bound,
+            BoundKind::Less => value < bound,
+            BoundKind::AtLeast => value >= bound,
         });
         Self { name, value, bound, expected, passed, detail }
     }
@@ -160,7 +160,7 @@ pub fn compression(drawn: &[RgbImage], held_out: &[RgbImage]) -> io::Result<Crit
     let count = drawn.len().min(held_out.len());
     let few: Vec<RgbImage> = (0..count).map(|i| held_out[i * held_out.len() / count].clone()).collect();
     let detail = Detail::Compression { pictures: drawn.len(), held_out: share(&few)? };
-    Ok(Criterion::new("compression", Some(share(drawn)?), Side::Less, COMPRESSED, detail))
+    Ok(Criterion::new("compression", Some(share(drawn)?), BoundKind::Less, MAX_COMPRESSED_SHARE, detail))
 }
 
 /// That breeds can be told from drawn pictures: how often a classifier finds the one that was asked for, against how often it finds that
@@ -174,7 +174,7 @@ pub fn breeds(drawn: &Confusion, held_out: &Confusion) -> Criterion {
     };
     let value = (drawn.total() > 0 && held_out.correct() > 0).then(|| drawn.accuracy());
     let detail = Detail::Breeds { drawn: rate(drawn), held_out: rate(held_out) };
-    Criterion::new("breed as asked", value, Side::AtLeast, FOUND * held_out.accuracy(), detail)
+    Criterion::new("breed as asked", value, BoundKind::AtLeast, MIN_BREED_RATE * held_out.accuracy(), detail)
 }
 
 /// That drawn pictures are nearer to held-out photographs than a blur is: by the [kernel distance](kernel_distance) of features to those
@@ -196,8 +196,8 @@ pub fn kernel(
     };
     let (drawn, blurred, training) = (distance(drawn)?, distance(blurred)?, distance(training)?);
     let (value, bound) = (drawn.distance, blurred.distance);
-    let detail = Detail::Kernel { drawn, blurred, training, sigma: SIGMA };
-    Ok(Criterion::new("kernel distance", Some(value), Side::Less, bound, detail))
+    let detail = Detail::Kernel { drawn, blurred, training, sigma: BLUR_SIGMA_PX };
+    Ok(Criterion::new("kernel distance", Some(value), BoundKind::Less, bound, detail))
 }
 
 /// That pictures of the training data are not repeated: drawn pictures are in the median as far from the nearest one as held-out
@@ -212,7 +212,7 @@ pub fn nearest(
     held_out: &Features,
     seed: u64,
 ) -> Result<Criterion> {
-    let distances = |pictures: &Features| -> Result<Distances> {
+    let distances = |pictures: &Features| -> Result<DistanceSummary> {
         let found = memorisation(training, pictures)?.nearest;
         let mut sorted: Vec<f64> = found.iter().map(|nearest| nearest.distance).collect();
         sorted.sort_by(f64::total_cmp);
@@ -225,17 +225,23 @@ pub fn nearest(
         });
         let median = at(0.5);
         let interval = Interval::new(median, medians.collect()).map_or([median; 2], |i| [i.low, i.high]);
-        Ok(Distances { pictures: pictures.len(), median, interval, percentile_5: at(0.05) })
+        Ok(DistanceSummary { pictures: pictures.len(), median, interval, percentile_5: at(0.05) })
     };
     let (drawn, held_out) = (distances(drawn)?, distances(held_out)?);
     let training = training.first().map_or(0, |pictures| pictures.len());
     let detail = Detail::Nearest { drawn, held_out, training };
-    Ok(Criterion::new("nearest training picture", Some(drawn.median), Side::AtLeast, held_out.median, detail))
+    Ok(Criterion::new(
+        "nearest training picture",
+        Some(drawn.median),
+        BoundKind::AtLeast,
+        held_out.median,
+        detail,
+    ))
 }
 
 /// That the file draws the same on every runtime that is present: by what verification with whole trajectories found. The figure is the
 /// least peak signal-to-noise ratio of a trajectory, in dB; all else that verification demands must hold, too.
-pub fn runtimes(found: tiny_cats_export::Result<Report>) -> Criterion {
+pub fn runtimes(found: tiny_cats_export::Result<VerificationReport>) -> Criterion {
     let (value, detail) = match found {
         Ok(report) => {
             let mut ratios = report.runtimes.iter().map(|runtime| runtime.trajectory_psnr);
@@ -250,7 +256,7 @@ pub fn runtimes(found: tiny_cats_export::Result<Report>) -> Criterion {
         }
     };
     let failed = matches!(&detail, Detail::Runtimes { failures: Some(_), .. });
-    let judged = Criterion::new("runtimes", value, Side::AtLeast, MIN_PSNR, detail);
+    let judged = Criterion::new("runtimes", value, BoundKind::AtLeast, MIN_PSNR, detail);
     Criterion { passed: judged.passed && !failed, ..judged }
 }
 
@@ -340,7 +346,7 @@ impl fmt::Display for Rate {
     }
 }
 
-impl fmt::Display for Distances {
+impl fmt::Display for DistanceSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ([low, high], fifth) = (self.interval, self.percentile_5);
         write!(f, "{:.4} ({low:.4} to {high:.4}; 5th percentile {fifth:.4})", self.median)
@@ -449,7 +455,7 @@ mod tests {
             error: None,
             passed,
         };
-        let report = |runtimes: Vec<RuntimeReport>| Report {
+        let report = |runtimes: Vec<RuntimeReport>| VerificationReport {
             tiny_cats: String::new(),
             bytes: 0,
             opset: 17,
@@ -479,23 +485,23 @@ mod tests {
     #[test]
     fn the_blur_has_its_deviation_and_leaves_what_is_even() {
         let even = RgbImage::from_pixel(5, 9, Rgb([3, 100, 255]));
-        assert_eq!(blurred(&even, SIGMA), even);
+        assert_eq!(blurred(&even, BLUR_SIGMA_PX), even);
         // The differences of a blurred edge are the Gaussian itself: their deviation is the blur's, along both axes.
         for upright in [true, false] {
             let edge = RgbImage::from_fn(40, 40, |x, y| {
                 if (if upright { x } else { y }) < 20 { Rgb([0; 3]) } else { Rgb([255; 3]) }
             });
-            let blurred = blurred(&edge, SIGMA);
+            let blurred = blurred(&edge, BLUR_SIGMA_PX);
             let at = |i: u32| {
                 f64::from(blurred.get_pixel(if upright { i } else { 7 }, if upright { 7 } else { i })[1])
             };
             let variance: f64 =
                 (0..39).map(|i| (at(i + 1) - at(i)) / 255.0 * (f64::from(i) - 19.0).powi(2)).sum();
-            assert!((variance - SIGMA * SIGMA).abs() < 0.1, "{variance}");
+            assert!((variance - BLUR_SIGMA_PX * BLUR_SIGMA_PX).abs() < 0.1, "{variance}");
         }
         // Beyond the borders it is mirrored: nothing gets darker there.
         let small = RgbImage::from_fn(4, 3, |x, _| Rgb([if x == 0 { 200 } else { 100 }; 3]));
         let mean = |p: &RgbImage| p.iter().map(|&v| f64::from(v)).sum::<f64>() / p.len() as f64;
-        assert!((mean(&blurred(&small, SIGMA)) - mean(&small)).abs() < 0.5);
+        assert!((mean(&blurred(&small, BLUR_SIGMA_PX)) - mean(&small)).abs() < 0.5);
     }
 }

@@ -14,7 +14,7 @@ use super::{
 /// Pictures whose kernel with all others is in memory at once, for each thread.
 const CHUNK: usize = 64;
 /// More subsets than anybody has patience for.
-const MOST_SUBSETS: usize = 10_000;
+const MAX_SUBSETS: usize = 10_000;
 /// Numbers of the streams that subsets are drawn from, away from those of resamples.
 const SUBSETS: u64 = 1 << 32;
 
@@ -55,8 +55,8 @@ pub fn kernel_distance(
         let message = format!("expected subsets of 2 to {most} pictures, found {subset_size}");
         return Err(Error::Setting { setting: "subset size", message });
     }
-    if !(1..=MOST_SUBSETS).contains(&subsets) {
-        let message = format!("expected 1 to {MOST_SUBSETS}, found {subsets}");
+    if !(1..=MAX_SUBSETS).contains(&subsets) {
+        let message = format!("expected 1 to {MAX_SUBSETS}, found {subsets}");
         return Err(Error::Setting { setting: "subsets", message });
     }
     // All estimates are quadratic forms of the same kernel, with the pictures counted differently: a column for each.

@@ -6,12 +6,12 @@ use serde::Serialize;
 use super::{Error, Features, Result, bootstrap::quantile, features::comparable, neighbours::squared};
 
 /// The share of pictures of the training data that count as near to another one of it.
-const NEAR: f64 = 0.05;
-/// A picture is a copy if it is this much nearer to one training picture than to the [`NEXT`] nearest on average (Carlini et al. 2023,
+const NEAR_QUANTILE: f64 = 0.05;
+/// A picture is a copy if it is this much nearer to one training picture than to the [`COPY_NEIGHBORS`] nearest on average (Carlini et al. 2023,
 /// arXiv 2301.13188, section 4.2).
-const COPY: f64 = 0.5;
+const COPY_RATIO: f64 = 0.5;
 /// How many training pictures, the nearest included, a copy is compared with.
-pub const NEXT: usize = 50;
+pub const COPY_NEIGHBORS: usize = 50;
 
 /// The training picture that a picture is nearest to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -24,12 +24,12 @@ pub struct Nearest {
 
 /// How near drawn pictures come to training pictures.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Memorisation {
+pub struct Memorization {
     /// The share of drawn pictures that are no farther from a training picture than `threshold`. It is about 5 % where pictures are drawn
     /// as the training pictures were, and much more where they are repeated; but also where they are smooth or grey, for such pictures
     /// are near to all others.
     pub share: f64,
-    /// The share of drawn pictures that are at most half as far from one training picture as from the [`NEXT`] nearest on average, which
+    /// The share of drawn pictures that are at most half as far from one training picture as from the [`COPY_NEIGHBORS`] nearest on average, which
     /// smooth pictures are not.
     pub copied: f64,
     /// The distance within which the nearest 5 % of training pictures have another one.
@@ -43,7 +43,7 @@ pub struct Memorisation {
     pub nearest: Vec<Nearest>,
 }
 
-impl Memorisation {
+impl Memorization {
     /// Numbers of drawn pictures, those nearest to a training picture first.
     pub fn closest(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.nearest.len()).collect();
@@ -58,7 +58,7 @@ impl Memorisation {
 ///
 /// # Errors
 /// [`Error::TooFew`] for a single training picture, [`Error::Shape`] for no variant or features of different kinds or numbers.
-pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memorisation> {
+pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memorization> {
     let Some((first, others)) = training.split_first() else {
         return Err(Error::shape("training pictures", "none"));
     };
@@ -81,7 +81,7 @@ pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memorisa
         let others = (0..first.len()).filter(|&index| Some(index) != itself);
         let mut all: Vec<Nearest> = others.map(distance).collect();
         all.sort_by(|a, b| a.distance.total_cmp(&b.distance));
-        let next = &all[..all.len().min(NEXT)];
+        let next = &all[..all.len().min(COPY_NEIGHBORS)];
         (all[0], next.iter().map(|n| n.distance).sum::<f64>() / next.len() as f64)
     };
     let sorted = |all: &[Nearest]| {
@@ -92,13 +92,13 @@ pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memorisa
     let own: Vec<Nearest> =
         (0..first.len()).into_par_iter().map(|i| nearest(first.row(i), Some(i)).0).collect();
     let own = sorted(&own);
-    let threshold = quantile(&own, NEAR);
+    let threshold = quantile(&own, NEAR_QUANTILE);
     let (nearest, next): (Vec<Nearest>, Vec<f64>) =
         (0..drawn.len()).into_par_iter().map(|i| nearest(drawn.row(i), None)).unzip();
     let distances = sorted(&nearest);
     let near = distances.iter().filter(|&&distance| distance <= threshold).count();
-    let copied = nearest.iter().zip(&next).filter(|(n, next)| n.distance <= COPY * **next).count();
-    Ok(Memorisation {
+    let copied = nearest.iter().zip(&next).filter(|(n, next)| n.distance <= COPY_RATIO * **next).count();
+    Ok(Memorization {
         share: near as f64 / drawn.len() as f64,
         copied: copied as f64 / drawn.len() as f64,
         threshold,

@@ -20,14 +20,14 @@ mod neighbours;
 pub use bootstrap::{Interval, wilson};
 pub use calibration::{BINS, Bin, Calibration};
 pub use classification::Classification;
-pub use comparison::{Comparing, Comparison, compare, halves, proportional};
+pub use comparison::{CompareOptions, Comparison, compare, halves, proportional};
 pub use confusion::Confusion;
 pub use error::{Error, Result};
-pub use features::{Features, MOST_FEATURES};
+pub use features::{Features, MAX_FEATURES};
 pub use frechet::{Moments, frechet_distance, frechet_interval};
 pub use kernel::{Kernel, kernel_distance};
-pub use memorisation::{Memorisation, NEXT, Nearest, memorisation};
+pub use memorisation::{COPY_NEIGHBORS, Memorization, Nearest, memorisation};
 pub use neighbours::{
-    DENSITY_NEIGHBOURS, DensityCoverage, PRECISION_NEIGHBOURS, PrecisionRecall, density_coverage,
+    DENSITY_NEIGHBORS, DensityCoverage, PRECISION_NEIGHBORS, PrecisionRecall, density_coverage,
     precision_recall,
 };

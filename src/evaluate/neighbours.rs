@@ -6,9 +6,9 @@ use serde::Serialize;
 use super::{Features, Result, features::comparable};
 
 /// Neighbours for precision and recall, as their authors advise.
-pub const PRECISION_NEIGHBOURS: usize = 3;
+pub const PRECISION_NEIGHBORS: usize = 3;
 /// Neighbours for density and coverage, as their authors advise.
-pub const DENSITY_NEIGHBOURS: usize = 5;
+pub const DENSITY_NEIGHBORS: usize = 5;
 
 /// Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991). A picture is in the manifold of a set if it is no farther
 /// from one of the set's pictures than that one's k-th nearest neighbour in the set. Both depend on the numbers of pictures, and mean most

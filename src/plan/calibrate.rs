@@ -4,24 +4,24 @@ use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
-use tiny_cats_models::{Network, init};
+use tiny_cats_models::{NetworkConfig, init};
 
 use super::Workload;
 use crate::{
     data::{BREEDS, Cache, Dataset, Images, Photos, synth},
     train::{
-        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Result, Taken, Task,
-        learn,
+        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Result, StepOptions,
+        Task, learn,
     },
 };
 
 /// Steps before the clock starts.
 const WARM_UP: u64 = 3;
 /// Synthetic pictures that batches are made of, at least.
-const PICTURES: usize = 100;
+const IMAGES: usize = 100;
 
 /// Batches that are prepared to see how long that takes.
-const PREPARED: u64 = 8;
+const PREPARED_BATCHES: u64 = 8;
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -68,7 +68,7 @@ pub fn calibrate(
             learn(&mut *task, workload.tape, &mut params, &mut loader, workload.accumulation, position, 1.0)?;
         drop(params);
         // The norm is read back from the device, so that what was launched is done.
-        optimizer.step(&learnt, Taken { rate: 1e-4, before: step, scale: 1.0 })?;
+        optimizer.step(&learnt, StepOptions { rate: 1e-4, before: step, scale: 1.0 })?;
         if step >= WARM_UP {
             times.push(start.elapsed().as_secs_f64());
         }
@@ -77,12 +77,12 @@ pub fn calibrate(
     times.sort_by(f64::total_cmp);
     let step_seconds = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
     let (batches, start) = (task.batches(), Instant::now());
-    for turn in 0..PREPARED {
+    for turn in 0..PREPARED_BATCHES {
         batches.batch(turn * batch as u64, batch)?;
     }
     // They are prepared by all threads at once.
     let threads = rayon::current_num_threads() as f64;
-    let values = (PREPARED * (batch * workload.values()) as u64) as f64;
+    let values = (PREPARED_BATCHES * (batch * workload.values()) as u64) as f64;
     let prepare_ns = start.elapsed().as_secs_f64() * 1e9 * threads / values;
     let items = (batch * workload.accumulation) as u64;
     let flops = task.cost()?.training_flops(workload.tape.checkpoint).saturating_mul(items) as f64;
@@ -93,12 +93,12 @@ pub fn calibrate(
 fn task(workload: &Workload, folder: &std::path::Path, device: &Device) -> Result<Box<dyn Task>> {
     let (side, augmentation, seed) = (workload.side as u32, workload.augmentation, 0);
     let data = folder.join("cats");
-    let per_class = workload.batch.max(PICTURES).div_ceil(BREEDS.len() + 1).min(u32::MAX as usize) as u32;
-    synth::write(&data, &synth::Manifest::new(per_class, side, seed)?, |_| ())?;
+    let per_class = workload.batch.max(IMAGES).div_ceil(BREEDS.len() + 1).min(u32::MAX as usize) as u32;
+    synth::write(&data, &synth::SynthManifest::new(per_class, side, seed)?, |_| ())?;
     let data = Dataset::open(&data)?;
     let classes = data.classes.len();
     Ok(match workload.network.clone() {
-        Network::TinyDit(network) => {
+        NetworkConfig::TinyDit(network) => {
             let images = Images::load(&data, side, None, &Cache::Memory)?;
             let network = tiny_cats_models::TinyDitConfig { classes, ..network };
             let flow = Flow::default();
@@ -114,7 +114,7 @@ fn task(workload: &Workload, folder: &std::path::Path, device: &Device) -> Resul
             };
             Box::new(Dit::new(options, images, None, device.clone())?)
         }
-        Network::ResNet(network) => {
+        NetworkConfig::ResNet(network) => {
             let options = ClassifierOptions {
                 network: tiny_cats_models::ResNetConfig { classes, ..network },
                 image_size: workload.side,

@@ -9,17 +9,17 @@ use super::{Error, Result};
 use tiny_cats_export::closest;
 
 /// GPUs that one container may have.
-const MOST: usize = 8;
+const MAX_GPUS: usize = 8;
 
 /// A figure for f32, and one for f16 and bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Both {
+pub struct PerPrecision {
     f32: f64,
     half: f64,
 }
 
-impl Both {
+impl PerPrecision {
     /// That for products in `precision`.
     pub fn of(self, precision: Precision) -> f64 {
         if precision == Precision::F32 { self.f32 } else { self.half }
@@ -29,7 +29,7 @@ impl Both {
 /// A kind of GPU.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Card {
+pub struct GpuModel {
     /// What Modal calls it.
     pub name: String,
     /// What it is called besides.
@@ -42,16 +42,16 @@ pub struct Card {
     /// Whether it computes in bf16.
     pub bf16: bool,
     /// Peak, in 10¹² floating-point operations a second.
-    pub tflops: Both,
+    pub tflops: PerPrecision,
     /// The share of the peak that training reaches: assumed.
-    pub efficiency: Both,
+    pub efficiency: PerPrecision,
 }
 
 /// A speed that was measured.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Measured {
-    /// The GPU, as [`Card::name`].
+    /// The GPU, as [`GpuModel::name`].
     gpu: String,
     /// `tiny-dit` or `resnet`.
     network: String,
@@ -65,34 +65,34 @@ struct Measured {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Catalogue {
+struct GpuCatalog {
     launch_us: f64,
     context_gib: f64,
     gaps: f64,
-    gpu: Vec<Card>,
+    gpu: Vec<GpuModel>,
     #[serde(default)]
     measured: Vec<Measured>,
 }
 
-static CATALOGUE: LazyLock<Catalogue> =
+static CATALOG: LazyLock<GpuCatalog> =
     LazyLock::new(|| toml::from_str(include_str!("gpus.toml")).expect("the program's own list of GPUs"));
 
 /// All kinds, as the list has them: the slower ones first.
-pub fn cards() -> &'static [Card] {
-    &CATALOGUE.gpu
+pub fn cards() -> &'static [GpuModel] {
+    &CATALOG.gpu
 }
 
 /// Where a speed is from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum SpeedSource {
     /// Nobody measured it: the peak times an assumed share.
     Assumed,
     /// It was measured; how and when.
     Measured(String),
 }
 
-impl Card {
+impl GpuModel {
     /// Whether it is called so, in any case of letters.
     pub fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
@@ -100,32 +100,32 @@ impl Card {
     }
 
     /// Floating-point operations a second when a network of this kind is trained, and how that is known.
-    pub(super) fn speed(&self, network: &str, precision: Precision) -> (f64, Source) {
+    pub(super) fn speed(&self, network: &str, precision: Precision) -> (f64, SpeedSource) {
         let fits =
             |row: &&Measured| row.gpu == self.name && row.network == network && row.precision == precision;
-        match CATALOGUE.measured.iter().find(fits) {
-            Some(row) => (row.gflops * 1e9, Source::Measured(format!("{}, {}", row.source, row.date))),
-            None => (self.tflops.of(precision) * 1e12 * self.efficiency.of(precision), Source::Assumed),
+        match CATALOG.measured.iter().find(fits) {
+            Some(row) => (row.gflops * 1e9, SpeedSource::Measured(format!("{}, {}", row.source, row.date))),
+            None => (self.tflops.of(precision) * 1e12 * self.efficiency.of(precision), SpeedSource::Assumed),
         }
     }
 
     /// Bytes that tensors may take.
     pub(super) fn bytes(&self) -> u64 {
-        let gib = (self.memory_gib - CATALOGUE.context_gib) * (1.0 - CATALOGUE.gaps);
+        let gib = (self.memory_gib - CATALOG.context_gib) * (1.0 - CATALOG.gaps);
         (gib * f64::from(1 << 30)) as u64
     }
 }
 
 /// Seconds from one kernel's launch to the next.
 pub(super) fn launch_s() -> f64 {
-    CATALOGUE.launch_us * 1e-6
+    CATALOG.launch_us * 1e-6
 }
 
 /// One or several GPUs of a kind, as Modal writes them: `A10`, `H100!`, `A100-80GB:4`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpu {
     /// The kind.
-    pub card: &'static Card,
+    pub card: &'static GpuModel,
     /// How many.
     pub count: usize,
     /// What Modal is told.
@@ -134,7 +134,7 @@ pub struct Gpu {
 
 impl Gpu {
     /// One of them.
-    pub fn one(card: &'static Card) -> Self {
+    pub fn one(card: &'static GpuModel) -> Self {
         Self { card, count: 1, text: card.name.clone() }
     }
 }
@@ -154,8 +154,8 @@ impl FromStr for Gpu {
         let (name, count) = match text.split_once(':') {
             None => (text, 1),
             Some((name, count)) => {
-                let count = count.parse().ok().filter(|count| (1..=MOST).contains(count));
-                (name, count.ok_or_else(|| wrong(format!("expected 1 to {MOST} GPUs after the colon")))?)
+                let count = count.parse().ok().filter(|count| (1..=MAX_GPUS).contains(count));
+                (name, count.ok_or_else(|| wrong(format!("expected 1 to {MAX_GPUS} GPUs after the colon")))?)
             }
         };
         let Some(card) = cards().iter().find(|card| card.is(name)) else {

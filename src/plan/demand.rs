@@ -1,16 +1,16 @@
 //! How much a training computes and keeps.
 
 use serde::Serialize;
-use tiny_cats_models::{Network, TapeOptions, cost::Ledger};
+use tiny_cats_models::{NetworkConfig, TapeOptions, cost::CostSummary};
 
 use super::Result;
-use crate::data::Level;
+use crate::data::AugmentLevel;
 
 /// A training, as far as it matters what it takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     /// What is trained.
-    pub network: Network,
+    pub network: NetworkConfig,
     /// Side of the pictures that it is trained on.
     pub side: usize,
     /// Optimizer steps.
@@ -24,14 +24,14 @@ pub struct Workload {
     /// Moving averages of the weights.
     pub averages: usize,
     /// How pictures are changed.
-    pub augmentation: Level,
+    pub augmentation: AugmentLevel,
     /// Floating-point operations of all evaluations and sample grids of the run.
-    pub looking_flops: f64,
+    pub eval_flops: f64,
 }
 
 /// What it takes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Demand {
+pub struct Requirements {
     /// Values in all parameters, running statistics included.
     pub parameters: u64,
     /// Floating-point operations of a step; a multiply-add counts as two.
@@ -93,28 +93,28 @@ impl Workload {
     ///
     /// # Errors
     /// When there is no such network.
-    pub fn demand(&self, gpu: bool) -> Result<Demand> {
+    pub fn demand(&self, gpu: bool) -> Result<Requirements> {
         let ledger = self.network.cost(self.side)?;
         let step_flops = ledger.training_flops(self.tape.checkpoint).saturating_mul(self.items());
-        let run_flops = step_flops as f64 * self.steps as f64 + self.looking_flops;
+        let run_flops = step_flops as f64 * self.steps as f64 + self.eval_flops;
         let (parameters, launches) = (ledger.parameters(), self.launches(&ledger));
         let memory = self.memory(&ledger, self.batch, gpu)?;
-        Ok(Demand { parameters, step_flops, run_flops, launches, memory })
+        Ok(Requirements { parameters, step_flops, run_flops, launches, memory })
     }
 
     /// The memory of steps of micro-batches of `batch`.
-    pub(super) fn memory(&self, ledger: &Ledger, batch: usize, gpu: bool) -> Result<Memory> {
+    pub(super) fn memory(&self, ledger: &CostSummary, batch: usize, gpu: bool) -> Result<Memory> {
         const F32: u64 = size_of::<f32>() as u64;
         let values = |trained_alone: bool| -> u64 {
             let specs = ledger.params.iter().filter(|spec| spec.trained || !trained_alone);
             specs.map(|spec| spec.dims.iter().map(|&d| d as u64).product::<u64>()).sum()
         };
         let (all, trained) = (F32 * values(false), F32 * values(true));
-        let tape = if gpu { self.tape } else { self.tape.on_processor() };
+        let tape = if gpu { self.tape } else { self.tape.on_cpu() };
         let step = self.network.training_bytes(self.side, batch, tape)?;
         let picture = F32 * self.values() as u64;
         // A generator's target is a picture, too.
-        let pictures = if matches!(self.network, Network::TinyDit(_)) { 2 } else { 1 };
+        let pictures = if matches!(self.network, NetworkConfig::TinyDit(_)) { 2 } else { 1 };
         Ok(Memory {
             weights: all,
             gradients: trained,
@@ -127,12 +127,12 @@ impl Workload {
     }
 
     /// The largest micro-batch whose steps take no more than `bytes` on a GPU; 0 where none does.
-    pub(super) fn largest_batch(&self, ledger: &Ledger, bytes: u64) -> Result<usize> {
+    pub(super) fn largest_batch(&self, ledger: &CostSummary, bytes: u64) -> Result<usize> {
         /// More pictures than any step has.
-        const MOST: usize = 1 << 20;
+        const MAX_BATCH: usize = 1 << 20;
         let fits = |batch| Ok::<_, super::Error>(self.memory(ledger, batch, true)?.total() <= bytes);
         let (mut least, mut most) = (0, 1);
-        while most <= MOST && fits(most)? {
+        while most <= MAX_BATCH && fits(most)? {
             (least, most) = (most, 2 * most);
         }
         while most - least > (least >> 6).max(1) {
@@ -142,7 +142,7 @@ impl Workload {
         Ok(least)
     }
 
-    fn launches(&self, ledger: &Ledger) -> u64 {
+    fn launches(&self, ledger: &CostSummary) -> u64 {
         let computed = ledger.entries.iter().filter(|entry| entry.bytes > 0);
         let kernels: u64 =
             computed.map(|entry| if self.tape.checkpoint && entry.in_block { 4 } else { 3 }).sum();

@@ -1,15 +1,15 @@
 //! How long a training takes on a GPU, and what that costs.
 
 use serde::Serialize;
-use tiny_cats_models::{Network, Precision};
+use tiny_cats_models::{NetworkConfig, Precision};
 
-use super::{Gpu, Prices, Result, Source, Workload, card::launch_s, rules};
-use crate::cloud::Settings;
+use super::{Gpu, Prices, Result, SpeedSource, Workload, card::launch_s, rules};
+use crate::cloud::CloudSettings;
 
 /// Whether a training can be done on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum Feasibility {
     /// It can.
     Fits,
     /// The card does not compute in bf16.
@@ -22,7 +22,7 @@ pub enum Verdict {
     TooLong,
 }
 
-impl Verdict {
+impl Feasibility {
     /// Why it cannot, and what helps.
     pub fn why(self) -> &'static str {
         match self {
@@ -38,7 +38,7 @@ impl Verdict {
 /// What a step waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Limit {
+pub enum Bottleneck {
     /// The GPU's arithmetic.
     Arithmetic,
     /// The launching of its kernels.
@@ -54,17 +54,17 @@ pub struct Estimate {
     #[serde(serialize_with = "as_text")]
     pub gpu: Gpu,
     /// Whether it can be done there.
-    pub verdict: Verdict,
+    pub verdict: Feasibility,
     /// The largest micro-batch that fits; of several GPUs, on all together.
     pub largest_batch: usize,
     /// Floating-point operations a second.
     pub flops: f64,
     /// Where that figure is from.
-    pub source: Source,
+    pub source: SpeedSource,
     /// Steps a second.
     pub steps_per_second: f64,
     /// What they wait for.
-    pub limit: Limit,
+    pub limit: Bottleneck,
     /// Seconds of computing, without starts.
     pub computing_s: f64,
     /// Hours that are paid for if nothing goes wrong.
@@ -101,17 +101,22 @@ impl Estimate {
 ///
 /// # Errors
 /// When there is no such network.
-pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Prices) -> Result<Estimate> {
+pub fn estimate(
+    workload: &Workload,
+    gpu: &Gpu,
+    settings: &CloudSettings,
+    prices: &Prices,
+) -> Result<Estimate> {
     let demand = workload.demand(true)?;
     let ledger = workload.network.cost(workload.side)?;
     let precision = workload.tape.precision;
     let (kind, prepare_ns) = match workload.network {
-        Network::TinyDit(_) => ("tiny-dit", rules::PREPARE_NS[0]),
-        Network::ResNet(_) => ("resnet", rules::PREPARE_NS[1]),
+        NetworkConfig::TinyDit(_) => ("tiny-dit", rules::PREPARE_NS[0]),
+        NetworkConfig::ResNet(_) => ("resnet", rules::PREPARE_NS[1]),
     };
     let (one, source) = gpu.card.speed(kind, precision);
     let count = gpu.count as f64;
-    let flops = one * if gpu.count == 1 { 1.0 } else { count * rules::TOGETHER };
+    let flops = one * if gpu.count == 1 { 1.0 } else { count * rules::MULTI_GPU_EFFICIENCY };
     // The processor launches kernels and prepares pictures while the GPU computes: the slowest of the three sets the pace.
     let values = workload.items() as f64 * workload.values() as f64;
     let paces = [
@@ -120,12 +125,12 @@ pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Pr
         values * prepare_ns * 1e-9 / settings.container.cpu,
     ];
     let step_s = paces.into_iter().fold(0.0, f64::max);
-    let limit = [Limit::Arithmetic, Limit::Launches, Limit::Pictures]
+    let limit = [Bottleneck::Arithmetic, Bottleneck::Launches, Bottleneck::Pictures]
         .into_iter()
         .zip(paces)
         .find_map(|(limit, pace)| (pace == step_s).then_some(limit))
-        .unwrap_or(Limit::Arithmetic);
-    let computing_s = step_s * workload.steps as f64 + workload.looking_flops / one;
+        .unwrap_or(Bottleneck::Arithmetic);
+    let computing_s = step_s * workload.steps as f64 + workload.eval_flops / one;
 
     let longest = settings.time.longest_attempt_s;
     let attempts = attempts(computing_s, longest, settings) as f64;
@@ -138,15 +143,15 @@ pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Pr
 
     let largest_batch = workload.largest_batch(&ledger, gpu.card.bytes())? * gpu.count;
     let verdict = if precision == Precision::Bf16 && !gpu.card.bf16 {
-        Verdict::NoBf16
+        Feasibility::NoBf16
     } else if !workload.batch.is_multiple_of(gpu.count) {
-        Verdict::Indivisible
+        Feasibility::Indivisible
     } else if workload.batch > largest_batch {
-        Verdict::TooLarge
+        Feasibility::TooLarge
     } else if retries > settings.retries.most {
-        Verdict::TooLong
+        Feasibility::TooLong
     } else {
-        Verdict::Fits
+        Feasibility::Fits
     };
     Ok(Estimate {
         gpu: gpu.clone(),
@@ -167,7 +172,7 @@ pub fn estimate(workload: &Workload, gpu: &Gpu, settings: &Settings, prices: &Pr
 }
 
 /// How many attempts of `timeout_s` seconds it takes to compute for `computing_s`: each begins anew, and stops before it is ended.
-pub fn attempts(computing_s: f64, timeout_s: f64, settings: &Settings) -> u64 {
+pub fn attempts(computing_s: f64, timeout_s: f64, settings: &CloudSettings) -> u64 {
     let useful = (timeout_s - settings.time.stop_before_s - rules::START_S).max(1.0);
     (computing_s / useful).ceil().max(1.0) as u64
 }
@@ -175,7 +180,7 @@ pub fn attempts(computing_s: f64, timeout_s: f64, settings: &Settings) -> u64 {
 /// Which of `estimates` is the cheapest, which the fastest, and which is to be taken: the cheapest that is done
 /// [overnight](rules::OVERNIGHT_H), or else the fastest. What does not fit is none of them; what has no price is only the fastest.
 pub fn choose(estimates: &[Estimate]) -> Option<[usize; 3]> {
-    let fitting = || (0..estimates.len()).filter(|&i| estimates[i].verdict == Verdict::Fits);
+    let fitting = || (0..estimates.len()).filter(|&i| estimates[i].verdict == Feasibility::Fits);
     let hours = |i: &usize| estimates[*i].expected_hours;
     let dollars = |i: &usize| estimates[*i].expected_dollars().unwrap_or(f64::INFINITY);
     // Of two that are alike by the one, the better by the other.
@@ -194,10 +199,10 @@ mod tests {
     use tiny_cats_models::{ResNetConfig, TapeOptions, TinyDitConfig};
 
     use super::*;
-    use crate::{data::Level, plan::cards};
+    use crate::{data::AugmentLevel, plan::cards};
 
     fn workload(size: &str, side: usize, batch: usize, steps: u64, precision: Precision) -> Workload {
-        let network = Network::TinyDit(TinyDitConfig::named(size, side, 12).unwrap());
+        let network = NetworkConfig::TinyDit(TinyDitConfig::named(size, side, 12).unwrap());
         let tape = TapeOptions { precision, checkpoint: false };
         Workload {
             network,
@@ -207,13 +212,13 @@ mod tests {
             accumulation: 1,
             tape,
             averages: 2,
-            augmentation: Level::Full,
-            looking_flops: 0.0,
+            augmentation: AugmentLevel::Full,
+            eval_flops: 0.0,
         }
     }
 
     fn on(workload: &Workload, gpu: &str) -> Estimate {
-        estimate(workload, &gpu.parse().unwrap(), &Settings::default(), &Prices::listed()).unwrap()
+        estimate(workload, &gpu.parse().unwrap(), &CloudSettings::default(), &Prices::listed()).unwrap()
     }
 
     #[test]
@@ -221,22 +226,25 @@ mod tests {
         let base = workload("base", 128, 256, 200_000, Precision::Bf16);
         let all: Vec<Estimate> = cards().iter().map(|card| on(&base, &card.name)).collect();
         let verdict = |name: &str| all.iter().find(|e| e.gpu.card.name == name).unwrap().verdict;
-        assert_eq!((verdict("T4"), verdict("A100-80GB")), (Verdict::NoBf16, Verdict::Fits));
+        assert_eq!((verdict("T4"), verdict("A100-80GB")), (Feasibility::NoBf16, Feasibility::Fits));
         let [cheapest, fastest, chosen] = choose(&all).unwrap();
         for i in [cheapest, fastest, chosen] {
-            assert_eq!(all[i].verdict, Verdict::Fits);
+            assert_eq!(all[i].verdict, Feasibility::Fits);
         }
-        for (i, e) in all.iter().enumerate().filter(|(_, e)| e.verdict == Verdict::Fits) {
+        for (i, e) in all.iter().enumerate().filter(|(_, e)| e.verdict == Feasibility::Fits) {
             assert!(e.expected_hours >= all[fastest].expected_hours);
             let dollars = |i: usize| all[i].expected_dollars().unwrap_or(f64::INFINITY);
             assert!(dollars(i) >= dollars(cheapest));
         }
         let huge = workload("base", 128, 1 << 16, 10, Precision::Bf16);
-        assert_eq!(on(&huge, "L4").verdict, Verdict::TooLarge);
-        assert_eq!(on(&workload("nano", 32, 9, 10, Precision::F32), "L4:2").verdict, Verdict::Indivisible);
+        assert_eq!(on(&huge, "L4").verdict, Feasibility::TooLarge);
+        assert_eq!(
+            on(&workload("nano", 32, 9, 10, Precision::F32), "L4:2").verdict,
+            Feasibility::Indivisible
+        );
         assert_eq!(
             on(&workload("base", 128, 256, u64::MAX >> 20, Precision::Bf16), "L4").verdict,
-            Verdict::TooLong
+            Feasibility::TooLong
         );
         assert!(choose(&[on(&huge, "L4")]).is_none());
     }
@@ -247,15 +255,15 @@ mod tests {
             let mut w = workload(size, 64, 64, 10, Precision::F16);
             let e = on(&w, gpu);
             w.batch = e.largest_batch;
-            assert_eq!(on(&w, gpu).verdict, Verdict::Fits);
+            assert_eq!(on(&w, gpu).verdict, Feasibility::Fits);
             w.batch += e.largest_batch / 32 * e.gpu.count;
-            assert_eq!(on(&w, gpu).verdict, Verdict::TooLarge);
+            assert_eq!(on(&w, gpu).verdict, Feasibility::TooLarge);
         }
     }
 
     #[test]
     fn time_money_and_timeouts_follow_from_the_work() {
-        let settings = Settings::default();
+        let settings = CloudSettings::default();
         let small = workload("base", 32, 256, 10_000, Precision::Bf16);
         let (one, two) = (on(&small, "A100"), on(&Workload { steps: 20_000, ..small.clone() }, "A100"));
         let start = rules::START_S / 3600.0;
@@ -280,19 +288,19 @@ mod tests {
             on(&Workload { tape: TapeOptions { checkpoint: true, ..small.tape }, ..small.clone() }, "A100");
         assert!(again.hours > 1.2 * one.hours && again.hours < 1.4 * one.hours);
         assert!(again.largest_batch > 2 * one.largest_batch);
-        assert_eq!((one.limit, attempts(one.computing_s, 86_400.0, &settings)), (Limit::Arithmetic, 1));
+        assert_eq!((one.limit, attempts(one.computing_s, 86_400.0, &settings)), (Bottleneck::Arithmetic, 1));
         let useful = 3600.0 - settings.time.stop_before_s - rules::START_S;
         assert_eq!(attempts(2.5 * useful, 3600.0, &settings), 3);
         // Pictures so large that the container's cores are slower than its GPU.
         let [few, many] = [1, 2].map(|n| on(&workload("nano", 128, 256 * n, 10, Precision::Bf16), "H200"));
-        assert_eq!(few.limit, Limit::Pictures);
+        assert_eq!(few.limit, Bottleneck::Pictures);
         assert!((few.steps_per_second / many.steps_per_second - 2.0).abs() < 1e-9);
         // A network so small that launching its kernels takes longer than computing them.
         let tiny = on(&workload("nano", 32, 1, 10, Precision::F16), "H200");
-        assert_eq!(tiny.limit, Limit::Launches);
+        assert_eq!(tiny.limit, Bottleneck::Launches);
         assert!(tiny.steps_per_second < 1000.0, "{}", tiny.steps_per_second);
-        let resnet = Network::ResNet(ResNetConfig::named("resnet50", 13).unwrap());
+        let resnet = NetworkConfig::ResNet(ResNetConfig::named("resnet50", 13).unwrap());
         let resnet = on(&Workload { network: resnet, side: 224, batch: 128, ..small }, "A100-80GB");
-        assert_eq!(resnet.verdict, Verdict::Fits);
+        assert_eq!(resnet.verdict, Feasibility::Fits);
     }
 }

@@ -12,9 +12,9 @@ mod prices;
 pub mod rules;
 
 pub use calibrate::{Calibration, calibrate};
-pub use card::{Card, Gpu, Source, cards};
-pub use demand::{Demand, Memory, Workload};
-pub use estimate::{Estimate, Limit, Verdict, attempts, choose, estimate};
+pub use card::{Gpu, GpuModel, SpeedSource, cards};
+pub use demand::{Memory, Requirements, Workload};
+pub use estimate::{Bottleneck, Estimate, Feasibility, attempts, choose, estimate};
 pub use prices::Prices;
 
 /// Why something cannot be planned.
@@ -42,7 +42,7 @@ pub enum Error {
     Train(#[from] crate::train::Error),
     /// A network that is none.
     #[error(transparent)]
-    Network(#[from] tiny_cats_models::Error),
+    NetworkConfig(#[from] tiny_cats_models::Error),
 }
 
 /// Results of planning.

@@ -7,7 +7,7 @@ use tiny_cats_export::{closest, excerpt};
 use toml::{Table, Value};
 
 use super::{Error, Gpu, Result, cards};
-use crate::{cloud::Container, data::printable, train::folder::read_page};
+use crate::{cloud::Container, data::printable, train::folder::read_bounded};
 
 const LISTED: &str = include_str!("prices.toml");
 
@@ -47,7 +47,7 @@ impl Prices {
     /// # Errors
     /// When it cannot be read, or a field makes no sense.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = String::from_utf8(read_page(path)?);
+        let text = String::from_utf8(read_bounded(path)?);
         let text =
             text.map_err(|_| Error::Prices { path: path.to_owned(), message: "expected text".into() })?;
         Self::listed().with(path, &text)

@@ -16,7 +16,7 @@ pub const PREEMPTED_S: f64 = 30.0;
 pub const OVERNIGHT_H: f64 = 12.0;
 
 /// The share of a GPU's speed that one of several adds, gradients being exchanged after each step. Assumed.
-pub const TOGETHER: f64 = 0.9;
+pub const MULTI_GPU_EFFICIENCY: f64 = 0.9;
 
 /// Nanoseconds in which one core prepares a value of a picture for the generator, which takes noise, and for the classifier: measured by
 /// `plan --calibrate` on a core of an AMD EPYC (Zen 4), 2026-11-24, 24 to 35 and 5.5 to 5.9 at 32 to 128 pixels.

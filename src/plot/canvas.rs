@@ -3,8 +3,8 @@
 use image::{Rgb, RgbImage};
 use tiny_cats_export::{draw_text, text_size};
 
-pub const PAPER: Rgb<u8> = Rgb([250, 249, 246]);
-pub const INK: Rgb<u8> = Rgb([40, 38, 36]);
+pub const BACKGROUND: Rgb<u8> = Rgb([250, 249, 246]);
+pub const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
 const RULE: Rgb<u8> = Rgb([226, 223, 216]);
 /// Of letters.
 pub const SCALE: u32 = 2;
@@ -116,7 +116,7 @@ impl Canvas {
     /// `width` × `height` pixels, with margins of so many pixels: left, top, right, bottom.
     pub fn new(width: u32, height: u32, [left, top, right, bottom]: [u32; 4]) -> Self {
         let frame = [left, top, width - right, height - bottom].map(f64::from);
-        Self { picture: RgbImage::from_pixel(width, height, PAPER), frame }
+        Self { picture: RgbImage::from_pixel(width, height, BACKGROUND), frame }
     }
 
     /// The pixel of a point: both of 0 are the lower left corner of the plot, both of 1 the upper right one.
@@ -189,10 +189,10 @@ impl Canvas {
             let x = range.at(tick);
             let [px, bottom] = self.pixel([x, 0.0]);
             self.rule([x, 0.0], [x, 1.0]);
-            self.text(&count(tick), px, bottom + 10.0, Align::Middle, INK);
+            self.text(&count(tick), px, bottom + 10.0, Align::Middle, TEXT_COLOR);
         }
         let [middle, bottom] = self.pixel([0.5, 0.0]);
-        self.text("step", middle, bottom + 32.0, Align::Middle, INK);
+        self.text("step", middle, bottom + 32.0, Align::Middle, TEXT_COLOR);
     }
 
     /// The values at the left side, with a rule for each, or at the right side.

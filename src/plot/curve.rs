@@ -11,15 +11,15 @@ use image::{Rgb, RgbImage};
 use serde_json::Value;
 use tiny_cats_export::text_size;
 
-use super::canvas::{Align, Canvas, INK, Range, SCALE, label};
+use super::canvas::{Align, Canvas, Range, SCALE, TEXT_COLOR, label};
 use crate::train::metrics::LOSS;
 
 /// Points of the curve that are kept. When there are more, neighbours become one.
-const MOST: usize = 2048;
+const MAX_BINS: usize = 2048;
 /// Measures that are drawn.
-const MOST_SCORES: usize = 4;
+const MAX_SCORES: usize = 4;
 /// A line is not longer, but for one that is none of ours.
-const MOST_LINE: u64 = 1 << 16;
+const MAX_LINE_BYTES: u64 = 1 << 16;
 /// Larger is as good as infinite.
 const LARGE: f64 = 1e300;
 
@@ -28,7 +28,7 @@ const HEIGHT: u32 = 540;
 const RAW: Rgb<u8> = Rgb([178, 200, 222]);
 const SMOOTH: Rgb<u8> = Rgb([24, 66, 112]);
 const BROKEN: Rgb<u8> = Rgb([200, 40, 40]);
-const SCORES: [Rgb<u8>; MOST_SCORES] =
+const SCORES: [Rgb<u8>; MAX_SCORES] =
     [Rgb([196, 98, 16]), Rgb([46, 125, 50]), Rgb([123, 31, 162]), Rgb([110, 90, 60])];
 
 /// The losses of some steps in a row.
@@ -70,7 +70,7 @@ impl Bin {
 /// What a run's `metrics.jsonl` says, in bounded memory however long it is, which [`Metrics`](crate::train::metrics::Metrics) is not. It is
 /// read on where reading stopped; what is no line of ours is passed over.
 #[derive(Clone, Debug)]
-pub struct Curve {
+pub struct LossCurve {
     path: PathBuf,
     /// Bytes read.
     offset: u64,
@@ -82,7 +82,7 @@ pub struct Curve {
     scores: BTreeMap<String, Vec<(u64, f64)>>,
 }
 
-impl Curve {
+impl LossCurve {
     /// Of the file at `path`, of which nothing is read yet.
     pub fn new(path: &Path) -> Self {
         Self {
@@ -113,10 +113,10 @@ impl Curve {
         let (mut line, mut long) = (Vec::new(), false);
         loop {
             line.clear();
-            let read = reader.by_ref().take(MOST_LINE).read_until(b'\n', &mut line)? as u64;
+            let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? as u64;
             let whole = line.ends_with(b"\n");
             // The last line may be half written: it is read when it is whole.
-            if read == 0 || (!whole && read < MOST_LINE) {
+            if read == 0 || (!whole && read < MAX_LINE_BYTES) {
                 return Ok(());
             }
             self.offset += read;
@@ -135,7 +135,7 @@ impl Curve {
             // What is not finite is written as null.
             match loss.as_f64().filter(|loss| loss.abs() < LARGE) {
                 Some(loss) => self.add(Bin::of(step, loss)),
-                None if self.broken.len() < MOST => self.broken.push(step),
+                None if self.broken.len() < MAX_BINS => self.broken.push(step),
                 None => {}
             }
             return;
@@ -144,13 +144,13 @@ impl Curve {
             let Some(value) = value.as_f64().filter(|value| name != "step" && value.abs() < LARGE) else {
                 continue;
             };
-            if self.scores.len() >= MOST_SCORES && !self.scores.contains_key(name) {
+            if self.scores.len() >= MAX_SCORES && !self.scores.contains_key(name) {
                 continue;
             }
             let points = self.scores.entry(name.clone()).or_default();
             points.truncate(points.partition_point(|point| point.0 < step));
             points.push((step, value));
-            if points.len() > MOST {
+            if points.len() > MAX_BINS {
                 let mut keep = false;
                 points.retain(|_| {
                     keep = !keep;
@@ -173,7 +173,7 @@ impl Curve {
             Some(last) if last.count < self.per_bin => *last = last.and(new),
             _ => self.bins.push(new),
         }
-        if self.bins.len() > MOST {
+        if self.bins.len() > MAX_BINS {
             self.bins = self
                 .bins
                 .chunks(2)
@@ -233,7 +233,7 @@ impl Curve {
             legend.push((format!("{} {}", name.replace('_', " "), label(newest)), SCORES[i]));
         }
         if let Some(right) = &right {
-            canvas.beside(right, Align::Right, SCORES[losses.len().min(MOST_SCORES - 1)]);
+            canvas.beside(right, Align::Right, SCORES[losses.len().min(MAX_SCORES - 1)]);
         }
         let broken: Vec<_> = self.broken.iter().map(|step| [steps.at(*step as f64), 0.0]).collect();
         canvas.dots(&broken, 7.0, BROKEN);
@@ -241,7 +241,7 @@ impl Curve {
             legend.push((format!("{} not finite", broken.len()), BROKEN));
         }
         let title: String = title.chars().take(70).collect();
-        canvas.text(&title, 12.0, 10.0, Align::Left, INK);
+        canvas.text(&title, 12.0, 10.0, Align::Left, TEXT_COLOR);
         let mut x = 12.0;
         for (text, colour) in legend {
             canvas.text(&text, x, 36.0, Align::Left, colour);
@@ -292,7 +292,7 @@ mod tests {
     fn a_long_run_is_held_in_bounded_memory_and_every_line_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let mut curve = Curve::new(&path);
+        let mut curve = LossCurve::new(&path);
         curve.read().unwrap();
         assert!(curve.picture("nothing").is_none());
         let text = lines(1..=20_000);
@@ -300,7 +300,7 @@ mod tests {
         for piece in text.as_bytes().chunks(100_003) {
             file.write_all(piece).unwrap();
             curve.read().unwrap();
-            assert!(curve.bins.len() <= MOST);
+            assert!(curve.bins.len() <= MAX_BINS);
         }
         near(
             curve.bins.iter().map(|bin| bin.sum).sum(),
@@ -330,7 +330,7 @@ mod tests {
         let scores = "{\"step\":2,\"validation_accuracy\":0.5,\"a\":\"b\"}\n{\"step\":3,\"loss\":null}\n{\"step\":4,\"loss\":1e308}\n";
         let half = "{\"step\":5,\"lo";
         fs::write(&path, [&lines(1..=2), &long, &nested, strange, scores, half].concat()).unwrap();
-        let mut curve = Curve::new(&path);
+        let mut curve = LossCurve::new(&path);
         curve.read().unwrap();
         assert_eq!((curve.bins.len(), &curve.broken[..]), (2, &[3, 4][..]));
         assert_eq!(curve.scores, [("validation_accuracy".to_owned(), vec![(2, 0.5)])].into());
@@ -358,7 +358,7 @@ mod tests {
             };
             let text: String = losses.iter().enumerate().map(line).collect();
             fs::write(&path, text + "{\"step\":1,\"validation_loss\":1e-200,\"validation_x\":-4}\n").unwrap();
-            let mut curve = Curve::new(&path);
+            let mut curve = LossCurve::new(&path);
             curve.read().unwrap();
             let picture = curve.picture(&"a title that is long ".repeat(20)).unwrap();
             assert_eq!(picture.dimensions(), (WIDTH, HEIGHT));

@@ -10,16 +10,16 @@ use std::{
 use image::{RgbImage, imageops};
 use tiny_cats_export::{decode, text_size};
 
-use super::canvas::{Align, Canvas, INK, SCALE, count};
+use super::canvas::{Align, Canvas, SCALE, TEXT_COLOR, count};
 
 /// Grids that are shown at most, the newest besides.
-const MOST: usize = 12;
+const MAX_GRIDS: usize = 12;
 /// Pixels of a row.
-const MOST_WIDTH: u32 = 1280;
-const MOST_HEIGHT: u32 = 160;
+const MAX_WIDTH: u32 = 1280;
+const MAX_HEIGHT: u32 = 160;
 const MARGIN: u32 = 6;
 /// A grid's file is not larger.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// The first rows of a run's sample grids, one below the other, of a bounded size however many there are.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ impl Strip {
         for (row, text) in self.rows.values().zip(&texts) {
             let middle =
                 f64::from(y) + f64::from(row.height()) / 2.0 - f64::from(text_size(text, SCALE).1) / 2.0;
-            canvas.text(text, f64::from(left - 2 * MARGIN), middle, Align::Right, INK);
+            canvas.text(text, f64::from(left - 2 * MARGIN), middle, Align::Right, TEXT_COLOR);
             imageops::replace(&mut canvas.picture, row, i64::from(left), i64::from(y));
             y += row.height() + MARGIN;
         }
@@ -82,11 +82,11 @@ impl Strip {
     fn row(&self, step: u64) -> Option<RgbImage> {
         let path = self.folder.join(format!("step_{step:08}.png"));
         let mut bytes = Vec::new();
-        File::open(path).ok()?.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
+        File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
         let grid = decode::upright(&bytes).ok()?;
         let [top, height] = first_row(&grid)?;
         let shrink =
-            (f64::from(MOST_WIDTH) / f64::from(grid.width())).min(f64::from(MOST_HEIGHT) / f64::from(height));
+            (f64::from(MAX_WIDTH) / f64::from(grid.width())).min(f64::from(MAX_HEIGHT) / f64::from(height));
         let size = |pixels: u32| ((f64::from(pixels) * shrink.min(1.0)).round() as u32).max(1);
         Some(decode::resized(&grid, [0, top, grid.width(), height], [size(grid.width()), size(height)]))
     }
@@ -102,7 +102,7 @@ fn step_of(path: &Path) -> Option<u64> {
 /// for long.
 fn chosen(steps: &[u64]) -> Vec<u64> {
     let mut every = 1;
-    while steps.len().div_ceil(every) > MOST {
+    while steps.len().div_ceil(every) > MAX_GRIDS {
         every *= 2;
     }
     let mut chosen: Vec<u64> = steps.iter().copied().step_by(every).collect();
@@ -136,7 +136,7 @@ mod tests {
         let strip_of = |n: u64| chosen(&(1..=n).collect::<Vec<_>>());
         for n in 1..2000 {
             let shown = strip_of(n);
-            assert!(shown.len() <= MOST + 1 && shown.len() >= (n as usize).min(MOST / 2));
+            assert!(shown.len() <= MAX_GRIDS + 1 && shown.len() >= (n as usize).min(MAX_GRIDS / 2));
             assert!(
                 shown[0] == 1 && *shown.last().unwrap() == n && shown.windows(2).all(|two| two[0] < two[1])
             );
@@ -157,7 +157,7 @@ mod tests {
         // Step 3000 is of a past that did not happen.
         let picture = strip.picture(2900).unwrap().unwrap();
         let rows: Vec<u64> = strip.rows.keys().copied().collect();
-        assert!(rows[0] == 100 && rows[rows.len() - 1] == 2900 && rows.len() <= MOST + 1, "{rows:?}");
+        assert!(rows[0] == 100 && rows[rows.len() - 1] == 2900 && rows.len() <= MAX_GRIDS + 1, "{rows:?}");
         let mut y = MARGIN;
         for (step, row) in &strip.rows {
             assert_eq!(row.height(), 128, "the row of pictures alone, without its labels");
@@ -165,6 +165,6 @@ mod tests {
             assert_eq!(at.0, [(step / 100) as u8, 40, 0]);
             y += row.height() + MARGIN;
         }
-        assert!(picture.width() < MOST_WIDTH + 200 && picture.height() <= (MOST_HEIGHT + 2 * MARGIN) * 14);
+        assert!(picture.width() < MAX_WIDTH + 200 && picture.height() <= (MAX_HEIGHT + 2 * MARGIN) * 14);
     }
 }

@@ -8,10 +8,10 @@ use std::{
 use tiny_cats_export::{Classifier, Prediction};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Problem, lane::Desk};
+use super::{Problem, lane::WorkerContext};
 
 /// Pictures that one client waits for.
-pub struct Job {
+pub struct ClassifyJob {
     /// The pictures, each made by the classifier's preprocessing.
     pub inputs: Vec<Vec<f32>>,
     /// Where the answer goes. That nobody listens there any more ends the work.
@@ -21,13 +21,13 @@ pub struct Job {
 }
 
 /// A job, and what has been found.
-struct Open {
-    job: Job,
+struct ActiveJob {
+    job: ClassifyJob,
     found: Vec<Prediction>,
 }
 
 /// Classifies up to `most` pictures at a time, for which the first waits no longer than `wait`, until nobody can ask any more.
-pub fn work(mut classifier: Classifier, desk: Desk<Job>, most: usize, wait: Duration) {
+pub fn work(mut classifier: Classifier, desk: WorkerContext<ClassifyJob>, most: usize, wait: Duration) {
     while let Some(mut open) = gather(&desk, most, wait) {
         while !open.is_empty() {
             evaluate(&mut classifier, &desk, &mut open, most);
@@ -36,8 +36,8 @@ pub fn work(mut classifier: Classifier, desk: Desk<Job>, most: usize, wait: Dura
 }
 
 /// The next jobs, whole: the first that comes, and those that come while there is room and time. `None` when there never will be one.
-fn gather(desk: &Desk<Job>, most: usize, wait: Duration) -> Option<Vec<Open>> {
-    let open = |job| Open { job, found: Vec::new() };
+fn gather(desk: &WorkerContext<ClassifyJob>, most: usize, wait: Duration) -> Option<Vec<ActiveJob>> {
+    let open = |job| ActiveJob { job, found: Vec::new() };
     let mut jobs = vec![open(desk.jobs.recv().ok()?)];
     let until = Instant::now() + wait;
     while jobs.iter().map(|open| open.job.inputs.len()).sum::<usize>() < most {
@@ -51,7 +51,12 @@ fn gather(desk: &Desk<Job>, most: usize, wait: Duration) -> Option<Vec<Open>> {
 }
 
 /// Evaluates the network once, for the next pictures that somebody waits for, and hands out what is complete.
-fn evaluate(classifier: &mut Classifier, desk: &Desk<Job>, open: &mut Vec<Open>, most: usize) {
+fn evaluate(
+    classifier: &mut Classifier,
+    desk: &WorkerContext<ClassifyJob>,
+    open: &mut Vec<ActiveJob>,
+    most: usize,
+) {
     open.retain(|open| {
         let left = open.job.reply.is_closed();
         if left {
@@ -83,7 +88,7 @@ fn evaluate(classifier: &mut Classifier, desk: &Desk<Job>, open: &mut Vec<Open>,
         Err(error) => {
             tracing::error!("{}: {error}", desk.name);
             let problem = Problem::from(error);
-            for Open { job, .. } in open.drain(..) {
+            for ActiveJob { job, .. } in open.drain(..) {
                 drop(job.room);
                 let _ = job.reply.send(Err(problem.clone()));
             }
@@ -93,7 +98,7 @@ fn evaluate(classifier: &mut Classifier, desk: &Desk<Job>, open: &mut Vec<Open>,
     let (complete, others): (Vec<_>, Vec<_>) =
         std::mem::take(open).into_iter().partition(|open| open.job.inputs.is_empty());
     *open = others;
-    for Open { job, found } in complete {
+    for ActiveJob { job, found } in complete {
         // The place is free before the answer is there, so that whoever reads it may ask again.
         drop(job.room);
         let _ = job.reply.send(Ok(found));

@@ -31,24 +31,24 @@ use tower::ServiceExt;
 use super::Metrics;
 
 /// How long a client may take for a request's head, leave a connection idle, or not read what it is sent.
-const PATIENCE: Duration = Duration::from_secs(60);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client that has asked for nothing yet may take when the server stops.
-const LAST_CALL: Duration = Duration::from_secs(2);
+const SHUTDOWN_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is said that connections cannot be accepted.
-const REMINDER: Duration = Duration::from_secs(60);
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// How long to wait before a connection is accepted again after that failed.
-const PAUSE: Duration = Duration::from_millis(20);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// The connections that wait for a request.
 #[derive(Default)]
-struct Idle {
+struct IdleConnections {
     /// By the order in which they began to wait; with the number of the next.
     waiting: Mutex<(BTreeMap<u64, Arc<Notify>>, u64)>,
     /// One more waits.
     more: Notify,
 }
 
-impl Idle {
+impl IdleConnections {
     fn waiting(&self) -> MutexGuard<'_, (BTreeMap<u64, Arc<Notify>>, u64)> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,14 +64,14 @@ impl Idle {
 }
 
 /// A connection's place among those that wait for a request; it leaves when dropped.
-struct Waiting {
-    idle: Arc<Idle>,
+struct IdleEntry {
+    idle: Arc<IdleConnections>,
     number: u64,
     close: Arc<Notify>,
 }
 
-impl Waiting {
-    fn new(idle: &Arc<Idle>, close: &Arc<Notify>) -> Self {
+impl IdleEntry {
+    fn new(idle: &Arc<IdleConnections>, close: &Arc<Notify>) -> Self {
         let number = {
             let mut waiting = idle.waiting();
             let number = waiting.1;
@@ -84,7 +84,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for IdleEntry {
     fn drop(&mut self) {
         self.idle.waiting().0.remove(&self.number);
     }
@@ -92,24 +92,24 @@ impl Drop for Waiting {
 
 /// Keeps a request's connection from being closed as one that waits, until its answer has been sent and this is dropped.
 #[derive(Clone)]
-pub struct Busy(#[expect(dead_code, reason = "its drop counts")] Arc<Answering>);
+pub struct ActiveRequest(#[expect(dead_code, reason = "its drop counts")] Arc<ResponseGuard>);
 
-struct Answering {
-    place: Arc<Mutex<Option<Waiting>>>,
-    idle: Arc<Idle>,
+struct ResponseGuard {
+    place: Arc<Mutex<Option<IdleEntry>>>,
+    idle: Arc<IdleConnections>,
     close: Arc<Notify>,
 }
 
-impl Answering {
-    fn new(place: &Arc<Mutex<Option<Waiting>>>) -> Option<Self> {
+impl ResponseGuard {
+    fn new(place: &Arc<Mutex<Option<IdleEntry>>>) -> Option<Self> {
         let waiting = place.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         Some(Self { place: place.clone(), idle: waiting.idle.clone(), close: waiting.close.clone() })
     }
 }
 
-impl Drop for Answering {
+impl Drop for ResponseGuard {
     fn drop(&mut self) {
-        let waiting = Waiting::new(&self.idle, &self.close);
+        let waiting = IdleEntry::new(&self.idle, &self.close);
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
     }
 }
@@ -124,25 +124,25 @@ pub async fn serve(
     grace: Duration,
 ) -> usize {
     let room = Arc::new(Semaphore::new(most));
-    let idle = Arc::new(Idle::default());
+    let idle = Arc::new(IdleConnections::default());
     let graceful = GracefulShutdown::new();
     let (stopping, stopped) = watch::channel(false);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    http.timer(TokioTimer::new()).header_read_timeout(CLIENT_TIMEOUT);
     let begin = |stream: TcpStream, room: OwnedSemaphorePermit| {
         // Answers are small, and wait for nothing.
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(PATIENCE));
+        stream.set_write_timeout(Some(CLIENT_TIMEOUT));
         let asked = Arc::new(AtomicBool::new(false));
         let seen = asked.clone();
         let close = Arc::new(Notify::new());
-        let place = Arc::new(Mutex::new(Some(Waiting::new(&idle, &close))));
+        let place = Arc::new(Mutex::new(Some(IdleEntry::new(&idle, &close))));
         let places = place.clone();
         let service = router.clone().map_request(move |mut request: Request<Incoming>| {
             seen.store(true, Ordering::Relaxed);
-            if let Some(answering) = Answering::new(&places) {
-                request.extensions_mut().insert(Busy(Arc::new(answering)));
+            if let Some(answering) = ResponseGuard::new(&places) {
+                request.extensions_mut().insert(ActiveRequest(Arc::new(answering)));
             }
             request.map(Body::new)
         });
@@ -154,7 +154,7 @@ pub async fn serve(
         tokio::spawn(async move {
             let silent = async {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
-                sleep(LAST_CALL).await;
+                sleep(SHUTDOWN_IDLE_TIMEOUT).await;
                 if asked.load(Ordering::Relaxed) {
                     pending::<()>().await;
                 }
@@ -181,11 +181,11 @@ pub async fn serve(
                 }
                 Err(error) => {
                     // Out of file descriptors, for instance; that may pass.
-                    if !idle.close_one() && said.is_none_or(|said| said.elapsed() > REMINDER) {
+                    if !idle.close_one() && said.is_none_or(|said| said.elapsed() > WARN_INTERVAL) {
                         tracing::warn!("connections cannot be accepted: {error}");
                         said = Some(Instant::now());
                     }
-                    sleep(PAUSE).await;
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
@@ -209,7 +209,7 @@ pub async fn serve(
 }
 
 /// Room for a connection, for which one that waits is closed where there is none.
-async fn place(room: &Arc<Semaphore>, idle: &Idle) -> Option<OwnedSemaphorePermit> {
+async fn place(room: &Arc<Semaphore>, idle: &IdleConnections) -> Option<OwnedSemaphorePermit> {
     loop {
         if let Ok(place) = room.clone().try_acquire_owned() {
             return Some(place);

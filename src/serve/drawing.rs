@@ -11,16 +11,16 @@ use std::{
 
 use axum::http::StatusCode;
 use image::RgbImage;
-use tiny_cats_export::{Error, Generator, Picture, Request, sample::Trajectory};
+use tiny_cats_export::{Error, GeneratedImage, Generator, Request, sample::Trajectory};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::{Problem, lane::Desk};
+use super::{Problem, lane::WorkerContext};
 
 /// Failures of the runtime in a row after which it is no use to go on.
-const MOST_FAILURES: usize = 3;
+const MAX_FAILURES: usize = 3;
 
 /// Pictures that one client waits for.
-pub struct Job {
+pub struct GenerateJob {
     /// How to draw them.
     pub request: Request,
     /// Their classes.
@@ -30,15 +30,15 @@ pub struct Job {
     /// When nobody waits for them any more.
     pub deadline: Instant,
     /// Where they go. That nobody listens there any more ends the work.
-    pub reply: oneshot::Sender<Result<Vec<Picture>, Problem>>,
+    pub reply: oneshot::Sender<Result<Vec<GeneratedImage>, Problem>>,
     /// Where it is told how far they are; what does not fit is left out.
-    pub steps: Option<mpsc::Sender<Step>>,
+    pub steps: Option<mpsc::Sender<StepUpdate>>,
     /// Their place in the queue.
     pub room: OwnedSemaphorePermit,
 }
 
 /// How far a job is.
-pub struct Step {
+pub struct StepUpdate {
     /// Steps taken, of all pictures.
     pub done: usize,
     /// Steps in all.
@@ -48,24 +48,24 @@ pub struct Step {
 }
 
 /// A job, and how far it is.
-struct Open {
-    job: Job,
+struct ActiveJob {
+    job: GenerateJob,
     /// Pictures begun.
     begun: usize,
-    under_way: Vec<UnderWay>,
-    finished: Vec<Picture>,
+    under_way: Vec<ActiveImage>,
+    finished: Vec<GeneratedImage>,
     /// Steps taken.
     done: usize,
 }
 
-struct UnderWay {
+struct ActiveImage {
     trajectory: Trajectory,
     /// Its part of the time of the evaluations that it shared.
     spent: Duration,
 }
 
-impl Open {
-    fn new(job: Job) -> Self {
+impl ActiveJob {
+    fn new(job: GenerateJob) -> Self {
         Self { job, begun: 0, under_way: Vec::new(), finished: Vec::new(), done: 0 }
     }
 
@@ -81,57 +81,57 @@ impl Open {
         {
             let index = self.job.first.wrapping_add(self.begun as u64);
             let trajectory = generator.begin(label, index, &self.job.request)?;
-            self.under_way.push(UnderWay { trajectory, spent: Duration::ZERO });
+            self.under_way.push(ActiveImage { trajectory, spent: Duration::ZERO });
             self.begun += 1;
         }
         Ok(())
     }
 
-    fn answer(self, answer: Result<Vec<Picture>, Problem>) {
+    fn answer(self, answer: Result<Vec<GeneratedImage>, Problem>) {
         // The place is free before the answer is there, so that whoever reads it may ask again.
         drop(self.job.room);
         let _ = self.job.reply.send(answer);
     }
 }
 
-struct Studio {
+struct GenerateWorker {
     generator: Generator,
-    desk: Desk<Job>,
+    desk: WorkerContext<GenerateJob>,
     /// Pictures that share an evaluation.
     places: usize,
     /// The jobs, by turns.
-    open: VecDeque<Open>,
+    open: VecDeque<ActiveJob>,
     /// Evaluations in a row that failed.
     failures: usize,
 }
 
 /// Draws up to `places` pictures at a time, until nobody can ask any more, or the runtime fails again and again.
-pub fn work(generator: Generator, desk: Desk<Job>, places: usize) {
-    let mut studio = Studio { generator, desk, places, open: VecDeque::new(), failures: 0 };
-    while studio.failures < MOST_FAILURES && studio.take_jobs() {
-        studio.forget_the_abandoned();
+pub fn work(generator: Generator, desk: WorkerContext<GenerateJob>, places: usize) {
+    let mut studio = GenerateWorker { generator, desk, places, open: VecDeque::new(), failures: 0 };
+    while studio.failures < MAX_FAILURES && studio.take_jobs() {
+        studio.drop_abandoned();
         studio.evaluate();
         studio.finish();
     }
 }
 
-impl Studio {
+impl GenerateWorker {
     /// Takes the jobs that have come, and waits for one where there is nothing to do. False when there never will be one.
     fn take_jobs(&mut self) -> bool {
         if self.open.is_empty() {
             match self.desk.jobs.recv() {
-                Ok(job) => self.open.push_back(Open::new(job)),
+                Ok(job) => self.open.push_back(ActiveJob::new(job)),
                 Err(_) => return false,
             }
         }
         while let Ok(job) = self.desk.jobs.try_recv() {
-            self.open.push_back(Open::new(job));
+            self.open.push_back(ActiveJob::new(job));
         }
         true
     }
 
     /// Stops work that nobody waits for.
-    fn forget_the_abandoned(&mut self) {
+    fn drop_abandoned(&mut self) {
         let (now, all) = (Instant::now(), std::mem::take(&mut self.open));
         for open in all {
             let late = now > open.job.deadline;
@@ -146,7 +146,7 @@ impl Studio {
 
     /// Evaluates the network once, for one picture of each job in turn while there are places.
     fn evaluate(&mut self) {
-        let shares = shares(self.open.iter().map(Open::left), self.places);
+        let shares = shares(self.open.iter().map(ActiveJob::left), self.places);
         let mut i = 0;
         for share in &shares {
             match self.open[i].begin(*share, &self.generator) {
@@ -195,7 +195,7 @@ impl Studio {
                 let preview = |t: &&Trajectory| (t.index(), self.generator.preview(t));
                 let previews = stepped.iter().map(preview).collect();
                 let total = open.job.labels.len() * self.generator.settings(&open.job.request).steps;
-                place.send(Step { done: open.done, total, previews });
+                place.send(StepUpdate { done: open.done, total, previews });
             }
         }
     }
@@ -205,7 +205,7 @@ impl Studio {
         tracing::error!("{}: {error}", self.desk.name);
         let one = matches!(error, Error::NotFinite { .. });
         self.failures += usize::from(!one);
-        let broken = |open: &Open| {
+        let broken = |open: &ActiveJob| {
             let mut values = open.under_way.iter().flat_map(|u| u.trajectory.values());
             values.any(|value| !value.is_finite())
         };
@@ -229,7 +229,7 @@ impl Studio {
                 self.desk.took(finished.iter().map(|u| u.spent).sum(), finished.len());
             }
             let pictures = finished.into_iter().map(|u| self.generator.finish(u.trajectory));
-            match pictures.collect::<Result<Vec<Picture>, Error>>() {
+            match pictures.collect::<Result<Vec<GeneratedImage>, Error>>() {
                 Ok(pictures) => open.finished.extend(pictures),
                 Err(error) => {
                     open.answer(Err(error.into()));
@@ -265,7 +265,10 @@ fn shares(wanted: impl Iterator<Item = usize>, places: usize) -> Vec<usize> {
 }
 
 /// The pictures that share an evaluation.
-fn chosen<'a>(open: &'a mut VecDeque<Open>, shares: &'a [usize]) -> impl Iterator<Item = &'a mut UnderWay> {
+fn chosen<'a>(
+    open: &'a mut VecDeque<ActiveJob>,
+    shares: &'a [usize],
+) -> impl Iterator<Item = &'a mut ActiveImage> {
     open.iter_mut().zip(shares).flat_map(|(open, share)| open.under_way[..*share].iter_mut())
 }
 

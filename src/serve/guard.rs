@@ -23,16 +23,16 @@ use http_body::{Body as _, Frame, SizeHint};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{App, Config, Metrics, Problem, connections::Busy};
+use super::{AppState, Config, Metrics, Problem, connections::ActiveRequest};
 
 /// The header that has a request's number: the client's, if it sends one, else ours.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const LONGEST_ID: usize = 128;
+const MAX_ID_LEN: usize = 128;
 /// The status of a request whose client has left, as nginx has it.
-const LEFT: u16 = 499;
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Tells the log and the metrics of a request when its answer has been sent, or its client has left.
-struct Account {
+struct RequestLog {
     metrics: Arc<Metrics>,
     id: HeaderValue,
     method: String,
@@ -43,10 +43,10 @@ struct Account {
     start: Instant,
     status: u16,
     /// Nobody takes its connection for one that waits.
-    _busy: Option<Busy>,
+    _busy: Option<ActiveRequest>,
 }
 
-impl Drop for Account {
+impl Drop for RequestLog {
     fn drop(&mut self) {
         let time = self.start.elapsed();
         self.metrics.served(&self.route, self.status, time);
@@ -61,7 +61,7 @@ impl Drop for Account {
 }
 
 /// Numbers a request, and accounts for it.
-pub async fn account(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub async fn account(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let cut = |text: &str, most| text.chars().take(most).collect::<String>();
     let (path, method) = (cut(request.uri().path(), 200), cut(request.method().as_str(), 32));
@@ -75,7 +75,16 @@ pub async fn account(State(app): State<Arc<App>>, mut request: Request, next: Ne
     let start = Instant::now();
     let head = request.method() == Method::HEAD;
     let _busy = request.extensions_mut().remove();
-    let mut account = Account { metrics, id: id.clone(), method, path, route, start, status: LEFT, _busy };
+    let mut account = RequestLog {
+        metrics,
+        id: id.clone(),
+        method,
+        path,
+        route,
+        start,
+        status: CLIENT_CLOSED_REQUEST,
+        _busy,
+    };
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
     response.headers_mut().insert(REQUEST_ID, id);
@@ -84,18 +93,18 @@ pub async fn account(State(app): State<Arc<App>>, mut request: Request, next: Ne
         account.status = status;
         return response;
     }
-    response.map(|body| Body::new(Accounted { body, account, status }))
+    response.map(|body| Body::new(LoggedBody { body, account, status }))
 }
 
 /// The body of an answer: it is accounted for when it has been sent.
-struct Accounted {
+struct LoggedBody {
     body: Body,
-    account: Account,
+    account: RequestLog,
     /// The answer's; the account has it when all is sent.
     status: u16,
 }
 
-impl http_body::Body for Accounted {
+impl http_body::Body for LoggedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -133,7 +142,7 @@ pub async fn declared(State(most): State<usize>, request: Request, next: Next) -
 
 /// Refuses what a page of another origin has a browser send: forms and files need no permission to be sent, and a name that leads to this
 /// machine makes any page one of the same origin.
-pub async fn from_here(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn reject_cross_origin(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let host = match host(&request) {
         Ok(host) => host,
         Err(wrong) => {
@@ -167,7 +176,7 @@ fn host(request: &Request) -> Result<String, &'static str> {
 fn foreign(config: &Config, host: &str, request: &Request) -> Option<String> {
     let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
     let shown = |text: &str| text.chars().take(100).collect::<String>();
-    if config.address.ip().is_loopback() && !host.is_empty() && !is_own(host, &config.hosts) {
+    if config.address.ip().is_loopback() && !host.is_empty() && !is_allowed_host(host, &config.hosts) {
         let host = shown(host);
         return Some(format!("this server is not called {host:?}: --allow-host lets clients call it so"));
     }
@@ -179,7 +188,7 @@ fn foreign(config: &Config, host: &str, request: &Request) -> Option<String> {
 }
 
 /// Whether `host`, with or without a port, is a name of this machine for itself, or one of `others`.
-fn is_own(host: &str, others: &[String]) -> bool {
+fn is_allowed_host(host: &str, others: &[String]) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -193,7 +202,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let harmless = |id: &&HeaderValue| {
         let bytes = id.as_bytes();
-        (1..=LONGEST_ID).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+        (1..=MAX_ID_LEN).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
     if let Some(id) = headers.get(REQUEST_ID).filter(harmless) {
         return id.clone();
@@ -205,7 +214,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// Lets those pass who know the token, where there is one.
-pub async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn authenticate(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let Some(token) = &app.config.token else { return next.run(request).await };
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| {
@@ -222,7 +231,7 @@ pub async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next
 }
 
 /// Ends a request whose time is over, and with it its work.
-pub async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn in_time(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(app.config.timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => too_slow(&app).into_response(),
@@ -230,7 +239,7 @@ pub async fn in_time(State(app): State<Arc<App>>, request: Request, next: Next) 
 }
 
 /// What is said when a request's time is over.
-pub fn too_slow(app: &App) -> Problem {
+pub fn too_slow(app: &AppState) -> Problem {
     let detail = format!("not done in {} s", app.config.timeout.as_secs_f64());
     Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
 }
@@ -243,24 +252,24 @@ pub fn panicked(what: Box<dyn Any + Send>) -> Response {
 }
 
 /// For methods that a route does not know.
-pub async fn wrong_method() -> Problem {
+pub async fn method_not_allowed() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this address")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_own;
+    use super::is_allowed_host;
 
     #[test]
     fn names_of_this_machine_are_known_and_others_must_be_named() {
         let others = ["cats.example".to_owned()];
         for host in ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:80", "[::1]", "cats.example:443"] {
-            assert!(is_own(host, &others), "{host}");
+            assert!(is_allowed_host(host, &others), "{host}");
         }
         for host in
             ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "cats.example.evil"]
         {
-            assert!(!is_own(host, &others), "{host}");
+            assert!(!is_allowed_host(host, &others), "{host}");
         }
     }
 }

@@ -11,7 +11,9 @@ use std::{
 };
 
 use axum::http::StatusCode;
-use tiny_cats_export::{Error, Integrity, Model, ModelMeta, Report, runtime::RuntimeKind, verify_on};
+use tiny_cats_export::{
+    Error, Integrity, Model, ModelMeta, VerificationReport, runtime::RuntimeKind, verify_on,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Metrics, Problem};
@@ -22,13 +24,13 @@ pub enum State {
     /// It is being proved and loaded.
     Loading,
     /// It computes what its definition computes, and is served.
-    Ready(Arc<Report>),
+    Ready(Arc<VerificationReport>),
     /// It is no good.
     Failed(String),
 }
 
 /// What the thread knows about those who wait for it.
-pub struct Desk<J> {
+pub struct WorkerContext<J> {
     pub jobs: mpsc::Receiver<J>,
     pub metrics: Arc<Metrics>,
     /// The model's name.
@@ -36,7 +38,7 @@ pub struct Desk<J> {
     pace: Arc<AtomicU64>,
 }
 
-impl<J> Desk<J> {
+impl<J> WorkerContext<J> {
     /// `n` pictures took `time` of the model's: what those who are sent away are told when to come again by.
     pub fn took(&self, time: Duration, n: usize) {
         let new = time.as_micros() as u64 / n.max(1) as u64;
@@ -47,7 +49,7 @@ impl<J> Desk<J> {
 }
 
 /// A model that computes in a thread of its own, and the queue before it.
-pub struct Lane<J> {
+pub struct ModelQueue<J> {
     /// Its name.
     pub name: String,
     /// What its file says.
@@ -64,7 +66,7 @@ pub struct Lane<J> {
     state: watch::Receiver<State>,
 }
 
-impl<J: Send + 'static> Lane<J> {
+impl<J: Send + 'static> ModelQueue<J> {
     /// Starts the thread: it proves `model`, readies it by `load`, and then does what `work` does until nobody can ask any more.
     ///
     /// # Errors
@@ -76,14 +78,18 @@ impl<J: Send + 'static> Lane<J> {
         capacity: usize,
         metrics: &Arc<Metrics>,
         load: impl FnOnce(&Model) -> Result<L, Error> + Send + 'static,
-        work: impl FnOnce(L, Desk<J>) + Send + 'static,
+        work: impl FnOnce(L, WorkerContext<J>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (jobs, receiver) = mpsc::channel();
         let (state, watched) = watch::channel(State::Loading);
         let pace = Arc::new(AtomicU64::new(0));
         let (meta, integrity) = (model.meta().clone(), model.integrity());
-        let desk =
-            Desk { jobs: receiver, metrics: metrics.clone(), name: name.to_owned(), pace: pace.clone() };
+        let desk = WorkerContext {
+            jobs: receiver,
+            metrics: metrics.clone(),
+            name: name.to_owned(),
+            pace: pace.clone(),
+        };
         thread::Builder::new().name(format!("model {name}")).spawn(move || {
             let readied = prove(&model, runtime).and_then(|report| Ok((report, load(&model)?)));
             let file = model.name().to_owned();
@@ -192,7 +198,7 @@ pub fn died(name: &str) -> Problem {
 
 /// Proves that the runtime computes what candle computes of the definition; of candle itself, that the file as a graph does on the first
 /// other runtime that is there.
-fn prove(model: &Model, runtime: RuntimeKind) -> Result<Report, Error> {
+fn prove(model: &Model, runtime: RuntimeKind) -> Result<VerificationReport, Error> {
     let present = |kind: &RuntimeKind| kind.runs_graphs() && kind.version().is_ok();
     let other = || RuntimeKind::ALL.into_iter().find(present).unwrap_or(RuntimeKind::Tract);
     let on = if runtime == RuntimeKind::Candle { other() } else { runtime };

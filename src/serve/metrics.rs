@@ -14,30 +14,30 @@ use prometheus_client::{
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Served {
+struct RequestLabels {
     path: String,
     status: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Path {
+struct PathLabel {
     path: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Of {
+struct ModelLabel {
     model: String,
 }
 
 /// All of them.
 pub struct Metrics {
     registry: Registry,
-    requests: Family<Served, Counter>,
-    seconds: Family<Path, Histogram>,
-    pictures: Family<Of, Counter>,
-    cancelled: Family<Of, Counter>,
-    batch: Family<Of, Histogram>,
-    waiting: Family<Of, Gauge>,
+    requests: Family<RequestLabels, Counter>,
+    seconds: Family<PathLabel, Histogram>,
+    pictures: Family<ModelLabel, Counter>,
+    cancelled: Family<ModelLabel, Counter>,
+    batch: Family<ModelLabel, Histogram>,
+    waiting: Family<ModelLabel, Gauge>,
     connections: Gauge,
     memory: Gauge,
 }
@@ -88,23 +88,23 @@ impl Default for Metrics {
 impl Metrics {
     /// A request of `path`, a route, was answered.
     pub fn served(&self, path: &str, status: u16, time: Duration) {
-        self.requests.get_or_create(&Served { path: path.to_owned(), status }).inc();
-        self.seconds.get_or_create(&Path { path: path.to_owned() }).observe(time.as_secs_f64());
+        self.requests.get_or_create(&RequestLabels { path: path.to_owned(), status }).inc();
+        self.seconds.get_or_create(&PathLabel { path: path.to_owned() }).observe(time.as_secs_f64());
     }
 
     /// The network was evaluated once for `n` pictures.
     pub fn evaluated(&self, model: &str, n: usize) {
-        self.batch.get_or_create(&Of { model: model.to_owned() }).observe(n as f64);
+        self.batch.get_or_create(&ModelLabel { model: model.to_owned() }).observe(n as f64);
     }
 
     /// `n` pictures are done.
     pub fn computed(&self, model: &str, n: usize) {
-        self.pictures.get_or_create(&Of { model: model.to_owned() }).inc_by(n as u64);
+        self.pictures.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 
     /// `n` pictures will not be done.
     pub fn cancelled(&self, model: &str, n: usize) {
-        self.cancelled.get_or_create(&Of { model: model.to_owned() }).inc_by(n as u64);
+        self.cancelled.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 
     /// A connection was opened (1) or closed (−1).
@@ -115,7 +115,7 @@ impl Metrics {
     /// All of them in OpenMetrics' text format, with what is waiting for which model now.
     pub fn text(&self, waiting: &[(&str, usize)]) -> String {
         for (model, n) in waiting {
-            self.waiting.get_or_create(&Of { model: (*model).to_owned() }).set(*n as i64);
+            self.waiting.get_or_create(&ModelLabel { model: (*model).to_owned() }).set(*n as i64);
         }
         self.memory.set(crate::memory::process().map_or(0, |bytes| bytes as i64));
         let mut text = String::new();

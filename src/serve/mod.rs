@@ -34,16 +34,16 @@ use axum::{
     middleware,
     routing::{get, post},
 };
-use tiny_cats_export::{Classifier, Generator, Model, Options, runtime::RuntimeKind};
+use tiny_cats_export::{Classifier, Generator, LoadOptions, Model, runtime::RuntimeKind};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
 
-use lane::{Lane, State};
+use lane::{ModelQueue, State};
 use metrics::Metrics;
 use problem::Problem;
 
 /// Bytes of all photographs that are being read.
-const BODIES: usize = 256 << 20;
+const MAX_BODIES_BYTES: usize = 256 << 20;
 
 /// What may be asked for, by how many, and who may ask.
 #[derive(Clone, Debug)]
@@ -77,7 +77,7 @@ pub struct Config {
     /// Origins whose pages may use the API.
     pub origins: Vec<HeaderValue>,
     /// The web demo.
-    pub demo: Demo,
+    pub demo: WebDemo,
 }
 
 impl Default for Config {
@@ -97,14 +97,14 @@ impl Default for Config {
             token: None,
             hosts: Vec::new(),
             origins: Vec::new(),
-            demo: Demo::default(),
+            demo: WebDemo::default(),
         }
     }
 }
 
 /// Where the web demo is.
 #[derive(Clone, Debug, Default)]
-pub enum Demo {
+pub enum WebDemo {
     /// In this program, if it was built with the feature `web-demo`.
     #[default]
     Embedded,
@@ -115,13 +115,13 @@ pub enum Demo {
 }
 
 /// A model to be served, and its name.
-pub type Named = (String, Model);
+pub type NamedModel = (String, Model);
 
 /// What handlers share.
-struct App {
+struct AppState {
     config: Config,
-    generator: Option<Lane<drawing::Job>>,
-    classifier: Option<Lane<classifying::Job>>,
+    generator: Option<ModelQueue<drawing::GenerateJob>>,
+    classifier: Option<ModelQueue<classifying::ClassifyJob>>,
     metrics: Arc<Metrics>,
     site: site::Site,
     openapi: String,
@@ -134,7 +134,7 @@ struct App {
     stopping: AtomicBool,
 }
 
-impl App {
+impl AppState {
     fn states(&self) -> Vec<(&str, State)> {
         let generator = self.generator.iter().map(|lane| (lane.name.as_str(), lane.state()));
         generator.chain(self.classifier.iter().map(|lane| (lane.name.as_str(), lane.state()))).collect()
@@ -161,12 +161,12 @@ impl App {
 /// A server that listens and does not answer yet.
 pub struct Server {
     listener: TcpListener,
-    app: Arc<App>,
+    app: Arc<AppState>,
 }
 
 /// How a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Shutdown {
     /// All that was accepted was answered.
     Finished,
     /// Some connections were cut when their time was over.
@@ -180,8 +180,8 @@ impl Server {
     /// When the address cannot be listened at, the web demo cannot be read, or the models are not what they should be.
     pub async fn start(
         config: Config,
-        generator: Option<Named>,
-        classifier: Option<Named>,
+        generator: Option<NamedModel>,
+        classifier: Option<NamedModel>,
     ) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::default());
         let site = site::Site::new(&config.demo, generator.iter().chain(&classifier))?;
@@ -189,31 +189,31 @@ impl Server {
             .await
             .map_err(|e| anyhow::anyhow!("{}: cannot listen there: {e}", config.address))?;
         let (batch, wait, queue) = (config.max_batch, config.max_wait, config.queue);
-        let options = Options { runtime: config.runtime, batch };
+        let options = LoadOptions { runtime: config.runtime, batch };
         let generator = match generator {
             Some((name, model)) => {
                 model.generator()?;
                 let runtime = options.runtime(&model);
                 let load = move |model: &Model| Generator::from_model(model, &options);
                 let work = move |generator, desk| drawing::work(generator, desk, batch);
-                Some(Lane::start(&name, model, runtime, queue, &metrics, load, work)?)
+                Some(ModelQueue::start(&name, model, runtime, queue, &metrics, load, work)?)
             }
             None => None,
         };
         let classifier = match classifier {
             Some((name, model)) => {
                 model.classifier()?;
-                let options = Options { runtime: config.runtime, batch };
+                let options = LoadOptions { runtime: config.runtime, batch };
                 let runtime = options.runtime(&model);
                 let load = move |model: &Model| Classifier::from_model(model, &options);
                 let work = move |classifier, desk| classifying::work(classifier, desk, batch, wait);
-                Some(Lane::start(&name, model, runtime, queue, &metrics, load, work)?)
+                Some(ModelQueue::start(&name, model, runtime, queue, &metrics, load, work)?)
             }
             None => None,
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (decoders, large) = (Arc::new(Semaphore::new(cores)), Arc::new(Semaphore::new(1)));
-        let memory = Arc::new(Semaphore::new(config.max_body.max(BODIES) / 1024));
+        let memory = Arc::new(Semaphore::new(config.max_body.max(MAX_BODIES_BYTES) / 1024));
         let openapi = openapi::document(
             &config,
             generator.as_ref().map(|lane| &lane.meta),
@@ -221,8 +221,18 @@ impl Server {
         )
         .to_string();
         let stopping = AtomicBool::new(false);
-        let app =
-            App { config, generator, classifier, metrics, site, openapi, decoders, large, memory, stopping };
+        let app = AppState {
+            config,
+            generator,
+            classifier,
+            metrics,
+            site,
+            openapi,
+            decoders,
+            large,
+            memory,
+            stopping,
+        };
         Ok(Self { listener, app: Arc::new(app) })
     }
 
@@ -252,7 +262,7 @@ impl Server {
     ///
     /// # Errors
     /// When a model is no good.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<End> {
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<Shutdown> {
         let Self { listener, app } = self;
         let router = router(&app);
         let stopped = async {
@@ -270,13 +280,13 @@ impl Server {
         let cut =
             connections::serve(listener, router, &app.metrics, app.config.max_connections, when, grace).await;
         why?;
-        Ok(if cut == 0 { End::Finished } else { End::Cut(cut) })
+        Ok(if cut == 0 { Shutdown::Finished } else { Shutdown::Cut(cut) })
     }
 }
 
-fn router(app: &Arc<App>) -> Router {
+fn router(app: &Arc<AppState>) -> Router {
     let most = app.config.max_body;
-    let order = most.min(routes::MOST_BYTES);
+    let order = most.min(routes::MAX_BODY_BYTES);
     let declared = |most: usize| middleware::from_fn_with_state(most, guard::declared);
     let generate = post(routes::generate).layer(DefaultBodyLimit::max(order)).layer(declared(order));
     let api = Router::new()
@@ -284,18 +294,18 @@ fn router(app: &Arc<App>) -> Router {
         .route("/v1/classify", post(routes::classify))
         .route("/v1/models", get(routes::models))
         .route("/metrics", get(routes::metrics))
-        .method_not_allowed_fallback(guard::wrong_method)
-        .layer(middleware::from_fn_with_state(app.clone(), guard::authorise));
+        .method_not_allowed_fallback(guard::method_not_allowed)
+        .layer(middleware::from_fn_with_state(app.clone(), guard::authenticate));
     let mut router = Router::new()
         .merge(api)
         .route("/openapi.json", get(routes::openapi))
         .route("/healthz", get(routes::healthz))
         .route("/readyz", get(routes::readyz))
-        .method_not_allowed_fallback(guard::wrong_method)
+        .method_not_allowed_fallback(guard::method_not_allowed)
         .fallback(site::serve)
         .layer(DefaultBodyLimit::max(most))
         .layer(declared(most))
-        .layer(middleware::from_fn_with_state(app.clone(), guard::from_here))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::reject_cross_origin))
         .layer(middleware::from_fn_with_state(app.clone(), guard::in_time))
         .layer(CatchPanicLayer::custom(guard::panicked));
     if !app.config.origins.is_empty() {

@@ -20,11 +20,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use walkdir::WalkDir;
 
-use super::{App, Demo, Named, Problem};
+use super::{AppState, NamedModel, Problem, WebDemo};
 
 /// More than the demo and its models take.
-const MOST_BYTES: u64 = 512 << 20;
-const MOST_FILES: usize = 2000;
+const MAX_BYTES: u64 = 512 << 20;
+const MAX_FILES: usize = 2000;
 
 /// What is at `/` where there is no demo.
 const NO_DEMO: &str = include_str!("no-demo.html");
@@ -69,13 +69,13 @@ impl Site {
     ///
     /// # Errors
     /// When the folder is no web demo or is too large.
-    pub fn new<'a>(demo: &Demo, models: impl Iterator<Item = &'a Named>) -> anyhow::Result<Self> {
+    pub fn new<'a>(demo: &WebDemo, models: impl Iterator<Item = &'a NamedModel>) -> anyhow::Result<Self> {
         let mut files = match demo {
-            Demo::Folder(folder) => read(folder)?,
-            Demo::Embedded => embedded(),
-            Demo::None => HashMap::new(),
+            WebDemo::Folder(folder) => read(folder)?,
+            WebDemo::Embedded => embedded(),
+            WebDemo::None => HashMap::new(),
         };
-        if let Demo::None = demo {
+        if let WebDemo::None = demo {
             return Ok(Self { assets: HashMap::new() });
         }
         let built: Value = files
@@ -134,11 +134,11 @@ fn read(folder: &Path) -> anyhow::Result<HashMap<String, Bytes>> {
             continue;
         }
         bytes += entry.metadata().with_context(named)?.len();
-        if bytes > MOST_BYTES || files.len() == MOST_FILES {
+        if bytes > MAX_BYTES || files.len() == MAX_FILES {
             bail!(
-                "{}: expected a web demo, found more than {} MiB or {MOST_FILES} files",
+                "{}: expected a web demo, found more than {} MiB or {MAX_FILES} files",
                 named(),
-                MOST_BYTES >> 20
+                MAX_BYTES >> 20
             );
         }
         let path = entry.path().strip_prefix(folder)?;
@@ -207,7 +207,7 @@ fn content_type(path: &str) -> &'static str {
 }
 
 /// Answers what no route of the API does.
-pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response {
+pub async fn serve(State(app): State<Arc<AppState>>, request: Request) -> Response {
     let path = request.uri().path();
     let Some(asset) = app.site.get(path) else {
         return Problem::new(StatusCode::NOT_FOUND, "there is nothing at this address").into_response();
@@ -216,7 +216,7 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response {
         let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD");
         return ([(header::ALLOW, "GET, HEAD")], problem).into_response();
     }
-    let mut response = if asset.is_at_hand(request.headers()) {
+    let mut response = if asset.is_ready(request.headers()) {
         asset.respond(request.headers(), request.method())
     } else {
         // To decompress much takes its time.
@@ -235,18 +235,18 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request) -> Response {
 
 impl Asset {
     /// Whether an answer takes no time to make.
-    fn is_at_hand(&self, asked: &HeaderMap) -> bool {
+    fn is_ready(&self, asked: &HeaderMap) -> bool {
         let accepted = asked.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
-        let compressed = accepted.is_some_and(takes_gzip) && !asked.contains_key(header::RANGE);
+        let compressed = accepted.is_some_and(accepts_gzip) && !asked.contains_key(header::RANGE);
         self.plain.is_some() || self.inflated.get().is_some() || compressed
     }
 
     fn respond(&self, asked: &HeaderMap, method: &Method) -> Response {
         let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
         let range = text(header::RANGE).filter(|_| *method == Method::GET);
-        let takes_gzip = text(header::ACCEPT_ENCODING).is_some_and(takes_gzip);
+        let accepts_gzip = text(header::ACCEPT_ENCODING).is_some_and(accepts_gzip);
         // A part is one of the plain contents.
-        let gzip = self.gzip.as_ref().filter(|_| takes_gzip && range.is_none());
+        let gzip = self.gzip.as_ref().filter(|_| accepts_gzip && range.is_none());
         let etag = format!("\"{}{}\"", self.hash, if gzip.is_some() { "-gzip" } else { "" });
         let mut response = Response::builder()
             .header(header::ETAG, &etag)
@@ -288,7 +288,7 @@ impl Asset {
     fn decompressed(&self) -> Option<Bytes> {
         let mut bytes = Vec::new();
         let decoder = flate2::read::GzDecoder::new(&self.gzip.as_ref()?[..]);
-        decoder.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
+        decoder.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
         Some(bytes.into())
     }
 }
@@ -298,7 +298,7 @@ fn built(response: axum::http::response::Builder, body: Body) -> Response {
     response.body(body).unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
-fn takes_gzip(accepted: &str) -> bool {
+fn accepts_gzip(accepted: &str) -> bool {
     let weight = |wanted: &str| {
         accepted.split(',').find_map(|coding| {
             let mut parts = coding.split(';').map(str::trim);
@@ -359,7 +359,7 @@ mod tests {
             ("identity", false),
             ("", false),
         ] {
-            assert_eq!(takes_gzip(accepted), takes, "{accepted}");
+            assert_eq!(accepts_gzip(accepted), takes, "{accepted}");
         }
     }
 

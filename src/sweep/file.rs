@@ -11,16 +11,16 @@ use tiny_cats_export::closest;
 use toml::{Table, Value};
 
 use super::{Error, Result};
-use crate::train::{folder::read_page, metrics::Goal};
+use crate::train::{folder::read_bounded, metrics::Goal};
 
 /// Keys that are swept or fixed.
-const MOST_KEYS: usize = 64;
+const MAX_KEYS: usize = 64;
 /// Values of one key.
-const MOST_VALUES: usize = 1000;
+const MAX_VALUES: usize = 1000;
 /// Values of a flag that takes several.
-const MOST_LISTED: usize = 64;
+const MAX_LIST_VALUES: usize = 64;
 /// Characters of a text.
-const MOST_TEXT: usize = 1000;
+const MAX_TEXT: usize = 1000;
 /// Flags that say where a job's files are, which is the sweep's business, or that have a field of their own.
 const RESERVED: [&str; 10] =
     ["runs-dir", "output", "resume", "run-id", "config", "data", "help", "worker", "halvings", "deadline"];
@@ -28,14 +28,14 @@ const RESERVED: [&str; 10] =
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Task {
+pub enum TaskKind {
     /// The generator.
     Dit,
     /// The classifier.
     Classifier,
 }
 
-impl Task {
+impl TaskKind {
     /// The subcommand of `train`.
     pub fn name(self) -> &'static str {
         match self {
@@ -80,7 +80,7 @@ impl fmt::Display for Setting {
 /// What a key may be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Space {
+pub enum SearchSpace {
     /// One of these, of which no two are equal.
     Values(Vec<Setting>),
     /// A whole number of a range.
@@ -127,7 +127,7 @@ pub struct Sweep {
     /// The file's name without extension: that of the sweep's folder.
     pub name: String,
     /// What is trained.
-    pub task: Task,
+    pub task: TaskKind,
     /// On which data; `None` for what `train` takes.
     pub data: Option<String>,
     /// A profile, or a file with settings.
@@ -141,7 +141,7 @@ pub struct Sweep {
     /// Flags that all jobs have.
     pub fixed: BTreeMap<String, Setting>,
     /// Flags that differ.
-    pub space: BTreeMap<String, Space>,
+    pub space: BTreeMap<String, SearchSpace>,
 }
 
 impl Sweep {
@@ -150,7 +150,7 @@ impl Sweep {
     /// # Errors
     /// When it cannot be read, or a field makes no sense.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = String::from_utf8(read_page(path)?).map_err(|e| Error::file(path, e))?;
+        let text = String::from_utf8(read_bounded(path)?).map_err(|e| Error::file(path, e))?;
         Self::parse(path, &text)
     }
 
@@ -162,8 +162,8 @@ impl Sweep {
         let table: Table = text.parse().map_err(|e| Error::file(path, e))?;
         let mut fields = Fields { path, table };
         let task = match fields.text("task")?.as_deref() {
-            Some("dit") => Task::Dit,
-            Some("classifier") => Task::Classifier,
+            Some("dit") => TaskKind::Dit,
+            Some("classifier") => TaskKind::Classifier,
             found => return Err(fields.wrong("task", expected(r#""dit" or "classifier""#, found))),
         };
         let (data, config) = (fields.text("data")?, fields.text("config")?);
@@ -181,8 +181,8 @@ impl Sweep {
             found => return Err(fields.wrong("method", expected(r#""grid" or "random""#, found))),
         };
         let metric = fields.text("metric")?.unwrap_or_else(|| match task {
-            Task::Dit => "validation_loss".to_owned(),
-            Task::Classifier => "validation_accuracy".to_owned(),
+            TaskKind::Dit => "validation_loss".to_owned(),
+            TaskKind::Classifier => "validation_accuracy".to_owned(),
         });
         let goal = match fields.text("goal")?.as_deref() {
             None => Goal::of(&metric).ok_or_else(|| {
@@ -211,7 +211,7 @@ impl Sweep {
         if space.is_empty() {
             return Err(fields.wrong("sweep", "expected a table of what is tried, such as lr = [1e-4, 1e-3]"));
         }
-        fields.nothing_left(method)?;
+        fields.check_no_fields_left(method)?;
         let name = name(path)?;
         Ok(Self { path: path.to_owned(), name, task, data, config, method, metric, goal, fixed, space })
     }
@@ -302,8 +302,8 @@ impl Fields<'_> {
             Some(Value::Table(table)) => table,
             Some(found) => return Err(self.wrong(field, expected("a table", Some(&found.to_string())))),
         };
-        if table.len() > MOST_KEYS {
-            let message = format!("expected at most {MOST_KEYS} keys, found {}", table.len());
+        if table.len() > MAX_KEYS {
+            let message = format!("expected at most {MAX_KEYS} keys, found {}", table.len());
             return Err(self.wrong(field, message));
         }
         for key in table.keys() {
@@ -330,11 +330,11 @@ impl Fields<'_> {
             Value::Boolean(value) => Ok(Setting::Switch(value)),
             Value::Integer(value) => Ok(Setting::Whole(value)),
             Value::Float(value) if value.is_finite() => Ok(Setting::Number(value)),
-            Value::String(text) if text.len() <= MOST_TEXT && !text.chars().any(char::is_control) => {
+            Value::String(text) if text.len() <= MAX_TEXT && !text.chars().any(char::is_control) => {
                 Ok(Setting::Text(text))
             }
             // A comma separates values on the command line.
-            Value::Array(values) if (1..=MOST_LISTED).contains(&values.len()) => {
+            Value::Array(values) if (1..=MAX_LIST_VALUES).contains(&values.len()) => {
                 let one =
                     |value: Value| match value {
                         Value::Boolean(_) | Value::Array(_) => Err(self
@@ -347,13 +347,14 @@ impl Fields<'_> {
                 Ok(Setting::List(values.into_iter().map(one).collect::<Result<_>>()?))
             }
             found => {
-                let what = format!("a text, a number, true, false or a list of 1 to {MOST_LISTED} values");
+                let what =
+                    format!("a text, a number, true, false or a list of 1 to {MAX_LIST_VALUES} values");
                 Err(self.wrong(field, expected(&what, Some(&found.to_string()))))
             }
         }
     }
 
-    fn space(&self, field: &str, value: Value, method: Method) -> Result<Space> {
+    fn space(&self, field: &str, value: Value, method: Method) -> Result<SearchSpace> {
         let mut table = match value {
             Value::Array(values) => return self.values(field, values),
             Value::Table(table) => table,
@@ -398,15 +399,15 @@ impl Fields<'_> {
             (Some(Value::Integer(low)), Some(Value::Integer(high)))
                 if low.abs().max(high.abs()) < 1 << 53 =>
             {
-                Space::Whole { low, high, log }
+                SearchSpace::Whole { low, high, log }
             }
-            _ => Space::Number { low: least, high: most, log },
+            _ => SearchSpace::Number { low: least, high: most, log },
         })
     }
 
-    fn values(&self, field: &str, values: Vec<Value>) -> Result<Space> {
-        if values.is_empty() || values.len() > MOST_VALUES {
-            let message = format!("expected 1 to {MOST_VALUES} values, found {}", values.len());
+    fn values(&self, field: &str, values: Vec<Value>) -> Result<SearchSpace> {
+        if values.is_empty() || values.len() > MAX_VALUES {
+            let message = format!("expected 1 to {MAX_VALUES} values, found {}", values.len());
             return Err(self.wrong(field, message));
         }
         let values =
@@ -415,7 +416,7 @@ impl Fields<'_> {
         written.sort();
         match written.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(self.wrong(field, format!("has {} twice", cut(&pair[0])))),
-            None => Ok(Space::Values(values)),
+            None => Ok(SearchSpace::Values(values)),
         }
     }
 
@@ -429,7 +430,7 @@ impl Fields<'_> {
     }
 
     /// Refuses what is left when all that is known was taken.
-    fn nothing_left(&self, method: Method) -> Result<()> {
+    fn check_no_fields_left(&self, method: Method) -> Result<()> {
         const KNOWN: [&str; 10] =
             ["task", "data", "config", "method", "metric", "goal", "fixed", "sweep", "jobs", "seed"];
         let Some(key) = self.table.keys().next() else { return Ok(()) };

@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tiny_cats_models::random::{Purpose, Stream};
 
-use super::{Method, Result, Setting, Space, Sweep};
+use super::{Method, Result, SearchSpace, Setting, Sweep};
 use crate::data::hex;
 
 /// More than anybody has patience for.
-const MOST_JOBS: usize = 10_000;
+const MAX_JOBS: usize = 10_000;
 /// Characters of a job's name before its hash.
-const MOST_NAME: usize = 80;
+const MAX_NAME_CHARS: usize = 80;
 
 /// One training of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,10 +44,10 @@ impl Sweep {
         let mut all = vec![BTreeMap::new()];
         for (key, space) in &self.space {
             // The file's reader lets no range into a grid.
-            let Space::Values(values) = space else { continue };
-            if all.len() * values.len() > MOST_JOBS {
+            let SearchSpace::Values(values) = space else { continue };
+            if all.len() * values.len() > MAX_JOBS {
                 return Err(
-                    self.wrong("sweep", format!("expected at most {MOST_JOBS} combinations, found more"))
+                    self.wrong("sweep", format!("expected at most {MAX_JOBS} combinations, found more"))
                 );
             }
             let with = |settings: &BTreeMap<String, Setting>, value: &Setting| {
@@ -61,15 +61,15 @@ impl Sweep {
     }
 
     fn random(&self, jobs: usize, seed: u64) -> Result<Vec<BTreeMap<String, Setting>>> {
-        if jobs > MOST_JOBS {
-            return Err(self.wrong("jobs", format!("expected at most {MOST_JOBS}, found {jobs}")));
+        if jobs > MAX_JOBS {
+            return Err(self.wrong("jobs", format!("expected at most {MAX_JOBS}, found {jobs}")));
         }
-        let seeds: Vec<(&String, &Space, u64)> =
+        let seeds: Vec<(&String, &SearchSpace, u64)> =
             self.space.iter().map(|(key, space)| (key, space, seed_of(seed, key))).collect();
         let (mut all, mut seen) = (Vec::new(), BTreeSet::new());
         // Of n combinations all are seen after some n ln n draws.
         for index in 0..100 * jobs as u64 {
-            let draw = |&(key, space, seed): &(&String, &Space, u64)| {
+            let draw = |&(key, space, seed): &(&String, &SearchSpace, u64)| {
                 (key.clone(), space.draw(&mut Stream::new(seed, Purpose::Order, index)))
             };
             let settings: BTreeMap<String, Setting> = seeds.iter().map(draw).collect();
@@ -112,7 +112,7 @@ fn name(settings: &BTreeMap<String, Setting>, arguments: &[String]) -> String {
     let hash = hex(&hash.finalize()[..4]);
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._+-=".contains(c) { c } else { '_' };
     let text: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let text: String = text.join("_").chars().map(plain).take(MOST_NAME).collect();
+    let text: String = text.join("_").chars().map(plain).take(MAX_NAME_CHARS).collect();
     format!("{text}-{hash}")
 }
 
@@ -125,7 +125,7 @@ fn seed_of(seed: u64, key: &str) -> u64 {
     u64::from_le_bytes(first)
 }
 
-impl Space {
+impl SearchSpace {
     /// One of its values; see the [module](super).
     fn draw(&self, stream: &mut Stream) -> Setting {
         match *self {
@@ -215,7 +215,11 @@ mod tests {
         let odd = "task = \"dit\"\n[sweep]\nx = [\"../../ü \", \"\", \"-\"]\ny = [\"LONG\"]";
         let odd = self::sweep(&odd.replace("LONG", &"y".repeat(900))).jobs().unwrap();
         for job in odd {
-            assert!(job.name.len() <= MOST_NAME + 9 && !job.name.contains(['/', ' ', 'ü']), "{}", job.name);
+            assert!(
+                job.name.len() <= MAX_NAME_CHARS + 9 && !job.name.contains(['/', ' ', 'ü']),
+                "{}",
+                job.name
+            );
         }
     }
 

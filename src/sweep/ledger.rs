@@ -16,10 +16,10 @@ use crate::train::{
     metrics::{Goal, Point},
 };
 
-/// The file in a sweep's folder: a [`Ledger`].
-pub const LEDGER: &str = "sweep.json";
+/// The file in a sweep's folder: a [`SweepState`].
+pub const STATE_FILE: &str = "sweep.json";
 /// Ten thousand jobs take some ten megabytes.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 const FORMAT: u64 = 1;
 
 /// How a job stands.
@@ -72,7 +72,7 @@ pub struct Outcome {
 
 /// How all jobs stand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ledger {
+pub struct SweepState {
     format: u64,
     /// The sweep that it is of.
     sweep: Value,
@@ -80,7 +80,7 @@ pub struct Ledger {
     pub jobs: Vec<Outcome>,
 }
 
-impl Ledger {
+impl SweepState {
     /// Of a sweep that begins.
     pub fn new(sweep: &Sweep, jobs: &[Job]) -> Self {
         let outcome = |job: &Job| Outcome {
@@ -100,14 +100,14 @@ impl Ledger {
     /// # Errors
     /// When there is one of another sweep, or it cannot be read.
     pub fn open(folder: &Path, sweep: &Sweep, jobs: &[Job]) -> Result<Self> {
-        let path = folder.join(LEDGER);
+        let path = folder.join(STATE_FILE);
         let mut ledger = Self::new(sweep, jobs);
         let about = match std::fs::metadata(&path) {
             Ok(about) => about,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ledger),
             Err(e) => return Err(Error::file(&path, e)),
         };
-        if !about.is_file() || about.len() > MOST_BYTES {
+        if !about.is_file() || about.len() > MAX_BYTES {
             return Err(Error::file(&path, "expected what is known of a sweep"));
         }
         let text = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
@@ -140,7 +140,7 @@ impl Ledger {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(LEDGER);
+        let path = folder.join(STATE_FILE);
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| Error::file(&path, e))?;
         text.push(b'\n');
         write_atomically(&path, |w| w.write_all(&text)).map_err(|e: std::io::Error| Error::file(&path, e))

@@ -45,10 +45,10 @@ mod ledger;
 mod run;
 
 pub use error::{Error, Result};
-pub use file::{Method, Setting, Space, Sweep, Task};
+pub use file::{Method, SearchSpace, Setting, Sweep, TaskKind};
 pub use job::Job;
-pub use ledger::{JobStatus, LEDGER, Ledger, Outcome};
-pub use run::{End, LOG, Progress, Runner, Stop};
+pub use ledger::{JobStatus, Outcome, STATE_FILE, SweepState};
+pub use run::{LOG, Runner, StopSignal, SweepEvent, SweepResult};
 
 /// The folder of all sweeps, among the runs.
 pub const SWEEPS: &str = "sweeps";

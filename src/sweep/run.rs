@@ -15,9 +15,9 @@ use std::{
 
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 
-use super::{Error, Job, JobStatus, Ledger, Outcome, Result, SWEEPS, Sweep, Task};
+use super::{Error, Job, JobStatus, Outcome, Result, SWEEPS, Sweep, SweepState, TaskKind};
 use crate::train::{
-    folder::{self, Lock, Record, Status},
+    folder::{self, Lock, RunRecord, Status},
     metrics::{METRICS, Metrics},
 };
 use crate::{cloud, signals};
@@ -26,9 +26,9 @@ use crate::{cloud, signals};
 pub const LOG: &str = "output.log";
 
 /// How often it is looked whether a job has ended.
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The end of a log in which the error is looked for.
-const END: u64 = 64 << 10;
+const TAIL_BYTES: u64 = 64 << 10;
 
 /// What runs the jobs.
 #[derive(Clone, Debug)]
@@ -40,18 +40,18 @@ pub struct Runner {
     /// Whether jobs that failed are tried again.
     pub retry_failed: bool,
     /// What stops it.
-    pub stop: Stop,
+    pub stop: StopSignal,
 }
 
 /// A request to stop: it is handed on to the job, and no other begins.
 #[derive(Clone, Debug, Default)]
-pub struct Stop {
+pub struct StopSignal {
     asked: Arc<AtomicBool>,
     /// Whether it is still to be handed on.
-    untold: Arc<AtomicBool>,
+    not_forwarded: Arc<AtomicBool>,
 }
 
-impl Stop {
+impl StopSignal {
     /// One that is made by the signals that ask a run to stop.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Stop {
         for signal in signals::stopping() {
             // In this order: who sees that there is something to be told knows that it is a stop.
             signal_hook::flag::register(signal, stop.asked.clone())?;
-            signal_hook::flag::register(signal, stop.untold.clone())?;
+            signal_hook::flag::register(signal, stop.not_forwarded.clone())?;
         }
         Ok(stop)
     }
@@ -73,7 +73,7 @@ impl Stop {
 
 /// What happens, for those who watch.
 #[derive(Debug)]
-pub enum Progress<'a> {
+pub enum SweepEvent<'a> {
     /// A job begins or goes on.
     Begins(usize, &'a Job),
     /// A job still runs that an earlier process began, which was killed: it is waited for.
@@ -84,11 +84,11 @@ pub enum Progress<'a> {
 
 /// How a sweep ended.
 #[derive(Debug)]
-pub struct End {
+pub struct SweepResult {
     /// Its folder.
     pub folder: PathBuf,
     /// How the jobs stand.
-    pub ledger: Ledger,
+    pub ledger: SweepState,
     /// Whether it was stopped, with jobs left.
     pub stopped: bool,
 }
@@ -103,14 +103,19 @@ impl Runner {
     ///
     /// # Errors
     /// When the folder is another sweep's or somebody works in it, or a process cannot be begun. That a job fails is no error.
-    pub fn run(&self, sweep: &Sweep, jobs: &[Job], observe: &mut dyn FnMut(Progress)) -> Result<End> {
+    pub fn run(
+        &self,
+        sweep: &Sweep,
+        jobs: &[Job],
+        observe: &mut dyn FnMut(SweepEvent),
+    ) -> Result<SweepResult> {
         let folder = self.folder(sweep);
         std::fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
         let lock = Lock::take(&folder)?;
         if lock.is_none() {
             return Err(Error::file(&folder, "another process works on this sweep"));
         }
-        let mut ledger = Ledger::open(&folder, sweep, jobs)?;
+        let mut ledger = SweepState::open(&folder, sweep, jobs)?;
         let mut stopped = false;
         for (i, job) in jobs.iter().enumerate() {
             let before = ledger.jobs[i].status;
@@ -119,7 +124,7 @@ impl Runner {
             }
             let own = folder.join(&job.name);
             std::fs::create_dir_all(&own).map_err(|e| Error::file(&own, e))?;
-            let Some(claim) = self.claim(&own, &mut || observe(Progress::Waits(i, job)))? else {
+            let Some(claim) = self.claim(&own, &mut || observe(SweepEvent::Waits(i, job)))? else {
                 stopped = true;
                 break;
             };
@@ -133,7 +138,7 @@ impl Runner {
             } else {
                 (outcome.status, outcome.error) = (JobStatus::Running, None);
                 ledger.save(&folder)?;
-                observe(Progress::Begins(i, job));
+                observe(SweepEvent::Begins(i, job));
                 let start = Instant::now();
                 let (status, error) = self.train(sweep.task, job, &own, claim)?;
                 let outcome = &mut ledger.jobs[i];
@@ -142,21 +147,21 @@ impl Runner {
             }
             settle(&mut ledger.jobs[i], &folder, &own, sweep)?;
             ledger.save(&folder)?;
-            observe(Progress::Ended(i, &ledger.jobs[i]));
+            observe(SweepEvent::Ended(i, &ledger.jobs[i]));
             stopped = ledger.jobs[i].status == JobStatus::Stopped;
             if stopped {
                 break;
             }
         }
         ledger.save(&folder)?;
-        Ok(End { folder, ledger, stopped })
+        Ok(SweepResult { folder, ledger, stopped })
     }
 
     /// Notes what the folders of `jobs`, those of `sweep`, hold; runs none. For jobs that are run elsewhere.
     ///
     /// # Errors
     /// When the folder is another sweep's or somebody works in it.
-    pub fn collect(&self, sweep: &Sweep, jobs: &[Job]) -> Result<End> {
+    pub fn collect(&self, sweep: &Sweep, jobs: &[Job]) -> Result<SweepResult> {
         let folder = self.folder(sweep);
         if !folder.is_dir() {
             return Err(Error::file(&folder, "there is no such sweep"));
@@ -165,7 +170,7 @@ impl Runner {
         if lock.is_none() {
             return Err(Error::file(&folder, "another process works on this sweep"));
         }
-        let mut ledger = Ledger::open(&folder, sweep, jobs)?;
+        let mut ledger = SweepState::open(&folder, sweep, jobs)?;
         for (job, outcome) in jobs.iter().zip(&mut ledger.jobs) {
             let own = folder.join(&job.name);
             let cloud = cloud_records(&own)?.pop();
@@ -175,17 +180,17 @@ impl Runner {
             // What failed before it had a run is known where it was begun alone.
             let failed = cloud.filter(|cloud| cloud.status == "failed");
             (outcome.status, outcome.error) = match (newest(&own)?.map(|run| run.1), failed) {
-                (Some(Record { status: Status::Finished, .. }), _) => (JobStatus::Finished, None),
+                (Some(RunRecord { status: Status::Finished, .. }), _) => (JobStatus::Finished, None),
                 (_, Some(failed)) => (JobStatus::Failed, failed.error),
-                (Some(Record { status: Status::Failed, error, .. }), _) => (JobStatus::Failed, error),
-                (Some(Record { status: Status::Stopped, .. }), _) => (JobStatus::Stopped, None),
+                (Some(RunRecord { status: Status::Failed, error, .. }), _) => (JobStatus::Failed, error),
+                (Some(RunRecord { status: Status::Stopped, .. }), _) => (JobStatus::Stopped, None),
                 (Some(_), _) => (JobStatus::Running, None),
                 (None, None) => (outcome.status, outcome.error.take()),
             };
             settle(outcome, &folder, &own, sweep)?;
         }
         ledger.save(&folder)?;
-        Ok(End { folder, ledger, stopped: false })
+        Ok(SweepResult { folder, ledger, stopped: false })
     }
 
     /// Takes a job's folder for a process to come, and waits while one of an earlier call still works there: two would get into each
@@ -208,21 +213,27 @@ impl Runner {
                 tell();
                 told = true;
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(None)
     }
 
     /// Runs a job's process to its end.
-    fn train(&self, task: Task, job: &Job, own: &Path, claim: File) -> Result<(JobStatus, Option<String>)> {
+    fn train(
+        &self,
+        task: TaskKind,
+        job: &Job,
+        own: &Path,
+        claim: File,
+    ) -> Result<(JobStatus, Option<String>)> {
         let path = own.join(LOG);
         let log = File::options().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
         let start = log.metadata().map_or(0, |about| about.len());
         let both = log.try_clone().map_err(|e| Error::file(&path, e))?;
         // Its released files are beside its run, not in everybody's place.
         let released = match task {
-            Task::Dit => own.to_owned(),
-            Task::Classifier => own.join("cats_model.pt"),
+            TaskKind::Dit => own.to_owned(),
+            TaskKind::Classifier => own.join("cats_model.pt"),
         };
         let flag = |flag: &str, path: &Path| {
             let mut argument = OsString::from(flag);
@@ -245,15 +256,15 @@ impl Runner {
             if let Some(status) = child.try_wait().map_err(|e| Error::file(&self.program, e))? {
                 break status;
             }
-            if self.stop.untold.swap(false, Ordering::SeqCst) {
+            if self.stop.not_forwarded.swap(false, Ordering::SeqCst) {
                 told = true;
                 terminate(&mut child);
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         };
         Ok(match status.code() {
             Some(0) => (JobStatus::Finished, None),
-            Some(code) if code == i32::from(signals::RESUMABLE) => (JobStatus::Stopped, None),
+            Some(code) if code == i32::from(signals::EXIT_RESUMABLE) => (JobStatus::Stopped, None),
             // It was told to end, and did so without further ado: by the signal, or saying which it was.
             None | Some(128..) if told => (JobStatus::Stopped, None),
             _ => (JobStatus::Failed, Some(reason(&path, start, status))),
@@ -274,20 +285,20 @@ fn terminate(child: &mut Child) {
 }
 
 /// What runs in a job's folder left about the cloud.
-fn cloud_records(own: &Path) -> Result<Vec<cloud::Record>> {
+fn cloud_records(own: &Path) -> Result<Vec<cloud::CloudRecord>> {
     let Ok(entries) = std::fs::read_dir(own) else { return Ok(Vec::new()) };
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
     let mut records = Vec::new();
     for folder in folders.filter(|path| !path.is_symlink()) {
-        records.extend(cloud::Record::load(&folder)?);
+        records.extend(cloud::CloudRecord::load(&folder)?);
     }
-    let begun = |record: &cloud::Record| record.attempts.first().map_or(0.0, |attempt| attempt.begun);
+    let begun = |record: &cloud::CloudRecord| record.attempts.first().map_or(0.0, |attempt| attempt.begun);
     records.sort_by(|a, b| begun(a).total_cmp(&begun(b)));
     Ok(records)
 }
 
 /// The run that began last in a job's folder.
-fn newest(own: &Path) -> Result<Option<(PathBuf, Record)>> {
+fn newest(own: &Path) -> Result<Option<(PathBuf, RunRecord)>> {
     Ok(folder::list(own)?.pop())
 }
 
@@ -301,7 +312,7 @@ fn settle(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Sweep) -> Re
         return Ok(());
     };
     let metrics = Metrics::read(&run.join(METRICS))?;
-    outcome.metric = metrics.decisive(&sweep.metric, sweep.goal);
+    outcome.metric = metrics.deciding_point(&sweep.metric, sweep.goal);
     outcome.run = Some(run.strip_prefix(folder).unwrap_or(&run).to_owned());
     Ok(())
 }
@@ -310,10 +321,10 @@ fn settle(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Sweep) -> Re
 fn reason(log: &Path, start: u64, status: ExitStatus) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(log)?;
-        let from = file.metadata()?.len().saturating_sub(END).max(start);
+        let from = file.metadata()?.len().saturating_sub(TAIL_BYTES).max(start);
         file.seek(SeekFrom::Start(from))?;
         let mut text = Vec::new();
-        file.take(END).read_to_end(&mut text)?;
+        file.take(TAIL_BYTES).read_to_end(&mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
     let text = read().unwrap_or_default();

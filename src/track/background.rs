@@ -9,18 +9,18 @@ use std::{
 
 use image::RgbImage;
 
-use super::{Run, Tracker};
+use super::{RunInfo, Tracker};
 use crate::train::folder::Status;
 
 /// Messages that wait at most: at a line every hundred steps, a server may be away for some hundred thousand steps.
-const MOST: usize = 4096;
+const MAX_QUEUED: usize = 4096;
 /// Bytes of pictures that wait at most.
-const MOST_BYTES: usize = 64 << 20;
+const MAX_QUEUED_IMAGE_BYTES: usize = 64 << 20;
 /// Messages that are delivered at once.
 const BATCH: usize = 256;
 
 /// The thread looks around at least so often.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE_WAKEUP: Duration = Duration::from_secs(3600);
 
 /// What is to be delivered.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +88,7 @@ pub trait Sink: Send {
 
 /// How long a tracker tries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct DeliveryPolicy {
     /// A request takes at most this long.
     pub request: Duration,
     /// The wait after a first failure. It doubles with each in a row.
@@ -99,7 +99,7 @@ pub struct Patience {
     pub end: Duration,
 }
 
-impl Default for Patience {
+impl Default for DeliveryPolicy {
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
@@ -111,13 +111,13 @@ impl Default for Patience {
 }
 
 /// Makes the sink for a run.
-type Open = Box<dyn FnMut(&Run) -> Box<dyn Sink> + Send>;
+type SinkFactory = Box<dyn FnMut(&RunInfo) -> Box<dyn Sink> + Send>;
 
 /// A [`Tracker`] whose work is done by a [`Sink`] in the background.
-pub struct Background {
+pub struct BackgroundTracker {
     name: String,
-    open: Open,
-    patience: Patience,
+    open: SinkFactory,
+    patience: DeliveryPolicy,
     shared: Option<Arc<Shared>>,
 }
 
@@ -152,12 +152,12 @@ impl Shared {
     }
 }
 
-impl Background {
+impl BackgroundTracker {
     /// A tracker that is called `name` in warnings; `open` makes its sink when the run begins, and must not wait for anything.
     pub fn new(
         name: String,
-        patience: Patience,
-        open: impl FnMut(&Run) -> Box<dyn Sink> + Send + 'static,
+        patience: DeliveryPolicy,
+        open: impl FnMut(&RunInfo) -> Box<dyn Sink> + Send + 'static,
     ) -> Self {
         Self { name, open: Box::new(open), patience, shared: None }
     }
@@ -167,7 +167,7 @@ impl Background {
         let message = Message { time: SystemTime::now(), step, body };
         let bytes = message.bytes();
         let mut state = shared.lock();
-        if state.done || state.queue.len() >= MOST || state.bytes + bytes > MOST_BYTES {
+        if state.done || state.queue.len() >= MAX_QUEUED || state.bytes + bytes > MAX_QUEUED_IMAGE_BYTES {
             state.lost += 1;
         } else {
             state.bytes += bytes;
@@ -182,8 +182,8 @@ impl Background {
     }
 }
 
-impl Tracker for Background {
-    fn begin(&mut self, run: &Run) {
+impl Tracker for BackgroundTracker {
+    fn begin(&mut self, run: &RunInfo) {
         let shared = Arc::new(Shared::default());
         let mut worker = Worker {
             name: self.name.clone(),
@@ -231,7 +231,7 @@ impl Tracker for Background {
 struct Worker {
     name: String,
     sink: Box<dyn Sink>,
-    patience: Patience,
+    patience: DeliveryPolicy,
     shared: Arc<Shared>,
     /// What is being delivered.
     batch: VecDeque<Message>,
@@ -239,9 +239,9 @@ struct Worker {
 }
 
 /// Whatever happens to the thread, nobody waits for it in vain.
-struct Done<'a>(&'a Shared);
+struct DoneGuard<'a>(&'a Shared);
 
-impl Drop for Done<'_> {
+impl Drop for DoneGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.done = true;
@@ -254,7 +254,7 @@ impl Drop for Done<'_> {
 impl Worker {
     fn work(&mut self) {
         let shared = self.shared.clone();
-        let _done = Done(&shared);
+        let _done = DoneGuard(&shared);
         let mut failures = 0;
         loop {
             let failure = self.sink.deliver(&mut self.batch).err();
@@ -284,7 +284,7 @@ impl Worker {
                     return;
                 }
             }
-            let mut state = shared.wait(IDLE, |s| s.ended.is_some() || !s.queue.is_empty());
+            let mut state = shared.wait(IDLE_WAKEUP, |s| s.ended.is_some() || !s.queue.is_empty());
             let take = state.queue.len().min(BATCH);
             let taken: Vec<Message> = state.queue.drain(..take).collect();
             state.bytes -= taken.iter().map(Message::bytes).sum::<usize>();
@@ -355,19 +355,20 @@ mod tests {
 
     fn tracker(
         script: impl Fn() -> Box<dyn FnMut() -> Option<Failure> + Send> + Send + 'static,
-    ) -> (Background, Receiver<Vec<Message>>) {
+    ) -> (BackgroundTracker, Receiver<Vec<Message>>) {
         let (send, receive) = channel();
         let millis = Duration::from_millis;
-        let patience = Patience {
+        let patience = DeliveryPolicy {
             request: millis(50),
             first_wait: millis(1),
             longest_wait: millis(4),
             end: millis(300),
         };
-        let mut tracker =
-            Background::new("test".into(), patience, move |_| Box::new(Script(send.clone(), script())));
+        let mut tracker = BackgroundTracker::new("test".into(), patience, move |_| {
+            Box::new(Script(send.clone(), script()))
+        });
         let folder = std::path::Path::new(".");
-        tracker.begin(&Run { id: "a", folder, step: 0, settings: &[] });
+        tracker.begin(&RunInfo { id: "a", folder, step: 0, settings: &[] });
         (tracker, receive)
     }
 
@@ -436,7 +437,7 @@ mod tests {
         let lost = tracker.lost();
         assert!(lost > 990_000, "{lost}");
         let state = tracker.shared.as_ref().unwrap().lock();
-        assert!(state.queue.len() <= MOST && state.bytes <= MOST_BYTES);
+        assert!(state.queue.len() <= MAX_QUEUED && state.bytes <= MAX_QUEUED_IMAGE_BYTES);
         drop(state);
         tracker.end(Status::Finished);
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());

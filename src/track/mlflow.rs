@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tiny_cats_export::write_atomically;
 use ureq::{Agent, http::StatusCode};
 
-use super::background::{Background, Body, Failure, Message, Patience, Sink, plain, seconds};
+use super::background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink, plain, seconds};
 use crate::train::folder::Status;
 
 /// The experiment that runs are in.
@@ -26,18 +26,18 @@ pub const EXPERIMENT: &str = "tiny-cats";
 /// Where the run's folder says which MLflow run it is.
 const FILE: &str = "mlflow.json";
 /// An answer is not longer, but for a liar's.
-const MOST_BYTES: u64 = 4 << 20;
+const MAX_RESPONSE_BYTES: u64 = 4 << 20;
 /// MLflow's limits: of one request, of a parameter, of a name.
-const MOST_METRICS: usize = 1000;
-const MOST_PARAMS: usize = 100;
-const MOST_VALUE: usize = 500;
-const MOST_NAME: usize = 250;
+const MAX_METRICS: usize = 1000;
+const MAX_PARAMS: usize = 100;
+const MAX_VALUE_CHARS: usize = 500;
+const MAX_NAME_CHARS: usize = 250;
 
 /// Tells the MLflow server at `uri` of a run.
 ///
 /// # Errors
 /// In one line, when `uri` is no address of a server, or has credentials in it.
-pub fn mlflow(uri: &str, patience: Patience) -> Result<Background, String> {
+pub fn mlflow(uri: &str, patience: DeliveryPolicy) -> Result<BackgroundTracker, String> {
     let expected = "--mlflow: expected the address of a server, as http://127.0.0.1:5000";
     let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://")).ok_or(expected)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -72,7 +72,7 @@ pub fn mlflow(uri: &str, patience: Patience) -> Result<Background, String> {
         .timeout_global(Some(patience.request))
         .build()
         .into();
-    Ok(Background::new(format!("MLflow at {uri}"), patience, move |run| {
+    Ok(BackgroundTracker::new(format!("MLflow at {uri}"), patience, move |run| {
         Box::new(Client {
             agent: agent.clone(),
             uri: uri.clone(),
@@ -90,7 +90,7 @@ pub fn mlflow(uri: &str, patience: Patience) -> Result<Background, String> {
 
 /// `mlflow.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Stored {
+struct StoredRun {
     uri: String,
     run_id: String,
 }
@@ -114,29 +114,29 @@ struct Client {
 }
 
 /// What the server says that a request is not to be done.
-const GONE: &str = "RESOURCE_DOES_NOT_EXIST";
-const EXISTS: &str = "RESOURCE_ALREADY_EXISTS";
+const NOT_FOUND_CODE: &str = "RESOURCE_DOES_NOT_EXIST";
+const EXISTS_CODE: &str = "RESOURCE_ALREADY_EXISTS";
 
 /// How a request failed.
-enum Refusal {
+enum RequestError {
     Failure(Failure),
     /// The server understood and refused, with its code and its reason.
     Answer(String, String),
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
+impl From<RequestError> for Failure {
+    fn from(refusal: RequestError) -> Self {
         match refusal {
-            Refusal::Failure(failure) => failure,
-            Refusal::Answer(_, reason) => Self::Lasting(reason),
+            RequestError::Failure(failure) => failure,
+            RequestError::Answer(_, reason) => Self::Lasting(reason),
         }
     }
 }
 
 impl Client {
     /// Posts `body` to `path`, or gets `path` where there is none.
-    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, Refusal> {
-        let passing = |reason: String| Refusal::Failure(Failure::Passing(reason));
+    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, RequestError> {
+        let passing = |reason: String| RequestError::Failure(Failure::Passing(reason));
         let url = format!("{}/api/2.0/mlflow/{path}", self.uri);
         let answer = match (body, &self.authorization) {
             (Some(body), Some(a)) => self
@@ -155,9 +155,11 @@ impl Client {
         let status = answer.status();
         let mut bytes = Vec::new();
         let body = answer.body_mut().as_reader();
-        body.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(|e| passing(plain(&e.to_string())))?;
-        if bytes.len() as u64 > MOST_BYTES {
-            return Err(passing(format!("{path}: it answers with more than {MOST_BYTES} bytes")));
+        body.take(MAX_RESPONSE_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| passing(plain(&e.to_string())))?;
+        if bytes.len() as u64 > MAX_RESPONSE_BYTES {
+            return Err(passing(format!("{path}: it answers with more than {MAX_RESPONSE_BYTES} bytes")));
         }
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         if status.is_success() {
@@ -168,7 +170,7 @@ impl Client {
         let reason = reason.trim_end().to_owned();
         let lasting = status.is_client_error() || status.is_redirection();
         if lasting && status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::REQUEST_TIMEOUT {
-            return Err(Refusal::Answer(said("error_code").to_owned(), reason));
+            return Err(RequestError::Answer(said("error_code").to_owned(), reason));
         }
         Err(passing(reason))
     }
@@ -180,7 +182,7 @@ impl Client {
             Some(id) => id.clone(),
             None => match stored(&self.file, &self.uri).filter(|_| !self.gone) {
                 Some(id) => match self.go_on(&id) {
-                    Err(Refusal::Answer(code, _)) if code == GONE => {
+                    Err(RequestError::Answer(code, _)) if code == NOT_FOUND_CODE => {
                         self.gone = true;
                         self.create()?
                     }
@@ -193,8 +195,8 @@ impl Client {
         while let Some((path, body)) = self.first.front() {
             match self.ask(path, Some(body)) {
                 Ok(_) => {}
-                Err(Refusal::Failure(failure)) => return Err(failure),
-                Err(Refusal::Answer(_, reason)) => tracing::warn!("MLflow at {}: {reason}", self.uri),
+                Err(RequestError::Failure(failure)) => return Err(failure),
+                Err(RequestError::Answer(_, reason)) => tracing::warn!("MLflow at {}: {reason}", self.uri),
             }
             self.first.pop_front();
         }
@@ -202,7 +204,7 @@ impl Client {
     }
 
     /// Begins a run.
-    fn create(&mut self) -> Result<String, Refusal> {
+    fn create(&mut self) -> Result<String, RequestError> {
         let experiment = match &self.experiment {
             Some(experiment) => experiment.clone(),
             None => {
@@ -221,8 +223,8 @@ impl Client {
         let run =
             json!({"experiment_id": experiment, "run_name": self.name, "start_time": start, "tags": tags});
         let answer = self.ask("runs/create", Some(&run))?;
-        let id = name_in(&answer["run"]["info"]["run_id"], "runs/create")?;
-        let stored = Stored { uri: self.uri.clone(), run_id: id.clone() };
+        let id = read_id(&answer["run"]["info"]["run_id"], "runs/create")?;
+        let stored = StoredRun { uri: self.uri.clone(), run_id: id.clone() };
         let text = serde_json::to_vec_pretty(&stored).unwrap_or_default();
         if let Err(e) = write_atomically(&self.file, |w| w.write_all(&text)) {
             tracing::warn!("{}: {e}: resumed, this run will be another one on MLflow", self.file.display());
@@ -232,10 +234,10 @@ impl Client {
     }
 
     /// Looks whether the run is there, and is to say that it is going on.
-    fn go_on(&mut self, id: &str) -> Result<(), Refusal> {
+    fn go_on(&mut self, id: &str) -> Result<(), RequestError> {
         let run = self.ask(&format!("runs/get?run_id={id}"), None)?["run"].take();
         if run["info"]["lifecycle_stage"] == "deleted" {
-            return Err(Refusal::Answer(GONE.into(), "the run was deleted".into()));
+            return Err(RequestError::Answer(NOT_FOUND_CODE.into(), "the run was deleted".into()));
         }
         self.first.push_back(("runs/update", json!({"run_id": id, "status": "RUNNING"})));
         let params = run["data"]["params"].as_array().into_iter().flatten();
@@ -249,32 +251,32 @@ impl Client {
     /// is made longer, that is a tag.
     fn settings(&mut self, id: &str, known: &BTreeMap<String, String>) {
         let settings: BTreeMap<String, String> =
-            self.settings.iter().map(|(k, v)| (name(k), clipped(v, MOST_VALUE))).collect();
+            self.settings.iter().map(|(k, v)| (name(k), clipped(v, MAX_VALUE_CHARS))).collect();
         let pair = |(k, v): (&String, &String)| json!({"key": k, "value": v});
         let new: Vec<Value> = settings.iter().filter(|(k, _)| !known.contains_key(*k)).map(pair).collect();
         let changed: Vec<Value> =
             settings.iter().filter(|(k, v)| known.get(*k).is_some_and(|old| old != *v)).map(pair).collect();
         for (kind, all) in [("params", new), ("tags", changed)] {
-            let batches = all.chunks(MOST_PARAMS).map(|some| json!({"run_id": id, kind: some}));
+            let batches = all.chunks(MAX_PARAMS).map(|some| json!({"run_id": id, kind: some}));
             self.first.extend(batches.map(|batch| ("runs/log-batch", batch)));
         }
     }
 
     /// The experiment's id; it is made where there is none.
-    fn experiment(&self) -> Result<String, Refusal> {
-        let get = || -> Result<String, Refusal> {
+    fn experiment(&self) -> Result<String, RequestError> {
+        let get = || -> Result<String, RequestError> {
             let path = format!("experiments/get-by-name?experiment_name={EXPERIMENT}");
             let answer = self.ask(&path, None)?;
-            name_in(&answer["experiment"]["experiment_id"], "experiments/get-by-name")
+            read_id(&answer["experiment"]["experiment_id"], "experiments/get-by-name")
         };
         match get() {
-            Err(Refusal::Answer(code, _)) if code == GONE => {}
+            Err(RequestError::Answer(code, _)) if code == NOT_FOUND_CODE => {}
             other => return other,
         }
         match self.ask("experiments/create", Some(&json!({"name": EXPERIMENT}))) {
-            Ok(answer) => Ok(name_in(&answer["experiment_id"], "experiments/create")?),
+            Ok(answer) => Ok(read_id(&answer["experiment_id"], "experiments/create")?),
             // Somebody else made it meanwhile.
-            Err(Refusal::Answer(code, _)) if code == EXISTS => get(),
+            Err(RequestError::Answer(code, _)) if code == EXISTS_CODE => get(),
             Err(other) => Err(other),
         }
     }
@@ -288,17 +290,17 @@ impl Sink for Client {
             for message in queue.iter() {
                 // Pictures are artifacts, which are stored elsewhere.
                 let values = if let Body::Scalars(values) = &message.body { &values[..] } else { &[] };
-                if count > 0 && metrics.len() + values.len() > MOST_METRICS {
+                if count > 0 && metrics.len() + values.len() > MAX_METRICS {
                     break;
                 }
-                metrics.extend(values.iter().take(MOST_METRICS).map(|value| metric(message, value)));
+                metrics.extend(values.iter().take(MAX_METRICS).map(|value| metric(message, value)));
                 count += 1;
             }
             if !metrics.is_empty() {
                 let answer = self.ask("runs/log-batch", Some(&json!({"run_id": id, "metrics": metrics})));
                 answer.map_err(|refusal| match refusal {
-                    Refusal::Failure(failure) => failure,
-                    Refusal::Answer(_, reason) => Failure::Refused(count, reason),
+                    RequestError::Failure(failure) => failure,
+                    RequestError::Answer(_, reason) => Failure::Refused(count, reason),
                 })?;
             }
             queue.drain(..count);
@@ -338,15 +340,15 @@ fn milliseconds(time: SystemTime) -> u64 {
 fn stored(path: &Path, uri: &str) -> Option<String> {
     let small = fs::metadata(path).is_ok_and(|file| file.len() <= 1 << 16);
     let text = small.then(|| fs::read(path).ok()).flatten()?;
-    let stored: Stored = serde_json::from_slice(&text).ok()?;
+    let stored: StoredRun = serde_json::from_slice(&text).ok()?;
     (stored.uri == uri && is_id(&stored.run_id)).then_some(stored.run_id)
 }
 
 /// The id in a server's answer.
-fn name_in(answer: &Value, path: &str) -> Result<String, Refusal> {
+fn read_id(answer: &Value, path: &str) -> Result<String, RequestError> {
     let id = answer.as_str().filter(|id| is_id(id));
     let failure = || Failure::Passing(format!("{path}: it answers without an id"));
-    id.map(str::to_owned).ok_or_else(|| Refusal::Failure(failure()))
+    id.map(str::to_owned).ok_or_else(|| RequestError::Failure(failure()))
 }
 
 /// An id goes into addresses.
@@ -357,7 +359,7 @@ fn is_id(id: &str) -> bool {
 /// `name` with what MLflow takes in a name.
 fn name(name: &str) -> String {
     let taken = |c: char| c.is_ascii_alphanumeric() || "_-. /".contains(c);
-    clipped(&name.chars().map(|c| if taken(c) { c } else { '_' }).collect::<String>(), MOST_NAME)
+    clipped(&name.chars().map(|c| if taken(c) { c } else { '_' }).collect::<String>(), MAX_NAME_CHARS)
 }
 
 fn clipped(text: &str, most: usize) -> String {
@@ -390,7 +392,7 @@ mod tests {
         {
             assert_eq!(base64(bytes.as_bytes()), text);
         }
-        let refused = |uri| mlflow(uri, Patience::default()).err().unwrap();
+        let refused = |uri| mlflow(uri, DeliveryPolicy::default()).err().unwrap();
         let said = refused("http://me:secret@127.0.0.1:5000");
         assert!(said.contains("MLFLOW_TRACKING_PASSWORD") && !said.contains("secret"), "{said}");
         for uri in ["", "mlruns", "http://", "ftp://a", "http://a b", "http://a?b=c", "databricks"] {
@@ -401,6 +403,6 @@ mod tests {
     #[test]
     fn names_and_values_are_cut_to_what_mlflow_takes() {
         assert_eq!(name("a.b/c d-e_f:g\u{e4}%"), "a.b/c d-e_f_g__");
-        assert_eq!(clipped(&"\u{e4}".repeat(600), MOST_VALUE).chars().count(), 500);
+        assert_eq!(clipped(&"\u{e4}".repeat(600), MAX_VALUE_CHARS).chars().count(), 500);
     }
 }

@@ -15,12 +15,12 @@ use serde_json::Value;
 
 use crate::train::folder::Status;
 
-pub use background::{Background, Body, Failure, Message, Patience, Sink};
+pub use background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink};
 pub use tensorboard::tensorboard;
 
 /// The run that a tracker is told of.
 #[derive(Clone, Copy, Debug)]
-pub struct Run<'a> {
+pub struct RunInfo<'a> {
     /// Its name: that of its folder.
     pub id: &'a str,
     /// Its folder.
@@ -34,7 +34,7 @@ pub struct Run<'a> {
 /// One who is told how a run goes. No method fails, and none waits, but for [`end`](Self::end), which waits some seconds.
 pub trait Tracker: Send {
     /// The run begins or goes on. It is called first, and once.
-    fn begin(&mut self, run: &Run);
+    fn begin(&mut self, run: &RunInfo);
 
     /// Numbers after so many steps.
     fn scalars(&mut self, step: u64, values: &[(&str, f64)]);
@@ -47,7 +47,7 @@ pub trait Tracker: Send {
 }
 
 /// Settings in at most so many lines are told.
-const MOST_SETTINGS: usize = 1000;
+const MAX_SETTINGS: usize = 1000;
 
 /// All settings one by one: `{"a": {"b": 1}}` is `a.b` = `1`. Lists are one setting, as JSON.
 pub fn flat(settings: &Value) -> Vec<(String, String)> {
@@ -59,7 +59,7 @@ pub fn flat(settings: &Value) -> Vec<(String, String)> {
                     walk(&path, value, out);
                 }
             }
-            _ if out.len() >= MOST_SETTINGS => {}
+            _ if out.len() >= MAX_SETTINGS => {}
             Value::String(text) => out.push((path.to_owned(), text.clone())),
             other => out.push((path.to_owned(), other.to_string())),
         }

@@ -15,13 +15,13 @@ use std::{
 use image::{ImageFormat, RgbImage};
 use prost::Message as _;
 
-use super::background::{Background, Body, Failure, Message, Patience, Sink, seconds};
+use super::background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink, seconds};
 use crate::train::folder::Status;
 
 /// Writes event files for TensorBoard: in `FOLDER/ID`, where several runs can be looked at together, or in `tensorboard` in the folder of
 /// the run itself.
-pub fn tensorboard(folder: Option<PathBuf>) -> Background {
-    Background::new("TensorBoard".into(), Patience::default(), move |run| {
+pub fn tensorboard(folder: Option<PathBuf>) -> BackgroundTracker {
+    BackgroundTracker::new("TensorBoard".into(), DeliveryPolicy::default(), move |run| {
         Box::new(EventFile {
             folder: folder
                 .as_ref()
@@ -40,12 +40,12 @@ struct Event {
     wall_time: f64,
     #[prost(int64, tag = "2")]
     step: i64,
-    #[prost(oneof = "What", tags = "3, 5, 7")]
-    what: Option<What>,
+    #[prost(oneof = "EventContent", tags = "3, 5, 7")]
+    what: Option<EventContent>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-enum What {
+enum EventContent {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
@@ -201,9 +201,9 @@ impl EventFile {
         };
         let mut out = Vec::new();
         for (step, what) in [
-            (0, What::FileVersion("brain.Event:2".into())),
-            (self.first, What::SessionLog(SessionLog { status: START })),
-            (self.first, What::Summary(Summary { value: vec![settings] })),
+            (0, EventContent::FileVersion("brain.Event:2".into())),
+            (self.first, EventContent::SessionLog(SessionLog { status: START })),
+            (self.first, EventContent::Summary(Summary { value: vec![settings] })),
         ] {
             frame(&event(now, step, what), &mut out);
         }
@@ -219,7 +219,7 @@ impl Sink for EventFile {
                 Body::Scalars(values) => values.iter().map(|(tag, value)| scalar(tag, *value)).collect(),
                 Body::Picture(tag, picture) => picture_value(tag, picture).into_iter().collect(),
             };
-            frame(&event(*time, *step, What::Summary(Summary { value })), &mut out);
+            frame(&event(*time, *step, EventContent::Summary(Summary { value })), &mut out);
         }
         self.append(&out).map_err(|e| Failure::Passing(format!("{}: {e}", self.folder.display())))?;
         queue.clear();
@@ -232,7 +232,7 @@ impl Sink for EventFile {
     }
 }
 
-fn event(time: SystemTime, step: u64, what: What) -> Vec<u8> {
+fn event(time: SystemTime, step: u64, what: EventContent) -> Vec<u8> {
     let step = i64::try_from(step).unwrap_or(i64::MAX);
     Event { wall_time: seconds(time), step, what: Some(what) }.encode_to_vec()
 }
@@ -272,7 +272,7 @@ fn create(folder: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::track::{Run, Tracker};
+    use crate::track::{RunInfo, Tracker};
 
     /// The events of a file; every checksum is checked.
     fn events(path: &Path) -> Vec<Event> {
@@ -294,7 +294,7 @@ mod tests {
     fn run(folder: &Path, step: u64, steps: std::ops::RangeInclusive<u64>) {
         let mut tracker = tensorboard(None);
         let settings = [("a|b".to_owned(), "1\n2".to_owned())];
-        tracker.begin(&Run { id: "x", folder, step, settings: &settings });
+        tracker.begin(&RunInfo { id: "x", folder, step, settings: &settings });
         for step in steps {
             tracker.scalars(step, &[("loss", 1.0 / step as f64), ("lr", f64::NAN)]);
         }
@@ -316,13 +316,13 @@ mod tests {
         assert_eq!(files.len(), 2);
         for (path, first, steps) in [(&files[0], 1, 1..=20), (&files[1], 11, 11..=30)] {
             let events = events(path);
-            assert_eq!(events[0].what, Some(What::FileVersion("brain.Event:2".into())));
-            let start = What::SessionLog(SessionLog { status: START });
+            assert_eq!(events[0].what, Some(EventContent::FileVersion("brain.Event:2".into())));
+            let start = EventContent::SessionLog(SessionLog { status: START });
             assert_eq!((events[1].step, &events[1].what), (first, &Some(start)));
             let told = &events[3..events.len() - 1];
             assert_eq!(told.iter().map(|e| e.step).collect::<Vec<_>>(), steps.collect::<Vec<_>>());
             for event in told {
-                let Some(What::Summary(Summary { value })) = &event.what else { panic!("{event:?}") };
+                let Some(EventContent::Summary(Summary { value })) = &event.what else { panic!("{event:?}") };
                 assert_eq!(value[0].content, Some(Content::SimpleValue((1.0 / event.step as f64) as f32)));
                 assert!(matches!(value[1].content, Some(Content::SimpleValue(v)) if v.is_nan()));
             }
@@ -334,10 +334,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("tensorboard"), "a file in the folder's place").unwrap();
         let mut tracker = tensorboard(None);
-        tracker.begin(&Run { id: "x", folder: dir.path(), step: 0, settings: &[] });
+        tracker.begin(&RunInfo { id: "x", folder: dir.path(), step: 0, settings: &[] });
         tracker.scalars(1, &[("loss", 1.0)]);
         let start = std::time::Instant::now();
         tracker.end(Status::Failed);
-        assert!(start.elapsed() < Patience::default().end);
+        assert!(start.elapsed() < DeliveryPolicy::default().end);
     }
 }

@@ -8,23 +8,23 @@ use rayon::prelude::*;
 use tiny_cats_export::{ModelMeta, Prediction, Preprocessing};
 use tiny_cats_models::{
     ResNet, ResNetConfig, Scope, TapeOptions, Weights,
-    candle::{Params, Plain, to_host},
-    cost::Ledger,
+    candle::{CandleValue, Params, to_host},
+    cost::CostSummary,
     init,
     random::{Purpose, Stream},
     resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE},
     tape::{Tape, Var},
 };
 
-use super::{Batch, Batches, Error, Result, Score, Task};
+use super::{Batch, BatchSource, Error, Result, Score, Task};
 use crate::{
     checkpoint::InitFile,
-    data::{Level, Order, Photos, View},
+    data::{AugmentLevel, Order, Photos, View},
     evaluate::Classification,
 };
 
 /// Pictures that are evaluated at once: it bounds memory and changes nothing.
-const EVALUATED: usize = 32;
+const EVAL_BATCH: usize = 32;
 
 /// How a classifier is trained, besides what the engine does.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -37,7 +37,7 @@ pub struct ClassifierOptions {
     /// parts of pictures are enlarged, as in use (arXiv 1906.06423).
     pub crop_size: usize,
     /// How pictures are changed.
-    pub augmentation: Level,
+    pub augmentation: AugmentLevel,
     /// The parameter of the Beta distribution by which two pictures are mixed (arXiv 1710.09412), at most 1; 0 mixes none.
     pub mixup: f64,
     /// The share of a target that is spread over all classes (arXiv 1512.00567).
@@ -84,14 +84,14 @@ impl ClassifierOptions {
 
 /// Training of a classifier on photographs that were decoded before.
 pub struct Classifier {
-    data: Arc<Photographs>,
+    data: Arc<ClassifierBatches>,
     validation: Option<Photos>,
     meta: ModelMeta,
     device: Device,
 }
 
 /// What batches are made of.
-struct Photographs {
+struct ClassifierBatches {
     options: ClassifierOptions,
     train: Photos,
     preprocessing: Preprocessing,
@@ -119,7 +119,7 @@ impl Classifier {
         let meta = ModelMeta::resnet(&options.network, options.image_size, train.classes.clone());
         let preprocessing = Preprocessing::imagenet(options.image_size);
         let order = Order::new(options.seed, len);
-        let data = Arc::new(Photographs { options, train, preprocessing, order });
+        let data = Arc::new(ClassifierBatches { options, train, preprocessing, order });
         Ok(Self { data, validation, meta, device })
     }
 
@@ -133,21 +133,21 @@ impl Classifier {
     /// # Errors
     /// Those of the network.
     pub fn classify(&self, weights: &Weights, photos: &Photos) -> Result<Classification> {
-        let Photographs { options, preprocessing, .. } = &*self.data;
+        let ClassifierBatches { options, preprocessing, .. } = &*self.data;
         let size = options.image_size;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
-        let model = ResNet::<Plain>::new(&options.network, &mut Scope::root(&mut params))?;
+        let model = ResNet::<CandleValue>::new(&options.network, &mut Scope::root(&mut params))?;
         let mut found = Classification::new(&photos.classes);
         let all: Vec<usize> = (0..photos.len()).collect();
-        for chosen in all.chunks(EVALUATED) {
+        for chosen in all.chunks(EVAL_BATCH) {
             let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
             pixels.par_chunks_mut(3 * size * size).zip(chosen).try_for_each(|(out, &index)| {
                 photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, out)?;
-                preprocessing.normalise(out);
+                preprocessing.normalize(out);
                 Ok::<_, Error>(())
             })?;
             let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
-            let logits = to_host(&model.forward(&Plain::new(x))?.into_inner())?;
+            let logits = to_host(&model.forward(&CandleValue::new(x))?.into_inner())?;
             for (row, &index) in logits.data().chunks(photos.classes.len()).zip(chosen) {
                 found.add(photos.label(index) as usize, &Prediction::new(row, &photos.classes));
             }
@@ -156,7 +156,7 @@ impl Classifier {
     }
 }
 
-impl Photographs {
+impl ClassifierBatches {
     /// How much of picture `position` is shown in a mixture; the rest is of its neighbour in the batch.
     fn share(&self, position: u64) -> f32 {
         let alpha = self.options.mixup;
@@ -174,7 +174,7 @@ impl Photographs {
     }
 }
 
-impl Batches for Photographs {
+impl BatchSource for ClassifierBatches {
     fn items(&self) -> usize {
         self.train.len()
     }
@@ -192,7 +192,7 @@ impl Batches for Photographs {
             let view =
                 View::for_classifier(augmentation, seed, position + i as u64, shape, image_size as u32);
             self.train.fill(index, &view, size, out)?;
-            self.preprocessing.normalise(out);
+            self.preprocessing.normalize(out);
             Ok::<_, Error>(())
         })?;
         let smooth = self.options.label_smoothing as f32;
@@ -228,7 +228,7 @@ impl Task for Classifier {
         self.data.options.name.clone()
     }
 
-    fn cost(&self) -> Result<Ledger> {
+    fn cost(&self) -> Result<CostSummary> {
         Ok(self.data.options.network.cost(self.data.options.crop_size)?)
     }
 
@@ -255,13 +255,13 @@ impl Task for Classifier {
         Ok(network.training_bytes(*crop_size, batch, options)?)
     }
 
-    fn batches(&self) -> Arc<dyn Batches> {
+    fn batches(&self) -> Arc<dyn BatchSource> {
         self.data.clone()
     }
 
     fn settings(&self) -> serde_json::Value {
         let validation = self.validation.as_ref().map_or(0, |photos| photos.len());
-        let Photographs { options, train, .. } = &*self.data;
+        let ClassifierBatches { options, train, .. } = &*self.data;
         let init = options.init.as_ref().and_then(|path| path.file_name()?.to_str());
         serde_json::json!({
             "options": options,

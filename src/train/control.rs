@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Optimizer, Result, run::Run};
+use super::{Optimizer, Result, run::RunFiles};
 
 /// A handle to a run, for other threads than its own.
 ///
@@ -20,15 +20,15 @@ pub(super) enum Phase {
     #[default]
     Before,
     /// It trains.
-    Training(Box<Live>),
+    Training(Box<ActiveRun>),
     /// Its files are released, or it failed.
     Over,
 }
 
 /// What changes in a run.
-pub(super) struct Live {
+pub(super) struct ActiveRun {
     pub(super) optimizer: Optimizer,
-    pub(super) run: Run,
+    pub(super) run: RunFiles,
     /// Whether a step broke off, so that not all weights are of one step.
     pub(super) torn: bool,
 }
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Control {
 }
 
 /// A run that was stopped: it stays at the step it was stopped at for as long as this is held.
-pub struct Stopped<'a> {
+pub struct StoppedRun<'a> {
     /// Where the run was stopped: its step, and the training state. `None` when nothing was saved: it has not begun to train, or a step broke
     /// off, so that what was saved before is what it goes on from.
     pub at: Option<(u64, PathBuf)>,
@@ -54,7 +54,7 @@ impl Control {
     ///
     /// # Errors
     /// When the state cannot be written.
-    pub fn stop(&self) -> Result<Stopped<'_>> {
+    pub fn stop(&self) -> Result<StoppedRun<'_>> {
         let mut held = self.lock();
         let (at, over) = match &mut *held {
             Phase::Before => (None, false),
@@ -63,7 +63,7 @@ impl Control {
             Phase::Training(live) => (Some(live.stop()?), false),
             Phase::Over => (None, true),
         };
-        Ok(Stopped { at, over, _held: held })
+        Ok(StoppedRun { at, over, _held: held })
     }
 
     pub(super) fn set(&self, phase: Phase) {
@@ -74,7 +74,7 @@ impl Control {
     ///
     /// # Panics
     /// When the run has not begun or is over: only its own thread calls this, in between.
-    pub(super) fn with<R>(&self, f: impl FnOnce(&mut Live) -> R) -> R {
+    pub(super) fn with<R>(&self, f: impl FnOnce(&mut ActiveRun) -> R) -> R {
         match &mut *self.lock() {
             Phase::Training(live) => f(live),
             _ => unreachable!("the engine reaches into the run that it trains"),
@@ -88,7 +88,7 @@ impl Control {
     ///
     /// # Panics
     /// As [`with`](Self::with).
-    pub(super) fn finish<R>(&self, f: impl FnOnce(&mut Live) -> Result<R>) -> Result<R> {
+    pub(super) fn finish<R>(&self, f: impl FnOnce(&mut ActiveRun) -> Result<R>) -> Result<R> {
         let mut held = self.lock();
         let Phase::Training(live) = &mut *held else {
             unreachable!("the engine finishes the run that it trains")
@@ -104,7 +104,7 @@ impl Control {
     }
 }
 
-impl Live {
+impl ActiveRun {
     fn stop(&mut self) -> Result<(u64, PathBuf)> {
         let path = self.run.save(&self.optimizer)?;
         self.run.stopped()?;

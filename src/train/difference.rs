@@ -3,14 +3,14 @@
 use serde_json::Value;
 
 /// What settings of a task say of its data.
-const DATA: [&str; 3] = ["data", "items", "validation"];
+const DATA_KEYS: [&str; 3] = ["data", "items", "validation"];
 
 /// Why a run that was trained with the settings `old` is another one than that of `new`; of its data, in words. `None` where it is not.
-pub(crate) fn other_run(old: &Value, new: &Value) -> Option<String> {
+pub(crate) fn settings_mismatch(old: &Value, new: &Value) -> Option<String> {
     let without_data = |settings: &Value| {
         let mut settings = settings.clone();
         if let Some(task) = settings.get_mut("task").and_then(Value::as_object_mut) {
-            task.retain(|key, _| !DATA.contains(&key.as_str()));
+            task.retain(|key, _| !DATA_KEYS.contains(&key.as_str()));
         }
         settings
     };
@@ -18,7 +18,7 @@ pub(crate) fn other_run(old: &Value, new: &Value) -> Option<String> {
         return Some(format!("was trained with other settings: {field}"));
     }
     let [[hash, items, validation], [now, items_now, validation_now]] =
-        [old, new].map(|settings| DATA.map(|key| settings["task"][key].clone()));
+        [old, new].map(|settings| DATA_KEYS.map(|key| settings["task"][key].clone()));
     let as_many = (&items, &validation) == (&items_now, &validation_now);
     if hash == now && as_many {
         return None;
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn a_run_of_other_data_is_told_in_words() {
         let of = |hash: &str, items: u64, batch: u64| json!({"task": {"data": hash, "items": items, "validation": 3}, "batch": batch});
-        let said = |now: &Value| other_run(&of("5eb1", 26, 8), now);
+        let said = |now: &Value| settings_mismatch(&of("5eb1", 26, 8), now);
         assert_eq!(said(&of("5eb1", 26, 8)), None);
         let more = said(&of("a7c4", 28, 8)).unwrap();
         assert!(
@@ -90,7 +90,7 @@ mod tests {
         for broken in
             [json!(null), json!([1]), json!({"task": 3, "batch": 8}), json!({"task": {}, "batch": 8})]
         {
-            assert!(other_run(&broken, &of("5eb1", 26, 8)).is_some(), "{broken}");
+            assert!(settings_mismatch(&broken, &of("5eb1", 26, 8)).is_some(), "{broken}");
         }
     }
 }

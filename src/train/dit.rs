@@ -6,20 +6,20 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{
-    Generator, Model, ModelMeta, Options, Request, TaskMeta, grid, runtime::RuntimeKind, sample,
+    Generator, LoadOptions, Model, ModelMeta, Request, TaskMeta, grid, runtime::RuntimeKind, sample,
 };
 use tiny_cats_models::{
     Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
-    candle::{Params, Plain, to_host},
-    cost::Ledger,
+    candle::{CandleValue, Params, to_host},
+    cost::CostSummary,
     init,
     tape::{Tape, Var},
 };
 
-use super::{Batch, Batches, Error, Flow, Result, Score, Task, flow::Example};
+use super::{Batch, BatchSource, Error, Flow, Result, Score, Task, flow::Example};
 use crate::{
     checkpoint::InitFile,
-    data::{Images, Level, Order, View},
+    data::{AugmentLevel, Images, Order, View},
 };
 
 /// How a generator is trained, besides what the engine does.
@@ -30,7 +30,7 @@ pub struct DitOptions {
     /// How examples are drawn.
     pub flow: Flow,
     /// How pictures are changed.
-    pub augmentation: Level,
+    pub augmentation: AugmentLevel,
     /// Weight of guidance in the sample grids, which the released files advise; it changes nothing else.
     #[serde(skip)]
     pub guidance: f32,
@@ -48,23 +48,23 @@ pub struct DitOptions {
 }
 
 /// Examples of each picture that the validation loss is the mean of.
-pub const DRAWS: u64 = 4;
+pub const VALIDATION_DRAWS: u64 = 4;
 /// Pictures of each class in a sample grid.
 pub const SAMPLE_ROWS: usize = 4;
 /// Examples that are evaluated at once: it bounds memory and changes nothing.
-const EVALUATED: u64 = 32;
+const EVAL_BATCH: u64 = 32;
 /// The seed of the validation's noise and times, the same for every run so that losses can be compared.
 const VALIDATION: u64 = 0;
 
 /// Training of a generator on pictures that were decoded before.
 pub struct Dit {
-    data: Arc<Pictures>,
+    data: Arc<DitBatches>,
     validation: Option<Images>,
     device: Device,
 }
 
 /// What batches are made of.
-struct Pictures {
+struct DitBatches {
     options: DitOptions,
     images: Images,
     order: Order,
@@ -91,11 +91,11 @@ impl Dit {
         let len = u32::try_from(images.len())
             .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
         let order = Order::new(options.seed, len);
-        Ok(Self { data: Arc::new(Pictures { options, images, order }), validation, device })
+        Ok(Self { data: Arc::new(DitBatches { options, images, order }), validation, device })
     }
 }
 
-impl Batches for Pictures {
+impl BatchSource for DitBatches {
     fn items(&self) -> usize {
         self.images.len()
     }
@@ -145,7 +145,7 @@ impl Task for Dit {
         "tinydit_final".into()
     }
 
-    fn cost(&self) -> Result<Ledger> {
+    fn cost(&self) -> Result<CostSummary> {
         Ok(self.data.options.network.cost()?)
     }
 
@@ -164,12 +164,12 @@ impl Task for Dit {
         Ok(self.data.options.network.training_bytes(batch, options)?)
     }
 
-    fn batches(&self) -> Arc<dyn Batches> {
+    fn batches(&self) -> Arc<dyn BatchSource> {
         self.data.clone()
     }
 
     fn settings(&self) -> serde_json::Value {
-        let Pictures { options, images, .. } = &*self.data;
+        let DitBatches { options, images, .. } = &*self.data;
         let validation = self.validation.as_ref().map_or(0, |images| images.len());
         let mut settings = serde_json::json!({
             "options": options,
@@ -197,7 +197,7 @@ impl Task for Dit {
         let [noisy, t, labels, target, weight] = batch.on(&self.device)?;
         let model = TinyDit::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
         let prediction = model.forward(&tape.constant(noisy), &tape.constant(t), &tape.constant(labels))?;
-        Ok(prediction.squared_error(&target, &weight)?)
+        Ok(prediction.weighted_mse(&target, &weight)?)
     }
 
     /// The flow loss on pictures that were not trained on, at noise and times that never change, with their labels.
@@ -208,14 +208,14 @@ impl Task for Dit {
         let [channels, height, width] = network.picture();
         let len = channels * height * width;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
-        let model = TinyDit::<Plain>::new(network, &mut Scope::root(&mut params))?;
-        let (all, mut sum) = (images.len() as u64 * DRAWS, 0.0);
-        for first in (0..all).step_by(EVALUATED as usize) {
-            let count = EVALUATED.min(all - first) as usize;
+        let model = TinyDit::<CandleValue>::new(network, &mut Scope::root(&mut params))?;
+        let (all, mut sum) = (images.len() as u64 * VALIDATION_DRAWS, 0.0);
+        for first in (0..all).step_by(EVAL_BATCH as usize) {
+            let count = EVAL_BATCH.min(all - first) as usize;
             let (mut noisy, mut target) = (vec![0.0; count * len], vec![0.0; count * len]);
             let draw = |(i, (noisy, target)): (usize, (&mut [f32], &mut [f32]))| {
                 let position = first + i as u64;
-                let index = (position / DRAWS) as usize;
+                let index = (position / VALIDATION_DRAWS) as usize;
                 let mut clean = vec![0.0; len];
                 let all = View::middle(images.dimensions(index), height as u32);
                 images.fill(index, &all, height, &mut clean)?;
@@ -228,7 +228,11 @@ impl Task for Dit {
                 |values: Vec<f32>| Tensor::from_vec(values, (count, channels, height, width), &self.device);
             let t = Tensor::from_iter(examples.iter().map(|e| e.t), &self.device)?;
             let labels = Tensor::from_iter(examples.iter().map(|e| e.label), &self.device)?;
-            let found = model.forward(&Plain::new(tensor(noisy)?), &Plain::new(t), &Plain::new(labels))?;
+            let found = model.forward(
+                &CandleValue::new(tensor(noisy)?),
+                &CandleValue::new(t),
+                &CandleValue::new(labels),
+            )?;
             let found = to_host(&found.into_inner())?;
             for ((found, target), example) in found.data().chunks(len).zip(target.chunks(len)).zip(&examples)
             {
@@ -249,7 +253,7 @@ impl Task for Dit {
         let model = Model::from_weights(meta, weights.clone());
         // candle would compute on the device that trains; on a processor the kernels alone are quicker.
         let runtime = if self.device.is_cpu() { RuntimeKind::Native } else { RuntimeKind::Candle };
-        let options = Options { runtime: Some(runtime), ..Options::default() };
+        let options = LoadOptions { runtime: Some(runtime), ..LoadOptions::default() };
         let mut generator = Generator::from_model(&model, &options)?;
         let request = Request { count: classes.len() * SAMPLE_ROWS, ..Request::default() };
         let go_on = |_: sample::Progress| ControlFlow::Continue(());

@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 use tiny_cats_models::{TapeOptions, candle::Params, tape::Tape};
 
 use super::{
-    AdamW, Control, Error, Event, Learnt, Loader, Result, Schedule, Score, Step, Task, Team,
-    control::{Live, Phase},
+    AdamW, Control, Error, Event, Loader, ProcessGroup, Result, Schedule, Score, Step, StepGradients, Task,
+    control::{ActiveRun, Phase},
     metrics::{LOSS, MEAN_LOSS},
     parallel::Start,
     preflight,
-    run::Run,
+    run::RunFiles,
 };
 use crate::memory;
 
 /// How a task is trained.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct TrainOptions {
     /// The run's folder, where everything is written. If it holds training states, the run goes on from the newest.
     pub folder: PathBuf,
     /// The training state that a run in a new folder begins from. Its settings must be the same, but for the schedule: a run may be made
@@ -45,9 +45,9 @@ pub struct Plan {
     /// Steps between lines of `metrics.jsonl`.
     pub log_interval: u64,
     /// When to stop before the last step.
-    pub patience: Option<Patience>,
+    pub patience: Option<EarlyStopping>,
     /// Steps in a row that may be skipped because the loss or the gradient is not finite.
-    pub most_skipped: u64,
+    pub max_skipped_steps: u64,
     /// Initial weights.
     pub seed: u64,
     /// What the user asked for, as TOML: it is kept in the run's folder and in every training state.
@@ -58,7 +58,7 @@ pub struct Plan {
     pub control: Control,
 }
 
-impl Plan {
+impl TrainOptions {
     /// Items in a step.
     pub(super) fn per_step(&self) -> u64 {
         (self.batch * self.accumulation) as u64
@@ -67,7 +67,7 @@ impl Plan {
 
 /// When a run that no longer gets better is stopped.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Patience {
+pub struct EarlyStopping {
     /// After as many evaluations without a better one.
     pub evaluations: u64,
     /// By how much a score must be better to count.
@@ -75,7 +75,7 @@ pub struct Patience {
 }
 
 /// Micro-batches that are ready or in work beside the one that is learnt from.
-const AHEAD: usize = 2;
+const PREFETCH: usize = 2;
 
 /// Trains `task` as `plan` says. At the end its released files, `.pt` and `.safetensors`, with a moving average of the weights, are in the
 /// run's folder; their paths are returned. Whenever it ends before, what was done is saved, and a run with the same plan goes on from there
@@ -83,8 +83,12 @@ const AHEAD: usize = 2;
 ///
 /// # Errors
 /// Whatever stops a run.
-pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -> Result<[PathBuf; 2]> {
-    train_together(task, plan, &mut Team::alone(), observe)
+pub fn train(
+    task: &mut dyn Task,
+    plan: &TrainOptions,
+    observe: &mut dyn FnMut(Event),
+) -> Result<[PathBuf; 2]> {
+    train_distributed(task, plan, &mut ProcessGroup::alone(), observe)
 }
 
 /// The same, with the processes of `team`, of which this one is the first. It ends in the same files whenever it is gone on with by as many
@@ -92,10 +96,10 @@ pub fn train(task: &mut dyn Task, plan: &Plan, observe: &mut dyn FnMut(Event)) -
 ///
 /// # Errors
 /// Whatever stops a run.
-pub fn train_together(
+pub fn train_distributed(
     task: &mut dyn Task,
-    plan: &Plan,
-    team: &mut Team,
+    plan: &TrainOptions,
+    team: &mut ProcessGroup,
     observe: &mut dyn FnMut(Event),
 ) -> Result<[PathBuf; 2]> {
     if plan.accumulation == 0 {
@@ -111,7 +115,7 @@ pub fn train_together(
         return Err(Error::setting("--batch-size", message));
     }
     let ledger = task.cost()?;
-    let mut run = Run::open(task, plan, processes)?;
+    let mut run = RunFiles::open(task, plan, processes)?;
     let optimizer = match run.begin(task, plan, &ledger.params, observe) {
         Ok(optimizer) => optimizer,
         Err(error) => {
@@ -127,7 +131,7 @@ pub fn train_together(
         steps: plan.schedule.steps,
         parameters: ledger.parameters(),
     });
-    plan.control.set(Phase::Training(Box::new(Live { optimizer, run, torn: false })));
+    plan.control.set(Phase::Training(Box::new(ActiveRun { optimizer, run, torn: false })));
     let ended = go_on(task, plan, team, observe).and_then(|()| {
         plan.control.finish(|live| live.run.publish(&live.optimizer, task.releases_best(), observe))
     });
@@ -152,7 +156,12 @@ pub fn train_together(
 }
 
 /// From where the run stands to its end.
-fn go_on(task: &mut dyn Task, plan: &Plan, team: &mut Team, observe: &mut dyn FnMut(Event)) -> Result<()> {
+fn go_on(
+    task: &mut dyn Task,
+    plan: &TrainOptions,
+    team: &mut ProcessGroup,
+    observe: &mut dyn FnMut(Event),
+) -> Result<()> {
     let (per_step, share) = (plan.per_step(), plan.batch / team.size());
     let steps = plan.schedule.steps;
     let control = &plan.control;
@@ -181,7 +190,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, team: &mut Team, observe: &mut dyn Fn
 
         let start = Instant::now();
         let params = control.with(|live| live.optimizer.params())?;
-        let learnt = learn_together(task, plan, params, &mut loader, team, step, scale);
+        let learnt = forward_backward_all(task, plan, params, &mut loader, team, step, scale);
         let (loss, learnt) = match learnt {
             Err(error) if error.is_out_of_memory() => {
                 micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
@@ -198,7 +207,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, team: &mut Team, observe: &mut dyn Fn
         let rate = plan.schedule.rate(step);
         let waited = loader.waited();
         let (taken, skipped_in_a_row) = control.with(|live| -> Result<_> {
-            let Live { optimizer, run, torn } = live;
+            let ActiveRun { optimizer, run, torn } = live;
             // An error in between leaves some weights stepped and others not: nobody is to save them.
             *torn = true;
             let (norm, skipped) = run.progress.take(optimizer, loss, &learnt, rate)?;
@@ -225,7 +234,7 @@ fn go_on(task: &mut dyn Task, plan: &Plan, team: &mut Team, observe: &mut dyn Fn
         if skipped_in_a_row > 0 {
             let files = task.batches().files(step * per_step, per_step as usize);
             let skipped = Error::NotFinite { step: step + 1, loss, norm: taken.norm, files };
-            if skipped_in_a_row >= plan.most_skipped.max(1) {
+            if skipped_in_a_row >= plan.max_skipped_steps.max(1) {
                 return Err(skipped);
             }
             observe(Event::Note(&format!("{skipped}; the step is skipped")));
@@ -235,7 +244,12 @@ fn go_on(task: &mut dyn Task, plan: &Plan, team: &mut Team, observe: &mut dyn Fn
 
 /// What is to be done after `step` before the next: evaluating, saving, drawing samples. A run that goes on from this step does what was
 /// not done yet. Whether the run is to stop because it no longer gets better.
-fn end_step(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut(Event)) -> Result<bool> {
+fn end_step(
+    task: &mut dyn Task,
+    plan: &TrainOptions,
+    step: u64,
+    observe: &mut dyn FnMut(Event),
+) -> Result<bool> {
     let (control, steps) = (&plan.control, plan.schedule.steps);
     let evaluated = control.with(|live| live.run.progress.evaluated);
     let save = step > 0 && due(plan.save_interval, step, steps);
@@ -264,7 +278,12 @@ fn end_step(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
     Ok(stop)
 }
 
-fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
+fn evaluate(
+    task: &mut dyn Task,
+    plan: &TrainOptions,
+    step: u64,
+    observe: &mut dyn FnMut(Event),
+) -> Result<()> {
     let control = &plan.control;
     let averages = control.with(|live| live.optimizer.averages());
     let mut found = Vec::new();
@@ -281,7 +300,7 @@ fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
     let min_delta = plan.patience.map_or(0.0, |patience| patience.min_delta);
     let best = control.with(|live| -> Result<bool> {
         let run = &mut live.run;
-        let better = scores.first().is_some_and(|first| run.consider(first, leading, min_delta));
+        let better = scores.first().is_some_and(|first| run.update_best(first, leading, min_delta));
         if !scores.is_empty() {
             let mut line = json!({"step": step});
             if averages > 1 {
@@ -304,7 +323,7 @@ fn evaluate(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut
     Ok(())
 }
 
-fn sample(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
+fn sample(task: &mut dyn Task, plan: &TrainOptions, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
     let weights = plan.control.with(|live| live.optimizer.ema(0))?;
     let Some(picture) = task.samples(&weights)? else { return Ok(()) };
     let path = plan.control.with(|live| live.run.write_sample(&picture))?;
@@ -315,16 +334,16 @@ fn sample(task: &mut dyn Task, plan: &Plan, step: u64, observe: &mut dyn FnMut(E
 /// The loss of step `step` and what is learnt from it, in all processes of `team` together, each of which calls this.
 ///
 /// # Errors
-/// As [`Team::agree`] says.
-pub(super) fn learn_together(
+/// As [`ProcessGroup::agree`] says.
+pub(super) fn forward_backward_all(
     task: &mut dyn Task,
-    plan: &Plan,
+    plan: &TrainOptions,
     mut params: Params,
     loader: &mut Loader,
-    team: &mut Team,
+    team: &mut ProcessGroup,
     step: u64,
     scale: f64,
-) -> Result<(f64, Learnt)> {
+) -> Result<(f64, StepGradients)> {
     let per_step = plan.per_step();
     let accumulation = per_step as usize / (loader.size() * team.size());
     let own = learn(task, plan.tape, &mut params, loader, accumulation, step * per_step, scale);
@@ -345,9 +364,9 @@ pub fn learn(
     accumulation: usize,
     position: u64,
     scale: f64,
-) -> Result<(f64, Learnt)> {
+) -> Result<(f64, StepGradients)> {
     let share = 1.0 / (accumulation * loader.turns()) as f64;
-    let (mut loss, mut learnt) = (0.0, Learnt::default());
+    let (mut loss, mut learnt) = (0.0, StepGradients::default());
     for micro in 0..accumulation {
         let tape = Tape::with(tape);
         let batch = loader.load(position + loader.place(micro))?;
@@ -365,9 +384,14 @@ pub fn learn(
     Ok((loss, learnt))
 }
 
-pub(super) fn loader(task: &dyn Task, plan: &Plan, micro_batch: usize, team: &Team) -> Result<Loader> {
-    let loader = Loader::with_workers(task.batches(), micro_batch, plan.workers, AHEAD)?;
-    Ok(loader.taking_turns(team.rank(), team.size()))
+pub(super) fn loader(
+    task: &dyn Task,
+    plan: &TrainOptions,
+    micro_batch: usize,
+    team: &ProcessGroup,
+) -> Result<Loader> {
+    let loader = Loader::with_workers(task.batches(), micro_batch, plan.workers, PREFETCH)?;
+    Ok(loader.sharded(team.rank(), team.size()))
 }
 
 /// Whether something that is done every `interval` steps, and at the last of `steps`, is to be done at `step`.
@@ -399,7 +423,7 @@ fn line(step: &Step, device: &Device) -> Value {
 }
 
 /// The micro-batch that a run begins or goes on with, where `whole` items were planned for it.
-fn first_micro_batch(task: &dyn Task, plan: &Plan, whole: usize) -> usize {
+fn first_micro_batch(task: &dyn Task, plan: &TrainOptions, whole: usize) -> usize {
     let (before, smallest) = (plan.control.with(|live| live.run.progress.micro_batch), task.smallest_batch());
     let halved = (0..plan.halvings).try_fold(whole, |size, _| smaller(size, smallest));
     let most = before.unwrap_or(whole).min(halved.unwrap_or(smallest)).min(whole);

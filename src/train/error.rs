@@ -95,14 +95,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The first of `files`, and how many more there are.
 fn named(files: &[PathBuf]) -> String {
-    const MOST: usize = 8;
-    let names: Vec<String> = files.iter().take(MOST).map(|path| path.display().to_string()).collect();
-    let more = files.len().saturating_sub(MOST);
+    const MAX_NAMED: usize = 8;
+    let names: Vec<String> = files.iter().take(MAX_NAMED).map(|path| path.display().to_string()).collect();
+    let more = files.len().saturating_sub(MAX_NAMED);
     names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 /// What CUDA says of a device that another process, or a restart, may find well again.
-const LOST: [&str; 7] = [
+const LOST_DEVICE_MESSAGES: [&str; 7] = [
     "CUDA_ERROR_DEVICE_UNAVAILABLE",
     "CUDA_ERROR_ECC_UNCORRECTABLE",
     "CUDA_ERROR_LAUNCH_FAILED",
@@ -139,7 +139,8 @@ impl Error {
             cause = error.source();
         }
         let said = self.to_string();
-        matches!(self, Self::Candle(_) | Self::Model(_)) && LOST.iter().any(|name| said.contains(name))
+        matches!(self, Self::Candle(_) | Self::Model(_))
+            && LOST_DEVICE_MESSAGES.iter().any(|name| said.contains(name))
     }
 
     /// Process `rank` is gone, or cannot go on, for a reason that may pass.
@@ -148,7 +149,7 @@ impl Error {
     }
 
     /// The same as an error of one process alone, which others do not have.
-    pub(super) fn of_process(self, rank: usize) -> Self {
+    pub(super) fn from_process(self, rank: usize) -> Self {
         match self {
             Self::Process { .. } => self,
             other => {

@@ -1,9 +1,9 @@
 //! Flow matching on the straight path from noise to picture.
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_export::sample::CLAMP;
+use tiny_cats_export::sample::MIN_ONE_MINUS_T;
 use tiny_cats_models::{
-    Prediction,
+    PredictionType,
     random::{Purpose, Stream},
 };
 
@@ -42,7 +42,7 @@ impl Flow {
         &self,
         seed: u64,
         position: u64,
-        prediction: Prediction,
+        prediction: PredictionType,
         (label, null): (u32, Option<u32>),
         clean: &[f32],
         noisy: &mut [f32],
@@ -56,14 +56,14 @@ impl Flow {
             let noise = stream.normal() as f32;
             *noisy = t32 * x + rest * noise;
             *target = match prediction {
-                Prediction::X => x,
-                Prediction::Velocity => x - noise,
+                PredictionType::X => x,
+                PredictionType::Velocity => x - noise,
             };
         }
         // The loss is on the velocity: that of x̂ is (x̂ − x_t)/max(1 − t, clamp).
         let weight = match prediction {
-            Prediction::X => (1.0 - t).max(f64::from(CLAMP)).powi(-2) as f32,
-            Prediction::Velocity => 1.0,
+            PredictionType::X => (1.0 - t).max(f64::from(MIN_ONE_MINUS_T)).powi(-2) as f32,
+            PredictionType::Velocity => 1.0,
         };
         Example { t: t32, label: null.filter(|_| dropped).unwrap_or(label), weight }
     }
@@ -73,7 +73,7 @@ impl Flow {
 mod tests {
     use super::*;
 
-    fn draw(position: u64, prediction: Prediction) -> (Example, Vec<f32>, Vec<f32>) {
+    fn draw(position: u64, prediction: PredictionType) -> (Example, Vec<f32>, Vec<f32>) {
         let clean: Vec<f32> = (0..48).map(|i| (i as f32 / 24.0) - 1.0).collect();
         let (mut noisy, mut target) = (vec![0.0; 48], vec![0.0; 48]);
         let example =
@@ -85,20 +85,20 @@ mod tests {
     fn the_velocity_leads_from_the_example_to_the_picture() {
         let clean: Vec<f32> = (0..48).map(|i| (i as f32 / 24.0) - 1.0).collect();
         for position in 0..20 {
-            let (example, noisy, velocity) = draw(position, Prediction::Velocity);
+            let (example, noisy, velocity) = draw(position, PredictionType::Velocity);
             for ((x, v), c) in noisy.iter().zip(&velocity).zip(&clean) {
                 assert!((x + (1.0 - example.t) * v - c).abs() < 1e-5);
             }
-            let (same, also, target) = draw(position, Prediction::X);
+            let (same, also, target) = draw(position, PredictionType::X);
             assert_eq!((same.t, &also, &target), (example.t, &noisy, &clean));
-            let expected = 1.0 / f64::from(1.0 - example.t).max(f64::from(CLAMP)).powi(2);
+            let expected = 1.0 / f64::from(1.0 - example.t).max(f64::from(MIN_ONE_MINUS_T)).powi(2);
             assert!((f64::from(same.weight) / expected - 1.0).abs() < 1e-4);
         }
     }
 
     #[test]
     fn labels_are_dropped_and_times_spread_as_asked() {
-        let drawn: Vec<Example> = (0..4000).map(|p| draw(p, Prediction::X).0).collect();
+        let drawn: Vec<Example> = (0..4000).map(|p| draw(p, PredictionType::X).0).collect();
         let dropped = drawn.iter().filter(|e| e.label == 12).count();
         assert!((300..500).contains(&dropped), "{dropped} of 4000 dropped");
         assert!(drawn.iter().all(|e| e.label == 12 || e.label == 3));

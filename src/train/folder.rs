@@ -3,7 +3,7 @@
 //! ```text
 //!     runs/latest -> 20261123-224501-dit-7f3a    the newest (a file with its name, where links cannot be made)
 //!     runs/20261123-224501-dit-7f3a/
-//!         run.json          the record: see [`Record`]
+//!         run.json          the record: see [`RunRecord`]
 //!         config.toml       the resolved configuration, which `--config` takes
 //!         lock              held while a process trains here
 //!         parent.lock       held while another one begins such processes
@@ -36,7 +36,7 @@ pub const CONFIGURATION: &str = "config.toml";
 /// The file in a run's folder that holds what was said.
 pub const LOG: &str = "training.log";
 
-/// The file in a run's folder that says how it stands: a [`Record`].
+/// The file in a run's folder that says how it stands: a [`RunRecord`].
 pub const RECORD: &str = "run.json";
 const LATEST: &str = "latest";
 const LOCK: &str = "lock";
@@ -44,9 +44,9 @@ const PARENT_LOCK: &str = "parent.lock";
 /// In the folder of all runs.
 const RUNS_LOCK: &str = ".lock";
 /// Characters of a run's name.
-const MOST_ID: usize = 100;
+const MAX_ID_CHARS: usize = 100;
 /// A record is a page of text.
-const MOST_BYTES: u64 = 1 << 20;
+const MAX_RECORD_BYTES: u64 = 1 << 20;
 
 /// How a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ pub enum Status {
 
 /// What is known of a run without reading its states: `run.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct RunRecord {
     /// The name of its folder.
     pub id: String,
     /// `dit` or `classifier`.
@@ -80,7 +80,7 @@ pub struct Record {
     /// Steps in all.
     pub steps: u64,
     /// The best evaluation so far.
-    pub best: Option<Best>,
+    pub best: Option<BestScore>,
     /// Of a finished run: whether all that follows its release is done, too, such as evaluating it. Earlier versions did not write it.
     #[serde(default = "yes")]
     pub complete: bool,
@@ -94,7 +94,7 @@ pub struct Record {
 
 /// An evaluation that was better than all before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Best {
+pub struct BestScore {
     /// The step.
     pub step: u64,
     /// What was measured.
@@ -105,7 +105,7 @@ pub struct Best {
     pub average: usize,
 }
 
-impl Record {
+impl RunRecord {
     /// Of a run that begins.
     pub fn new(id: String, task: &str) -> Self {
         // What the program tells itself is no part of what it was called with.
@@ -135,7 +135,7 @@ impl Record {
     /// When it cannot be read or is none.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(RECORD);
-        let text = read_page(&path)?;
+        let text = read_bounded(&path)?;
         let broken = |e: serde_json::Error| Error::Resume {
             path,
             message: format!("expected the record of a run: {}", excerpt(&e.to_string())),
@@ -173,16 +173,17 @@ impl Record {
 ///
 /// # Errors
 /// When it cannot be read or is too long.
-pub fn read_page(path: &Path) -> Result<Vec<u8>> {
+pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     let about = std::fs::metadata(path).map_err(failed)?;
-    if !about.is_file() || about.len() > MOST_BYTES {
-        let found = format!("expected a file of at most {MOST_BYTES} bytes, found {} bytes", about.len());
+    if !about.is_file() || about.len() > MAX_RECORD_BYTES {
+        let found =
+            format!("expected a file of at most {MAX_RECORD_BYTES} bytes, found {} bytes", about.len());
         let found = if about.is_file() { found } else { "expected a file".to_owned() };
         return Err(failed(std::io::Error::other(found)));
     }
     let (mut text, file) = (Vec::new(), File::open(path).map_err(failed)?);
-    file.take(MOST_BYTES).read_to_end(&mut text).map_err(failed)?;
+    file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(failed)?;
     Ok(text)
 }
 
@@ -190,7 +191,7 @@ pub fn read_page(path: &Path) -> Result<Vec<u8>> {
 pub fn is_id(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_+=.".contains(c);
     let taken = [LATEST, crate::sweep::SWEEPS].contains(&id);
-    (1..=MOST_ID).contains(&id.len()) && !id.starts_with(['.', '-']) && id.chars().all(allowed) && !taken
+    (1..=MAX_ID_CHARS).contains(&id.len()) && !id.starts_with(['.', '-']) && id.chars().all(allowed) && !taken
 }
 
 /// A folder in `root` for a new run, with an id that no other has; nothing is made yet.
@@ -211,19 +212,19 @@ pub fn fresh(root: &Path, task: &str) -> PathBuf {
 ///
 /// # Errors
 /// When nothing can be written there, another process trains there, or the run is of another task.
-pub fn begin(folder: &Path, task: &str) -> Result<(Lock, Record, bool)> {
+pub fn begin(folder: &Path, task: &str) -> Result<(Lock, RunRecord, bool)> {
     make(folder)?;
     let lock = Lock::take(folder)?.ok_or_else(|| Error::Busy { path: folder.to_owned() })?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy();
-    let known = Record::load(folder).ok().map(|record| record.of(folder, task)).transpose()?;
+    let known = RunRecord::load(folder).ok().map(|record| record.of(folder, task)).transpose()?;
     // A run that was only prepared has no steps yet.
     let (prepared, new) = (known.is_some(), known.as_ref().is_none_or(|record| record.steps == 0));
-    let mut record = known.unwrap_or_else(|| Record::new(id.into(), task));
+    let mut record = known.unwrap_or_else(|| RunRecord::new(id.into(), task));
     if !prepared {
         record.save(folder)?;
     }
     if let Some(root) = folder.parent() {
-        point_latest(root, folder);
+        update_latest(root, folder);
     }
     Ok((lock, record, new))
 }
@@ -240,7 +241,7 @@ pub fn prepare(folder: &Path, task: &str, configuration: &str) -> Result<()> {
     write_atomically(&path, |w| w.write_all(configuration.as_bytes()))
         .map_err(|source| Error::File { path, source })?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy();
-    Record::new(id.into(), task).save(folder)
+    RunRecord::new(id.into(), task).save(folder)
 }
 
 /// Writes down that nothing is left to do for the finished run in `folder`.
@@ -248,7 +249,7 @@ pub fn prepare(folder: &Path, task: &str, configuration: &str) -> Result<()> {
 /// # Errors
 /// When its record cannot be read or written.
 pub fn complete(folder: &Path) -> Result<()> {
-    let mut record = Record::load(folder)?;
+    let mut record = RunRecord::load(folder)?;
     record.complete = true;
     record.save(folder)
 }
@@ -275,7 +276,7 @@ pub fn states(folder: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// When `root` cannot be read; that there is none is no error.
-pub fn list(root: &Path) -> Result<Vec<(PathBuf, Record)>> {
+pub fn list(root: &Path) -> Result<Vec<(PathBuf, RunRecord)>> {
     let entries = match std::fs::read_dir(root) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -284,7 +285,7 @@ pub fn list(root: &Path) -> Result<Vec<(PathBuf, Record)>> {
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let folders = folders.filter(|path| path.is_dir() && !path.is_symlink());
     let mut runs: Vec<_> =
-        folders.filter_map(|path| Record::load(&path).ok().map(|record| (path, record))).collect();
+        folders.filter_map(|path| RunRecord::load(&path).ok().map(|record| (path, record))).collect();
     runs.sort_by(|a, b| (a.1.begun, &a.1.id).cmp(&(b.1.begun, &b.1.id)));
     Ok(runs)
 }
@@ -295,7 +296,7 @@ pub fn latest(root: &Path) -> Option<String> {
     // A link, or a file where there are none.
     let name = match std::fs::read_link(&path) {
         Ok(target) => target.file_name()?.to_str()?.to_owned(),
-        Err(_) => String::from_utf8(read_page(&path).ok()?).ok()?.trim().to_owned(),
+        Err(_) => String::from_utf8(read_bounded(&path).ok()?).ok()?.trim().to_owned(),
     };
     Some(name)
 }
@@ -393,7 +394,7 @@ fn is_locked(path: &Path) -> bool {
 }
 
 /// Makes `latest` name `folder`: a link, or a file where there are none. That it fails is no reason not to train.
-fn point_latest(root: &Path, folder: &Path) {
+fn update_latest(root: &Path, folder: &Path) {
     let name = folder.file_name().unwrap_or_default();
     let latest = root.join(LATEST);
     #[cfg(unix)]
@@ -460,7 +461,7 @@ mod tests {
         assert!(!Lock::held(&last) && !Lock::held(&root) && !root.join("lock").exists());
         assert!(Lock::take(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();
-        assert!(Record::load(&last).unwrap_err().to_string().contains("run.json"));
+        assert!(RunRecord::load(&last).unwrap_err().to_string().contains("run.json"));
         assert_eq!(list(&root).unwrap().len(), 20);
     }
 }

@@ -185,7 +185,7 @@ pub(super) fn squares(x: &Tensor) -> Result<f64> {
 }
 
 /// `Σ x²` over all of `xs`, whose lengths are multiples of [`ROW`], from candle's own operations: one number comes back from the device.
-pub(super) fn squares_plain(xs: &[Tensor]) -> Result<f64> {
+pub(super) fn sum_of_squares_composed(xs: &[Tensor]) -> Result<f64> {
     let rows = |x: &Tensor| x.sqr()?.reshape((x.elem_count() / ROW, ROW))?.sum(1);
     let sums: Vec<Tensor> = xs.iter().map(rows).collect::<candle_core::Result<_>>()?;
     if sums.is_empty() {

@@ -38,7 +38,7 @@ impl Batch {
 }
 
 /// Makes micro-batches. What is in one depends on its place alone: not on who makes it, when, or what was made before.
-pub trait Batches: Send + Sync {
+pub trait BatchSource: Send + Sync {
     /// Items in the training data.
     fn items(&self) -> usize;
 
@@ -54,24 +54,24 @@ pub trait Batches: Send + Sync {
 
 /// Hands out micro-batches of one size: made when they are asked for, or ahead of that by threads of its own. What is in them is the same.
 pub struct Loader {
-    maker: Maker,
+    maker: BatchMaker,
     /// Which of the loaders that share the data this is, and how many there are.
     turn: (usize, usize),
-    ahead: Option<Ahead>,
+    ahead: Option<Prefetcher>,
     waited: Duration,
 }
 
 /// What makes micro-batches of one size.
 #[derive(Clone)]
-struct Maker {
-    batches: Arc<dyn Batches>,
+struct BatchMaker {
+    batches: Arc<dyn BatchSource>,
     size: usize,
     /// From the beginning of one to that of the next that will be asked for.
     stride: usize,
 }
 
 /// Threads that make micro-batches ahead, and what they have made.
-struct Ahead {
+struct Prefetcher {
     pool: Option<ThreadPool>,
     threads: Vec<JoinHandle<()>>,
     /// How many micro-batches may be ready or in work.
@@ -84,9 +84,9 @@ struct Ahead {
 
 impl Loader {
     /// Micro-batches of `size` items, made when they are asked for, with all cores.
-    pub fn new(batches: Arc<dyn Batches>, size: usize) -> Self {
+    pub fn new(batches: Arc<dyn BatchSource>, size: usize) -> Self {
         Self {
-            maker: Maker { batches, size, stride: size },
+            maker: BatchMaker { batches, size, stride: size },
             turn: (0, 1),
             ahead: None,
             waited: Duration::ZERO,
@@ -99,21 +99,21 @@ impl Loader {
     /// # Errors
     /// When the threads can't be started.
     pub fn with_workers(
-        batches: Arc<dyn Batches>,
+        batches: Arc<dyn BatchSource>,
         size: usize,
         workers: usize,
         ahead: usize,
     ) -> Result<Self> {
         let mut loader = Self::new(batches, size);
         if workers > 0 {
-            loader.ahead = Some(Ahead::new(workers, ahead)?);
+            loader.ahead = Some(Prefetcher::new(workers, ahead)?);
         }
         Ok(loader)
     }
 
     /// The same as one of `turns` loaders, in different processes, that share the micro-batches: of those that follow each other, each takes
     /// one.
-    pub fn taking_turns(mut self, rank: usize, turns: usize) -> Self {
+    pub fn sharded(mut self, rank: usize, turns: usize) -> Self {
         (self.turn, self.maker.stride) = ((rank, turns), turns * self.maker.size);
         self
     }
@@ -154,7 +154,7 @@ impl Loader {
     }
 }
 
-impl Maker {
+impl BatchMaker {
     /// Makes a micro-batch; a panic on the way is an error.
     fn make(&self, position: u64) -> Result<Batch> {
         // What is made is given up after a panic, and nothing that makes it is left half-changed: it is the same for all.
@@ -171,7 +171,7 @@ impl Maker {
     }
 }
 
-impl Ahead {
+impl Prefetcher {
     fn new(workers: usize, most: usize) -> Result<Self> {
         let mut threads = Vec::with_capacity(workers);
         let pool = ThreadPoolBuilder::new()
@@ -188,7 +188,7 @@ impl Ahead {
         Ok(Self { pool: Some(pool), threads, most: most.max(1), queue: VecDeque::new(), dropped })
     }
 
-    fn load(&mut self, maker: &Maker, position: u64) -> Result<Batch> {
+    fn load(&mut self, maker: &BatchMaker, position: u64) -> Result<Batch> {
         if self.queue.front().is_some_and(|(first, _)| *first != position) {
             self.give_up();
         }
@@ -205,7 +205,7 @@ impl Ahead {
     }
 
     /// Has micro-batches made, the first of them at `position`, until there are as many as may be.
-    fn fill(&mut self, maker: &Maker, mut position: u64) {
+    fn fill(&mut self, maker: &BatchMaker, mut position: u64) {
         while self.queue.len() < self.most {
             if let Some((last, _)) = self.queue.back() {
                 let Some(next) = last.checked_add(maker.stride as u64) else { return };
@@ -235,7 +235,7 @@ impl Ahead {
     }
 }
 
-impl Drop for Ahead {
+impl Drop for Prefetcher {
     fn drop(&mut self) {
         self.give_up();
         // Its threads end when the pool is gone.
@@ -265,7 +265,7 @@ mod tests {
         made: Mutex<Vec<u64>>,
     }
 
-    impl Batches for Numbers {
+    impl BatchSource for Numbers {
         fn items(&self) -> usize {
             100
         }
@@ -350,7 +350,7 @@ mod tests {
             for rank in 0..3 {
                 let numbers = Arc::new(Numbers::default());
                 let loader = Loader::with_workers(numbers.clone(), 4, workers, 2).unwrap();
-                let mut loader = loader.taking_turns(rank, 3);
+                let mut loader = loader.sharded(rank, 3);
                 // Two steps of two micro-batches of each.
                 for (step, index) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                     let position = step * 24 + loader.place(index);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Steps without overflow after which the loss scale is doubled.
 const GROWTH: u32 = 2000;
 /// Overflows above this scale are how the scale is found; below it, something is wrong.
-const SMALLEST: f64 = 1.0;
+const MIN_SEARCH_SCALE: f64 = 1.0;
 
 /// What the loss is multiplied by so that small gradients are not lost in f16 (arXiv 1710.03740): doubled after 2000 steps without
 /// overflow, halved on every one.
@@ -25,8 +25,8 @@ impl Default for LossScale {
 
 impl LossScale {
     /// Whether an overflow is how the scale is found, not a sign that something is wrong.
-    pub(super) fn is_sought(self) -> bool {
-        self.value > SMALLEST
+    pub(super) fn is_calibrating(self) -> bool {
+        self.value > MIN_SEARCH_SCALE
     }
 
     /// After a step whose gradients were finite or not.

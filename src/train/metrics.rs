@@ -24,11 +24,11 @@ pub const LOSS: &str = "loss";
 pub const MEAN_LOSS: &str = "mean_loss";
 
 /// Two million lines and more. Of what is longer, the end is read.
-const MOST_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 256 << 20;
 /// Lines of a run have some hundred bytes.
-const MOST_LINE: u64 = 64 << 10;
+const MAX_LINE_BYTES: u64 = 64 << 10;
 /// Names that are told apart.
-const MOST_NAMES: usize = 64;
+const MAX_NAMES: usize = 64;
 
 /// Which of two values is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +87,7 @@ impl Metrics {
     /// # Errors
     /// When it cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::tail(path, MOST_BYTES)
+        Self::tail(path, MAX_BYTES)
     }
 
     /// Reads the lines in the last `bytes` of a file.
@@ -120,12 +120,12 @@ impl Metrics {
         let mut line = Vec::new();
         loop {
             line.clear();
-            let read = (&mut file).take(MOST_LINE).read_until(b'\n', &mut line)?;
+            let read = (&mut file).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
             let whole = line.ends_with(b"\n");
             if read == 0 {
                 return Ok(metrics);
             }
-            if !whole && read as u64 == MOST_LINE {
+            if !whole && read as u64 == MAX_LINE_BYTES {
                 metrics.unreadable += 1;
                 file.skip_until(b'\n')?;
                 continue;
@@ -151,7 +151,7 @@ impl Metrics {
                 Value::Null => f64::NAN,
                 _ => continue,
             };
-            if name == "step" || (of.len() >= MOST_NAMES && !of.contains_key(name)) {
+            if name == "step" || (of.len() >= MAX_NAMES && !of.contains_key(name)) {
                 continue;
             }
             let points = of.entry(name.clone()).or_default();
@@ -188,7 +188,7 @@ impl Metrics {
 
     /// What decides between runs: the best evaluation of that name, the first of equals; where it is logged of training steps, which
     /// scatter, the last.
-    pub fn decisive(&self, name: &str, goal: Goal) -> Option<Point> {
+    pub fn deciding_point(&self, name: &str, goal: Goal) -> Option<Point> {
         match self.evaluations.get(name) {
             Some(points) => best(points, goal),
             None => self.training(name).iter().rfind(|point| point.value.is_finite()).copied(),
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Metrics {
-        Metrics::parse(Cursor::new(text), text.len() as u64, MOST_BYTES).unwrap()
+        Metrics::parse(Cursor::new(text), text.len() as u64, MAX_BYTES).unwrap()
     }
 
     fn losses(metrics: &Metrics) -> Vec<(u64, f64)> {
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_is_no_line_of_metrics_is_counted_and_the_others_are_read() {
-        let long = format!("{{\"step\":3,\"x\":\"{}\"}}\n", "y".repeat(MOST_LINE as usize));
+        let long = format!("{{\"step\":3,\"x\":\"{}\"}}\n", "y".repeat(MAX_LINE_BYTES as usize));
         let deep = format!("{{\"step\":4,\"x\":{}}}\n", "[".repeat(10_000));
         let lines = [
             "{\"step\":1,\"loss\":2.0,\"note\":\"text\",\"skipped\":true}\n",
@@ -263,7 +263,7 @@ mod tests {
         assert!(metrics.training("note").is_empty() && metrics.training("step").is_empty());
         // As many names as anybody likes take no more room than those of a run.
         let names: String = (0..10_000).map(|i| format!("{{\"step\":1,\"n{i}\":1}}\n")).collect();
-        assert_eq!(read(&names).evaluations().count(), MOST_NAMES);
+        assert_eq!(read(&names).evaluations().count(), MAX_NAMES);
     }
 
     #[test]

@@ -21,23 +21,23 @@ mod schedule;
 mod task;
 
 pub use classifier::{Classifier, ClassifierOptions};
-pub use control::{Control, Stopped};
-pub use dit::{DRAWS, Dit, DitOptions, SAMPLE_ROWS};
-pub use engine::{Patience, Plan, learn, train, train_together};
+pub use control::{Control, StoppedRun};
+pub use dit::{Dit, DitOptions, SAMPLE_ROWS, VALIDATION_DRAWS};
+pub use engine::{EarlyStopping, TrainOptions, learn, train, train_distributed};
 pub use error::{Error, Result};
 pub use event::{Event, Score, Step};
 pub use flow::{Example, Flow};
-pub use folder::Best;
-pub use loader::{Batch, Batches, Loader};
+pub use folder::BestScore;
+pub use loader::{Batch, BatchSource, Loader};
 pub use loss_scale::LossScale;
-pub use optimizer::{AdamW, Learnt, MOST_AVERAGES, Optimizer, Taken};
-pub use parallel::Team;
-pub use schedule::{Scaling, Schedule, Shape};
+pub use optimizer::{AdamW, MAX_AVERAGES, Optimizer, StepGradients, StepOptions};
+pub use parallel::ProcessGroup;
+pub use schedule::{LrScaling, LrShape, Schedule};
 pub use task::Task;
 
 /// Lets this process keep the memory that a step frees for the next one, where the allocator is glibc's; it would give large pieces back to
 /// the system, and get them page by page. Processes that train call it once; programs that train now and then may not want it.
-pub fn keep_memory() {
+pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it changes two settings of the allocator. The first is the largest that it takes.
     unsafe {

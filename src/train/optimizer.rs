@@ -12,7 +12,9 @@ use tiny_cats_models::{
 
 use super::{
     Error, Result,
-    group::{EMA, Group, MOMENT1, MOMENT2, Member, ROW, Update, WEIGHT, joined, squares, squares_plain},
+    group::{
+        EMA, Group, MOMENT1, MOMENT2, Member, ROW, Update, WEIGHT, joined, squares, sum_of_squares_composed,
+    },
 };
 use crate::checkpoint::TrainingState;
 
@@ -33,7 +35,7 @@ pub struct AdamW {
 }
 
 /// Moving averages that can be kept at once.
-pub const MOST_AVERAGES: usize = 2;
+pub const MAX_AVERAGES: usize = 2;
 
 impl Default for AdamW {
     fn default() -> Self {
@@ -42,7 +44,7 @@ impl Default for AdamW {
 }
 
 /// The running statistics of batch normalisations, and their moving averages.
-struct Running {
+struct RunningStatistics {
     members: Vec<Member>,
     value: Tensor,
     ema: Vec<Tensor>,
@@ -55,7 +57,7 @@ const MOMENTUM: f64 = 0.1;
 pub struct Optimizer {
     settings: AdamW,
     groups: Vec<Group>,
-    running: Option<Running>,
+    running: Option<RunningStatistics>,
     /// Whether the CPU's kernel takes the steps; candle's operations do otherwise.
     fused: bool,
     device: Device,
@@ -63,7 +65,7 @@ pub struct Optimizer {
 
 /// What one step learns from its micro-batches.
 #[derive(Default)]
-pub struct Learnt {
+pub struct StepGradients {
     /// Gradients by parameter name, times the scale that the loss had.
     pub gradients: Gradients,
     /// What batch normalisations saw, one list a micro-batch, each in the order of the network.
@@ -72,7 +74,7 @@ pub struct Learnt {
 
 /// How a step is taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Taken {
+pub struct StepOptions {
     /// Learning rate.
     pub rate: f64,
     /// Updates before this one; steps that were skipped do not count.
@@ -123,7 +125,7 @@ impl Optimizer {
             let packed = Tensor::from_vec(packed, (parts_of_all, n), device)?;
             Ok(Group { members, decays: specs[0].decays, packed })
         };
-        let running = |specs: Vec<&ParamSpec>| -> Result<Running> {
+        let running = |specs: Vec<&ParamSpec>| -> Result<RunningStatistics> {
             let (members, n) = Member::all(&specs);
             let part = |part| -> Result<Tensor> {
                 let values =
@@ -131,7 +133,7 @@ impl Optimizer {
                 Ok(Tensor::from_vec(values.concat(), n, device)?)
             };
             let ema = (EMA..parts_of_all).map(part).collect::<Result<_>>()?;
-            Ok(Running { members, value: part(WEIGHT)?, ema })
+            Ok(RunningStatistics { members, value: part(WEIGHT)?, ema })
         };
         let groups = parts.into_iter().map(group).collect::<Result<_>>()?;
         let running = if statistics.is_empty() { None } else { Some(running(statistics)?) };
@@ -164,13 +166,13 @@ impl Optimizer {
     ///
     /// # Errors
     /// When a parameter has no gradient: then the network does not use it, and training it would be an illusion.
-    pub fn step(&mut self, learnt: &Learnt, how: Taken) -> Result<f64> {
+    pub fn step(&mut self, learnt: &StepGradients, how: StepOptions) -> Result<f64> {
         let gradients: Vec<Tensor> =
             self.groups.iter().map(|group| group.gradient(&learnt.gradients)).collect::<Result<_>>()?;
         let sum = if self.fused {
             gradients.iter().map(squares).sum::<Result<f64>>()?
         } else {
-            squares_plain(&gradients)?
+            sum_of_squares_composed(&gradients)?
         };
         let norm = sum.sqrt() / how.scale;
         if !norm.is_finite() {
@@ -310,7 +312,7 @@ fn values(spec: &ParamSpec, state: &TrainingState, part: usize) -> Result<Vec<f3
 
 #[cfg(test)]
 mod tests {
-    use tiny_cats_models::{Array, Init, candle::with_plain_operations, init};
+    use tiny_cats_models::{Array, Init, candle::with_candle_ops, init};
 
     use super::*;
 
@@ -325,15 +327,15 @@ mod tests {
         vec![spec("a", &[300, 200]), spec("b", &[7]), spec("c", &[20, 30])]
     }
 
-    fn learnt(step: u64) -> Learnt {
+    fn learnt(step: u64) -> StepGradients {
         let w: Weights = init(&specs(), 100 + step);
         let tensor = |a: &Array| Tensor::from_slice(a.data(), a.dims(), &Device::Cpu).unwrap();
         let gradients = w.iter().map(|(name, a)| (name.clone(), tensor(a))).collect();
-        Learnt { gradients, statistics: Vec::new() }
+        StepGradients { gradients, statistics: Vec::new() }
     }
 
-    fn at(rate: f64, before: u64) -> Taken {
-        Taken { rate, before, scale: 1.0 }
+    fn at(rate: f64, before: u64) -> StepOptions {
+        StepOptions { rate, before, scale: 1.0 }
     }
 
     #[test]
@@ -341,7 +343,7 @@ mod tests {
         let settings = AdamW { weight_decay: 0.1, ema: vec![0.3, 0.05], ..AdamW::default() };
         let start = init(&specs(), 0);
         let new = || Optimizer::new(settings.clone(), &specs(), &start, &Device::Cpu).unwrap();
-        let (mut fused, mut plain) = (new(), with_plain_operations(new));
+        let (mut fused, mut plain) = (new(), with_candle_ops(new));
         for step in 0..5 {
             let norms = [&mut fused, &mut plain].map(|o| o.step(&learnt(step), at(1e-2, step)).unwrap());
             assert!((norms[0] / norms[1] - 1.0).abs() < 1e-5, "{norms:?}");
@@ -381,7 +383,7 @@ mod tests {
             let mut optimizer = Optimizer::new(AdamW::default(), &specs(), &start, &Device::Cpu).unwrap();
             let mut learnt = learnt(0);
             learnt.gradients.values_mut().for_each(|g| *g = (&*g * scale).unwrap());
-            let norm = optimizer.step(&learnt, Taken { rate: 1e-3, before: 0, scale }).unwrap();
+            let norm = optimizer.step(&learnt, StepOptions { rate: 1e-3, before: 0, scale }).unwrap();
             (norm, optimizer.state(().into()).unwrap())
         });
         // A power of two changes no digit.

@@ -1,6 +1,6 @@
 //! What is looked at before the first step, so that a run does not fail in the night for what could be seen in the evening.
 
-use super::{Error, Plan, Result, Task, run::KEPT};
+use super::{Error, Result, Task, TrainOptions, run::MAX_STATES};
 use crate::memory;
 
 /// Looks whether there is room for what the run will write beside the `there` bytes of states that it will replace, and memory for its
@@ -11,7 +11,7 @@ use crate::memory;
 /// [`Error::Preflight`] saying what there is too little of, and what would help.
 pub(super) fn check(
     task: &dyn Task,
-    plan: &Plan,
+    plan: &TrainOptions,
     micro_batch: usize,
     there: u64,
     processes: usize,
@@ -20,7 +20,7 @@ pub(super) fn check(
     // Weights, two moments, and the moving averages.
     let state = weights * (3 + plan.optimizer.ema.len() as u64);
     // The best apart from the newest, one that is being written, and the two released files.
-    let needed = state * (KEPT as u64 + 2) + 2 * weights;
+    let needed = state * (MAX_STATES as u64 + 2) + 2 * weights;
     let free = fs4::available_space(&plan.folder)
         .map_err(|source| Error::File { path: plan.folder.clone(), source })?;
     if free + there < needed {
@@ -28,7 +28,7 @@ pub(super) fn check(
         let message = format!("{folder}: training states need {needed}, {free} are free");
         return Err(Error::Preflight(message));
     }
-    let tape = if plan.device.is_cpu() { plan.tape.on_processor() } else { plan.tape };
+    let tape = if plan.device.is_cpu() { plan.tape.on_cpu() } else { plan.tape };
     let step = task.training_bytes(micro_batch, tape)?;
     let sharing = if plan.device.is_cpu() { processes as u64 } else { 1 };
     // A training state is put together in memory before it is written.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::{ErrorKind, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -13,24 +13,25 @@ use tiny_cats_export::{ModelMeta, remove_abandoned, write_atomically, write_png}
 use tiny_cats_models::{ParamSpec, Precision};
 
 use super::{
-    Best, Error, Event, Learnt, LossScale, Optimizer, Plan, Result, Schedule, Score, Taken, Task,
-    difference::{difference, other_run},
-    folder::{self, Record, Status},
+    BestScore, Error, Event, LossScale, Optimizer, Result, Schedule, Score, StepGradients, StepOptions, Task,
+    TrainOptions,
+    difference::{difference, settings_mismatch},
+    folder::{self, RunRecord, Status},
     metrics::{LOSS, METRICS},
 };
-use crate::checkpoint::{self, Problem, TrainingState};
+use crate::checkpoint::{self, ErrorKind, TrainingState};
 
 /// Training states that are kept, the best one apart.
-pub(super) const KEPT: usize = 5;
+pub(super) const MAX_STATES: usize = 5;
 
 /// What is added to the name of a damaged training state that is set aside.
-const DAMAGED: &str = ".damaged";
+const DAMAGED_SUFFIX: &str = ".damaged";
 /// The share of a step's loss in the running mean of the loss.
-const NEW: f64 = 0.02;
+const LOSS_EMA_WEIGHT: f64 = 0.02;
 
 /// Where a run stands: with the weights and the optimizer's moments all that is needed to go on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Progress {
+pub(super) struct RunProgress {
     /// Steps done.
     pub step: u64,
     /// Steps of these that changed nothing, since the loss or the gradient was not finite.
@@ -40,7 +41,7 @@ pub(super) struct Progress {
     /// The last step that was evaluated.
     pub evaluated: u64,
     /// The best evaluation.
-    pub best: Option<Best>,
+    pub best: Option<BestScore>,
     /// The moving average that was evaluated better the last time.
     pub leading: usize,
     /// Evaluations since then.
@@ -54,9 +55,9 @@ pub(super) struct Progress {
     pub mean_loss: Option<f64>,
 }
 
-impl Progress {
+impl RunProgress {
     /// What the loss of the next step is scaled by.
-    pub(super) fn scale(&mut self, plan: &Plan) -> f64 {
+    pub(super) fn scale(&mut self, plan: &TrainOptions) -> f64 {
         let f16 = plan.tape.precision == Precision::F16;
         if f16 { self.loss_scale.get_or_insert_default().value } else { 1.0 }
     }
@@ -67,32 +68,32 @@ impl Progress {
         &mut self,
         optimizer: &mut Optimizer,
         loss: f64,
-        learnt: &Learnt,
+        learnt: &StepGradients,
         rate: f64,
     ) -> Result<(f64, bool)> {
         let before = self.loss_scale;
         let scale = before.map_or(1.0, |scale| scale.value);
-        let how = Taken { rate, before: self.step - self.skipped, scale };
+        let how = StepOptions { rate, before: self.step - self.skipped, scale };
         let norm = if loss.is_finite() { optimizer.step(learnt, how)? } else { 0.0 };
         let skipped = !(loss.is_finite() && norm.is_finite());
         if loss.is_finite() {
-            self.mean_loss = Some(self.mean_loss.map_or(loss, |mean| mean + NEW * (loss - mean)));
+            self.mean_loss = Some(self.mean_loss.map_or(loss, |mean| mean + LOSS_EMA_WEIGHT * (loss - mean)));
         }
         self.step += 1;
         self.skipped += u64::from(skipped);
         self.loss_scale = before.map(|scale| scale.after(!skipped));
-        let looking_for_scale = before.is_some_and(LossScale::is_sought) && loss.is_finite();
+        let looking_for_scale = before.is_some_and(LossScale::is_calibrating) && loss.is_finite();
         self.skipped_in_a_row = if skipped && !looking_for_scale { self.skipped_in_a_row + 1 } else { 0 };
         Ok((norm, skipped))
     }
 }
 
 /// A run's files.
-pub(super) struct Run {
+pub(super) struct RunFiles {
     folder: PathBuf,
     /// Nobody else trains here.
     _lock: folder::Lock,
-    record: Record,
+    record: RunRecord,
     /// Whether nothing is known of it but what this process has written.
     new: bool,
     released: String,
@@ -104,12 +105,12 @@ pub(super) struct Run {
     processes: usize,
     /// The training states, oldest first.
     states: Vec<PathBuf>,
-    pub(super) progress: Progress,
+    pub(super) progress: RunProgress,
 }
 
-impl Run {
+impl RunFiles {
     /// Opens the folder of `plan`, in which a run is to begin or go on.
-    pub(super) fn open(task: &dyn Task, plan: &Plan, processes: usize) -> Result<Self> {
+    pub(super) fn open(task: &dyn Task, plan: &TrainOptions, processes: usize) -> Result<Self> {
         let settings = json!({
             "task": task.settings(),
             "optimizer": plan.optimizer,
@@ -145,7 +146,7 @@ impl Run {
             schedule: json!(plan.schedule),
             configuration: plan.configuration.clone(),
             processes,
-            progress: Progress::default(),
+            progress: RunProgress::default(),
         })
     }
 
@@ -162,18 +163,18 @@ impl Run {
     pub(super) fn begin(
         &mut self,
         task: &dyn Task,
-        plan: &Plan,
+        plan: &TrainOptions,
         specs: &[ParamSpec],
         observe: &mut dyn FnMut(Event),
     ) -> Result<Optimizer> {
         let Some((path, state)) = self.newest(plan, observe)? else {
             // A process that was killed before its first state may have left some.
-            self.cut_metrics()?;
+            self.truncate_metrics()?;
             let weights = task.initial(plan.seed)?;
             return Optimizer::new(plan.optimizer.clone(), specs, &weights, &plan.device);
         };
         let fail = |message: String| Error::Resume { path: path.clone(), message };
-        if let Some(message) = other_run(&state.meta["settings"], &self.settings) {
+        if let Some(message) = settings_mismatch(&state.meta["settings"], &self.settings) {
             return Err(fail(message));
         }
         self.progress = serde_json::from_value(state.meta["progress"].clone())
@@ -210,13 +211,13 @@ impl Run {
             observe(Event::Note(&said));
             self.progress.best = None;
         }
-        self.cut_metrics()?;
+        self.truncate_metrics()?;
         self.record.step = step;
         Optimizer::restore(plan.optimizer.clone(), specs, &state, &plan.device)
     }
 
     /// Writes down that it trains, by what configuration, and how far it is to go.
-    pub(super) fn begun(&mut self, plan: &Plan) -> Result<()> {
+    pub(super) fn begun(&mut self, plan: &TrainOptions) -> Result<()> {
         let path = self.folder.join(folder::CONFIGURATION);
         write_atomically(&path, |w| w.write_all(self.configuration.as_bytes())).map_err(at(&path))?;
         (self.record.steps, self.new) = (plan.schedule.steps, false);
@@ -231,7 +232,7 @@ impl Run {
     /// The newest state that is whole, and where it is.
     fn newest(
         &mut self,
-        plan: &Plan,
+        plan: &TrainOptions,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Option<(PathBuf, TrainingState)>> {
         let mut damaged: Vec<checkpoint::Error> = Vec::new();
@@ -255,7 +256,7 @@ impl Run {
         if let Some(error) = damaged.first() {
             let said = format!(
                 "{error}; no training state of this run is whole: the run begins again, and the damaged files stay as \
-                 *{DAMAGED}"
+                 *{DAMAGED_SUFFIX}"
             );
             observe(Event::Note(&said));
             for path in std::mem::take(&mut self.states) {
@@ -313,7 +314,7 @@ impl Run {
         self.states.push(path.clone());
         let best = self.progress.best.as_ref().map(|best| self.state_path(best.step));
         let others = self.states.iter().filter(|state| Some(*state) != best.as_ref()).count();
-        let mut spare = others.saturating_sub(KEPT);
+        let mut spare = others.saturating_sub(MAX_STATES);
         for path in std::mem::take(&mut self.states) {
             if spare > 0 && Some(&path) != best.as_ref() {
                 spare -= 1;
@@ -338,14 +339,14 @@ impl Run {
     }
 
     /// Takes note of an evaluation of moving average `average`; whether it is the best so far, by more than `min_delta`.
-    pub(super) fn consider(&mut self, score: &Score, average: usize, min_delta: f64) -> bool {
+    pub(super) fn update_best(&mut self, score: &Score, average: usize, min_delta: f64) -> bool {
         let value = score.value;
-        let gain = |best: &Best| if score.more { value - best.value } else { best.value - value };
+        let gain = |best: &BestScore| if score.more { value - best.value } else { best.value - value };
         let better =
             value.is_finite() && self.progress.best.as_ref().is_none_or(|best| gain(best) > min_delta);
         if better {
             let (step, name) = (self.progress.step, score.name.to_owned());
-            self.progress.best = Some(Best { step, name, value, average });
+            self.progress.best = Some(BestScore { step, name, value, average });
         }
         better
     }
@@ -373,14 +374,14 @@ impl Run {
     }
 
     /// Cuts `metrics.jsonl` back to the step and the evaluations that the state has.
-    fn cut_metrics(&self) -> Result<()> {
+    fn truncate_metrics(&self) -> Result<()> {
         let path = self.metrics();
         let text = match std::fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(source) => return Err(at(&path)(source)),
         };
-        let Progress { step, evaluated, .. } = self.progress;
+        let RunProgress { step, evaluated, .. } = self.progress;
         let before = |line: &&str| {
             let value: Option<Value> = serde_json::from_str(line).ok();
             value.is_some_and(|value| {
@@ -432,7 +433,7 @@ impl Run {
             Err(error) => return Err(error.into()),
         };
         observe(Event::Note(&format!(
-            "{error}; it scored best and stays as *{DAMAGED}: the last weights are released instead"
+            "{error}; it scored best and stays as *{DAMAGED_SUFFIX}: the last weights are released instead"
         )));
         set_aside(path)?;
         self.states.retain(|state| state != path);
@@ -460,7 +461,9 @@ impl Run {
 /// Whether a file was read, and what is in it is no whole training state.
 fn is_damage(error: &checkpoint::Error) -> bool {
     match &error.problem {
-        Problem::Io(error) => matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData),
+        ErrorKind::Io(error) => {
+            matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
+        }
         _ => true,
     }
 }
@@ -473,7 +476,7 @@ pub(super) fn state_path(folder: &Path, task: &str, step: u64) -> PathBuf {
 /// Gives a damaged training state a name by which it is none.
 fn set_aside(path: &Path) -> Result<()> {
     let mut aside = path.to_owned().into_os_string();
-    aside.push(DAMAGED);
+    aside.push(DAMAGED_SUFFIX);
     std::fs::rename(path, aside).map_err(at(path))
 }
 
@@ -488,10 +491,10 @@ mod tests {
 
     #[test]
     fn a_state_of_an_earlier_version_has_no_mean_loss_and_is_read() {
-        let mut old = json!(Progress { step: 7, mean_loss: Some(0.1), ..Progress::default() });
+        let mut old = json!(RunProgress { step: 7, mean_loss: Some(0.1), ..RunProgress::default() });
         assert_eq!(old["mean_loss"], 0.1);
         old.as_object_mut().unwrap().remove("mean_loss");
-        let read: Progress = serde_json::from_value(old).unwrap();
+        let read: RunProgress = serde_json::from_value(old).unwrap();
         assert_eq!((read.step, read.mean_loss), (7, None));
     }
 }

@@ -7,7 +7,7 @@ use super::{Error, Result};
 /// What the learning rate does after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Shape {
+pub enum LrShape {
     /// Half a cosine down to the floor (SGDR without restarts, arXiv 1608.03983).
     #[default]
     Cosine,
@@ -20,7 +20,7 @@ pub enum Shape {
 /// How the learning rate follows the number of items in a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Scaling {
+pub enum LrScaling {
     /// Not at all.
     #[default]
     None,
@@ -30,7 +30,7 @@ pub enum Scaling {
     Sqrt,
 }
 
-impl Scaling {
+impl LrScaling {
     /// What the learning rate of 256 items is multiplied by for steps of `items`.
     pub fn factor(self, items: u64) -> f64 {
         let ratio = items as f64 / 256.0;
@@ -43,16 +43,16 @@ impl Scaling {
 }
 
 /// A learning rate is at its floor when no more than this share of the way down is left.
-const AT_FLOOR: f64 = 0.05;
+const FLOOR_TOLERANCE: f64 = 0.05;
 /// A learning rate rises when it is this many times what it was the step before.
-const RISE: f64 = 1.5;
+const RISE_FACTOR: f64 = 1.5;
 
-/// The learning rate of each step: a linear warm-up, then a [`Shape`].
+/// The learning rate of each step: a linear warm-up, then a [`LrShape`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     /// What it does after the warm-up.
     #[serde(default)]
-    pub shape: Shape,
+    pub shape: LrShape,
     /// The rate after the warm-up.
     pub peak: f64,
     /// The rate at the end.
@@ -69,7 +69,7 @@ impl Schedule {
     /// # Errors
     /// [`Error::Setting`] for a run without steps, a warm-up that fills it, or rates that are none.
     pub fn new(
-        shape: Shape,
+        shape: LrShape,
         peak: f64,
         floor: f64,
         warmup: Option<u64>,
@@ -102,9 +102,9 @@ impl Schedule {
         }
         let done = ((step - self.warmup) as f64 / (self.steps - self.warmup) as f64).min(1.0);
         let left = match self.shape {
-            Shape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
-            Shape::Linear => 1.0 - done,
-            Shape::Constant => return self.peak,
+            LrShape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            LrShape::Linear => 1.0 - done,
+            LrShape::Constant => return self.peak,
         };
         self.floor + (self.peak - self.floor) * left
     }
@@ -117,15 +117,15 @@ impl Schedule {
             return None;
         }
         let (was, is) = (before.rate(step - 1), self.rate(step));
-        let falls = self.shape != Shape::Constant && self.floor < self.peak;
-        if falls && is - self.floor <= AT_FLOOR * (self.peak - self.floor) {
+        let falls = self.shape != LrShape::Constant && self.floor < self.peak;
+        if falls && is - self.floor <= FLOOR_TOLERANCE * (self.peak - self.floor) {
             let left = self.steps - step;
             return Some(format!(
                 "warning: the learning rate is {is:.2e}, at or near its floor, for all {left} steps that are left: they will change \
                  little; more --steps or a higher --min-lr raise it"
             ));
         }
-        (is > RISE * was).then(|| {
+        (is > RISE_FACTOR * was).then(|| {
             format!(
                 "warning: the learning rate, which had fallen to {was:.2e}, goes up to {is:.2e} at this step"
             )
@@ -139,15 +139,15 @@ mod tests {
 
     #[test]
     fn the_rate_rises_to_its_peak_and_falls_to_its_floor() {
-        for shape in [Shape::Cosine, Shape::Linear, Shape::Constant] {
+        for shape in [LrShape::Cosine, LrShape::Linear, LrShape::Constant] {
             let s = Schedule::new(shape, 1e-3, 1e-5, Some(10), 0, 100).unwrap();
             let rates: Vec<f64> = (0..=100).map(|i| s.rate(i)).collect();
             assert!(rates[..10].is_sorted() && rates[0] > 0.0);
             assert!((rates[9] - 1e-3).abs() < 1e-12 && (rates[10] - 1e-3).abs() < 1e-12);
             assert!(rates[10..].iter().rev().is_sorted());
-            let end = if shape == Shape::Constant { 1e-3 } else { 1e-5 };
+            let end = if shape == LrShape::Constant { 1e-3 } else { 1e-5 };
             assert!((rates[100] - end).abs() < 1e-12 && (s.rate(10_000) - end).abs() < 1e-12);
-            let half = if shape == Shape::Constant { 1e-3 } else { 0.5 * (1e-3 + 1e-5) };
+            let half = if shape == LrShape::Constant { 1e-3 } else { 0.5 * (1e-3 + 1e-5) };
             assert!((rates[55] - half).abs() < 1e-12);
         }
     }
@@ -155,35 +155,38 @@ mod tests {
     #[test]
     fn a_schedule_that_is_made_longer_warns_of_a_rate_at_its_floor_and_of_one_that_rises() {
         let of = |shape, steps| Schedule::new(shape, 1e-3, 1e-6, Some(0), 0, steps).unwrap();
-        let before = of(Shape::Cosine, 100);
+        let before = of(LrShape::Cosine, 100);
         let warning = |after: Schedule, step| after.change(&before, step).unwrap_or_default();
-        let said = warning(of(Shape::Cosine, 105), 100);
+        let said = warning(of(LrShape::Cosine, 105), 100);
         assert!(said.contains("at or near its floor, for all 5 steps that are left"), "{said}");
-        let said = warning(of(Shape::Cosine, 200), 100);
+        let said = warning(of(LrShape::Cosine, 200), 100);
         assert!(said.contains("had fallen to 1.25e-6, goes up to 5.01e-4"), "{said}");
-        assert!(warning(of(Shape::Constant, 200), 100).contains("goes up to 1.00e-3"));
+        assert!(warning(of(LrShape::Constant, 200), 100).contains("goes up to 1.00e-3"));
         // Nothing to be warned of: shorter or the same, at its end, at its beginning.
         for (after, step) in [(150, 20), (100, 50), (90, 40), (100, 100), (200, 0)] {
-            assert_eq!(warning(of(Shape::Cosine, after), step), "", "{after} steps, at {step}");
+            assert_eq!(warning(of(LrShape::Cosine, after), step), "", "{after} steps, at {step}");
         }
-        let floor = Schedule::new(Shape::Linear, 1e-3, 1e-3, Some(0), 0, 200).unwrap();
+        let floor = Schedule::new(LrShape::Linear, 1e-3, 1e-3, Some(0), 0, 200).unwrap();
         assert_eq!(floor.change(&floor, 199), None);
     }
 
     #[test]
     fn a_rate_follows_the_items_of_a_step() {
-        assert_eq!([Scaling::None, Scaling::Linear, Scaling::Sqrt].map(|s| s.factor(1024)), [1.0, 4.0, 2.0]);
-        assert_eq!([Scaling::None, Scaling::Linear, Scaling::Sqrt].map(|s| s.factor(256)), [1.0; 3]);
+        assert_eq!(
+            [LrScaling::None, LrScaling::Linear, LrScaling::Sqrt].map(|s| s.factor(1024)),
+            [1.0, 4.0, 2.0]
+        );
+        assert_eq!([LrScaling::None, LrScaling::Linear, LrScaling::Sqrt].map(|s| s.factor(256)), [1.0; 3]);
     }
 
     #[test]
     fn an_unset_warm_up_fits_any_run_and_a_wrong_one_is_refused() {
-        assert_eq!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 10_000, 100).unwrap().warmup, 5);
-        assert_eq!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 10_000, 1).unwrap().warmup, 0);
-        assert_eq!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 10_000, 400_000).unwrap().warmup, 10_000);
-        assert!(Schedule::new(Shape::Cosine, 1.0, 0.0, Some(100), 0, 100).is_err());
-        assert!(Schedule::new(Shape::Cosine, 1.0, 0.0, None, 0, 0).is_err());
-        assert!(Schedule::new(Shape::Cosine, f64::NAN, 0.0, None, 0, 9).is_err());
-        assert!(Schedule::new(Shape::Cosine, 1e-4, 1e-3, None, 0, 9).is_err());
+        assert_eq!(Schedule::new(LrShape::Cosine, 1.0, 0.0, None, 10_000, 100).unwrap().warmup, 5);
+        assert_eq!(Schedule::new(LrShape::Cosine, 1.0, 0.0, None, 10_000, 1).unwrap().warmup, 0);
+        assert_eq!(Schedule::new(LrShape::Cosine, 1.0, 0.0, None, 10_000, 400_000).unwrap().warmup, 10_000);
+        assert!(Schedule::new(LrShape::Cosine, 1.0, 0.0, Some(100), 0, 100).is_err());
+        assert!(Schedule::new(LrShape::Cosine, 1.0, 0.0, None, 0, 0).is_err());
+        assert!(Schedule::new(LrShape::Cosine, f64::NAN, 0.0, None, 0, 9).is_err());
+        assert!(Schedule::new(LrShape::Cosine, 1e-4, 1e-3, None, 0, 9).is_err());
     }
 }

@@ -8,12 +8,12 @@ use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
     TapeOptions, Weights,
     candle::Params,
-    cost::Ledger,
+    cost::CostSummary,
     init,
     tape::{Tape, Var},
 };
 
-use super::{Batch, Batches, Result, Score};
+use super::{Batch, BatchSource, Result, Score};
 
 /// What is trained. Whatever a task draws at random depends on its seed and the position in the data alone.
 pub trait Task {
@@ -27,7 +27,7 @@ pub trait Task {
     ///
     /// # Errors
     /// When there is no such network.
-    fn cost(&self) -> Result<Ledger>;
+    fn cost(&self) -> Result<CostSummary>;
 
     /// The most bytes that learning from a micro-batch of `batch` items has in use, besides weights and batch.
     ///
@@ -49,7 +49,7 @@ pub trait Task {
     }
 
     /// What makes its batches; the workers share it.
-    fn batches(&self) -> Arc<dyn Batches>;
+    fn batches(&self) -> Arc<dyn BatchSource>;
 
     /// All settings and the data's fingerprint: a run goes on only with the same.
     fn settings(&self) -> Value;

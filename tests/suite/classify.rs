@@ -124,7 +124,7 @@ fn photographs_are_prepared_as_in_training() {
         photos
             .fill(index, &View::middle(photos.dimensions(index), size as u32), size, &mut training)
             .unwrap();
-        how.normalise(&mut training);
+        how.normalize(&mut training);
         let picture = image::open(dir.path().join(path)).unwrap().into_rgb8();
         assert!(training == how.apply(&picture, size), "{}", path.display());
     }

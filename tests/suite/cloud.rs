@@ -11,7 +11,7 @@ use crate::common::{CACHE, CATS, succeeds, text, trained};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tiny_cats::{
-    sweep::{JobStatus, Ledger, Sweep},
+    sweep::{JobStatus, Sweep, SweepState},
     train::metrics::Point,
 };
 
@@ -19,9 +19,9 @@ const BIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bin");
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/modal");
 
 /// A folder to work in, and Modal's volumes in `modal/volumes`: data in `cats`, and no runs.
-struct Place(TempDir);
+struct TestDir(TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         let place = Self(TempDir::new().unwrap());
         fs::create_dir_all(place.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
@@ -102,7 +102,7 @@ const DIT: [&str; 5] = ["train", "dit", "data/cats", "--config", "a10"];
 
 #[test]
 fn what_is_missing_is_said_with_the_command_that_mends_it() {
-    let place = Place::new();
+    let place = TestDir::new();
     let said = place.succeeds(&["check"]);
     assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), 5, "{said}");
     assert!(said.contains("data/cats") && said.contains("the first run makes the volume"), "{said}");
@@ -145,7 +145,7 @@ fn what_is_missing_is_said_with_the_command_that_mends_it() {
 
 #[test]
 fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
-    let place = Place::new();
+    let place = TestDir::new();
     let more = ["--steps", "1000", "--gpu", "A10,l4", "--max-cost", "5", "--detach", "--run-id", "mine"];
     let arguments = [&DIT[..], &more].concat();
     let planned = place.succeeds(&[&arguments[..], &["--dry-run"]].concat());
@@ -193,7 +193,7 @@ fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
 /// The app takes what it is called with, and what it hands on is what `train` takes.
 #[test]
 fn the_app_understands_the_call() {
-    let place = Place::new();
+    let place = TestDir::new();
     let more = [
         "--gpu",
         "A100:2",
@@ -247,7 +247,7 @@ fn the_app_understands_the_call() {
 
 #[test]
 fn what_makes_no_sense_starts_nothing() {
-    let place = Place::new();
+    let place = TestDir::new();
     fs::write(place.path().join("broken.toml"), "[gpu]\nA10 = 0\n").unwrap();
     for (more, said) in [
         (&["--gpu", "A11"][..], "--gpu A11: unknown GPU; did you mean A10?"),
@@ -325,7 +325,7 @@ fn record(folder: &Path, status: &str, cloud: &str, step: u64) {
 
 #[test]
 fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
-    let place = Place::new();
+    let place = TestDir::new();
     trained::synthetic(place.path());
     let more = ["--steps", "4", "--run-id", "mine", "--device", "cpu"];
     succeeds(CATS, place.path(), &trained::dit("released", &more));
@@ -412,7 +412,7 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
 /// A budget is for a run, however often it is gone on with.
 #[test]
 fn what_was_spent_and_done_counts() {
-    let place = Place::new();
+    let place = TestDir::new();
     let arguments = [&DIT[..], &["--gpu", "A10", "--run-id", "mine"]].concat();
     let said = place.succeeds(&[&arguments[..], &["--dry-run"]].concat());
     let expected: f64 = said.split('$').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
@@ -441,7 +441,7 @@ fn what_was_spent_and_done_counts() {
 /// Two containers that train one run would get into each other's way.
 #[test]
 fn what_an_app_works_on_is_left_to_it() {
-    let place = Place::new();
+    let place = TestDir::new();
     let app = |name: &str| {
         json!([{"app_id": "ap-7", "description": name, "state": "ephemeral (detached)"}]).to_string()
     };
@@ -472,7 +472,7 @@ fn what_an_app_works_on_is_left_to_it() {
 /// A timeout is that of an attempt: there must be enough of them.
 #[test]
 fn attempts_are_as_many_as_the_timeout_asks_for() {
-    let place = Place::new();
+    let place = TestDir::new();
     let arguments = [&DIT[..], &["--gpu", "L4", "--steps", "3000000", "--dry-run"]].concat();
     let retries = |more: &[&str]| {
         let said = place.succeeds(&[&arguments[..], more].concat());
@@ -492,7 +492,7 @@ fn attempts_are_as_many_as_the_timeout_asks_for() {
 
 #[test]
 fn one_odd_run_does_not_hide_the_others() {
-    let place = Place::new();
+    let place = TestDir::new();
     record(&place.run("a"), "finished", "finished", 12);
     fs::write(place.run("b").join("run.json"), "{").unwrap();
     fs::write(place.run("c").join("dit_step_00000001.safetensors"), "").unwrap();
@@ -519,7 +519,7 @@ fn one_odd_run_does_not_hide_the_others() {
 
 #[test]
 fn a_sweep_is_checked_and_priced_as_a_whole() {
-    let place = Place::new();
+    let place = TestDir::new();
     let file = "task = \"dit\"\ndata = \"data/cats\"\nconfig = \"a10\"\n[fixed]\nsteps = 1000\n[sweep]\nlr = [1e-4, 3e-4, 1e-3]\n";
     fs::write(place.path().join("rates.toml"), file).unwrap();
     let arguments = ["sweep", "rates.toml", "--parallel", "2", "--gpu", "A10", "--max-cost", "20"];
@@ -574,7 +574,7 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
     let there = place.volume("tiny-cats-outputs").join("runs/sweeps/rates");
     fs::create_dir_all(&there).unwrap();
     let sweep = Sweep::load(&place.path().join("rates.toml")).unwrap();
-    let mut ledger = Ledger::new(&sweep, &sweep.jobs().unwrap());
+    let mut ledger = SweepState::new(&sweep, &sweep.jobs().unwrap());
     for (i, job) in ledger.jobs.iter_mut().enumerate().take(2) {
         job.status = JobStatus::Finished;
         job.metric = Some(Point { step: 1000, value: 0.5 - 0.1 * i as f64 });

@@ -4,7 +4,7 @@ use tiny_cats_models::{TinyDitConfig, tiny_dit::SIZES};
 
 /// The README's table of sizes, from the cost reading.
 #[test]
-fn the_table_of_sizes_is_the_cost_reading_s() {
+fn the_table_of_sizes_matches_the_cost_backend() {
     let readme = include_str!("../../README.md");
     for (name, width, depth, heads) in SIZES {
         let cell = |size| {

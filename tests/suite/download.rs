@@ -15,11 +15,11 @@ use std::{
 use flate2::{Compression, write::GzEncoder};
 use md5::{Digest, Md5};
 use tempfile::TempDir;
-use tiny_cats::data::download::{Archive, Error, Event, OXFORD_PETS, OXFORD_PETS_URL, Patience, download};
+use tiny_cats::data::download::{Archive, Error, Event, OXFORD_PETS, OXFORD_PETS_URL, RetryPolicy, download};
 
 /// What the server was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Asked {
+struct ReceivedRequest {
     path: String,
     /// The first byte of the range.
     from: Option<usize>,
@@ -41,7 +41,7 @@ fn answer(status: &str, headers: &[String], body: &[u8]) -> Answer {
 }
 
 /// As a good server answers.
-fn serve(file: &[u8], tag: &str, asked: &Asked) -> Answer {
+fn serve(file: &[u8], tag: &str, asked: &ReceivedRequest) -> Answer {
     let length = |n: usize| format!("Content-Length: {n}");
     let tag_line = format!("ETag: \"{tag}\"");
     let same = asked.if_range.as_ref().is_none_or(|t| *t == format!("\"{tag}\""));
@@ -66,11 +66,11 @@ fn broken(mut answer: Answer, n: usize) -> Answer {
 /// A server for the time of a test: `script` answers the requests, which are counted from 0.
 struct Server {
     url: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Server {
-    fn new(mut script: impl FnMut(usize, &Asked) -> Answer + Send + 'static) -> Self {
+    fn new(mut script: impl FnMut(usize, &ReceivedRequest) -> Answer + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -94,12 +94,15 @@ impl Server {
     }
 
     /// A server of one file.
-    fn of(file: &[u8], mut script: impl FnMut(usize, &Asked, &[u8]) -> Answer + Send + 'static) -> Self {
+    fn of(
+        file: &[u8],
+        mut script: impl FnMut(usize, &ReceivedRequest, &[u8]) -> Answer + Send + 'static,
+    ) -> Self {
         let file = file.to_vec();
         Self::new(move |n, asked| script(n, asked, &file))
     }
 
-    fn asked(&self) -> Vec<Asked> {
+    fn asked(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -108,10 +111,10 @@ impl Server {
     }
 }
 
-fn read_request(stream: &TcpStream) -> Option<Asked> {
+fn read_request(stream: &TcpStream) -> Option<ReceivedRequest> {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
     let path = lines.next()?.split(' ').nth(1)?.to_owned();
-    let mut asked = Asked { path, from: None, if_range: None };
+    let mut asked = ReceivedRequest { path, from: None, if_range: None };
     for line in lines {
         let (name, value) = line.split_once(": ")?;
         match name.to_ascii_lowercase().as_str() {
@@ -174,7 +177,7 @@ fn archive(bytes: &[u8]) -> Archive {
     Archive { name: "images", md5: md5.leak(), max_bytes: 1 << 20 }
 }
 
-const QUICK: Patience = Patience {
+const QUICK: RetryPolicy = RetryPolicy {
     attempts: 4,
     first_wait: Duration::from_millis(4),
     longest_wait: Duration::from_millis(20),
@@ -185,7 +188,7 @@ fn get(archive: &Archive, url: &str, dir: &Path) -> Result<Vec<Event>, Error> {
     get_with(archive, url, dir, &QUICK)
 }
 
-fn get_with(archive: &Archive, url: &str, dir: &Path, patience: &Patience) -> Result<Vec<Event>, Error> {
+fn get_with(archive: &Archive, url: &str, dir: &Path, patience: &RetryPolicy) -> Result<Vec<Event>, Error> {
     let mut events = Vec::new();
     download(&[*archive], url, dir, patience, &mut |_, event| events.push(event))?;
     Ok(events)
@@ -261,7 +264,7 @@ fn what_broke_off_goes_on_where_it_ended() {
     assert_whole(dir.path(), 1);
     assert_eq!(server.ranges(), [None, Some(10_000), Some(20_000)]);
     assert!(server.asked()[1..].iter().all(|a| a.if_range.as_deref() == Some("\"a\"")));
-    assert_eq!(events.iter().filter(|e| matches!(e, Event::Again(..))).count(), 2);
+    assert_eq!(events.iter().filter(|e| matches!(e, Event::RecomputeFn(..))).count(), 2);
 }
 
 #[test]
@@ -271,7 +274,7 @@ fn a_server_that_falls_silent_is_asked_again() {
         0 => Answer { hold: true, ..broken(serve(file, "a", asked), 10_000) },
         _ => serve(file, "a", asked),
     });
-    let patience = Patience { silence: Duration::from_millis(300), ..QUICK };
+    let patience = RetryPolicy { silence: Duration::from_millis(300), ..QUICK };
     get_with(&archive(&bytes), &server.url, dir.path(), &patience).unwrap();
     assert_whole(dir.path(), 1);
     assert_eq!(server.ranges(), [None, Some(10_000)]);
@@ -281,7 +284,7 @@ fn a_server_that_falls_silent_is_asked_again() {
 fn the_checksum_decides_what_a_false_length_does_not() {
     // All came, and more was announced.
     let (bytes, dir) = (pets(1), temp());
-    let longer = |_: usize, _: &Asked, file: &[u8]| {
+    let longer = |_: usize, _: &ReceivedRequest, file: &[u8]| {
         answer("200 OK", &[format!("Content-Length: {}", file.len() + 5000)], file)
     };
     let server = Server::of(&bytes, longer);
@@ -308,7 +311,7 @@ fn the_checksum_decides_what_a_false_length_does_not() {
 fn a_server_that_ignores_ranges_sends_all_again() {
     let (bytes, dir) = (pets(1), temp());
     let server = Server::of(&bytes, |n, asked, file| {
-        let whole = serve(file, "a", &Asked { from: None, ..asked.clone() });
+        let whole = serve(file, "a", &ReceivedRequest { from: None, ..asked.clone() });
         if n == 0 { broken(whole, 10_000) } else { whole }
     });
     get(&archive(&bytes), &server.url, dir.path()).unwrap();
@@ -336,7 +339,11 @@ fn pieces_of_different_files_are_not_joined() {
         let (a, b) = (old.clone(), new.clone());
         let server = Server::new(move |n, asked| match n {
             0 => broken(serve(&a, "a", asked), 10_000),
-            1 => serve(&b, "b", &Asked { from: Some(10_000 + shift), if_range: None, ..asked.clone() }),
+            1 => serve(
+                &b,
+                "b",
+                &ReceivedRequest { from: Some(10_000 + shift), if_range: None, ..asked.clone() },
+            ),
             _ => serve(&b, "b", asked),
         });
         get(&archive(&new), &server.url, dir.path()).unwrap();
@@ -392,14 +399,14 @@ fn what_is_not_there_is_asked_for_once_and_what_is_busy_again() {
         2 => answer("502 Bad Gateway", &["Retry-After: 1000000".into()], b""),
         _ => serve(file, "a", asked),
     });
-    let patience = Patience { longest_wait: Duration::from_secs(1), ..QUICK };
+    let patience = RetryPolicy { longest_wait: Duration::from_secs(1), ..QUICK };
     let start = Instant::now();
     let events = get_with(&archive(&bytes), &server.url, dir.path(), &patience).unwrap();
     assert!(start.elapsed() >= Duration::from_secs(2));
     assert_whole(dir.path(), 1);
     let waits: Vec<Duration> = events
         .iter()
-        .filter_map(|e| if let Event::Again(_, wait) = e { Some(*wait) } else { None })
+        .filter_map(|e| if let Event::RecomputeFn(_, wait) = e { Some(*wait) } else { None })
         .collect();
     assert!((QUICK.first_wait / 2..=QUICK.first_wait).contains(&waits[0]), "{waits:?}");
     assert_eq!(waits[1..], [Duration::from_secs(1); 2]);

@@ -16,8 +16,9 @@ use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,
     train::{
-        AdamW, Batch, Batches, Control, Error, Event, Patience, Plan, Result, Schedule, Score, Shape, Task,
-        folder::{Record, Status},
+        AdamW, Batch, BatchSource, Control, EarlyStopping, Error, Event, LrShape, Result, Schedule, Score,
+        Task, TrainOptions,
+        folder::{RunRecord, Status},
         train,
     },
 };
@@ -25,7 +26,7 @@ use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
     Init, ParamSpec, Precision, Source, TapeOptions, Tensor as _, TinyDitConfig, Weights,
     candle::Params,
-    cost::Ledger,
+    cost::CostSummary,
     tape::{Tape, Var},
 };
 
@@ -52,7 +53,7 @@ struct Numbers {
     size: f32,
 }
 
-impl Batches for Numbers {
+impl BatchSource for Numbers {
     fn items(&self) -> usize {
         ITEMS
     }
@@ -102,16 +103,16 @@ impl Task for Rows {
         "rows".into()
     }
 
-    fn cost(&self) -> Result<Ledger> {
+    fn cost(&self) -> Result<CostSummary> {
         let spec = ParamSpec { name: "weight".into(), dims: vec![WIDTH, WIDTH], ..Self::spec() };
-        Ok(Ledger { params: vec![spec], ..Ledger::default() })
+        Ok(CostSummary { params: vec![spec], ..CostSummary::default() })
     }
 
     fn training_bytes(&self, batch: usize, _: TapeOptions) -> Result<u64> {
         Ok(4 * (batch * WIDTH) as u64)
     }
 
-    fn batches(&self) -> Arc<dyn Batches> {
+    fn batches(&self) -> Arc<dyn BatchSource> {
         self.batches.clone()
     }
 
@@ -137,7 +138,7 @@ impl Task for Rows {
         let weight = tape.params(params).param(spec)?;
         let target = Tensor::ones((len, WIDTH), candle_core::DType::F32, &Device::Cpu)?;
         let ones = Tensor::ones(len, candle_core::DType::F32, &Device::Cpu)?;
-        Ok(tape.constant(x).linear(&weight, None)?.squared_error(&target, &ones)?)
+        Ok(tape.constant(x).linear(&weight, None)?.weighted_mse(&target, &ones)?)
     }
 
     fn evaluate(&mut self, _: &Weights) -> Result<Vec<Score>> {
@@ -151,11 +152,11 @@ impl Task for Rows {
     }
 }
 
-fn plan(folder: &Path, steps: u64) -> Plan {
-    Plan {
+fn plan(folder: &Path, steps: u64) -> TrainOptions {
+    TrainOptions {
         folder: folder.to_owned(),
         from: None,
-        schedule: Schedule::new(Shape::Cosine, 1e-2, 0.0, None, 10, steps).unwrap(),
+        schedule: Schedule::new(LrShape::Cosine, 1e-2, 0.0, None, 10, steps).unwrap(),
         optimizer: AdamW { ema: vec![0.9], ..AdamW::default() },
         batch: 8,
         accumulation: 1,
@@ -166,7 +167,7 @@ fn plan(folder: &Path, steps: u64) -> Plan {
         sample_interval: 0,
         log_interval: 1,
         patience: None,
-        most_skipped: 3,
+        max_skipped_steps: 3,
         seed: 0,
         configuration: String::new(),
         device: Device::Cpu,
@@ -175,7 +176,7 @@ fn plan(folder: &Path, steps: u64) -> Plan {
 }
 
 /// Trains in a folder of its own; what was noted on the way, and how it ended.
-fn run(task: &mut Rows, plan: &Plan) -> (Vec<String>, Result<[PathBuf; 2]>) {
+fn run(task: &mut Rows, plan: &TrainOptions) -> (Vec<String>, Result<[PathBuf; 2]>) {
     let mut notes = Vec::new();
     let ended = train(task, plan, &mut |event| {
         if let Event::Note(note) = event {
@@ -189,8 +190,8 @@ fn state(folder: &Path, step: u64) -> TrainingState {
     TrainingState::load(&folder.join(format!("rows_step_{step:08}.safetensors"))).unwrap()
 }
 
-fn record(folder: &Path) -> Record {
-    Record::load(folder).unwrap()
+fn record(folder: &Path) -> RunRecord {
+    RunRecord::load(folder).unwrap()
 }
 
 fn folder() -> (TempDir, PathBuf) {
@@ -279,7 +280,7 @@ fn a_run_that_gets_no_better_is_stopped_and_its_best_is_released() {
     let (_dir, folder) = folder();
     let mut plan = plan(&folder, 100);
     plan.save_interval = 5;
-    plan.patience = Some(Patience { evaluations: 3, min_delta: 0.01 });
+    plan.patience = Some(EarlyStopping { evaluations: 3, min_delta: 0.01 });
     let scores = vec![1.0, 0.5, 0.495, 0.6, 0.7, 0.1];
     let (notes, ended) = run(&mut Rows { scores, ..Rows::new() }, &plan);
     let [_, released] = ended.unwrap();
@@ -374,7 +375,7 @@ fn in_f16_the_loss_scale_is_found_and_overflows_do_not_stop_the_run() {
     let (_dir, folder) = folder();
     let mut plan = plan(&folder, 12);
     plan.tape.precision = Precision::F16;
-    plan.most_skipped = 2;
+    plan.max_skipped_steps = 2;
     // Gradients of some 50: times 65536 they are beyond what f16 holds.
     let batches = Arc::new(Numbers { broken: Vec::new(), size: 10.0 });
     run(&mut Rows { batches, ..Rows::new() }, &plan).1.unwrap();

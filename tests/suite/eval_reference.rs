@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 
 use serde_json::Value;
 use tiny_cats::evaluate::{
-    Classification, DENSITY_NEIGHBOURS, Features, PRECISION_NEIGHBOURS, density_coverage, frechet_distance,
+    Classification, DENSITY_NEIGHBORS, Features, PRECISION_NEIGHBORS, density_coverage, frechet_distance,
     kernel_distance, precision_recall,
 };
 use tiny_cats_export::{Candidate, Prediction};
@@ -60,10 +60,10 @@ fn check(reference: &Value) {
         let kid = kernel_distance(&real, &drawn, (1, 2), 0, 0).unwrap();
         agrees(case, "kid", kid.distance, 1e-9);
         // PyTorch's means are f32.
-        let both = precision_recall(&real, &drawn, PRECISION_NEIGHBOURS).unwrap();
+        let both = precision_recall(&real, &drawn, PRECISION_NEIGHBORS).unwrap();
         agrees(case, "precision", both.precision, 1e-6);
         agrees(case, "recall", both.recall, 1e-6);
-        let both = density_coverage(&real, &drawn, DENSITY_NEIGHBOURS).unwrap();
+        let both = density_coverage(&real, &drawn, DENSITY_NEIGHBORS).unwrap();
         agrees(case, "density", both.density, 1e-12);
         agrees(case, "coverage", both.coverage, 1e-12);
     }

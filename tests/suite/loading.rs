@@ -6,10 +6,10 @@ use candle_core::Device;
 use tempfile::TempDir;
 use tiny_cats::{
     data::{
-        Cache, Dataset, Images, Level, Photos,
-        synth::{self, Manifest},
+        AugmentLevel, Cache, Dataset, Images, Photos,
+        synth::{self, SynthManifest},
     },
-    train::{Batch, Batches, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Task},
+    train::{Batch, BatchSource, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Task},
 };
 use tiny_cats_models::{
     ResNetConfig, TinyDitConfig,
@@ -19,16 +19,16 @@ use tiny_cats_models::{
 const SIZE: usize = 32;
 
 /// Both tasks' batches of the same pictures, changed as much as can be.
-fn tasks() -> (TempDir, [Arc<dyn Batches>; 2]) {
+fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
     let dir = TempDir::new().unwrap();
     let root = dir.path().join("cats");
-    synth::write(&root, &Manifest::new(2, 40, 0).unwrap(), |_| {}).unwrap();
+    synth::write(&root, &SynthManifest::new(2, 40, 0).unwrap(), |_| {}).unwrap();
     let data = Dataset::open(root).unwrap();
     let cache = Cache::At(dir.path().join("cache"));
     let generator = DitOptions {
         network: TinyDitConfig::named("nano", SIZE, 13).unwrap(),
         flow: Flow::default(),
-        augmentation: Level::Full,
+        augmentation: AugmentLevel::Full,
         guidance: 1.0,
         guidance_interval: [0.0, 1.0],
         best: false,
@@ -39,7 +39,7 @@ fn tasks() -> (TempDir, [Arc<dyn Batches>; 2]) {
         network: ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", 13).unwrap() },
         image_size: SIZE,
         crop_size: SIZE,
-        augmentation: Level::Full,
+        augmentation: AugmentLevel::Full,
         mixup: 0.3,
         label_smoothing: 0.1,
         seed: 3,

@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::Arc};
 use candle_core::Device;
 use sha2::{Digest, Sha256};
 use tiny_cats::{
-    data::{Cache, Dataset, INDEX, Images, Level, synth},
+    data::{AugmentLevel, Cache, Dataset, INDEX, Images, synth},
     train::{Dit, DitOptions, Flow, Loader, Task},
 };
 use tiny_cats_models::{
@@ -107,7 +107,7 @@ fn batches_of(pictures: usize, steps: usize) {
     let options = DitOptions {
         network: TinyDitConfig::named("nano", SIZE, CLASSES).unwrap(),
         flow: Flow::default(),
-        augmentation: Level::Full,
+        augmentation: AugmentLevel::Full,
         guidance: 1.0,
         guidance_interval: [0.0, 1.0],
         best: false,

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor as CandleTensor};
 use tiny_cats_models::{
     Array, Layout, Scope, TinyDit, TinyDitConfig, Weights,
-    candle::{Params, Plain, to_device},
+    candle::{CandleValue, Params, to_device},
     init,
     random::noise,
     tape::{Tape, Var},
@@ -53,7 +53,7 @@ fn loss(config: &TinyDitConfig, weights: &Weights) -> Var {
     let target =
         to_device(&Array::new([4, 3, 16, 16], noise(7, 0, 4 * 768)).unwrap(), DType::F32, &Device::Cpu);
     let weight = CandleTensor::new(&[1f32, 2.0, 0.5, 1.0], &Device::Cpu).unwrap();
-    model.forward(&x, &t, &label).unwrap().squared_error(&target.unwrap(), &weight).unwrap()
+    model.forward(&x, &t, &label).unwrap().weighted_mse(&target.unwrap(), &weight).unwrap()
 }
 
 #[test]
@@ -100,9 +100,9 @@ fn a_picture_does_not_depend_on_the_batch_it_is_in() {
     for layout in [Layout::Modern, Layout::Legacy] {
         let config = config(layout);
         let mut params = Params::new(&lifted(&config), DType::F32, &Device::Cpu).unwrap();
-        let model = TinyDit::<Plain>::new(&config, &mut Scope::root(&mut params)).unwrap();
+        let model = TinyDit::<CandleValue>::new(&config, &mut Scope::root(&mut params)).unwrap();
         let run = |inputs: [CandleTensor; 3]| -> Vec<f32> {
-            let [x, t, label] = inputs.map(Plain::new);
+            let [x, t, label] = inputs.map(CandleValue::new);
             let y = model.forward(&x, &t, &label).unwrap().into_inner();
             y.flatten_all().unwrap().to_vec1().unwrap()
         };

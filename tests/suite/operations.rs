@@ -3,11 +3,11 @@
 use candle_core::{DType, Device, Tensor as CandleTensor, Var as CandleVar};
 use tiny_cats_export::{
     onnx::{OPSETS, OnnxFile, OnnxGraph, Value},
-    runtime::{Input, RuntimeKind, run_everywhere},
+    runtime::{InputTensor, RuntimeKind, run_on_all},
 };
 use tiny_cats_models::{
     Array, BatchNorm, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
-    candle::{Plain, to_device, with_plain_operations},
+    candle::{CandleValue, to_device, with_candle_ops},
     cost::{Cost, Counter},
     native,
     random::{Purpose, Stream},
@@ -93,7 +93,7 @@ fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)], precision: Precis
 
 fn plain<O: Operation>(op: &O, all: &[CandleTensor]) -> CandleTensor {
     let (x, p) = all.split_at(op.inputs().len());
-    let x: Vec<Plain> = x.iter().cloned().map(Plain::new).collect();
+    let x: Vec<CandleValue> = x.iter().cloned().map(CandleValue::new).collect();
     op.run(&x, p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME)).into_inner()
 }
 
@@ -168,7 +168,7 @@ fn candle_autograd<O: Operation>(op: &O) {
         .zip(&all)
         .map(|(v, (k, t))| if *k == Real { v.as_tensor().clone() } else { t.clone() })
         .collect();
-    let y = with_plain_operations(|| plain(op, &leaves));
+    let y = with_candle_ops(|| plain(op, &leaves));
     let c = to_device(&values(999, Real, y.dims()), DType::F64, &Device::Cpu).unwrap();
     let theirs = (y * c).unwrap().sum_all().unwrap().backward().unwrap();
     for (i, gradient) in gradients.iter().enumerate() {
@@ -182,14 +182,14 @@ fn candle_autograd<O: Operation>(op: &O) {
 fn fused_and_plain<O: Operation>(op: &O) {
     let all = tensors(op, DType::F32);
     let fused = loss_and_gradients(op, &all);
-    let reference = with_plain_operations(|| loss_and_gradients(op, &all));
+    let reference = with_candle_ops(|| loss_and_gradients(op, &all));
     for (i, pair) in fused.1.iter().zip(&reference.1).enumerate() {
         if let (Some(a), Some(b)) = pair {
             close(&format!("{}: fused gradient {i}", O::NAME), a, b, 2e-5);
         }
     }
     let bare: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
-    let (a, b) = (plain(op, &bare), with_plain_operations(|| plain(op, &bare)));
+    let (a, b) = (plain(op, &bare), with_candle_ops(|| plain(op, &bare)));
     close(&format!("{}: fused value", O::NAME), &flat(&a), &flat(&b), 1e-5);
     if O::SAME_IN_TRAINING {
         close(
@@ -240,7 +240,7 @@ fn in_halves<O: Operation>(op: &O) {
         };
         check("by kernels", loss_and_gradients_in(op, &halves, precision));
         if precision == Precision::F16 {
-            check("by compositions", with_plain_operations(|| loss_and_gradients_in(op, &halves, precision)));
+            check("by compositions", with_candle_ops(|| loss_and_gradients_in(op, &halves, precision)));
         }
     }
 }
@@ -305,7 +305,7 @@ fn natively<O: Operation>(op: &O) {
     };
     let together = run(0, BATCH);
     let expected: Vec<CandleTensor> = tensors(op, DType::F32).into_iter().map(|(_, t)| t).collect();
-    let expected = with_plain_operations(|| plain(op, &expected));
+    let expected = with_candle_ops(|| plain(op, &expected));
     assert_eq!(together.dims(), expected.dims(), "{}: the native shape", O::NAME);
     let found: Vec<f64> = together.data().iter().map(|&v| f64::from(v)).collect();
     close(&format!("{}: native", O::NAME), &found, &flat(&expected), 1e-5);
@@ -364,14 +364,14 @@ fn on_runtimes<O: Operation>(op: &O) {
                     (format!("x{i}"), *kind, array, labels)
                 })
                 .collect();
-            let given: Vec<(&str, Input)> = given
+            let given: Vec<(&str, InputTensor)> = given
                 .iter()
                 .map(|(name, kind, array, labels)| match kind {
-                    Label => (name.as_str(), Input::Labels(labels)),
-                    _ => (name.as_str(), Input::Floats(array)),
+                    Label => (name.as_str(), InputTensor::Labels(labels)),
+                    _ => (name.as_str(), InputTensor::Floats(array)),
                 })
                 .collect();
-            let results = run_everywhere(&file, &given);
+            let results = run_on_all(&file, &given);
             let present = |kind| results.iter().any(|(k, _)| *k == kind);
             assert!(present(RuntimeKind::Tract), "tract is built in");
             if std::env::var_os("ORT_DYLIB_PATH").is_some() {
@@ -391,7 +391,7 @@ fn on_runtimes<O: Operation>(op: &O) {
     }
 }
 
-fn every_reading<O: Operation>(op: &O) {
+fn every_backend<O: Operation>(op: &O) {
     natively(op);
     if O::SAME_IN_TRAINING {
         of_no_items(op);
@@ -426,7 +426,7 @@ macro_rules! operation {
                     $body
                 }
             }
-            every_reading(&This);
+            every_backend(&This);
         }
     };
 }
@@ -522,7 +522,7 @@ fn shapes_that_do_not_fit_are_refused() {
 
 /// Operations and bytes of one item, worked out by hand.
 #[test]
-fn the_cost_reading_counts_what_is_there() {
+fn the_cost_backend_counts_parameters_and_flops() {
     type Case = (&'static str, fn(&Counter) -> Result<Cost>, u64, u64);
     let cases: [Case; 6] = [
         // 5 rows of 7 results, each 8 products and sums, and a bias.

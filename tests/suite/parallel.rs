@@ -196,13 +196,13 @@ mod interrupted {
         }
     }
 
-    fn begin(dir: &Path, output: &str, more: &[&str]) -> Begun {
+    fn begin(dir: &Path, output: &str, more: &[&str]) -> BackgroundRun {
         let always = ["--retry-initial", "10ms", "--resume", "auto"];
-        Begun::new(dir, &classifier_arguments(output, &[&TWO, &always[..], more].concat()), output)
+        BackgroundRun::new(dir, &classifier_arguments(output, &[&TWO, &always[..], more].concat()), output)
     }
 
     #[track_caller]
-    fn ends_the_same(dir: &Path, output: &str, begun: Begun) -> String {
+    fn ends_the_same(dir: &Path, output: &str, begun: BackgroundRun) -> String {
         let (code, said) = begun.end();
         assert_eq!(code, Some(0), "{said}");
         for name in ["m.pt", "m.safetensors"] {

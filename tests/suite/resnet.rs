@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor as CandleTensor};
 use tiny_cats_models::{
     Array, Head, ParamSpec, ResNet, ResNetConfig, Scope, Weights,
-    candle::{Params, Plain, to_device, to_host},
+    candle::{CandleValue, Params, to_device, to_host},
     fold,
     random::noise,
     tape::{Tape, Var},
@@ -56,7 +56,7 @@ fn pictures(n: usize, [height, width]: [usize; 2]) -> Array {
 fn logits(config: &ResNetConfig, weights: &Weights, x: &Array) -> Vec<f32> {
     let mut params = Params::new(weights, DType::F32, &Device::Cpu).unwrap();
     let model = ResNet::new(config, &mut Scope::root(&mut params)).unwrap();
-    let x = Plain::new(to_device(x, DType::F32, &Device::Cpu).unwrap());
+    let x = CandleValue::new(to_device(x, DType::F32, &Device::Cpu).unwrap());
     to_host(&model.forward(&x).unwrap().into_inner()).unwrap().into_data()
 }
 
@@ -88,7 +88,7 @@ fn full_size_networks_have_torchvisions_logits() {
 #[test]
 fn folding_changes_no_logit() {
     for depth in [18, 34, 50] {
-        let config = small(depth, Head::Plain);
+        let config = small(depth, Head::CandleValue);
         let weights = formula(&config.specs().unwrap());
         let (folded, plain) = fold(&config, &weights).unwrap();
         assert!(!folded.batch_norm && plain.keys().all(|name| !name.contains("running")));
@@ -127,7 +127,7 @@ fn loss(config: &ResNetConfig, weights: &Tensors) -> Var {
     let target = tensor(&Array::new([4, 5], noise(7, 0, 20)).unwrap());
     let weight = CandleTensor::ones(4, DType::F64, &Device::Cpu).unwrap();
     let x = tape.constant(tensor(&pictures(4, [64, 64])));
-    model.forward(&x).unwrap().squared_error(&target, &weight).unwrap()
+    model.forward(&x).unwrap().weighted_mse(&target, &weight).unwrap()
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn every_trained_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
 #[test]
 fn a_step_against_the_gradient_lowers_the_loss_as_much_as_it_promises() {
     for depth in [18, 50] {
-        let config = small(depth, Head::Plain);
+        let config = small(depth, Head::CandleValue);
         let mut weights = tensors(&formula(&config.specs().unwrap()));
         let at = loss(&config, &weights);
         let value = |v: &Var| v.value().to_scalar::<f64>().unwrap();

@@ -9,14 +9,14 @@ use std::{
 use crate::common::{CATS, fails, run, succeeds, text};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tiny_cats::train::folder::{Best, Lock, Record, Status};
+use tiny_cats::train::folder::{BestScore, Lock, RunRecord, Status};
 
 /// A run in `root` as training writes it.
 fn begin(root: &Path, status: Status, lines: &[Value]) -> PathBuf {
     let count = fs::read_dir(root).map_or(0, |entries| entries.count());
     let folder = root.join(format!("20261123-22450{count}-dit-{:04x}", 7919 * (count + 1)));
     fs::create_dir_all(&folder).unwrap();
-    let mut record = Record::new(id(&folder), "dit");
+    let mut record = RunRecord::new(id(&folder), "dit");
     (record.status, record.step, record.steps) = (status, 40, 200);
     record.begun += count as u64;
     record.save(&folder).unwrap();
@@ -52,8 +52,8 @@ fn runs_are_listed_with_what_became_of_them_the_newest_last() {
     let failed = begin(&root, Status::Failed, &lines);
     let _lock = Lock::take(&running).unwrap().unwrap();
     drop(Lock::take(&killed).unwrap().unwrap());
-    let mut record = Record::load(&finished).unwrap();
-    record.best = Some(Best { step: 20, name: "validation_loss".into(), value: 0.5, average: 0 });
+    let mut record = RunRecord::load(&finished).unwrap();
+    record.best = Some(BestScore { step: 20, name: "validation_loss".into(), value: 0.5, average: 0 });
     record.sample = Some("samples/step_00000020.png".into());
     record.save(&finished).unwrap();
 

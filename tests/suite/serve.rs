@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::common::{
-    http::{BREEDS, Served, answer, ask, begin, classifier, generator},
+    http::{BREEDS, TestServer, answer, ask, begin, classifier, generator},
     pictures::png_with_a_cut_palette,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -18,19 +18,19 @@ use image::{ImageFormat, RgbImage};
 use serde_json::{Value, json};
 use tiny_cats::{
     data::synth,
-    serve::{Config, Demo, End},
+    serve::{Config, Shutdown, WebDemo},
 };
-use tiny_cats_export::{Breed, Classifier, Generator, Integrity, Options, Request, Sampler, sheet};
+use tiny_cats_export::{Breed, Classifier, Generator, Integrity, LoadOptions, Request, Sampler, sheet};
 
 const JSON: &str = "application/json";
 
 /// A server that nobody stops.
-static SERVED: LazyLock<Served> = LazyLock::new(|| {
+static SERVED: LazyLock<TestServer> = LazyLock::new(|| {
     let config =
-        Config { max_body: 1 << 20, max_pixels: 1_000_000, demo: Demo::Embedded, ..Config::default() };
+        Config { max_body: 1 << 20, max_pixels: 1_000_000, demo: WebDemo::Embedded, ..Config::default() };
     let (name, model) = classifier();
     let classifier = (name, model.with_integrity(Integrity::Verified));
-    Served::new(config, Some(generator()), Some(classifier))
+    TestServer::new(config, Some(generator()), Some(classifier))
 });
 
 fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
@@ -64,7 +64,7 @@ fn long() -> Value {
 #[test]
 fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
     let (_, model) = generator();
-    let mut library = Generator::from_model(&model, &Options::default()).unwrap();
+    let mut library = Generator::from_model(&model, &LoadOptions::default()).unwrap();
     // Different in everything that may differ, and more than there are places.
     let asked: Vec<Request> = (0..12)
         .map(|i| Request {
@@ -109,7 +109,7 @@ fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
 #[test]
 fn a_picture_comes_alone_as_a_grid_or_as_the_part_of_a_series() {
     let (_, model) = generator();
-    let mut library = Generator::from_model(&model, &Options::default()).unwrap();
+    let mut library = Generator::from_model(&model, &LoadOptions::default()).unwrap();
     let request = Request { count: 5, steps: Some(3), seed: 9, ..Request::default() };
     let pictures = library.generate(&request).unwrap();
 
@@ -163,7 +163,7 @@ fn a_stream_tells_every_step_and_ends_with_the_answer() {
 #[test]
 fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
     let (_, model) = classifier();
-    let mut library = Classifier::from_model(&model, &Options::default()).unwrap();
+    let mut library = Classifier::from_model(&model, &LoadOptions::default()).unwrap();
     let pictures: Vec<RgbImage> = (0..3).map(|i| synth::draw(i as usize, 1, i, 60)).collect();
     let files: Vec<Vec<u8>> = pictures.iter().map(|picture| encoded(picture, ImageFormat::Png)).collect();
     let expected = library.classify(&pictures).unwrap();
@@ -311,8 +311,8 @@ fn the_site_lists_the_models_that_are_served_and_sends_parts_of_them() {
 
 #[test]
 fn a_full_queue_sends_clients_away_and_who_leaves_makes_room() {
-    let config = Config { queue: 3, max_count: 3, demo: Demo::None, ..Config::default() };
-    let served = Served::new(config, Some(generator()), None);
+    let config = Config { queue: 3, max_count: 3, demo: WebDemo::None, ..Config::default() };
+    let served = TestServer::new(config, Some(generator()), None);
     let post = |body: &Value| {
         let body = body.to_string();
         begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes())
@@ -340,12 +340,13 @@ fn a_full_queue_sends_clients_away_and_who_leaves_makes_room() {
     served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 4);
     served.until("tiny_cats_requests_total{path=\"/v1/generate\",status=\"499\"}", 2);
     served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
-    assert_eq!(served.end(), End::Finished);
+    assert_eq!(served.end(), Shutdown::Finished);
 }
 
 #[test]
 fn a_short_request_does_not_wait_for_the_end_of_a_long_one() {
-    let served = Served::new(Config { demo: Demo::None, ..Config::default() }, Some(generator()), None);
+    let served =
+        TestServer::new(Config { demo: WebDemo::None, ..Config::default() }, Some(generator()), None);
     let body = json!({"count": 64, "steps": 250}).to_string();
     let long = begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
     // All places are taken by it.
@@ -361,8 +362,8 @@ fn a_short_request_does_not_wait_for_the_end_of_a_long_one() {
 
 #[test]
 fn who_does_not_read_a_stream_is_not_drawn_for_beyond_its_time() {
-    let config = Config { timeout: Duration::from_secs(2), demo: Demo::None, ..Config::default() };
-    let served = Served::new(config, Some(generator()), None);
+    let config = Config { timeout: Duration::from_secs(2), demo: WebDemo::None, ..Config::default() };
+    let served = TestServer::new(config, Some(generator()), None);
     let body = json!({"count": 64, "steps": 250, "stream": true}).to_string();
     let stalled = begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
     served.until("tiny_cats_waiting_pictures{model=\"small\"}", 64);
@@ -390,12 +391,13 @@ fn what_a_foreign_page_has_a_browser_send_is_refused() {
 
 #[test]
 fn a_client_that_has_asked_for_nothing_does_not_hold_up_the_end() {
-    let served = Served::new(Config { demo: Demo::None, ..Config::default() }, None, Some(classifier()));
+    let served =
+        TestServer::new(Config { demo: WebDemo::None, ..Config::default() }, None, Some(classifier()));
     let mut half = TcpStream::connect(served.address).unwrap();
     half.write_all(b"GET /healthz HT").unwrap();
     served.until("tiny_cats_connections", 2);
     let start = Instant::now();
-    assert_eq!(served.end(), End::Finished);
+    assert_eq!(served.end(), Shutdown::Finished);
     assert!(start.elapsed() < Duration::from_secs(15));
 }
 
@@ -426,8 +428,8 @@ fn a_folder_is_served_with_the_servers_own_models_compressed_or_not() {
     put("ort-1/x.wasm.gz", &gzip(b"wasm"));
     put("assets/a.js", b"let a");
     put("assets/a.js.gz", &gzip(b"let a"));
-    let config = Config { demo: Demo::Folder(folder.path().to_owned()), ..Config::default() };
-    let served = Served::new(config, Some(generator()), None);
+    let config = Config { demo: WebDemo::Folder(folder.path().to_owned()), ..Config::default() };
+    let served = TestServer::new(config, Some(generator()), None);
     let zipped = |path: &str| ask(served.address, "GET", path, &[("accept-encoding", "gzip")], b"");
 
     for answer in [served.get("/models.json"), zipped("/models.json")] {
@@ -455,8 +457,8 @@ fn a_folder_is_served_with_the_servers_own_models_compressed_or_not() {
 
 #[test]
 fn a_request_whose_time_is_over_is_told_so_and_its_work_ends() {
-    let config = Config { timeout: Duration::from_millis(300), demo: Demo::None, ..Config::default() };
-    let served = Served::new(config, Some(generator()), None);
+    let config = Config { timeout: Duration::from_millis(300), demo: WebDemo::None, ..Config::default() };
+    let served = TestServer::new(config, Some(generator()), None);
     let start = Instant::now();
     let late = served.generate(&json!({"count": 64, "steps": 250}));
     assert_eq!((late.status, late.json()["status"].as_u64()), (504, Some(504)));
@@ -476,7 +478,7 @@ fn a_request_whose_time_is_over_is_told_so_and_its_work_ends() {
 
 #[test]
 fn all_that_was_accepted_is_answered_before_the_end() {
-    let served = Served::new(Config::default(), Some(generator()), Some(classifier()));
+    let served = TestServer::new(Config::default(), Some(generator()), Some(classifier()));
     let body = json!({"steps": 12, "count": 2, "seed": 3}).to_string();
     let streams: Vec<TcpStream> = (0..8)
         .map(|_| begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes()))
@@ -491,15 +493,15 @@ fn all_that_was_accepted_is_answered_before_the_end() {
         assert_eq!(answer.json()["pictures"], first.json()["pictures"]);
     }
     let address = served.address;
-    assert_eq!(served.end(), End::Finished);
+    assert_eq!(served.end(), Shutdown::Finished);
     assert!(TcpStream::connect(address).is_err(), "nobody listens there any more");
 }
 
 #[test]
 fn a_token_is_asked_for_and_other_origins_only_where_allowed() {
     let origins = vec!["https://example.org".parse().unwrap()];
-    let config = Config { token: Some("s3cret".into()), origins, demo: Demo::None, ..Config::default() };
-    let served = Served::new(config, None, Some(classifier()));
+    let config = Config { token: Some("s3cret".into()), origins, demo: WebDemo::None, ..Config::default() };
+    let served = TestServer::new(config, None, Some(classifier()));
     let models = |headers: &[(&str, &str)]| ask(served.address, "GET", "/v1/models", headers, b"");
     for headers in [&[][..], &[("authorization", "Bearer s3cre")], &[("authorization", "Basic s3cret")]] {
         let answer = models(headers);
@@ -568,7 +570,7 @@ fn the_document_lists_what_is_there_and_no_reference_leads_nowhere() {
 }
 
 #[test]
-fn models_are_described_with_how_they_were_proved() {
+fn models_are_described_with_how_they_were_verified() {
     let answer = SERVED.get("/v1/models").json();
     let by_kind: BTreeMap<&str, &Value> =
         answer["models"].as_array().unwrap().iter().map(|m| (m["kind"].as_str().unwrap(), m)).collect();

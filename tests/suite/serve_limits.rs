@@ -7,16 +7,16 @@ use std::{
 };
 
 use serde_json::json;
-use tiny_cats::serve::{Config, Demo, End};
+use tiny_cats::serve::{Config, Shutdown, WebDemo};
 
-use crate::common::http::{Answer, Served, answer, begin, classifier, generator};
+use crate::common::http::{Answer, TestServer, answer, begin, classifier, generator};
 
-fn served(config: Config) -> Served {
-    Served::new(Config { demo: Demo::None, ..config }, Some(generator()), Some(classifier()))
+fn served(config: Config) -> TestServer {
+    TestServer::new(Config { demo: WebDemo::None, ..config }, Some(generator()), Some(classifier()))
 }
 
 /// Sends these bytes, and waits for the answer while the connection stays open for more.
-fn raw(served: &Served, bytes: &[u8]) -> Answer {
+fn raw(served: &TestServer, bytes: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(served.address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(bytes).unwrap();
@@ -134,5 +134,5 @@ fn connections_that_ask_for_nothing_keep_nobody_out() {
     let mut rest = String::new();
     long.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("event: done"), "{rest}");
-    assert_eq!(served.end(), End::Finished);
+    assert_eq!(served.end(), Shutdown::Finished);
 }

@@ -82,10 +82,10 @@ impl Drop for Program {
 }
 
 /// A request, and what is to come of it: one of these statuses.
-type Asked = (&'static str, &'static str, Vec<u8>, &'static [u16]);
+type TestRequest = (&'static str, &'static str, Vec<u8>, &'static [u16]);
 
 /// One of some requests, good and bad.
-fn any(stream: &mut Stream, picture: &[u8]) -> Asked {
+fn any(stream: &mut Stream, picture: &[u8]) -> TestRequest {
     let seed = stream.below(1 << 20);
     let generate =
         |body: String, statuses: &'static [u16]| ("/v1/generate", JSON, body.into_bytes(), statuses);

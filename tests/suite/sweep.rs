@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use crate::common::{CATS, fails, run, succeeds};
 use serde_json::Value;
 use tempfile::TempDir;
-use tiny_cats::sweep::{Ledger, Sweep};
+use tiny_cats::sweep::{Sweep, SweepState};
 use tiny_cats_models::random::{Purpose, Stream};
 
 const GRID: &str = "task = \"dit\"\n[fixed]\nsteps = 4\n[sweep]\nlr = [0.5, 0.25, 1e-3]\nseed = [1, 2]\n";
@@ -157,14 +157,14 @@ fn any_sweep_and_its_ledger_survive_being_written_and_read() {
         let sweep = Sweep::parse(&path, &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         let jobs = sweep.jobs().unwrap();
         assert_eq!(jobs, Sweep::parse(&path, &text).unwrap().jobs().unwrap());
-        let ledger = Ledger::new(&sweep, &jobs);
+        let ledger = SweepState::new(&sweep, &jobs);
         let own = dir.path().join(case.to_string());
         fs::create_dir(&own).unwrap();
         ledger.save(&own).unwrap();
-        assert_eq!(Ledger::open(&own, &sweep, &jobs).unwrap(), ledger, "{text}");
+        assert_eq!(SweepState::open(&own, &sweep, &jobs).unwrap(), ledger, "{text}");
         // Of another sweep, it is refused, and the field is named.
         let other = Sweep { metric: "b".into(), ..sweep };
-        let said = Ledger::open(&own, &other, &jobs).unwrap_err().to_string();
+        let said = SweepState::open(&own, &other, &jobs).unwrap_err().to_string();
         assert!(said.contains("metric was a, is b"), "{said}");
     }
 }
@@ -176,7 +176,7 @@ fn a_ledger_that_is_cut_off_or_made_up_is_refused_in_one_line() {
     let jobs = sweep.jobs().unwrap();
     let own = dir.path().join("runs/sweeps/s");
     fs::create_dir_all(&own).unwrap();
-    Ledger::new(&sweep, &jobs).save(&own).unwrap();
+    SweepState::new(&sweep, &jobs).save(&own).unwrap();
     let whole = fs::read(own.join("sweep.json")).unwrap();
     let mut hostile: Vec<Vec<u8>> =
         (0..whole.len() - 2).step_by(97).map(|len| whole[..len].to_vec()).collect();
@@ -187,7 +187,7 @@ fn a_ledger_that_is_cut_off_or_made_up_is_refused_in_one_line() {
     );
     for text in hostile {
         fs::write(own.join("sweep.json"), &text).unwrap();
-        let said = Ledger::open(&own, &sweep, &jobs).unwrap_err().to_string();
+        let said = SweepState::open(&own, &sweep, &jobs).unwrap_err().to_string();
         assert!(said.lines().count() == 1 && said.len() < 500, "{said}");
     }
     fs::write(own.join("sweep.json"), "").unwrap();

@@ -8,10 +8,10 @@ use std::{
 
 use serde_json::json;
 use tiny_cats::checkpoint::{
-    self, Format, Given, Numbers, Problem, WhichWeights,
+    self, ErrorKind, Format, ModelOverrides, TensorData, WeightsSelection,
     torch::{Item, TorchFile, Value, write},
 };
-use tiny_cats_export::{ModelMeta, Network, TaskMeta};
+use tiny_cats_export::{ModelMeta, NetworkConfig, TaskMeta};
 use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights};
 
 fn fixture(name: &str) -> PathBuf {
@@ -23,7 +23,7 @@ fn ramp(k: usize, n: usize) -> Vec<f32> {
     (0..n).map(|i| k as f32 + i as f32 / 4.0).collect()
 }
 
-fn tensors(name: &str) -> BTreeMap<String, (Vec<usize>, Numbers)> {
+fn tensors(name: &str) -> BTreeMap<String, (Vec<usize>, TensorData)> {
     let mut file = TorchFile::open(&fixture(name)).unwrap();
     let root = file.root.clone();
     let tensors = root.tensors();
@@ -31,13 +31,13 @@ fn tensors(name: &str) -> BTreeMap<String, (Vec<usize>, Numbers)> {
     tensors.iter().zip(numbers).map(|((k, t), n)| ((*k).to_owned(), (t.dims.clone(), n))).collect()
 }
 
-fn problem(path: &Path, which: WhichWeights) -> Problem {
+fn problem(path: &Path, which: WeightsSelection) -> ErrorKind {
     checkpoint::open(path, which).expect_err("this file must be refused").problem
 }
 
 #[test]
 fn a_training_checkpoint_from_a_gpu_gives_raw_and_averaged_weights() {
-    let loaded = checkpoint::open(&fixture("training.pt"), WhichWeights::Default).unwrap();
+    let loaded = checkpoint::open(&fixture("training.pt"), WeightsSelection::Default).unwrap();
     assert_eq!(loaded.format, Format::TorchTraining);
     assert_eq!((loaded.averaged, loaded.step), (false, Some(7)));
     assert_eq!(loaded.config.unwrap()["embed_dim"], 384);
@@ -46,7 +46,7 @@ fn a_training_checkpoint_from_a_gpu_gives_raw_and_averaged_weights() {
     assert_eq!(loaded.weights["0.weight"], Array::new([2, 3], ramp(1, 6)).unwrap());
     assert_eq!(loaded.weights["1.weight"], Array::new([2, 2], ramp(3, 4)).unwrap());
 
-    let averaged = checkpoint::open(&fixture("training.pt"), WhichWeights::Ema).unwrap();
+    let averaged = checkpoint::open(&fixture("training.pt"), WeightsSelection::Ema).unwrap();
     assert!(averaged.averaged);
     assert_eq!(averaged.weights["0.bias"], Array::new([2], vec![102.0, 102.25]).unwrap());
 }
@@ -55,14 +55,14 @@ fn a_training_checkpoint_from_a_gpu_gives_raw_and_averaged_weights() {
 fn every_type_of_number_is_read_as_exactly_as_it_can_be() {
     let found = tensors("dtypes.pt");
     for (k, name) in ["float64", "float32", "float16", "bfloat16"].into_iter().enumerate() {
-        assert_eq!(found[name], (vec![5], Numbers::Floats(ramp(k, 5))), "{name}");
+        assert_eq!(found[name], (vec![5], TensorData::Floats(ramp(k, 5))), "{name}");
     }
     for (k, name) in ["int64", "int32", "int16", "int8", "uint8"].into_iter().enumerate() {
         let whole = ramp(k + 4, 5).into_iter().map(|x| x as i64).collect();
-        assert_eq!(found[name], (vec![5], Numbers::Integers(whole)), "{name}");
+        assert_eq!(found[name], (vec![5], TensorData::Integers(whole)), "{name}");
     }
-    assert_eq!(found["bool"], (vec![5], Numbers::Integers(vec![1; 5])));
-    let loaded = checkpoint::open(&fixture("dtypes.pt"), WhichWeights::Default).unwrap();
+    assert_eq!(found["bool"], (vec![5], TensorData::Integers(vec![1; 5])));
+    let loaded = checkpoint::open(&fixture("dtypes.pt"), WeightsSelection::Default).unwrap();
     assert_eq!((loaded.format, loaded.weights.len(), loaded.integers.len()), (Format::TorchBare, 4, 6));
 }
 
@@ -70,16 +70,16 @@ fn every_type_of_number_is_read_as_exactly_as_it_can_be() {
 fn views_of_one_storage_hold_what_pytorch_sees_in_them() {
     let found = tensors("views.pt");
     let base = ramp(4, 24);
-    let at = |places: &[usize]| Numbers::Floats(places.iter().map(|&i| base[i]).collect());
+    let at = |places: &[usize]| TensorData::Floats(places.iter().map(|&i| base[i]).collect());
     let transposed: Vec<usize> = (0..6).flat_map(|c| (0..4).map(move |r| r * 6 + c)).collect();
-    assert_eq!(found["base"], (vec![4, 6], Numbers::Floats(base.clone())));
+    assert_eq!(found["base"], (vec![4, 6], TensorData::Floats(base.clone())));
     assert_eq!(found["transposed"], (vec![6, 4], at(&transposed)));
     assert_eq!(found["every_other"], (vec![2, 3], at(&[1, 3, 5, 13, 15, 17])));
     assert_eq!(found["row"], (vec![6], at(&[12, 13, 14, 15, 16, 17])));
     assert_eq!(found["expanded"], (vec![3, 2], at(&[8, 9, 8, 9, 8, 9])));
     assert_eq!(found["parameter"], (vec![2], at(&[18, 19])));
-    assert_eq!(found["scalar"], (vec![], Numbers::Floats(vec![0.5])));
-    assert_eq!(found["empty"], (vec![0, 3], Numbers::Floats(vec![])));
+    assert_eq!(found["scalar"], (vec![], TensorData::Floats(vec![0.5])));
+    assert_eq!(found["empty"], (vec![0, 3], TensorData::Floats(vec![])));
 }
 
 #[test]
@@ -107,18 +107,18 @@ fn plain_values_of_protocol_5_are_read_as_they_are() {
     assert_eq!(root.get("numpy").unwrap().to_json(), json!([0.25, 0.5, -3]));
     assert_eq!(root.get("torch").unwrap().to_json(), json!(["torch.float32", [2, 3], "cuda:1"]));
     assert_eq!(root.get("by number").unwrap().to_json(), json!({"0": "zero", "1": {"deep": [[["end"]]]}}));
-    let loaded = checkpoint::open(&fixture("values.pt"), WhichWeights::Raw).unwrap();
+    let loaded = checkpoint::open(&fixture("values.pt"), WeightsSelection::Raw).unwrap();
     assert_eq!((loaded.format, loaded.weights.len()), (Format::TorchStateDict, 3));
 }
 
 #[test]
 fn a_file_with_one_kind_of_weights_does_not_pass_them_off_as_the_other() {
-    let shadow = checkpoint::open(&fixture("shadow.pt"), WhichWeights::Default).unwrap();
+    let shadow = checkpoint::open(&fixture("shadow.pt"), WeightsSelection::Default).unwrap();
     assert_eq!((shadow.format, shadow.averaged, shadow.step), (Format::TorchAverages, true, Some(9)));
-    assert!(matches!(problem(&fixture("shadow.pt"), WhichWeights::Raw), Problem::NoSuchWeights { .. }));
-    let model = checkpoint::open(&fixture("model.pt"), WhichWeights::Default).unwrap();
+    assert!(matches!(problem(&fixture("shadow.pt"), WeightsSelection::Raw), ErrorKind::NoSuchWeights { .. }));
+    let model = checkpoint::open(&fixture("model.pt"), WeightsSelection::Default).unwrap();
     assert_eq!((model.format, model.averaged), (Format::TorchModel, false));
-    assert!(matches!(problem(&fixture("model.pt"), WhichWeights::Ema), Problem::NoSuchWeights { .. }));
+    assert!(matches!(problem(&fixture("model.pt"), WeightsSelection::Ema), ErrorKind::NoSuchWeights { .. }));
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn files_that_cannot_be_read_say_why_in_one_line() {
         (written("lfs.pt", b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
         (dir.path().to_owned(), "irectory"),
     ] {
-        let message = checkpoint::open(&path, WhichWeights::Default).unwrap_err().to_string();
+        let message = checkpoint::open(&path, WeightsSelection::Default).unwrap_err().to_string();
         assert!(message.contains(expected) && !message.contains('\n'), "{message}");
         assert!(message.starts_with(&*path.to_string_lossy()), "{message}");
     }
@@ -152,13 +152,13 @@ fn damaged_files_are_refused_or_read_the_same() {
     // A new file each time: some file systems sync one that is overwritten.
     let open = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        let opened = checkpoint::open(&path, WhichWeights::Default);
+        let opened = checkpoint::open(&path, WeightsSelection::Default);
         std::fs::remove_file(&path).unwrap();
         opened
     };
     for name in ["training.pt", "views.pt", "values.pt"] {
         let good = std::fs::read(fixture(name)).unwrap();
-        let weights = checkpoint::open(&fixture(name), WhichWeights::Default).unwrap().weights;
+        let weights = checkpoint::open(&fixture(name), WeightsSelection::Default).unwrap().weights;
         let mut refused = 0;
         for i in 0..good.len() {
             let mut bad = good.clone();
@@ -183,7 +183,7 @@ fn released() -> (Weights, ModelMeta) {
         mlp_width: 16,
         ..TinyDitConfig::named("nano", 32, 2).unwrap()
     };
-    let weights = tiny_cats_models::init(&Network::TinyDit(config.clone()).specs().unwrap(), 3);
+    let weights = tiny_cats_models::init(&NetworkConfig::TinyDit(config.clone()).specs().unwrap(), 3);
     let mut meta = ModelMeta::tiny_dit(&config, vec!["Bengal".into(), "Ägyptische Mau".into()]);
     let TaskMeta::Generator(task) = &mut meta.task else { unreachable!("a TinyDiT is a generator") };
     task.sampler.guidance = 2.1;
@@ -208,11 +208,11 @@ fn a_released_model_comes_back_from_both_files_as_it_was() {
             std::fs::read(&again).unwrap(),
             "equal models are equal bytes"
         );
-        let loaded = checkpoint::open(&path, WhichWeights::Default).unwrap();
+        let loaded = checkpoint::open(&path, WeightsSelection::Default).unwrap();
         assert_eq!((loaded.format, loaded.averaged), (format, false));
         assert_eq!(loaded.weights, weights);
         assert_eq!(loaded.own_meta.as_ref(), Some(&meta));
-        assert_eq!(loaded.describe(&Given::default()).unwrap().meta, meta);
+        assert_eq!(loaded.describe(&ModelOverrides::default()).unwrap().meta, meta);
 
         // Every bit of the numbers is guarded, by SHA-256 or CRC-32.
         let mut bytes = std::fs::read(&path).unwrap();
@@ -220,7 +220,7 @@ fn a_released_model_comes_back_from_both_files_as_it_was() {
         let place = bytes.windows(4).position(|w| w == number).unwrap();
         bytes[place] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        assert!(checkpoint::open(&path, WhichWeights::Default).is_err());
+        assert!(checkpoint::open(&path, WeightsSelection::Default).is_err());
     }
 }
 
@@ -235,11 +235,11 @@ fn a_released_model_gives_the_weights_that_it_holds_and_no_others() {
         checkpoint::write_torch(&paths[0], &weights, &meta).unwrap();
         checkpoint::write_safetensors(&paths[1], &weights, &meta).unwrap();
         for path in paths {
-            for which in [WhichWeights::Default, WhichWeights::Raw, WhichWeights::Ema] {
+            for which in [WeightsSelection::Default, WeightsSelection::Raw, WeightsSelection::Ema] {
                 let fits = match which {
-                    WhichWeights::Default => true,
-                    WhichWeights::Raw => !averaged,
-                    WhichWeights::Ema => averaged,
+                    WeightsSelection::Default => true,
+                    WeightsSelection::Raw => !averaged,
+                    WeightsSelection::Ema => averaged,
                 };
                 if fits {
                     let loaded = checkpoint::open(&path, which).unwrap();
@@ -271,7 +271,7 @@ fn values_written_for_pytorch_are_read_back() {
     assert_eq!(file.root.get("json").map(Value::to_json), Some(json));
     let root = file.root.clone();
     let numbers = file.numbers(&root.tensors()).unwrap();
-    assert_eq!(numbers, [Numbers::Floats(vec![]), Numbers::Floats(vec![2.5])]);
+    assert_eq!(numbers, [TensorData::Floats(vec![]), TensorData::Floats(vec![2.5])]);
 }
 
 /// With `TINY_CATS_PYTHON` naming a Python that has PyTorch, it opens the file; otherwise the file is checked for what PyTorch relies on:
@@ -324,8 +324,10 @@ fn torchvision_takes_the_weights_of_a_released_classifier_strictly() {
     checkpoint::write_torch(&torch, &weights, &meta).unwrap();
     checkpoint::write_safetensors(&safetensors, &weights, &meta).unwrap();
     for path in [&torch, &safetensors] {
-        let loaded = checkpoint::open(path, WhichWeights::Default).unwrap();
-        assert!(loaded.weights == weights && loaded.describe(&Given::default()).unwrap().meta == meta);
+        let loaded = checkpoint::open(path, WeightsSelection::Default).unwrap();
+        assert!(
+            loaded.weights == weights && loaded.describe(&ModelOverrides::default()).unwrap().meta == meta
+        );
         assert_eq!(loaded.integers.len(), 20);
         assert!(loaded.integers.values().all(|count| *count == [690]));
         assert!(loaded.integers.contains_key("layer4.0.downsample.1.num_batches_tracked"));

@@ -9,11 +9,11 @@ use std::{
 use serde_json::json;
 use tempfile::TempDir;
 use tiny_cats::checkpoint::{
-    self, Format, Given, Loaded, Problem, TrainingState, WhichWeights,
+    self, Checkpoint, ErrorKind, Format, ModelOverrides, TrainingState, WeightsSelection,
     torch::{Item, TorchFile, write},
 };
 use tiny_cats_export::Integrity;
-use tiny_cats_export::Network;
+use tiny_cats_export::NetworkConfig;
 use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights, init};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
@@ -21,13 +21,13 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
 }
 
-fn open(path: &Path) -> Loaded {
-    checkpoint::open(path, WhichWeights::Default).unwrap()
+fn open(path: &Path) -> Checkpoint {
+    checkpoint::open(path, WeightsSelection::Default).unwrap()
 }
 
 fn problem(path: &Path) -> String {
     let line =
-        checkpoint::open(path, WhichWeights::Default).expect_err("this file must be refused").to_string();
+        checkpoint::open(path, WeightsSelection::Default).expect_err("this file must be refused").to_string();
     assert!(!line.contains('\n') && line.len() < 1000, "{line}");
     line
 }
@@ -36,10 +36,10 @@ fn resnet() -> Weights {
     init(&ResNetConfig { width: 4, ..ResNetConfig::named("resnet18", 3).unwrap() }.specs().unwrap(), 1)
 }
 
-fn dit() -> (Network, Weights) {
+fn dit() -> (NetworkConfig, Weights) {
     let config =
         TinyDitConfig { depth: 2, width: 64, heads: 1, mlp_width: 64, classes: 3, ..TinyDitConfig::legacy() };
-    let network = Network::TinyDit(config);
+    let network = NetworkConfig::TinyDit(config);
     let weights = init(&network.specs().unwrap(), 2);
     (network, weights)
 }
@@ -155,7 +155,11 @@ fn a_file_without_checksums_is_read_and_says_so() {
     let cut = dir.path().join("cut.pt");
     for n in 0..good.len() {
         std::fs::write(&cut, &good[..n]).unwrap();
-        assert!(checkpoint::open(&cut, WhichWeights::Default).is_err(), "cut to {n} of {} bytes", good.len());
+        assert!(
+            checkpoint::open(&cut, WeightsSelection::Default).is_err(),
+            "cut to {n} of {} bytes",
+            good.len()
+        );
     }
 }
 
@@ -253,7 +257,7 @@ fn no_altered_bit_of_a_file_with_checksums_changes_its_weights() {
         let weights = open(&original).weights;
         let open = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            let opened = checkpoint::open(&path, WhichWeights::Default);
+            let opened = checkpoint::open(&path, WeightsSelection::Default);
             std::fs::remove_file(&path).unwrap();
             opened
         };
@@ -317,7 +321,7 @@ fn of_several_dictionaries_one_is_used_and_the_others_are_named() {
     );
     assert_eq!(loaded.source.others, ["model", "ema", ""]);
     assert_eq!(loaded.source.to_string(), "found.here; not used: model, ema, the top level");
-    let averaged = checkpoint::open(&path, WhichWeights::Ema).unwrap();
+    let averaged = checkpoint::open(&path, WeightsSelection::Ema).unwrap();
     assert_eq!((&averaged.source.path[..], averaged.weights["x"].data()), ("ema", &[7.0][..]));
 
     // Of dictionaries of unknown networks the likeliest name is used.
@@ -384,13 +388,13 @@ fn a_prefix_that_a_network_shares_is_taken_off() {
             assert!(
                 loaded.source.to_string().ends_with(&format!("prefix {prefix}; not used: criterion.weight"))
             );
-            assert!(loaded.describe(&Given::default()).is_ok());
+            assert!(loaded.describe(&ModelOverrides::default()).is_ok());
         }
         assert_eq!(open(&safetensors).integrity, Integrity::Unchecked);
     }
     assert_eq!(
         open(&written(&dir, &Item::Dict(dictionary(&dit, ""))))
-            .describe(&Given::default())
+            .describe(&ModelOverrides::default())
             .unwrap()
             .meta
             .config,
@@ -407,7 +411,7 @@ fn a_prefix_that_a_network_shares_is_taken_off() {
         ("model".into(), Item::Dict(dictionary(&weights, "model."))),
         ("ema".into(), Item::Dict(dictionary(&parameters, ""))),
     ];
-    let averaged = checkpoint::open(&written(&dir, &Item::Dict(root)), WhichWeights::Ema).unwrap();
+    let averaged = checkpoint::open(&written(&dir, &Item::Dict(root)), WeightsSelection::Ema).unwrap();
     assert_eq!(averaged.weights, weights);
 }
 
@@ -470,7 +474,7 @@ fn weights_are_not_taken_for_the_state_of_a_training_run() {
         (&path, "a safetensors file of weights"),
     ] {
         let error = TrainingState::load(path).unwrap_err();
-        assert!(matches!(error.problem, Problem::NotAState { .. }));
+        assert!(matches!(error.problem, ErrorKind::NotAState { .. }));
         let line = error.to_string();
         assert!(
             line.ends_with(&format!(

@@ -15,28 +15,33 @@ use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tiny_cats::{
-    track::{Background, Patience, Run, Tracker, mlflow::mlflow, tensorboard},
+    track::{BackgroundTracker, DeliveryPolicy, RunInfo, Tracker, mlflow::mlflow, tensorboard},
     train::folder::Status,
 };
 
 const WAY: &str = "/api/2.0/mlflow/";
 
-fn patience() -> Patience {
+fn patience() -> DeliveryPolicy {
     let millis = Duration::from_millis;
-    Patience { request: millis(500), first_wait: millis(5), longest_wait: millis(20), end: millis(1500) }
+    DeliveryPolicy {
+        request: millis(500),
+        first_wait: millis(5),
+        longest_wait: millis(20),
+        end: millis(1500),
+    }
 }
 
 /// What a server was asked: its path after [`WAY`] without the query, and the body.
-type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+type ReceivedRequests = Arc<Mutex<Vec<(String, Value)>>>;
 
 /// A server for the time of a test. `script` answers requests, counted from 0, with a status line and a body; without an answer the
 /// connection is held in silence.
 fn serve(
     mut script: impl FnMut(usize, &str, &Value) -> Option<(&'static str, String)> + Send + 'static,
-) -> (String, Asked) {
+) -> (String, ReceivedRequests) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
-    let asked = Asked::default();
+    let asked = ReceivedRequests::default();
     let log = asked.clone();
     thread::spawn(move || {
         let mut held = Vec::new();
@@ -94,22 +99,22 @@ fn good(path: &str) -> (&'static str, String) {
     ("200 OK", body.to_string())
 }
 
-fn told(asked: &Asked, path: &str) -> Vec<Value> {
+fn told(asked: &ReceivedRequests, path: &str) -> Vec<Value> {
     asked.lock().unwrap().iter().filter(|(p, _)| p == path).map(|(_, body)| body.clone()).collect()
 }
 
 /// Steps of the metric `loss` that arrived.
-fn steps(asked: &Asked) -> Vec<u64> {
+fn steps(asked: &ReceivedRequests) -> Vec<u64> {
     let batches = told(asked, "runs/log-batch");
     let metrics = batches.iter().flat_map(|batch| batch["metrics"].as_array().cloned().unwrap_or_default());
     metrics.filter(|m| m["key"] == "loss").map(|m| m["step"].as_u64().unwrap()).collect()
 }
 
 /// Tells `tracker` of a run of so many steps, at once, and returns how long the telling took.
-fn run(tracker: &mut Background, folder: &Path, steps: std::ops::RangeInclusive<u64>) -> Duration {
+fn run(tracker: &mut BackgroundTracker, folder: &Path, steps: std::ops::RangeInclusive<u64>) -> Duration {
     let settings = [("batch".to_owned(), "8".to_owned()), ("long".to_owned(), "x".repeat(2000))];
     let start = Instant::now();
-    tracker.begin(&Run { id: "run", folder, step: steps.start() - 1, settings: &settings });
+    tracker.begin(&RunInfo { id: "run", folder, step: steps.start() - 1, settings: &settings });
     for step in steps {
         tracker.scalars(step, &[("loss", 1.0 / step as f64), ("lr", f64::NAN)]);
     }
@@ -250,7 +255,12 @@ print(json.dumps({
     for (steps, factor) in [(1..=20u64, 1.0), (11..=30, 2.0)] {
         let mut tracker = tensorboard(None);
         let settings = [("optimizer.lr".to_owned(), "0.001".to_owned())];
-        tracker.begin(&Run { id: "run", folder: dir.path(), step: steps.start() - 1, settings: &settings });
+        tracker.begin(&RunInfo {
+            id: "run",
+            folder: dir.path(),
+            step: steps.start() - 1,
+            settings: &settings,
+        });
         let shade = 100 + *steps.start() as u8;
         for step in steps {
             tracker.scalars(step, &[("loss", factor / step as f64)]);
@@ -316,7 +326,7 @@ fn mlflow_has_what_was_told() {
     }
     let folder = dir.path().join("20261123-224501-dit-7f3a");
     std::fs::create_dir(&folder).unwrap();
-    let patience = Patience { end: Duration::from_secs(120), ..Patience::default() };
+    let patience = DeliveryPolicy { end: Duration::from_secs(120), ..DeliveryPolicy::default() };
     let settings = |steps: u64| -> Vec<(String, String)> {
         let many = (0..250).map(|i| (format!("task.option {i}"), i.to_string()));
         let named = [("steps", steps.to_string()), ("long", "ü".repeat(700)), ("odd:=%name", "1".into())];
@@ -325,7 +335,7 @@ fn mlflow_has_what_was_told() {
     for (steps, status) in [(1..=1200u64, Status::Stopped), (1201..=1500, Status::Failed)] {
         let mut tracker = mlflow(&uri, patience.clone()).unwrap();
         let (id, settings) = ("20261123-224501-dit-7f3a", settings(*steps.end()));
-        tracker.begin(&Run { id, folder: &folder, step: steps.start() - 1, settings: &settings });
+        tracker.begin(&RunInfo { id, folder: &folder, step: steps.start() - 1, settings: &settings });
         for step in steps {
             tracker.scalars(step, &[("loss", 1.0 / step as f64), ("gradient_norm", f64::INFINITY)]);
         }

@@ -10,7 +10,7 @@ use std::{
 
 #[cfg(unix)]
 use crate::common::begun::signal;
-use crate::common::{CACHE, CATS, begun::Begun, fails, run, shared, succeeds, text, trained};
+use crate::common::{CACHE, CATS, begun::BackgroundRun, fails, run, shared, succeeds, text, trained};
 use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,
@@ -33,9 +33,9 @@ static UNDISTURBED: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 /// A folder for one test, with the same pictures in `synth`.
-struct Place(TempDir);
+struct TestDir(TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let pictures = UNDISTURBED.join("synth");
@@ -63,8 +63,8 @@ impl Place {
         }
     }
 
-    fn begin(&self, arguments: &[String], runs: &str) -> Begun {
-        Begun::new(self.path(), arguments, runs)
+    fn begin(&self, arguments: &[String], runs: &str) -> BackgroundRun {
+        BackgroundRun::new(self.path(), arguments, runs)
     }
 }
 
@@ -103,7 +103,7 @@ impl Task {
 
 #[test]
 fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     for (task, state) in [(Task::Dit, "dit_step_00000003"), (Task::Classifier, "classifier_step_00000002")] {
         let output = format!("from-{}", task.name());
@@ -195,7 +195,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_killed_run_goes_on_by_itself() {
-    let place = Place::new();
+    let place = TestDir::new();
     for task in Task::ALL {
         let output = format!("killed-{}", task.name());
         let mut begun = place.begin(&task.arguments(&output, &QUICK), &output);
@@ -214,7 +214,7 @@ fn a_killed_run_goes_on_by_itself() {
 #[ignore = "takes minutes; scripts/test-slow runs it"]
 fn a_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
     use std::hash::{BuildHasher, Hasher, RandomState};
-    let place = Place::new();
+    let place = TestDir::new();
     for (task, round) in Task::ALL.into_iter().flat_map(|task| [(task, 0), (task, 1), (task, 2)]) {
         let output = format!("again-{}-{round}", task.name());
         let quick = [&QUICK[..], &["--max-retries", "5"]].concat();
@@ -242,7 +242,7 @@ fn a_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
 #[ignore = "keeps the machine busy; scripts/test-slow runs it"]
 fn a_signal_is_answered_in_time_under_load() {
     use std::sync::atomic::{AtomicBool, Ordering};
-    let place = Place::new();
+    let place = TestDir::new();
     static ENOUGH: AtomicBool = AtomicBool::new(false);
     let cores = std::thread::available_parallelism().unwrap().get();
     for _ in 0..2 * cores {
@@ -281,7 +281,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_run_whose_power_went_goes_on() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     for task in Task::ALL {
         let output = format!("power-{}", task.name());
@@ -306,7 +306,7 @@ fn a_run_whose_power_went_goes_on() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_stopped_run_says_so_and_goes_on() {
-    let place = Place::new();
+    let place = TestDir::new();
     for (task, kind, all) in [
         (Task::Dit, libc::SIGTERM, true),
         (Task::Classifier, libc::SIGINT, false),
@@ -349,7 +349,7 @@ fn a_stopped_run_says_so_and_goes_on() {
 #[test]
 fn a_command_waits_for_the_process_that_saves_and_goes_on() {
     use std::io::{BufRead, BufReader, Read};
-    let place = Place::new();
+    let place = TestDir::new();
     for (round, flags) in [["--resume", "auto"], ["--run-id", "mine"]].into_iter().enumerate() {
         let output = format!("orphan-{round}");
         let arguments = Task::Dit.arguments(&output, &flags);
@@ -379,7 +379,7 @@ fn a_command_waits_for_the_process_that_saves_and_goes_on() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_signal_before_training_begins_has_the_code_of_any_other() {
-    let place = Place::new();
+    let place = TestDir::new();
     for kind in [libc::SIGTERM, libc::SIGINT] {
         let mut begun = place.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early");
         let process = begun.child.id() as i32;
@@ -405,7 +405,7 @@ fn a_signal_before_training_begins_has_the_code_of_any_other() {
 /// A state that was damaged is noticed, and the one before it is gone on with.
 #[test]
 fn a_damaged_state_is_left_for_the_one_before() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-0", &["--runs-dir", "damaged"]));
     let run_folder = trained::run_folder(dir, &said);
@@ -439,7 +439,7 @@ fn a_damaged_state_is_left_for_the_one_before() {
 #[cfg(unix)]
 #[test]
 fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     let arguments = Task::Dit.arguments("full", &["--runs-dir", "full-runs", "--resume", "auto"]).join(" ");
     let script = format!("trap '' XFSZ; ulimit -f 10000; exec {CATS} {arguments}");
@@ -467,7 +467,7 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
 /// What costs time or memory, or is only watched, changes not one bit of what is learnt.
 #[test]
 fn memory_threads_and_trackers_change_nothing() {
-    let place = Place::new();
+    let place = TestDir::new();
     for (i, more) in [
         &["--gradient-checkpointing", "--num-workers", "3", "--cache", "cache", "--tensorboard"][..],
         &[
@@ -497,7 +497,7 @@ fn memory_threads_and_trackers_change_nothing() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
-    let place = Place::new();
+    let place = TestDir::new();
     for task in Task::ALL {
         let output = format!("memory-{}", task.name());
         let mut begun = place.begin(&task.arguments(&output, &[]), &output);
@@ -522,7 +522,7 @@ fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
 #[cfg(target_os = "linux")]
 #[test]
 fn too_little_memory_is_seen_beforehand() {
-    let place = Place::new();
+    let place = TestDir::new();
     let more = ["--size", "base", "--batch-size", "24", "--no-cache"];
     let arguments = Task::Dit.arguments("little", &more).join(" ");
     let script = format!("ulimit -v 1500000; exec {CATS} {arguments}");
@@ -538,7 +538,7 @@ fn too_little_memory_is_seen_beforehand() {
 
 #[test]
 fn accumulation_takes_the_pictures_of_a_larger_batch() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     let load = |more: &[&str]| {
         let more = [&["--steps", "1", "--label-dropout", "0.5"], more].concat();
@@ -565,7 +565,7 @@ fn accumulation_takes_the_pictures_of_a_larger_batch() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_stopped_run_survives_wrong_calls_and_another_output() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     let arguments = Task::Classifier.arguments("first", &["--resume", "auto"]);
     let mut begun = place.begin(&arguments, "known");
@@ -594,7 +594,7 @@ fn a_stopped_run_survives_wrong_calls_and_another_output() {
 
 #[test]
 fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     let bytes = |name: &str| fs::read(dir.join("out").join(name)).unwrap();
     let runs = || list(&dir.join("runs")).unwrap().len();
@@ -623,7 +623,7 @@ fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
 
 #[test]
 fn two_processes_do_not_train_in_one_folder() {
-    let place = Place::new();
+    let place = TestDir::new();
     let dir = place.path();
     let said = succeeds(CATS, dir, &Task::Dit.arguments("locked", &["--runs-dir", "locked-runs"]));
     let folder = trained::run_folder(dir, &said);
@@ -642,7 +642,7 @@ fn two_processes_do_not_train_in_one_folder() {
 #[test]
 fn a_run_with_a_name_is_begun_or_gone_on_with() {
     for task in Task::ALL {
-        let place = Place::new();
+        let place = TestDir::new();
         let named = task.arguments("released", &["--run-id", "mine", QUICK[0], QUICK[1]]);
         let mut begun = place.begin(&named, "runs");
         begun.until(1);

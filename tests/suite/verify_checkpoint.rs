@@ -4,12 +4,12 @@ use std::{path::Path, process::Output};
 
 use serde_json::{Value, json};
 use tiny_cats::checkpoint::{
-    self, Given, InitFile, Initial, TrainingState, WhichWeights,
+    self, InitFile, InitialWeights, ModelOverrides, TrainingState, WeightsSelection,
     torch::{Item, write},
 };
 use tiny_cats_export::{
-    ExportOptions, ModelMeta, Network, export,
-    onnx::{OnnxFile, OnnxGraph, Storage},
+    ExportOptions, ModelMeta, NetworkConfig, export,
+    onnx::{OnnxFile, OnnxGraph, WeightStorage},
     to_onnx,
 };
 use tiny_cats_models::{
@@ -75,7 +75,7 @@ fn legacy() -> TinyDitConfig {
 
 /// Weights as of a trained network: no layer is zero.
 fn trained(config: &TinyDitConfig) -> Weights {
-    moved(init(&Network::TinyDit(config.clone()).specs().unwrap(), 1))
+    moved(init(&NetworkConfig::TinyDit(config.clone()).specs().unwrap(), 1))
 }
 
 fn moved(mut weights: Weights) -> Weights {
@@ -137,7 +137,7 @@ fn a_released_model_and_its_onnx_file_are_well_until_either_is_changed() {
 fn a_network_that_was_never_trained_is_well_and_called_untrained() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.pt");
-    let weights = init(&Network::TinyDit(modern()).specs().unwrap(), 1);
+    let weights = init(&NetworkConfig::TinyDit(modern()).specs().unwrap(), 1);
     checkpoint::write_torch(&path, &weights, &meta(&modern())).unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_verify-checkpoint"))
         .arg("--checkpoint")
@@ -266,10 +266,10 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         let config = ResNetConfig { depth, head, ..resnet() };
         let weights = moved(init(&config.specs().unwrap(), 1));
         save(&weights);
-        let network = serde_json::to_value(Network::ResNet(config.clone())).unwrap();
+        let network = serde_json::to_value(NetworkConfig::ResNet(config.clone())).unwrap();
         assert_eq!(well(&path, &["--skip-onnx"])["network"], network);
-        let loaded = checkpoint::open(&path, WhichWeights::Default).unwrap();
-        let meta = loaded.describe(&Given::default()).unwrap().meta;
+        let loaded = checkpoint::open(&path, WeightsSelection::Default).unwrap();
+        let meta = loaded.describe(&ModelOverrides::default()).unwrap().meta;
         assert_eq!((meta.image_size, meta.classes[6].as_str()), (224, "Maine_Coon"));
         assert_eq!(loaded.integers["bn1.num_batches_tracked"], [690]);
 
@@ -302,7 +302,7 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
 #[test]
 fn a_file_of_halves_is_well_if_they_are_these_weights_rounded() {
     let dir = tempfile::tempdir().unwrap();
-    let options = ExportOptions { storage: Storage::F16, ..ExportOptions::default() };
+    let options = ExportOptions { storage: WeightStorage::F16, ..ExportOptions::default() };
     for (meta, begun, found) in [
         (meta(&modern()), trained(&modern()), "trajectory_psnr"),
         (resnet_meta(&resnet()), moved(init(&resnet().specs().unwrap(), 1)), "other_class"),
@@ -327,7 +327,7 @@ fn a_file_of_halves_is_well_if_they_are_these_weights_rounded() {
 }
 
 /// What a ResNet `config` of `classes` begins with, from a file.
-fn initial(path: &Path, config: &ResNetConfig, classes: &[&str]) -> checkpoint::Result<Initial> {
+fn initial(path: &Path, config: &ResNetConfig, classes: &[&str]) -> checkpoint::Result<InitialWeights> {
     let classes: Vec<String> = classes.iter().map(ToString::to_string).collect();
     InitFile::open(path)?.classifier(&ResNetConfig { classes: classes.len(), ..config.clone() }, &classes)
 }

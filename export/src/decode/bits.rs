@@ -1,12 +1,12 @@
 //! Reads the entropy-coded data of a JPEG scan bit by bit, up to the next marker.
 
-use super::jpeg::{Step, Stop, Table};
+use super::jpeg::{CodeStep, ScanError, Table};
 
 /// The lowest bit of each byte.
 const LOWEST: u64 = 0x0101_0101_0101_0101;
 
 /// A place in the data.
-pub(super) struct Bits<'a> {
+pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
     /// Where the next byte is read.
     at: usize,
@@ -16,7 +16,7 @@ pub(super) struct Bits<'a> {
     count: u32,
 }
 
-impl<'a> Bits<'a> {
+impl<'a> BitReader<'a> {
     /// The data in `bytes` from `at` on.
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at, buffer: 0, count: 0 }
@@ -70,7 +70,7 @@ impl<'a> Bits<'a> {
 
     /// The next value of `table`.
     #[inline]
-    pub(super) fn symbol(&mut self, table: &Table) -> Result<u8, Stop> {
+    pub(super) fn symbol(&mut self, table: &Table) -> Result<u8, ScanError> {
         self.fill();
         let short = table.short[(self.buffer >> (64 - Table::SHORT)) as usize];
         if short != 0 {
@@ -80,22 +80,22 @@ impl<'a> Bits<'a> {
         self.long_symbol(table)
     }
 
-    fn long_symbol(&mut self, table: &Table) -> Result<u8, Stop> {
+    fn long_symbol(&mut self, table: &Table) -> Result<u8, ScanError> {
         let next = (self.buffer >> 48) as u32;
         for length in Table::SHORT + 1..=16 {
             let (end, offset) = table.longer[length as usize];
             if next < end {
                 let place = (next >> (16 - length)) as i32 + offset;
                 self.drop(length)?;
-                return table.values.get(place as usize).copied().ok_or(Stop::Damaged);
+                return table.values.get(place as usize).copied().ok_or(ScanError::Damaged);
             }
         }
-        Err(if self.count < 16 { Stop::Ended } else { Stop::Damaged })
+        Err(if self.count < 16 { ScanError::Ended } else { ScanError::Damaged })
     }
 
     /// Leaves out the coefficients of a block of a sequential image but its first. `table` must be prepared.
     #[inline]
-    pub(super) fn skip_block(&mut self, table: &Table) -> Result<(), Stop> {
+    pub(super) fn skip_block(&mut self, table: &Table) -> Result<(), ScanError> {
         let mut k = 1;
         while k < 64 {
             self.fill();
@@ -104,7 +104,7 @@ impl<'a> Bits<'a> {
                 0..64 if all.bits > 0 => all,
                 _ if one.bits > 0 => one,
                 _ => {
-                    let step = Step::of(self.long_symbol(table)?);
+                    let step = CodeStep::of(self.long_symbol(table)?);
                     self.fill();
                     step
                 }
@@ -119,7 +119,7 @@ impl<'a> Bits<'a> {
     }
 
     /// The next `n` bits, at most 16, as a number.
-    pub(super) fn take(&mut self, n: u32) -> Result<u32, Stop> {
+    pub(super) fn take(&mut self, n: u32) -> Result<u32, ScanError> {
         self.fill();
         let value = if n == 0 { 0 } else { (self.buffer >> (64 - n)) as u32 };
         self.drop(n)?;
@@ -128,23 +128,23 @@ impl<'a> Bits<'a> {
 
     /// Leaves `n` bits out, at most 63.
     #[inline]
-    pub(super) fn skip(&mut self, n: u32) -> Result<(), Stop> {
+    pub(super) fn skip(&mut self, n: u32) -> Result<(), ScanError> {
         let mut left = n;
         while left > self.count {
             left -= self.count;
             (self.buffer, self.count) = (0, 0);
             self.fill();
             if self.count == 0 {
-                return Err(Stop::Ended);
+                return Err(ScanError::Ended);
             }
         }
         self.drop(left)
     }
 
     #[inline]
-    fn drop(&mut self, n: u32) -> Result<(), Stop> {
+    fn drop(&mut self, n: u32) -> Result<(), ScanError> {
         if n > self.count {
-            return Err(Stop::Ended);
+            return Err(ScanError::Ended);
         }
         self.buffer = self.buffer.checked_shl(n).unwrap_or(0);
         self.count -= n;
@@ -152,7 +152,7 @@ impl<'a> Bits<'a> {
     }
 
     /// Goes on behind the restart marker that must come here.
-    pub(super) fn restart(&mut self) -> Result<(), Stop> {
+    pub(super) fn restart(&mut self) -> Result<(), ScanError> {
         self.fill();
         if self.at_restart() {
             self.at = self.marker().unwrap_or(self.at) + 1;
@@ -160,9 +160,9 @@ impl<'a> Bits<'a> {
             return Ok(());
         }
         Err(if self.bytes.get(self.at).is_none_or(|&byte| byte == 0xff) {
-            Stop::Ended
+            ScanError::Ended
         } else {
-            Stop::Damaged
+            ScanError::Damaged
         })
     }
 

@@ -4,10 +4,10 @@
 //! counted, no coefficient is computed. What follows the first image, such as the video of a motion photo or the further images of an MPO
 //! file, is not looked at.
 
-use super::{MOST_PIXELS, bits::Bits};
+use super::{MAX_PIXELS, bits::BitReader};
 
 /// Images of more scans are left to the decoder, which refuses them.
-const MOST_SCANS: usize = 100;
+const MAX_SCANS: usize = 100;
 
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
@@ -26,7 +26,7 @@ pub(super) struct Extent {
 
 /// What a walk through the data of an image found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum Completeness {
     /// All data of all components are there: so many blocks of 64 coefficients.
     Complete(u64),
     /// The data end before the last block.
@@ -82,8 +82,8 @@ pub(super) fn extent(bytes: &[u8]) -> Extent {
 
 /// Whether the data of the image `bytes` are complete. Takes time in proportion to the length of `bytes` and the number of blocks; of a
 /// progressive image, 8 bytes of memory for each block.
-pub(super) fn walk(bytes: &[u8]) -> Found {
-    let mut walk = Walk { frame: None, dc: Default::default(), ac: Default::default(), interval: 0 };
+pub(super) fn walk(bytes: &[u8]) -> Completeness {
+    let mut walk = ScanChecker { frame: None, dc: Default::default(), ac: Default::default(), interval: 0 };
     let mut segments = Segments { bytes, at: 0 };
     let mut scans = 0;
     while let Some((marker, segment)) = segments.next() {
@@ -94,34 +94,34 @@ pub(super) fn walk(bytes: &[u8]) -> Found {
             // Further frames, and those of lossless, hierarchical and arithmetic coding.
             0xc0..=0xcf => None,
             DRI => segment.first_chunk().map(|&interval| walk.interval = u16::from_be_bytes(interval)),
-            SOS if scans == MOST_SCANS => None,
+            SOS if scans == MAX_SCANS => None,
             SOS => {
                 scans += 1;
                 match walk.scan(segment, bytes, segments.at) {
                     Ok(at) => segments.at = at,
-                    Err(Stop::Ended) => return Found::Cut,
-                    Err(Stop::Damaged) => return Found::Unknown,
+                    Err(ScanError::Ended) => return Completeness::Cut,
+                    Err(ScanError::Damaged) => return Completeness::Unknown,
                 }
                 Some(())
             }
             _ => Some(()),
         };
         if done.is_none() {
-            return Found::Unknown;
+            return Completeness::Unknown;
         }
     }
     match &walk.frame {
         Some(frame) if frame.components.iter().all(|component| component.missing == [0; 64]) => {
-            Found::Complete(frame.components.iter().map(|c| (c.stride * c.rows) as u64).sum())
+            Completeness::Complete(frame.components.iter().map(|c| (c.stride * c.rows) as u64).sum())
         }
-        Some(_) => Found::Cut,
-        None => Found::Unknown,
+        Some(_) => Completeness::Cut,
+        None => Completeness::Unknown,
     }
 }
 
 /// Why the data of a scan could not be walked to their end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(super) enum ScanError {
     /// A marker, or the end of the file, comes before the last block.
     Ended,
     /// The data can't be understood.
@@ -137,12 +137,12 @@ pub(super) struct Table {
     /// The values, in the order of their codes.
     pub values: Vec<u8>,
     /// By the next bits, what they mean for the coefficients of a sequential image; made when it is needed.
-    pub steps: Vec<[Step; 2]>,
+    pub steps: Vec<[CodeStep; 2]>,
 }
 
 /// What some bits mean for the coefficients of a sequential image.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Step {
+pub(super) struct CodeStep {
     /// How many bits they are, with those of the coefficients; 0 for too long a code.
     pub bits: u8,
     /// Coefficients that they stand for.
@@ -151,7 +151,7 @@ pub(super) struct Step {
     pub end: bool,
 }
 
-impl Step {
+impl CodeStep {
     /// What a value of a table means, without the bits of its code.
     pub(super) fn of(value: u8) -> Self {
         let (run, size) = (value >> 4, value & 15);
@@ -193,12 +193,16 @@ impl Table {
         }
         let code = |next: usize| {
             let short = self.short[next & ((1 << Self::SHORT) - 1)];
-            let step = Step::of(short as u8);
-            if short == 0 { Step::default() } else { Step { bits: step.bits + (short >> 8) as u8, ..step } }
+            let step = CodeStep::of(short as u8);
+            if short == 0 {
+                CodeStep::default()
+            } else {
+                CodeStep { bits: step.bits + (short >> 8) as u8, ..step }
+            }
         };
         let both = |next: usize| {
             let one = code(next);
-            let mut all = Step::default();
+            let mut all = CodeStep::default();
             while !all.end {
                 // What is shifted in is not there: a code that reaches into it does not fit.
                 let more = code(next << all.bits);
@@ -206,7 +210,7 @@ impl Table {
                     break;
                 }
                 let (bits, coefficients) = (all.bits + more.bits, all.coefficients + more.coefficients);
-                all = Step { bits, coefficients, end: more.end };
+                all = CodeStep { bits, coefficients, end: more.end };
             }
             [one, if all.bits == 0 { one } else { all }]
         };
@@ -236,7 +240,7 @@ struct Frame {
     components: Vec<Component>,
 }
 
-struct Walk {
+struct ScanChecker {
     frame: Option<Frame>,
     dc: [Option<Table>; 4],
     ac: [Option<Table>; 4],
@@ -254,13 +258,13 @@ enum Kind {
     AcRefine,
 }
 
-impl Walk {
+impl ScanChecker {
     /// `None` when the frame is not one that can be walked, here and below.
     fn read_frame(&mut self, progressive: bool, segment: &[u8]) -> Option<()> {
         let (&[8, h1, h0, w1, w0, count], rest) = segment.split_first_chunk()? else { return None };
         let (width, height) =
             (usize::from(w1) << 8 | usize::from(w0), usize::from(h1) << 8 | usize::from(h0));
-        if width == 0 || height == 0 || (width * height) as u64 > MOST_PIXELS || !(1..=4).contains(&count) {
+        if width == 0 || height == 0 || (width * height) as u64 > MAX_PIXELS || !(1..=4).contains(&count) {
             return None;
         }
         let parts = rest.get(..3 * usize::from(count))?.chunks_exact(3);
@@ -306,11 +310,11 @@ impl Walk {
     }
 
     /// Walks through a scan, whose header is `header` and whose data begin at `at`, and returns where they end.
-    fn scan(&mut self, header: &[u8], bytes: &[u8], at: usize) -> Result<usize, Stop> {
-        let frame = self.frame.as_mut().ok_or(Stop::Damaged)?;
-        let (&count, rest) = header.split_first().ok_or(Stop::Damaged)?;
-        let (chosen, rest) = rest.split_at_checked(2 * usize::from(count)).ok_or(Stop::Damaged)?;
-        let (&[start, end, bits], _) = rest.split_first_chunk().ok_or(Stop::Damaged)?;
+    fn scan(&mut self, header: &[u8], bytes: &[u8], at: usize) -> Result<usize, ScanError> {
+        let frame = self.frame.as_mut().ok_or(ScanError::Damaged)?;
+        let (&count, rest) = header.split_first().ok_or(ScanError::Damaged)?;
+        let (chosen, rest) = rest.split_at_checked(2 * usize::from(count)).ok_or(ScanError::Damaged)?;
+        let (&[start, end, bits], _) = rest.split_first_chunk().ok_or(ScanError::Damaged)?;
         let (high, low) = (bits >> 4, bits & 15);
         let (start, end, low, kind) = match (frame.progressive, start, high) {
             // Some programs write something else for sequential images.
@@ -321,19 +325,19 @@ impl Walk {
             (true, _, _) => (start, end, low, Kind::AcRefine),
         };
         if end < start || end > 63 || count == 0 || (start > 0 && count > 1) {
-            return Err(Stop::Damaged);
+            return Err(ScanError::Damaged);
         }
         if !frame.progressive {
             self.ac.iter_mut().flatten().for_each(Table::prepare);
         }
-        let mut parts: Vec<Part> = Vec::new();
+        let mut parts: Vec<ScanComponent> = Vec::new();
         for pair in chosen.chunks_exact(2) {
-            let index = frame.components.iter().position(|c| c.id == pair[0]).ok_or(Stop::Damaged)?;
+            let index = frame.components.iter().position(|c| c.id == pair[0]).ok_or(ScanError::Damaged)?;
             let component = &mut frame.components[index];
             let [dc, ac] = [pair[1] >> 4, pair[1] & 15].map(usize::from);
             // The bits that this scan adds are no longer missing.
             component.missing[usize::from(start)..=usize::from(end)].fill(low);
-            parts.push(Part {
+            parts.push(ScanComponent {
                 dc: self.dc.get(dc).and_then(Option::as_ref),
                 ac: self.ac.get(ac).and_then(Option::as_ref),
                 blocks: if count == 1 { [1, 1] } else { component.sampling },
@@ -343,7 +347,7 @@ impl Walk {
             });
         }
         let [columns, rows] = if count == 1 { frame.components[parts[0].index].alone } else { frame.mcus };
-        let mut bits = Bits::new(bytes, at);
+        let mut bits = BitReader::new(bytes, at);
         let band = Band { kind, start: start.into(), end: end.into() };
         let walked = band.walk(&mut bits, &mut parts, [columns, rows], self.interval.into());
         for part in parts {
@@ -354,7 +358,7 @@ impl Walk {
 }
 
 /// A component in a scan.
-struct Part<'a> {
+struct ScanComponent<'a> {
     dc: Option<&'a Table>,
     ac: Option<&'a Table>,
     /// Blocks of an MCU across and down.
@@ -376,11 +380,11 @@ struct Band {
 impl Band {
     fn walk(
         &self,
-        bits: &mut Bits,
-        parts: &mut [Part],
+        bits: &mut BitReader,
+        parts: &mut [ScanComponent],
         [columns, rows]: [usize; 2],
         interval: usize,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), ScanError> {
         let mut left = interval;
         // Blocks for which nothing is coded; whether the rest of an interval is lost.
         let (mut skip, mut lost) = (0, false);
@@ -398,7 +402,7 @@ impl Band {
                 }
                 match self.mcu(bits, parts, [column, row], &mut skip) {
                     // Damage within an interval is not a missing end.
-                    Err(Stop::Ended) if interval > 0 && bits.at_restart() => lost = true,
+                    Err(ScanError::Ended) if interval > 0 && bits.at_restart() => lost = true,
                     walked => walked?,
                 }
             }
@@ -408,11 +412,11 @@ impl Band {
 
     fn mcu(
         &self,
-        bits: &mut Bits,
-        parts: &mut [Part],
+        bits: &mut BitReader,
+        parts: &mut [ScanComponent],
         [column, row]: [usize; 2],
         skip: &mut u32,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), ScanError> {
         for part in parts {
             let [across, down] = part.blocks;
             for y in 0..down {
@@ -430,14 +434,14 @@ impl Band {
                         (Kind::DcRefine, ..) => bits.skip(1)?,
                         (kind @ (Kind::AcFirst | Kind::AcRefine), _, Some(ac)) => {
                             let block = (row * down + y) * part.stride + column * across + x;
-                            let nonzero = part.nonzero.get_mut(block).ok_or(Stop::Damaged)?;
+                            let nonzero = part.nonzero.get_mut(block).ok_or(ScanError::Damaged)?;
                             match kind {
                                 Kind::AcFirst => self.first(bits, ac, nonzero, skip)?,
                                 _ => self.refine(bits, ac, nonzero, skip)?,
                             }
                         }
                         // Without a table.
-                        _ => return Err(Stop::Damaged),
+                        _ => return Err(ScanError::Damaged),
                     }
                 }
             }
@@ -446,7 +450,13 @@ impl Band {
     }
 
     /// A block of the first scan of coefficients of a progressive image.
-    fn first(&self, bits: &mut Bits, ac: &Table, nonzero: &mut u64, skip: &mut u32) -> Result<(), Stop> {
+    fn first(
+        &self,
+        bits: &mut BitReader,
+        ac: &Table,
+        nonzero: &mut u64,
+        skip: &mut u32,
+    ) -> Result<(), ScanError> {
         if *skip > 0 {
             *skip -= 1;
             return Ok(());
@@ -464,7 +474,7 @@ impl Band {
                 _ => {
                     k += run;
                     if k > self.end {
-                        return Err(Stop::Damaged);
+                        return Err(ScanError::Damaged);
                     }
                     *nonzero |= 1 << k;
                     k += 1;
@@ -476,7 +486,13 @@ impl Band {
     }
 
     /// A block of a scan that adds a bit to coefficients of a progressive image.
-    fn refine(&self, bits: &mut Bits, ac: &Table, nonzero: &mut u64, skip: &mut u32) -> Result<(), Stop> {
+    fn refine(
+        &self,
+        bits: &mut BitReader,
+        ac: &Table,
+        nonzero: &mut u64,
+        skip: &mut u32,
+    ) -> Result<(), ScanError> {
         let mut k = self.start;
         while *skip == 0 && k <= self.end {
             let symbol = bits.symbol(ac)?;
@@ -501,7 +517,7 @@ impl Band {
             }
             if size > 0 {
                 if k > self.end {
-                    return Err(Stop::Damaged);
+                    return Err(ScanError::Damaged);
                 }
                 *nonzero |= 1 << k;
             }

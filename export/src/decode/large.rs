@@ -4,19 +4,19 @@ use std::io::Cursor;
 
 use image::{GrayImage, ImageDecoder, RgbImage, buffer::ConvertBuffer, codecs::webp::WebPDecoder};
 
-use super::{LONGEST_SIDE, jpeg::Found, over_white};
+use super::{MAX_SIDE, jpeg::Completeness, over_white};
 
 /// Blocks of coefficients, of 128 bytes each, that a decoder may keep.
-const MOST_BLOCKS: u64 = 10 << 20;
+const MAX_BLOCKS: u64 = 10 << 20;
 
 /// A JPEG picture. Decoders keep all coefficients of a progressive one.
-pub(super) fn jpeg(bytes: &[u8], found: Found) -> Result<RgbImage, String> {
+pub(super) fn jpeg(bytes: &[u8], found: Completeness) -> Result<RgbImage, String> {
     match found {
-        Found::Complete(blocks) if blocks > MOST_BLOCKS => {
+        Completeness::Complete(blocks) if blocks > MAX_BLOCKS => {
             return Err("too many blocks of coefficients for a picture of its size".to_string());
         }
-        Found::Complete(_) => {}
-        Found::Cut | Found::Unknown => return Err("its data are damaged".to_string()),
+        Completeness::Complete(_) => {}
+        Completeness::Cut | Completeness::Unknown => return Err("its data are damaged".to_string()),
     }
     let failed = |e: jpeg_decoder::Error| e.to_string();
     let mut decoder = jpeg_decoder::Decoder::new(bytes);
@@ -62,7 +62,7 @@ pub(super) fn png(bytes: &[u8]) -> Result<RgbImage, String> {
     }
     let (width, height) = reader.info().size();
     let channels = reader.output_color_type().0.samples();
-    let mut half = Half::new(width, height);
+    let mut half = HalfSizeImage::new(width, height);
     for _ in 0..height {
         let row = reader.next_row().map_err(failed)?.ok_or("rows are missing")?;
         half.row(row.data(), channels);
@@ -81,7 +81,7 @@ pub(super) fn webp(bytes: &[u8]) -> Result<RgbImage, String> {
     let channels = usize::from(decoder.color_type().channel_count());
     let mut pixels = vec![0; width as usize * height as usize * channels];
     decoder.read_image(&mut pixels).map_err(failed)?;
-    let mut half = Half::new(width, height);
+    let mut half = HalfSizeImage::new(width, height);
     for row in pixels.chunks_exact(width as usize * channels) {
         half.row(row, channels);
     }
@@ -89,7 +89,7 @@ pub(super) fn webp(bytes: &[u8]) -> Result<RgbImage, String> {
 }
 
 /// A picture that is made smaller as its rows come: each pixel is the mean of two by two, or of those of them that there are.
-struct Half {
+struct HalfSizeImage {
     picture: RgbImage,
     /// The sums of two rows.
     sums: Vec<u16>,
@@ -98,10 +98,10 @@ struct Half {
     rows: u32,
 }
 
-impl Half {
+impl HalfSizeImage {
     /// `width` and `height` are those of the large picture.
     fn new(width: u32, height: u32) -> Self {
-        debug_assert!(width <= LONGEST_SIDE && height <= LONGEST_SIDE);
+        debug_assert!(width <= MAX_SIDE && height <= MAX_SIDE);
         let picture = RgbImage::new(width.div_ceil(2), height.div_ceil(2));
         Self { sums: vec![0; picture.width() as usize * 3], picture, height, rows: 0 }
     }

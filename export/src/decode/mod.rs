@@ -1,7 +1,7 @@
 //! From the bytes of a file to a picture, trusting neither its name nor its header.
 //!
-//! Memory is bounded to 2 GB. A picture of at most [`WHOLE_PIXELS`] is decoded as it is, which takes up to 1.1 GB. A larger one, up to
-//! [`MOST_PIXELS`], is decoded at half its width and height: a JPEG picture by a smaller transform of its blocks, a PNG picture row by row,
+//! Memory is bounded to 2 GB. A picture of at most [`FULL_SIZE_PIXELS`] is decoded as it is, which takes up to 1.1 GB. A larger one, up to
+//! [`MAX_PIXELS`], is decoded at half its width and height: a JPEG picture by a smaller transform of its blocks, a PNG picture row by row,
 //! a WebP picture at its full size first. For 200 million pixels that takes 0.3 GB for sequential JPEG, as telephones write it, and PNG,
 //! 0.9 to 1.5 GB for progressive JPEG, and 1.4 GB for lossless WebP. Pictures of more than 8 million pixels are decoded one at a time.
 
@@ -25,16 +25,16 @@ use crate::{
     resize::{Filter, resize},
 };
 use format::Format;
-use jpeg::Found;
+use jpeg::Completeness;
 
 /// Larger files are not read.
-pub const MOST_BYTES: u64 = 128 << 20;
+pub const MAX_BYTES: u64 = 128 << 20;
 /// Pictures of more pixels are not decoded. The largest cameras of telephones have 201 million.
-pub const MOST_PIXELS: u64 = 210_000_000;
+pub const MAX_PIXELS: u64 = 210_000_000;
 /// Pictures of more pixels are decoded at half their width and height.
-pub const WHOLE_PIXELS: u64 = 64_000_000;
+pub const FULL_SIZE_PIXELS: u64 = 64_000_000;
 /// Longer sides are not decoded.
-pub const LONGEST_SIDE: u32 = 32_768;
+pub const MAX_SIDE: u32 = 32_768;
 /// Pictures of more pixels are decoded one at a time.
 const LARGE_PIXELS: u64 = 8_000_000;
 
@@ -46,24 +46,24 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
         return Err("not a file".to_string());
     }
     let mut bytes = Vec::new();
-    File::open(path).map_err(about)?.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(about)?;
+    File::open(path).map_err(about)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(about)?;
     match bytes.len() as u64 {
         0 => Err("an empty file".to_string()),
-        size if size > MOST_BYTES => Err(format!("more than {} MiB", MOST_BYTES >> 20)),
+        size if size > MAX_BYTES => Err(format!("more than {} MiB", MAX_BYTES >> 20)),
         _ => Ok(bytes),
     }
 }
 
 /// A picture in memory.
 #[derive(Clone, Debug)]
-pub struct Upright {
+pub struct DecodedImage {
     /// Its pixels: upright, on white where it is transparent.
     pub picture: RgbImage,
     /// The width and height that it has in the file, upright. More than the picture's where that was [`reduced`].
     pub size: [u32; 2],
 }
 
-impl Upright {
+impl DecodedImage {
     /// The part of [`picture`](Self::picture) that shows the `part`, x, y, width and height, of the picture in the file. `part` must
     /// lie in it.
     pub fn part(&self, part: [u32; 4]) -> [u32; 4] {
@@ -80,9 +80,9 @@ impl Upright {
     }
 }
 
-/// The width and height with which a picture of `size` is decoded: half of it, rounded up, above [`WHOLE_PIXELS`].
+/// The width and height with which a picture of `size` is decoded: half of it, rounded up, above [`FULL_SIZE_PIXELS`].
 pub fn reduced(size: [u32; 2]) -> [u32; 2] {
-    if pixels(size) > WHOLE_PIXELS { size.map(|side| side.div_ceil(2)) } else { size }
+    if pixels(size) > FULL_SIZE_PIXELS { size.map(|side| side.div_ceil(2)) } else { size }
 }
 
 fn pixels([width, height]: [u32; 2]) -> u64 {
@@ -98,7 +98,7 @@ struct Header<'a> {
     size: [u32; 2],
     orientation: Orientation,
     /// Whether all data are there, where that is known already.
-    found: Option<Found>,
+    found: Option<Completeness>,
 }
 
 impl<'a> Header<'a> {
@@ -119,7 +119,7 @@ impl<'a> Header<'a> {
                     };
                 } else {
                     found = Some(jpeg::walk(image));
-                    if !matches!(found, Some(Found::Complete(_))) {
+                    if !matches!(found, Some(Completeness::Complete(_))) {
                         return missing();
                     }
                     // Decoders want it.
@@ -141,15 +141,15 @@ impl<'a> Header<'a> {
         if turned(self.orientation) { [height, width] } else { [width, height] }
     }
 
-    fn decode(&self) -> Result<Upright, String> {
+    fn decode(&self) -> Result<DecodedImage, String> {
         let found = match self.format {
             Format::Jpeg => self.found.unwrap_or_else(|| jpeg::walk(&self.bytes)),
-            Format::Png | Format::WebP => Found::Unknown,
+            Format::Png | Format::WebP => Completeness::Unknown,
         };
-        if found == Found::Cut {
+        if found == Completeness::Cut {
             return Err("a broken JPEG file: its end is missing".to_string());
         }
-        let mut picture = if pixels(self.size) > WHOLE_PIXELS {
+        let mut picture = if pixels(self.size) > FULL_SIZE_PIXELS {
             let half = match self.format {
                 Format::Jpeg => large::jpeg(&self.bytes, found),
                 Format::Png => large::png(&self.bytes),
@@ -162,7 +162,7 @@ impl<'a> Header<'a> {
         };
         picture.apply_orientation(self.orientation);
         let picture = if picture.color().has_alpha() { on_white(picture) } else { picture.into_rgb8() };
-        Ok(Upright { picture, size: self.upright() })
+        Ok(DecodedImage { picture, size: self.upright() })
     }
 }
 
@@ -175,13 +175,13 @@ fn open(format: Format, bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> 
     };
     let mut reader = ImageReader::with_format(Cursor::new(bytes), kind);
     let mut limits = Limits::default();
-    limits.max_image_width = Some(LONGEST_SIDE);
-    limits.max_image_height = Some(LONGEST_SIDE);
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(|e| broken(format, &e))?;
     let (width, height) = decoder.dimensions();
-    if pixels([width, height]) > MOST_PIXELS {
-        return Err(format!("{width} x {height} pixels are too many; expected at most {MOST_PIXELS}"));
+    if pixels([width, height]) > MAX_PIXELS {
+        return Err(format!("{width} x {height} pixels are too many; expected at most {MAX_PIXELS}"));
     }
     if width == 0 || height == 0 {
         return Err("a picture without pixels".to_string());
@@ -214,9 +214,9 @@ fn turned(orientation: Orientation) -> bool {
 }
 
 /// Decodes all of a picture, turns it upright, lays it on white where it is transparent, and hands it to `then`. One of more than
-/// [`WHOLE_PIXELS`] is [`reduced`]. Large ones are in memory one at a time, so that many threads do not need many times the memory: `then`
+/// [`FULL_SIZE_PIXELS`] is [`reduced`]. Large ones are in memory one at a time, so that many threads do not need many times the memory: `then`
 /// must not wait for other threads.
-pub fn with_upright<T>(bytes: &[u8], then: impl FnOnce(Upright) -> T) -> Result<T, String> {
+pub fn decode_with<T>(bytes: &[u8], then: impl FnOnce(DecodedImage) -> T) -> Result<T, String> {
     static LARGE: Mutex<()> = Mutex::new(());
     let header = caught(bytes, || Header::read(bytes))?;
     let large = pixels(header.size) > LARGE_PIXELS;
@@ -228,12 +228,12 @@ pub fn with_upright<T>(bytes: &[u8], then: impl FnOnce(Upright) -> T) -> Result<
 
 /// A picture, upright, on white where it is transparent, [`reduced`] if it is very large.
 pub fn upright(bytes: &[u8]) -> Result<RgbImage, String> {
-    with_upright(bytes, |upright| upright.picture)
+    decode_with(bytes, |upright| upright.picture)
 }
 
 /// The middle square of a picture, upright, on white where it is transparent, `size` × `size` pixels.
 pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
-    with_upright(bytes, |Upright { picture, .. }| {
+    decode_with(bytes, |DecodedImage { picture, .. }| {
         let side = picture.width().min(picture.height());
         let (x, y) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
         resized(&picture, [x, y, side, side], [size, size])

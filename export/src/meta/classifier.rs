@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE};
 
-use super::Wrong;
+use super::FieldError;
 use crate::Result;
 
 const MAX_RESIZE: usize = 2 * MAX_IMAGE_SIZE;
@@ -38,7 +38,7 @@ pub struct ClassifierMeta {
 }
 
 impl ClassifierMeta {
-    pub(super) fn check(&self, image_size: usize) -> Result<(), Wrong> {
+    pub(super) fn check(&self, image_size: usize) -> Result<(), FieldError> {
         let Preprocessing { resize, mean, std } = &self.preprocessing;
         if !(MIN_IMAGE_SIZE..=MAX_IMAGE_SIZE).contains(&image_size) {
             let message = format!("expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, found {image_size}");

@@ -1,9 +1,9 @@
 //! What a file says about a generator.
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::{Prediction, TinyDitConfig};
+use tiny_cats_models::{PredictionType, TinyDitConfig};
 
-use super::Wrong;
+use super::FieldError;
 use crate::{Error, Result};
 
 /// How the path from noise to picture is integrated; the grid is uniform.
@@ -70,7 +70,7 @@ pub struct GeneratorMeta {
     /// The values of black and white.
     pub value_range: [f32; 2],
     /// What the network's output means.
-    pub prediction: Prediction,
+    pub prediction: PredictionType,
     /// How to sample from it.
     #[serde(default)]
     pub sampler: SamplerDefaults,
@@ -102,7 +102,7 @@ impl GeneratorMeta {
         config: &TinyDitConfig,
         image_size: usize,
         classes: usize,
-    ) -> Result<(), Wrong> {
+    ) -> Result<(), FieldError> {
         if self.null_label > classes {
             return Err(("null_label", format!("expected at most {classes}, found {}", self.null_label)));
         }

@@ -4,7 +4,7 @@ mod classifier;
 mod generator;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tiny_cats_models::{Network, ResNetConfig, TinyDitConfig};
+use tiny_cats_models::{NetworkConfig, ResNetConfig, TinyDitConfig};
 
 pub use classifier::{ClassifierMeta, Preprocessing};
 pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
@@ -41,7 +41,7 @@ pub(crate) const MAX_CLASSES: usize = 4096;
 const MAX_LISTED: usize = 40;
 
 /// A wrong field, and what was expected.
-type Wrong = (&'static str, String);
+type FieldError = (&'static str, String);
 
 /// What a program must know to use a model's file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -49,7 +49,7 @@ pub struct ModelMeta {
     /// Version of this structure, [`FORMAT_VERSION`].
     pub format_version: u32,
     /// The network's kind and sizes, from which the definition can be built again.
-    pub config: Network,
+    pub config: NetworkConfig,
     /// Side of the square pictures, in pixels.
     pub image_size: usize,
     /// Names of the classes; a label is an index here.
@@ -76,7 +76,7 @@ impl ModelMeta {
     /// as it did in training.
     pub fn tiny_dit(config: &TinyDitConfig, classes: Vec<String>) -> Self {
         let task = TaskMeta::Generator(GeneratorMeta::tiny_dit(config, classes.len()));
-        Self::new(Network::TinyDit(config.clone()), config.image_size, classes, task)
+        Self::new(NetworkConfig::TinyDit(config.clone()), config.image_size, classes, task)
     }
 
     /// What a file of this ResNet says, with torchvision's preprocessing for pictures of `image_size` pixels: 8/7 of that for the
@@ -84,10 +84,10 @@ impl ModelMeta {
     pub fn resnet(config: &ResNetConfig, image_size: usize, classes: Vec<String>) -> Self {
         let task =
             TaskMeta::Classifier(ClassifierMeta { preprocessing: Preprocessing::imagenet(image_size) });
-        Self::new(Network::ResNet(config.clone()), image_size, classes, task)
+        Self::new(NetworkConfig::ResNet(config.clone()), image_size, classes, task)
     }
 
-    fn new(config: Network, image_size: usize, classes: Vec<String>, task: TaskMeta) -> Self {
+    fn new(config: NetworkConfig, image_size: usize, classes: Vec<String>, task: TaskMeta) -> Self {
         let provenance = serde_json::Value::Null;
         Self { format_version: FORMAT_VERSION, config, image_size, classes, task, provenance }
     }
@@ -159,12 +159,12 @@ impl ModelMeta {
         json.and_then(Self::read).or_else(|(field, message)| wrong(field, message))
     }
 
-    fn read(mut json: serde_json::Value) -> Result<Self, Wrong> {
+    fn read(mut json: serde_json::Value) -> Result<Self, FieldError> {
         /// What stands in every file.
         #[derive(Deserialize)]
         struct Common {
             format_version: u32,
-            config: Network,
+            config: NetworkConfig,
             image_size: usize,
             classes: Vec<String>,
             #[serde(default)]
@@ -189,12 +189,12 @@ impl ModelMeta {
             return Err(("classes", message));
         }
         let task = match &config {
-            Network::TinyDit(config) => {
+            NetworkConfig::TinyDit(config) => {
                 let task: GeneratorMeta = parse(&json)?;
                 task.check(config, image_size, labels)?;
                 TaskMeta::Generator(task)
             }
-            Network::ResNet(_) => {
+            NetworkConfig::ResNet(_) => {
                 let task: ClassifierMeta = parse(&json)?;
                 task.check(image_size)?;
                 TaskMeta::Classifier(task)
@@ -204,7 +204,7 @@ impl ModelMeta {
     }
 }
 
-fn parse<T: DeserializeOwned>(json: &serde_json::Value) -> Result<T, Wrong> {
+fn parse<T: DeserializeOwned>(json: &serde_json::Value) -> Result<T, FieldError> {
     T::deserialize(json).map_err(|e| ("", e.to_string()))
 }
 
@@ -218,7 +218,9 @@ pub fn is_class_name(name: &str) -> bool {
 /// Adds what follows from a generator's network where a file leaves it out.
 fn complete(json: &mut serde_json::Value) -> serde_json::Result<()> {
     let Some(fields) = json.as_object_mut() else { return Ok(()) };
-    if let Some(Network::TinyDit(config)) = fields.get("config").and_then(|c| Network::deserialize(c).ok()) {
+    if let Some(NetworkConfig::TinyDit(config)) =
+        fields.get("config").and_then(|c| NetworkConfig::deserialize(c).ok())
+    {
         let classes = fields.get("classes").and_then(|c| c.as_array()).map_or(0, Vec::len);
         let implied = serde_json::to_value(GeneratorMeta::tiny_dit(&config, classes))?;
         fields.entry("image_size").or_insert(config.image_size.into());

@@ -7,7 +7,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::proto::{ModelProto, TensorProto};
-use crate::{ALTERED, DIGEST_KEY, Error, Integrity, META_KEY, Result, integrity::hex};
+use crate::{CHECKSUM_MISMATCH, DIGEST_KEY, Error, Integrity, META_KEY, Result, integrity::hex};
 
 /// The digest of `model`, in hexadecimal.
 pub fn digest(model: &ModelProto) -> String {
@@ -59,7 +59,7 @@ pub fn verified(model: &ModelProto, file: &str) -> Result<Integrity> {
     match value(model, DIGEST_KEY) {
         None => Ok(Integrity::Unchecked),
         Some(expected) if expected == digest(model) => Ok(Integrity::Verified),
-        Some(_) => Err(Error::file(file, DIGEST_KEY, ALTERED)),
+        Some(_) => Err(Error::file(file, DIGEST_KEY, CHECKSUM_MISMATCH)),
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
             let mut changed = model();
             change(&mut changed);
             let error = load(&changed).expect_err(&format!("change {i}")).to_string();
-            assert_eq!(error, format!("f: {DIGEST_KEY}: {ALTERED}"), "change {i}");
+            assert_eq!(error, format!("f: {DIGEST_KEY}: {CHECKSUM_MISMATCH}"), "change {i}");
         }
     }
 }

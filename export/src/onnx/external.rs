@@ -20,7 +20,7 @@ use prost::{
 use super::{
     graph::MAX_BYTES,
     proto::{EXTERNAL, TensorProto},
-    scan::{Field, Kind, RawField, Wire, field},
+    scan::{Field, MessageKind, RawField, WireValue, field},
 };
 use crate::{Error, Result};
 
@@ -31,26 +31,26 @@ const RAW_DATA: u32 = 9;
 ///
 /// # Errors
 /// [`Error::File`] naming the tensor whose values are not where it says, and [`Error::Io`].
-pub fn inlined(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
+pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
     let mut reader = Reader { file, folder, others: BTreeMap::new(), total: bytes.len() };
-    let Some(parts) = reader.message(bytes, Kind::Model)? else { return Ok(bytes.to_vec()) };
-    let mut out = Vec::with_capacity(parts.iter().map(Part::len).sum());
+    let Some(parts) = reader.message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
+    let mut out = Vec::with_capacity(parts.iter().map(Chunk::len).sum());
     for part in parts {
         match part {
-            Part::Bytes(bytes) => out.extend_from_slice(&bytes),
-            Part::Values { location, offset, len } => reader.copy(&location, offset, len, &mut out)?,
+            Chunk::Bytes(bytes) => out.extend_from_slice(&bytes),
+            Chunk::Values { location, offset, len } => reader.copy(&location, offset, len, &mut out)?,
         }
     }
     Ok(out)
 }
 
 /// A part of the model to be written.
-enum Part<'a> {
+enum Chunk<'a> {
     Bytes(Cow<'a, [u8]>),
     Values { location: String, offset: u64, len: usize },
 }
 
-impl Part<'_> {
+impl Chunk<'_> {
     fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
@@ -60,7 +60,7 @@ impl Part<'_> {
 }
 
 /// A file with values.
-struct Other {
+struct ExternalFile {
     path: PathBuf,
     file: File,
     size: u64,
@@ -71,15 +71,15 @@ struct Other {
 struct Reader<'a> {
     file: &'a str,
     folder: &'a Path,
-    others: BTreeMap<String, Other>,
+    others: BTreeMap<String, ExternalFile>,
     /// Bytes of the whole model.
     total: usize,
 }
 
 impl Reader<'_> {
     /// The parts of a message; none if nothing in it changes.
-    fn message<'b>(&mut self, mut bytes: &'b [u8], kind: Kind) -> Result<Option<Vec<Part<'b>>>> {
-        if kind == Kind::Tensor {
+    fn message<'b>(&mut self, mut bytes: &'b [u8], kind: MessageKind) -> Result<Option<Vec<Chunk<'b>>>> {
+        if kind == MessageKind::Tensor {
             return self.tensor(bytes);
         }
         let (mut parts, mut changed) = (Vec::new(), false);
@@ -88,15 +88,15 @@ impl Reader<'_> {
                 return Err(Error::file(self.file, "ONNX", "the file is truncated, or no ONNX model"));
             };
             let inside = match (field(kind, raw.number), raw.value) {
-                (Field::Message(kind), Wire::Bytes(inside)) => self.message(inside, kind)?,
+                (Field::Message(kind), WireValue::Bytes(inside)) => self.message(inside, kind)?,
                 _ => None,
             };
             match inside {
-                None => parts.push(Part::Bytes(raw.whole.into())),
+                None => parts.push(Chunk::Bytes(raw.whole.into())),
                 Some(inside) => {
                     changed = true;
-                    let len = inside.iter().map(Part::len).sum();
-                    parts.push(Part::Bytes(head(raw.number as u32, len).into()));
+                    let len = inside.iter().map(Chunk::len).sum();
+                    parts.push(Chunk::Bytes(head(raw.number as u32, len).into()));
                     parts.extend(inside);
                 }
             }
@@ -104,7 +104,7 @@ impl Reader<'_> {
         Ok(changed.then_some(parts))
     }
 
-    fn tensor<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<Vec<Part<'b>>>> {
+    fn tensor<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<Vec<Chunk<'b>>>> {
         let tensor = TensorProto::decode(bytes).map_err(|e| Error::file(self.file, "ONNX", e.to_string()))?;
         if tensor.data_location != EXTERNAL {
             return Ok(None);
@@ -136,8 +136,8 @@ impl Reader<'_> {
         }
         if !self.others.contains_key(location) {
             let other = self.open(location).map_err(|e| match e {
-                Refused::Because(why) => wrong(format!("external data in {location:?}: {why}")),
-                Refused::Io(e) => e,
+                ExternalError::Because(why) => wrong(format!("external data in {location:?}: {why}")),
+                ExternalError::Io(e) => e,
             })?;
             self.others.insert(location.to_owned(), other);
         }
@@ -157,32 +157,32 @@ impl Reader<'_> {
             TensorProto { external_data: Vec::new(), data_location: 0, raw_data: Vec::new(), ..tensor };
         let mut start = plain.encode_to_vec();
         start.extend(head(RAW_DATA, len));
-        let values = Part::Values { location: location.to_owned(), offset, len };
-        Ok(Some(vec![Part::Bytes(start.into()), values]))
+        let values = Chunk::Values { location: location.to_owned(), offset, len };
+        Ok(Some(vec![Chunk::Bytes(start.into()), values]))
     }
 
     /// Opens the file at `location`, which must be a file in the model's folder or in one below it.
-    fn open(&self, location: &str) -> Result<Other, Refused> {
+    fn open(&self, location: &str) -> Result<ExternalFile, ExternalError> {
         let relative = Path::new(location);
         let inside =
             relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
         // A backslash is a separator on some systems and part of a name on others.
         if location.is_empty() || !inside || location.contains(['\\', ':', '\0']) {
-            return Err(Refused::Because("expected a path inside the model's folder"));
+            return Err(ExternalError::Because("expected a path inside the model's folder"));
         }
         let named = self.folder.join(relative);
-        let io = |e| Refused::Io(Error::io(&named)(e));
+        let io = |e| ExternalError::Io(Error::io(&named)(e));
         let (folder, path) = (self.folder.canonicalize().map_err(io)?, named.canonicalize().map_err(io)?);
         if !path.starts_with(&folder) {
-            return Err(Refused::Because("it is a link that leaves the model's folder"));
+            return Err(ExternalError::Because("it is a link that leaves the model's folder"));
         }
         // Before it is opened: to open a pipe would wait for its other end.
         if !path.metadata().map_err(io)?.is_file() {
-            return Err(Refused::Because("expected a file"));
+            return Err(ExternalError::Because("expected a file"));
         }
         let file = File::open(&path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
-        Ok(Other { path: named, file, size, left: size })
+        Ok(ExternalFile { path: named, file, size, left: size })
     }
 
     fn copy(&mut self, location: &str, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
@@ -197,7 +197,7 @@ impl Reader<'_> {
 }
 
 /// Why a file with values is not read.
-enum Refused {
+enum ExternalError {
     Because(&'static str),
     Io(Error),
 }
@@ -304,7 +304,7 @@ mod tests {
         data[3] ^= 1;
         fs::write(dir.path().join("m.onnx.data"), &data).unwrap();
         let error = OnnxFile::open(&path).unwrap_err().to_string();
-        assert!(error.ends_with(crate::ALTERED), "{error}");
+        assert!(error.ends_with(crate::CHECKSUM_MISMATCH), "{error}");
     }
 
     #[test]

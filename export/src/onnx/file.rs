@@ -22,7 +22,7 @@ const FLOAT: i32 = DataType::Float as i32;
 
 /// A graph's input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
+pub struct ValueInfo {
     /// Its name.
     pub name: String,
     /// Its element type; `None` for those that we do not write.
@@ -37,8 +37,8 @@ pub struct OnnxFile {
     name: String,
     bytes: Vec<u8>,
     opset: u32,
-    inputs: Vec<Port>,
-    outputs: Vec<Port>,
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
     halves: BTreeSet<String>,
     metadata: BTreeMap<String, String>,
     integrity: Integrity,
@@ -68,7 +68,7 @@ impl OnnxFile {
             (false, _) => bytes,
             (true, Some(folder)) => {
                 let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-                external::inlined(&bytes, name, folder)?
+                external::inline_external_data(&bytes, name, folder)?
             }
             (true, None) => {
                 let message =
@@ -85,13 +85,13 @@ impl OnnxFile {
             return Err(Error::file(name, "opset_import", "it names no operator set"));
         };
         // Old files list their initializers among the inputs.
-        let inputs: Vec<Port> = graph
+        let inputs: Vec<ValueInfo> = graph
             .input
             .iter()
             .filter(|i| graph.initializer.iter().all(|t| t.name != i.name))
             .map(port)
             .collect();
-        let outputs: Vec<Port> = graph.output.iter().map(port).collect();
+        let outputs: Vec<ValueInfo> = graph.output.iter().map(port).collect();
         if inputs.is_empty() || outputs.is_empty() {
             return Err(Error::file(name, "graph", "expected inputs and outputs"));
         }
@@ -126,12 +126,12 @@ impl OnnxFile {
     }
 
     /// What the graph takes, in its order.
-    pub fn inputs(&self) -> &[Port] {
+    pub fn inputs(&self) -> &[ValueInfo] {
         &self.inputs
     }
 
     /// What the graph returns, in its order.
-    pub fn outputs(&self) -> &[Port] {
+    pub fn outputs(&self) -> &[ValueInfo] {
         &self.outputs
     }
 
@@ -236,7 +236,7 @@ fn check_size(tensor: &TensorProto, file: &str) -> Result<()> {
     Ok(())
 }
 
-fn port(info: &ValueInfoProto) -> Port {
+fn port(info: &ValueInfoProto) -> ValueInfo {
     let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
     let dims = tensor.and_then(|t| t.shape.as_ref()).map_or(Vec::new(), |shape| {
         let size = |value: &DimensionValue| match value {
@@ -250,7 +250,7 @@ fn port(info: &ValueInfoProto) -> Port {
         Some(7) => Some(DataType::Int64),
         _ => None,
     };
-    Port { name: info.name.clone(), dtype, dims }
+    ValueInfo { name: info.name.clone(), dtype, dims }
 }
 
 #[cfg(test)]
@@ -258,15 +258,15 @@ mod tests {
     use super::*;
     use crate::{
         DIGEST_KEY,
-        onnx::{DEFAULT_OPSET, OnnxGraph, Storage},
+        onnx::{DEFAULT_OPSET, OnnxGraph, WeightStorage},
     };
     use tiny_cats_models::{Init, Scope, Tensor};
 
     fn file() -> (Vec<u8>, Weights) {
-        stored(Storage::F32)
+        stored(WeightStorage::F32)
     }
 
-    fn stored(storage: Storage) -> (Vec<u8>, Weights) {
+    fn stored(storage: WeightStorage) -> (Vec<u8>, Weights) {
         let array = Array::new([2, 3], (0..6).map(|v| v as f32).collect()).unwrap();
         let weights = Weights::from([("head.weight".to_owned(), array)]);
         let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn halves_are_read_under_the_parameters_name_and_only_if_all_are_there() {
-        let (bytes, weights) = stored(Storage::F16);
+        let (bytes, weights) = stored(WeightStorage::F16);
         let file = OnnxFile::from_bytes(bytes.clone(), "f").unwrap();
         assert!(file.halves().iter().eq(["head.weight"]));
         assert_eq!(file.weights().unwrap(), weights);
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn a_file_cut_short_or_changed_in_one_bit_is_an_error_or_means_the_same() {
         let load = |bytes: Vec<u8>| OnnxFile::from_bytes(bytes, "f").and_then(|f| Ok((f.weights()?, f)));
-        for (bytes, _) in [stored(Storage::F32), stored(Storage::F16)] {
+        for (bytes, _) in [stored(WeightStorage::F32), stored(WeightStorage::F16)] {
             let (weights, whole) = load(bytes.clone()).unwrap();
             let check = |bytes: Vec<u8>| match load(bytes) {
                 Err(e) => {

@@ -30,7 +30,7 @@ pub(super) const MAX_BYTES: usize = i32::MAX as usize;
 
 /// The nodes and initializers written so far; all values of a graph share it.
 #[derive(Debug)]
-pub(super) struct Builder {
+pub(super) struct GraphBuilder {
     pub opset: u32,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
@@ -39,7 +39,7 @@ pub(super) struct Builder {
     inputs: Vec<ValueInfoProto>,
 }
 
-impl Builder {
+impl GraphBuilder {
     /// `wanted`, or with a number behind it when that name is taken.
     fn unique(&mut self, wanted: &str) -> Rc<str> {
         let mut name = wanted.to_owned();
@@ -144,7 +144,7 @@ impl Builder {
 /// ```
 #[derive(Debug)]
 pub struct OnnxGraph {
-    builder: Rc<RefCell<Builder>>,
+    builder: Rc<RefCell<GraphBuilder>>,
 }
 
 impl OnnxGraph {
@@ -157,7 +157,7 @@ impl OnnxGraph {
             let (first, last) = (OPSETS.start(), OPSETS.end());
             return Err(Error::request("opset", format!("expected {first} to {last}, found {opset}")));
         }
-        let builder = Builder {
+        let builder = GraphBuilder {
             opset,
             nodes: Vec::new(),
             initializers: Vec::new(),
@@ -264,7 +264,7 @@ impl OnnxGraph {
 /// Hands out weights as initializers of a graph.
 #[derive(Debug)]
 pub struct OnnxSource<'a> {
-    builder: Rc<RefCell<Builder>>,
+    builder: Rc<RefCell<GraphBuilder>>,
     weights: &'a Weights,
     halves: BTreeSet<String>,
     used: BTreeSet<String>,

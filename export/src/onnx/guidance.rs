@@ -9,30 +9,30 @@ use super::proto::{GraphProto, NodeProto};
 const ARITHMETIC: [&str; 7] = ["Add", "Sub", "Mul", "Div", "Neg", "Sum", "Cast"];
 
 /// Operators that a label may pass before it indexes a table, and that change none.
-const PASSING: [&str; 9] =
+const PASS_THROUGH: [&str; 9] =
     ["Identity", "Cast", "Concat", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip", "Where"];
 
 /// Operators that cut a tensor into parts.
-const CUTTING: [&str; 3] = ["Slice", "Split", "Gather"];
+const SPLITTING: [&str; 3] = ["Slice", "Split", "Gather"];
 
 /// Operators with weights.
 const WEIGHTED: [&str; 4] = ["Conv", "MatMul", "Gemm", "Gather"];
 
 /// A graph's values by name.
-struct Links<'a> {
+struct GraphIndex<'a> {
     graph: &'a GraphProto,
     /// The node that computes a value.
-    makers: HashMap<&'a str, &'a NodeProto>,
+    producers: HashMap<&'a str, &'a NodeProto>,
     initializers: HashMap<&'a str, &'a [i64]>,
 }
 
-impl<'a> Links<'a> {
+impl<'a> GraphIndex<'a> {
     fn new(graph: &'a GraphProto) -> Self {
         let outputs = |node: &'a NodeProto| node.output.iter().map(move |name| (name.as_str(), node));
         let initializer = |t: &'a super::proto::TensorProto| (t.name.as_str(), &t.dims[..]);
         Self {
             graph,
-            makers: graph.node.iter().flat_map(outputs).collect(),
+            producers: graph.node.iter().flat_map(outputs).collect(),
             initializers: graph.initializer.iter().map(initializer).collect(),
         }
     }
@@ -40,7 +40,7 @@ impl<'a> Links<'a> {
     /// The value that `name` is another name of.
     fn origin(&self, mut name: &'a str) -> &'a str {
         let mut seen = HashSet::new();
-        while let Some(maker) = self.makers.get(name)
+        while let Some(maker) = self.producers.get(name)
             && maker.op_type == "Identity"
             && seen.insert(name)
             && let Some(input) = maker.input.first()
@@ -58,7 +58,7 @@ impl<'a> Links<'a> {
             if !seen.insert(name) || self.initializers.contains_key(name) {
                 continue;
             }
-            match self.makers.get(name) {
+            match self.producers.get(name) {
                 Some(maker) if ARITHMETIC.contains(&maker.op_type.as_str()) => {
                     open.extend(maker.input.iter().map(String::as_str));
                 }
@@ -76,7 +76,7 @@ impl<'a> Links<'a> {
         let (mut seen, mut open) = (HashSet::new(), vec![name]);
         while let Some(name) = open.pop() {
             if seen.insert(name)
-                && let Some(maker) = self.makers.get(name)
+                && let Some(maker) = self.producers.get(name)
                 && maker.op_type != "Shape"
             {
                 open.extend(maker.input.iter().map(String::as_str));
@@ -100,7 +100,7 @@ impl<'a> Links<'a> {
     }
 
     /// Whether a node joins `name` along the batch with something, with itself if `twice`.
-    fn is_joined(&self, name: &str, twice: bool) -> bool {
+    fn is_concatenated(&self, name: &str, twice: bool) -> bool {
         self.graph.node.iter().filter(|node| node.op_type == "Concat" && axis(node) == 0).any(|node| {
             let times = node.input.iter().filter(|input| self.origin(input) == name).count();
             times >= if twice { 2 } else { 1 } && node.input.len() >= 2
@@ -115,16 +115,16 @@ fn axis(node: &NodeProto) -> i64 {
 /// Whether the graph's first output is a combination of two predictions for the inputs called `picture` and `label`: of the two halves of
 /// a batch that was doubled, or of two passes through the same weights of which one does not see the label.
 pub fn is_guided(graph: &GraphProto, picture: &str, label: &str) -> bool {
-    let links = Links::new(graph);
+    let links = GraphIndex::new(graph);
     let Some(output) = graph.output.first() else { return false };
     let terms: Vec<&str> = links.terms(&output.name).into_iter().collect();
     let cut_from = |term: &&str| {
-        let maker = links.makers.get(*term).filter(|maker| CUTTING.contains(&maker.op_type.as_str()));
+        let maker = links.producers.get(*term).filter(|maker| SPLITTING.contains(&maker.op_type.as_str()));
         maker.and_then(|maker| maker.input.first()).map(|input| links.origin(input))
     };
     let halves = terms.len() >= 2
         && cut_from(&terms[0]).is_some_and(|whole| terms.iter().all(|term| cut_from(term) == Some(whole)));
-    if halves && (links.is_joined(picture, true) || links.is_joined(label, false)) {
+    if halves && (links.is_concatenated(picture, true) || links.is_concatenated(label, false)) {
         return true;
     }
     let [a, b] = terms[..] else { return false };
@@ -140,7 +140,7 @@ pub fn is_guided(graph: &GraphProto, picture: &str, label: &str) -> bool {
 
 /// How many rows the table has that the input called `label` indexes, if there is one.
 pub fn embedding_rows(graph: &GraphProto, label: &str) -> Option<usize> {
-    let links = Links::new(graph);
+    let links = GraphIndex::new(graph);
     let mut labels = HashSet::from([label]);
     // Nodes come after what they take.
     for node in &graph.node {
@@ -151,7 +151,7 @@ pub fn embedding_rows(graph: &GraphProto, label: &str) -> Option<usize> {
                 return usize::try_from(*rows).ok();
             }
         }
-        if PASSING.contains(&node.op_type.as_str()) && node.input.iter().any(takes) {
+        if PASS_THROUGH.contains(&node.op_type.as_str()) && node.input.iter().any(takes) {
             labels.extend(node.output.iter().map(String::as_str));
         }
     }
@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Generator, Model, Options, PREDECESSOR_CLASSES, Request, Sampler,
+        Generator, LoadOptions, Model, PREDECESSOR_CLASSES, Request, Sampler,
         onnx::proto::{
             AttributeProto, DataType, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
         },
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn guidance_inside_is_applied_once_and_is_what_the_sampler_would_do() {
         let opened = |model: &Model, runtime| {
-            let options = Options { runtime: Some(runtime), batch: 4 };
+            let options = LoadOptions { runtime: Some(runtime), batch: 4 };
             let generator = Generator::from_model(model, &options).unwrap();
             let request = Request {
                 count: 5,
@@ -387,7 +387,7 @@ mod tests {
             }
         }
         let runtime = RuntimeKind::ALL.into_iter().find(|kind| kind.runs_graphs() && kind.version().is_ok());
-        let options = Options { runtime, batch: 8 };
+        let options = LoadOptions { runtime, batch: 8 };
         for classes in [12, 38] {
             let mut generator = Generator::from_model(&model(plain(), classes).unwrap(), &options).unwrap();
             let request = Request { count: classes, steps: Some(1), ..Request::default() };

@@ -12,7 +12,7 @@ use crate::{Error, Result, error::WEIGHTS};
 
 /// How a file stores weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Storage {
+pub enum WeightStorage {
     /// As they are, 32 bits each.
     #[default]
     F32,
@@ -20,7 +20,7 @@ pub enum Storage {
     F16,
 }
 
-impl Storage {
+impl WeightStorage {
     /// The names of those of `weights` that are stored as halves.
     pub(crate) fn halves(self, weights: &Weights) -> BTreeSet<String> {
         let halved = weights.iter().filter(|(_, array)| self == Self::F16 && array.dims().len() >= 2);
@@ -94,12 +94,12 @@ mod tests {
             vec![1.0 + step, 1.0 + 3.0 * step, -1.0 - 1.01 * step, 65504.0, 0.4 * least, -0.6 * least];
         let nearest = [1.0, 1.0 + 4.0 * step, -1.0 - 2.0 * step, 65504.0, 0.0, -least];
         let full = weights(values.clone());
-        let halves = Storage::F16.halves(&full);
+        let halves = WeightStorage::F16.halves(&full);
         assert!(halves.iter().eq(["w"]));
         let found = rounded(&full, &halves).unwrap();
         assert_eq!((found["b"].data(), found["w"].data()), (&values[..], &nearest[..]));
         assert_eq!(*rounded(&found, &halves).unwrap(), *found);
-        assert_eq!(*rounded(&full, &Storage::F32.halves(&full)).unwrap(), full);
+        assert_eq!(*rounded(&full, &WeightStorage::F32.halves(&full)).unwrap(), full);
     }
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
             [(65505.0, "65505"), (-1e9, "-1000000000"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")]
         {
             let full = weights(vec![0.5, value]);
-            let error = rounded(&full, &Storage::F16.halves(&full)).unwrap_err().to_string();
+            let error = rounded(&full, &WeightStorage::F16.halves(&full)).unwrap_err().to_string();
             let expected =
                 "weights: w: expected values from -65504 to 65504, which is what halves hold, found";
             assert_eq!(error, format!("{expected} {said}"));

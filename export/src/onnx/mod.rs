@@ -10,9 +10,9 @@ pub(crate) mod proto;
 mod scan;
 mod value;
 
-pub use file::{OnnxFile, Port};
+pub use file::{OnnxFile, ValueInfo};
 pub use graph::{DEFAULT_OPSET, OPSETS, OnnxGraph, OnnxSource};
-pub use halves::Storage;
+pub use halves::WeightStorage;
 pub(crate) use halves::rounded;
 pub use proto::DataType;
 pub use value::{Param, Value};

@@ -11,7 +11,7 @@ const MAX_FIELDS: usize = 2_000_000;
 
 /// A message of the schema, as far as counting needs it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MessageKind {
     Model,
     Graph,
     Node,
@@ -23,26 +23,26 @@ pub(super) enum Kind {
 
 /// What a field of a message holds.
 pub(super) enum Field {
-    Message(Kind),
+    Message(MessageKind),
     Refused(&'static str),
     Other,
 }
 
-pub(super) fn field(kind: Kind, number: u64) -> Field {
+pub(super) fn field(kind: MessageKind, number: u64) -> Field {
     use Field::{Message, Other, Refused};
     match (kind, number) {
-        (Kind::Model, 7) => Message(Kind::Graph),
-        (Kind::Model, 8 | 14) => Message(Kind::Plain),
-        (Kind::Model, 20) => Refused("training information"),
-        (Kind::Model, 25) => Refused("functions of its own"),
-        (Kind::Graph, 1) => Message(Kind::Node),
-        (Kind::Graph, 5) => Message(Kind::Tensor),
-        (Kind::Graph, 11..=14) => Message(Kind::Plain),
-        (Kind::Graph, 15) => Refused("sparse weights"),
-        (Kind::Node, 5) => Message(Kind::Attribute),
-        (Kind::Attribute, 5 | 10) => Message(Kind::Tensor),
-        (Kind::Attribute, 6 | 11) => Refused("a subgraph"),
-        (Kind::Tensor, 13) => Message(Kind::Plain),
+        (MessageKind::Model, 7) => Message(MessageKind::Graph),
+        (MessageKind::Model, 8 | 14) => Message(MessageKind::Plain),
+        (MessageKind::Model, 20) => Refused("training information"),
+        (MessageKind::Model, 25) => Refused("functions of its own"),
+        (MessageKind::Graph, 1) => Message(MessageKind::Node),
+        (MessageKind::Graph, 5) => Message(MessageKind::Tensor),
+        (MessageKind::Graph, 11..=14) => Message(MessageKind::Plain),
+        (MessageKind::Graph, 15) => Refused("sparse weights"),
+        (MessageKind::Node, 5) => Message(MessageKind::Attribute),
+        (MessageKind::Attribute, 5 | 10) => Message(MessageKind::Tensor),
+        (MessageKind::Attribute, 6 | 11) => Refused("a subgraph"),
+        (MessageKind::Tensor, 13) => Message(MessageKind::Plain),
         _ => Other,
     }
 }
@@ -54,7 +54,7 @@ pub(super) fn field(kind: Kind, number: u64) -> Field {
 /// [`Error::File`] naming `file`.
 pub fn scan(bytes: &[u8], file: &str) -> Result<bool> {
     let mut scan = Scan { fields: 0, external: false };
-    scan.message(bytes, Kind::Model).map_err(|message| Error::file(file, "ONNX", message))?;
+    scan.message(bytes, MessageKind::Model).map_err(|message| Error::file(file, "ONNX", message))?;
     Ok(scan.external)
 }
 
@@ -64,7 +64,7 @@ struct Scan {
 }
 
 impl Scan {
-    fn message(&mut self, mut bytes: &[u8], kind: Kind) -> Result<(), String> {
+    fn message(&mut self, mut bytes: &[u8], kind: MessageKind) -> Result<(), String> {
         while !bytes.is_empty() {
             self.fields += 1;
             if self.fields > MAX_FIELDS {
@@ -73,12 +73,12 @@ impl Scan {
             let raw =
                 RawField::next(&mut bytes).ok_or("the file is truncated, or no ONNX model".to_owned())?;
             match (field(kind, raw.number), raw.value) {
-                (Field::Message(kind), Wire::Bytes(inside)) => self.message(inside, kind)?,
+                (Field::Message(kind), WireValue::Bytes(inside)) => self.message(inside, kind)?,
                 (Field::Refused(what), _) => {
                     return Err(format!("expected one plain graph, found {what}"));
                 }
                 // An int32 is the lower half of what is there.
-                (_, Wire::Varint(value)) if kind == Kind::Tensor && raw.number == 14 => {
+                (_, WireValue::Varint(value)) if kind == MessageKind::Tensor && raw.number == 14 => {
                     self.external |= value as i32 == EXTERNAL;
                 }
                 _ => {}
@@ -91,13 +91,13 @@ impl Scan {
 /// A field of a message as it lies in the file.
 pub(super) struct RawField<'a> {
     pub number: u64,
-    pub value: Wire<'a>,
+    pub value: WireValue<'a>,
     /// All of it: tag and value.
     pub whole: &'a [u8],
 }
 
 /// A field's value.
-pub(super) enum Wire<'a> {
+pub(super) enum WireValue<'a> {
     Varint(u64),
     /// Text, bytes, a message, or packed numbers.
     Bytes(&'a [u8]),
@@ -111,14 +111,14 @@ impl<'a> RawField<'a> {
         let start = *bytes;
         let tag = varint(bytes)?;
         let value = match tag & 7 {
-            0 => Wire::Varint(varint(bytes)?),
+            0 => WireValue::Varint(varint(bytes)?),
             1 => fixed(bytes, 8)?,
             5 => fixed(bytes, 4)?,
             2 => {
                 let length = usize::try_from(varint(bytes)?).ok()?;
                 let (inside, rest) = bytes.split_at_checked(length)?;
                 *bytes = rest;
-                Wire::Bytes(inside)
+                WireValue::Bytes(inside)
             }
             _ => return None,
         };
@@ -126,9 +126,9 @@ impl<'a> RawField<'a> {
     }
 }
 
-fn fixed<'a>(bytes: &mut &[u8], length: usize) -> Option<Wire<'a>> {
+fn fixed<'a>(bytes: &mut &[u8], length: usize) -> Option<WireValue<'a>> {
     *bytes = bytes.split_at_checked(length)?.1;
-    Some(Wire::Fixed)
+    Some(WireValue::Fixed)
 }
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {

@@ -8,7 +8,7 @@ use std::{cell::RefCell, rc::Rc};
 use tiny_cats_models::{BatchNorm, Error, Result, Tensor, shape};
 
 use super::{
-    graph::Builder,
+    graph::GraphBuilder,
     proto::{AttributeProto as Attribute, DataType},
 };
 
@@ -22,7 +22,7 @@ pub struct Param {
 /// A value in the ONNX reading: the output of a node, with its shape.
 #[derive(Clone, Debug)]
 pub struct Value {
-    graph: Rc<RefCell<Builder>>,
+    graph: Rc<RefCell<GraphBuilder>>,
     pub(super) name: Rc<str>,
     pub(super) dims: Vec<usize>,
     pub(super) dtype: DataType,
@@ -45,7 +45,7 @@ fn module(param: &Param) -> &str {
 
 impl Value {
     pub(super) fn new(
-        graph: Rc<RefCell<Builder>>,
+        graph: Rc<RefCell<GraphBuilder>>,
         name: Rc<str>,
         dims: Vec<usize>,
         dtype: DataType,

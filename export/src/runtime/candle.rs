@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
     Array, Error as ModelError, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
-    candle::{Params, Plain, best_device, to_device, to_host},
+    candle::{CandleValue, Params, best_device, to_device, to_host},
 };
 
 use super::{RuntimeKind, check_weights};
@@ -12,12 +12,12 @@ use crate::{Classify, Result, sample::Denoiser};
 pub const VERSION: &str = "0.11.1";
 
 /// A network on the processor, or on the first NVIDIA GPU where there is one.
-pub struct Definition<M> {
+pub struct CandleModel<M> {
     model: M,
     device: Device,
 }
 
-impl Definition<TinyDit<Plain>> {
+impl CandleModel<TinyDit<CandleValue>> {
     /// Builds a generator out of `weights`, which must be its own: all of them, and no others.
     pub fn tiny_dit(config: &TinyDitConfig, weights: &Weights) -> Result<Self> {
         let (mut params, device) = params(&config.cost()?.params, weights)?;
@@ -25,7 +25,7 @@ impl Definition<TinyDit<Plain>> {
     }
 }
 
-impl Definition<ResNet<Plain>> {
+impl CandleModel<ResNet<CandleValue>> {
     /// Builds a classifier out of `weights`, which must be its own: all of them, and no others.
     pub fn resnet(config: &ResNetConfig, weights: &Weights) -> Result<Self> {
         let (mut params, device) = params(&config.specs()?, weights)?;
@@ -35,7 +35,7 @@ impl Definition<ResNet<Plain>> {
     /// What the classifying layer is given, `[n, features]`, of normalised pictures `x` `[n, 3, size, size]`.
     pub fn features(&self, x: &Array) -> Result<Array> {
         let x = to_device(x, DType::F32, &self.device)?;
-        Ok(to_host(&self.model.features(&Plain::new(x))?.into_inner())?)
+        Ok(to_host(&self.model.features(&CandleValue::new(x))?.into_inner())?)
     }
 }
 
@@ -45,14 +45,14 @@ fn params(specs: &[ParamSpec], weights: &Weights) -> Result<(Params, Device)> {
     Ok((Params::new(weights, DType::F32, &device)?, device))
 }
 
-impl Classify for Definition<ResNet<Plain>> {
+impl Classify for CandleModel<ResNet<CandleValue>> {
     fn logits(&mut self, x: &Array) -> Result<Array> {
         let x = to_device(x, DType::F32, &self.device)?;
-        Ok(to_host(&self.model.forward(&Plain::new(x))?.into_inner())?)
+        Ok(to_host(&self.model.forward(&CandleValue::new(x))?.into_inner())?)
     }
 }
 
-impl Denoiser for Definition<TinyDit<Plain>> {
+impl Denoiser for CandleModel<TinyDit<CandleValue>> {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
         let whole = |&label: &i64| {
             u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")))
@@ -66,7 +66,7 @@ impl Denoiser for Definition<TinyDit<Plain>> {
         };
         let (t, label) = vectors().map_err(ModelError::from)?;
         let x = to_device(x, DType::F32, &self.device)?;
-        let y = self.model.forward(&Plain::new(x), &Plain::new(t), &Plain::new(label))?;
+        let y = self.model.forward(&CandleValue::new(x), &CandleValue::new(t), &CandleValue::new(label))?;
         Ok(to_host(&y.into_inner())?)
     }
 }

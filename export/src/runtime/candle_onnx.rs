@@ -7,7 +7,7 @@ use candle_onnx::onnx::ModelProto;
 use prost::Message;
 use tiny_cats_models::Array;
 
-use super::{Input, RuntimeKind, Session, check_inputs, panicked};
+use super::{InputTensor, RuntimeKind, Session, check_inputs, panicked};
 use crate::{Result, guard::catch_in_pool, onnx::OnnxFile};
 
 const KIND: RuntimeKind = RuntimeKind::CandleOnnx;
@@ -21,7 +21,7 @@ pub struct CandleOnnxSession {
 
 impl CandleOnnxSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
-        if file.opset() > KIND.newest_opset() {
+        if file.opset() > KIND.max_opset() {
             return Err(KIND.error(format!("it computes operator sets up to 17, not {}", file.opset())));
         }
         let model = ModelProto::decode(file.bytes()).map_err(|e| KIND.error(e))?;
@@ -36,14 +36,16 @@ impl Session for CandleOnnxSession {
         KIND
     }
 
-    fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array> {
+    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
         check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         let run = || -> candle_core::Result<(Vec<usize>, Vec<f32>)> {
             let mut values = HashMap::new();
             for &(name, input) in inputs {
                 let value = match input {
-                    Input::Floats(array) => Tensor::from_slice(array.data(), array.dims(), &Device::Cpu)?,
-                    Input::Labels(labels) => Tensor::from_slice(labels, labels.len(), &Device::Cpu)?,
+                    InputTensor::Floats(array) => {
+                        Tensor::from_slice(array.data(), array.dims(), &Device::Cpu)?
+                    }
+                    InputTensor::Labels(labels) => Tensor::from_slice(labels, labels.len(), &Device::Cpu)?,
                 };
                 values.insert(name.to_owned(), value);
             }

@@ -113,7 +113,7 @@ impl RuntimeKind {
 
     /// The newest operator set in which it computes all that we write. candle-onnx ignores the axes of a reduction from 18 on, without
     /// an error.
-    pub fn newest_opset(self) -> u32 {
+    pub fn max_opset(self) -> u32 {
         if self == Self::CandleOnnx { 17 } else { *crate::onnx::OPSETS.end() }
     }
 
@@ -153,14 +153,14 @@ pub fn available() -> Vec<(RuntimeKind, Result<String>)> {
 
 /// What a graph is given under one name; the first axis is the batch.
 #[derive(Clone, Copy, Debug)]
-pub enum Input<'a> {
+pub enum InputTensor<'a> {
     /// Numbers, `[batch, ..]`.
     Floats(&'a Array),
     /// One whole number for each item.
     Labels(&'a [i64]),
 }
 
-impl Input<'_> {
+impl InputTensor<'_> {
     fn batch(&self) -> Option<usize> {
         match self {
             Self::Floats(array) => array.dims().first().copied(),
@@ -178,14 +178,13 @@ pub trait Session: Send {
     ///
     /// # Errors
     /// [`Error::Runtime`] when inputs are missing, unknown or of wrong sizes, or the runtime fails.
-    fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array>;
+    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array>;
 }
 
 /// Computes `file` on every runtime that is present and can read its operator set: the runtime, and its result.
-pub fn run_everywhere(file: &OnnxFile, inputs: &[(&str, Input)]) -> Vec<(RuntimeKind, Result<Array>)> {
-    let present = |kind: &RuntimeKind| {
-        kind.runs_graphs() && file.opset() <= kind.newest_opset() && kind.version().is_ok()
-    };
+pub fn run_on_all(file: &OnnxFile, inputs: &[(&str, InputTensor)]) -> Vec<(RuntimeKind, Result<Array>)> {
+    let present =
+        |kind: &RuntimeKind| kind.runs_graphs() && file.opset() <= kind.max_opset() && kind.version().is_ok();
     let run = |kind: RuntimeKind| (kind, kind.load(file).and_then(|mut session| session.run(inputs)));
     RuntimeKind::ALL.into_iter().filter(present).map(run).collect()
 }
@@ -217,7 +216,7 @@ fn panicked(kind: RuntimeKind, message: &str) -> Error {
 fn check_inputs<'a>(
     kind: RuntimeKind,
     names: impl ExactSizeIterator<Item = &'a str>,
-    inputs: &[(&str, Input)],
+    inputs: &[(&str, InputTensor)],
 ) -> Result<usize> {
     let expected = names.len();
     for name in names {

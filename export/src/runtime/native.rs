@@ -10,7 +10,7 @@ use tiny_cats_models::{
 
 use super::{
     RuntimeKind, check_weights,
-    share::{GROUP, items, share},
+    share::{MAX_ITEMS_PER_PASS, items, share},
 };
 use crate::{Classify, Result, sample::Denoiser};
 
@@ -21,13 +21,13 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 ///
 /// Of a batch of at least as many items as there are threads, each thread takes some at a time through the whole network: threads wait
 /// for each other once, not at every operation. That changes no result, since an item's does not depend on what it is computed with.
-pub struct Native<M> {
+pub struct NativeModel<M> {
     model: M,
     /// Pools of one thread each.
     threads: Vec<ThreadPool>,
 }
 
-impl<M: Sync> Native<M> {
+impl<M: Sync> NativeModel<M> {
     fn new(model: M) -> Result<Self> {
         let pool = |_| ThreadPoolBuilder::new().num_threads(1).build();
         let threads = (0..rayon::current_num_threads()).map(pool).collect::<std::result::Result<_, _>>();
@@ -54,11 +54,11 @@ impl<M: Sync> Native<M> {
             return part(0..n);
         }
         let mut threads: Vec<&ThreadPool> = self.threads.iter().collect();
-        share(&mut threads, n, GROUP, |thread, range| thread.install(|| part(range)))
+        share(&mut threads, n, MAX_ITEMS_PER_PASS, |thread, range| thread.install(|| part(range)))
     }
 }
 
-impl Native<TinyDit<Value>> {
+impl NativeModel<TinyDit<Value>> {
     /// Builds a generator out of `weights`, which must be its own: all of them, and no others.
     pub fn tiny_dit(config: &TinyDitConfig, weights: Weights) -> Result<Self> {
         check_weights(&config.cost()?.params, &weights)?;
@@ -66,7 +66,7 @@ impl Native<TinyDit<Value>> {
     }
 }
 
-impl Native<ResNet<Value>> {
+impl NativeModel<ResNet<Value>> {
     /// Builds a classifier out of `weights`, which must be its own: all of them, and no others.
     pub fn resnet(config: &ResNetConfig, weights: Weights) -> Result<Self> {
         check_weights(&config.specs()?, &weights)?;
@@ -83,13 +83,13 @@ fn batch(x: &Array) -> usize {
     x.dims().first().copied().unwrap_or(0)
 }
 
-impl Classify for Native<ResNet<Value>> {
+impl Classify for NativeModel<ResNet<Value>> {
     fn logits(&mut self, x: &Array) -> Result<Array> {
         self.run(batch(x), [x], |model, [x]| model.forward(&x))
     }
 }
 
-impl Denoiser for Native<TinyDit<Value>> {
+impl Denoiser for NativeModel<TinyDit<Value>> {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
         let label = Array::new([label.len()], label.iter().map(|&label| label as f32).collect())?;
         let t = Array::new([t.len()], t.to_vec())?;

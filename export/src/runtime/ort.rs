@@ -18,8 +18,8 @@ use rayon::prelude::*;
 use tiny_cats_models::Array;
 
 use super::{
-    Input, RuntimeKind, Session, check_inputs, guarded,
-    share::{GROUP, items, share},
+    InputTensor, RuntimeKind, Session, check_inputs, guarded,
+    share::{MAX_ITEMS_PER_PASS, items, share},
     threads,
 };
 use crate::{Result, onnx::OnnxFile};
@@ -72,13 +72,13 @@ fn inner(file: &OnnxFile, threads: usize) -> Result<Inner> {
 }
 
 /// What `session` makes of some items of `inputs`.
-fn part(session: &mut Inner, inputs: &[(&str, Input)], range: Range<usize>) -> Result<Array> {
+fn part(session: &mut Inner, inputs: &[(&str, InputTensor)], range: Range<usize>) -> Result<Array> {
     let mut run = || -> ort::Result<(Vec<usize>, Vec<f32>)> {
         let mut values: Vec<(String, SessionInputValue)> = Vec::with_capacity(inputs.len());
         for &(name, input) in inputs {
             let value = match input {
-                Input::Floats(array) => TensorRef::from_array_view(items(array, range.clone()))?.into(),
-                Input::Labels(labels) => {
+                InputTensor::Floats(array) => TensorRef::from_array_view(items(array, range.clone()))?.into(),
+                InputTensor::Labels(labels) => {
                     TensorRef::from_array_view(([range.len()], &labels[range.clone()]))?.into()
                 }
             };
@@ -97,10 +97,12 @@ impl Session for OrtSession {
         KIND
     }
 
-    fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array> {
+    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         if !self.workers.is_empty() && batch >= self.workers.len() {
-            return share(&mut self.workers, batch, GROUP, |session, range| part(session, inputs, range));
+            return share(&mut self.workers, batch, MAX_ITEMS_PER_PASS, |session, range| {
+                part(session, inputs, range)
+            });
         }
         let whole = match &mut self.whole {
             Some(session) => session,

@@ -14,7 +14,7 @@ use crate::Result;
 /// The most items that a thread is to take through a network at a time: weights are read once for all of them, and what they become stays in
 /// its cache.
 #[cfg(any(feature = "native", feature = "ort"))]
-pub(super) const GROUP: usize = 4;
+pub(super) const MAX_ITEMS_PER_PASS: usize = 4;
 
 /// What `part` makes of the `n` items of a batch, at most `most` at a time, by all `workers` together, a thread each: threads wait for each
 /// other once, not at every operation. `part` returns an array of the items that it is told, in their order.

@@ -9,13 +9,13 @@ use tract_onnx::prelude::{
 };
 
 use super::{
-    Input, RuntimeKind, Session, check_inputs, guarded,
+    InputTensor, RuntimeKind, Session, check_inputs, guarded,
     share::{items, share},
     threads,
 };
 use crate::{
     Result,
-    onnx::{DataType, OnnxFile, Port},
+    onnx::{DataType, OnnxFile, ValueInfo},
 };
 
 pub const VERSION: &str = "0.23.9";
@@ -47,16 +47,16 @@ impl TractSession {
     }
 
     /// The result for one item of the batch.
-    fn item(&self, inputs: &[(&str, Input)], item: usize) -> TractResult<Array> {
+    fn item(&self, inputs: &[(&str, InputTensor)], item: usize) -> TractResult<Array> {
         let mut values = tvec![];
         for name in &self.names {
             let input = inputs.iter().find(|(n, _)| n == name).map(|(_, input)| *input);
             let value: TValue = match input {
-                Some(Input::Floats(array)) => {
+                Some(InputTensor::Floats(array)) => {
                     let (dims, data) = items(array, item..item + 1);
                     Tensor::from_shape(&dims, data)?.into()
                 }
-                Some(Input::Labels(labels)) => {
+                Some(InputTensor::Labels(labels)) => {
                     Tensor::from_shape(&[1], labels.get(item..item + 1).unwrap_or(&[]))?.into()
                 }
                 None => return Err(Error::msg(format!("{name} is not given"))),
@@ -71,7 +71,7 @@ impl TractSession {
 }
 
 /// What the graph takes through `port` for one item.
-fn one_item(port: &Port) -> TractResult<InferenceFact> {
+fn one_item(port: &ValueInfo) -> TractResult<InferenceFact> {
     let (batch, rest) =
         port.dims.split_first().ok_or_else(|| Error::msg(format!("{} has no batch", port.name)))?;
     let rest: Option<Vec<usize>> = rest.iter().copied().collect();
@@ -94,7 +94,7 @@ impl Session for TractSession {
         KIND
     }
 
-    fn run(&mut self, inputs: &[(&str, Input)]) -> Result<Array> {
+    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         let session = &*self;
         share(&mut vec![(); threads().min(batch)], batch, 1, |(), range| {
@@ -134,7 +134,7 @@ mod tests {
         let x = Array::new([2, 1, 8, 8], (0..128).map(|v| v as f32).collect()).unwrap();
         let run = |bytes: Vec<u8>| {
             let file = OnnxFile::from_bytes(bytes, "f").unwrap();
-            TractSession::load(&file).unwrap().run(&[("x", Input::Floats(&x))]).unwrap()
+            TractSession::load(&file).unwrap().run(&[("x", InputTensor::Floats(&x))]).unwrap()
         };
         // As PyTorch writes them: of the symbolic batch.
         let value = model.graph.as_ref().unwrap().node[0].output[0].clone();

@@ -8,14 +8,14 @@ mod trajectory;
 
 use std::ops::ControlFlow;
 
-use tiny_cats_models::{Array, Prediction};
+use tiny_cats_models::{Array, PredictionType};
 
 pub use trajectory::{Trajectory, advance};
 
 use crate::{Error, GeneratorMeta, Request, Result, Sampler};
 
 /// The least 1 − t that a difference is divided by, in training and sampling alike.
-pub const CLAMP: f32 = 0.05;
+pub const MIN_ONE_MINUS_T: f32 = 0.05;
 const MAX_STEPS: usize = 10_000;
 /// The largest weight of guidance, on either side of 0.
 pub const MAX_GUIDANCE: f32 = 1000.0;
@@ -31,7 +31,7 @@ pub trait Denoiser {
 
 /// How to sample.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct SamplingSettings {
     /// The method.
     pub sampler: Sampler,
     /// Steps of the uniform grid.
@@ -41,7 +41,7 @@ pub struct Settings {
     /// Guidance holds for times in this interval, its ends included.
     pub guidance_interval: [f32; 2],
     /// What the network predicts.
-    pub prediction: Prediction,
+    pub prediction: PredictionType,
     /// The label of the unconditional pass.
     pub null_label: i64,
     /// Which noise.
@@ -50,14 +50,14 @@ pub struct Settings {
     pub batch: usize,
 }
 
-impl Settings {
+impl SamplingSettings {
     /// What `request` says, and where it says nothing what `meta` advises; sixteen pictures at once. Networks that predict velocities are
     /// guided all the way, as the predecessor was, and those that guide themselves by the weight 1, whatever the request says.
     pub fn new(meta: &GeneratorMeta, request: &Request) -> Self {
         let advised = &meta.sampler;
         let interval = match meta.prediction {
-            Prediction::X => advised.guidance_interval,
-            Prediction::Velocity => [0.0, 1.0],
+            PredictionType::X => advised.guidance_interval,
+            PredictionType::Velocity => [0.0, 1.0],
         };
         Self {
             sampler: request.sampler.unwrap_or(advised.sampler),
@@ -96,7 +96,7 @@ impl Settings {
 
 /// A picture to be drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Draw {
+pub struct SampleSpec {
     /// Its number, which chooses its noise.
     pub index: u64,
     /// Its class.
@@ -113,7 +113,7 @@ pub struct Progress {
 }
 
 /// Draws pictures of `dims` (`[channels, height, width]`): one array each, in the values that the network was trained on. A picture
-/// depends on its [`Draw`] and the settings alone, not on those it is drawn with.
+/// depends on its [`SampleSpec`] and the settings alone, not on those it is drawn with.
 ///
 /// `progress` is called after every step; with [`ControlFlow::Break`] it ends the sampling.
 ///
@@ -122,9 +122,9 @@ pub struct Progress {
 /// returns something that is no number.
 pub fn sample(
     denoiser: &mut dyn Denoiser,
-    settings: &Settings,
+    settings: &SamplingSettings,
     dims: [usize; 3],
-    draws: &[Draw],
+    draws: &[SampleSpec],
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Vec<Array>> {
     settings.validate()?;
@@ -132,7 +132,7 @@ pub fn sample(
     let total = draws.len().div_ceil(settings.batch) * settings.steps;
     let mut done = 0;
     for part in draws.chunks(settings.batch) {
-        let begin = |draw: &Draw| Trajectory::new(settings, dims, *draw);
+        let begin = |draw: &SampleSpec| Trajectory::new(settings, dims, *draw);
         let mut batch = part.iter().map(begin).collect::<Result<Vec<_>>>()?;
         for step in 1..=settings.steps {
             // All have the same settings, so they take their steps together.

@@ -4,13 +4,13 @@ use super::*;
 
 /// Knows the picture: of one colour by label, and how it was asked.
 struct Oracle {
-    prediction: Prediction,
+    prediction: PredictionType,
     largest_batch: usize,
     times: Vec<f32>,
 }
 
 impl Oracle {
-    fn new(prediction: Prediction) -> Self {
+    fn new(prediction: PredictionType) -> Self {
         Self { prediction, largest_batch: 0, times: Vec::new() }
     }
 }
@@ -28,9 +28,9 @@ impl Denoiser for Oracle {
         let value = |(i, x): (usize, &f32)| {
             let (clean, t) = (colour(label[i / len]), t[i / len]);
             match self.prediction {
-                Prediction::X => clean,
+                PredictionType::X => clean,
                 // On the straight path to `clean` the velocity does not change.
-                Prediction::Velocity => (clean - x) / (1.0 - t).max(1e-3),
+                PredictionType::Velocity => (clean - x) / (1.0 - t).max(1e-3),
             }
         };
         Ok(Array::new(x.dims(), x.data().iter().enumerate().map(value).collect())?)
@@ -48,8 +48,8 @@ impl Denoiser for Curve {
     }
 }
 
-fn settings(prediction: Prediction) -> Settings {
-    Settings {
+fn settings(prediction: PredictionType) -> SamplingSettings {
+    SamplingSettings {
         sampler: Sampler::Heun,
         steps: 7,
         guidance: 1.0,
@@ -64,11 +64,15 @@ fn settings(prediction: Prediction) -> Settings {
 const SAMPLERS: [Sampler; 3] = [Sampler::Euler, Sampler::Heun, Sampler::Midpoint];
 const DIMS: [usize; 3] = [3, 2, 2];
 
-fn draws(n: u64) -> Vec<Draw> {
-    (0..n).map(|index| Draw { index, label: index as i64 % 3 }).collect()
+fn draws(n: u64) -> Vec<SampleSpec> {
+    (0..n).map(|index| SampleSpec { index, label: index as i64 % 3 }).collect()
 }
 
-fn draw(denoiser: &mut dyn Denoiser, settings: &Settings, draws: &[Draw]) -> Result<Vec<Array>> {
+fn draw(
+    denoiser: &mut dyn Denoiser,
+    settings: &SamplingSettings,
+    draws: &[SampleSpec],
+) -> Result<Vec<Array>> {
     sample(denoiser, settings, DIMS, draws, &mut |_| ControlFlow::Continue(()))
 }
 
@@ -76,8 +80,8 @@ fn draw(denoiser: &mut dyn Denoiser, settings: &Settings, draws: &[Draw]) -> Res
 fn the_last_step_returns_the_predicted_picture_itself() {
     for sampler in SAMPLERS {
         for steps in [1, 2, 20] {
-            let settings = Settings { sampler, steps, ..settings(Prediction::X) };
-            let mut oracle = Oracle::new(Prediction::X);
+            let settings = SamplingSettings { sampler, steps, ..settings(PredictionType::X) };
+            let mut oracle = Oracle::new(PredictionType::X);
             let pictures = draw(&mut oracle, &settings, &draws(5)).unwrap();
             for (picture, draw) in pictures.iter().zip(draws(5)) {
                 assert!(picture.data().iter().all(|&v| v == colour(draw.label)));
@@ -91,7 +95,7 @@ fn the_last_step_returns_the_predicted_picture_itself() {
 fn the_methods_converge_with_their_order() {
     for (sampler, order) in [(Sampler::Euler, 1), (Sampler::Heun, 2), (Sampler::Midpoint, 2)] {
         let error = |steps| {
-            let settings = Settings { sampler, steps, ..settings(Prediction::Velocity) };
+            let settings = SamplingSettings { sampler, steps, ..settings(PredictionType::Velocity) };
             let picture = &draw(&mut Curve, &settings, &draws(1)).unwrap()[0];
             let start = noise(settings.seed, 0, 12);
             let exact = |x: f32| x * 1f32.sin().exp();
@@ -109,10 +113,10 @@ fn the_methods_converge_with_their_order() {
 #[test]
 fn a_picture_does_not_depend_on_those_it_is_drawn_with() {
     for sampler in SAMPLERS {
-        let all = Settings { sampler, guidance: 2.0, ..settings(Prediction::Velocity) };
+        let all = SamplingSettings { sampler, guidance: 2.0, ..settings(PredictionType::Velocity) };
         let together = draw(&mut Curve, &all, &draws(9)).unwrap();
         for batch in [1, 2, 9] {
-            let settings = Settings { batch, ..all.clone() };
+            let settings = SamplingSettings { batch, ..all.clone() };
             assert_eq!(draw(&mut Curve, &settings, &draws(9)).unwrap(), together);
         }
         assert_eq!(draw(&mut Curve, &all, &draws(9)[4..5]).unwrap()[0], together[4]);
@@ -121,43 +125,44 @@ fn a_picture_does_not_depend_on_those_it_is_drawn_with() {
 
 #[test]
 fn guidance_moves_away_from_the_null_class_and_only_in_its_interval() {
-    let guided = Settings { guidance: 3.0, guidance_interval: [0.0, 1.0], ..settings(Prediction::X) };
-    let mut oracle = Oracle::new(Prediction::X);
-    let picture = &draw(&mut oracle, &guided, &[Draw { index: 0, label: 1 }]).unwrap()[0];
+    let guided =
+        SamplingSettings { guidance: 3.0, guidance_interval: [0.0, 1.0], ..settings(PredictionType::X) };
+    let mut oracle = Oracle::new(PredictionType::X);
+    let picture = &draw(&mut oracle, &guided, &[SampleSpec { index: 0, label: 1 }]).unwrap()[0];
     let expected = colour(5) + 3.0 * (colour(1) - colour(5));
     assert!(picture.data().iter().all(|v| (v - expected).abs() < 1e-6));
     assert_eq!(oracle.largest_batch, 2);
 
-    let never = Settings { guidance_interval: [2.0, 3.0], ..guided };
-    let mut oracle = Oracle::new(Prediction::X);
+    let never = SamplingSettings { guidance_interval: [2.0, 3.0], ..guided };
+    let mut oracle = Oracle::new(PredictionType::X);
     draw(&mut oracle, &never, &draws(1)).unwrap();
     assert_eq!(oracle.largest_batch, 1);
 }
 
 #[test]
 fn batches_are_bounded_and_sampling_can_be_stopped() {
-    let mut oracle = Oracle::new(Prediction::X);
-    draw(&mut oracle, &settings(Prediction::X), &draws(11)).unwrap();
+    let mut oracle = Oracle::new(PredictionType::X);
+    draw(&mut oracle, &settings(PredictionType::X), &draws(11)).unwrap();
     assert_eq!(oracle.largest_batch, 4);
     let mut seen = Vec::new();
     let mut stop = |p: Progress| {
         seen.push(p.done);
         if p.done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let stopped = sample(&mut oracle, &settings(Prediction::X), DIMS, &draws(11), &mut stop);
+    let stopped = sample(&mut oracle, &settings(PredictionType::X), DIMS, &draws(11), &mut stop);
     assert!(matches!(stopped, Err(Error::Cancelled)));
     assert_eq!(seen, [1, 2]);
 }
 
 #[test]
 fn settings_that_make_no_sense_and_numbers_that_are_none_are_errors() {
-    let good = settings(Prediction::X);
+    let good = settings(PredictionType::X);
     let wrong = [
-        ("steps", Settings { steps: 0, ..good.clone() }),
-        ("steps", Settings { steps: usize::MAX, ..good.clone() }),
-        ("guidance", Settings { guidance: f32::NAN, ..good.clone() }),
-        ("guidance_interval", Settings { guidance_interval: [f32::NAN, 1.0], ..good.clone() }),
-        ("batch", Settings { batch: 0, ..good.clone() }),
+        ("steps", SamplingSettings { steps: 0, ..good.clone() }),
+        ("steps", SamplingSettings { steps: usize::MAX, ..good.clone() }),
+        ("guidance", SamplingSettings { guidance: f32::NAN, ..good.clone() }),
+        ("guidance_interval", SamplingSettings { guidance_interval: [f32::NAN, 1.0], ..good.clone() }),
+        ("batch", SamplingSettings { batch: 0, ..good.clone() }),
     ];
     for (field, settings) in wrong {
         let error = draw(&mut Curve, &settings, &draws(1)).unwrap_err().to_string();
@@ -177,11 +182,13 @@ fn pictures_of_different_settings_advance_together_as_they_do_alone() {
     let mut all = Vec::new();
     for (i, sampler) in (0u64..).zip(SAMPLERS.into_iter().cycle().take(9)) {
         let (steps, guidance) = (1 + i as usize % 4, [1.0, 2.0, 3.5][i as usize % 3]);
-        let settings = Settings { sampler, steps, guidance, seed: i, ..settings(Prediction::Velocity) };
-        all.push((settings, Draw { index: 40 + i, label: i as i64 % 5 }));
+        let settings =
+            SamplingSettings { sampler, steps, guidance, seed: i, ..settings(PredictionType::Velocity) };
+        all.push((settings, SampleSpec { index: 40 + i, label: i as i64 % 5 }));
     }
     let mut curve = Curve;
-    let begin = |(settings, draw): &(Settings, Draw)| Trajectory::new(settings, DIMS, *draw).unwrap();
+    let begin =
+        |(settings, draw): &(SamplingSettings, SampleSpec)| Trajectory::new(settings, DIMS, *draw).unwrap();
     // Some begin later than others, and all leave as they are finished.
     let (mut waiting, mut under_way) = (all.iter().map(begin).collect::<Vec<_>>(), Vec::new());
     let mut finished = Vec::new();
@@ -201,10 +208,10 @@ fn pictures_of_different_settings_advance_together_as_they_do_alone() {
 
 #[test]
 fn a_preview_is_the_clean_picture_that_the_network_sees() {
-    for prediction in [Prediction::X, Prediction::Velocity] {
-        let settings = Settings { steps: 4, ..settings(prediction) };
+    for prediction in [PredictionType::X, PredictionType::Velocity] {
+        let settings = SamplingSettings { steps: 4, ..settings(prediction) };
         let mut oracle = Oracle::new(prediction);
-        let mut picture = [Trajectory::new(&settings, DIMS, Draw { index: 1, label: 2 }).unwrap()];
+        let mut picture = [Trajectory::new(&settings, DIMS, SampleSpec { index: 1, label: 2 }).unwrap()];
         while !picture[0].is_finished() {
             advance(&mut oracle, &mut picture).unwrap();
             assert!(picture[0].preview().iter().all(|v| (v - colour(2)).abs() < 1e-5));

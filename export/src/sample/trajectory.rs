@@ -1,30 +1,30 @@
 //! Pictures on their way from noise, one state machine each, so that any number of them can share the network's evaluations: pictures of
 //! one request, and those of requests that have nothing in common but the network.
 
-use tiny_cats_models::{Array, Prediction, random::noise};
+use tiny_cats_models::{Array, PredictionType, random::noise};
 
-use super::{CLAMP, Denoiser, Draw, Settings};
+use super::{Denoiser, MIN_ONE_MINUS_T, SampleSpec, SamplingSettings};
 use crate::{Error, Result, Sampler};
 
 /// A picture on its way from noise.
 #[derive(Clone, Debug)]
 pub struct Trajectory {
-    settings: Settings,
+    settings: SamplingSettings,
     dims: [usize; 3],
-    draw: Draw,
+    draw: SampleSpec,
     /// The last point of the grid that it has come to.
     x: Vec<f32>,
     /// Steps taken.
     done: usize,
     /// Between the two evaluations of a step: what the first has found.
-    between: Option<Between>,
+    between: Option<HalfStep>,
     /// The clean picture, as the last evaluation saw it.
     preview: Vec<f32>,
 }
 
 /// Where a method of two evaluations asks a second time.
 #[derive(Clone, Debug)]
-struct Between {
+struct HalfStep {
     /// The velocity at the step's beginning.
     slope: Vec<f32>,
     /// Where the network is to be asked.
@@ -38,7 +38,7 @@ impl Trajectory {
     ///
     /// # Errors
     /// [`Error::Request`] for settings that make no sense.
-    pub fn new(settings: &Settings, dims: [usize; 3], draw: Draw) -> Result<Self> {
+    pub fn new(settings: &SamplingSettings, dims: [usize; 3], draw: SampleSpec) -> Result<Self> {
         settings.validate()?;
         let x = noise(settings.seed, draw.index, dims.iter().product());
         let settings = settings.clone();
@@ -56,7 +56,7 @@ impl Trajectory {
     }
 
     /// How it is drawn.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &SamplingSettings {
         &self.settings
     }
 
@@ -114,15 +114,17 @@ impl Trajectory {
         let width = to - from;
         self.see(&prediction, t);
         let last = self.done + 1 == self.settings.steps;
-        if last && self.between.is_none() && self.settings.prediction == Prediction::X {
+        if last && self.between.is_none() && self.settings.prediction == PredictionType::X {
             self.x = prediction;
             return self.stepped();
         }
         let slope = self.velocity(prediction, t);
         match (self.between.take(), self.settings.sampler) {
             (None, Sampler::Euler) => step(&mut self.x, &slope, width),
-            (None, Sampler::Heun) => return self.ask_again(slope, width, to),
-            (None, Sampler::Midpoint) => return self.ask_again(slope, width / 2.0, from + width / 2.0),
+            (None, Sampler::Heun) => return self.request_second_evaluation(slope, width, to),
+            (None, Sampler::Midpoint) => {
+                return self.request_second_evaluation(slope, width / 2.0, from + width / 2.0);
+            }
             (Some(first), Sampler::Heun) => {
                 step(&mut self.x, &first.slope, width / 2.0);
                 step(&mut self.x, &slope, width / 2.0);
@@ -133,10 +135,10 @@ impl Trajectory {
     }
 
     /// A second evaluation of this step, `width` further along `slope`, at `t`.
-    fn ask_again(&mut self, slope: Vec<f32>, width: f32, t: f32) -> Result<()> {
+    fn request_second_evaluation(&mut self, slope: Vec<f32>, width: f32, t: f32) -> Result<()> {
         let mut point = self.x.clone();
         step(&mut point, &slope, width);
-        self.between = Some(Between { slope, point, t });
+        self.between = Some(HalfStep { slope, point, t });
         Ok(())
     }
 
@@ -152,8 +154,8 @@ impl Trajectory {
     fn see(&mut self, prediction: &[f32], t: f32) {
         let mut preview = std::mem::take(&mut self.preview);
         match self.settings.prediction {
-            Prediction::X => preview.copy_from_slice(prediction),
-            Prediction::Velocity => {
+            PredictionType::X => preview.copy_from_slice(prediction),
+            PredictionType::Velocity => {
                 preview.copy_from_slice(self.point().0);
                 step(&mut preview, prediction, 1.0 - t);
             }
@@ -163,8 +165,8 @@ impl Trajectory {
 
     /// The velocity that follows from a prediction.
     fn velocity(&self, mut prediction: Vec<f32>, t: f32) -> Vec<f32> {
-        if self.settings.prediction == Prediction::X {
-            let remaining = (1.0 - t).max(CLAMP);
+        if self.settings.prediction == PredictionType::X {
+            let remaining = (1.0 - t).max(MIN_ONE_MINUS_T);
             for (p, x) in prediction.iter_mut().zip(self.point().0) {
                 *p = (*p - x) / remaining;
             }

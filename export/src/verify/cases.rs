@@ -11,15 +11,15 @@ use crate::{
 const MAX_LABELS: usize = 64;
 const TIMES: [f32; 4] = [0.0, 0.13, 0.5, 0.95];
 /// Pictures that a classifier is given in batches of three, before some alone.
-const PICTURES: usize = 9;
+const IMAGES: usize = 9;
 
 /// A network of either task, on some runtime.
-pub enum Loaded {
+pub enum LoadedModel {
     Generator(Box<dyn Denoiser + Send>),
     Classifier(Box<dyn Classify + Send>),
 }
 
-impl Loaded {
+impl LoadedModel {
     pub fn new(model: &Model, kind: RuntimeKind) -> Result<Self> {
         Ok(match model.meta().task {
             TaskMeta::Generator(_) => Self::Generator(model.load_generator(kind)?),
@@ -48,8 +48,8 @@ impl Case {
     /// Batches of three and single inputs for the network that `meta` describes.
     pub fn all(meta: &ModelMeta) -> Result<Vec<Self>> {
         match &meta.task {
-            TaskMeta::Generator(task) => Self::of_generator(meta, task),
-            TaskMeta::Classifier(task) => Self::of_classifier(meta.image_size, task),
+            TaskMeta::Generator(task) => Self::generator_cases(meta, task),
+            TaskMeta::Classifier(task) => Self::classifier_cases(meta.image_size, task),
         }
     }
 
@@ -59,7 +59,7 @@ impl Case {
     }
 
     /// Every label (of many, some) in batches of three, and each time alone.
-    fn of_generator(meta: &ModelMeta, task: &GeneratorMeta) -> Result<Vec<Self>> {
+    fn generator_cases(meta: &ModelMeta, task: &GeneratorMeta) -> Result<Vec<Self>> {
         let size = meta.image_size;
         let labels = meta.classes.len().max(task.null_label + 1);
         let every = labels.div_ceil(MAX_LABELS);
@@ -84,8 +84,8 @@ impl Case {
     }
 
     /// Noise and drawn pictures in turn, in batches of three, then three of them alone.
-    fn of_classifier(size: usize, task: &ClassifierMeta) -> Result<Vec<Self>> {
-        let all: Vec<usize> = (0..PICTURES).collect();
+    fn classifier_cases(size: usize, task: &ClassifierMeta) -> Result<Vec<Self>> {
+        let all: Vec<usize> = (0..IMAGES).collect();
         let singles = (0..3).map(|i| vec![i]);
         let case = |numbers: Vec<usize>| {
             let x = numbers.iter().flat_map(|&number| picture(number, size, task)).collect();

@@ -10,20 +10,20 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::{Array, Weights, candle::with_plain_operations, count};
+use tiny_cats_models::{Array, Weights, candle::with_candle_ops, count};
 
 pub use crate::convert::exported;
 use crate::{
     Error, Model, ModelMeta, Request, Result, TaskMeta,
-    convert::to_onnx_stored,
-    onnx::{DEFAULT_OPSET, OnnxFile, Storage},
+    convert::to_onnx_with_storage,
+    onnx::{DEFAULT_OPSET, OnnxFile, WeightStorage},
     runtime::RuntimeKind,
-    sample::{Draw, Settings, sample},
+    sample::{SampleSpec, SamplingSettings, sample},
     stage,
 };
-use cases::{Case, Loaded};
+use cases::{Case, LoadedModel};
 use rounding::rounded_model;
-pub use rounding::{MIN_ROUNDING_PSNR, Rounding, rounding};
+pub use rounding::{MIN_ROUNDING_PSNR, RoundingReport, rounding};
 
 /// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute·max(1, s) + relative·|b|`, where `s` is the
 /// root mean square of the definition's output. Rounding errors grow with the values that are summed, so an output of large values may
@@ -72,18 +72,18 @@ pub struct ExportOptions {
     /// Whether the whole sampling trajectory is compared too.
     pub trajectory: bool,
     /// How the file stores weights.
-    pub storage: Storage,
+    pub storage: WeightStorage,
 }
 
 impl Default for ExportOptions {
     fn default() -> Self {
-        Self { opset: DEFAULT_OPSET, trajectory: false, storage: Storage::F32 }
+        Self { opset: DEFAULT_OPSET, trajectory: false, storage: WeightStorage::F32 }
     }
 }
 
 /// What verification found, stored as JSON beside the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct VerificationReport {
     /// The version of this crate.
     pub tiny_cats: String,
     /// The file's size.
@@ -102,7 +102,7 @@ pub struct Report {
     pub batches: Vec<usize>,
     /// What the file's rounded weights change; absent where it holds the weights as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rounding: Option<Rounding>,
+    pub rounding: Option<RoundingReport>,
     /// The runtimes that the file was compared on.
     pub runtimes: Vec<RuntimeReport>,
     /// The runtimes that it was not compared on, with the reason.
@@ -137,7 +137,7 @@ pub struct RuntimeReport {
     pub passed: bool,
 }
 
-impl Report {
+impl VerificationReport {
     /// What is wrong, in one line.
     pub fn failures(&self) -> String {
         let failed = |r: &RuntimeReport| match &r.error {
@@ -152,7 +152,7 @@ impl Report {
                 r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB")),
             ),
         };
-        let rounding = self.rounding.iter().filter(|r| !r.passed).map(Rounding::to_string);
+        let rounding = self.rounding.iter().filter(|r| !r.passed).map(RoundingReport::to_string);
         let runtimes = self.runtimes.iter().filter(|r| !r.passed).map(failed);
         rounding.chain(runtimes).collect::<Vec<_>>().join("; ")
     }
@@ -165,8 +165,13 @@ impl Report {
 /// [`Error::Verification`] when a runtime disagrees with the definition, none is there to ask, or rounding the weights to halves does harm;
 /// those of writing. Nothing is stored then, and an older file and its report are left as they were; should only the report's last
 /// renaming fail, it is missing.
-pub fn export(meta: &ModelMeta, weights: &Weights, path: &Path, options: &ExportOptions) -> Result<Report> {
-    let bytes = to_onnx_stored(meta, weights, options.opset, options.storage)?;
+pub fn export(
+    meta: &ModelMeta,
+    weights: &Weights,
+    path: &Path,
+    options: &ExportOptions,
+) -> Result<VerificationReport> {
+    let bytes = to_onnx_with_storage(meta, weights, options.opset, options.storage)?;
     let file = OnnxFile::from_bytes(bytes, &path.display().to_string())?;
     let report = verify(meta, weights, &file, options.trajectory)?;
     if !report.passed {
@@ -201,7 +206,12 @@ pub fn report_path(path: &Path) -> PathBuf {
 /// # Errors
 /// [`Error::Verification`] when weights are not finite, when the file holds something else, when there is nothing to compare on, or when
 /// the definition itself returns no finite numbers. A runtime that disagrees is in the report.
-pub fn verify(meta: &ModelMeta, weights: &Weights, file: &OnnxFile, trajectory: bool) -> Result<Report> {
+pub fn verify(
+    meta: &ModelMeta,
+    weights: &Weights,
+    file: &OnnxFile,
+    trajectory: bool,
+) -> Result<VerificationReport> {
     verify_on(&RuntimeKind::ALL, meta, weights, file, trajectory)
 }
 
@@ -215,7 +225,7 @@ pub fn verify_on(
     weights: &Weights,
     file: &OnnxFile,
     trajectory: bool,
-) -> Result<Report> {
+) -> Result<VerificationReport> {
     // A NaN is not equal to itself, so this comes before any comparison.
     let (exported_meta, exported) = exported(meta, weights)?;
     for (name, array) in weights.iter().chain(&*exported) {
@@ -234,22 +244,22 @@ pub fn verify_on(
     let cases = Case::all(meta)?;
     let reference = rounded.as_ref().unwrap_or(&full);
     // By candle's own operations: what shares kernels with a runtime would share their faults.
-    let plain = |model, pictures| with_plain_operations(|| Answers::of(model, &cases, pictures));
+    let plain = |model, pictures| with_candle_ops(|| Outputs::of(model, &cases, pictures));
     let expected = plain(reference, trajectory || rounded.is_some())?;
     if expected.outputs.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
         let message = "the network returns something that is no finite number; its weights are damaged";
         return Err(Error::Verification(message.into()));
     }
     let rounding = match rounded {
-        Some(_) => Some(Rounding::between(meta, &plain(&full, true)?, &expected)),
+        Some(_) => Some(RoundingReport::between(meta, &plain(&full, true)?, &expected)),
         None => None,
     };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
     for kind in kinds.iter().copied().filter(|&kind| kind != RuntimeKind::Candle) {
         match kind.version() {
             Err(e) => skipped.push((kind.to_string(), e.to_string())),
-            Ok(_) if kind.runs_graphs() && file.opset() > kind.newest_opset() => {
-                let newest = kind.newest_opset();
+            Ok(_) if kind.runs_graphs() && file.opset() > kind.max_opset() => {
+                let newest = kind.max_opset();
                 skipped.push((kind.to_string(), format!("it computes operator sets up to {newest}")));
             }
             Ok(version) => {
@@ -268,7 +278,7 @@ pub fn verify_on(
     let mut batches: Vec<usize> = cases.iter().map(Case::len).collect();
     batches.sort_unstable();
     batches.dedup();
-    Ok(Report {
+    Ok(VerificationReport {
         tiny_cats: env!("CARGO_PKG_VERSION").into(),
         bytes: file.bytes().len(),
         opset: file.opset(),
@@ -285,29 +295,29 @@ pub fn verify_on(
 }
 
 /// What a network makes of the cases, and draws.
-struct Answers {
+struct Outputs {
     outputs: Vec<Array>,
     /// Of a generator, if they were asked for.
     pictures: Option<Vec<Array>>,
 }
 
-impl Answers {
+impl Outputs {
     /// Those of the definition, by candle.
     fn of(model: &Model, cases: &[Case], pictures: bool) -> Result<Self> {
-        let mut network = Loaded::new(model, RuntimeKind::Candle)?;
+        let mut network = LoadedModel::new(model, RuntimeKind::Candle)?;
         let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
         Ok(Self { outputs, pictures: if pictures { draw(&mut network, model.meta())? } else { None } })
     }
 }
 
 /// Two pictures, drawn as the file of a generator advises.
-fn draw(network: &mut Loaded, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
-    let (Loaded::Generator(network), TaskMeta::Generator(task)) = (network, &meta.task) else {
+fn draw(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
+    let (LoadedModel::Generator(network), TaskMeta::Generator(task)) = (network, &meta.task) else {
         return Ok(None);
     };
-    let settings = Settings::new(task, &Request { seed: SEED, ..Request::default() });
+    let settings = SamplingSettings::new(task, &Request { seed: SEED, ..Request::default() });
     let last = meta.classes.len().saturating_sub(1) as i64;
-    let draws = [Draw { index: 0, label: 0 }, Draw { index: 1, label: last }];
+    let draws = [SampleSpec { index: 0, label: 0 }, SampleSpec { index: 1, label: last }];
     let dims = [3, meta.image_size, meta.image_size];
     sample(&mut **network, &settings, dims, &draws, &mut |_| ControlFlow::Continue(())).map(Some)
 }
@@ -330,7 +340,7 @@ fn compare(
     model: &Model,
     kind: RuntimeKind,
     cases: &[Case],
-    expected: &Answers,
+    expected: &Outputs,
     trajectory: bool,
 ) -> RuntimeReport {
     let mut report = RuntimeReport {
@@ -345,7 +355,7 @@ fn compare(
         passed: false,
     };
     let mut run = || -> Result<()> {
-        let mut network = Loaded::new(model, kind)?;
+        let mut network = LoadedModel::new(model, kind)?;
         let largest = expected.outputs.iter().flat_map(Array::data).fold(0f32, |most, v| most.max(v.abs()));
         for (case, expected) in cases.iter().zip(&expected.outputs) {
             let found = network.run(case)?;
@@ -353,7 +363,7 @@ fn compare(
                 let (expected, found) = (expected.dims(), found.dims());
                 return Err(kind.error(format!("expected an output of shape {expected:?}, found {found:?}")));
             }
-            if let Loaded::Classifier(_) = network {
+            if let LoadedModel::Classifier(_) = network {
                 *report.same_class.get_or_insert(0) += same_class(&found, expected);
             }
             let scale = scale(expected.data());
@@ -370,7 +380,7 @@ fn compare(
         if let (true, Some(pictures), Some(task)) = (trajectory, &expected.pictures, model.meta().generator())
         {
             let drawn = draw(&mut network, model.meta())?.unwrap_or_default();
-            report.trajectory_psnr = Some(least_psnr(&drawn, pictures, task.value_range));
+            report.trajectory_psnr = Some(min_psnr(&drawn, pictures, task.value_range));
         }
         Ok(())
     };
@@ -382,7 +392,7 @@ fn compare(
 }
 
 /// The least [`psnr`] of a pair of pictures.
-fn least_psnr(a: &[Array], b: &[Array], range: [f32; 2]) -> f64 {
+fn min_psnr(a: &[Array], b: &[Array], range: [f32; 2]) -> f64 {
     a.iter().zip(b).map(|(a, b)| psnr(a, b, range)).fold(MAX_PSNR, f64::min)
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights};
 
-use super::{Answers, Case, TOLERANCE, largest, least_psnr, rows, scale};
+use super::{Case, Outputs, TOLERANCE, largest, min_psnr, rows, scale};
 use crate::{
     Error, Model, ModelMeta, Result,
     convert::exported,
@@ -18,7 +18,7 @@ pub const MIN_ROUNDING_PSNR: f64 = 40.0;
 
 /// What changes because weights are rounded to halves, against the same weights in full. candle computes both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rounding {
+pub struct RoundingReport {
     /// The largest difference of an output.
     pub max_absolute_error: f32,
     /// Of a generator, the least peak signal-to-noise ratio between final pictures of whole trajectories, drawn as the file advises, in
@@ -33,8 +33,8 @@ pub struct Rounding {
     pub passed: bool,
 }
 
-impl Rounding {
-    pub(super) fn between(meta: &ModelMeta, full: &Answers, rounded: &Answers) -> Self {
+impl RoundingReport {
+    pub(super) fn between(meta: &ModelMeta, full: &Outputs, rounded: &Outputs) -> Self {
         let pairs = || full.outputs.iter().zip(&rounded.outputs);
         let values = pairs().flat_map(|(a, b)| a.data().iter().zip(b.data()));
         // `max` would drop a NaN.
@@ -42,7 +42,7 @@ impl Rounding {
         let max_absolute_error = values.map(error).fold(0.0, f32::max);
         let pictures = full.pictures.as_ref().zip(rounded.pictures.as_ref());
         let trajectory_psnr =
-            meta.generator().zip(pictures).map(|(task, (a, b))| least_psnr(a, b, task.value_range));
+            meta.generator().zip(pictures).map(|(task, (a, b))| min_psnr(a, b, task.value_range));
         let other_class = meta.classifier().map(|_| pairs().map(|(a, b)| other_classes(a, b)).sum());
         let passed = trajectory_psnr.is_none_or(|ratio| ratio >= MIN_ROUNDING_PSNR)
             && other_class.is_none_or(|inputs| inputs == 0);
@@ -51,7 +51,7 @@ impl Rounding {
 }
 
 /// In one line.
-impl fmt::Display for Rounding {
+impl fmt::Display for RoundingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rounding weights to halves changes outputs by up to {:.1e}", self.max_absolute_error)?;
         if let Some(ratio) = self.trajectory_psnr {
@@ -96,10 +96,14 @@ pub(super) fn rounded_model(meta: &ModelMeta, weights: &Weights, file: &OnnxFile
 ///
 /// # Errors
 /// [`Error::Verification`] when the file holds other weights; those of computing.
-pub fn rounding(meta: &ModelMeta, weights: &Weights, file: &OnnxFile) -> Result<Option<(Model, Rounding)>> {
+pub fn rounding(
+    meta: &ModelMeta,
+    weights: &Weights,
+    file: &OnnxFile,
+) -> Result<Option<(Model, RoundingReport)>> {
     let Some(model) = rounded_model(meta, weights, file)? else { return Ok(None) };
     let cases = Case::all(meta)?;
-    let full = Answers::of(&Model::from_weights(meta.clone(), weights.clone()), &cases, true)?;
-    let found = Rounding::between(meta, &full, &Answers::of(&model, &cases, true)?);
+    let full = Outputs::of(&Model::from_weights(meta.clone(), weights.clone()), &cases, true)?;
+    let found = RoundingReport::between(meta, &full, &Outputs::of(&model, &cases, true)?);
     Ok(Some((model, found)))
 }

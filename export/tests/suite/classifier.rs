@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
-use tiny_cats_export::{Classifier, Error, Model, ModelMeta, Options, runtime::RuntimeKind, to_onnx};
+use tiny_cats_export::{Classifier, Error, LoadOptions, Model, ModelMeta, runtime::RuntimeKind, to_onnx};
 use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights, init, random::noise};
 
 fn classifier() -> (ModelMeta, Weights) {
@@ -38,7 +38,7 @@ fn a_picture_is_what_it_is_alone_in_every_batch_and_on_every_runtime() {
     let mut taken_part = Vec::new();
     for runtime in RuntimeKind::ALL.into_iter().filter(|kind| kind.version().is_ok()) {
         for batch in [16, 3, 1] {
-            let options = Options { runtime: Some(runtime), batch };
+            let options = LoadOptions { runtime: Some(runtime), batch };
             let mut classifier = Classifier::from_model(&model, &options).unwrap();
             let predictions = classifier.classify(&pictures).unwrap();
             let rows: Vec<Vec<f64>> = predictions
@@ -79,7 +79,7 @@ fn files_are_what_their_pictures_are_and_what_is_none_does_not_stop_the_others()
     let model = Model::from_weights(meta, weights);
     for batch in [1, 2, 16] {
         let mut classifier =
-            Classifier::from_model(&model, &Options { batch, ..Options::default() }).unwrap();
+            Classifier::from_model(&model, &LoadOptions { batch, ..LoadOptions::default() }).unwrap();
         let alone = classifier.classify(&pictures()).unwrap();
         let files = classifier.classify_files(&paths).unwrap();
         assert_eq!(files.len(), paths.len());
@@ -98,11 +98,11 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     let (meta, mut weights) = classifier();
     let model = Model::from_weights(meta.clone(), weights.clone());
     for batch in [0, 1 << 20] {
-        let options = Options { batch, ..Options::default() };
+        let options = LoadOptions { batch, ..LoadOptions::default() };
         let error = Classifier::from_model(&model, &options).unwrap_err();
         assert!(matches!(error, Error::Request { field: "batch", .. }), "{error}");
     }
-    let mut classifier = Classifier::from_model(&model, &Options::default()).unwrap();
+    let mut classifier = Classifier::from_model(&model, &LoadOptions::default()).unwrap();
     assert!(classifier.classify(&[]).unwrap().is_empty());
     assert!(classifier.classify_files(&[] as &[&Path]).unwrap().is_empty());
     let error = classifier.classify(&[RgbImage::new(9, 9), RgbImage::new(0, 9)]).unwrap_err();
@@ -111,12 +111,12 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     let config = TinyDitConfig::named("nano", 32, 5).unwrap();
     let generator = ModelMeta::tiny_dit(&config, meta.classes.clone());
     let generator = Model::from_weights(generator, init(&config.cost().unwrap().params, 1));
-    let error = Classifier::from_model(&generator, &Options::default()).unwrap_err().to_string();
+    let error = Classifier::from_model(&generator, &LoadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("expected a classifier, found a generator of 5 classes"), "{error}");
 
     weights.get_mut("fc.bias").unwrap().data_mut()[1] = f32::NAN;
     let damaged = Model::from_weights(meta, weights);
-    let options = Options { runtime: Some(RuntimeKind::Candle), ..Options::default() };
+    let options = LoadOptions { runtime: Some(RuntimeKind::Candle), ..LoadOptions::default() };
     let mut classifier = Classifier::from_model(&damaged, &options).unwrap();
     let error = classifier.classify(&pictures()).unwrap_err().to_string();
     assert!(error.contains("no finite number"), "{error}");

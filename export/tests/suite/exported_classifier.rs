@@ -2,8 +2,8 @@
 #![cfg(feature = "candle")]
 
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, Error, ExportOptions, Generator, META_KEY, Model, ModelMeta,
-    Network, Options, PREDECESSOR_CLASSES, RuntimeReport, export,
+    CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, Error, ExportOptions, Generator, LoadOptions, META_KEY, Model,
+    ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, RuntimeReport, export,
     onnx::{OPSETS, OnnxFile, OnnxGraph},
     runtime::RuntimeKind,
     to_onnx, verify,
@@ -27,7 +27,7 @@ fn classifier(depth: usize) -> (ModelMeta, Weights) {
 }
 
 fn config(meta: &ModelMeta) -> &ResNetConfig {
-    let Network::ResNet(config) = &meta.config else { panic!("{:?}", meta.config) };
+    let NetworkConfig::ResNet(config) = &meta.config else { panic!("{:?}", meta.config) };
     config
 }
 
@@ -58,7 +58,7 @@ fn an_exported_file_holds_the_folded_weights_and_is_verified_on_every_runtime() 
         let model = Model::open(&path).unwrap();
         let (folded, plain) = fold(config(&meta), &weights).unwrap();
         assert!(model.weights().unwrap() == plain);
-        assert_eq!(*model.meta(), ModelMeta { config: Network::ResNet(folded), ..meta });
+        assert_eq!(*model.meta(), ModelMeta { config: NetworkConfig::ResNet(folded), ..meta });
         assert!(model.classifier().is_ok());
     }
 }
@@ -163,7 +163,7 @@ fn a_generator_is_no_classifier_nor_the_other_way_round() {
     let (meta, weights) = classifier(18);
     let bytes = to_onnx(&meta, &weights, 17).unwrap();
     let classifier = Model::from_bytes(bytes, "breeds.onnx").unwrap();
-    let error = Generator::from_model(&classifier, &Options::default()).unwrap_err().to_string();
+    let error = Generator::from_model(&classifier, &LoadOptions::default()).unwrap_err().to_string();
     assert_eq!(error, "breeds.onnx: task: expected a generator, found a classifier of 13 classes");
 
     let config = TinyDitConfig { depth: 1, ..TinyDitConfig::named("nano", 32, 1).unwrap() };

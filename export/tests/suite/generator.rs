@@ -5,8 +5,8 @@ use std::{collections::HashMap, path::Path};
 
 use safetensors::{Dtype, tensor::TensorView};
 use tiny_cats_export::{
-    ALTERED, Breed, Checksum, Error, ExportOptions, Generator, Integrity, META_KEY, Model, ModelMeta,
-    Options, Request, RuntimeReport, Sampler, SamplerDefaults, TaskMeta, export,
+    Breed, CHECKSUM_MISMATCH, Checksum, Error, ExportOptions, Generator, Integrity, LoadOptions, META_KEY,
+    Model, ModelMeta, Request, RuntimeReport, Sampler, SamplerDefaults, TaskMeta, export,
     onnx::{OnnxFile, OnnxGraph, Value},
     psnr, report_path,
     runtime::RuntimeKind,
@@ -84,7 +84,7 @@ fn an_exported_file_is_verified_and_draws_the_same_on_every_runtime_and_in_every
     let mut reference = None;
     for runtime in present().filter(|kind| *kind != RuntimeKind::CandleOnnx) {
         for batch in [1, 5] {
-            let options = Options { runtime: Some(runtime), batch };
+            let options = LoadOptions { runtime: Some(runtime), batch };
             let pictures = Generator::open_with(&path, &options).unwrap().generate(&request).unwrap();
             assert_eq!(pictures.iter().map(|p| p.label).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
             let reference = reference.get_or_insert_with(|| pictures.clone());
@@ -103,7 +103,7 @@ fn what_a_request_leaves_out_is_as_the_file_advises() {
     task.sampler =
         SamplerDefaults { sampler: Sampler::Euler, steps: 3, guidance: 4.0, guidance_interval: [0.2, 0.7] };
     let model = Model::from_weights(meta, weights);
-    let mut cats = Generator::from_model(&model, &Options::default()).unwrap();
+    let mut cats = Generator::from_model(&model, &LoadOptions::default()).unwrap();
     let said = Request {
         steps: Some(3),
         sampler: Some(Sampler::Euler),
@@ -142,7 +142,7 @@ fn weights_draw_as_their_file_does() {
         ..Request::default()
     };
     for runtime in present().filter(|kind| *kind != RuntimeKind::CandleOnnx) {
-        let options = Options { runtime: Some(runtime), batch: 2 };
+        let options = LoadOptions { runtime: Some(runtime), batch: 2 };
         let [a, b, c] = [&model, &file, &stored]
             .map(|m| Generator::from_model(m, &options).unwrap().generate(&request).unwrap());
         assert!(a == b && a == c);
@@ -231,7 +231,7 @@ fn a_graph_that_computes_something_else_is_found_out() {
 fn a_request_that_makes_no_sense_is_refused_in_one_line_that_names_it() {
     let (meta, weights) = generator();
     let model = Model::from_weights(meta, weights);
-    let mut cats = Generator::from_model(&model, &Options::default()).unwrap();
+    let mut cats = Generator::from_model(&model, &LoadOptions::default()).unwrap();
     let good = Request { steps: Some(1), ..Request::default() };
     let wrong = [
         ("steps", Request { steps: Some(0), ..good.clone() }),
@@ -267,7 +267,7 @@ fn a_graph_of_the_python_predecessor_draws_with_its_own_names_and_classes() {
     let request =
         Request { breed: "Siamese".into(), guidance: Some(1.0), steps: Some(400), ..Request::default() };
     for runtime in present().filter(|kind| kind.runs_graphs()) {
-        let options = Options { runtime: Some(runtime), batch: 1 };
+        let options = LoadOptions { runtime: Some(runtime), batch: 1 };
         let drawn = Generator::from_model(&model, &options).unwrap().generate(&request).unwrap();
         let start = tiny_cats_models::random::noise(0, 0, 3 * 32 * 32);
         // x' = 0.5 − x from x₀ ends, at t = 1, at 0.5 + (x₀ − 0.5)/e.
@@ -301,7 +301,7 @@ fn damaged_weights_are_never_loaded_and_files_without_a_digest_are_unchecked() {
             let mut damaged = bytes.clone();
             damage(&mut damaged);
             let error = Model::from_bytes(damaged, name).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{name}: ")) && error.ends_with(ALTERED), "{error}");
+            assert!(error.starts_with(&format!("{name}: ")) && error.ends_with(CHECKSUM_MISMATCH), "{error}");
         }
         for end in (0..bytes.len()).step_by(9973) {
             let error = Model::from_bytes(bytes[..end].to_vec(), name).unwrap_err().to_string();

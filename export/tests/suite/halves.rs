@@ -5,15 +5,15 @@ use std::{collections::BTreeSet, path::Path};
 
 use half::f16;
 use tiny_cats_export::{
-    ExportOptions, MIN_ROUNDING_PSNR, Model, ModelMeta, Network, Report, TaskMeta, export,
-    onnx::{OnnxFile, Storage},
+    ExportOptions, MIN_ROUNDING_PSNR, Model, ModelMeta, NetworkConfig, TaskMeta, VerificationReport, export,
+    onnx::{OnnxFile, WeightStorage},
     rounding,
     runtime::RuntimeKind,
     to_onnx, verify,
 };
 use tiny_cats_models::{Array, Head, Init, ResNetConfig, TinyDitConfig, Weights, fold, init, random::noise};
 
-const HALVES: ExportOptions = ExportOptions { opset: 17, trajectory: true, storage: Storage::F16 };
+const F16_EXPORT: ExportOptions = ExportOptions { opset: 17, trajectory: true, storage: WeightStorage::F16 };
 
 fn generator() -> (ModelMeta, Weights) {
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 3).unwrap() };
@@ -42,9 +42,9 @@ fn classifier() -> (ModelMeta, Weights) {
 /// What a file of this model holds: a classifier is folded, and what has two axes is rounded.
 fn stored(meta: &ModelMeta, weights: &Weights) -> (ModelMeta, Weights) {
     let (config, mut weights) = match &meta.config {
-        Network::ResNet(config) => {
+        NetworkConfig::ResNet(config) => {
             let (config, weights) = fold(config, weights).unwrap();
-            (Network::ResNet(config), weights)
+            (NetworkConfig::ResNet(config), weights)
         }
         other => (other.clone(), weights.clone()),
     };
@@ -59,21 +59,21 @@ fn computed(model: &Model) -> Array {
     let size = model.meta().image_size;
     let x = Array::new([2, 3, size, size], noise(3, 0, 6 * size * size)).unwrap();
     match model.meta().config {
-        Network::TinyDit(_) => {
+        NetworkConfig::TinyDit(_) => {
             let mut network = model.load_generator(RuntimeKind::Native).unwrap();
             network.predict(&x, &[0.3, 0.8], &[0, 2]).unwrap()
         }
-        Network::ResNet(_) => model.load_classifier(RuntimeKind::Native).unwrap().logits(&x).unwrap(),
+        NetworkConfig::ResNet(_) => model.load_classifier(RuntimeKind::Native).unwrap().logits(&x).unwrap(),
     }
 }
 
-fn exported(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (Report, OnnxFile) {
+fn exported(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (VerificationReport, OnnxFile) {
     let path = dir.join("cat.onnx");
-    (export(meta, weights, &path, &HALVES).unwrap(), OnnxFile::open(&path).unwrap())
+    (export(meta, weights, &path, &F16_EXPORT).unwrap(), OnnxFile::open(&path).unwrap())
 }
 
 #[test]
-fn a_file_of_halves_is_half_as_large_and_the_rounded_model_on_every_runtime() {
+fn an_f16_file_is_half_as_large_and_equals_the_rounded_model_on_every_runtime() {
     for (meta, weights) in [generator(), classifier()] {
         let dir = tempfile::tempdir().unwrap();
         let (report, file) = exported(&meta, &weights, dir.path());
@@ -88,12 +88,15 @@ fn a_file_of_halves_is_half_as_large_and_the_rounded_model_on_every_runtime() {
         let found = report.rounding.clone().expect("rounding changes these weights");
         assert!(found.passed && found.max_absolute_error > 0.0);
         match &meta.config {
-            Network::TinyDit(_) => {
+            NetworkConfig::TinyDit(_) => {
                 assert!((MIN_ROUNDING_PSNR..100.0).contains(&found.trajectory_psnr.unwrap()), "{found:?}");
             }
-            Network::ResNet(_) => assert_eq!(found.other_class, Some(0)),
+            NetworkConfig::ResNet(_) => assert_eq!(found.other_class, Some(0)),
         }
-        assert_eq!(serde_json::from_str::<Report>(&serde_json::to_string(&report).unwrap()).unwrap(), report);
+        assert_eq!(
+            serde_json::from_str::<VerificationReport>(&serde_json::to_string(&report).unwrap()).unwrap(),
+            report
+        );
 
         let (stored_meta, stored) = stored(&meta, &weights);
         let large: BTreeSet<&String> =
@@ -137,7 +140,7 @@ fn change(weights: &mut Weights, name: &str, f: fn(f32) -> f32) {
 #[track_caller]
 fn refused(meta: &ModelMeta, weights: &Weights) -> String {
     let dir = tempfile::tempdir().unwrap();
-    let error = export(meta, weights, &dir.path().join("cat.onnx"), &HALVES).unwrap_err();
+    let error = export(meta, weights, &dir.path().join("cat.onnx"), &F16_EXPORT).unwrap_err();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
     let line = error.to_string();
     assert!(!line.contains('\n'), "{line}");

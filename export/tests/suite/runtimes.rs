@@ -5,7 +5,7 @@ use std::time::Instant;
 use tiny_cats_export::{
     INPUTS, ModelMeta,
     onnx::{OPSETS, OnnxFile},
-    runtime::{Input, RuntimeKind, run_everywhere},
+    runtime::{InputTensor, RuntimeKind, run_on_all},
     to_onnx,
 };
 use tiny_cats_models::{Array, Init, TinyDitConfig, init, random::noise};
@@ -37,9 +37,13 @@ impl Batch {
         Self { x: Array::new([n, c, h, w], x).unwrap(), t: Array::new([n], t).unwrap(), label }
     }
 
-    fn inputs(&self) -> [(&str, Input<'_>); 3] {
+    fn inputs(&self) -> [(&str, InputTensor<'_>); 3] {
         let [x, t, label] = INPUTS;
-        [(x, Input::Floats(&self.x)), (t, Input::Floats(&self.t)), (label, Input::Labels(&self.label))]
+        [
+            (x, InputTensor::Floats(&self.x)),
+            (t, InputTensor::Floats(&self.t)),
+            (label, InputTensor::Labels(&self.label)),
+        ]
     }
 }
 
@@ -67,7 +71,7 @@ fn a_generator_is_the_same_on_every_runtime_and_in_every_batch_and_operator_set(
             let file = generator(&config, opset);
             let batch = Batch::new(&config, 0..3);
             let start = Instant::now();
-            let results = run_everywhere(&file, &batch.inputs());
+            let results = run_on_all(&file, &batch.inputs());
             assert_present(&results, opset);
             for (kind, result) in results {
                 let result = result.unwrap();
@@ -82,7 +86,7 @@ fn a_generator_is_the_same_on_every_runtime_and_in_every_batch_and_operator_set(
         let reference = reference.unwrap();
         for i in 0..3 {
             let one = Batch::new(&config, i..i + 1);
-            let results = run_everywhere(&file, &one.inputs());
+            let results = run_on_all(&file, &one.inputs());
             assert_present(&results, 17);
             for (kind, result) in results {
                 let result = result.unwrap();

@@ -1,4 +1,4 @@
-//! The candle readings: [`Plain`] for inference, and the kernels that it shares with the [tape](crate::tape).
+//! The candle readings: [`CandleValue`] for inference, and the kernels that it shares with the [tape](crate::tape).
 
 mod convolution;
 mod element;
@@ -8,8 +8,8 @@ pub(crate) mod precision;
 pub(crate) mod spatial;
 pub(crate) mod windows;
 
-pub use ops::{has_kernels, with_plain_operations};
-pub use plain::{Params, Plain};
+pub use ops::{has_kernels, with_candle_ops};
+pub use plain::{CandleValue, Params};
 
 use candle_core::{DType, Device, Tensor};
 

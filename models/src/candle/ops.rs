@@ -9,7 +9,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 use super::{
     element::{Element, by_type, made, view},
-    precision::{Rounding, by_factor, convert, is_half, wide},
+    precision::{FactorPrecision, by_factor, convert, is_half, wide},
 };
 pub(crate) use crate::kernels::{norm::Kind, pointwise::Activation};
 use crate::{
@@ -22,18 +22,18 @@ use crate::{
 };
 
 thread_local! {
-    static PLAIN: Cell<bool> = const { Cell::new(false) };
+    static CANDLE_OPS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `f` with compositions of candle's operations in place of the fused CPU kernels, on this thread.
-pub fn with_plain_operations<R>(f: impl FnOnce() -> R) -> R {
+pub fn with_candle_ops<R>(f: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
         fn drop(&mut self) {
-            PLAIN.set(self.0);
+            CANDLE_OPS.set(self.0);
         }
     }
-    let _restore = Restore(PLAIN.replace(true));
+    let _restore = Restore(CANDLE_OPS.replace(true));
     f()
 }
 
@@ -43,7 +43,7 @@ pub(super) fn fused(x: &Tensor) -> bool {
 
 /// Whether `device` has kernels of our own, and this thread is to use them; compositions of candle's operations compute otherwise.
 pub fn has_kernels(device: &Device) -> bool {
-    device.is_cpu() && !PLAIN.get()
+    device.is_cpu() && !CANDLE_OPS.get()
 }
 
 /// Whether the kernels are to compute what comes in halves. They know f32: the factors are exact in it, the sums are taken in it, and
@@ -91,7 +91,7 @@ pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
 }
 
 pub(crate) fn linear(
-    rounding: Rounding,
+    rounding: FactorPrecision,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -129,7 +129,7 @@ pub(crate) fn linear(
 
 /// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_rows`].
 pub(crate) fn linear_backward(
-    rounding: Rounding,
+    rounding: FactorPrecision,
     x: &Tensor,
     weight: &Tensor,
     grad: &Tensor,
@@ -432,7 +432,12 @@ fn swapped(x: &Tensor) -> Result<Tensor> {
 }
 
 /// The result `[batch, tokens, heads, d]` and the probabilities `[batch, heads, tokens, tokens]`, which the backward needs.
-pub(crate) fn attention(rounding: Rounding, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn attention(
+    rounding: FactorPrecision,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     fn kernel<P: Factor>(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)>
     where
         P::Number: Element,
@@ -457,7 +462,7 @@ pub(crate) fn attention(rounding: Rounding, q: &Tensor, k: &Tensor, v: &Tensor) 
 
 /// Gradients of query, key and value.
 pub(crate) fn attention_backward(
-    rounding: Rounding,
+    rounding: FactorPrecision,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,

@@ -6,16 +6,16 @@ use candle_core::{DType, Device, Tensor as CandleTensor};
 
 use super::{
     ops::{self, Activation, Kind},
-    precision::Rounding,
+    precision::FactorPrecision,
     spatial, to_device,
 };
 use crate::{Array, BatchNorm, ParamSpec, Result, Source, Tensor, Weights, shape};
 
 /// A value of the inference reading.
 #[derive(Clone, Debug)]
-pub struct Plain(CandleTensor);
+pub struct CandleValue(CandleTensor);
 
-impl Plain {
+impl CandleValue {
     /// A value from a tensor whose first axis is the batch; whole numbers (labels) are `u32`.
     pub fn new(tensor: CandleTensor) -> Self {
         Self(tensor)
@@ -59,7 +59,7 @@ impl Params {
     }
 }
 
-impl Source<Plain> for Params {
+impl Source<CandleValue> for Params {
     fn param(&mut self, spec: ParamSpec) -> Result<CandleTensor> {
         let tensor = self.tensors.get(&spec.name);
         spec.fits(tensor.map(CandleTensor::dims))?;
@@ -71,7 +71,7 @@ impl Source<Plain> for Params {
     }
 }
 
-impl Tensor for Plain {
+impl Tensor for CandleValue {
     type Param = CandleTensor;
 
     fn dims(&self) -> &[usize] {
@@ -80,7 +80,7 @@ impl Tensor for Plain {
 
     fn linear(&self, weight: &CandleTensor, bias: Option<&CandleTensor>) -> Result<Self> {
         shape::linear(self.dims(), weight.dims(), bias.map(|b| b.dims()))?;
-        ops::linear(Rounding::Never, &self.0, weight, bias).map(Plain)
+        ops::linear(FactorPrecision::Never, &self.0, weight, bias).map(CandleValue)
     }
 
     fn conv2d(
@@ -91,7 +91,8 @@ impl Tensor for Plain {
         padding: usize,
     ) -> Result<Self> {
         shape::conv2d(self.dims(), weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
-        spatial::conv2d(Rounding::Never, &self.0, weight, bias, stride, padding, false).map(Plain)
+        spatial::conv2d(FactorPrecision::Never, &self.0, weight, bias, stride, padding, false)
+            .map(CandleValue)
     }
 
     fn batch_norm(&self, norm: &BatchNorm<CandleTensor>) -> Result<Self> {
@@ -101,35 +102,35 @@ impl Tensor for Plain {
         )?;
         let scale = (&norm.weight * (&norm.running_var + norm.eps)?.sqrt()?.recip()?)?;
         let shift = (&norm.bias - (&norm.running_mean * &scale)?)?;
-        spatial::scale_shift_channels(&self.0, &scale, &shift).map(Plain)
+        spatial::scale_shift_channels(&self.0, &scale, &shift).map(CandleValue)
     }
 
     fn layer_norm(&self, affine: Option<(&CandleTensor, &CandleTensor)>, eps: f64) -> Result<Self> {
         let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.dims(), b.dims()]).collect();
         shape::norm("layer_norm", self.dims(), &params)?;
-        ops::norm(Kind::Layer, &self.0, affine.map(|a| a.0), affine.map(|a| a.1), eps).map(Plain)
+        ops::norm(Kind::Layer, &self.0, affine.map(|a| a.0), affine.map(|a| a.1), eps).map(CandleValue)
     }
 
     fn rms_norm(&self, weight: Option<&CandleTensor>, eps: f64) -> Result<Self> {
         let params: Vec<&[usize]> = weight.iter().map(|w| w.dims()).collect();
         shape::norm("rms_norm", self.dims(), &params)?;
-        ops::norm(Kind::Rms, &self.0, weight, None, eps).map(Plain)
+        ops::norm(Kind::Rms, &self.0, weight, None, eps).map(CandleValue)
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
         shape::modulation("scale_shift", self.dims(), [scale.dims(), shift.dims()])?;
-        ops::scale_shift(&self.0, &scale.0, &shift.0).map(Plain)
+        ops::scale_shift(&self.0, &scale.0, &shift.0).map(CandleValue)
     }
 
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
         shape::same("gated_residual", self.dims(), branch.dims())?;
         shape::modulation("gated_residual", self.dims(), [gate.dims(), gate.dims()])?;
-        ops::gated_residual(&self.0, &branch.0, &gate.0).map(Plain)
+        ops::gated_residual(&self.0, &branch.0, &gate.0).map(CandleValue)
     }
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
         shape::attention(self.dims(), key.dims(), value.dims())?;
-        Ok(Self(ops::attention(Rounding::Never, &self.0, &key.0, &value.0)?.0))
+        Ok(Self(ops::attention(FactorPrecision::Never, &self.0, &key.0, &value.0)?.0))
     }
 
     fn embedding(&self, table: &CandleTensor) -> Result<Self> {
@@ -139,7 +140,7 @@ impl Tensor for Plain {
 
     fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
         shape::sinusoids(self.dims(), width)?;
-        ops::sinusoids(&self.0, width, period, scale).map(Plain)
+        ops::sinusoids(&self.0, width, period, scale).map(CandleValue)
     }
 
     fn add_param(&self, param: &CandleTensor) -> Result<Self> {
@@ -149,7 +150,7 @@ impl Tensor for Plain {
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", self.dims(), other.dims())?;
-        ops::add(&self.0, &other.0).map(Plain)
+        ops::add(&self.0, &other.0).map(CandleValue)
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
@@ -162,25 +163,25 @@ impl Tensor for Plain {
     }
 
     fn gelu(&self) -> Result<Self> {
-        ops::activation(Activation::Gelu, &self.0).map(Plain)
+        ops::activation(Activation::Gelu, &self.0).map(CandleValue)
     }
 
     fn silu(&self) -> Result<Self> {
-        ops::activation(Activation::Silu, &self.0).map(Plain)
+        ops::activation(Activation::Silu, &self.0).map(CandleValue)
     }
 
     fn relu(&self) -> Result<Self> {
-        ops::activation(Activation::Relu, &self.0).map(Plain)
+        ops::activation(Activation::Relu, &self.0).map(CandleValue)
     }
 
     fn swiglu(&self) -> Result<Self> {
         shape::swiglu(self.dims())?;
-        ops::swiglu(&self.0).map(Plain)
+        ops::swiglu(&self.0).map(CandleValue)
     }
 
     fn softmax(&self) -> Result<Self> {
         shape::softmax(self.dims())?;
-        ops::softmax(&self.0).map(Plain)
+        ops::softmax(&self.0).map(CandleValue)
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
@@ -222,7 +223,7 @@ impl Tensor for Plain {
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         shape::pool2d(self.dims(), kernel, stride, 0)?;
-        spatial::avg_pool2d(&self.0, kernel, stride).map(Plain)
+        spatial::avg_pool2d(&self.0, kernel, stride).map(CandleValue)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{Precision, Result};
 
 /// How the factors of products are rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Rounding {
+pub(crate) enum FactorPrecision {
     /// Not at all.
     Never,
     /// To bf16, by the kernels that multiply them: values stay f32.
@@ -16,7 +16,7 @@ pub(crate) enum Rounding {
     To(DType),
 }
 
-impl Rounding {
+impl FactorPrecision {
     pub(crate) fn new(precision: Precision, device: &Device) -> Self {
         match precision {
             Precision::F32 => Self::Never,
@@ -39,7 +39,7 @@ impl Rounding {
 macro_rules! by_factor {
     ($x:expr, $rounding:expr, $function:ident ( $($args:expr),* $(,)? )) => {
         match ($x.dtype(), $rounding) {
-            (candle_core::DType::F32, $crate::candle::precision::Rounding::Bf16) => {
+            (candle_core::DType::F32, $crate::candle::precision::FactorPrecision::Bf16) => {
                 if $crate::kernels::product::has_bf16() {
                     $function::<$crate::kernels::product::Bf16>($($args),*)
                 } else {

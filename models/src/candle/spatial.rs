@@ -8,7 +8,7 @@ use super::{
     convolution,
     element::{Element, by_type, made, view},
     ops::{contiguous, fused, widened},
-    precision::{Rounding, by_factor, convert, wide},
+    precision::{FactorPrecision, by_factor, convert, wide},
     windows::{self, Windows},
 };
 use crate::{
@@ -44,7 +44,7 @@ fn placed(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, 
 
 /// Convolution; `training` allows the rounding errors of the quickest way.
 pub(crate) fn conv2d(
-    rounding: Rounding,
+    rounding: FactorPrecision,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -81,7 +81,7 @@ pub(crate) fn conv2d(
 
 /// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_channels`].
 pub(crate) fn conv2d_backward(
-    rounding: Rounding,
+    rounding: FactorPrecision,
     x: &Tensor,
     weight: &Tensor,
     grad: &Tensor,
@@ -246,7 +246,7 @@ pub(crate) fn max_pool2d_backward(
     if fused(&grad) {
         return by_type!(grad, kernel(winners, &grad, height, width));
     }
-    windows::scatter_winners(winners, &grad, height, width)
+    windows::scatter_max(winners, &grad, height, width)
 }
 
 /// The mean of each window.

@@ -97,12 +97,7 @@ impl Windows {
 }
 
 /// Adds each gradient to the value of the picture that `winners` points at: the backward of [`Windows::max`].
-pub(crate) fn scatter_winners(
-    winners: &Tensor,
-    grad: &Tensor,
-    height: usize,
-    width: usize,
-) -> Result<Tensor> {
+pub(crate) fn scatter_max(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (batch, channels, places_y, places_x) = grad.dims4()?;
     let flat = (batch * channels, places_y * places_x);
     // One more place, for windows that hold nothing above their padding.

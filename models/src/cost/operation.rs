@@ -1,7 +1,7 @@
 //! An operation of the cost reading, from what it takes to what the tape records of it.
 
 use super::{
-    Cost, Counter, Entry, bytes,
+    Cost, Counter, OpCost, bytes,
     pass::{Backward, Gradient, Memory, Node},
 };
 use crate::Result;
@@ -15,7 +15,7 @@ pub(super) struct Operation<'a> {
     /// The result's memory; none where it is new.
     view: Option<Memory>,
     kept: Vec<Memory>,
-    keeps_result: bool,
+    saves_output: bool,
     /// Whether the result is in halves; unless said otherwise, as `x` is.
     half: bool,
     inputs: Vec<(Option<usize>, Gradient)>,
@@ -36,7 +36,7 @@ impl<'a> Operation<'a> {
             flops,
             view,
             kept,
-            keeps_result: false,
+            saves_output: false,
             half: x.half,
             inputs,
             params,
@@ -57,7 +57,7 @@ impl<'a> Operation<'a> {
     }
 
     /// Keeps a factor of products: the value, rounded where it is not yet.
-    pub(super) fn keeps_factor(mut self, value: &Cost) -> Self {
+    pub(super) fn saves_factor(mut self, value: &Cost) -> Self {
         let counter = &self.x.counter;
         let rounded = counter.half() && !value.half;
         let bytes = counter.bytes(&value.dims) / 2;
@@ -66,7 +66,7 @@ impl<'a> Operation<'a> {
     }
 
     /// Keeps so many values of its own, in halves or not.
-    pub(super) fn keeps_own(mut self, dims: &[usize], half: bool) -> Self {
+    pub(super) fn saves_buffer(mut self, dims: &[usize], half: bool) -> Self {
         let counter = &self.x.counter;
         self.kept.push(Memory::new(counter.bytes(dims) / if half { 2 } else { 1 }, &counter.0.meter));
         self.own += bytes(dims);
@@ -79,8 +79,8 @@ impl<'a> Operation<'a> {
     }
 
     /// Keeps its result.
-    pub(super) fn keeps_result(self) -> Self {
-        Self { keeps_result: true, ..self }
+    pub(super) fn saves_output(self) -> Self {
+        Self { saves_output: true, ..self }
     }
 
     /// Makes a gradient for `input`.
@@ -125,7 +125,7 @@ impl<'a> Operation<'a> {
         if !record.again {
             let bytes = if view.is_some() { 0 } else { bytes(&dims) + self.own };
             let (module, flops, in_block) = (x.module.clone(), self.flops as u64, record.in_block);
-            let entry = Entry { module, op, flops, bytes, in_block };
+            let entry = OpCost { module, op, flops, bytes, in_block };
             state.ledger.borrow_mut().entries.extend(std::iter::repeat_n(entry, n));
         }
         let new = || Memory::new(x.counter.bytes(&dims) / if half { 2 } else { 1 }, &state.meter);
@@ -135,7 +135,7 @@ impl<'a> Operation<'a> {
         let first = record.slots;
         if recorded {
             record.slots += n;
-            if self.keeps_result {
+            if self.saves_output {
                 kept.extend(memory.iter().cloned());
             }
             let backward = Backward::Operation { kept, inputs, params, scratch };

@@ -51,7 +51,7 @@ pub(super) enum Gradient {
 }
 
 /// Goes through a block, and gives its result's slot.
-type Again = Box<dyn FnOnce(&Counter) -> Result<Option<usize>>>;
+type RecomputeFn = Box<dyn FnOnce(&Counter) -> Result<Option<usize>>>;
 
 /// A value's way back.
 pub(super) enum Backward {
@@ -67,7 +67,7 @@ pub(super) enum Backward {
         scratch: u64,
     },
     /// A block's, which is gone through again.
-    Block(Again),
+    Block(RecomputeFn),
 }
 
 /// What the tape calls a node.
@@ -84,14 +84,14 @@ impl std::fmt::Debug for Node {
 
 /// A gradient, and whether nothing else looks at its memory.
 #[derive(Clone)]
-struct Held {
+struct SlotGrad {
     memory: Memory,
     owned: bool,
 }
 
 /// Gradients on their way back.
 pub(super) struct Slots<'a> {
-    grads: Vec<Option<Held>>,
+    grads: Vec<Option<SlotGrad>>,
     params: Vec<Memory>,
     counter: &'a Counter,
 }
@@ -103,8 +103,8 @@ impl<'a> Slots<'a> {
         Self { grads: vec![None; slots], params: Vec::new(), counter }
     }
 
-    fn made(&self, bytes: u64) -> Held {
-        Held { memory: Memory::new(bytes, &self.counter.0.meter), owned: true }
+    fn made(&self, bytes: u64) -> SlotGrad {
+        SlotGrad { memory: Memory::new(bytes, &self.counter.0.meter), owned: true }
     }
 
     /// Adds a gradient of so many bytes that was made for this slot alone.
@@ -114,7 +114,7 @@ impl<'a> Slots<'a> {
     }
 
     /// Adds a gradient as the tape does: in place where nothing else looks at what is there.
-    fn pass(&mut self, slot: Option<usize>, grad: Held) {
+    fn pass(&mut self, slot: Option<usize>, grad: SlotGrad) {
         let Some(slot) = slot else { return };
         let sum = match self.grads[slot].take() {
             None => grad,
@@ -128,7 +128,7 @@ impl<'a> Slots<'a> {
     pub(super) fn run(&mut self, nodes: Vec<Node>) -> Result<()> {
         for Node { outputs, backward } in nodes.into_iter().rev() {
             // Where there are several results, none of their gradients is handed on.
-            let mut grads: Vec<Held> = outputs.iter().filter_map(|&o| self.grads[o].take()).collect();
+            let mut grads: Vec<SlotGrad> = outputs.iter().filter_map(|&o| self.grads[o].take()).collect();
             let Some(grad) = grads.pop() else { continue };
             match backward {
                 Backward::Block(block) => self.replay(block, grad)?,
@@ -137,13 +137,13 @@ impl<'a> Slots<'a> {
                     let gradient = |(slot, gradient)| {
                         let made = match gradient {
                             Gradient::New(bytes) => self.made(bytes),
-                            Gradient::Shared => Held { owned: false, ..grad.clone() },
+                            Gradient::Shared => SlotGrad { owned: false, ..grad.clone() },
                             Gradient::Passed => grad.clone(),
                         };
                         (slot, made)
                     };
                     let needed = inputs.into_iter().filter(|(slot, _)| slot.is_some());
-                    let made: Vec<(Option<usize>, Held)> = needed.map(gradient).collect();
+                    let made: Vec<(Option<usize>, SlotGrad)> = needed.map(gradient).collect();
                     let params = params.into_iter().map(|bytes| self.made(bytes).memory);
                     let params: Vec<Memory> = params.collect();
                     self.params.extend(params);
@@ -155,7 +155,7 @@ impl<'a> Slots<'a> {
         Ok(())
     }
 
-    fn replay(&mut self, block: Again, grad: Held) -> Result<()> {
+    fn replay(&mut self, block: RecomputeFn, grad: SlotGrad) -> Result<()> {
         let first = self.grads.len();
         {
             let mut record = self.counter.0.record.borrow_mut();

@@ -12,7 +12,7 @@ impl Var {
     ///
     /// # Errors
     /// [`Error::Shape`] where the shapes do not fit.
-    pub fn squared_error(&self, target: &CandleTensor, weight: &CandleTensor) -> Result<Var> {
+    pub fn weighted_mse(&self, target: &CandleTensor, weight: &CandleTensor) -> Result<Var> {
         if target.dims() != self.value.dims() || weight.dims() != [target.dims()[0]] {
             let expected = format!("a target {:?} and a weight for each item", self.value.dims());
             return Err(Error::shape("squared_error", expected, (target.dims(), weight.dims())));

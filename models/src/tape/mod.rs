@@ -17,7 +17,7 @@ use candle_core::Tensor as CandleTensor;
 pub use crate::options::{Precision, TapeOptions};
 use crate::{
     Array, Error, ParamSpec, Result, Source,
-    candle::{Params, Plain, precision::wide_type, to_device},
+    candle::{CandleValue, Params, precision::wide_type, to_device},
 };
 use slots::{Grad, Slots};
 
@@ -172,12 +172,12 @@ pub struct TapeParams<'a> {
 impl Source<Var> for TapeParams<'_> {
     fn param(&mut self, spec: ParamSpec) -> Result<Param> {
         let (name, trained) = (spec.name.clone(), spec.trained);
-        let value = <Params as Source<Plain>>::param(self.params, spec)?;
+        let value = <Params as Source<CandleValue>>::param(self.params, spec)?;
         Ok(if trained { self.tape.leaf(&name, value) } else { self.tape.constant(value) }.into())
     }
 
     fn constant(&mut self, name: &str, value: Array) -> Result<Param> {
-        Ok(self.tape.constant(<Params as Source<Plain>>::constant(self.params, name, value)?).into())
+        Ok(self.tape.constant(<Params as Source<CandleValue>>::constant(self.params, name, value)?).into())
     }
 }
 

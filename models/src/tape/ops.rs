@@ -9,31 +9,31 @@ use super::{
 use crate::{
     BatchNorm, Error, Result, Tensor,
     candle::{
-        Plain,
+        CandleValue,
         ops::{self, Activation, Kind},
-        precision::{Rounding, convert, wide, wide_type},
+        precision::{FactorPrecision, convert, wide, wide_type},
         spatial,
     },
 };
 
 impl Var {
     /// The value in the inference reading, which checks shapes and computes where nothing need be saved; not in halves.
-    fn plain(&self) -> Result<Plain> {
-        Ok(Plain::new(wide(&self.value)?))
+    fn plain(&self) -> Result<CandleValue> {
+        Ok(CandleValue::new(wide(&self.value)?))
     }
 
     /// The value in the inference reading as it is, to be moved.
-    fn as_it_is(&self) -> Plain {
-        Plain::new(self.value.clone())
+    fn as_candle(&self) -> CandleValue {
+        CandleValue::new(self.value.clone())
     }
 
     /// How the factors of products are rounded.
-    fn rounding(&self) -> Rounding {
-        Rounding::new(self.tape.0.options.precision, self.value.device())
+    fn rounding(&self) -> FactorPrecision {
+        FactorPrecision::new(self.tape.0.options.precision, self.value.device())
     }
 
     /// The type of what is computed of two values one by one: halves of halves alone.
-    fn common_type(&self, other: &Var) -> DType {
+    fn promoted_type(&self, other: &Var) -> DType {
         let (a, b) = (self.value.dtype(), other.value.dtype());
         if a == b { a } else { wide_type(a) }
     }
@@ -50,7 +50,7 @@ impl Var {
     /// An operation on one value whose backward is the operation `back` on the gradient.
     fn one(
         &self,
-        value: Plain,
+        value: CandleValue,
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
@@ -59,7 +59,7 @@ impl Var {
 
     fn activation(&self, kind: Activation) -> Result<Var> {
         let x = self.value.clone();
-        let y = Plain::new(convert(&ops::activation(kind, &wide(&x)?)?, x.dtype())?);
+        let y = CandleValue::new(convert(&ops::activation(kind, &wide(&x)?)?, x.dtype())?);
         self.one(y, move |grad| ops::activation_backward(kind, &wide(&x)?, grad))
     }
 
@@ -69,7 +69,7 @@ impl Var {
         weight: Option<&Param>,
         bias: Option<&Param>,
         eps: f64,
-        y: Plain,
+        y: CandleValue,
     ) -> Result<Var> {
         let (x, slot) = (self.value.clone(), self.slot);
         let (weight_value, weight_slot) = (weight.map(|w| w.value.clone()), weight.and_then(|w| w.slot));
@@ -88,7 +88,7 @@ impl Var {
     /// An operation that only moves values; `back` moves them back.
     fn moved(
         &self,
-        value: Plain,
+        value: CandleValue,
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
@@ -226,7 +226,7 @@ impl Tensor for Var {
     }
 
     fn embedding(&self, table: &Param) -> Result<Self> {
-        let y = self.as_it_is().embedding(&table.value)?;
+        let y = self.as_candle().embedding(&table.value)?;
         let (index, rows, slot) = (self.value.clone(), table.value.clone(), table.slot);
         Ok(self.record(y.into_inner(), &[slot], move |grad, slots| {
             slots.add(slot, rows.zeros_like()?.index_add(&index, &grad, 0)?)
@@ -237,7 +237,7 @@ impl Tensor for Var {
         let y = self.plain()?.sinusoids(width, period, scale)?;
         if self.slot.is_some() {
             return Err(Error::Unsupported {
-                reading: "training".into(),
+                backend: "training".into(),
                 what: "a gradient with respect to the time of sinusoids".into(),
             });
         }
@@ -256,7 +256,7 @@ impl Tensor for Var {
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
-        let y = convert(&self.plain()?.add(&other.plain()?)?.into_inner(), self.common_type(other))?;
+        let y = convert(&self.plain()?.add(&other.plain()?)?.into_inner(), self.promoted_type(other))?;
         let (slot, other_slot) = (self.slot, other.slot);
         Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
             slots.add_shared(slot, &grad)?;
@@ -265,7 +265,7 @@ impl Tensor for Var {
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
-        let y = convert(&self.plain()?.mul(&other.plain()?)?.into_inner(), self.common_type(other))?;
+        let y = convert(&self.plain()?.mul(&other.plain()?)?.into_inner(), self.promoted_type(other))?;
         let (a, b) = (self.value.clone(), other.value.clone());
         let (slot, other_slot) = (self.slot, other.slot);
         Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
@@ -276,7 +276,7 @@ impl Tensor for Var {
 
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
         let y = convert(&self.plain()?.affine(factor, offset)?.into_inner(), self.value.dtype())?;
-        self.one(Plain::new(y), move |grad| Ok((grad * factor)?))
+        self.one(CandleValue::new(y), move |grad| Ok((grad * factor)?))
     }
 
     fn gelu(&self) -> Result<Self> {
@@ -291,13 +291,15 @@ impl Tensor for Var {
         let y = convert(&ops::activation(Activation::Relu, &wide(&self.value)?)?, self.value.dtype())?;
         // The result is positive where the value is, and the next operation keeps it anyway.
         let result = y.clone();
-        self.one(Plain::new(y), move |grad| ops::activation_backward(Activation::Relu, &wide(&result)?, grad))
+        self.one(CandleValue::new(y), move |grad| {
+            ops::activation_backward(Activation::Relu, &wide(&result)?, grad)
+        })
     }
 
     fn swiglu(&self) -> Result<Self> {
         let x = self.value.clone();
         let y = convert(&self.plain()?.swiglu()?.into_inner(), x.dtype())?;
-        self.one(Plain::new(y), move |grad| ops::swiglu_backward(&wide(&x)?, grad))
+        self.one(CandleValue::new(y), move |grad| ops::swiglu_backward(&wide(&x)?, grad))
     }
 
     fn softmax(&self) -> Result<Self> {
@@ -308,11 +310,11 @@ impl Tensor for Var {
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
         let shape = self.value.shape().clone();
-        self.moved(self.as_it_is().reshape(dims)?, move |grad| Ok(grad.reshape(shape)?))
+        self.moved(self.as_candle().reshape(dims)?, move |grad| Ok(grad.reshape(shape)?))
     }
 
     fn permute(&self, order: &[usize]) -> Result<Self> {
-        let y = self.as_it_is().permute(order)?;
+        let y = self.as_candle().permute(order)?;
         let mut back = vec![0; order.len() + 1];
         for (i, &axis) in order.iter().enumerate() {
             back[axis + 1] = i + 1;
@@ -322,9 +324,9 @@ impl Tensor for Var {
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let mixed = parts.windows(2).any(|p| p[0].value.dtype() != p[1].value.dtype());
-        let plain = |part: &Var| if mixed { part.plain() } else { Ok(part.as_it_is()) };
-        let plain: Vec<Plain> = parts.iter().map(plain).collect::<Result<_>>()?;
-        let y = Plain::concat(&plain, axis)?;
+        let plain = |part: &Var| if mixed { part.plain() } else { Ok(part.as_candle()) };
+        let plain: Vec<CandleValue> = parts.iter().map(plain).collect::<Result<_>>()?;
+        let y = CandleValue::concat(&plain, axis)?;
         let pieces: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.slot, p.dims()[axis])).collect();
         let inputs: Vec<Option<usize>> = parts.iter().map(|p| p.slot).collect();
         Ok(parts[0].record(y.into_inner(), &inputs, move |grad, slots| {
@@ -339,7 +341,7 @@ impl Tensor for Var {
 
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
         let parts: Vec<CandleTensor> =
-            self.as_it_is().chunk(n, axis)?.into_iter().map(Plain::into_inner).collect();
+            self.as_candle().chunk(n, axis)?.into_iter().map(CandleValue::into_inner).collect();
         // Nothing of the parts is needed but what they look like.
         let (slot, first) = (self.slot, &parts[0]);
         let (shape, dtype, device) =
@@ -356,7 +358,7 @@ impl Tensor for Var {
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
         let rest = self.dims().get(axis).map_or(0, |n| n.saturating_sub(start + len));
-        let y = self.as_it_is().slice(axis, start, len)?;
+        let y = self.as_candle().slice(axis, start, len)?;
         self.moved(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
     }
 
@@ -373,12 +375,14 @@ impl Tensor for Var {
         let (y, winners) = spatial::max_pool2d(&wide(&self.value)?, kernel, stride, padding)?;
         let y = convert(&y, self.value.dtype())?;
         let (height, width) = (self.dims()[1], self.dims()[2]);
-        self.one(Plain::new(y), move |grad| spatial::max_pool2d_backward(&winners, grad, height, width))
+        self.one(CandleValue::new(y), move |grad| spatial::max_pool2d_backward(&winners, grad, height, width))
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let x = self.value.clone();
         let y = convert(&self.plain()?.avg_pool2d(kernel, stride)?.into_inner(), x.dtype())?;
-        self.one(Plain::new(y), move |grad| spatial::avg_pool2d_backward(&wide(&x)?, grad, kernel, stride))
+        self.one(CandleValue::new(y), move |grad| {
+            spatial::avg_pool2d_backward(&wide(&x)?, grad, kernel, stride)
+        })
     }
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
-    Init, Network, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
+    Init, NetworkConfig, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
     candle::Params,
     init,
     random::noise,
@@ -12,7 +12,7 @@ use tiny_cats_models::{
 
 /// A network, its weights, of which none are zero, and a batch.
 pub struct Case {
-    pub network: Network,
+    pub network: NetworkConfig,
     params: Params,
     inputs: Vec<Tensor>,
     target: Tensor,
@@ -23,7 +23,7 @@ fn random(stream: u64, dims: &[usize]) -> Tensor {
 }
 
 impl Case {
-    pub fn new(network: Network, side: usize, batch: usize) -> Self {
+    pub fn new(network: NetworkConfig, side: usize, batch: usize) -> Self {
         let mut specs = network.specs().unwrap();
         for spec in specs.iter_mut().filter(|s| s.trained && s.init == Init::Zeros) {
             spec.init = Init::Normal(0.1);
@@ -32,12 +32,12 @@ impl Case {
         let picture = [batch, 3, side, side];
         let x = random(0, &picture);
         let (inputs, target) = match &network {
-            Network::TinyDit(config) => {
+            NetworkConfig::TinyDit(config) => {
                 let t = Tensor::from_iter((0..batch).map(|i| (i as f32 + 0.5) / batch as f32), &Device::Cpu);
                 let labels = Tensor::from_iter((0..batch).map(|i| (i % config.classes) as u32), &Device::Cpu);
                 (vec![x, t.unwrap(), labels.unwrap()], random(1, &picture))
             }
-            Network::ResNet(config) => {
+            NetworkConfig::ResNet(config) => {
                 let target = (Tensor::ones((batch, config.classes), DType::F32, &Device::Cpu).unwrap()
                     / config.classes as f64)
                     .unwrap();
@@ -48,11 +48,11 @@ impl Case {
     }
 
     pub fn dit(size: &str, side: usize, batch: usize) -> Self {
-        Self::new(Network::TinyDit(TinyDitConfig::named(size, side, 13).unwrap()), side, batch)
+        Self::new(NetworkConfig::TinyDit(TinyDitConfig::named(size, side, 13).unwrap()), side, batch)
     }
 
     pub fn resnet(name: &str, side: usize, batch: usize) -> Self {
-        Self::new(Network::ResNet(ResNetConfig::named(name, 13).unwrap()), side, batch)
+        Self::new(NetworkConfig::ResNet(ResNetConfig::named(name, 13).unwrap()), side, batch)
     }
 
     /// Bytes that one step is to have in use, besides weights and batch.
@@ -66,12 +66,12 @@ impl Case {
         let scope = &mut Scope::root(&mut params);
         let x: Vec<Var> = self.inputs.iter().map(|x| tape.constant(x.clone())).collect();
         match &self.network {
-            Network::TinyDit(config) => {
+            NetworkConfig::TinyDit(config) => {
                 let y = TinyDit::new(config, scope).unwrap().forward(&x[0], &x[1], &x[2]).unwrap();
                 let weight = Tensor::ones(x[0].value().dims()[0], DType::F32, &Device::Cpu).unwrap();
-                y.squared_error(&self.target, &weight).unwrap()
+                y.weighted_mse(&self.target, &weight).unwrap()
             }
-            Network::ResNet(config) => {
+            NetworkConfig::ResNet(config) => {
                 let y = ResNet::new(config, scope).unwrap().forward(&x[0]).unwrap();
                 y.cross_entropy(&self.target).unwrap()
             }

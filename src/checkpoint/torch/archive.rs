@@ -10,10 +10,10 @@ use tiny_cats_export::Integrity;
 use zip::{CompressionMethod, ZipArchive, ZipReadOptions, result::ZipError};
 
 use super::pickle;
-use crate::checkpoint::Problem;
+use crate::checkpoint::ErrorKind;
 
 /// Flags of an entry that is encrypted (0, 6, 13) or a patch of another file (5).
-const REFUSED_FLAGS: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
+const UNSUPPORTED_FLAGS: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
 /// Where an entry of the central directory has the number of its disk, two bytes.
 const DISK: u64 = 34;
 
@@ -28,7 +28,7 @@ pub(super) struct Archive {
 impl Archive {
     /// Opens the archive and checks its directory: PyTorch also refuses encrypted entries and archives of several disks. It reads
     /// contradictory or overlapping entries and repeated names, of which one tensor's numbers could be another's; these are refused here.
-    pub(super) fn open(path: &Path) -> Result<Self, Problem> {
+    pub(super) fn open(path: &Path) -> Result<Self, ErrorKind> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
         let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| zip_problem("archive", e))?;
@@ -37,9 +37,9 @@ impl Archive {
         let mut raw = BufReader::new(File::open(path)?);
         for i in 0..zip.len() {
             let entry = zip.by_index_raw(i).map_err(|e| zip_problem("archive", e))?;
-            let refused = |message| Err(Problem::malformed(entry.name().unwrap_or_default(), message));
+            let refused = |message| Err(ErrorKind::malformed(entry.name().unwrap_or_default(), message));
             let flags = entry.flags();
-            if flags.as_u16() & REFUSED_FLAGS != 0 {
+            if flags.as_u16() & UNSUPPORTED_FLAGS != 0 {
                 return refused("encrypted or a patch, expected a plain entry");
             }
             // The `zip` crate reads which disk the archive is on, not that of an entry. As PyTorch, this takes 0 and 1 for the only one.
@@ -66,15 +66,15 @@ impl Archive {
         let [folder] = &folders[..] else {
             let message =
                 format!("{} entries `data.pkl`, expected the one that torch.save writes", folders.len());
-            return Err(Problem::malformed("archive", message));
+            return Err(ErrorKind::malformed("archive", message));
         };
         let mut archive = Self { folder: folder.clone(), zip, len, integrity };
         if archive.has("constants.pkl") {
             let message = "the archive is a TorchScript program, expected a checkpoint that torch.save wrote";
-            return Err(Problem::malformed("constants.pkl", message));
+            return Err(ErrorKind::malformed("constants.pkl", message));
         }
         if archive.has("byteorder") && archive.entry("byteorder", 16)? != b"little" {
-            return Err(Problem::malformed("byteorder", "expected little-endian numbers"));
+            return Err(ErrorKind::malformed("byteorder", "expected little-endian numbers"));
         }
         Ok(archive)
     }
@@ -84,23 +84,23 @@ impl Archive {
     }
 
     /// The pickle of the values.
-    pub(super) fn pickle(&mut self) -> Result<Vec<u8>, Problem> {
+    pub(super) fn pickle(&mut self) -> Result<Vec<u8>, ErrorKind> {
         self.entry("data.pkl", pickle::MAX_BYTES)
     }
 
     /// The bytes of a storage, of which the pickle says how many there are. PyTorch refuses any other number of them too.
-    pub(super) fn storage(&mut self, key: &str, expected: u64) -> Result<Vec<u8>, Problem> {
+    pub(super) fn storage(&mut self, key: &str, expected: u64) -> Result<Vec<u8>, ErrorKind> {
         let name = format!("data/{key}");
         let bytes = self.entry(&name, self.len)?;
         if bytes.len() as u64 != expected {
             let message = format!("{} bytes, but the pickle says {expected}", bytes.len());
-            return Err(Problem::malformed(name, message));
+            return Err(ErrorKind::malformed(name, message));
         }
         Ok(bytes)
     }
 
     /// All bytes of an entry, of at most `max`. `torch.save` never compresses, so that an entry cannot be larger than the file.
-    fn entry(&mut self, name: &str, max: u64) -> Result<Vec<u8>, Problem> {
+    fn entry(&mut self, name: &str, max: u64) -> Result<Vec<u8>, ErrorKind> {
         let max = max.min(self.len);
         let index = self.zip.index_for_name(&format!("{}/{name}", self.folder));
         let mut entry = index
@@ -109,30 +109,30 @@ impl Archive {
             .map_err(|e| zip_problem(name, e))?;
         let size = entry.size();
         if entry.compression() != CompressionMethod::Stored || entry.compressed_size() != size {
-            return Err(Problem::malformed(
+            return Err(ErrorKind::malformed(
                 name,
                 "compressed, expected the plain entry that torch.save writes",
             ));
         }
         if size > max {
-            return Err(Problem::malformed(name, format!("{size} bytes, expected at most {max}")));
+            return Err(ErrorKind::malformed(name, format!("{size} bytes, expected at most {max}")));
         }
-        let damaged = |e: std::io::Error| Problem::malformed(name, e.to_string());
+        let damaged = |e: std::io::Error| ErrorKind::malformed(name, e.to_string());
         let mut bytes = Vec::with_capacity(size as usize);
         (&mut entry).take(size).read_to_end(&mut bytes).map_err(damaged)?;
         // The checksum is compared where the entry ends, so the end must be seen.
         let more = entry.read(&mut [0]).map_err(damaged)?;
         if more != 0 || bytes.len() as u64 != size {
-            return Err(Problem::malformed(name, format!("{} bytes, expected {size}", bytes.len() + more)));
+            return Err(ErrorKind::malformed(name, format!("{} bytes, expected {size}", bytes.len() + more)));
         }
         Ok(bytes)
     }
 
     /// Reads every entry through, which compares its checksum.
-    pub(super) fn check(&mut self) -> Result<(), Problem> {
+    pub(super) fn check(&mut self) -> Result<(), ErrorKind> {
         for i in 0..self.zip.len() {
             let mut entry = reader(&mut self.zip, i).map_err(|e| zip_problem("archive", e))?;
-            let damaged = |name: &str, message: String| Problem::malformed(name, message);
+            let damaged = |name: &str, message: String| ErrorKind::malformed(name, message);
             let (size, copied) = (entry.size(), std::io::copy(&mut entry, &mut std::io::sink()));
             let name = entry.name().unwrap_or_default();
             match copied {
@@ -157,7 +157,7 @@ fn unchecked(crc32: u32, size: u64) -> bool {
     crc32 == 0 && size > 0
 }
 
-fn bytes_at<const N: usize>(file: &mut (impl Read + Seek), place: u64) -> Result<[u8; N], Problem> {
+fn bytes_at<const N: usize>(file: &mut (impl Read + Seek), place: u64) -> Result<[u8; N], ErrorKind> {
     let mut bytes = [0; N];
     file.seek(SeekFrom::Start(place))?;
     file.read_exact(&mut bytes).map_err(|e| zip_problem("archive", e.into()))?;
@@ -173,10 +173,10 @@ fn reader(
     zip.by_index_with_options(index, ZipReadOptions::new().ignore_crc32(ignore))
 }
 
-fn zip_problem(field: &str, error: ZipError) -> Problem {
+fn zip_problem(field: &str, error: ZipError) -> ErrorKind {
     match error {
-        ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Problem::Io(e),
-        ZipError::FileNotFound => Problem::malformed(field, "there is no such entry in the archive"),
-        other => Problem::malformed(field, format!("truncated or altered: {other}")),
+        ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => ErrorKind::Io(e),
+        ZipError::FileNotFound => ErrorKind::malformed(field, "there is no such entry in the archive"),
+        other => ErrorKind::malformed(field, format!("truncated or altered: {other}")),
     }
 }

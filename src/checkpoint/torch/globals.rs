@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    pickle::{Id, Machine, Node, Object, Step},
+    pickle::{Id, Node, Object, ParseResult, Unpickler},
     value::Tensor,
 };
 use crate::checkpoint::{error::shown, numbers::Dtype};
@@ -88,8 +88,8 @@ pub(super) fn full_name(module: &str, name: &str) -> String {
     shown(module, 60) + "." + &shown(name, 60)
 }
 
-impl<'a> Machine<'a> {
-    pub(super) fn tuple(&self, id: Id) -> Step<&[Id]> {
+impl<'a> Unpickler<'a> {
+    pub(super) fn tuple(&self, id: Id) -> ParseResult<&[Id]> {
         match self.node(id)? {
             Node::Tuple(items) => Ok(items),
             other => Err(format!("expected a tuple, found {}", other.kind())),
@@ -97,7 +97,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The first `N` of `items`.
-    fn first<const N: usize>(&self, items: &[Id]) -> Step<Option<[&Node<'a>; N]>> {
+    fn first<const N: usize>(&self, items: &[Id]) -> ParseResult<Option<[&Node<'a>; N]>> {
         let mut nodes = [&Node::None; N];
         for (node, i) in nodes.iter_mut().zip(0..N) {
             let Some(&id) = items.get(i) else { return Ok(None) };
@@ -107,7 +107,7 @@ impl<'a> Machine<'a> {
     }
 
     /// `('storage', class, key, location, size)`: numbers in an entry of their own. Where they once were (`cuda:0`) is of no interest.
-    pub(super) fn storage(&self, id: Id) -> Step<Node<'a>> {
+    pub(super) fn storage(&self, id: Id) -> ParseResult<Node<'a>> {
         let Node::Tuple(items) = self.node(id)? else { return Ok(Node::Opaque("a persistent id")) };
         match self.first(items)? {
             Some(
@@ -127,16 +127,16 @@ impl<'a> Machine<'a> {
     }
 
     /// The sizes of a tensor, unless it has too many axes.
-    fn sizes(&self, node: &Node) -> Step<Option<Vec<usize>>> {
+    fn sizes(&self, node: &Node) -> ParseResult<Option<Vec<usize>>> {
         let Node::Tuple(items) = node else { return Err(format!("expected sizes, found {}", node.kind())) };
         if items.len() > MAX_AXES {
             return Ok(None);
         }
-        items.iter().map(|&id| self.node(id)?.size()).collect::<Step<_>>().map(Some)
+        items.iter().map(|&id| self.node(id)?.size()).collect::<ParseResult<_>>().map(Some)
     }
 
     /// What calling `function` with `arguments` would make; an object that is not read if that is not known.
-    pub(super) fn reduce(&self, function: Id, arguments: &[Id]) -> Step<Node<'a>> {
+    pub(super) fn reduce(&self, function: Id, arguments: &[Id]) -> ParseResult<Node<'a>> {
         let class = match self.node(function)? {
             Node::Name { known: Some(Global::RebuildOther), name, .. } => {
                 return self.other_tensor(name, arguments).map(|tensor| Node::Unsupported(Box::new(tensor)));
@@ -155,7 +155,7 @@ impl<'a> Machine<'a> {
         Ok(Node::Object(Box::new(Object { class, state: None, items: Vec::new() })))
     }
 
-    fn known(&self, function: Global, items: &[Id]) -> Step<Option<Node<'a>>> {
+    fn known(&self, function: Global, items: &[Id]) -> ParseResult<Option<Node<'a>>> {
         Ok(match function {
             // Filled by the opcodes that follow, as a dictionary is.
             Global::DefaultDict => Some(Node::Dict(Vec::new())),
@@ -219,7 +219,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The type and sizes of what `torch._utils._rebuild_..` makes.
-    fn other_tensor(&self, function: &str, items: &[Id]) -> Step<(String, Vec<usize>)> {
+    fn other_tensor(&self, function: &str, items: &[Id]) -> ParseResult<(String, Vec<usize>)> {
         let kind = match (function, self.first(items)?) {
             ("_rebuild_qtensor", _) => "quantised".to_owned(),
             ("_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor", _) => "sparse".to_owned(),
@@ -236,7 +236,7 @@ impl<'a> Machine<'a> {
     }
 
     /// `(storage, offset, size, stride, requires_grad, hooks, ..)`, in the third version with the type of the numbers after that.
-    fn tensor(&self, function: Global, items: &[Id]) -> Step<Node<'a>> {
+    fn tensor(&self, function: Global, items: &[Id]) -> ParseResult<Node<'a>> {
         let wrong = || "expected (storage, offset, size, stride, ..)".to_owned();
         let [Node::Storage { class, key, size }, offset, dims, strides] =
             self.first(items)?.ok_or_else(wrong)?
@@ -273,7 +273,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Gives the value on top of the stack attributes. Of those of numpy's types the second is the byte order.
-    pub(super) fn build(&mut self, state: Id) -> Step<()> {
+    pub(super) fn build(&mut self, state: Id) -> ParseResult<()> {
         let order = match self.node(state)? {
             Node::Tuple(items) => match items.get(1).map(|&id| self.node(id)).transpose()? {
                 Some(Node::Str(order)) => Some(*order),

@@ -13,13 +13,13 @@ use std::{collections::BTreeMap, path::Path};
 
 use tiny_cats_export::Integrity;
 
-use super::{Problem, numbers::Numbers};
+use super::{ErrorKind, numbers::TensorData};
 use archive::Archive;
 pub use value::{Tensor, Value};
 pub use write::{Item, write};
 
 /// Tensors may share storages and repeat numbers by strides of 0; beyond one number a byte of the file, this many more are made.
-const SHARED: usize = 1 << 20;
+const MAX_SHARED_NUMBERS: usize = 1 << 20;
 
 /// An open PyTorch file: its values were read, the numbers of its tensors were not.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl TorchFile {
         Self::read_values(path).map_err(|p| p.at(path))
     }
 
-    pub(super) fn read_values(path: &Path) -> Result<Self, Problem> {
+    pub(super) fn read_values(path: &Path) -> Result<Self, ErrorKind> {
         let len = std::fs::metadata(path)?.len();
         let mut archive = Archive::open(path)?;
         let (root, opaque) = pickle::parse(&archive.pickle()?)?;
@@ -61,7 +61,7 @@ impl TorchFile {
     ///
     /// # Errors
     /// When a storage is missing, damaged, too small for its tensor, or of another length than the file says.
-    pub fn numbers(&mut self, tensors: &[(&str, &Tensor)]) -> Result<Vec<Numbers>, Problem> {
+    pub fn numbers(&mut self, tensors: &[(&str, &Tensor)]) -> Result<Vec<TensorData>, ErrorKind> {
         self.storages.read(tensors)
     }
 
@@ -76,19 +76,19 @@ impl TorchFile {
 
 impl Storages {
     /// Reads the numbers of `tensors`, in the same order. Each storage is read once, and its CRC-32 compared.
-    pub(super) fn read(&mut self, tensors: &[(&str, &Tensor)]) -> Result<Vec<Numbers>, Problem> {
+    pub(super) fn read(&mut self, tensors: &[(&str, &Tensor)]) -> Result<Vec<TensorData>, ErrorKind> {
         let mut by_storage: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         let mut total = 0usize;
         for (i, (name, tensor)) in tensors.iter().enumerate() {
             tensor.bytes_needed()?;
             total = total.saturating_add(tensor.elements());
-            if total as u64 > self.len + SHARED as u64 {
+            if total as u64 > self.len + MAX_SHARED_NUMBERS as u64 {
                 let message = format!("more numbers than a file of {} bytes can hold", self.len);
-                return Err(Problem::malformed(*name, message));
+                return Err(ErrorKind::malformed(*name, message));
             }
             by_storage.entry(&tensor.storage).or_default().push(i);
         }
-        let mut numbers: Vec<Option<Numbers>> = tensors.iter().map(|_| None).collect();
+        let mut numbers: Vec<Option<TensorData>> = tensors.iter().map(|_| None).collect();
         for (storage, users) in by_storage {
             let mut bytes: Option<Vec<u8>> = None;
             for i in users {
@@ -106,7 +106,7 @@ impl Storages {
                         bytes.len(),
                         tensor.storage_bytes
                     );
-                    return Err(Problem::malformed(*name, message));
+                    return Err(ErrorKind::malformed(*name, message));
                 }
                 let mut out = tensor.dtype.numbers(tensor.elements());
                 tensor.dtype.decode(&tensor.gather(bytes), &mut out);

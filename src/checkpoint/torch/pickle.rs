@@ -2,7 +2,7 @@
 //!
 //! A pickle is a program for a stack machine; this is that machine with everything that could act taken out. The opcodes are those of
 //! protocols 2 to 5 (Python's `pickletools` describes them). A name is never looked up: what the known ones would make when called is
-//! written out in [`Machine::reduce`], in `globals.rs`, and a call of any other makes an object of which only the class, the attributes
+//! written out in [`Unpickler::reduce`], in `globals.rs`, and a call of any other makes an object of which only the class, the attributes
 //! and the items are kept.
 
 use std::{
@@ -12,22 +12,22 @@ use std::{
 
 use super::{
     globals::{Global, full_name},
-    tree::Tree,
+    tree::TreeBuilder,
     value::{Tensor, Value},
 };
-use crate::checkpoint::Problem;
+use crate::checkpoint::ErrorKind;
 
 /// The largest pickle; the numbers of tensors stand elsewhere, those of numpy's arrays do not.
 pub(super) const MAX_BYTES: u64 = 256 << 20;
 pub(super) const MAX_VALUES: usize = 1 << 20;
 /// How often a value may be put on the stack again.
-pub(super) const MAX_RECALLS: usize = 1 << 22;
+pub(super) const MAX_MEMO_READS: usize = 1 << 22;
 /// How many of the names that are not read are listed.
 const MAX_NAMES: usize = 100;
 
 /// Reads the one value that the pickle describes, and the names of what is not read.
-pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), Problem> {
-    let mut machine = Machine {
+pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
+    let mut machine = Unpickler {
         input: pickle,
         at: 0,
         nodes: Vec::new(),
@@ -37,13 +37,13 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), Problem> {
         recalls: 0,
         opaque: BTreeSet::new(),
     };
-    let wrong = |at: usize, message: String| Problem::malformed(format!("data.pkl, byte {at}"), message);
+    let wrong = |at: usize, message: String| ErrorKind::malformed(format!("data.pkl, byte {at}"), message);
     loop {
         let at = machine.at;
         match machine.step() {
             Ok(None) => {}
             Ok(Some(root)) => {
-                let root = match Tree::new(&machine.nodes).value(root) {
+                let root = match TreeBuilder::new(&machine.nodes).value(root) {
                     Ok(Value::Object { class, .. }) => {
                         Err(format!("an object of {class}, expected a dictionary of tensors"))
                     }
@@ -59,7 +59,7 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), Problem> {
 }
 
 pub(super) type Id = usize;
-pub(super) type Step<T> = Result<T, String>;
+pub(super) type ParseResult<T> = Result<T, String>;
 
 /// A value while it is built. The memo shares values and later opcodes change them, so they refer to one another by number.
 #[derive(Clone, Debug)]
@@ -111,7 +111,7 @@ pub(super) struct Object {
     pub(super) items: Vec<(Id, Id)>,
 }
 
-pub(super) struct Machine<'a> {
+pub(super) struct Unpickler<'a> {
     input: &'a [u8],
     at: usize,
     nodes: Vec<Node<'a>>,
@@ -123,9 +123,9 @@ pub(super) struct Machine<'a> {
     opaque: BTreeSet<(&'a str, &'a str)>,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> Unpickler<'a> {
     /// Executes one opcode; the pickle's value when that was the last.
-    fn step(&mut self) -> Step<Option<Id>> {
+    fn step(&mut self) -> ParseResult<Option<Id>> {
         let [opcode] = self.number()?;
         match opcode {
             b'\x80' => {
@@ -325,18 +325,18 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
-    fn take(&mut self, n: u64) -> Step<&'a [u8]> {
+    fn take(&mut self, n: u64) -> ParseResult<&'a [u8]> {
         let rest = self.input.get(self.at..).unwrap_or_default();
         let taken = usize::try_from(n).ok().and_then(|n| rest.get(..n)).ok_or("the pickle ends too early")?;
         self.at += taken.len();
         Ok(taken)
     }
 
-    fn number<const N: usize>(&mut self) -> Step<[u8; N]> {
+    fn number<const N: usize>(&mut self) -> ParseResult<[u8; N]> {
         self.take(N as u64)?.try_into().map_err(|_| "the pickle ends too early".into())
     }
 
-    fn line(&mut self) -> Step<&'a str> {
+    fn line(&mut self) -> ParseResult<&'a str> {
         let rest = self.input.get(self.at..).unwrap_or_default();
         let n = rest.iter().position(|&b| b == b'\n').ok_or("a name without an end")?;
         let line = self.take(n as u64 + 1)?;
@@ -344,18 +344,18 @@ impl<'a> Machine<'a> {
     }
 
     /// Text; as bytes if it is not UTF-8, which names of files in Python need not be.
-    fn text(&mut self, n: u64) -> Step<()> {
+    fn text(&mut self, n: u64) -> ParseResult<()> {
         let bytes = self.take(n)?;
         self.push(std::str::from_utf8(bytes).map_or(Node::Bytes(bytes.into()), Node::Str))
     }
 
-    fn bytes(&mut self, n: u64) -> Step<()> {
+    fn bytes(&mut self, n: u64) -> ParseResult<()> {
         let bytes = self.take(n)?;
         self.push(Node::Bytes(bytes.into()))
     }
 
     /// A whole number of `n` bytes, little-endian, two's complement. The states of random generators have some of more than 64 bits.
-    fn long(&mut self, n: u64) -> Step<()> {
+    fn long(&mut self, n: u64) -> ParseResult<()> {
         let bytes = self.take(n)?;
         let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut whole = [fill; 8];
@@ -368,7 +368,7 @@ impl<'a> Machine<'a> {
         })
     }
 
-    fn push(&mut self, node: Node<'a>) -> Step<()> {
+    fn push(&mut self, node: Node<'a>) -> ParseResult<()> {
         if self.nodes.len() >= MAX_VALUES {
             return Err(format!("more than {MAX_VALUES} values"));
         }
@@ -378,16 +378,16 @@ impl<'a> Machine<'a> {
     }
 
     /// Puts a value on the stack that exists already.
-    fn again(&mut self, id: Id) -> Step<()> {
+    fn again(&mut self, id: Id) -> ParseResult<()> {
         self.recalls += 1;
-        if self.recalls > MAX_RECALLS {
-            return Err(format!("more than {MAX_RECALLS} mentions of values"));
+        if self.recalls > MAX_MEMO_READS {
+            return Err(format!("more than {MAX_MEMO_READS} mentions of values"));
         }
         self.stack.push(id);
         Ok(())
     }
 
-    fn mark(&mut self) -> Step<()> {
+    fn mark(&mut self) -> ParseResult<()> {
         if self.marks.len() >= MAX_VALUES {
             return Err(format!("more than {MAX_VALUES} lists begun"));
         }
@@ -395,28 +395,28 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn pop(&mut self) -> Step<Id> {
+    fn pop(&mut self) -> ParseResult<Id> {
         if self.marks.last().is_some_and(|&m| m >= self.stack.len()) {
             return Err("a value is missing".into());
         }
         self.stack.pop().ok_or_else(|| "a value is missing".into())
     }
 
-    fn pop_marked(&mut self) -> Step<Vec<Id>> {
+    fn pop_marked(&mut self) -> ParseResult<Vec<Id>> {
         let mark = self.marks.pop().filter(|&m| m <= self.stack.len()).ok_or("a list without a beginning")?;
         Ok(self.stack.split_off(mark))
     }
 
-    pub(super) fn node(&self, id: Id) -> Step<&Node<'a>> {
+    pub(super) fn node(&self, id: Id) -> ParseResult<&Node<'a>> {
         self.nodes.get(id).ok_or_else(|| "a value is missing".into())
     }
 
-    pub(super) fn top(&mut self) -> Step<&mut Node<'a>> {
+    pub(super) fn top(&mut self) -> ParseResult<&mut Node<'a>> {
         let id = self.stack.last().copied().ok_or("a value is missing")?;
         self.nodes.get_mut(id).ok_or_else(|| "a value is missing".into())
     }
 
-    fn append(&mut self, new: Vec<Id>) -> Step<()> {
+    fn append(&mut self, new: Vec<Id>) -> ParseResult<()> {
         match self.top()? {
             Node::List(items) => items.extend(new),
             Node::Object(_) => {}
@@ -425,7 +425,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn set(&mut self, new: &[Id]) -> Step<()> {
+    fn set(&mut self, new: &[Id]) -> ParseResult<()> {
         let (pairs, rest) = new.as_chunks::<2>();
         match self.top()? {
             Node::Dict(items) if rest.is_empty() => items.extend(pairs.iter().map(|&[k, v]| (k, v))),
@@ -437,7 +437,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn memoize(&mut self, key: u32) -> Step<()> {
+    fn memoize(&mut self, key: u32) -> ParseResult<()> {
         let id = self.stack.last().copied().ok_or("a value is missing")?;
         if self.memo.len() >= MAX_VALUES {
             return Err(format!("more than {MAX_VALUES} values remembered"));
@@ -446,12 +446,12 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn recall(&mut self, key: u32) -> Step<()> {
+    fn recall(&mut self, key: u32) -> ParseResult<()> {
         let id = self.memo.get(&key).copied().ok_or("a remembered value is missing")?;
         self.again(id)
     }
 
-    fn global(&mut self, module: &'a str, name: &'a str) -> Step<()> {
+    fn global(&mut self, module: &'a str, name: &'a str) -> ParseResult<()> {
         let known = Global::named(module, name);
         if known.is_none() {
             self.opaque.insert((module, name));
@@ -482,7 +482,7 @@ impl Node<'_> {
         }
     }
 
-    pub(super) fn size(&self) -> Step<usize> {
+    pub(super) fn size(&self) -> ParseResult<usize> {
         match self {
             Node::Int(n) => usize::try_from(*n).map_err(|_| format!("{n}, expected a size")),
             other => Err(format!("expected a size, found {}", other.kind())),

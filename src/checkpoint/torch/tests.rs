@@ -3,10 +3,10 @@
 use std::{fs::File, io::Read};
 
 use super::{
-    pickle::{MAX_RECALLS, MAX_VALUES, parse},
+    pickle::{MAX_MEMO_READS, MAX_VALUES, parse},
     value::Value,
 };
-use crate::checkpoint::Problem;
+use crate::checkpoint::ErrorKind;
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/torch/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -40,7 +40,7 @@ fn no_altered_pickle_makes_the_machine_panic() {
 
 fn refused(pickle: &[u8], why: &str) {
     match parse(pickle) {
-        Err(Problem::Malformed { message, .. }) => {
+        Err(ErrorKind::Malformed { message, .. }) => {
             assert!(message.contains(why), "{message}, expected {why}")
         }
         other => panic!("{other:?}, expected {why}"),
@@ -64,7 +64,7 @@ fn what_would_not_end_or_not_fit_is_refused() {
     refused(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", "too early");
     refused(b"\x8a\x09123456789.", "64 bits");
     refused(&[vec![b'('; MAX_VALUES + 1], vec![b'.']].concat(), "lists begun");
-    refused(&[&b"Nq\x00"[..], &b"h\x00".repeat(MAX_RECALLS + 1), b"."].concat(), "mentions");
+    refused(&[&b"Nq\x00"[..], &b"h\x00".repeat(MAX_MEMO_READS + 1), b"."].concat(), "mentions");
     let text = [b"X\x00\x00\x10\x00".to_vec(), vec![b'a'; 1 << 20], b"q\x00].".to_vec()].concat();
     assert!(parse(&text).is_ok());
     let repeated = [&text[..text.len() - 2], b"](", &b"h\x00".repeat(100)[..], b"e."].concat();

@@ -2,7 +2,7 @@
 
 use super::{
     globals::{Global, full_name},
-    pickle::{Id, MAX_VALUES, Node, Object, Step},
+    pickle::{Id, MAX_VALUES, Node, Object, ParseResult},
     value::Value,
 };
 
@@ -13,7 +13,7 @@ const MAX_ATTRIBUTES: usize = 1 << 16;
 const MAX_ATTRIBUTE_TEXT: usize = 1 << 20;
 
 /// Copies the nodes into a tree. Shared ones are copied as often as they are mentioned, and cycles would have no end: hence the limits.
-pub(super) struct Tree<'n, 'a> {
+pub(super) struct TreeBuilder<'n, 'a> {
     nodes: &'n [Node<'a>],
     left: Limits,
     left_for_objects: Limits,
@@ -26,41 +26,41 @@ struct Limits {
 
 /// Where a value is.
 #[derive(Clone, Copy)]
-struct Place {
+struct Position {
     depth: usize,
     /// Among an object's attributes. An object there has none of its own, because objects often refer to one another in circles.
     in_object: bool,
 }
 
-impl<'n, 'a> Tree<'n, 'a> {
+impl<'n, 'a> TreeBuilder<'n, 'a> {
     pub(super) fn new(nodes: &'n [Node<'a>]) -> Self {
         let left = Limits { values: MAX_VALUES, text: MAX_TEXT };
         let left_for_objects = Limits { values: MAX_ATTRIBUTES, text: MAX_ATTRIBUTE_TEXT };
         Self { nodes, left, left_for_objects }
     }
 
-    pub(super) fn value(&mut self, root: Id) -> Step<Value> {
-        self.copy(root, Place { depth: 0, in_object: false })
+    pub(super) fn value(&mut self, root: Id) -> ParseResult<Value> {
+        self.copy(root, Position { depth: 0, in_object: false })
     }
 
-    fn limits(&mut self, place: Place) -> &mut Limits {
+    fn limits(&mut self, place: Position) -> &mut Limits {
         if place.in_object { &mut self.left_for_objects } else { &mut self.left }
     }
 
-    fn text(&mut self, text: &str, place: Place) -> Step<String> {
+    fn text(&mut self, text: &str, place: Position) -> ParseResult<String> {
         let left = &mut self.limits(place).text;
         *left = left.checked_sub(text.len()).ok_or_else(|| format!("more than {MAX_TEXT} bytes of text"))?;
         Ok(text.to_owned())
     }
 
-    fn copy(&mut self, id: Id, place: Place) -> Step<Value> {
+    fn copy(&mut self, id: Id, place: Position) -> ParseResult<Value> {
         let left = &mut self.limits(place).values;
         if place.depth > MAX_DEPTH || *left == 0 {
             return Err(format!("nested more than {MAX_DEPTH} deep, or more than {MAX_VALUES} values"));
         }
         *left -= 1;
         let node = self.nodes.get(id).ok_or("a value is missing")?;
-        let inner = Place { depth: place.depth + 1, ..place };
+        let inner = Position { depth: place.depth + 1, ..place };
         Ok(match node {
             Node::None => Value::None,
             Node::Bool(b) => Value::Bool(*b),
@@ -87,7 +87,7 @@ impl<'n, 'a> Tree<'n, 'a> {
                     Vec::new()
                 } else {
                     // Objects of any size and shape are passed over; those within the limits may be a configuration.
-                    self.attributes(object, Place { in_object: true, ..inner }).unwrap_or_default()
+                    self.attributes(object, Position { in_object: true, ..inner }).unwrap_or_default()
                 };
                 Value::Object { class: self.class(object.class, place)?, attributes }
             }
@@ -98,15 +98,15 @@ impl<'n, 'a> Tree<'n, 'a> {
         })
     }
 
-    fn list(&mut self, items: &[Id], place: Place) -> Step<Vec<Value>> {
+    fn list(&mut self, items: &[Id], place: Position) -> ParseResult<Vec<Value>> {
         items.iter().map(|&id| self.copy(id, place)).collect()
     }
 
-    fn pairs(&mut self, items: &[(Id, Id)], place: Place) -> Step<Vec<(Value, Value)>> {
+    fn pairs(&mut self, items: &[(Id, Id)], place: Position) -> ParseResult<Vec<(Value, Value)>> {
         items.iter().map(|&(k, v)| Ok((self.copy(k, place)?, self.copy(v, place)?))).collect()
     }
 
-    fn class(&mut self, id: Id, place: Place) -> Step<String> {
+    fn class(&mut self, id: Id, place: Position) -> ParseResult<String> {
         match self.nodes.get(id) {
             Some(Node::Name { module, name, .. }) => self.text(&full_name(module, name), place),
             _ => Err("a class without a name".into()),
@@ -114,7 +114,7 @@ impl<'n, 'a> Tree<'n, 'a> {
     }
 
     /// The items of a kind of dictionary, else the attributes: a dictionary, or of classes with `__slots__` a pair of them.
-    fn attributes(&mut self, object: &Object, place: Place) -> Step<Vec<(Value, Value)>> {
+    fn attributes(&mut self, object: &Object, place: Position) -> ParseResult<Vec<(Value, Value)>> {
         if !object.items.is_empty() {
             return self.pairs(&object.items, place);
         }

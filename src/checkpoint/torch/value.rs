@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::checkpoint::{Problem, error::shown, numbers::Dtype};
+use crate::checkpoint::{ErrorKind, error::shown, numbers::Dtype};
 
 /// A value in a PyTorch file.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +142,7 @@ impl Tensor {
     }
 
     /// Checks that no product or sum of sizes overflows, and returns how many bytes of its storage it needs.
-    pub(super) fn bytes_needed(&self) -> Result<usize, Problem> {
+    pub(super) fn bytes_needed(&self) -> Result<usize, ErrorKind> {
         let checked = || {
             self.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))?;
             if self.dims.contains(&0) {
@@ -155,7 +155,7 @@ impl Tensor {
             last.checked_add(1)?.checked_mul(self.dtype.size())
         };
         checked().ok_or_else(|| {
-            Problem::malformed(
+            ErrorKind::malformed(
                 &*self.storage,
                 format!("a tensor of shape {:?}, beyond any memory", self.dims),
             )

@@ -10,7 +10,7 @@ use tiny_cats_export::write_atomically;
 use tiny_cats_models::Array;
 use zip::{CompressionMethod, DateTime, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
-use crate::checkpoint::{Error, Problem, numbers::each_piece};
+use crate::checkpoint::{Error, ErrorKind, numbers::each_piece};
 
 /// A value to be written. Equal values are equal bytes.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ pub fn write(path: &Path, root: &Item) -> Result<(), Error> {
     write_atomically(path, |file| archive(file, root)).map_err(|p| p.at(path))
 }
 
-fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), Problem> {
+fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), ErrorKind> {
     let mut pickle = Pickle { bytes: vec![0x80, 2], storages: Vec::new() };
     pickle.item(root);
     pickle.bytes.push(b'.');
@@ -93,10 +93,10 @@ fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), Problem> 
     Ok(())
 }
 
-fn problem(error: ZipError) -> Problem {
+fn problem(error: ZipError) -> ErrorKind {
     match error {
-        ZipError::Io(e) => Problem::Io(e),
-        other => Problem::malformed("archive", other.to_string()),
+        ZipError::Io(e) => ErrorKind::Io(e),
+        other => ErrorKind::malformed("archive", other.to_string()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::{app, listed};
 use crate::{
     cli::common::print,
-    cloud::{Settings, modal},
+    cloud::{CloudSettings, modal},
 };
 
 /// Runs it: a line for each thing, and for what fails the command that mends it.
@@ -13,7 +13,7 @@ use crate::{
 /// # Errors
 /// When nobody reads it.
 pub fn run() -> anyhow::Result<ExitCode> {
-    let settings = Settings::default();
+    let settings = CloudSettings::default();
     let mut ok = true;
     let mut say = |name: &str, found: Result<String, String>| {
         let (word, about) = match &found {
@@ -44,7 +44,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
 /// Whether Modal's client can load the app, all of it: the program for its image is looked at then.
 fn loads() -> Result<String, String> {
     let app = app().map_err(|error| error.to_string())?;
-    modal::ask_app(&app, &["check"]).map_err(|error| error.to_string())?;
+    modal::run_app_captured(&app, &["check"]).map_err(|error| error.to_string())?;
     let program = app.program.as_ref().map_or_else(
         || "whose program is built from this clone".to_owned(),
         |path| format!("with {}", path.display()),

@@ -11,9 +11,9 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 use sha2::{Digest, Sha256};
 
-use super::plan::Where;
+use super::plan::GpuArgs;
 use crate::{
-    cloud::{App, Settings, modal},
+    cloud::{CloudSettings, ModalApp, modal},
     data::hex,
     plan::{Prices, rules},
 };
@@ -45,7 +45,7 @@ enum Command {
 
 /// Where, how long and for how much something is trained.
 #[derive(clap::Args, Debug)]
-struct Bounds {
+struct CostLimits {
     /// The longest that one attempt may take, such as 4h, or in seconds; at most 24h [default: by the plan]
     #[arg(long, value_parser = seconds, value_name = "TIME", help_heading = "Cloud")]
     timeout: Option<Duration>,
@@ -63,20 +63,20 @@ struct Bounds {
     dry_run: bool,
 }
 
-impl Bounds {
+impl CostLimits {
     /// What is paid there.
     ///
     /// # Errors
     /// When the price list makes no sense.
-    fn prices(&self, asked: &Where) -> anyhow::Result<Prices> {
+    fn prices(&self, asked: &GpuArgs) -> anyhow::Result<Prices> {
         let prices = asked.prices()?;
-        let dearer = Settings::default().price.region;
+        let dearer = CloudSettings::default().price.region;
         Ok(if self.region.is_some() { prices.times(dearer) } else { prices })
     }
 
     /// # Errors
     /// Naming the first flag that makes no sense.
-    fn validate(&self, max_retries: u64, settings: &Settings) -> anyhow::Result<()> {
+    fn validate(&self, max_retries: u64, settings: &CloudSettings) -> anyhow::Result<()> {
         let longest = Duration::from_secs_f64(settings.time.longest_attempt_s);
         // Enough to begin, to get on a little, and to stop.
         let shortest = Duration::from_secs_f64(rules::START_S + settings.time.stop_before_s + 60.0);
@@ -126,12 +126,12 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 }
 
 /// The app's file, and the program for its image.
-fn app() -> anyhow::Result<App> {
-    Ok(App::find(&std::env::current_dir()?)?)
+fn app() -> anyhow::Result<ModalApp> {
+    Ok(ModalApp::find(&std::env::current_dir()?)?)
 }
 
 /// Runs Modal's command line on the app before the user's eyes.
-fn start(app: &App, arguments: &[String]) -> anyhow::Result<ExitCode> {
+fn start(app: &ModalApp, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let status = modal::run_app(app, &arguments)?;
     // Such as that of a run that was stopped and can go on.
@@ -140,7 +140,7 @@ fn start(app: &App, arguments: &[String]) -> anyhow::Result<ExitCode> {
 }
 
 /// What Modal is to be called with to run the app.
-fn modal_run(app: &App, name: &str, detach: bool) -> Vec<String> {
+fn modal_run(app: &ModalApp, name: &str, detach: bool) -> Vec<String> {
     let detach = detach.then(|| "--detach".to_owned());
     let words = [Some("run".to_owned()), detach, Some(format!("--name={}", app_name(name)))];
     words.into_iter().flatten().chain([app.file.to_string_lossy().into_owned()]).collect()
@@ -150,7 +150,7 @@ fn modal_run(app: &App, name: &str, detach: bool) -> Vec<String> {
 /// is not all of the run's name, a hash of it tells it from others.
 fn app_name(run: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
-    let whole = format!("{}-{run}", Settings::default().app.name);
+    let whole = format!("{}-{run}", CloudSettings::default().app.name);
     let name: String = whole.chars().map(plain).collect();
     if name == whole && name.len() <= 64 {
         return name;
@@ -189,7 +189,7 @@ fn listed(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
 
 /// A file of a run that is in the volume at `runs/PATH`, if it is there.
 fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
-    let volume = Settings::default().app.output_volume;
+    let volume = CloudSettings::default().app.output_volume;
     match modal::ask(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
         Err(modal::Error::NotFound(_)) => Ok(None),
         said => said.map(Some),
@@ -209,7 +209,7 @@ fn working(name: &str) -> anyhow::Result<Option<String>> {
 }
 
 /// Refuses to start what an app works on already: two would get into each other's way.
-fn needs_peace(name: &str) -> anyhow::Result<()> {
+fn require_idle(name: &str) -> anyhow::Result<()> {
     match working(&app_name(name))? {
         None => Ok(()),
         Some(app) => bail!("{name}: the app {app} works on it already; modal app stop {app} ends that"),
@@ -217,7 +217,7 @@ fn needs_peace(name: &str) -> anyhow::Result<()> {
 }
 
 /// Refuses to start where there is no data.
-fn needs_data(volume: &str, data: &str) -> anyhow::Result<()> {
+fn require_data(volume: &str, data: &str) -> anyhow::Result<()> {
     let folder = data.trim_start_matches("data").trim_start_matches('/');
     let found = match listed(volume, &format!("/{folder}")) {
         Err(modal::Error::NotFound(_)) => listed(volume, "/").map(|_| Vec::new()),

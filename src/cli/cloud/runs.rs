@@ -9,19 +9,19 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
-use tiny_cats_export::without_temporary_name;
+use tiny_cats_export::strip_temp_name;
 
 use super::{app_name, file, listed, working};
 use crate::{
-    checkpoint::verify::{Options, verify},
+    checkpoint::verify::{VerifyOptions, verify},
     cli::{
         common::{pretty, print},
         table::{clean, table},
     },
-    cloud::{RECORD, Record, Settings, modal},
+    cloud::{CloudRecord, CloudSettings, RECORD, modal},
     sweep::SWEEPS,
     train::folder::{self, LOG, Lock, RUNS, Status as RunStatus},
-    words::counted,
+    words::pluralize,
 };
 
 /// What `tiny-cats cloud status` is called with.
@@ -65,19 +65,19 @@ pub struct Stop {
 }
 
 /// What is printed of a text that comes from elsewhere.
-const MOST: usize = 200;
+const MAX_TEXT: usize = 200;
 
 /// Runs that are asked for at once.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 
 /// Where a run is: its folder below `runs/` in the volume, and what its app is called by.
-struct Place {
+struct RunLocation {
     id: String,
     folder: String,
     app: String,
 }
 
-impl Place {
+impl RunLocation {
     /// That of a run, or of a sweep's job as `sweeps/NAME/JOB`.
     ///
     /// # Errors
@@ -88,40 +88,41 @@ impl Place {
             [run] => (run.to_owned(), run.to_owned()),
             [SWEEPS, sweep, job] => (format!("{SWEEPS}/{sweep}/{job}/{job}"), format!("sweep-{sweep}")),
             [SWEEPS, sweep] => (format!("{SWEEPS}/{sweep}"), format!("sweep-{sweep}")),
-            _ => bail!("{}: expected a run's name, or sweeps/NAME/JOB", clean(id, MOST)),
+            _ => bail!("{}: expected a run's name, or sweeps/NAME/JOB", clean(id, MAX_TEXT)),
         };
         let names = if parts.len() > 1 { &parts[1..] } else { &parts[..] };
         if !names.iter().all(|name| folder::is_id(name)) {
-            bail!("{}: expected a run's name, such as tiny-cats cloud status lists", clean(id, MOST));
+            bail!("{}: expected a run's name, such as tiny-cats cloud status lists", clean(id, MAX_TEXT));
         }
         Ok(Self { id: id.to_owned(), folder, app })
     }
 }
 
 /// A run in the volume, as far as it is known.
-struct Run {
-    place: Place,
-    record: Option<folder::Record>,
-    cloud: Option<Record>,
+struct CloudRun {
+    place: RunLocation,
+    record: Option<folder::RunRecord>,
+    cloud: Option<CloudRecord>,
 }
 
-impl Run {
+impl CloudRun {
     /// # Errors
     /// When Modal cannot be asked, or there is no such run.
     fn load(id: &str) -> anyhow::Result<Self> {
-        let place = Place::of(id)?;
+        let place = RunLocation::of(id)?;
         let (record, cloud) = (file(&place.folder, folder::RECORD)?, file(&place.folder, RECORD)?);
         if record.is_none() && cloud.is_none() {
-            let volume = Settings::default().app.output_volume;
+            let volume = CloudSettings::default().app.output_volume;
             let known = listed(&volume, "/runs").unwrap_or_default();
             let others = known.iter().map(|entry| entry.0.as_str()).filter(|other| *other != id);
             let near = tiny_cats_export::closest(id, others);
-            let near = near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MOST)));
+            let near =
+                near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MAX_TEXT)));
             bail!("{id}: there is no such run in the volume {volume}{near}");
         }
         let record = record.map(|text| serde_json::from_slice(&text)).transpose();
         let record = record.with_context(|| format!("{id}/{}", folder::RECORD))?;
-        let cloud = cloud.map(|text| Record::parse(&Path::new(id).join(RECORD), &text)).transpose()?;
+        let cloud = cloud.map(|text| CloudRecord::parse(&Path::new(id).join(RECORD), &text)).transpose()?;
         Ok(Self { place, record, cloud })
     }
 
@@ -134,7 +135,7 @@ impl Run {
     fn status(&self) -> &str {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         match (&self.cloud, &self.record) {
-            (Some(cloud), _) => cloud.status_at(now, Settings::default().time.heartbeat_s),
+            (Some(cloud), _) => cloud.status_at(now, CloudSettings::default().time.heartbeat_s),
             (None, Some(record)) if record.status == RunStatus::Finished => "finished",
             _ => "unknown",
         }
@@ -160,11 +161,11 @@ impl Run {
 /// When Modal cannot be asked, or there is no such run.
 pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     if let Some(run) = &args.run {
-        let run = Run::load(run)?;
+        let run = CloudRun::load(run)?;
         print(&if args.json { pretty(&run.json())? } else { about(&run) })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let volume = Settings::default().app.output_volume;
+    let volume = CloudSettings::default().app.output_volume;
     let entries = match listed(&volume, "/runs") {
         Err(modal::Error::NotFound(_)) => Vec::new(),
         entries => entries?,
@@ -177,10 +178,10 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     // Names begin with the time, unless they were given.
     names.sort();
     let newest = names.split_off(names.len().saturating_sub(args.count));
-    let mut runs: Vec<anyhow::Result<Run>> = Vec::new();
-    for some in newest.chunks(AT_ONCE) {
+    let mut runs: Vec<anyhow::Result<CloudRun>> = Vec::new();
+    for some in newest.chunks(MAX_CONCURRENT) {
         std::thread::scope(|scope| {
-            let asked: Vec<_> = some.iter().map(|name| scope.spawn(|| Run::load(name))).collect();
+            let asked: Vec<_> = some.iter().map(|name| scope.spawn(|| CloudRun::load(name))).collect();
             let gone = || Err(anyhow::anyhow!("could not be asked for"));
             runs.extend(asked.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())));
         });
@@ -191,7 +192,7 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     }
     let both = newest.iter().zip(&runs);
     if args.json {
-        let row = |(name, run): (&String, &anyhow::Result<Run>)| match run {
+        let row = |(name, run): (&String, &anyhow::Result<CloudRun>)| match run {
             Ok(run) => run.json(),
             Err(error) => json!({"id": name, "status": "unreadable", "error": error.to_string()}),
         };
@@ -206,12 +207,12 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(name: &str, run: &anyhow::Result<Run>) -> Vec<String> {
+fn row(name: &str, run: &anyhow::Result<CloudRun>) -> Vec<String> {
     let run = match run {
         Ok(run) => run,
         Err(error) => {
             let unknown = vec![String::new(); 6];
-            let (name, error) = (name.to_owned(), clean(&format!("{error:#}"), MOST));
+            let (name, error) = (name.to_owned(), clean(&format!("{error:#}"), MAX_TEXT));
             return [vec![name, "unreadable".into()], unknown, vec![error]].concat();
         }
     };
@@ -225,11 +226,11 @@ fn row(name: &str, run: &anyhow::Result<Run>) -> Vec<String> {
         cloud.preemptions.to_string(),
         format!("{:.2}", cloud.seconds / 3600.0),
         cloud.dollars.map_or_else(String::new, |dollars| format!("{dollars:.2}")),
-        clean(run.error(), MOST),
+        clean(run.error(), MAX_TEXT),
     ]
 }
 
-fn about(run: &Run) -> String {
+fn about(run: &CloudRun) -> String {
     let mut said = format!("run       {}\nstatus    {}\n", run.place.id, clean(run.status(), 20));
     if let Some(record) = &run.record {
         said += &format!("task      {}\nsteps     {}\n", clean(&record.task, 20), run.steps());
@@ -238,7 +239,7 @@ fn about(run: &Run) -> String {
         }
     }
     if let Some(cloud) = &run.cloud {
-        said += &format!("cloud     {}\n", clean(&cloud.line(), MOST));
+        said += &format!("cloud     {}\n", clean(&cloud.line(), MAX_TEXT));
         for attempt in &cloud.attempts {
             let hours = attempt.ended.map_or_else(
                 || "now".to_owned(),
@@ -249,7 +250,7 @@ fn about(run: &Run) -> String {
         }
     }
     if !run.error().is_empty() {
-        said += &format!("error     {}\n", clean(run.error(), MOST));
+        said += &format!("error     {}\n", clean(run.error(), MAX_TEXT));
     }
     said
 }
@@ -259,7 +260,7 @@ fn about(run: &Run) -> String {
 /// # Errors
 /// When Modal cannot be asked, or there is no such run.
 pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
-    let place = Place::of(&args.run)?;
+    let place = RunLocation::of(&args.run)?;
     if args.follow {
         let Some(app) = working(&app_name(&place.app))? else {
             bail!("{}: no container works on it now", place.id)
@@ -267,7 +268,7 @@ pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
         let status = modal::run(&["app", "logs", "--follow", &app])?;
         return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let run = Run::load(&args.run)?;
+    let run = CloudRun::load(&args.run)?;
     let text =
         file(&place.folder, LOG)?.with_context(|| format!("{}: it has said nothing yet", run.place.id))?;
     // What came from elsewhere cannot change the terminal.
@@ -282,7 +283,7 @@ pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// When Modal cannot be asked, or nothing works on the run.
 pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
-    let place = Place::of(&args.run)?;
+    let place = RunLocation::of(&args.run)?;
     let Some(app) = working(&app_name(&place.app))? else {
         bail!("{}: no container works on it; tiny-cats cloud status says how it stands", place.id);
     };
@@ -299,19 +300,19 @@ pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// When Modal cannot be asked, the run is not finished, or what came is not what was released.
 pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
-    let run = Run::load(&args.run)?;
+    let run = CloudRun::load(&args.run)?;
     let (id, there) = (&run.place.id, &run.place.folder);
     if !run.is_finished() {
         bail!("{}: is not finished: {} at step {}", id, clean(run.status(), 20), run.steps());
     }
     let folder = args.runs_dir.join(Path::new(there).file_name().unwrap_or_default());
-    let begun = |record: &folder::Record| record.begun;
-    if let Ok(here) = folder::Record::load(&folder)
+    let begun = |record: &folder::RunRecord| record.begun;
+    if let Ok(here) = folder::RunRecord::load(&folder)
         && Some(here.begun) != run.record.as_ref().map(begun)
     {
         bail!("{}: another run of this name is here; --runs-dir can name another place", folder.display());
     }
-    let volume = Settings::default().app.output_volume;
+    let volume = CloudSettings::default().app.output_volume;
     let entries = listed(&volume, &format!("/runs/{there}"))?;
     let wanted = |name: &String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -324,7 +325,7 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
     let names: Vec<String> = entries.into_iter().filter(|e| !e.1).map(|e| e.0).filter(wanted).collect();
     std::fs::create_dir_all(&args.runs_dir).with_context(|| args.runs_dir.display().to_string())?;
     let stage = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&args.runs_dir);
-    let stage = stage.map_err(without_temporary_name).with_context(|| args.runs_dir.display().to_string())?;
+    let stage = stage.map_err(strip_temp_name).with_context(|| args.runs_dir.display().to_string())?;
     for name in &names {
         let to = stage.path().join(name);
         modal::ask(&["volume", "get", &volume, &format!("runs/{there}/{name}"), &to.to_string_lossy()])?;
@@ -338,7 +339,7 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
         bail!("{}: there is no released file, which a finished run has", id);
     }
     for name in released {
-        let options = Options::default();
+        let options = VerifyOptions::default();
         let report = verify(&stage.path().join(name), &options);
         if let Some(problem) = report.problems.first() {
             bail!("{name} is not kept: {problem}");
@@ -354,7 +355,7 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
         let to = folder.join(name);
         std::fs::rename(stage.path().join(name), &to).with_context(|| to.display().to_string())?;
     }
-    print(&format!("{}: {}\n", folder.display(), counted(names.len(), "file")))?;
+    print(&format!("{}: {}\n", folder.display(), pluralize(names.len(), "file")))?;
     std::io::stdout().flush()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,17 +9,17 @@ use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 
 use super::{
-    Bounds, app, file, modal_run, needs_data, needs_peace, shell, start,
-    train::{Expected, bounds, chosen, in_volume, retries},
+    CostLimits, app, file, modal_run, require_data, require_idle, shell, start,
+    train::{ExpectedCost, bounds, chosen, retries, volume_path},
 };
 use crate::{
     cli::{
         common::print,
-        plan::{HEADS, PHOTOS, Where, hours, money},
+        plan::{GpuArgs, HEADS, PHOTOS, hours, money},
         sweep::{load, tell, training},
     },
-    cloud::{Settings, modal},
-    sweep::{End, Job, LEDGER, Ledger, SWEEPS, Sweep, Task},
+    cloud::{CloudSettings, modal},
+    sweep::{Job, STATE_FILE, SWEEPS, Sweep, SweepResult, SweepState, TaskKind},
 };
 
 /// What `tiny-cats cloud sweep` is called with.
@@ -44,9 +44,9 @@ pub struct Args {
     #[arg(long, requires = "results")]
     json: bool,
     #[command(flatten)]
-    where_to: Where,
+    gpu_args: GpuArgs,
     #[command(flatten)]
-    bounds: Bounds,
+    bounds: CostLimits,
 }
 
 /// Runs it.
@@ -54,7 +54,7 @@ pub struct Args {
 /// # Errors
 /// When something makes no sense, is not there or costs too much, before anything is started; whatever Modal says.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let settings = Settings::default();
+    let settings = CloudSettings::default();
     args.bounds.validate(args.max_retries.unwrap_or(0), &settings)?;
     let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
     if !args.file.components().all(inside) {
@@ -67,23 +67,23 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.results {
         return results(&sweep, &jobs, args.json);
     }
-    let prices = args.bounds.prices(&args.where_to)?;
-    let usual = if sweep.task == Task::Dit { HEADS } else { PHOTOS };
+    let prices = args.bounds.prices(&args.gpu_args)?;
+    let usual = if sweep.task == TaskKind::Dit { HEADS } else { PHOTOS };
     let (mut all, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
     for job in &jobs {
         let job = training(&sweep, job)?;
-        data = in_volume(job.data())?;
-        let (pictures, _) = args.where_to.pictures(job.data(), usual)?;
+        data = volume_path(job.data())?;
+        let (pictures, _) = args.gpu_args.pictures(job.data(), usual)?;
         // What suits the first has to suit the others, since all have the same.
-        let asked = Where {
-            gpu: if gpus.is_empty() { args.where_to.gpu.clone() } else { gpus.clone() },
-            ..args.where_to.clone()
+        let asked = GpuArgs {
+            gpu: if gpus.is_empty() { args.gpu_args.gpu.clone() } else { gpus.clone() },
+            ..args.gpu_args.clone()
         };
         let estimates = chosen(&asked, &job.workload(&pictures)?, &settings, &prices)?;
         gpus = estimates.iter().map(|e| e.gpu.to_string()).collect();
         all.push(estimates);
     }
-    let expected: Vec<Expected> = all.iter().map(|estimates| Expected::of(estimates)).collect();
+    let expected: Vec<ExpectedCost> = all.iter().map(|estimates| ExpectedCost::of(estimates)).collect();
     let dollars: Option<f64> = expected.iter().map(|e| e.dollars).sum();
     let longest = expected.iter().map(|e| e.hours).fold(0.0, f64::max);
     let together: f64 = expected.iter().map(|e| e.hours).sum();
@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some((most, dollars)) = args.bounds.max_cost.zip(dollars) {
         // To each job as much of it as is expected of all.
         let share =
-            |e: &Expected| ((e.dollars.unwrap_or(0.0) * most / dollars * 1e4).floor() / 1e4).max(1e-4);
+            |e: &ExpectedCost| ((e.dollars.unwrap_or(0.0) * most / dollars * 1e4).floor() / 1e4).max(1e-4);
         let shares: Map<String, Value> =
             jobs.iter().zip(&expected).map(|(job, e)| (job.name.clone(), share(e).into())).collect();
         call.push(format!("--shares={}", Value::Object(shares)));
@@ -128,9 +128,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     modal::version()?;
     modal::ask(&["token", "info"])?;
-    needs_peace(&format!("sweep-{}", sweep.name))?;
+    require_idle(&format!("sweep-{}", sweep.name))?;
     if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
-        needs_data(&settings.app.data_volume, &data)?;
+        require_data(&settings.app.data_volume, &data)?;
     }
     start(&app, &call)
 }
@@ -138,10 +138,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Prints what the sweep's jobs there have come to.
 fn results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> {
     let there = format!("{SWEEPS}/{}", sweep.name);
-    let text = file(&there, LEDGER)?
+    let text = file(&there, STATE_FILE)?
         .with_context(|| format!("{there}: no job of this sweep has ended in the volume"))?;
     let copy = tempfile::tempdir()?;
-    std::fs::write(copy.path().join(LEDGER), text)?;
-    let ledger = Ledger::open(copy.path(), sweep, jobs)?;
-    tell(sweep, &End { folder: format!("runs/{there}").into(), ledger, stopped: false }, json)
+    std::fs::write(copy.path().join(STATE_FILE), text)?;
+    let ledger = SweepState::open(copy.path(), sweep, jobs)?;
+    tell(sweep, &SweepResult { folder: format!("runs/{there}").into(), ledger, stopped: false }, json)
 }

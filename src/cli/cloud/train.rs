@@ -6,20 +6,20 @@ use anyhow::{Context, bail};
 use clap::{ArgMatches, CommandFactory, parser::ValueSource};
 use serde_json::{Map, Value, json};
 
-use super::{Bounds, app, file, modal_run, needs_data, needs_peace, shell, start};
+use super::{CostLimits, app, file, modal_run, require_data, require_idle, shell, start};
 use crate::{
     cli::{
         Cli,
         common::print,
-        plan::{HEADS, PHOTOS, Where, hours, money},
+        plan::{GpuArgs, HEADS, PHOTOS, hours, money},
         train::{
             classifier,
-            config::{Resolved, training},
+            config::{ResolvedConfig, training},
             dit,
         },
     },
-    cloud::{Record, Settings, modal},
-    plan::{Estimate, Prices, Verdict, Workload, attempts, choose, estimate},
+    cloud::{CloudRecord, CloudSettings, modal},
+    plan::{Estimate, Feasibility, Prices, Workload, attempts, choose, estimate},
     train::folder::{self, Status},
 };
 
@@ -27,32 +27,32 @@ use crate::{
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
-    task: Task,
+    task: TaskCommand,
 }
 
 #[derive(clap::Subcommand, Debug)]
-enum Task {
+enum TaskCommand {
     /// TinyDiT, the generator.
-    Dit(Box<Of<dit::Args>>),
+    Dit(Box<TaskArgs<dit::Args>>),
     /// A ResNet, the classifier.
-    Classifier(Box<Of<classifier::Args>>),
+    Classifier(Box<TaskArgs<classifier::Args>>),
 }
 
 #[derive(clap::Args, Debug)]
-struct Of<T: clap::Args> {
+struct TaskArgs<T: clap::Args> {
     #[command(flatten)]
     train: T,
     #[command(flatten)]
-    where_to: Where,
+    gpu_args: GpuArgs,
     #[command(flatten)]
-    bounds: Bounds,
+    bounds: CostLimits,
 }
 
 /// Flags that the container sets, so that a run can be gone on with.
-const DECIDED: [&str; 8] =
+const SET_BY_CONTAINER: [&str; 8] =
     ["runs_dir", "output", "resume", "max_time", "device", "cache", "no_cache", "log_file"];
 /// Flags of which the container is told in another way.
-const TOLD: [&str; 3] = ["data", "max_retries", "gpus"];
+const PASSED_SEPARATELY: [&str; 3] = ["data", "max_retries", "gpus"];
 
 /// Runs it.
 ///
@@ -61,18 +61,18 @@ const TOLD: [&str; 3] = ["data", "max_retries", "gpus"];
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (_, matches) = training(matches).context("the task's arguments")?;
     match &args.task {
-        Task::Dit(of) => {
+        TaskCommand::Dit(of) => {
             of.train.validate()?;
-            let data = in_volume(of.train.data())?;
-            let pictures = of.where_to.pictures(of.train.data(), HEADS)?;
-            Training { task: "dit", data, matches, where_to: &of.where_to, bounds: &of.bounds }
+            let data = volume_path(of.train.data())?;
+            let pictures = of.gpu_args.pictures(of.train.data(), HEADS)?;
+            Training { task: "dit", data, matches, gpu_args: &of.gpu_args, bounds: &of.bounds }
                 .begin(&of.train.workload(&pictures.0)?, &pictures.1)
         }
-        Task::Classifier(of) => {
+        TaskCommand::Classifier(of) => {
             of.train.validate()?;
-            let data = in_volume(of.train.data())?;
-            let pictures = of.where_to.pictures(of.train.data(), PHOTOS)?;
-            Training { task: "classifier", data, matches, where_to: &of.where_to, bounds: &of.bounds }
+            let data = volume_path(of.train.data())?;
+            let pictures = of.gpu_args.pictures(of.train.data(), PHOTOS)?;
+            Training { task: "classifier", data, matches, gpu_args: &of.gpu_args, bounds: &of.bounds }
                 .begin(&of.train.workload(&pictures.0)?, &pictures.1)
         }
     }
@@ -82,7 +82,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// When it is none.
-pub fn in_volume(data: &std::path::Path) -> anyhow::Result<String> {
+pub fn volume_path(data: &std::path::Path) -> anyhow::Result<String> {
     let text = data.to_str().unwrap_or_default().trim_end_matches('/');
     let inside = text.strip_prefix("data/").is_some_and(|rest| {
         !rest.is_empty() && rest.split('/').all(|part| !part.is_empty() && part != ".." && part != ".")
@@ -101,25 +101,25 @@ struct Training<'a> {
     task: &'static str,
     data: String,
     matches: &'a ArgMatches,
-    where_to: &'a Where,
-    bounds: &'a Bounds,
+    gpu_args: &'a GpuArgs,
+    bounds: &'a CostLimits,
 }
 
 impl Training<'_> {
     fn begin(&self, workload: &Workload, about: &str) -> anyhow::Result<ExitCode> {
-        let settings = Settings::default();
+        let settings = CloudSettings::default();
         let arguments = self.arguments()?;
         let said: Option<u64> = self
             .on_command_line("max_retries")
             .then(|| self.matches.get_one::<u32>("max_retries").copied().unwrap_or(0).into());
         self.bounds.validate(said.unwrap_or(0), &settings)?;
-        let prices = self.bounds.prices(self.where_to)?;
-        let chosen = chosen(self.where_to, workload, &settings, &prices)?;
+        let prices = self.bounds.prices(self.gpu_args)?;
+        let chosen = chosen(self.gpu_args, workload, &settings, &prices)?;
         let run = self.matches.get_one::<String>("run_id").cloned();
         let named = run.is_some();
         let run =
             run.unwrap_or_else(|| folder::fresh(std::path::Path::new(""), self.task).display().to_string());
-        let expected = Expected::of(&chosen);
+        let expected = ExpectedCost::of(&chosen);
         let timeout = self.bounds.timeout.map_or(expected.timeout_s, |time| time.as_secs());
         let retries = retries(&chosen, timeout, said, &settings)?;
         print(&format!(
@@ -139,26 +139,26 @@ impl Training<'_> {
         call.extend(bounds(&chosen, timeout, retries, self.bounds));
         call.extend(arguments);
         if self.bounds.dry_run {
-            self.affordable(&expected, None)?;
+            self.check_budget(&expected, None)?;
             print(&format!("{}\n", shell(&call)))?;
             return Ok(ExitCode::SUCCESS);
         }
         modal::version()?;
         modal::ask(&["token", "info"])?;
         let known = if named { known(&run)? } else { None };
-        if let Some(Known { record, .. }) = &known
+        if let Some(ExistingRun { record, .. }) = &known
             && record.status == Status::Finished
             && record.steps == workload.steps
         {
             bail!("{run}: is finished; tiny-cats cloud fetch {run} brings it");
         }
         let left = known.as_ref().map(|known| known.left(workload.steps));
-        self.affordable(&expected, left)?;
+        self.check_budget(&expected, left)?;
         if named {
-            needs_peace(&run)?;
+            require_idle(&run)?;
         }
         if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
-            needs_data(&settings.app.data_volume, &self.data)?;
+            require_data(&settings.app.data_volume, &self.data)?;
         }
         print(&format!(
             "tiny-cats cloud status {run} says how it stands, tiny-cats cloud fetch {run} brings it\n"
@@ -173,7 +173,7 @@ impl Training<'_> {
 
     /// The flags that the container's `train` is called with.
     fn arguments(&self) -> anyhow::Result<Vec<String>> {
-        if let Some(id) = DECIDED.into_iter().find(|id| self.on_command_line(id)) {
+        if let Some(id) = SET_BY_CONTAINER.into_iter().find(|id| self.on_command_line(id)) {
             let flag = id.replace('_', "-");
             bail!("--{flag}: is set in the cloud, so that the run can be gone on with");
         }
@@ -181,15 +181,15 @@ impl Training<'_> {
             bail!("--gpus: say it with the GPU, such as --gpu A100:4");
         }
         if let Ok(Some(init)) = self.matches.try_get_one::<std::path::PathBuf>("init") {
-            in_volume(init).context("--init")?;
+            volume_path(init).context("--init")?;
         }
         let command = Cli::command();
-        let resolved = Resolved::new(self.task, &command, self.matches)?;
-        Ok(resolved.arguments(&command, &[&DECIDED[..], &TOLD[..]].concat()))
+        let resolved = ResolvedConfig::new(self.task, &command, self.matches)?;
+        Ok(resolved.arguments(&command, &[&SET_BY_CONTAINER[..], &PASSED_SEPARATELY[..]].concat()))
     }
 
     /// Refuses what is expected to cost more than it may, `left` being the dollars that were spent and the share that is still to be done.
-    fn affordable(&self, expected: &Expected, left: Option<(f64, f64)>) -> anyhow::Result<()> {
+    fn check_budget(&self, expected: &ExpectedCost, left: Option<(f64, f64)>) -> anyhow::Result<()> {
         let Some(most) = self.bounds.max_cost else { return Ok(()) };
         let dollars =
             expected.dollars.context("--max-cost: these GPUs have no price; --prices FILE can give one")?;
@@ -211,7 +211,7 @@ pub fn retries(
     estimates: &[Estimate],
     timeout: u64,
     said: Option<u64>,
-    settings: &Settings,
+    settings: &CloudSettings,
 ) -> anyhow::Result<u64> {
     let needed = estimates.iter().map(|e| attempts(e.computing_s, timeout as f64, settings));
     let needed = needed.max().unwrap_or(1) - 1;
@@ -225,14 +225,14 @@ pub fn retries(
 }
 
 /// What is to be expected of a GPU that is one of several: the worst of all.
-pub struct Expected {
+pub struct ExpectedCost {
     pub hours: f64,
     pub dollars: Option<f64>,
     pub hourly: Option<f64>,
     pub timeout_s: u64,
 }
 
-impl Expected {
+impl ExpectedCost {
     pub fn of(estimates: &[Estimate]) -> Self {
         let most = |of: &dyn Fn(&Estimate) -> f64| estimates.iter().map(of).fold(0.0, f64::max);
         let priced = estimates.iter().all(|e| e.hourly.is_some());
@@ -250,9 +250,9 @@ impl Expected {
 /// # Errors
 /// When there is no such GPU, or one cannot.
 pub fn chosen(
-    asked: &Where,
+    asked: &GpuArgs,
     workload: &Workload,
-    settings: &Settings,
+    settings: &CloudSettings,
     prices: &Prices,
 ) -> anyhow::Result<Vec<Estimate>> {
     let gpus = asked.gpus()?;
@@ -265,8 +265,10 @@ pub fn chosen(
     }
     for Estimate { gpu, verdict, largest_batch, .. } in &estimates {
         match verdict {
-            Verdict::Fits => {}
-            Verdict::TooLarge => bail!("--gpu {gpu}: {}, at most {largest_batch} pictures", verdict.why()),
+            Feasibility::Fits => {}
+            Feasibility::TooLarge => {
+                bail!("--gpu {gpu}: {}, at most {largest_batch} pictures", verdict.why())
+            }
             verdict => bail!("--gpu {gpu}: {}", verdict.why()),
         }
     }
@@ -281,7 +283,7 @@ fn names(estimates: &[Estimate]) -> String {
 }
 
 /// The app's own flags.
-pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &Bounds) -> Vec<String> {
+pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &CostLimits) -> Vec<String> {
     let mut call = vec![
         format!("--gpu={}", names(estimates)),
         format!("--timeout={timeout}"),
@@ -303,23 +305,23 @@ pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &Bound
 }
 
 /// What is known of a run that is there.
-struct Known {
-    record: folder::Record,
+struct ExistingRun {
+    record: folder::RunRecord,
     /// Dollars.
     spent: f64,
 }
 
-impl Known {
+impl ExistingRun {
     /// What was spent, and the share of `steps` that is left.
     fn left(&self, steps: u64) -> (f64, f64) {
         (self.spent, 1.0 - self.record.step.min(steps) as f64 / steps.max(1) as f64)
     }
 }
 
-fn known(run: &str) -> anyhow::Result<Option<Known>> {
+fn known(run: &str) -> anyhow::Result<Option<ExistingRun>> {
     let Some(record) = file(run, folder::RECORD)? else { return Ok(None) };
     let record = serde_json::from_slice(&record).with_context(|| format!("{run}/{}", folder::RECORD))?;
     let cloud =
-        file(run, crate::cloud::RECORD)?.map(|text| Record::parse(run.as_ref(), &text)).transpose()?;
-    Ok(Some(Known { record, spent: cloud.and_then(|cloud| cloud.dollars).unwrap_or(0.0) }))
+        file(run, crate::cloud::RECORD)?.map(|text| CloudRecord::parse(run.as_ref(), &text)).transpose()?;
+    Ok(Some(ExistingRun { record, spent: cloud.and_then(|cloud| cloud.dollars).unwrap_or(0.0) }))
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use tiny_cats_export::{Classifier, Error, Options, write_png};
+use tiny_cats_export::{Classifier, Error, LoadOptions, write_png};
 use tiny_cats_models::pretrained;
 
-use super::{Opened, Part, bar, labels, skipped_json};
+use super::{OpenedModel, SplitArg, bar, labels, skipped_json};
 use crate::{
-    cli::common::{OfModel, Runtime, tell_skipped, write_json},
+    cli::common::{ModelContext, Runtime, warn_skipped, write_json},
     cli::place::writable,
     data::spread,
     evaluate::Classification,
@@ -24,8 +24,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Which photographs
-    #[arg(long, value_enum, default_value_t = Part::Test)]
-    split: Part,
+    #[arg(long, value_enum, default_value_t = SplitArg::Test)]
+    split: SplitArg,
     /// Use that many photographs only, spread over the classes
     #[arg(long, value_name = "N")]
     limit_files: Option<usize>,
@@ -57,9 +57,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.limit_files == Some(0) {
         bail!("--limit-files: expected at least 1, found 0");
     }
-    let opened = Opened::new(args.model.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
-    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
-    let mut classifier = Classifier::from_model(&opened.model, &options).of_model(opened.path.as_deref())?;
+    let opened = OpenedModel::new(args.model.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
+    let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let mut classifier =
+        Classifier::from_model(&opened.model, &options).model_context(opened.path.as_deref())?;
     let data = args.split.open(&args.data)?;
     let known = labels(&data.classes, &classifier.meta().classes);
     let files = spread(&data.files, args.limit_files);
@@ -77,7 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for part in files.chunks(args.batch) {
         let paths: Vec<PathBuf> = part.iter().map(|file| data.root.join(&file.path)).collect();
         for (file, prediction) in
-            part.iter().zip(classifier.classify_files(&paths).of_model(opened.path.as_deref())?)
+            part.iter().zip(classifier.classify_files(&paths).model_context(opened.path.as_deref())?)
         {
             match (prediction, known[file.label as usize]) {
                 (Ok(prediction), Some(truth)) => result.add(truth, &prediction),
@@ -89,7 +90,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         progress.inc(part.len() as u64);
     }
     progress.finish_and_clear();
-    tell_skipped(&skipped);
+    warn_skipped(&skipped);
     if result.total() == 0 {
         bail!("{}: not one of {} photographs could be decoded", args.data.display(), files.len());
     }

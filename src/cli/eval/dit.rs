@@ -6,37 +6,37 @@ use anyhow::{Context, bail};
 use image::RgbImage;
 use serde_json::{Value, json};
 use tiny_cats_export::{
-    Classifier, FeatureExtractor, Generator, META_KEY, Options, Preprocessing, grid, onnx::OnnxFile,
+    Classifier, FeatureExtractor, Generator, LoadOptions, META_KEY, Preprocessing, grid, onnx::OnnxFile,
     write_png,
 };
 use tiny_cats_models::pretrained;
 
 use super::{
-    Opened, Part,
-    drawn::{self, Drawn, Sampling},
+    OpenedModel, SplitArg,
+    drawn::{self, GeneratedSet, Sampling},
     file_name, labels,
-    pictures::{agreement, extract, pictures, pixels, warn_of_judge},
+    pictures::{agreement, extract, pictures, pixels, warn_weak_classifier},
     sha256, skipped_json,
 };
 use crate::{
     checkpoint::is_checkpoint,
-    cli::common::{OfModel, Runtime, tell_skipped, write_json},
+    cli::common::{ModelContext, Runtime, warn_skipped, write_json},
     cli::place::writable,
     data::{Cache, Dataset, Images},
     evaluate::{
-        Comparing, Comparison, Confusion, Interval, Memorisation, NEXT, compare, halves, memorisation,
-        proportional,
+        COPY_NEIGHBORS, CompareOptions, Comparison, Confusion, Interval, Memorization, compare, halves,
+        memorisation, proportional,
     },
 };
 
 /// Unless told otherwise, at most that many pictures are drawn.
-const MOST_DRAWN: usize = 2048;
+const MAX_GENERATED: usize = 2048;
 /// More than anybody has patience for.
 const MAX_SAMPLES: usize = 100_000;
 /// Resamples for intervals, unless told otherwise.
 const RESAMPLES: usize = 200;
 /// With more features, the Fréchet distance's interval would take hours, and is made only when asked for.
-const MOST_RESAMPLED: usize = 512;
+const MAX_RESAMPLED_FEATURES: usize = 512;
 /// Pairs on the sheet, of each kind.
 const PAIRS: usize = 12;
 
@@ -55,8 +55,8 @@ pub struct Args {
     #[arg(long, value_name = "PIXELS", requires = "images")]
     image_size: Option<u32>,
     /// Which real pictures
-    #[arg(long, value_enum, default_value_t = Part::All)]
-    split: Part,
+    #[arg(long, value_enum, default_value_t = SplitArg::All)]
+    split: SplitArg,
     /// Use that many real pictures only, spread over the classes
     #[arg(long, value_name = "N")]
     limit_files: Option<usize>,
@@ -128,15 +128,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(n) = args.limit_files.filter(|&n| n < 2) {
         bail!("--limit-files: expected at least 2, found {n}");
     }
-    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
     let (mut extractor, of_features) = extractor(args, &options)?;
-    let judge = Opened::new(args.classifier.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
-    let mut classifier = Classifier::from_model(&judge.model, &options).of_model(judge.path.as_deref())?;
+    let judge =
+        OpenedModel::new(args.classifier.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
+    let mut classifier =
+        Classifier::from_model(&judge.model, &options).model_context(judge.path.as_deref())?;
     let data = args.split.open(&args.data)?;
     let (drawn, real, by) = match &args.images {
         Some(folder) => {
             let drawn = drawn::from_folder(folder, args.image_size, &data.classes)?;
-            tell_skipped(&drawn.skipped);
+            warn_skipped(&drawn.skipped);
             let Some(first) = drawn.images.first() else {
                 bail!("--images {}: there is no usable picture", folder.display());
             };
@@ -146,19 +148,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         None => draw(args, &options, &data)?,
     };
-    tell_skipped(&real.skipped);
+    warn_skipped(&real.skipped);
     let size = real.size();
     let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
     let paths: Vec<String> = (0..real.len()).map(|i| file_name(real.path(i))).collect();
     let real_images: Vec<RgbImage> = pictures(&real)?;
 
     let real_features = extract(&mut extractor, &real_images, args.batch, "real pictures")
-        .of_model(args.features.as_deref())?;
+        .model_context(args.features.as_deref())?;
     let features = extract(&mut extractor, &drawn.images, args.batch, "drawn pictures")
-        .of_model(args.features.as_deref())?;
-    let how = Comparing {
+        .model_context(args.features.as_deref())?;
+    let how = CompareOptions {
         frechet_resamples: match args.bootstrap {
-            None if features.dims() > MOST_RESAMPLED => 0,
+            None if features.dims() > MAX_RESAMPLED_FEATURES => 0,
             asked => asked.unwrap_or(RESAMPLES),
         },
         kernel_resamples: args.bootstrap.unwrap_or(RESAMPLES),
@@ -170,11 +172,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ..4 => None,
         _ => {
             let [a, b] = halves(&real_features, args.seed)?;
-            Some(compare(&a, &b, &Comparing { frechet_resamples: 0, kernel_resamples: 0, ..how })?)
+            Some(compare(&a, &b, &CompareOptions { frechet_resamples: 0, kernel_resamples: 0, ..how })?)
         }
     };
     let plain = pixels(&real_images, false)?;
-    let near = Nearness {
+    let near = NearestReport {
         pixels: memorisation(&[&plain, &pixels(&real_images, true)?], &pixels(&drawn.images, false)?)?,
         features: memorisation(&[&real_features], &features)?,
         values: plain.dims(),
@@ -184,7 +186,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .map(|(images, labels)| agreement(&mut classifier, images, labels, &known, args.batch));
     let [by_drawn, by_real] = breeds;
     let (by_drawn, by_real) =
-        (by_drawn.of_model(judge.path.as_deref())?, by_real.of_model(judge.path.as_deref())?);
+        (by_drawn.model_context(judge.path.as_deref())?, by_real.model_context(judge.path.as_deref())?);
 
     println!(
         "{} drawn and {} real pictures ({}) of {size} px, by {} features of {}\n",
@@ -196,7 +198,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     );
     tell(&comparison, floor.as_ref());
     near.tell();
-    tell_breeds(&by_drawn, &by_real, &judge.file);
+    print_breeds(&by_drawn, &by_real, &judge.file);
     for warning in &comparison.warnings {
         eprintln!("warning: {warning}");
     }
@@ -233,9 +235,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Draws pictures of the classes of `data` in their proportions; also returns the real ones, and how it was done.
-fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn, Images, Value)> {
-    let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
-    let mut generator = Generator::from_model(&opened.model, options).of_model(opened.path.as_deref())?;
+fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(GeneratedSet, Images, Value)> {
+    let opened = OpenedModel::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
+    let mut generator =
+        Generator::from_model(&opened.model, options).model_context(opened.path.as_deref())?;
     let classes = generator.meta().classes.clone();
     let known = drawn::known(&args.data, data, &classes)?;
     let real = Images::load(data, generator.meta().image_size as u32, args.limit_files, &Cache::Default)?;
@@ -243,11 +246,11 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
     for label in real.labels().iter().filter_map(|&label| known[label as usize]) {
         counts[label] += 1;
     }
-    let samples = args.samples.unwrap_or(real.len().clamp(2, MOST_DRAWN));
+    let samples = args.samples.unwrap_or(real.len().clamp(2, MAX_GENERATED));
     let counts = proportional(&counts, samples);
     let request = args.sampling.request(args.seed);
     let settings = generator.settings(&request);
-    let mut drawn = drawn::draw(&mut generator, &counts, &request).of_model(opened.path.as_deref())?;
+    let mut drawn = drawn::draw(&mut generator, &counts, &request).model_context(opened.path.as_deref())?;
     // From the generator's labels to the data's.
     let back = labels(&classes, &data.classes);
     drawn.labels.iter_mut().for_each(|label| *label = label.and_then(|label| back[label]));
@@ -267,27 +270,27 @@ fn draw(args: &Args, options: &Options, data: &Dataset) -> anyhow::Result<(Drawn
 }
 
 /// What makes features of pictures, and which file that is.
-fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor, Value)> {
+fn extractor(args: &Args, options: &LoadOptions) -> anyhow::Result<(FeatureExtractor, Value)> {
     let released = (pretrained::CLASSIFIER, "resnet18-breeds.onnx");
-    let of_classifier = |path: Option<&Path>| -> anyhow::Result<_> {
+    let classifier_cases = |path: Option<&Path>| -> anyhow::Result<_> {
         if args.features_resize.is_some() || args.features_mean.is_some() || args.features_std.is_some() {
             bail!(
                 "--features-resize, --features-mean, --features-std: the file says itself how pictures are prepared"
             );
         }
-        let opened = Opened::new(path, released)?;
-        let extractor = FeatureExtractor::from_classifier(&opened.model, options).of_model(path)?;
+        let opened = OpenedModel::new(path, released)?;
+        let extractor = FeatureExtractor::from_classifier(&opened.model, options).model_context(path)?;
         Ok((extractor, opened.provenance(), "before the last layer"))
     };
     let (extractor, mut from, output) = match args.features.as_deref() {
-        None => of_classifier(None)?,
+        None => classifier_cases(None)?,
         Some(path) if is_checkpoint(path).with_context(|| path.display().to_string())? => {
-            of_classifier(Some(path))?
+            classifier_cases(Some(path))?
         }
         Some(path) => {
             let file = OnnxFile::open(path)?;
             if file.metadata().contains_key(META_KEY) {
-                of_classifier(Some(path))?
+                classifier_cases(Some(path))?
             } else {
                 let preprocessing = |size| {
                     let default = Preprocessing::imagenet(size);
@@ -298,7 +301,7 @@ fn extractor(args: &Args, options: &Options) -> anyhow::Result<(FeatureExtractor
                     }
                 };
                 let extractor =
-                    FeatureExtractor::from_graph(&file, preprocessing, options).of_model(Some(path))?;
+                    FeatureExtractor::from_graph(&file, preprocessing, options).model_context(Some(path))?;
                 let sha256 = sha256(path).with_context(|| path.display().to_string())?;
                 (extractor, json!({"file": file_name(path), "sha256": sha256}), "the first output")
             }
@@ -356,7 +359,7 @@ fn tell(comparison: &Comparison, floor: Option<&Comparison>) {
     }
 }
 
-fn tell_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
+fn print_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
     let percent =
         |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
     if drawn.total() == 0 {
@@ -370,7 +373,7 @@ fn tell_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
             println!("{name:<39} {:>10} {:>10}", percent(drawn.recall(i)), percent(real.recall(i)));
         }
     }
-    warn_of_judge(real, judge);
+    warn_weak_classifier(real, judge);
     let [low, high] = drawn.interval();
     println!(
         "{:<39} {:>10} {:>10}  (drawn: {} of {}, 95 % interval {:.1} to {:.1} %)",
@@ -385,14 +388,14 @@ fn tell_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
 }
 
 /// How near drawn pictures come to real ones.
-struct Nearness {
-    pixels: Memorisation,
-    features: Memorisation,
+struct NearestReport {
+    pixels: Memorization,
+    features: Memorization,
     /// Values of a picture's pixels.
     values: usize,
 }
 
-impl Nearness {
+impl NearestReport {
     /// From a distance of pixels to the root mean square of their differences.
     fn mean(&self, distance: f64) -> f64 {
         distance / (self.values as f64).sqrt()
@@ -401,7 +404,7 @@ impl Nearness {
     fn tell(&self) {
         let median = "median distance (of real ones to others)";
         println!("\n{:<30} {:>10} {:>10}   {median}", "nearest real picture", "near", "copied");
-        let line = |name: &str, by: &Memorisation, scale: &dyn Fn(f64) -> f64| {
+        let line = |name: &str, by: &Memorization, scale: &dyn Fn(f64) -> f64| {
             let [near, copied] = [by.share, by.copied].map(|share| format!("{:.1} %", 100.0 * share));
             let (median, own) = (scale(by.median), scale(by.training_median));
             println!("{name:<30} {near:>10} {copied:>10}   {median:.3} ({own:.3})");
@@ -411,11 +414,13 @@ impl Nearness {
         println!(
             "near: as the nearest 5 % of real pictures are to each other, and smooth pictures easily are;"
         );
-        println!("copied: at most half as far from one real picture as from the {NEXT} nearest on average");
+        println!(
+            "copied: at most half as far from one real picture as from the {COPY_NEIGHBORS} nearest on average"
+        );
     }
 
     fn report(&self) -> Value {
-        let Memorisation { share, copied, threshold, median, training_median, .. } = &self.pixels;
+        let Memorization { share, copied, threshold, median, training_median, .. } = &self.pixels;
         json!({
             "pixels": {
                 "share": share,

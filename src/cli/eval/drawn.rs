@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use tiny_cats_export::{Generator, Picture, Request, Sampler, decode};
+use tiny_cats_export::{GeneratedImage, Generator, Request, Sampler, decode};
 use walkdir::WalkDir;
 
 use super::{bar, labels};
@@ -26,7 +26,7 @@ pub const MAX_SIZE: u32 = 1024;
 const MAX_BYTES: usize = 4 << 30;
 
 /// Pictures that were drawn by a generator.
-pub struct Drawn {
+pub struct GeneratedSet {
     /// All of one size.
     pub images: Vec<RgbImage>,
     /// For each the class that it was drawn as, where that is known.
@@ -86,14 +86,14 @@ pub fn known(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::Result<
 }
 
 /// Draws `counts[label]` pictures of each class.
-pub fn draw(generator: &mut Generator, counts: &[usize], request: &Request) -> anyhow::Result<Drawn> {
+pub fn draw(generator: &mut Generator, counts: &[usize], request: &Request) -> anyhow::Result<GeneratedSet> {
     let labels: Vec<usize> =
         counts.iter().enumerate().flat_map(|(label, &count)| std::iter::repeat_n(label, count)).collect();
     fits(labels.len(), generator.meta().image_size)?;
     let mut images = Vec::with_capacity(labels.len());
     draw_each(generator, &labels, request, |picture| images.push(picture.image))?;
     let labels = labels.into_iter().map(Some).collect();
-    Ok(Drawn { images, labels, fingerprint: None, skipped: Vec::new() })
+    Ok(GeneratedSet { images, labels, fingerprint: None, skipped: Vec::new() })
 }
 
 /// Draws a picture of each of `labels`, numbered from 0, and hands them to `put` in this order.
@@ -101,7 +101,7 @@ pub fn draw_each(
     generator: &mut Generator,
     labels: &[usize],
     request: &Request,
-    mut put: impl FnMut(Picture),
+    mut put: impl FnMut(GeneratedImage),
 ) -> anyhow::Result<()> {
     let progress = bar(labels.len() as u64, "pictures drawn")?;
     let go_on = |_| ControlFlow::Continue(());
@@ -116,7 +116,7 @@ pub fn draw_each(
 
 /// The pictures in a folder and the folders in it, their middle squares made `size` pixels wide; without a size, they must all be squares
 /// of one. Of one in a folder called like a class, or whose name begins like one, that is its class.
-pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyhow::Result<Drawn> {
+pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyhow::Result<GeneratedSet> {
     let mut files = Vec::new();
     let entries = WalkDir::new(folder).sort_by_file_name().into_iter();
     for entry in entries.filter_entry(|entry| entry.depth() == 0 || !is_ignored(entry.file_name())) {
@@ -144,7 +144,8 @@ pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyh
         Ok::<_, String>((square(&bytes)?, <[u8; 32]>::from(Sha256::digest(&bytes))))
     };
     let (mut hash, mut first) = (Sha256::new(), None);
-    let mut drawn = Drawn { images: Vec::new(), labels: Vec::new(), fingerprint: None, skipped: Vec::new() };
+    let mut drawn =
+        GeneratedSet { images: Vec::new(), labels: Vec::new(), fingerprint: None, skipped: Vec::new() };
     let progress = bar(files.len() as u64, "drawn pictures read")?;
     for part in files.chunks(64) {
         let pictures: Vec<Result<_, String>> = part.par_iter().map(read).collect();

@@ -7,21 +7,22 @@ use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::json;
 use tiny_cats_export::{
-    Classifier, FeatureExtractor, Generator, Model, Options, Report, onnx::OnnxFile, sheet, verify, write_png,
+    Classifier, FeatureExtractor, Generator, LoadOptions, Model, VerificationReport, onnx::OnnxFile, sheet,
+    verify, write_png,
 };
 use tiny_cats_models::pretrained;
 
 use super::{
-    Opened,
+    OpenedModel,
     drawn::{self, Sampling},
     labels,
-    pictures::{agreement, extract, pictures, pixels, warn_of_judge},
+    pictures::{agreement, extract, pictures, pixels, warn_weak_classifier},
     skipped_json,
 };
 use crate::{
     cli::place::writable,
     cli::{
-        common::{OfModel, Runtime, tell_skipped, write_json},
+        common::{ModelContext, Runtime, warn_skipped, write_json},
         logging,
     },
     data::{Cache, Dataset, Images, Split},
@@ -83,20 +84,22 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !(1..=MAX_COUNT).contains(&args.count) {
         bail!("--count: expected 1 to {MAX_COUNT}, found {}", args.count);
     }
-    let options = Options { runtime: args.runtime.map(Into::into), batch: args.batch };
+    let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
     let released = (pretrained::CLASSIFIER, "resnet18-breeds.onnx");
-    let of_features = Opened::new(args.classifier.as_deref(), released)?;
+    let of_features = OpenedModel::new(args.classifier.as_deref(), released)?;
     let mut extractor = FeatureExtractor::from_classifier(&of_features.model, &options)
-        .of_model(of_features.path.as_deref())?;
-    let judge = Opened::new(args.judge.as_deref().or(args.classifier.as_deref()), released)?;
-    let mut classifier = Classifier::from_model(&judge.model, &options).of_model(judge.path.as_deref())?;
-    let opened = Opened::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
-    let mut generator = Generator::from_model(&opened.model, &options).of_model(opened.path.as_deref())?;
+        .model_context(of_features.path.as_deref())?;
+    let judge = OpenedModel::new(args.judge.as_deref().or(args.classifier.as_deref()), released)?;
+    let mut classifier =
+        Classifier::from_model(&judge.model, &options).model_context(judge.path.as_deref())?;
+    let opened = OpenedModel::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
+    let mut generator =
+        Generator::from_model(&opened.model, &options).model_context(opened.path.as_deref())?;
     let request = args.sampling.request(args.seed);
     let settings = generator.settings(&request);
 
     let data = Dataset::open(&args.data)?;
-    tell_skipped(&data.skipped);
+    warn_skipped(&data.skipped);
     let classes = generator.meta().classes.clone();
     drawn::known(&args.data, &data, &classes)?;
     let known = labels(&data.classes, &classifier.meta().classes);
@@ -110,7 +113,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             bail!("{}: expected at least 2 {what} pictures, found {found}", args.data.display());
         }
         let images = Images::load(&part, generator.meta().image_size as u32, None, &Cache::Default)?;
-        tell_skipped(&images.skipped);
+        warn_skipped(&images.skipped);
         Ok(images)
     };
     let real = load(&[Split::Validation, Split::Test], "validation and test")?;
@@ -121,7 +124,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let all: Vec<usize> = (0..args.count * classes.len()).map(|i| i % classes.len()).collect();
     let mut drawn = Vec::with_capacity(all.len());
     drawn::draw_each(&mut generator, &all, &request, |picture| drawn.push(picture))
-        .of_model(opened.path.as_deref())?;
+        .model_context(opened.path.as_deref())?;
     let shown = &drawn[..SHOWN.min(args.count) * classes.len()];
     if let Some(path) = &args.sheet {
         write_png(path, &sheet(shown)).with_context(|| path.display().to_string())?;
@@ -137,9 +140,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .unzip();
 
     let blurred: Vec<RgbImage> =
-        training.par_iter().map(|picture| gate::blurred(picture, gate::SIGMA)).collect();
+        training.par_iter().map(|picture| gate::blurred(picture, gate::BLUR_SIGMA_PX)).collect();
     let mut features = |images: &[RgbImage], what: &str| {
-        extract(&mut extractor, images, args.batch, what).of_model(of_features.path.as_deref())
+        extract(&mut extractor, images, args.batch, what).model_context(of_features.path.as_deref())
     };
     let by_features = gate::kernel(
         &features(&held_out, "held-out pictures")?,
@@ -149,7 +152,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         args.seed,
     )?;
     let mut found = |images: &[RgbImage], labels: &[Option<usize>]| {
-        agreement(&mut classifier, images, labels, &known, args.batch).of_model(judge.path.as_deref())
+        agreement(&mut classifier, images, labels, &known, args.batch).model_context(judge.path.as_deref())
     };
     let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
     let (by_drawn, by_real) = (found(&samples, &breeds)?, found(&held_out, &of_real)?);
@@ -181,7 +184,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for criterion in &criteria {
         println!("{}  {criterion}", if criterion.passed { "passed" } else { "FAILED" });
     }
-    warn_of_judge(&by_real, &judge.file);
+    warn_weak_classifier(&by_real, &judge.file);
     if let Some(path) = &args.output {
         let report = json!({
             "evaluation": "gate",
@@ -217,7 +220,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// What verification finds of a generator, whole trajectories included. It names the file without the folders that it lies in.
-fn verified(model: &Model, name: &str) -> tiny_cats_export::Result<Report> {
+fn verified(model: &Model, name: &str) -> tiny_cats_export::Result<VerificationReport> {
     let file = OnnxFile::from_bytes(model.graph()?.bytes().to_vec(), name)?;
     verify(model.meta(), &model.weights()?, &file, true)
 }

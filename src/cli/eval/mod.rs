@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use tiny_cats_export::Model;
 
 use crate::{
-    cli::common::{open_model, tell_repeated, tell_skipped},
+    cli::common::{open_model, warn_duplicates, warn_skipped},
     data::{Dataset, Split, hex},
 };
 
@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Which pictures of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Part {
+enum SplitArg {
     /// Those that measure a chosen model.
     Test,
     /// Those that choose among states.
@@ -68,7 +68,7 @@ enum Part {
     All,
 }
 
-impl Part {
+impl SplitArg {
     fn name(self) -> &'static str {
         match self {
             Self::Test => "test",
@@ -81,8 +81,8 @@ impl Part {
     /// This part of a data set, after it was said what of all was left out.
     fn open(self, path: &Path) -> anyhow::Result<Dataset> {
         let data = Dataset::open(path)?;
-        tell_skipped(&data.skipped);
-        tell_repeated(&data);
+        warn_skipped(&data.skipped);
+        warn_duplicates(&data);
         let part = match self {
             Self::Test => data.part(Split::Test),
             Self::Validation => data.part(Split::Validation),
@@ -97,7 +97,7 @@ impl Part {
 }
 
 /// A model, and which file it is.
-struct Opened {
+struct OpenedModel {
     model: Model,
     /// Where it is; none of the one that comes with this program.
     path: Option<PathBuf>,
@@ -106,7 +106,7 @@ struct Opened {
     sha256: String,
 }
 
-impl Opened {
+impl OpenedModel {
     /// The model in `path`, of any format that this program writes; without one, that in `bytes`.
     fn new(path: Option<&Path>, (bytes, name): (&[u8], &str)) -> anyhow::Result<Self> {
         let Some(path) = path else {

@@ -10,9 +10,9 @@ use crate::{
 };
 
 /// Pixels are compared at this size, or the drawn pictures' own if that is smaller.
-const COMPARED: u32 = 32;
+const COMPARED_SIZE: u32 = 32;
 /// A classifier that finds the breed of a smaller share of real pictures is no judge of drawn ones.
-const TRUSTED: f64 = 0.5;
+const MIN_TRUSTED_ACCURACY: f64 = 0.5;
 
 /// What `extractor` makes of each picture.
 pub fn extract(
@@ -49,7 +49,7 @@ pub fn pictures(images: &Images) -> anyhow::Result<Vec<RgbImage>> {
 
 /// The pixels themselves as features, from −1 (black) to 1, perhaps mirrored.
 pub fn pixels(images: &[RgbImage], mirrored: bool) -> anyhow::Result<Features> {
-    let side = images.first().map_or(1, RgbImage::width).min(COMPARED);
+    let side = images.first().map_or(1, RgbImage::width).min(COMPARED_SIZE);
     let values = images.iter().flat_map(|image| {
         let (width, height) = image.dimensions();
         let mut small = match width == side {
@@ -88,8 +88,8 @@ pub fn agreement(
 }
 
 /// Warns of a classifier that cannot judge drawn pictures, by what it makes of real ones.
-pub fn warn_of_judge(real: &Confusion, judge: &str) {
-    if real.total() > 0 && real.accuracy() < TRUSTED {
+pub fn warn_weak_classifier(real: &Confusion, judge: &str) {
+    if real.total() > 0 && real.accuracy() < MIN_TRUSTED_ACCURACY {
         eprintln!(
             "warning: breed as asked: {judge} finds the breed of {:.1} % of the real pictures at this size, so it is no judge of drawn ones",
             100.0 * real.accuracy()

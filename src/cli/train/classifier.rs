@@ -6,24 +6,24 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::json;
 use tiny_cats_export::write_png;
-use tiny_cats_models::{Network, ResNetConfig, Weights};
+use tiny_cats_models::{NetworkConfig, ResNetConfig, Weights};
 
 use super::{
-    Job, Pictures,
-    common::{Common, MOST_STEPS},
+    ImageCounts, TrainJob,
+    common::{CommonArgs, MAX_STEPS},
     drive, open,
     released::EXTENSIONS,
 };
 use crate::{
-    checkpoint::{self, InitFile, WhichWeights},
+    checkpoint::{self, InitFile, WeightsSelection},
     cli::{
-        common::{tell_skipped, write_json},
+        common::{warn_skipped, write_json},
         logging,
     },
     data::{Photos, Split},
     plan::Workload,
     train::{Classifier, ClassifierOptions},
-    words::counted,
+    words::pluralize,
 };
 
 /// What `tiny-cats train classifier` is called with.
@@ -77,7 +77,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "EPOCHS", help_heading = "Watching")]
     save_interval: u64,
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) common: CommonArgs,
 }
 
 /// What is trained, in which sizes.
@@ -97,8 +97,8 @@ impl Args {
         if self.epochs == 0 {
             bail!("--epochs: expected at least 1, found 0");
         }
-        if self.epochs > MOST_STEPS {
-            bail!("--epochs: expected at most {MOST_STEPS}, found {}", self.epochs);
+        if self.epochs > MAX_STEPS {
+            bail!("--epochs: expected at most {MAX_STEPS}, found {}", self.epochs);
         }
         if let Some(warmup) = self.warmup_epochs.filter(|&warmup| warmup >= self.epochs) {
             bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", self.epochs);
@@ -155,10 +155,10 @@ impl Args {
     ///
     /// # Errors
     /// When there is no such network.
-    pub fn workload(&self, pictures: &Pictures) -> anyhow::Result<Workload> {
+    pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
         let Sizes { network, image_size, crop_size } = self.sizes(pictures.classes)?;
-        let network = Network::ResNet(network);
-        let Pictures { train, validation, test, .. } = pictures.limited(self.common.limit_files);
+        let network = NetworkConfig::ResNet(network);
+        let ImageCounts { train, validation, test, .. } = pictures.limited(self.common.limit_files);
         let averages = self.common.ema_beta.len();
         let batch = self.common.batch_size.min(train);
         let accumulation = self.common.gradient_accumulation_steps;
@@ -167,7 +167,7 @@ impl Args {
         // In the end the released weights are evaluated once more, on test pictures too.
         let looked_at = evaluations as f64 * (validation * averages) as f64 + (validation + test) as f64;
         Ok(Workload {
-            looking_flops: network.cost(image_size)?.flops() as f64 * looked_at,
+            eval_flops: network.cost(image_size)?.flops() as f64 * looked_at,
             network,
             side: crop_size,
             steps,
@@ -184,7 +184,7 @@ impl Args {
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
-pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
+pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let common = &args.common;
     let (folder, name) = output(&args.output)?;
     let device = common.device()?;
@@ -211,7 +211,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
             return Ok(None);
         }
         let photos = Photos::load(&part, options.short_side(), common.limit_files, &common.cache())?;
-        tell_skipped(&photos.skipped);
+        warn_skipped(&photos.skipped);
         photos.notes.iter().for_each(|note| logging::note(note));
         Ok(Some(photos))
     };
@@ -229,8 +229,8 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     logging::say(&format!(
         "{}: {} of {} to train on, {} to validate",
         args.data.display(),
-        counted(train.len(), "photograph"),
-        counted(train.classes.len(), "class"),
+        pluralize(train.len(), "photograph"),
+        pluralize(train.classes.len(), "class"),
         validation.as_ref().map_or(0, |photos| photos.len())
     ));
     let batch = common.batch(train.len());
@@ -243,7 +243,7 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     let mut task = Classifier::new(options, train, validation, device)?;
     let released = drive(&mut task, &plan, common, args.released()?)?;
     let Some(released) = released else { return Ok(()) };
-    let weights = checkpoint::open(&released, WhichWeights::Default)?.weights;
+    let weights = checkpoint::open(&released, WeightsSelection::Default)?.weights;
     for (photos, words) in [(task.validation(), "validation"), (test.as_ref(), "test")] {
         if let Some(photos) = photos {
             evaluate(&task, &weights, photos, words, &folder.join(format!("{name}_{words}")))?;

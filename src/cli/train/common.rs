@@ -10,32 +10,32 @@ use candle_core::Device;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use tiny_cats_models::{Precision, TapeOptions};
 
-use super::Job;
+use super::TrainJob;
 use crate::{
     cli::{
         common::DeviceKind,
         logging::{self, Format},
     },
-    data::{Cache, Level},
+    data::{AugmentLevel, Cache},
     track::{self, Tracker},
     train::{
-        AdamW, Control, MOST_AVERAGES, Patience, Plan, Scaling, Schedule, Shape,
+        AdamW, Control, EarlyStopping, LrScaling, LrShape, MAX_AVERAGES, Schedule, TrainOptions,
         folder::{self, RUNS},
     },
-    words::counted,
+    words::pluralize,
 };
 
 /// Steps, or epochs, of a run: more than anybody waits for, and few enough to count with.
-pub const MOST_STEPS: u64 = 1 << 40;
+pub const MAX_STEPS: u64 = 1 << 40;
 /// Pictures in a micro-batch, and micro-batches in a step, likewise.
-const MOST_ITEMS: usize = 1 << 24;
+const MAX_ITEMS: usize = 1 << 24;
 
 /// What `--tensorboard` without a folder stands for, on the command line as in a configuration.
 const IN_RUN: &str = "true";
 
 /// What both tasks are called with. Defaults that differ are set where the task is.
 #[derive(clap::Args, Debug)]
-pub struct Common {
+pub struct CommonArgs {
     /// A profile (smoke, local, t4, a10, a100, h100) or a TOML file; flags override what it says
     #[arg(long, value_name = "NAME|FILE", help_heading = "Run")]
     pub config: Option<String>,
@@ -84,11 +84,11 @@ pub struct Common {
     #[arg(long, value_name = "LR", help_heading = "Method")]
     pub min_lr: Option<f64>,
     /// What the learning rate does after the warm-up
-    #[arg(long, value_enum, default_value_t = Shape::Cosine, help_heading = "Method")]
-    pub lr_schedule: Shape,
+    #[arg(long, value_enum, default_value_t = LrShape::Cosine, help_heading = "Method")]
+    pub lr_schedule: LrShape,
     /// How the learning rate follows the pictures in a step, --lr being that of 256
-    #[arg(long, value_enum, default_value_t = Scaling::None, help_heading = "Method")]
-    pub lr_scaling: Scaling,
+    #[arg(long, value_enum, default_value_t = LrScaling::None, help_heading = "Method")]
+    pub lr_scaling: LrScaling,
     /// Decay of the weights' moving average, which is released; of two, separated by a comma, the one that is evaluated better
     #[arg(long, required = false, value_delimiter = ',', value_name = "DECAY", help_heading = "Method")]
     pub ema_beta: Vec<f64>,
@@ -108,8 +108,8 @@ pub struct Common {
     #[arg(long, help_heading = "Method")]
     pub gradient_checkpointing: bool,
     /// How much pictures are changed
-    #[arg(long, value_enum, default_value_t = Level::Full, help_heading = "Method")]
-    pub augmentation_level: Level,
+    #[arg(long, value_enum, default_value_t = AugmentLevel::Full, help_heading = "Method")]
+    pub augmentation_level: AugmentLevel,
     /// Stop after this many evaluations without a better one
     #[arg(long, value_name = "N", help_heading = "Method")]
     pub early_stopping_patience: Option<u64>,
@@ -164,7 +164,7 @@ pub struct Common {
     pub deadline: Option<u64>,
 }
 
-impl Common {
+impl CommonArgs {
     /// # Errors
     /// Naming the first flag that makes no sense.
     pub fn validate(&self) -> anyhow::Result<()> {
@@ -173,8 +173,8 @@ impl Common {
                 bail!("--ema-beta: expected 0 or more and less than 1, found {decay}");
             }
         }
-        if self.ema_beta.is_empty() || self.ema_beta.len() > MOST_AVERAGES {
-            bail!("--ema-beta: expected 1 to {MOST_AVERAGES} decays, found {}", self.ema_beta.len());
+        if self.ema_beta.is_empty() || self.ema_beta.len() > MAX_AVERAGES {
+            bail!("--ema-beta: expected 1 to {MAX_AVERAGES} decays, found {}", self.ema_beta.len());
         }
         let not_negative = [
             ("--gradient-clip", self.gradient_clip),
@@ -201,8 +201,8 @@ impl Common {
             ("--batch-size", self.batch_size),
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
         ] {
-            if value > MOST_ITEMS {
-                bail!("{flag}: expected at most {MOST_ITEMS}, found {value}");
+            if value > MAX_ITEMS {
+                bail!("{flag}: expected at most {MAX_ITEMS}, found {value}");
             }
         }
         if let Some(id) = self.run_id.as_ref().filter(|id| !folder::is_id(id)) {
@@ -287,7 +287,7 @@ impl Common {
         if asked > pictures {
             logging::note(&format!(
                 "--batch-size {asked}: there are only {}, so that is the batch",
-                counted(pictures, "picture")
+                pluralize(pictures, "picture")
             ));
         }
         asked.min(pictures)
@@ -315,16 +315,16 @@ impl Common {
     /// grids.
     pub fn plan(
         &self,
-        job: Job,
+        job: TrainJob,
         schedule: Schedule,
         batch: usize,
         betas: [f64; 2],
         [save_interval, sample_interval]: [u64; 2],
         device: Device,
-    ) -> Plan {
+    ) -> TrainOptions {
         let cores = || std::thread::available_parallelism().map_or(1, |n| (n.get() / self.gpus).clamp(1, 8));
-        let patience = |evaluations| Patience { evaluations, min_delta: self.early_stopping_min_delta };
-        Plan {
+        let patience = |evaluations| EarlyStopping { evaluations, min_delta: self.early_stopping_min_delta };
+        TrainOptions {
             folder: job.folder,
             from: job.from,
             schedule,
@@ -344,7 +344,7 @@ impl Common {
             sample_interval,
             log_interval: self.log_interval,
             patience: self.early_stopping_patience.map(patience),
-            most_skipped: self.max_skipped_steps,
+            max_skipped_steps: self.max_skipped_steps,
             seed: self.seed,
             configuration: job.configuration,
             device,
@@ -360,7 +360,7 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
 
 #[cfg(feature = "mlflow")]
 fn mlflow(uri: &str) -> anyhow::Result<Box<dyn Tracker>> {
-    let tracker = track::mlflow::mlflow(uri, track::Patience::default());
+    let tracker = track::mlflow::mlflow(uri, track::DeliveryPolicy::default());
     Ok(Box::new(tracker.map_err(|error| anyhow::anyhow!("{error}"))?))
 }
 

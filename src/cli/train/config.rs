@@ -19,7 +19,7 @@ use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use tiny_cats_export::{closest, excerpt};
 use toml::{Table, Value};
 
-use crate::train::folder::{CONFIGURATION, is_id, read_page};
+use crate::train::folder::{CONFIGURATION, is_id, read_bounded};
 
 /// The profiles that the program brings.
 const PROFILES: [(&str, &str); 6] = [
@@ -64,7 +64,7 @@ const NOT_COMPARED: [&str; 18] = [
 const SIZES: [&str; 5] = ["size", "backbone", "width", "image_size", "crop_size"];
 
 /// Flags of which only one makes sense.
-const PAIRS: [(&str, &str); 3] =
+const CONFLICTING_FLAGS: [(&str, &str); 3] =
     [("init", "no_pretrained"), ("precision", "mixed_precision"), ("cache", "no_cache")];
 
 /// `command` with the defaults of the configuration that `arguments` name by `--config`, where they train.
@@ -94,7 +94,7 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
     let on_command_line = |id: &str| {
         matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine)
     };
-    for (one, other) in PAIRS.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
+    for (one, other) in CONFLICTING_FLAGS.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
         if on_command_line(one) {
             settings.retain(|key, _| id(key) != other);
         }
@@ -140,7 +140,7 @@ fn read(name: &str) -> anyhow::Result<Table> {
             let path = Path::new(name);
             let profiles = PROFILES.map(|profile| profile.0).join(", ");
             let about = || format!("--config {name}: expected a file or one of {profiles}");
-            let text = read_page(path).with_context(about)?;
+            let text = read_bounded(path).with_context(about)?;
             String::from_utf8(text).ok().with_context(|| format!("--config {name}: expected text"))?
         }
     };
@@ -239,12 +239,12 @@ fn subcommand<'a>(command: &'a Command, task: &str) -> &'a Command {
 
 /// What all flags of a task are in the end.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Resolved {
+pub struct ResolvedConfig {
     task: &'static str,
     flags: Table,
 }
 
-impl Resolved {
+impl ResolvedConfig {
     /// What `matches` came to, as far as `command`, that which trains, has such flags.
     ///
     /// # Errors

@@ -4,24 +4,24 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use tiny_cats_models::{Network, TinyDitConfig, tiny_dit::SIZES};
+use tiny_cats_models::{NetworkConfig, TinyDitConfig, tiny_dit::SIZES};
 
 use super::{
-    Job, Pictures,
-    common::{Common, MOST_STEPS},
+    ImageCounts, TrainJob,
+    common::{CommonArgs, MAX_STEPS},
     open,
     released::EXTENSIONS,
 };
 use crate::{
     checkpoint::InitFile,
     cli::{
-        common::{interval, tell_skipped},
+        common::{interval, warn_skipped},
         logging,
     },
     data::{Dataset, Images, Split},
     plan::Workload,
-    train::{DRAWS, Dit, DitOptions, Flow, SAMPLE_ROWS},
-    words::counted,
+    train::{Dit, DitOptions, Flow, SAMPLE_ROWS, VALIDATION_DRAWS},
+    words::pluralize,
 };
 
 /// What `tiny-cats train dit` is called with.
@@ -75,7 +75,7 @@ pub struct Args {
     #[arg(long, default_value = "0.1,0.9", value_name = "FROM,TO", value_parser = interval, help_heading = "Watching")]
     cfg_interval: [f32; 2],
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) common: CommonArgs,
 }
 
 /// Forward passes of a sample: two for guidance at each of Heun's two evaluations in twenty steps.
@@ -92,8 +92,8 @@ impl Args {
         if !self.cfg_scale.is_finite() {
             bail!("--cfg-scale: expected a number, found {}", self.cfg_scale);
         }
-        if self.steps > MOST_STEPS {
-            bail!("--steps: expected at most {MOST_STEPS}, found {}", self.steps);
+        if self.steps > MAX_STEPS {
+            bail!("--steps: expected at most {MAX_STEPS}, found {}", self.steps);
         }
         // The batch is not known yet, and the least number of classes will do.
         self.common.schedule(self.steps, 1, self.warmup_steps, 10_000)?;
@@ -141,20 +141,20 @@ impl Args {
     ///
     /// # Errors
     /// When there is no such network.
-    pub fn workload(&self, pictures: &Pictures) -> anyhow::Result<Workload> {
+    pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
         let network = self.network(pictures.classes)?;
-        let Pictures { train, validation, test, .. } = pictures.limited(self.common.limit_files);
+        let ImageCounts { train, validation, test, .. } = pictures.limited(self.common.limit_files);
         let (train, validation) =
             if self.no_validation { (train + validation + test, 0) } else { (train, validation) };
         let averages = self.common.ema_beta.len();
         let times = |every: u64| if every == 0 { 0.0 } else { self.steps.div_ceil(every) as f64 };
         let saved = if self.save_interval == 0 { self.steps } else { self.save_interval };
-        let evaluations = times(saved) * DRAWS as f64 * (validation * averages) as f64;
+        let evaluations = times(saved) * VALIDATION_DRAWS as f64 * (validation * averages) as f64;
         let samples = times(self.sample_interval) * (SAMPLE_ROWS * network.classes) as f64 * SAMPLE_PASSES;
         let image_size = network.image_size;
         Ok(Workload {
-            looking_flops: network.cost()?.flops() as f64 * (evaluations + samples),
-            network: Network::TinyDit(network),
+            eval_flops: network.cost()?.flops() as f64 * (evaluations + samples),
+            network: NetworkConfig::TinyDit(network),
             side: image_size,
             steps: self.steps,
             batch: self.common.batch_size.min(train),
@@ -170,14 +170,14 @@ impl Args {
 ///
 /// # Errors
 /// When a setting makes no sense, the data cannot be read, or the run stops.
-pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
+pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let common = &args.common;
     let device = common.device()?;
     let data = open(&args.data)?;
     let network = args.network(data.classes.len())?;
     let load = |part: &Dataset| -> anyhow::Result<Images> {
         let images = Images::load(part, network.image_size as u32, common.limit_files, &common.cache())?;
-        tell_skipped(&images.skipped);
+        warn_skipped(&images.skipped);
         images.notes.iter().for_each(|note| logging::note(note));
         Ok(images)
     };
@@ -192,8 +192,8 @@ pub fn run(args: &Args, job: Job) -> anyhow::Result<()> {
     logging::say(&format!(
         "{}: {} in {} to train on, {} to validate",
         args.data.display(),
-        counted(train.len(), "picture"),
-        counted(train.classes.len(), "class"),
+        pluralize(train.len(), "picture"),
+        pluralize(train.classes.len(), "class"),
         validation.as_ref().map_or(0, |images| images.len())
     ));
     let batch = common.batch(train.len());

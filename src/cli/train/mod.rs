@@ -21,21 +21,21 @@ use anyhow::{Context, anyhow};
 use clap::{ArgMatches, CommandFactory};
 
 use self::{
-    common::Common,
-    config::Resolved,
-    report::{Options, Reporter},
-    supervise::{Signals, TRANSIENT, finished_run, supervise},
+    common::CommonArgs,
+    config::ResolvedConfig,
+    report::{ReportOptions, Reporter},
+    supervise::{EXIT_TRANSIENT, Signals, finished_run, supervise},
 };
 use crate::{
     cli::{
-        common::{tell_repeated, tell_skipped},
+        common::{warn_duplicates, warn_skipped},
         logging, place,
     },
     data::{self, Dataset, Split},
     plan::Workload,
     train::{
-        self, Plan, Task,
-        folder::{Record, Status},
+        self, Task, TrainOptions,
+        folder::{RunRecord, Status},
     },
 };
 
@@ -56,7 +56,7 @@ enum Command {
 
 impl Args {
     /// The task's name, and what both tasks are called with.
-    fn common(&self) -> (&'static str, &Common) {
+    fn common(&self) -> (&'static str, &CommonArgs) {
         match &self.command {
             Command::Dit(args) => ("dit", &args.common),
             Command::Classifier(args) => ("classifier", &args.common),
@@ -86,7 +86,7 @@ impl Args {
     ///
     /// # Errors
     /// When there is no such network.
-    pub fn workload(&self, pictures: &Pictures) -> anyhow::Result<Workload> {
+    pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
         match &self.command {
             Command::Dit(args) => args.workload(pictures),
             Command::Classifier(args) => args.workload(pictures),
@@ -107,7 +107,7 @@ impl Args {
 
 /// How many pictures there are to train on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pictures {
+pub struct ImageCounts {
     /// Classes.
     pub classes: usize,
     /// To learn from.
@@ -118,7 +118,7 @@ pub struct Pictures {
     pub test: usize,
 }
 
-impl Pictures {
+impl ImageCounts {
     /// Those in a data folder.
     pub fn of(data: &Dataset) -> Self {
         let [train, validation, test] = Split::ALL.map(|split| data.part(split).files.len());
@@ -133,7 +133,7 @@ impl Pictures {
 }
 
 /// What a training process is to do.
-pub struct Job {
+pub struct TrainJob {
     /// The run's folder.
     folder: PathBuf,
     /// The training state that the run begins from.
@@ -149,7 +149,7 @@ pub struct Job {
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (task, common) = args.common();
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
-    let configuration = Resolved::new(task, &super::Cli::command(), matches)?;
+    let configuration = ResolvedConfig::new(task, &super::Cli::command(), matches)?;
     args.validate()?;
     if common.rank > 0 {
         team::become_follower();
@@ -160,7 +160,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         let places = args.places()?;
         if let Some(folder) = finished_run(common, task, &configuration)? {
             // Otherwise it is gone on with, which writes what is missing.
-            let is_complete = Record::load(&folder).is_ok_and(|record| record.complete);
+            let is_complete = RunRecord::load(&folder).is_ok_and(|record| record.complete);
             if is_complete && released::of_run(&folder, &places) == [true; 2] {
                 let [torch, safetensors] = places.each_ref().map(|place| place.display());
                 logging::say(&format!(
@@ -171,13 +171,13 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             }
         }
         let output = places[0].parent().unwrap_or(Path::new("."));
-        place::writable_folder("--output", output)?;
+        place::check_writable_folder("--output", output)?;
         return supervise(common, task, &configuration);
     };
     let from = Path::new(&common.resume);
     let from =
         Some(from.to_owned()).filter(|from| !["auto", "never"].contains(&&*common.resume) && from.is_file());
-    let job = Job { folder: folder.clone(), from, configuration: configuration.to_toml() };
+    let job = TrainJob { folder: folder.clone(), from, configuration: configuration.to_toml() };
     logging::say(&format!("configuration: {}", configuration.line()));
     let ended = match &args.command {
         Command::Dit(args) => dit::run(args, job),
@@ -188,14 +188,14 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if may_pass(&error) => {
             logging::fail(&super::one_line(&error));
-            Ok(ExitCode::from(TRANSIENT))
+            Ok(ExitCode::from(EXIT_TRANSIENT))
         }
         Err(error) => Err(error),
     }
 }
 
 /// Writes down that nothing is left to do for the run in `folder`.
-fn finished(common: &Common, folder: &Path) -> anyhow::Result<()> {
+fn finished(common: &CommonArgs, folder: &Path) -> anyhow::Result<()> {
     if common.rank == 0 {
         train::folder::complete(folder)?;
     }
@@ -227,15 +227,15 @@ fn open(path: &Path) -> anyhow::Result<Dataset> {
     if let Some(index) = &data.index {
         logging::say(&format!("{}: as indexed", index.display()));
     }
-    tell_skipped(&data.skipped);
-    tell_repeated(&data);
+    warn_skipped(&data.skipped);
+    warn_duplicates(&data);
     Ok(data)
 }
 
 /// Tells glibc to keep freed memory for the next step instead of returning it to the system, which would clear every page anew: a
 /// step of a small network takes a quarter less time.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn keep_freed_memory() {
+fn tune_allocator() {
     for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
         // SAFETY: mallopt changes a limit of the allocator and touches no memory of ours.
         unsafe { libc::mallopt(option, i32::MAX) };
@@ -245,17 +245,17 @@ fn keep_freed_memory() {
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_freed_memory() {}
+fn tune_allocator() {}
 
 /// Trains, reports how it goes, and copies the released files to `places`. Returns where the `.safetensors` is; a process that follows
 /// another writes none.
 fn drive(
     task: &mut dyn Task,
-    plan: &Plan,
-    common: &Common,
+    plan: &TrainOptions,
+    common: &CommonArgs,
     places: [PathBuf; 2],
 ) -> anyhow::Result<Option<PathBuf>> {
-    keep_freed_memory();
+    tune_allocator();
     if common.rank > 0 {
         train::parallel::follow(task, plan, common.rank, common.gpus)?;
         return Ok(None);
@@ -269,7 +269,7 @@ fn drive(
         place::has_room(place, places.len() as u64 * released).with_context(said)?;
     }
     let mut team = team::team(common)?;
-    let reporter = Reporter::new(Options {
+    let reporter = Reporter::new(ReportOptions {
         steps: plan.schedule.steps,
         log_interval: plan.log_interval,
         trackers: common.trackers()?,
@@ -285,9 +285,9 @@ fn drive(
     let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     let stopped = reporter.clone();
     stop::watch(&plan.control, deadline, move || finish(&stopped, Status::Stopped))?;
-    train::keep_memory();
+    train::tune_allocator();
     let own = released::of_run(&plan.folder, &places);
-    let published = train::train_together(task, plan, &mut team, &mut |event| {
+    let published = train::train_distributed(task, plan, &mut team, &mut |event| {
         if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
             reporter.observe(event);
         }

@@ -10,12 +10,12 @@ use std::{
 
 use candle_core::Device;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use painter::{Draw, Painter};
+use painter::{PlotRequest, PlotThread};
 
 use crate::{
     cli::logging,
     memory,
-    track::{Run, Tracker, flat},
+    track::{RunInfo, Tracker, flat},
     train::{
         Event, Step,
         folder::{LOG, Status},
@@ -24,17 +24,17 @@ use crate::{
 };
 
 /// The system is asked for the memory in use no more often than this.
-const MEMORY: Duration = Duration::from_secs(1);
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 /// Waiting for data is worth a word when it takes more than this share of the time.
-const WAITING: f64 = 0.01;
+const MIN_WAIT_SHARE: f64 = 0.01;
 /// The loss curve is drawn no more often than this while nothing else happens.
-const CURVE: Duration = Duration::from_secs(60);
+const CURVE_INTERVAL: Duration = Duration::from_secs(60);
 /// Notes from before a run's folder is known that are kept for its log.
-const MOST_EARLY: usize = 100;
+const MAX_EARLY_LINES: usize = 100;
 
 /// How a run is reported.
 #[derive(Default)]
-pub struct Options {
+pub struct ReportOptions {
     /// Steps in all.
     pub steps: u64,
     /// Steps between lines.
@@ -49,16 +49,16 @@ pub struct Options {
 
 /// Reports a run. What it holds does not grow with the run.
 pub struct Reporter {
-    options: Options,
+    options: ReportOptions,
     bar: ProgressBar,
     /// Somebody looks at the bar.
     terminal: bool,
     /// Since the last line.
-    since: Interval,
+    since: StepWindow,
     memory: Option<(Instant, String)>,
     /// What was said before there was a folder to log to; `None` from then on.
     early: Option<Vec<String>>,
-    painter: Option<Painter>,
+    painter: Option<PlotThread>,
     /// When it began, and after which step.
     began: Option<(Instant, u64)>,
     /// When the curve was drawn last.
@@ -68,14 +68,14 @@ pub struct Reporter {
 
 /// Steps between two lines.
 #[derive(Clone, Copy, Debug, Default)]
-struct Interval {
+struct StepWindow {
     items: u64,
     seconds: f64,
     waited: f64,
     skipped: u64,
 }
 
-impl Interval {
+impl StepWindow {
     fn add(&mut self, step: &Step) {
         self.items += step.items;
         self.seconds += step.seconds;
@@ -91,7 +91,7 @@ impl Interval {
     fn remarks(&self) -> String {
         let mut remarks = String::new();
         let share = self.waited / self.seconds;
-        if share > WAITING {
+        if share > MIN_WAIT_SHARE {
             remarks += &format!("  {:.0} % waiting for data", 100.0 * share);
         }
         if self.skipped > 0 {
@@ -106,15 +106,15 @@ impl Reporter {
     ///
     /// # Errors
     /// Those of the progress bar.
-    pub fn new(options: Options) -> anyhow::Result<Self> {
+    pub fn new(options: ReportOptions) -> anyhow::Result<Self> {
         let style = "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed{prefix}";
         let bar = ProgressBar::new(options.steps).with_style(ProgressStyle::with_template(style)?);
         let terminal = std::io::stderr().is_terminal();
         if terminal {
             bar.enable_steady_tick(Duration::from_millis(500));
         }
-        logging::print_above(&bar);
-        let (since, early) = (Interval::default(), Some(Vec::new()));
+        logging::set_progress_bar(&bar);
+        let (since, early) = (StepWindow::default(), Some(Vec::new()));
         let (memory, painter, drawn) = (None, None, Instant::now());
         let (began, ended) = (None, false);
         Ok(Self { options, bar, terminal, since, memory, early, painter, began, drawn, ended })
@@ -132,7 +132,7 @@ impl Reporter {
                 self.options.steps = steps;
                 self.began = Some((Instant::now(), step));
                 let (id, settings) = (name(folder), flat(settings));
-                let run = Run { id: &id, folder, step, settings: &settings };
+                let run = RunInfo { id: &id, folder, step, settings: &settings };
                 self.options.trackers.iter_mut().for_each(|tracker| tracker.begin(&run));
             }
             Event::Step(step) => self.step(step),
@@ -143,13 +143,13 @@ impl Reporter {
                 self.say(&format!("step {step}  {}{best}", words.join("  ")));
                 let values: Vec<(&str, f64)> = scores.iter().map(|s| (s.name, s.value)).collect();
                 self.track(step, &values);
-                self.draw(Draw { curve: true, samples: None });
+                self.draw(PlotRequest { curve: true, samples: None });
             }
             Event::Sampled { step, picture, path } => {
                 self.say(&format!("wrote {}", path.display()));
                 let trackers = self.options.trackers.iter_mut();
                 trackers.for_each(|tracker| tracker.picture(step, "samples", picture));
-                self.draw(Draw { curve: true, samples: Some(step) });
+                self.draw(PlotRequest { curve: true, samples: Some(step) });
             }
             Event::Wrote(path) => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => {
@@ -167,7 +167,7 @@ impl Reporter {
     /// From here on the run's folder has a log.
     fn begin(&mut self, folder: &Path, step: u64) {
         logging::add_run_file(&folder.join(LOG), self.options.log_format);
-        self.painter = Painter::start(folder, &name(folder), step);
+        self.painter = PlotThread::start(folder, &name(folder), step);
         let word = if step == 0 { "begins" } else { "goes on" };
         self.early.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
         logging::log(&format!("{} {word} with tiny-cats {}", name(folder), env!("CARGO_PKG_VERSION")));
@@ -196,17 +196,17 @@ impl Reporter {
             } else {
                 self.say(&line);
             }
-            self.since = Interval::default();
+            self.since = StepWindow::default();
             let values =
                 [(LOSS, now.loss), ("lr", rate), ("gradient_norm", norm), ("items_per_second", speed)];
             self.track(step, &values);
-            if self.drawn.elapsed() > CURVE {
-                self.draw(Draw { curve: true, samples: None });
+            if self.drawn.elapsed() > CURVE_INTERVAL {
+                self.draw(PlotRequest { curve: true, samples: None });
             }
         }
     }
 
-    fn draw(&mut self, what: Draw) {
+    fn draw(&mut self, what: PlotRequest) {
         self.drawn = Instant::now();
         if let Some(painter) = &self.painter {
             painter.draw(what);
@@ -223,7 +223,7 @@ impl Reporter {
     }
 
     fn keep_early(&mut self, line: &str) {
-        if let Some(early) = self.early.as_mut().filter(|early| early.len() < MOST_EARLY) {
+        if let Some(early) = self.early.as_mut().filter(|early| early.len() < MAX_EARLY_LINES) {
             early.push(line.to_owned());
         }
     }
@@ -232,7 +232,7 @@ impl Reporter {
     fn memory(&mut self) -> String {
         let now = Instant::now();
         if let Some((asked, said)) = &self.memory
-            && now.duration_since(*asked) < MEMORY
+            && now.duration_since(*asked) < MEMORY_INTERVAL
         {
             return said.clone();
         }
@@ -300,16 +300,16 @@ mod tests {
 
     /// What a tracker was told, in words.
     #[derive(Clone, Default)]
-    struct Told(Arc<Mutex<Vec<String>>>);
+    struct RecordingTracker(Arc<Mutex<Vec<String>>>);
 
-    impl Told {
+    impl RecordingTracker {
         fn add(&self, text: String) {
             self.0.lock().unwrap().push(text);
         }
     }
 
-    impl Tracker for Told {
-        fn begin(&mut self, run: &Run) {
+    impl Tracker for RecordingTracker {
+        fn begin(&mut self, run: &RunInfo) {
             self.add(format!("begin {} {} {:?}", run.id, run.step, run.settings));
         }
 
@@ -355,12 +355,12 @@ mod tests {
         let folder = dir.path().join("20261123-224501-dit-7f3a");
         fs::create_dir(&folder).unwrap();
         let own = dir.path().join("own.log");
-        let told = Told::default();
+        let told = RecordingTracker::default();
         logging::add_file(&own, logging::Format::Json).unwrap();
         let (steps, log_interval, format) = (200, 100, logging::Format::Text);
         let trackers: Vec<Box<dyn Tracker>> = vec![Box::new(told.clone())];
         let options =
-            Options { steps, log_interval, trackers, log_format: format, device: Some(Device::Cpu) };
+            ReportOptions { steps, log_interval, trackers, log_format: format, device: Some(Device::Cpu) };
         let mut reporter = Reporter::new(options).unwrap();
         reporter.observe(Event::Note("something from before the folder is known"));
         begin(&mut reporter, &folder, 0, 200);
@@ -430,15 +430,19 @@ mod tests {
     fn a_reporter_does_not_grow_with_the_run_nor_wait_for_its_pictures() {
         let dir = tempfile::tempdir().unwrap();
         let mut metrics = fs::File::create(dir.path().join("metrics.jsonl")).unwrap();
-        let mut reporter =
-            Reporter::new(Options { steps: 1 << 40, log_interval: 1 << 39, ..Options::default() }).unwrap();
+        let mut reporter = Reporter::new(ReportOptions {
+            steps: 1 << 40,
+            log_interval: 1 << 39,
+            ..ReportOptions::default()
+        })
+        .unwrap();
         begin(&mut reporter, dir.path(), 0, 1 << 40);
         let mut run = |from: u64| {
             for n in from..from + 500_000 {
                 reporter.observe(Event::Step(&step(n, 1.0)));
                 if n % 100 == 0 {
                     writeln!(metrics, "{{\"step\":{n},\"loss\":1.0}}").unwrap();
-                    reporter.draw(Draw { curve: true, samples: Some(n) });
+                    reporter.draw(PlotRequest { curve: true, samples: Some(n) });
                 }
             }
             memory::process()

@@ -8,16 +8,16 @@ use std::{
 
 use crate::{
     cli::logging,
-    signals::{self, RESUMABLE},
+    signals::{self, EXIT_RESUMABLE},
     train::Control,
 };
 
 /// By how much a second signal comes after the first. What signals all processes of a run, as systemd and Slurm do, reaches this one twice: by
 /// itself, and from its parent.
-const LATER: Duration = Duration::from_secs(1);
+const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 
 /// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished
-/// one is saved, `finish` is called, and the process ends with [`RESUMABLE`]; a second signal, [`LATER`] than that, ends it at once.
+/// one is saved, `finish` is called, and the process ends with [`EXIT_RESUMABLE`]; a second signal, [`REPEAT_WINDOW`] than that, ends it at once.
 ///
 /// # Errors
 /// When signals cannot be caught.
@@ -51,7 +51,7 @@ pub fn watch(
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 thread::spawn(move || {
-                    thread::sleep(LATER);
+                    thread::sleep(REPEAT_WINDOW);
                     second.store(true, Ordering::SeqCst);
                 });
                 stop(&control, signal_name(signal).unwrap_or("a signal"), &finish);
@@ -77,12 +77,12 @@ fn stop(control: &Control, why: &str, finish: &dyn Fn()) {
                 None => logging::note(&format!("stopped ({why}); there is no step that is not saved")),
             }
             finish();
-            i32::from(RESUMABLE)
+            i32::from(EXIT_RESUMABLE)
         }
         Err(error) => {
             logging::note(&format!("stopped ({why}); the last step could not be saved: {error}"));
             finish();
-            i32::from(RESUMABLE)
+            i32::from(EXIT_RESUMABLE)
         }
     };
     let _ = std::io::stdout().flush();

@@ -16,39 +16,43 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{common::Common, config::Resolved, team};
+use super::{common::CommonArgs, config::ResolvedConfig, team};
 use crate::cli::place::can_write;
 use crate::{
     cli::logging,
-    signals::{self, RESUMABLE},
-    train::folder::{self, LOG, Lock, ParentLock, Record, Status},
+    signals::{self, EXIT_RESUMABLE},
+    train::folder::{self, LOG, Lock, ParentLock, RunRecord, Status},
 };
 
 /// The exit code by which a training process says that its error may pass, and by which its parent says that it did not: EX_IOERR of
 /// sysexits.h.
-pub const TRANSIENT: u8 = 74;
+pub const EXIT_TRANSIENT: u8 = 74;
 
 /// How long a process that trains in the run's folder is waited for, `--retry-max` at most.
-const PATIENCE: Duration = Duration::from_secs(30);
+const SAVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether it has ended.
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// What is said when a signal came first.
-const STOPPED: &str = "stopped before the run began or went on: the same command does so";
+const STOPPED_MESSAGE: &str = "stopped before the run began or went on: the same command does so";
 /// What is said when `--max-time` leaves no time for another try.
 const OUT_OF_TIME: &str = "the time of --max-time is up: the same command goes on";
 
 /// How often memory may be too small: micro-batches of a millionth are no help.
-const MOST_HALVINGS: u32 = 20;
+const MAX_HALVINGS: u32 = 20;
 
 /// Trains in a process of its own, and again where that helps.
 ///
 /// # Errors
 /// When there is nothing to go on from, or no process can be made.
-pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<ExitCode> {
+pub fn supervise(
+    common: &CommonArgs,
+    task: &'static str,
+    configuration: &ResolvedConfig,
+) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch().context("catching signals")?;
     let deadline = common.max_time.map(|time| SystemTime::now() + time);
-    let Some((folder, _lock)) = free_folder(common, task, configuration, &signals)? else {
-        return Ok(ExitCode::from(if signals.stopped() { RESUMABLE } else { TRANSIENT }));
+    let Some((folder, _lock)) = acquire_run_folder(common, task, configuration, &signals)? else {
+        return Ok(ExitCode::from(if signals.stopped() { EXIT_RESUMABLE } else { EXIT_TRANSIENT }));
     };
     let program = std::env::current_exe().context("finding this program")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -68,7 +72,7 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
             .args(&arguments[place..])
             .envs(team::threads(common));
         let status = signals.run(command).with_context(|| program.display().to_string())?;
-        Ok((Ended::of(status, out_of_memory_kills() > kills), states(&folder)))
+        Ok((ChildExit::of(status, out_of_memory_kills() > kills), states(&folder)))
     };
     let wait = |time| {
         let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
@@ -76,10 +80,10 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
         signals.sleep(left.map_or(time, |left| left.min(time))) && in_time
     };
     if signals.stopped() {
-        logging::note(STOPPED);
-        return Ok(ExitCode::from(RESUMABLE));
+        logging::note(STOPPED_MESSAGE);
+        return Ok(ExitCode::from(EXIT_RESUMABLE));
     }
-    let mut keeper = Keeper {
+    let mut keeper = Supervisor {
         common,
         begin,
         wait,
@@ -90,8 +94,8 @@ pub fn supervise(common: &Common, task: &'static str, configuration: &Resolved) 
 }
 
 /// What begins a training process again and again.
-struct Keeper<'a, Begin, Wait, Stopped, Say> {
-    common: &'a Common,
+struct Supervisor<'a, Begin, Wait, Stopped, Say> {
+    common: &'a CommonArgs,
     /// Trains, with micro-batches halved so often: how that ended, and the newest training state.
     begin: Begin,
     /// Waits; whether nothing came between.
@@ -101,9 +105,9 @@ struct Keeper<'a, Begin, Wait, Stopped, Say> {
     say: Say,
 }
 
-impl<Begin, Wait, Stopped, Say, State> Keeper<'_, Begin, Wait, Stopped, Say>
+impl<Begin, Wait, Stopped, Say, State> Supervisor<'_, Begin, Wait, Stopped, Say>
 where
-    Begin: FnMut(u32) -> anyhow::Result<(Ended, State)>,
+    Begin: FnMut(u32) -> anyhow::Result<(ChildExit, State)>,
     Wait: FnMut(Duration) -> bool,
     Stopped: Fn() -> bool,
     Say: FnMut(&str),
@@ -118,34 +122,34 @@ where
                 (newest, retries) = (state, 0);
             }
             let what = match ended {
-                Ended::Code(code) => return Ok(code),
+                ChildExit::Code(code) => return Ok(code),
                 _ if (self.stopped)() => {
-                    (self.say)(STOPPED);
-                    return Ok(RESUMABLE);
+                    (self.say)(STOPPED_MESSAGE);
+                    return Ok(EXIT_RESUMABLE);
                 }
-                Ended::OutOfMemory if halvings < MOST_HALVINGS => {
+                ChildExit::OutOfMemory if halvings < MAX_HALVINGS => {
                     halvings += 1;
                     (self.say)(
                         "out of memory: micro-batches are halved, and there are twice as many in a step",
                     );
                     continue;
                 }
-                Ended::OutOfMemory => "out of memory".to_owned(),
-                Ended::Transient => "the error may pass".to_owned(),
-                Ended::Killed(how) => format!("the training process was {how}"),
+                ChildExit::OutOfMemory => "out of memory".to_owned(),
+                ChildExit::Transient => "the error may pass".to_owned(),
+                ChildExit::Killed(how) => format!("the training process was {how}"),
             };
-            let Common { max_retries, retry_initial, retry_max, .. } = self.common;
+            let CommonArgs { max_retries, retry_initial, retry_max, .. } = self.common;
             if retries == *max_retries {
                 (self.say)(&format!("{what}; given up after {retries} retries"));
-                return Ok(TRANSIENT);
+                return Ok(EXIT_TRANSIENT);
             }
-            let time = back_off(*retry_initial, *retry_max, retries);
+            let time = backoff(*retry_initial, *retry_max, retries);
             retries += 1;
             let seconds = time.as_secs_f64();
             (self.say)(&format!("{what}: going on in {seconds:.1} s (retry {retries} of {max_retries})"));
             if !(self.wait)(time) {
-                (self.say)(if (self.stopped)() { STOPPED } else { OUT_OF_TIME });
-                return Ok(RESUMABLE);
+                (self.say)(if (self.stopped)() { STOPPED_MESSAGE } else { OUT_OF_TIME });
+                return Ok(EXIT_RESUMABLE);
             }
         }
     }
@@ -153,13 +157,13 @@ where
 
 /// The folder of the run, and its lock, as soon as no process trains there: one whose parent was killed saves its state first, and is
 /// waited for. `None` when it does not end in time, or a signal comes, which is said.
-fn free_folder(
-    common: &Common,
+fn acquire_run_folder(
+    common: &CommonArgs,
     task: &'static str,
-    configuration: &Resolved,
+    configuration: &ResolvedConfig,
     signals: &Signals,
 ) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
-    let patience = PATIENCE.min(common.retry_max);
+    let patience = SAVE_TIMEOUT.min(common.retry_max);
     let end = Instant::now() + patience;
     let mut told = false;
     loop {
@@ -181,8 +185,8 @@ fn free_folder(
             ));
             return Ok(None);
         }
-        if !signals.sleep(PAUSE) {
-            logging::note(STOPPED);
+        if !signals.sleep(POLL_INTERVAL) {
+            logging::note(STOPPED_MESSAGE);
             return Ok(None);
         }
     }
@@ -191,9 +195,9 @@ fn free_folder(
 /// The folder of the run, and its lock; `None` where another process trains there. A new run has its record and its configuration from
 /// here on, so that the same command finds it, however early this one ends.
 fn claim(
-    common: &Common,
+    common: &CommonArgs,
     task: &'static str,
-    configuration: &Resolved,
+    configuration: &ResolvedConfig,
 ) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
     let root = &common.runs_dir;
     can_write(root).with_context(|| format!("{}: cannot write there", root.display()))?;
@@ -210,8 +214,8 @@ fn claim(
 }
 
 /// Whether the run in `folder` is of this configuration.
-fn is_same(folder: &Path, configuration: &Resolved) -> bool {
-    let text = folder::read_page(&folder.join(folder::CONFIGURATION)).unwrap_or_default();
+fn is_same(folder: &Path, configuration: &ResolvedConfig) -> bool {
+    let text = folder::read_bounded(&folder.join(folder::CONFIGURATION)).unwrap_or_default();
     configuration.is_same(&String::from_utf8_lossy(&text))
 }
 
@@ -220,9 +224,9 @@ fn is_same(folder: &Path, configuration: &Resolved) -> bool {
 /// # Errors
 /// When the runs' folder cannot be read.
 pub fn finished_run(
-    common: &Common,
+    common: &CommonArgs,
     task: &str,
-    configuration: &Resolved,
+    configuration: &ResolvedConfig,
 ) -> anyhow::Result<Option<PathBuf>> {
     if common.run_id.is_some() || common.resume != "auto" {
         return Ok(None);
@@ -234,7 +238,11 @@ pub fn finished_run(
 }
 
 /// The folder of the run.
-fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> anyhow::Result<PathBuf> {
+fn run_folder(
+    common: &CommonArgs,
+    task: &'static str,
+    configuration: &ResolvedConfig,
+) -> anyhow::Result<PathBuf> {
     if let Some(id) = &common.run_id {
         return Ok(common.runs_dir.join(id));
     }
@@ -242,7 +250,7 @@ fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> 
     match common.resume.as_str() {
         "never" => Ok(fresh()),
         "auto" => {
-            let unfinished = |(path, record): &(PathBuf, Record)| {
+            let unfinished = |(path, record): &(PathBuf, RunRecord)| {
                 record.task == task && record.status != Status::Finished && is_same(path, configuration)
             };
             let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished).map(|(path, _)| path);
@@ -253,7 +261,7 @@ fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> 
         path => {
             let path = PathBuf::from(path);
             if path.is_dir() {
-                Record::load(&path)?.of(&path, task)?;
+                RunRecord::load(&path)?.of(&path, task)?;
                 // A link such as `latest` may point elsewhere tomorrow.
                 let path = path.canonicalize().with_context(|| path.display().to_string())?;
                 return Ok(path);
@@ -270,7 +278,7 @@ fn run_folder(common: &Common, task: &'static str, configuration: &Resolved) -> 
 }
 
 /// How a training process ended.
-enum Ended {
+enum ChildExit {
     /// By itself, with this code.
     Code(u8),
     /// With an error that may pass.
@@ -281,7 +289,7 @@ enum Ended {
     Killed(String),
 }
 
-impl Ended {
+impl ChildExit {
     fn of(status: ExitStatus, memory_was_short: bool) -> Self {
         #[cfg(unix)]
         if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
@@ -294,7 +302,7 @@ impl Ended {
         }
         let _ = memory_was_short;
         match status.code() {
-            Some(code) if code == i32::from(TRANSIENT) => Self::Transient,
+            Some(code) if code == i32::from(EXIT_TRANSIENT) => Self::Transient,
             // A panic: what it was about was said.
             Some(101) => Self::Killed("ended by a panic".to_owned()),
             Some(code) => Self::Code(u8::try_from(code).unwrap_or(1)),
@@ -319,7 +327,7 @@ fn states(folder: &Path) -> Vec<(PathBuf, Option<SystemTime>)> {
 }
 
 /// Exponential back-off, with a part of it left to chance so that many do not come back at once.
-fn back_off(initial: Duration, most: Duration, retries: u32) -> Duration {
+fn backoff(initial: Duration, most: Duration, retries: u32) -> Duration {
     let whole = initial.saturating_mul(1 << retries.min(20)).min(most);
     let mut chance = RandomState::new().build_hasher();
     chance.write_u32(retries);
@@ -327,7 +335,7 @@ fn back_off(initial: Duration, most: Duration, retries: u32) -> Duration {
 }
 
 /// Says it to the user, and in the run's log, if the run got so far as to have one.
-fn say(common: &Common, folder: &Path, line: &str) {
+fn say(common: &CommonArgs, folder: &Path, line: &str) {
     let log = folder.join(LOG);
     if log.is_file() {
         logging::add_run_file(&log, common.log_format);
@@ -403,7 +411,7 @@ impl Signals {
             use std::os::unix::process::CommandExt;
             command.process_group(0);
             // Without its parent, the process saves its state and ends.
-            signals::at_the_end_of_this_process(&mut command, libc::SIGTERM);
+            signals::signal_on_parent_exit(&mut command, libc::SIGTERM);
         }
         let mut child = command.spawn()?;
         self.child.store(child.id(), Ordering::SeqCst);
@@ -458,12 +466,12 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     }
 
     /// What is made of a run whose processes end like these, each having saved the state that stands beside it: the exit code, how often
     /// micro-batches were halved for each, and the waits in seconds.
-    fn kept(flags: &str, ends: Vec<(Ended, u64)>) -> (u8, Vec<u32>, Vec<f64>) {
+    fn kept(flags: &str, ends: Vec<(ChildExit, u64)>) -> (u8, Vec<u32>, Vec<f64>) {
         let needed = "train --batch-size 8 --ema-beta 0.9 --weight-decay 0 --log-interval 1";
         let common = Line::parse_from(needed.split(' ').chain(flags.split_whitespace())).common;
         let (mut halved, mut waits, mut ends) = (Vec::new(), Vec::new(), ends.into_iter());
@@ -476,40 +484,46 @@ mod tests {
             true
         };
         let code =
-            Keeper { common: &common, begin, wait, stopped: || false, say: |_: &str| {} }.keep().unwrap();
+            Supervisor { common: &common, begin, wait, stopped: || false, say: |_: &str| {} }.keep().unwrap();
         assert!(ends.next().is_none(), "it is begun as often as that");
         (code, halved, waits)
     }
 
     #[test]
     fn what_may_pass_is_tried_again_after_ever_longer_waits_until_it_is_given_up() {
-        let transient = |state| (Ended::Transient, state);
+        let transient = |state| (ChildExit::Transient, state);
         let (code, _, waits) =
             kept("--retry-max 25s", vec![transient(0), transient(0), transient(0), transient(0)]);
-        assert_eq!(code, TRANSIENT);
+        assert_eq!(code, EXIT_TRANSIENT);
         for (wait, whole) in waits.iter().zip([10.0, 20.0, 25.0]) {
             assert!((whole / 2.0..=whole).contains(wait), "{waits:?}");
         }
         // A new state is a new beginning.
-        let ends =
-            vec![transient(0), transient(0), transient(1), transient(1), transient(1), (Ended::Code(0), 2)];
+        let ends = vec![
+            transient(0),
+            transient(0),
+            transient(1),
+            transient(1),
+            transient(1),
+            (ChildExit::Code(0), 2),
+        ];
         let (code, _, waits) = kept("", ends);
         assert_eq!((code, waits.len()), (0, 5));
         assert!(waits[2] <= 10.0 && waits[3] > 9.9, "{waits:?}");
-        let killed = (Ended::Killed("killed (signal 9)".into()), 0);
-        assert_eq!(kept("--max-retries 0", vec![killed]).0, TRANSIENT);
+        let killed = (ChildExit::Killed("killed (signal 9)".into()), 0);
+        assert_eq!(kept("--max-retries 0", vec![killed]).0, EXIT_TRANSIENT);
     }
 
     #[test]
     fn what_stays_is_not_tried_again_and_memory_is_halved_at_once() {
-        for code in [0, 1, 2, RESUMABLE] {
-            assert_eq!(kept("", vec![(Ended::Code(code), 0)]), (code, vec![0], vec![]));
+        for code in [0, 1, 2, EXIT_RESUMABLE] {
+            assert_eq!(kept("", vec![(ChildExit::Code(code), 0)]), (code, vec![0], vec![]));
         }
         let ends = vec![
-            (Ended::OutOfMemory, 0),
-            (Ended::OutOfMemory, 0),
-            (Ended::Transient, 0),
-            (Ended::Code(0), 1),
+            (ChildExit::OutOfMemory, 0),
+            (ChildExit::OutOfMemory, 0),
+            (ChildExit::Transient, 0),
+            (ChildExit::Code(0), 1),
         ];
         let (code, halved, waits) = kept("", ends);
         assert_eq!((code, halved, waits.len()), (0, vec![0, 1, 2, 2], 1));

@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::Context;
 
-use super::{common::Common, may_pass};
+use super::{common::CommonArgs, may_pass};
 use crate::{
     cli::{logging, one_line},
     signals,
-    train::{Error, Team, parallel},
+    train::{Error, ProcessGroup, parallel},
 };
 
 /// The variable that says how many threads share a computation.
@@ -22,26 +22,26 @@ const THREADS: &str = "RAYON_NUM_THREADS";
 ///
 /// # Errors
 /// When this program cannot be found.
-pub fn team(common: &Common) -> anyhow::Result<Team> {
+pub fn team(common: &CommonArgs) -> anyhow::Result<ProcessGroup> {
     if common.gpus == 1 {
-        return Ok(Team::alone());
+        return Ok(ProcessGroup::alone());
     }
     let program = std::env::current_exe().context("finding this program")?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let own = |argument: &OsString| argument.to_string_lossy().starts_with("--worker=");
     let place = arguments.iter().position(own).unwrap_or(arguments.len());
-    Ok(Team::first(common.gpus, move |rank| {
+    Ok(ProcessGroup::first(common.gpus, move |rank| {
         let mut command = Command::new(&program);
         command.args(&arguments[..place]).arg(format!("--rank={rank}")).args(&arguments[place..]);
         // It has nothing to save.
         #[cfg(unix)]
-        signals::at_the_end_of_this_process(&mut command, libc::SIGKILL);
+        signals::signal_on_parent_exit(&mut command, libc::SIGKILL);
         command
     }))
 }
 
 /// How many threads each process is to have, as a variable of its environment: they share the cores, unless the user has said how.
-pub fn threads(common: &Common) -> Option<(&'static str, String)> {
+pub fn threads(common: &CommonArgs) -> Option<(&'static str, String)> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let unsaid = common.gpus > 1 && std::env::var_os(THREADS).is_none();
     unsaid.then(|| (THREADS, (cores / common.gpus).max(1).to_string()))
@@ -49,7 +49,7 @@ pub fn threads(common: &Common) -> Option<(&'static str, String)> {
 
 /// Makes this process one that follows another: what it says is for that one, and signals are, too.
 pub fn become_follower() {
-    logging::be_quiet();
+    logging::set_quiet();
     for signal in signals::stopping() {
         // Where it cannot be caught, this process ends by it, and the first one notices.
         let _ = signal_hook::flag::register(signal, Arc::default());

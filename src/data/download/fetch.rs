@@ -16,18 +16,18 @@ use ureq::{
     http::{HeaderMap, Response, StatusCode},
 };
 
-use super::{Archive, Error, Event, Patience, Result, enough_disk};
+use super::{Archive, Error, Event, Result, RetryPolicy, check_disk_space};
 
 const MAX_REDIRECTS: u32 = 5;
 
 /// An attempt that brought so many bytes was worth it: the next failure counts as the first.
-const WORTH: u64 = 1 << 20;
+const MIN_PROGRESS_BYTES: u64 = 1 << 20;
 
 /// Fetches files from one address.
 pub(super) struct Client<'a> {
     agent: Agent,
     url: &'a str,
-    patience: &'a Patience,
+    patience: &'a RetryPolicy,
 }
 
 /// Why an attempt did not bring the rest of the file.
@@ -39,7 +39,7 @@ enum Failure {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(url: &'a str, patience: &'a Patience) -> Self {
+    pub(super) fn new(url: &'a str, patience: &'a RetryPolicy) -> Self {
         let silence = Some(patience.silence);
         let agent = Agent::config_builder()
             // Only who asks for a mirror without https gets one.
@@ -67,7 +67,7 @@ impl<'a> Client<'a> {
             return Ok(());
         }
         let url = format!("{}/{}", self.url, archive.file_name());
-        let mut part = Part::open(path, archive.max_bytes)?;
+        let mut part = PartialFile::open(path, archive.max_bytes)?;
         match self.complete(&url, &mut part, archive, progress) {
             Ok(()) => part.finish(path),
             // Nothing to go on from.
@@ -80,7 +80,7 @@ impl<'a> Client<'a> {
     fn complete(
         &self,
         url: &str,
-        part: &mut Part,
+        part: &mut PartialFile,
         archive: &Archive,
         progress: &mut dyn FnMut(Event),
     ) -> Result<()> {
@@ -95,7 +95,7 @@ impl<'a> Client<'a> {
                 Ok(()) if part.pieces > 1 && !anew => {
                     anew = true;
                     part.clear()?;
-                    progress(Event::Again("the pieces do not fit together".into(), Duration::ZERO));
+                    progress(Event::RecomputeFn("the pieces do not fit together".into(), Duration::ZERO));
                     continue;
                 }
                 Ok(()) => {
@@ -105,13 +105,13 @@ impl<'a> Client<'a> {
                 }
                 Err(Failure::Passing { reason, wait }) => (reason, wait),
             };
-            failures = if part.bytes >= before.saturating_add(WORTH) { 1 } else { failures + 1 };
+            failures = if part.bytes >= before.saturating_add(MIN_PROGRESS_BYTES) { 1 } else { failures + 1 };
             if failures >= self.patience.attempts {
                 let reason = format!("{reason}; gave up after {failures} attempts");
                 return Err(Error::Http { url: url.into(), reason });
             }
             let wait = asked.unwrap_or_else(|| self.wait(failures)).min(self.patience.longest_wait);
-            progress(Event::Again(reason, wait));
+            progress(Event::RecomputeFn(reason, wait));
             thread::sleep(wait);
         }
         Ok(())
@@ -129,7 +129,7 @@ impl<'a> Client<'a> {
     fn attempt(
         &self,
         url: &str,
-        part: &mut Part,
+        part: &mut PartialFile,
         archive: &Archive,
         progress: &mut dyn FnMut(Event),
     ) -> Result<(), Failure> {
@@ -179,7 +179,7 @@ impl<'a> Client<'a> {
             }
             // The rest of the file, and what is in it.
             let rest = total.saturating_sub(part.bytes);
-            enough_disk(part.folder(), rest.saturating_add(total)).map_err(Failure::Lasting)?;
+            check_disk_space(part.folder(), rest.saturating_add(total)).map_err(Failure::Lasting)?;
         }
         progress(Event::Fetching(part.bytes, total));
         let mut body = response.body_mut().as_reader();
@@ -264,7 +264,7 @@ fn validator(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// What is here of a file, `NAME.part`, and in `NAME.part.validator` which state of the file it is of.
-struct Part {
+struct PartialFile {
     path: PathBuf,
     file: File,
     bytes: u64,
@@ -273,7 +273,7 @@ struct Part {
     pieces: u32,
 }
 
-impl Part {
+impl PartialFile {
     /// Opens what is here of the file that is to be at `path`.
     fn open(path: &Path, max_bytes: u64) -> Result<Self> {
         let path = with_ending(path, ".part");

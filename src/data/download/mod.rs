@@ -39,7 +39,7 @@ pub const OXFORD_PETS: [Archive; 2] = [
 
 /// How long to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// Attempts in a row that may bring next to nothing.
     pub attempts: u32,
     /// The wait after the first failure; it doubles with each, and is cut by chance to between a half and the whole.
@@ -50,7 +50,7 @@ pub struct Patience {
     pub silence: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: 6,
@@ -68,7 +68,7 @@ pub enum Event {
     /// So many bytes of the file are here, of so many if the server has said so.
     Fetching(u64, Option<u64>),
     /// Why the file is asked for once more, and after which wait.
-    Again(String, Duration),
+    RecomputeFn(String, Duration),
     /// So many bytes of the archive are unpacked, of so many.
     Unpacking(u64, u64),
     /// The folder is whole.
@@ -95,7 +95,7 @@ pub fn download(
     archives: &[Archive],
     url: &str,
     folder: &Path,
-    patience: &Patience,
+    patience: &RetryPolicy,
     progress: &mut dyn FnMut(&Archive, Event),
 ) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -112,7 +112,7 @@ pub fn download(
                 let path = folder.join(archive.file_name());
                 client.fetch(archive, &path, &mut |event| progress(archive, event))?;
                 let total = fs::metadata(&path).map_err(Error::io(&path))?.len();
-                enough_disk(folder, total)?;
+                check_disk_space(folder, total)?;
                 let mut unpacking = |read| progress(archive, Event::Unpacking(read, total));
                 unpack::unpack(&path, &folder.join(archive.name), archive, &mut unpacking)?
             }
@@ -137,7 +137,7 @@ fn lock(folder: &Path) -> Result<File> {
 }
 
 /// An error when there is less room than `needed` bytes, as far as the system says.
-fn enough_disk(folder: &Path, needed: u64) -> Result<()> {
+fn check_disk_space(folder: &Path, needed: u64) -> Result<()> {
     match fs4::available_space(folder) {
         Ok(free) if free < needed => Err(Error::Disk { folder: folder.to_owned(), needed, free }),
         _ => Ok(()),

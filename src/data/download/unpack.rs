@@ -117,7 +117,7 @@ fn write_files(
     let refuse = |reason: String| Error::Archive { path: path.to_owned(), reason };
     let damaged = |e: io::Error| refuse(e.to_string());
     let (read, left) = (Cell::new(0), Cell::new(0));
-    let packed = Metered {
+    let packed = CountingReader {
         inner: File::open(path).map_err(Error::io(path))?,
         count: |n| {
             read.set(read.get() + n);
@@ -125,7 +125,7 @@ fn write_files(
         },
     };
     // The tar reader keeps long names in memory, however long: what it may read is allowed piece by piece.
-    let plain = Metered {
+    let plain = CountingReader {
         inner: MultiGzDecoder::new(io::BufReader::with_capacity(1 << 16, packed)),
         count: |n| {
             let rest = u64::checked_sub(left.get(), n);
@@ -166,8 +166,8 @@ fn write_files(
                 _ => Error::io(&target)(e),
             })?;
             let copied = copy(&mut entry, &mut file).map_err(|e| match e {
-                Copy::Read(e) => damaged(e),
-                Copy::Write(e) => Error::io(&target)(e),
+                CopyError::Read(e) => damaged(e),
+                CopyError::Write(e) => Error::io(&target)(e),
             })?;
             if copied != size {
                 return Err(refuse(format!("{name:?} is cut off: {copied} bytes of {size}")));
@@ -212,32 +212,32 @@ fn inside(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
     Ok((parts.len() > 1).then(|| parts[1..].iter().collect()))
 }
 
-enum Copy {
+enum CopyError {
     Read(io::Error),
     Write(io::Error),
 }
 
 /// [`io::copy`] that tells a damaged archive from a full disk.
-fn copy(from: &mut impl Read, to: &mut impl io::Write) -> Result<u64, Copy> {
+fn copy(from: &mut impl Read, to: &mut impl io::Write) -> Result<u64, CopyError> {
     let mut buffer = vec![0; 1 << 16];
     let mut copied = 0;
     loop {
-        let n = from.read(&mut buffer).map_err(Copy::Read)?;
+        let n = from.read(&mut buffer).map_err(CopyError::Read)?;
         if n == 0 {
             return Ok(copied);
         }
-        to.write_all(&buffer[..n]).map_err(Copy::Write)?;
+        to.write_all(&buffer[..n]).map_err(CopyError::Write)?;
         copied += n as u64;
     }
 }
 
 /// A reader that tells how much was read.
-struct Metered<R, F> {
+struct CountingReader<R, F> {
     inner: R,
     count: F,
 }
 
-impl<R: Read, F: FnMut(u64) -> io::Result<()>> Read for Metered<R, F> {
+impl<R: Read, F: FnMut(u64) -> io::Result<()>> Read for CountingReader<R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         (self.count)(n as u64)?;

@@ -1,9 +1,9 @@
 //! What each breed looks like.
 
-use super::paint::Colour;
+use super::paint::Color;
 
 /// A colour written as in a style sheet.
-const fn rgb(hex: u32) -> Colour {
+const fn rgb(hex: u32) -> Color {
     [(hex >> 16 & 255) as f32 / 255.0, (hex >> 8 & 255) as f32 / 255.0, (hex & 255) as f32 / 255.0]
 }
 
@@ -29,11 +29,11 @@ pub enum Pattern {
 /// A coat: a picture takes one of a breed's coats.
 pub struct Coat {
     /// The colour of most of the animal.
-    pub base: Colour,
+    pub base: Color,
     /// Chin, muzzle and chest.
-    pub under: Colour,
+    pub under: Color,
     /// The colour of the pattern.
-    pub mark: Colour,
+    pub mark: Color,
 }
 
 /// What each breed looks like. Lengths are in halves of the height of a head.
@@ -63,22 +63,22 @@ pub struct Look {
     /// By how many radians the outer corners of the eyes are raised.
     pub slant: f32,
     /// The colours that eyes have.
-    pub irises: &'static [Colour],
+    pub irises: &'static [Color],
     /// The colour of the tip of the nose.
-    pub nose: Colour,
+    pub nose: Color,
     /// How far under the middle of the head the nose is.
     pub nose_at: f32,
     /// Half the width of the neck.
     pub neck: f32,
 }
 
-const BLUE: Colour = rgb(0x5fb4f5);
-const GREEN: Colour = rgb(0x9fd05a);
-const GOLD: Colour = rgb(0xf2b632);
-const COPPER: Colour = rgb(0xe8862a);
-const PINK: Colour = rgb(0xd98b8b);
-const BRICK: Colour = rgb(0xa85a48);
-const SOOT: Colour = rgb(0x2c2627);
+const BLUE: Color = rgb(0x5fb4f5);
+const GREEN: Color = rgb(0x9fd05a);
+const GOLD: Color = rgb(0xf2b632);
+const COPPER: Color = rgb(0xe8862a);
+const PINK: Color = rgb(0xd98b8b);
+const BRICK: Color = rgb(0xa85a48);
+const SOOT: Color = rgb(0x2c2627);
 
 /// The looks of the breeds, in the order of [`crate::data::BREEDS`].
 pub static LOOKS: [Look; 12] = [

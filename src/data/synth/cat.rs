@@ -1,13 +1,13 @@
 //! A cat's head and shoulders, painted back to front.
 
 use super::{
-    Dice,
+    SceneRng,
     breeds::{Coat, LOOKS, Look, Pattern},
-    paint::{Canvas, Colour, Mask, Point, ellipse, hair, mix, shade, smooth},
+    paint::{Canvas, Color, Mask, Point, ellipse, hair, mix, shade, smooth},
 };
 
-const SHADOW: Colour = [0.10, 0.07, 0.07];
-const WHITE: Colour = [1.0, 1.0, 1.0];
+const SHADOW: Color = [0.10, 0.07, 0.07];
+const WHITE: Color = [1.0, 1.0, 1.0];
 
 /// Where the head is and which way it looks.
 ///
@@ -23,7 +23,7 @@ pub struct Pose {
 
 impl Pose {
     /// A pose near that of a cropped head.
-    pub fn new(dice: &mut Dice) -> Self {
+    pub fn new(dice: &mut SceneRng) -> Self {
         Self {
             centre: [0.5 + dice.normal(0.03), 0.53 + dice.normal(0.02)],
             scale: dice.range(0.225, 0.285),
@@ -71,7 +71,7 @@ struct Cat<'a> {
 }
 
 /// Paints a cat of `breed`, which is an index of [`LOOKS`].
-pub fn paint(canvas: &mut Canvas, breed: usize, dice: &mut Dice) {
+pub fn paint(canvas: &mut Canvas, breed: usize, dice: &mut SceneRng) {
     let look = &LOOKS[breed];
     let pose = Pose::new(dice);
     let light = [dice.range(-0.16, 0.16), dice.range(-0.14, 0.02)];
@@ -100,7 +100,7 @@ impl Cat<'_> {
         mask: &Mask,
         within: Option<&Mask>,
         depth: f32,
-        colour: impl Fn(Point) -> Colour,
+        colour: impl Fn(Point) -> Color,
     ) {
         let (strands, blotches) = match self.look.pattern {
             Pattern::Ticked => (0.16, 0.06),
@@ -118,7 +118,14 @@ impl Cat<'_> {
     }
 
     /// Hairs that stand out of `outline`, away from the middle of the face.
-    fn fringe(&self, canvas: &mut Canvas, outline: &[Point], length: f32, colour: Colour, dice: &mut Dice) {
+    fn fringe(
+        &self,
+        canvas: &mut Canvas,
+        outline: &[Point],
+        length: f32,
+        colour: Color,
+        dice: &mut SceneRng,
+    ) {
         // Hair shorter than this lies flat.
         if length < 0.1 {
             return;
@@ -141,7 +148,7 @@ impl Cat<'_> {
         matches!(self.look.pattern, Pattern::Pointed | Pattern::Bicolour)
     }
 
-    fn body(&self, canvas: &mut Canvas, dice: &mut Dice) {
+    fn body(&self, canvas: &mut Canvas, dice: &mut SceneRng) {
         let neck = self.look.neck;
         let (shift, shoulders) = (dice.range(-0.5, 0.5), neck * dice.range(1.35, 1.7) + 0.25);
         let sides = [
@@ -205,7 +212,7 @@ impl Cat<'_> {
         canvas.glow([x, y], [self.pose.length(0.95), self.pose.length(0.55)], Some(&body), SHADOW, 0.42);
     }
 
-    fn ear(&self, canvas: &mut Canvas, side: f32, dice: &mut Dice) {
+    fn ear(&self, canvas: &mut Canvas, side: f32, dice: &mut SceneRng) {
         let look = self.look;
         let (middle, skull) = (0.56 * look.width, -0.52);
         // A turned head shows less of its far ear.
@@ -270,7 +277,7 @@ impl Cat<'_> {
         }
     }
 
-    fn head(&self, canvas: &mut Canvas, dice: &mut Dice) -> Mask {
+    fn head(&self, canvas: &mut Canvas, dice: &mut SceneRng) -> Mask {
         let (w, jaw) = (self.look.width, self.look.jaw);
         let right = [
             [0.46 * w, -0.76],
@@ -300,7 +307,7 @@ impl Cat<'_> {
         across: Point,
         down: Point,
         count: usize,
-        dice: &mut Dice,
+        dice: &mut SceneRng,
     ) {
         for i in 0..count {
             let [x, y] = [dice.range(across[0], across[1]), dice.range(down[0], down[1])];
@@ -331,7 +338,7 @@ impl Cat<'_> {
         }
     }
 
-    fn markings(&self, canvas: &mut Canvas, head: &Mask, dice: &mut Dice) {
+    fn markings(&self, canvas: &mut Canvas, head: &Mask, dice: &mut SceneRng) {
         let (pose, mark, under) = (&self.pose, self.coat.mark, self.coat.under);
         match self.look.pattern {
             Pattern::Solid => {
@@ -461,7 +468,7 @@ impl Cat<'_> {
         );
     }
 
-    fn eye(&self, canvas: &mut Canvas, side: f32, iris: Colour, open: f32, pupil: f32) {
+    fn eye(&self, canvas: &mut Canvas, side: f32, iris: Color, open: f32, pupil: f32) {
         let (pose, look) = (&self.pose, self.look);
         let (rx, ry) = (look.eye, look.eye * look.open * open);
         let centre =
@@ -496,7 +503,7 @@ impl Cat<'_> {
         canvas.flat(&ellipse(glint, [pose.length(rx * 0.22); 2], 0.0), None, WHITE, 0.92);
     }
 
-    fn whiskers(&self, canvas: &mut Canvas, dice: &mut Dice) {
+    fn whiskers(&self, canvas: &mut Canvas, dice: &mut SceneRng) {
         if self.look.pattern == Pattern::Bare {
             return;
         }

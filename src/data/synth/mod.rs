@@ -16,12 +16,12 @@ use tiny_cats_models::random::{Purpose, Stream};
 
 use crate::data::BREEDS;
 
-pub use write::{MANIFEST, Manifest, write};
+pub use write::{MANIFEST, SynthManifest, write};
 
 /// The random choices of one picture.
-struct Dice(Stream);
+struct SceneRng(Stream);
 
-impl Dice {
+impl SceneRng {
     /// Uniform between `low` and `high`.
     fn range(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * self.0.uniform() as f32
@@ -44,7 +44,7 @@ pub fn draw(class: usize, seed: u64, index: u64, size: u32) -> RgbImage {
     let classes = BREEDS.len() as u64 + 1;
     let class = class.min(BREEDS.len());
     let number = index.wrapping_mul(classes).wrapping_add(class as u64);
-    let mut dice = Dice(Stream::new(seed, Purpose::Synthetic, number));
+    let mut dice = SceneRng(Stream::new(seed, Purpose::Synthetic, number));
     let mut canvas = scene::background(size, &mut dice);
     if class < BREEDS.len() {
         cat::paint(&mut canvas, class, &mut dice);

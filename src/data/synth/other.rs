@@ -1,17 +1,17 @@
 //! What is not a cat: dogs, landscapes and things.
 
 use super::{
-    Dice,
+    SceneRng,
     cat::Pose,
-    paint::{Canvas, Colour, Point, ellipse, hair, mix, shade, smooth},
+    paint::{Canvas, Color, Point, ellipse, hair, mix, shade, smooth},
     scene::colour,
 };
 
-const INK: Colour = [0.08, 0.07, 0.07];
-const WHITE: Colour = [1.0, 1.0, 1.0];
+const INK: Color = [0.08, 0.07, 0.07];
+const WHITE: Color = [1.0, 1.0, 1.0];
 
 /// Paints one of them.
-pub fn paint(canvas: &mut Canvas, dice: &mut Dice) {
+pub fn paint(canvas: &mut Canvas, dice: &mut SceneRng) {
     match dice.0.below(6) {
         0 => landscape(canvas, dice),
         1 => flower(canvas, dice),
@@ -20,12 +20,12 @@ pub fn paint(canvas: &mut Canvas, dice: &mut Dice) {
     }
 }
 
-fn dog(canvas: &mut Canvas, dice: &mut Dice) {
+fn dog(canvas: &mut Canvas, dice: &mut SceneRng) {
     let pose = Pose::new(dice);
     let coat = *dice.pick(&[[0.80, 0.58, 0.32], [0.42, 0.28, 0.20], [0.93, 0.90, 0.84], [0.22, 0.20, 0.20]]);
     let ears = shade(coat, if coat[0] > 0.9 { 0.62 } else { 0.68 });
     let pale = mix(coat, [0.98, 0.94, 0.88], 0.65);
-    let fur = |canvas: &mut Canvas, outline: &[Point], c: Colour| {
+    let fur = |canvas: &mut Canvas, outline: &[Point], c: Color| {
         let mask = canvas.mask(outline);
         canvas.fill(&mask, None, |p, noise| {
             (shade(c, 1.0 + 0.08 * noise.at(p[0] * 50.0, p[1] * 24.0) + 0.2 * (0.5 - p[1])), 1.0)
@@ -74,7 +74,7 @@ fn dog(canvas: &mut Canvas, dice: &mut Dice) {
     canvas.flat(&pose.all(&hair([0.0, 0.45], [0.0, 0.6], [0.0, 0.78], 0.06), 1.25), None, INK, 0.8);
 }
 
-fn landscape(canvas: &mut Canvas, dice: &mut Dice) {
+fn landscape(canvas: &mut Canvas, dice: &mut SceneRng) {
     let sky = colour(dice.range(0.52, 0.62), dice.range(0.25, 0.6), dice.range(0.8, 1.0));
     let all = canvas.mask(&[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]);
     canvas.fill(&all, None, |p, noise| (mix(sky, WHITE, p[1] + 0.2 * noise.at(p[0] * 5.0, p[1] * 9.0)), 1.0));
@@ -110,7 +110,7 @@ fn landscape(canvas: &mut Canvas, dice: &mut Dice) {
     }
 }
 
-fn flower(canvas: &mut Canvas, dice: &mut Dice) {
+fn flower(canvas: &mut Canvas, dice: &mut SceneRng) {
     let centre = [dice.range(0.42, 0.58), dice.range(0.34, 0.46)];
     let stem = hair([centre[0] + dice.range(-0.1, 0.1), 1.1], [centre[0], 0.8], centre, 0.07);
     let green = colour(0.33, 0.65, 0.5);
@@ -131,7 +131,7 @@ fn flower(canvas: &mut Canvas, dice: &mut Dice) {
     canvas.glow(centre, [0.07, 0.07], None, [0.98, 0.80, 0.25], 1.0);
 }
 
-fn house(canvas: &mut Canvas, dice: &mut Dice) {
+fn house(canvas: &mut Canvas, dice: &mut SceneRng) {
     let lawn = colour(dice.range(0.24, 0.36), 0.55, 0.55);
     canvas.flat(&[[-0.1, 0.76], [1.1, 0.74], [1.1, 1.1], [-0.1, 1.1]], None, lawn, 1.0);
     let (left, right, eaves) = (dice.range(0.16, 0.26), dice.range(0.74, 0.84), dice.range(0.42, 0.5));

@@ -9,16 +9,16 @@ use super::noise::Noise;
 /// A point, or a direction, in picture units.
 pub type Point = [f32; 2];
 /// Red, green, blue, each in [0, 1].
-pub type Colour = [f32; 3];
+pub type Color = [f32; 3];
 
 /// `a` at `t` = 0, `b` at `t` = 1.
-pub fn mix(a: Colour, b: Colour, t: f32) -> Colour {
+pub fn mix(a: Color, b: Color, t: f32) -> Color {
     let t = t.clamp(0.0, 1.0);
     [a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t]
 }
 
 /// `colour`, lighter for a `gain` over 1 and darker below it.
-pub fn shade(colour: Colour, gain: f32) -> Colour {
+pub fn shade(colour: Color, gain: f32) -> Color {
     colour.map(|c| c * gain)
 }
 
@@ -91,14 +91,14 @@ impl Mask {
 /// A square picture being painted.
 pub struct Canvas {
     size: usize,
-    pixels: Vec<Colour>,
+    pixels: Vec<Color>,
     /// Fur, skin, grass: what keeps a surface from being flat.
     pub noise: Noise,
 }
 
 impl Canvas {
     /// A picture of `size` × `size` pixels, coloured by position.
-    pub fn new(size: u32, noise: Noise, paint: impl Fn(Point) -> Colour) -> Self {
+    pub fn new(size: u32, noise: Noise, paint: impl Fn(Point) -> Color) -> Self {
         let size = size as usize;
         let centre = |i: usize| (i as f32 + 0.5) / size as f32;
         let pixels = (0..size * size).map(|i| paint([centre(i % size), centre(i / size)])).collect();
@@ -141,7 +141,7 @@ impl Canvas {
         &mut self,
         mask: &Mask,
         within: Option<&Mask>,
-        paint: impl Fn(Point, &Noise) -> (Colour, f32),
+        paint: impl Fn(Point, &Noise) -> (Color, f32),
     ) {
         for row in 0..mask.height {
             for column in 0..mask.width {
@@ -158,12 +158,12 @@ impl Canvas {
     }
 
     /// Paints the inside of `outline` in one colour.
-    pub fn flat(&mut self, outline: &[Point], within: Option<&Mask>, colour: Colour, opacity: f32) {
+    pub fn flat(&mut self, outline: &[Point], within: Option<&Mask>, colour: Color, opacity: f32) {
         self.fill(&self.mask(outline), within, |_, _| (colour, opacity));
     }
 
     /// A spot that fades from its centre to its rim.
-    pub fn glow(&mut self, centre: Point, radii: Point, within: Option<&Mask>, colour: Colour, opacity: f32) {
+    pub fn glow(&mut self, centre: Point, radii: Point, within: Option<&Mask>, colour: Color, opacity: f32) {
         let [[x, y], [rx, ry]] = [centre, radii];
         let mask = self.mask(&[[x - rx, y - ry], [x + rx, y - ry], [x + rx, y + ry], [x - rx, y + ry]]);
         self.fill(&mask, within, |p, _| {
@@ -174,7 +174,7 @@ impl Canvas {
     }
 
     /// The picture, each colour first changed by position.
-    pub fn finish(self, light: impl Fn(Point, Colour) -> Colour) -> RgbImage {
+    pub fn finish(self, light: impl Fn(Point, Color) -> Color) -> RgbImage {
         let size = self.size;
         RgbImage::from_fn(size as u32, size as u32, |x, y| {
             let at = [(x as f32 + 0.5) / size as f32, (y as f32 + 0.5) / size as f32];

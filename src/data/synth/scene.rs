@@ -3,13 +3,13 @@
 use image::RgbImage;
 
 use super::{
-    Dice,
+    SceneRng,
     noise::Noise,
-    paint::{Canvas, Colour, Point, ellipse, mix, shade},
+    paint::{Canvas, Color, Point, ellipse, mix, shade},
 };
 
 /// A colour of the wheel: `hue` in turns, `strength` from grey (0) to pure (1), `value` its brightest part.
-pub fn colour(hue: f32, strength: f32, value: f32) -> Colour {
+pub fn colour(hue: f32, strength: f32, value: f32) -> Color {
     [0.0, 1.0 / 3.0, 2.0 / 3.0].map(|offset| {
         let away = ((hue - offset).rem_euclid(1.0) - 0.5).abs();
         value * (1.0 - strength * (1.0 - (away * 6.0 - 1.0).clamp(0.0, 1.0)))
@@ -17,7 +17,7 @@ pub fn colour(hue: f32, strength: f32, value: f32) -> Colour {
 }
 
 /// A room, a garden or a wall, out of focus.
-pub fn background(size: u32, dice: &mut Dice) -> Canvas {
+pub fn background(size: u32, dice: &mut SceneRng) -> Canvas {
     let (clouds, texture) = (Noise::new(&mut dice.0), Noise::new(&mut dice.0));
     let wall = colour(dice.range(0.0, 1.0), dice.range(0.04, 0.38), dice.range(0.3, 0.95));
     let other = mix(wall, colour(dice.range(0.0, 1.0), dice.range(0.06, 0.42), dice.range(0.25, 0.9)), 0.7);
@@ -60,7 +60,7 @@ pub fn background(size: u32, dice: &mut Dice) -> Canvas {
 }
 
 /// The finished picture: exposure, the tint of the light, dark corners and a little grain.
-pub fn develop(canvas: Canvas, dice: &mut Dice) -> RgbImage {
+pub fn develop(canvas: Canvas, dice: &mut SceneRng) -> RgbImage {
     let exposure = dice.range(0.85, 1.12);
     let warmth = dice.normal(0.03).clamp(-0.07, 0.07);
     let corners = dice.range(0.0, 0.5);

@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 /// What a folder of synthetic pictures was, or is to be, drawn with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Manifest {
+pub struct SynthManifest {
     /// The version of the drawing program.
     version: u32,
     /// The seed of all pictures.
@@ -32,7 +32,7 @@ pub struct Manifest {
     pub count: u32,
 }
 
-impl Manifest {
+impl SynthManifest {
     /// What to draw: `count` pictures a class of `size` × `size` pixels.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ fn file_name(class: &str, index: u32) -> String {
 ///
 /// # Errors
 /// When the folder holds anything else, or can't be written.
-pub fn write(folder: &Path, manifest: &Manifest, progress: impl Fn(u64) + Sync) -> Result<()> {
+pub fn write(folder: &Path, manifest: &SynthManifest, progress: impl Fn(u64) + Sync) -> Result<()> {
     let (folder, exists) = folder::existing(folder)?;
     if exists && let Some(stray) = not_ours(&folder)? {
         return Err(Error::Occupied { folder, stray });
@@ -107,7 +107,7 @@ pub fn write(folder: &Path, manifest: &Manifest, progress: impl Fn(u64) + Sync) 
 
 /// Something in `folder` that an earlier call of [`write`] did not write there.
 fn not_ours(folder: &Path) -> Result<Option<PathBuf>> {
-    let manifest = Manifest::read(folder);
+    let manifest = SynthManifest::read(folder);
     let count = manifest.as_ref().map_or(0, |m| m.count);
     let list = |path: &Path| -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(path).map_err(Error::io(path))?;
@@ -134,8 +134,8 @@ mod tests {
     use super::*;
     use crate::data::Dataset;
 
-    fn small(seed: u64) -> Manifest {
-        Manifest::new(2, 8, seed).unwrap()
+    fn small(seed: u64) -> SynthManifest {
+        SynthManifest::new(2, 8, seed).unwrap()
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
         let drawn = std::sync::atomic::AtomicU64::new(0);
         write(&a, &small(1), |n| _ = drawn.fetch_add(n, std::sync::atomic::Ordering::Relaxed)).unwrap();
         assert_eq!(drawn.into_inner(), small(1).total());
-        write(&b, &Manifest::new(3, 8, 2).unwrap(), |_| {}).unwrap();
+        write(&b, &SynthManifest::new(3, 8, 2).unwrap(), |_| {}).unwrap();
         let before = Dataset::open(&b).unwrap();
         write(&b, &small(1), |_| {}).unwrap();
         let (a, after) = (Dataset::open(&a).unwrap(), Dataset::open(&b).unwrap());
@@ -181,7 +181,7 @@ mod tests {
         assert!(write(&dir.path().join("file/below"), &small(0), |_| {}).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         for (count, size) in [(0, 64), (1, 7), (1, 1025), (100_001, 64)] {
-            assert!(matches!(Manifest::new(count, size, 0), Err(Error::OutOfRange { .. })));
+            assert!(matches!(SynthManifest::new(count, size, 0), Err(Error::OutOfRange { .. })));
         }
     }
 }

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tiny_cats_export::{ModelMeta, Prediction, decode};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::super::{App, Problem, classifying::Job, lane::died};
+use super::super::{AppState, Problem, classifying::ClassifyJob, lane::died};
 
 /// What all photographs of a request may have of the pixels that one may have.
-const PIXELS_OF_ALL: u64 = 4;
+const MAX_PIXELS_FACTOR: u64 = 4;
 /// Pictures of more pixels are decoded one at a time.
 const LARGE_PIXELS: u64 = 8_000_000;
 /// Classes that are told unless more or fewer are asked for.
@@ -24,7 +24,7 @@ const TOP_K: usize = 3;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Asked {
+pub struct ClassifyQuery {
     top_k: Option<usize>,
 }
 
@@ -36,8 +36,8 @@ struct File {
 
 /// `POST /v1/classify`
 pub async fn classify(
-    State(app): State<Arc<App>>,
-    asked: Result<Query<Asked>, QueryRejection>,
+    State(app): State<Arc<AppState>>,
+    asked: Result<Query<ClassifyQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Json<Value>, Problem> {
     let Some(lane) = &app.classifier else {
@@ -58,7 +58,7 @@ pub async fn classify(
     let files = files(request, &app).await?;
     let room = lane.admit(files.len())?;
     let (mut names, mut inputs, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
-    let mut pixels = app.config.max_pixels.saturating_mul(PIXELS_OF_ALL);
+    let mut pixels = app.config.max_pixels.saturating_mul(MAX_PIXELS_FACTOR);
     // One after the other, so that those of other requests take turns with them.
     for file in files {
         names.push(file.name);
@@ -74,7 +74,7 @@ pub async fn classify(
     let mut predictions = Vec::new().into_iter();
     if !inputs.is_empty() {
         let (reply, answer) = oneshot::channel();
-        lane.send(Job { inputs, reply, room })?;
+        lane.send(ClassifyJob { inputs, reply, room })?;
         predictions = answer.await.map_err(|_| died(&lane.name))??.into_iter();
     }
     let result = |(name, wrong): (Option<String>, Option<String>)| {
@@ -104,7 +104,7 @@ fn is(request: &Request, media: &str) -> bool {
 }
 
 /// The files in the body: those of a form, or the body itself.
-async fn files(request: Request, app: &Arc<App>) -> Result<Vec<File>, Problem> {
+async fn files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, Problem> {
     let media = ["image/jpeg", "image/png", "image/webp"];
     if media.iter().any(|media| is(&request, media)) {
         let bytes = Bytes::from_request(request, app)
@@ -147,7 +147,7 @@ async fn files(request: Request, app: &Arc<App>) -> Result<Vec<File>, Problem> {
 }
 
 /// Memory for the request's body, of that which is there for all of them.
-fn memory(request: &Request, app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+fn memory(request: &Request, app: &AppState) -> Result<OwnedSemaphorePermit, Problem> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced = announced.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX);
     let kib = u32::try_from(announced.min(app.config.max_body).div_ceil(1024)).unwrap_or(u32::MAX);
@@ -160,7 +160,7 @@ fn memory(request: &Request, app: &App) -> Result<OwnedSemaphorePermit, Problem>
 /// Decodes a picture and makes the network's input of it, on a thread where that may take its time; or why that can't be done. `left` is
 /// how many pixels the request has left.
 async fn prepare(
-    app: &App,
+    app: &AppState,
     meta: &ModelMeta,
     bytes: Bytes,
     left: &mut u64,
@@ -182,7 +182,7 @@ async fn prepare(
         return Ok(Err(format!("{width} x {height} pixels are too many; expected at most {most}")));
     }
     let Some(rest) = left.checked_sub(pixels) else {
-        let most = most.saturating_mul(PIXELS_OF_ALL);
+        let most = most.saturating_mul(MAX_PIXELS_FACTOR);
         return Ok(Err(format!("the request's photographs have more than {most} pixels together")));
     };
     *left = rest;
@@ -193,7 +193,7 @@ async fn prepare(
     let work = move || {
         // Kept while the work goes on, also when nobody waits for it any more.
         let _places = (large, place);
-        decode::with_upright(&bytes, |upright| how.apply(&upright.picture, size))
+        decode::decode_with(&bytes, |upright| how.apply(&upright.picture, size))
     };
     blocking(work).await
 }

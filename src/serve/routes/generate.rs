@@ -21,16 +21,16 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tiny_cats_export::{
-    ModelMeta, Picture, Request, Sampler,
-    sample::{MAX_GUIDANCE, Settings},
+    GeneratedImage, ModelMeta, Request, Sampler,
+    sample::{MAX_GUIDANCE, SamplingSettings},
     sheet,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use super::{as_written, png};
 use crate::serve::{
-    App, Problem,
-    drawing::{Job, Step},
+    AppState, Problem,
+    drawing::{GenerateJob, StepUpdate},
     guard::too_slow,
     lane::died,
 };
@@ -38,9 +38,9 @@ use crate::serve::{
 /// The largest whole number that every JSON reader reads exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 /// Bytes of a request for pictures: many times what it can hold.
-pub const MOST_BYTES: usize = 1 << 16;
+pub const MAX_BODY_BYTES: usize = 1 << 16;
 /// Steps that a client may be late in reading before some are left out.
-const STEPS_KEPT: usize = 4;
+const STEP_BUFFER: usize = 4;
 
 /// What is sent back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -84,9 +84,9 @@ fn one() -> usize {
 }
 
 /// What was asked for, checked.
-struct Order {
+struct ValidRequest {
     request: Request,
-    settings: Settings,
+    settings: SamplingSettings,
     labels: Vec<usize>,
     first: u64,
     format: Format,
@@ -95,7 +95,7 @@ struct Order {
 
 /// `POST /v1/generate`
 pub async fn generate(
-    State(app): State<Arc<App>>,
+    State(app): State<Arc<AppState>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -104,20 +104,20 @@ pub async fn generate(
         return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no generator"));
     };
     let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
-    let order = Order::new(&parse(&headers, &body)?, &lane.meta, &app)?;
+    let order = ValidRequest::new(&parse(&headers, &body)?, &lane.meta, &app)?;
     let room = lane.admit(order.labels.len())?;
     let (reply, answer) = oneshot::channel();
     let (steps, told) = if order.stream {
-        let (sender, receiver) = mpsc::channel(STEPS_KEPT);
+        let (sender, receiver) = mpsc::channel(STEP_BUFFER);
         (Some(sender), Some(receiver))
     } else {
         (None, None)
     };
-    let Order { request, settings, labels, first, format, .. } = order;
+    let ValidRequest { request, settings, labels, first, format, .. } = order;
     let model = lane.name.clone();
-    let about = About { model, settings, start };
+    let about = ResponseMeta { model, settings, start };
     let deadline = start + app.config.timeout;
-    lane.send(Job { request, labels, first, deadline, reply, steps, room })?;
+    lane.send(GenerateJob { request, labels, first, deadline, reply, steps, room })?;
     if let Some(told) = told {
         return Ok(events(app.clone(), told, answer, about));
     }
@@ -170,8 +170,8 @@ fn whole(value: &mut Value) {
     }
 }
 
-impl Order {
-    fn new(body: &Body, meta: &ModelMeta, app: &App) -> Result<Self, Problem> {
+impl ValidRequest {
+    fn new(body: &Body, meta: &ModelMeta, app: &AppState) -> Result<Self, Problem> {
         let within = |field: &'static str, value: u64, least: u64, most: u64| {
             if (least..=most).contains(&value) {
                 return Ok(value);
@@ -210,7 +210,7 @@ impl Order {
         }
         let (sampler, guidance) = (body.sampler, body.guidance);
         let request = Request { count, seed, steps: Some(steps), sampler, guidance, ..Request::default() };
-        let settings = Settings::new(task, &request);
+        let settings = SamplingSettings::new(task, &request);
         Ok(Self { request, settings, labels, first, format: body.format, stream: body.stream })
     }
 }
@@ -222,22 +222,22 @@ fn random_seed() -> u64 {
 }
 
 /// What the answer says about all pictures.
-struct About {
+struct ResponseMeta {
     model: String,
-    settings: Settings,
+    settings: SamplingSettings,
     start: Instant,
 }
 
-impl About {
-    fn json(&self, pictures: &[Picture]) -> Result<Value, Problem> {
-        let picture = |p: &Picture| {
+impl ResponseMeta {
+    fn json(&self, pictures: &[GeneratedImage]) -> Result<Value, Problem> {
+        let picture = |p: &GeneratedImage| {
             let (width, height) = p.image.dimensions();
             Ok(json!({
                 "index": p.index, "breed": p.class, "label": p.label, "width": width, "height": height,
                 "png": BASE64_STANDARD.encode(png(&p.image)?),
             }))
         };
-        let Settings { seed, steps, sampler, guidance, .. } = &self.settings;
+        let SamplingSettings { seed, steps, sampler, guidance, .. } = &self.settings;
         Ok(json!({
             "model": self.model, "seed": seed, "steps": steps, "sampler": sampler, "guidance": as_written(guidance),
             "seconds": self.start.elapsed().as_secs_f64(),
@@ -247,21 +247,21 @@ impl About {
 }
 
 /// What a stream of events needs; when the client leaves it is dropped, and nobody waits for the pictures any more.
-struct Listening {
-    app: Arc<App>,
-    told: mpsc::Receiver<Step>,
-    answer: oneshot::Receiver<Result<Vec<Picture>, Problem>>,
-    about: About,
+struct EventStream {
+    app: Arc<AppState>,
+    told: mpsc::Receiver<StepUpdate>,
+    answer: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
+    about: ResponseMeta,
 }
 
 /// Server-sent events: `step` with previews, then `done` with what a request without stream is answered, or `error`.
 fn events(
-    app: Arc<App>,
-    told: mpsc::Receiver<Step>,
-    answer: oneshot::Receiver<Result<Vec<Picture>, Problem>>,
-    about: About,
+    app: Arc<AppState>,
+    told: mpsc::Receiver<StepUpdate>,
+    answer: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
+    about: ResponseMeta,
 ) -> Response {
-    let listening = Listening { app, told, answer, about };
+    let listening = EventStream { app, told, answer, about };
     let stream = stream::unfold(Some(listening), |listening| async move {
         let mut listening = listening?;
         let over = listening.about.start + listening.app.config.timeout;
@@ -282,7 +282,7 @@ fn events(
     Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))).into_response()
 }
 
-fn progress(step: &Step) -> Result<Value, Problem> {
+fn progress(step: &StepUpdate) -> Result<Value, Problem> {
     let preview = |(index, image): &(u64, image::RgbImage)| {
         Ok(json!({"index": index, "png": BASE64_STANDARD.encode(png(image)?)}))
     };

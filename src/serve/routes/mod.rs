@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use tiny_cats_export::ModelMeta;
 
 pub use classify::classify;
-pub use generate::{MAX_SEED, MOST_BYTES, SEED, generate};
+pub use generate::{MAX_BODY_BYTES, MAX_SEED, SEED, generate};
 
-use super::{App, Problem, lane};
+use super::{AppState, Problem, lane};
 
 /// `GET /v1/models`
-pub async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+pub async fn models(State(app): State<Arc<AppState>>) -> Json<Value> {
     let (mut models, states) = (Vec::new(), app.states());
     let generator = app.generator.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime, lane.integrity));
     let classifier = app.classifier.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime, lane.integrity));
@@ -62,7 +62,7 @@ pub async fn healthz() -> &'static str {
 }
 
 /// `GET /readyz`: requests can be sent.
-pub async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem> {
+pub async fn readyz(State(app): State<Arc<AppState>>) -> Result<&'static str, Problem> {
     if app.stopping.load(Ordering::Relaxed) {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"));
     }
@@ -78,7 +78,7 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem
 }
 
 /// `GET /metrics`
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub async fn metrics(State(app): State<Arc<AppState>>) -> Response {
     let generator = app.generator.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
     let classifier = app.classifier.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
     let text = app.metrics.text(&generator.chain(classifier).collect::<Vec<_>>());
@@ -87,7 +87,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 /// `GET /openapi.json`
-pub async fn openapi(State(app): State<Arc<App>>) -> Response {
+pub async fn openapi(State(app): State<Arc<AppState>>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone()).into_response()
 }
 

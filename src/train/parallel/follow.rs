@@ -3,15 +3,15 @@
 use candle_core::Device;
 
 use super::{
-    Side, Start, Team, gone, unexpected,
-    wire::{Message, PAGE, Wire},
+    ProcessGroup, Role, Start, gone, unexpected,
+    wire::{Connection, MAX_MESSAGE_BYTES, Message},
 };
 use crate::{
     checkpoint::TrainingState,
     train::{
-        Error, Optimizer, Plan, Result, Task,
+        Error, Optimizer, Result, Task, TrainOptions,
         difference::difference,
-        engine::{learn_together, loader, smaller},
+        engine::{forward_backward_all, loader, smaller},
         run::state_path,
     },
 };
@@ -21,11 +21,11 @@ use crate::{
 ///
 /// # Errors
 /// Whatever stops a run, to be [told](failed) to process 0. When that is gone.
-pub fn follow(task: &mut dyn Task, plan: &Plan, rank: usize, size: usize) -> Result<()> {
-    follow_in(task, plan, &mut Team::follower(rank, size))
+pub fn follow(task: &mut dyn Task, plan: &TrainOptions, rank: usize, size: usize) -> Result<()> {
+    follow_loop(task, plan, &mut ProcessGroup::follower(rank, size))
 }
 
-pub(super) fn follow_in(task: &mut dyn Task, plan: &Plan, team: &mut Team) -> Result<()> {
+pub(super) fn follow_loop(task: &mut dyn Task, plan: &TrainOptions, team: &mut ProcessGroup) -> Result<()> {
     let Start { settings, saved, mut progress, mut micro_batch } = team.start()?;
     if let Some(field) = difference("settings", &settings, &task.settings()) {
         return Err(Error::setting("data", format!("is not what process 0 sees: {field}")));
@@ -43,7 +43,7 @@ pub(super) fn follow_in(task: &mut dyn Task, plan: &Plan, team: &mut Team) -> Re
     while progress.step < plan.schedule.steps {
         let scale = progress.scale(plan);
         let params = optimizer.params()?;
-        match learn_together(task, plan, params, &mut loader, team, progress.step, scale) {
+        match forward_backward_all(task, plan, params, &mut loader, team, progress.step, scale) {
             Ok((loss, learnt)) => {
                 progress.take(&mut optimizer, loss, &learnt, plan.schedule.rate(progress.step))?;
             }
@@ -61,24 +61,28 @@ pub(super) fn follow_in(task: &mut dyn Task, plan: &Plan, team: &mut Team) -> Re
 pub fn failed(message: &str, transient: bool) {
     let last = Message::Failed { transient, message: message.to_owned() };
     // Nobody listens when process 0 is gone.
-    let _ = Wire::of_this_process().send(&last);
+    let _ = Connection::current_process().send(&last);
 }
 
-impl Team {
+impl ProcessGroup {
     /// Hears where the run stands.
     fn start(&mut self) -> Result<Start> {
-        let Side::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
-        let Message::Start(text) = first.receive(PAGE).map_err(gone)? else { return Err(unexpected(0)) };
+        let Role::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
+        let Message::Start(text) = first.receive(MAX_MESSAGE_BYTES).map_err(gone)? else {
+            return Err(unexpected(0));
+        };
         serde_json::from_slice(&text).map_err(|_| unexpected(0))
     }
 
     /// Says that it is ready, and waits until all are.
     fn ready(&mut self, device: &Device) -> Result<()> {
-        let Side::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
+        let Role::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
         first.send(&Message::Ready).map_err(gone)?;
         #[cfg(feature = "nccl")]
         if device.is_cuda() {
-            let Message::Id(id) = first.receive(PAGE).map_err(gone)? else { return Err(unexpected(0)) };
+            let Message::Id(id) = first.receive(MAX_MESSAGE_BYTES).map_err(gone)? else {
+                return Err(unexpected(0));
+            };
             self.nccl = Some(super::nccl::Nccl::join(device, self.rank, self.size, &id)?);
         }
         let _ = device;

@@ -24,24 +24,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::{
-    packed::Packed,
+    packed::FlatGradients,
     peer::Peer,
-    wire::{Message, PAGE, Wire},
+    wire::{Connection, MAX_MESSAGE_BYTES, Message},
 };
-use super::{Error, Learnt, Result, run::Progress};
+use super::{Error, Result, StepGradients, run::RunProgress};
 
 pub use follow::{failed, follow};
 
 /// The processes that train a run together, seen by one of them.
-pub struct Team {
+pub struct ProcessGroup {
     rank: usize,
     size: usize,
-    side: Side,
+    side: Role,
     #[cfg(feature = "nccl")]
     nccl: Option<nccl::Nccl>,
 }
 
-enum Side {
+enum Role {
     Alone,
     /// Process 0, with what begins another and the others, in the order of their ranks, once they are begun.
     First {
@@ -49,7 +49,7 @@ enum Side {
         others: Vec<Peer>,
     },
     /// Another, with the way to process 0.
-    Follower(Wire),
+    Follower(Connection),
 }
 
 /// What the others need to know before the first step.
@@ -59,28 +59,28 @@ pub(super) struct Start {
     pub(super) settings: Value,
     /// Whether the run goes on from the training state of its step.
     pub(super) saved: bool,
-    pub(super) progress: Progress,
+    pub(super) progress: RunProgress,
     /// Items in a micro-batch.
     pub(super) micro_batch: usize,
 }
 
-impl Team {
+impl ProcessGroup {
     /// One process that trains by itself.
     pub fn alone() -> Self {
-        Self::new(0, 1, Side::Alone)
+        Self::new(0, 1, Role::Alone)
     }
 
     /// Process 0 of `size`; `command` says how another, by its rank, is begun: it is to call [`follow()`].
     pub fn first(size: usize, command: impl FnMut(usize) -> Command + 'static) -> Self {
-        Self::new(0, size, Side::First { command: Box::new(command), others: Vec::new() })
+        Self::new(0, size, Role::First { command: Box::new(command), others: Vec::new() })
     }
 
     /// This process, which was begun as `rank` of `size`.
     fn follower(rank: usize, size: usize) -> Self {
-        Self::new(rank, size, Side::Follower(Wire::of_this_process()))
+        Self::new(rank, size, Role::Follower(Connection::current_process()))
     }
 
-    fn new(rank: usize, size: usize, side: Side) -> Self {
+    fn new(rank: usize, size: usize, side: Role) -> Self {
         Self {
             rank,
             size,
@@ -114,7 +114,7 @@ impl Team {
 
     /// Begins the other processes, and waits until they are ready for the first step.
     pub(super) fn begin(&mut self, start: &Start, device: &Device) -> Result<()> {
-        let Side::First { command, others } = &mut self.side else { return Ok(()) };
+        let Role::First { command, others } = &mut self.side else { return Ok(()) };
         let text = serde_json::to_vec(start).map_err(|error| Error::process(0, error.to_string()))?;
         let start = Message::Start(text);
         for rank in others.len() + 1..self.size {
@@ -139,12 +139,12 @@ impl Team {
     ///
     /// # Errors
     /// When memory was too small in any process: then in all of them, with nothing changed. When one failed or is gone.
-    pub(super) fn agree(&mut self, own: Result<(f64, Learnt)>) -> Result<(f64, Learnt)> {
-        if matches!(self.side, Side::Alone) {
+    pub(super) fn agree(&mut self, own: Result<(f64, StepGradients)>) -> Result<(f64, StepGradients)> {
+        if matches!(self.side, Role::Alone) {
             return own;
         }
         // Whatever takes memory comes before it is asked who had enough.
-        let own = match own.and_then(|(loss, learnt)| Ok((loss, Packed::new(learnt, self.size)?))) {
+        let own = match own.and_then(|(loss, learnt)| Ok((loss, FlatGradients::new(learnt, self.size)?))) {
             Err(error) if !error.is_out_of_memory() => return Err(error),
             own => own,
         };
@@ -154,7 +154,7 @@ impl Team {
                 // From here on an error is one of this process alone, and nobody is to take it for one that all have.
                 let rank = self.rank;
                 let learnt = self.sum(&mut packed.flat).and_then(|()| packed.open());
-                Ok((loss, learnt.map_err(|error| error.of_process(rank))?))
+                Ok((loss, learnt.map_err(|error| error.from_process(rank))?))
             }
             (_, Err(error)) => Err(error),
             (None, Ok(_)) => Err(Error::Candle(candle_core::Error::Msg(
@@ -167,8 +167,8 @@ impl Team {
     fn settle(&mut self, own: Option<f64>) -> Result<Option<f64>> {
         let said = |loss: Option<f64>| loss.map_or(Message::OutOfMemory, Message::Loss);
         match &mut self.side {
-            Side::Alone => Ok(own),
-            Side::First { others, .. } => {
+            Role::Alone => Ok(own),
+            Role::First { others, .. } => {
                 let mut sum = own;
                 for other in &mut *others {
                     let loss = other.loss()?;
@@ -177,9 +177,9 @@ impl Team {
                 others.iter_mut().try_for_each(|other| other.send(&said(sum)))?;
                 Ok(sum)
             }
-            Side::Follower(first) => {
+            Role::Follower(first) => {
                 first.send(&said(own)).map_err(gone)?;
-                match first.receive(PAGE).map_err(gone)? {
+                match first.receive(MAX_MESSAGE_BYTES).map_err(gone)? {
                     Message::Loss(loss) => Ok(Some(loss)),
                     Message::OutOfMemory => Ok(None),
                     _ => Err(unexpected(0)),
@@ -194,22 +194,22 @@ impl Team {
         if let Some(nccl) = &mut self.nccl {
             let side = &mut self.side;
             return nccl.sum(flat, || match side {
-                Side::First { others, .. } => others.iter_mut().try_for_each(Peer::is_there),
+                Role::First { others, .. } => others.iter_mut().try_for_each(Peer::check_alive),
                 _ => Ok(()),
             });
         }
         let (n, device) = (flat.elem_count(), flat.device().clone());
         let mut values = flat.to_vec1::<f32>()?;
         match &mut self.side {
-            Side::Alone => return Ok(()),
-            Side::First { others, .. } => {
+            Role::Alone => return Ok(()),
+            Role::First { others, .. } => {
                 for other in &mut *others {
                     let theirs = other.values(n)?;
                     values.iter_mut().zip(&theirs).for_each(|(sum, value)| *sum += value);
                 }
                 others.iter_mut().try_for_each(|other| other.send_values(&values))?;
             }
-            Side::Follower(first) => {
+            Role::Follower(first) => {
                 first.send_values(&values).map_err(gone)?;
                 values = match first.receive(4 * n).map_err(gone)? {
                     Message::Values(sum) => sum,

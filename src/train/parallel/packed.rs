@@ -3,20 +3,20 @@
 use candle_core::{Shape, Tensor};
 use tiny_cats_models::tape::BatchStatistics;
 
-use crate::train::{Learnt, Result, group::joined};
+use crate::train::{Result, StepGradients, group::joined};
 
 /// What was learnt, and how to read its sum.
-pub(super) struct Packed {
+pub(super) struct FlatGradients {
     /// `[n]`: all gradients by name, then mean and variance of each batch normalisation in the order of the network.
     pub(super) flat: Tensor,
     gradients: Vec<(String, Shape)>,
     statistics: Vec<(String, usize)>,
 }
 
-impl Packed {
+impl FlatGradients {
     /// Of one of `size` processes. Gradients are shares of the step's already; of statistics the sum is to be the mean over all
     /// micro-batches, of which every process has as many.
-    pub(super) fn new(learnt: Learnt, size: usize) -> Result<Self> {
+    pub(super) fn new(learnt: StepGradients, size: usize) -> Result<Self> {
         let (mut parts, mut gradients, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
         for (name, gradient) in learnt.gradients {
             gradients.push((name, gradient.shape().clone()));
@@ -34,14 +34,14 @@ impl Packed {
     }
 
     /// What the row says, once it is the sum of all processes' rows. The tensors are views of it.
-    pub(super) fn open(self) -> Result<Learnt> {
+    pub(super) fn open(self) -> Result<StepGradients> {
         let mut at = 0;
         let mut next = |shape: Shape| {
             let part = self.flat.narrow(0, at, shape.elem_count())?.reshape(&shape);
             at += shape.elem_count();
             part
         };
-        let mut learnt = Learnt::default();
+        let mut learnt = StepGradients::default();
         for (name, shape) in self.gradients {
             learnt.gradients.insert(name, next(shape)?);
         }

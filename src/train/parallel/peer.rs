@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     unexpected,
-    wire::{Message, PAGE, Wire},
+    wire::{Connection, MAX_MESSAGE_BYTES, Message},
 };
 use crate::train::{Error, Result};
 
 /// A process that follows this one. It is ended when this is dropped.
 pub(super) struct Peer {
     rank: usize,
-    wire: Wire,
+    wire: Connection,
     child: Option<Child>,
 }
 
@@ -26,26 +26,26 @@ impl Peer {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
         };
-        Ok(Self { rank, wire: Wire::new(output, input), child: Some(child) })
+        Ok(Self { rank, wire: Connection::new(output, input), child: Some(child) })
     }
 
     /// A thread that plays one.
     #[cfg(test)]
-    pub(super) fn at(rank: usize, wire: Wire) -> Self {
+    pub(super) fn at(rank: usize, wire: Connection) -> Self {
         Self { rank, wire, child: None }
     }
 
     pub(super) fn send(&mut self, message: &Message) -> Result<()> {
-        self.wire.send(message).map_err(|error| self.last_words(error))
+        self.wire.send(message).map_err(|error| self.exit_error(error))
     }
 
     pub(super) fn send_values(&mut self, values: &[f32]) -> Result<()> {
-        self.wire.send_values(values).map_err(|error| self.last_words(error))
+        self.wire.send_values(values).map_err(|error| self.exit_error(error))
     }
 
     /// Waits until it has its data and weights.
     pub(super) fn ready(&mut self) -> Result<()> {
-        match self.receive(PAGE)? {
+        match self.receive(MAX_MESSAGE_BYTES)? {
             Message::Ready => Ok(()),
             _ => Err(unexpected(self.rank)),
         }
@@ -53,7 +53,7 @@ impl Peer {
 
     /// Its share of the loss; none where memory was too small for it.
     pub(super) fn loss(&mut self) -> Result<Option<f64>> {
-        match self.receive(PAGE)? {
+        match self.receive(MAX_MESSAGE_BYTES)? {
             Message::Loss(loss) => Ok(Some(loss)),
             Message::OutOfMemory => Ok(None),
             _ => Err(unexpected(self.rank)),
@@ -70,9 +70,9 @@ impl Peer {
 
     /// Whether it still runs.
     #[cfg(feature = "nccl")]
-    pub(super) fn is_there(&mut self) -> Result<()> {
+    pub(super) fn check_alive(&mut self) -> Result<()> {
         match self.child.as_mut().map(Child::try_wait) {
-            Some(Ok(Some(_))) => Err(self.last_words(io::ErrorKind::BrokenPipe.into())),
+            Some(Ok(Some(_))) => Err(self.exit_error(io::ErrorKind::BrokenPipe.into())),
             _ => Ok(()),
         }
     }
@@ -88,8 +88,8 @@ impl Peer {
     }
 
     /// It does not listen any more: what it said last may say why.
-    fn last_words(&mut self, error: io::Error) -> Error {
-        match self.wire.receive(PAGE) {
+    fn exit_error(&mut self, error: io::Error) -> Error {
+        match self.wire.receive(MAX_MESSAGE_BYTES) {
             Ok(Message::Failed { transient, message }) => {
                 Error::Process { rank: self.rank, message, transient }
             }

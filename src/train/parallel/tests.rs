@@ -8,39 +8,41 @@ use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
     Init, ParamSpec, Source, TapeOptions, Tensor as _, TinyDitConfig, Weights,
     candle::Params,
-    cost::Ledger,
+    cost::CostSummary,
     tape::{BatchStatistics, Tape, Var},
 };
 
-use super::{follow::follow_in, *};
+use super::{follow::follow_loop, *};
 use crate::{
     checkpoint::TrainingState,
     train::{
-        AdamW, Batch, Batches, Control, Event, Plan, Schedule, Shape, Task, run::state_path, train,
-        train_together,
+        AdamW, Batch, BatchSource, Control, Event, LrShape, Schedule, Task, TrainOptions, run::state_path,
+        train, train_distributed,
     },
 };
 
 /// Process 0 of a team of `size` threads, and the others.
-fn team(size: usize) -> Vec<Box<dyn FnOnce() -> Team + Send>> {
-    let mut ends: Vec<Box<dyn FnOnce() -> Team + Send>> = Vec::new();
+fn team(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
+    let mut ends: Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> = Vec::new();
     let mut pipes = Vec::new();
     for rank in 1..size {
         let [(read, write), (other_read, other_write)] = [(); 2].map(|()| io::pipe().unwrap());
         pipes.push((rank, read, other_write));
-        ends.push(Box::new(move || Team::new(rank, size, Side::Follower(Wire::new(other_read, write)))));
+        ends.push(Box::new(move || {
+            ProcessGroup::new(rank, size, Role::Follower(Connection::new(other_read, write)))
+        }));
     }
     let first = move || {
-        let peer = |(rank, read, write)| Peer::at(rank, Wire::new(read, write));
+        let peer = |(rank, read, write)| Peer::at(rank, Connection::new(read, write));
         let others = pipes.into_iter().map(peer).collect();
-        Team::new(0, size, Side::First { command: Box::new(|_| Command::new("none")), others })
+        ProcessGroup::new(0, size, Role::First { command: Box::new(|_| Command::new("none")), others })
     };
     ends.insert(0, Box::new(first));
     ends
 }
 
 /// What `work` makes of each of `size` processes.
-fn together<R: Send + 'static>(size: usize, work: fn(&mut Team) -> R) -> Vec<R> {
+fn together<R: Send + 'static>(size: usize, work: fn(&mut ProcessGroup) -> R) -> Vec<R> {
     let threads = team(size).into_iter().map(|end| std::thread::spawn(move || work(&mut end())));
     threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
 }
@@ -55,14 +57,14 @@ fn tensor(rank: usize, shape: &[usize]) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn learnt(rank: usize) -> Learnt {
+fn learnt(rank: usize) -> StepGradients {
     let shapes: [(&str, &[usize]); 4] = [("a", &[3, 5]), ("b", &[1]), ("c", &[2, 3, 1, 7]), ("d", &[])];
     let gradients = shapes.map(|(name, shape)| (name.to_owned(), tensor(rank, shape))).into();
     let seen = |micro: usize| {
         let value = |v: usize| (Tensor::ones(5, DType::F32, &Device::Cpu).unwrap() * v as f64).unwrap();
         BatchStatistics { path: "bn".into(), mean: value(2 * rank + micro), var: value(10 * rank) }
     };
-    Learnt { gradients, statistics: vec![vec![seen(0)], vec![seen(1)]] }
+    StepGradients { gradients, statistics: vec![vec![seen(0)], vec![seen(1)]] }
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -109,7 +111,7 @@ fn memory_that_is_too_small_for_one_is_too_small_for_all_and_nothing_else_is() {
     }
 
     /// Whether memory was too small; none where all went well.
-    fn try_it(team: &mut Team, ok: bool) -> Option<bool> {
+    fn try_it(team: &mut ProcessGroup, ok: bool) -> Option<bool> {
         let short = Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()));
         let own = if ok { Ok((1.0, learnt(team.rank()))) } else { Err(short) };
         team.agree(own).err().map(|error| error.is_out_of_memory())
@@ -119,13 +121,13 @@ fn memory_that_is_too_small_for_one_is_too_small_for_all_and_nothing_else_is() {
 #[test]
 fn what_ends_one_process_is_said_by_the_first() {
     // Its last words, its silence, and nonsense.
-    type Last = fn(&mut Team);
+    type Last = fn(&mut ProcessGroup);
     let say: Last = |team| {
-        let Side::Follower(wire) = &mut team.side else { return };
+        let Role::Follower(wire) = &mut team.side else { return };
         wire.send(&Message::Failed { transient: false, message: "x.png: is no picture".into() }).unwrap();
     };
     let nonsense: Last = |team| {
-        let Side::Follower(wire) = &mut team.side else { return };
+        let Role::Follower(wire) = &mut team.side else { return };
         wire.send(&Message::Ready).unwrap();
     };
     let silence: Last = |_| {};
@@ -160,7 +162,7 @@ struct Rows {
 
 struct Numbers;
 
-impl Batches for Numbers {
+impl BatchSource for Numbers {
     fn items(&self) -> usize {
         64
     }
@@ -184,17 +186,17 @@ impl Task for Rows {
         "rows".into()
     }
 
-    fn cost(&self) -> Result<Ledger> {
+    fn cost(&self) -> Result<CostSummary> {
         let (name, dims, init) = ("weight".into(), vec![4, 4], Init::Normal(0.5));
         let spec = ParamSpec { name, dims, init, trained: true, decays: true };
-        Ok(Ledger { params: vec![spec], ..Ledger::default() })
+        Ok(CostSummary { params: vec![spec], ..CostSummary::default() })
     }
 
     fn training_bytes(&self, _: usize, _: TapeOptions) -> Result<u64> {
         Ok(0)
     }
 
-    fn batches(&self) -> Arc<dyn Batches> {
+    fn batches(&self) -> Arc<dyn BatchSource> {
         Arc::new(Numbers)
     }
 
@@ -215,7 +217,7 @@ impl Task for Rows {
         let weight = tape.params(params).param(self.cost()?.params.remove(0))?;
         let target = Tensor::ones((len, 4), DType::F32, &Device::Cpu)?;
         let ones = Tensor::ones(len, DType::F32, &Device::Cpu)?;
-        Ok(tape.constant(x).linear(&weight, None)?.squared_error(&target, &ones)?)
+        Ok(tape.constant(x).linear(&weight, None)?.weighted_mse(&target, &ones)?)
     }
 
     fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
@@ -223,11 +225,11 @@ impl Task for Rows {
     }
 }
 
-fn plan(folder: &Path, batch: usize, accumulation: usize) -> Plan {
-    Plan {
+fn plan(folder: &Path, batch: usize, accumulation: usize) -> TrainOptions {
+    TrainOptions {
         folder: folder.to_owned(),
         from: None,
-        schedule: Schedule::new(Shape::Cosine, 1e-2, 0.0, None, 10, 20).unwrap(),
+        schedule: Schedule::new(LrShape::Cosine, 1e-2, 0.0, None, 10, 20).unwrap(),
         optimizer: AdamW { ema: vec![0.9], ..AdamW::default() },
         batch,
         accumulation,
@@ -238,7 +240,7 @@ fn plan(folder: &Path, batch: usize, accumulation: usize) -> Plan {
         sample_interval: 0,
         log_interval: 1,
         patience: None,
-        most_skipped: 3,
+        max_skipped_steps: 3,
         seed: 0,
         configuration: String::new(),
         device: Device::Cpu,
@@ -263,7 +265,7 @@ fn processes_halve_their_micro_batches_together_and_go_on_alike() {
         let (first, other) = (ends.next().unwrap(), ends.next().unwrap());
         let other = std::thread::spawn({
             let plan = plan.clone();
-            move || follow_in(&mut Rows { room: room(1) }, &plan, &mut other())
+            move || follow_loop(&mut Rows { room: room(1) }, &plan, &mut other())
         });
         let mut notes = Vec::new();
         let observe = &mut |event: Event| {
@@ -271,7 +273,7 @@ fn processes_halve_their_micro_batches_together_and_go_on_alike() {
                 notes.push(note.to_owned());
             }
         };
-        train_together(&mut Rows { room: room(0) }, &plan, &mut first(), observe).unwrap();
+        train_distributed(&mut Rows { room: room(0) }, &plan, &mut first(), observe).unwrap();
         other.join().unwrap().unwrap();
         let halved = "out of memory: going on with";
         assert_eq!(notes[1..], [4, 8].map(|n| format!("{halved} {n} micro-batches of {} a step", 16 / n)));

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 /// The two directions of a connection.
-pub(super) struct Wire {
+pub(super) struct Connection {
     read: Box<dyn Read>,
     write: Box<dyn Write>,
 }
@@ -29,15 +29,15 @@ pub(super) enum Message {
 }
 
 /// The most bytes of a message that holds no values: a page of settings.
-pub(super) const PAGE: usize = 1 << 20;
+pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-impl Wire {
+impl Connection {
     pub(super) fn new(read: impl Read + 'static, write: impl Write + 'static) -> Self {
         Self { read: Box::new(read), write: Box::new(write) }
     }
 
     /// Of a process that was begun by another.
-    pub(super) fn of_this_process() -> Self {
+    pub(super) fn current_process() -> Self {
         Self::new(io::stdin(), io::stdout())
     }
 
@@ -74,7 +74,7 @@ impl Wire {
         self.read.read_exact(&mut kind)?;
         self.read.read_exact(&mut len)?;
         let len = usize::try_from(u64::from_le_bytes(len)).unwrap_or(usize::MAX);
-        if len > most.max(PAGE) {
+        if len > most.max(MAX_MESSAGE_BYTES) {
             return Err(broken("a message that is too long"));
         }
         let mut bytes = vec![0; len];
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn what_is_said_is_heard_and_what_is_no_message_is_refused() {
         let (read, write) = io::pipe().unwrap();
-        let mut wire = Wire::new(read, write);
+        let mut wire = Connection::new(read, write);
         let failed = Message::Failed { transient: true, message: "ä".into() };
         let values = Message::Values(vec![1.5, f32::MIN_POSITIVE, -0.0, f32::INFINITY]);
         for message in [Message::Start(vec![7]), Message::Ready, Message::Id(vec![]), Message::Loss(0.1)]
@@ -129,7 +129,7 @@ mod tests {
             vec![b'r', 0],
             vec![],
         ] {
-            let error = Wire::new(io::Cursor::new(bytes.clone()), io::sink()).receive(8);
+            let error = Connection::new(io::Cursor::new(bytes.clone()), io::sink()).receive(8);
             assert!(error.is_err(), "{bytes:?}");
         }
     }

@@ -10,12 +10,12 @@ use std::{
 use super::{CACHE, CATS, text};
 
 /// A run that was begun in the background.
-pub struct Begun {
+pub struct BackgroundRun {
     pub child: Child,
     runs: PathBuf,
 }
 
-impl Begun {
+impl BackgroundRun {
     /// Begins it in `folder`, with its runs in `runs` there.
     pub fn new(folder: &Path, arguments: &[String], runs: &str) -> Self {
         let child = Command::new(CATS)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tiny_cats::serve::{Config, End, Named, Server};
+use tiny_cats::serve::{Config, NamedModel, Server, Shutdown};
 use tiny_cats_export::{Model, ModelMeta};
 use tiny_cats_models::{Init, ResNetConfig, TinyDitConfig, init};
 use tokio::sync::Notify;
@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 pub const BREEDS: [&str; 3] = ["Abyssinian", "Maine_Coon", "Sphynx"];
 
 /// A small generator; that its pictures are of nothing matters to nobody here.
-pub fn generator() -> Named {
+pub fn generator() -> NamedModel {
     let classes = BREEDS.map(String::from).to_vec();
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, classes.len()).unwrap() };
     let mut params = config.cost().unwrap().params;
@@ -30,7 +30,7 @@ pub fn generator() -> Named {
 }
 
 /// A small classifier.
-pub fn classifier() -> Named {
+pub fn classifier() -> NamedModel {
     let classes = BREEDS.map(String::from).to_vec();
     let config = ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", classes.len()).unwrap() };
     let weights = init(&config.cost(32).unwrap().params, 2);
@@ -38,15 +38,15 @@ pub fn classifier() -> Named {
 }
 
 /// A server that ends with this value.
-pub struct Served {
+pub struct TestServer {
     pub address: SocketAddr,
     stop: Arc<Notify>,
-    thread: Option<JoinHandle<anyhow::Result<End>>>,
+    thread: Option<JoinHandle<anyhow::Result<Shutdown>>>,
 }
 
-impl Served {
+impl TestServer {
     /// Starts it at any free port, and waits until it is ready.
-    pub fn new(config: Config, generator: Option<Named>, classifier: Option<Named>) -> Self {
+    pub fn new(config: Config, generator: Option<NamedModel>, classifier: Option<NamedModel>) -> Self {
         let config = Config { address: ([127, 0, 0, 1], 0).into(), ..config };
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
@@ -70,7 +70,7 @@ impl Served {
     }
 
     /// Stops it, and says how it ended.
-    pub fn end(mut self) -> End {
+    pub fn end(mut self) -> Shutdown {
         self.ask_to_stop();
         self.thread.take().expect("it runs").join().expect("no panic").expect("the models are good")
     }
@@ -109,7 +109,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.ask_to_stop();
         if let Some(thread) = self.thread.take() {

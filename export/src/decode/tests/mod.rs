@@ -49,7 +49,11 @@ fn jpegs_of_all_kinds_are_complete_and_equal() {
         assert_eq!(expected.dimensions(), (45, 37));
         for (name, file) in files {
             assert_eq!(jpeg::extent(&file), jpeg::Extent { end: file.len(), closed: true }, "{name}");
-            assert!(matches!(jpeg::walk(&file), Found::Complete(_)), "{name}: {:?}", jpeg::walk(&file));
+            assert!(
+                matches!(jpeg::walk(&file), Completeness::Complete(_)),
+                "{name}: {:?}",
+                jpeg::walk(&file)
+            );
             assert_eq!(check(&file), Ok([45, 37]), "{name}");
             // The decoder gets such images wrong.
             if !(name.starts_with("one by one") && sampling.iter().any(|&s| s != (1, 1))) {
@@ -220,7 +224,7 @@ fn a_picture_of_more_than_64_million_pixels_is_decoded_at_half_its_size() {
         file.extend([0xff, if number == 1000 { 0xd9 } else { 0xd0 + (number % 8) as u8 }]);
     }
     assert_eq!(check(&file), Ok([8001, 8001]));
-    let Upright { picture, size } = with_upright(&file, |upright| upright).unwrap();
+    let DecodedImage { picture, size } = decode_with(&file, |upright| upright).unwrap();
     assert_eq!((picture.dimensions(), size), ((4001, 4001), [8001, 8001]));
     for (x, y) in [(0, 0), (4000, 4000), (1234, 77), (3, 4), (4000, 0), (2001, 3999)] {
         let block = (x / 4) as usize;
@@ -261,7 +265,8 @@ fn what_would_need_too_much_memory_is_refused_by_the_header() {
 
 #[test]
 fn parts_of_a_reduced_picture_are_found_by_their_place_in_the_file() {
-    let upright = |picture: (u32, u32), size| Upright { picture: RgbImage::new(picture.0, picture.1), size };
+    let upright =
+        |picture: (u32, u32), size| DecodedImage { picture: RgbImage::new(picture.0, picture.1), size };
     let same = upright((30, 20), [30, 20]);
     assert_eq!(same.part([3, 4, 5, 6]), [3, 4, 5, 6]);
     let half = upright((15, 11), [30, 21]);

@@ -4,7 +4,7 @@ use super::*;
 use crate::cli::{Cli, Command as Subcommand};
 
 /// What `tiny-cats` called with `arguments` trains by: its flags as they are written, and as the program has them.
-fn resolved(task: &'static str, arguments: &[String]) -> (Resolved, String) {
+fn resolved(task: &'static str, arguments: &[String]) -> (ResolvedConfig, String) {
     let arguments: Vec<OsString> = ["tiny-cats", "train", task]
         .into_iter()
         .chain(arguments.iter().map(String::as_str))
@@ -16,7 +16,7 @@ fn resolved(task: &'static str, arguments: &[String]) -> (Resolved, String) {
         panic!("{arguments:?} trains")
     };
     let (_, matches) = training(&matches).unwrap();
-    (Resolved::new(task, &Cli::command(), matches).unwrap(), format!("{parsed:?}"))
+    (ResolvedConfig::new(task, &Cli::command(), matches).unwrap(), format!("{parsed:?}"))
 }
 
 /// Values of a flag, as on the command line; `None` is the flag without a value.
@@ -82,8 +82,9 @@ fn every_configuration_that_is_written_can_be_read_back() {
         let rounds = flags.iter().map(|(_, values)| values.len()).max().unwrap();
         // Of two flags that exclude each other, one in every other round; so each value comes with one and with the other.
         for round in 0..2 * rounds {
-            let excluded =
-                |flag: &Arg| PAIRS.iter().any(|(a, b)| [a, b][round % 2] == &flag.get_id().as_str());
+            let excluded = |flag: &Arg| {
+                CONFLICTING_FLAGS.iter().any(|(a, b)| [a, b][round % 2] == &flag.get_id().as_str())
+            };
             let (mut arguments, mut data) = (Vec::new(), None);
             for (flag, values) in flags.iter().filter(|(flag, _)| !excluded(flag)) {
                 let value = values[round / 2 % values.len()].as_deref();
@@ -137,6 +138,6 @@ fn a_name_that_no_configuration_can_hold_is_refused() {
     let bad = OsString::from_vec(b"--output=a\xff\nb".to_vec());
     let matches =
         Cli::command().try_get_matches_from(["tiny-cats".into(), "train".into(), "dit".into(), bad]).unwrap();
-    let error = Resolved::new("dit", &Cli::command(), training(&matches).unwrap().1).unwrap_err();
+    let error = ResolvedConfig::new("dit", &Cli::command(), training(&matches).unwrap().1).unwrap_err();
     assert_eq!(error.to_string(), "--output a\u{fffd}\\nb: expected a name in UTF-8");
 }

@@ -11,16 +11,16 @@ use image::RgbImage;
 use tiny_cats_export::write_png;
 
 use crate::{
-    plot::{Curve, Strip},
+    plot::{LossCurve, Strip},
     train::metrics::METRICS,
 };
 
 /// The end of a run waits at most this long for its pictures.
-const END: Duration = Duration::from_secs(5);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is to be drawn.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Draw {
+pub struct PlotRequest {
     /// The loss curve.
     pub curve: bool,
     /// The strip, up to the grid of this step.
@@ -28,18 +28,18 @@ pub struct Draw {
 }
 
 /// Who draws.
-pub struct Painter {
-    requests: SyncSender<Draw>,
+pub struct PlotThread {
+    requests: SyncSender<PlotRequest>,
     done: Receiver<()>,
 }
 
-impl Painter {
+impl PlotThread {
     /// For the run `id` in `folder` that goes on after `step`. `None`, with a warning, where there is no thread for it.
     pub fn start(folder: &Path, id: &str, step: u64) -> Option<Self> {
         let (requests, receive) = sync_channel(16);
         let (ended, done) = channel();
-        let mut easel = Easel {
-            curve: Curve::new(&folder.join(METRICS)),
+        let mut easel = Plotter {
+            curve: LossCurve::new(&folder.join(METRICS)),
             strip: Strip::new(&folder.join("samples")),
             folder: folder.to_owned(),
             id: id.to_owned(),
@@ -60,22 +60,25 @@ impl Painter {
     }
 
     /// Asks for pictures. When there is more to draw than can be drawn, some are left out: what comes later shows it, too.
-    pub fn draw(&self, what: Draw) {
+    pub fn draw(&self, what: PlotRequest) {
         let _ = self.requests.try_send(what);
     }
 
     /// Waits for the last pictures, for some time.
     pub fn finish(self) {
         drop(self.requests);
-        if self.done.recv_timeout(END) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("the last pictures of the run's course are not drawn after {} s", END.as_secs());
+        if self.done.recv_timeout(FINISH_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "the last pictures of the run's course are not drawn after {} s",
+                FINISH_TIMEOUT.as_secs()
+            );
         }
     }
 }
 
 /// What is drawn on.
-struct Easel {
-    curve: Curve,
+struct Plotter {
+    curve: LossCurve,
     strip: Strip,
     folder: PathBuf,
     id: String,
@@ -84,19 +87,19 @@ struct Easel {
     warned: bool,
 }
 
-impl Easel {
-    fn work(&mut self, requests: &Receiver<Draw>) {
+impl Plotter {
+    fn work(&mut self, requests: &Receiver<PlotRequest>) {
         while let Ok(first) = requests.recv() {
-            let all = requests.try_iter().fold(first, |all, next| Draw {
+            let all = requests.try_iter().fold(first, |all, next| PlotRequest {
                 curve: all.curve || next.curve,
                 samples: next.samples.or(all.samples),
             });
             self.draw(all);
         }
-        self.draw(Draw { curve: true, samples: Some(self.newest) });
+        self.draw(PlotRequest { curve: true, samples: Some(self.newest) });
     }
 
-    fn draw(&mut self, what: Draw) {
+    fn draw(&mut self, what: PlotRequest) {
         if what.curve {
             let picture = self.curve.read().map(|()| self.curve.picture(&self.id));
             self.show("loss.png", picture);
