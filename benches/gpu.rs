@@ -19,7 +19,7 @@ use tiny_cats::{
     data::{AugmentLevel, Cache, Dataset, Images, Photos},
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, StepOptions, Task,
-        learn,
+        forward_backward,
     },
 };
 use tiny_cats_models::{
@@ -178,8 +178,15 @@ fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
     let forward = network.forward(&before, device)?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
-    let (loss, learnt) =
-        learn(&mut *task, TapeOptions::default(), &mut optimizer.params()?, &mut loader, 1, 0, 1.0)?;
+    let (loss, learnt) = forward_backward(
+        &mut *task,
+        TapeOptions::default(),
+        &mut optimizer.params()?,
+        &mut loader,
+        1,
+        0,
+        1.0,
+    )?;
     let host = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
     let gradients = learnt.gradients.iter().map(host).collect::<Result<_>>()?;
     optimizer.step(&learnt, StepOptions { rate: 1e-3, before: 0, scale: 1.0 })?;
@@ -226,7 +233,7 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
     let mut losses = Vec::new();
     loop {
         let step = losses.len() as u64;
-        let (loss, learnt) = learn(
+        let (loss, learnt) = forward_backward(
             &mut *task,
             TapeOptions::default(),
             &mut optimizer.params()?,

@@ -20,7 +20,7 @@ use tiny_cats::{
     plan::Workload,
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Loader, Optimizer,
-        StepGradients, StepOptions, Task, learn, tune_allocator,
+        StepGradients, StepOptions, Task, forward_backward, tune_allocator,
     },
 };
 use tiny_cats_export::ModelMeta;
@@ -228,7 +228,7 @@ impl Case {
         let mut times = Vec::new();
         for step in 0..warm_up + steps {
             let start = Instant::now();
-            let (_, learnt) = learn(
+            let (_, learnt) = forward_backward(
                 &mut *task,
                 options,
                 &mut optimizer.params()?,

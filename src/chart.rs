@@ -102,7 +102,7 @@ pub fn short(value: f64) -> String {
 
 /// Draws `first`, and over it `second` as marks, on the same scale where `same`, else on one of its own at the right. Every line has at
 /// most `width` characters, but `width` counts as at least 60. `colour` is for terminals.
-pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, colour: bool) -> String {
+pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color: bool) -> String {
     let width = width.max(MIN_WIDTH);
     let second = second.filter(|curve| curve.points.iter().any(|p| p.value.is_finite()));
     if !first.points.iter().any(|p| p.value.is_finite()) && second.is_none() {
@@ -121,7 +121,7 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, colou
     }
     let cells = paint(&dots, &marks, scales, plot);
 
-    let (dim, bright, reset) = if colour { ("\x1b[36m", "\x1b[33m", "\x1b[0m") } else { ("", "", "") };
+    let (dim, bright, reset) = if color { ("\x1b[36m", "\x1b[33m", "\x1b[0m") } else { ("", "", "") };
     let cut = |name: &str, most: usize| name.chars().take(most).collect::<String>();
     let mut out = format!("{:LABEL$}  {dim}{}{reset}", "", cut(first.name, 10));
     if let Some(second) = second {
@@ -219,28 +219,28 @@ mod tests {
     fn a_falling_curve_falls_and_its_scores_are_marked() {
         let loss = points((0..100).map(|i| 2.0 - f64::from(i) / 100.0));
         let score = [Point { step: 500, value: 0.25 }, Point { step: 1000, value: 0.75 }];
-        let said = draw(curve("loss", &loss), Some(curve("validation_accuracy", &score)), false, 60, false);
-        let lines: Vec<&str> = said.lines().collect();
-        assert_eq!(lines.len(), LINES + 3, "{said}");
-        assert!(lines[0].contains("loss   o validation_accuracy (right)"), "{said}");
-        assert!(lines[1].starts_with("    1.9950 ┤"), "{said}");
-        assert!(lines[LINES].contains("0.2500") && lines[1].ends_with("0.7500"), "{said}");
-        assert!(lines[LINES + 2].ends_with("step 1000"), "{said}");
+        let text = draw(curve("loss", &loss), Some(curve("validation_accuracy", &score)), false, 60, false);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), LINES + 3, "{text}");
+        assert!(lines[0].contains("loss   o validation_accuracy (right)"), "{text}");
+        assert!(lines[1].starts_with("    1.9950 ┤"), "{text}");
+        assert!(lines[LINES].contains("0.2500") && lines[1].ends_with("0.7500"), "{text}");
+        assert!(lines[LINES + 2].ends_with("step 1000"), "{text}");
         // The leftmost dots are above those at the right.
         let column = |line: &str, x: usize| line.chars().nth(x).unwrap_or(' ');
         let first = |x: usize| lines[1..=LINES].iter().position(|line| column(line, x) != ' ').unwrap();
-        assert_eq!(first(12), 0, "{said}");
+        assert_eq!(first(12), 0, "{text}");
         assert!(
             (13..45).all(|x| first(x - 1) <= first(x) || column(lines[1 + first(x)], x) == MARK),
-            "{said}"
+            "{text}"
         );
         assert_eq!(
-            said.matches(MARK).count() - "loss o validation_accuracy step".matches('o').count(),
+            text.matches(MARK).count() - "loss o validation_accuracy step".matches('o').count(),
             2,
-            "{said}"
+            "{text}"
         );
         // Without colours there is nothing but text.
-        assert!(!said.contains('\x1b'));
+        assert!(!text.contains('\x1b'));
         let coloured = draw(curve("loss", &loss), None, false, 60, true);
         let plain = coloured.replace("\x1b[36m", "").replace("\x1b[0m", "");
         let plain: String = plain.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
@@ -281,13 +281,13 @@ mod tests {
             };
             let (loss, score) = (some(1 << (case % 10)), some(12));
             let width = 20 + (case as usize * 7) % 200;
-            let said = draw(curve("loss", &loss), Some(curve("score", &score)), case % 2 == 0, width, false);
+            let text = draw(curve("loss", &loss), Some(curve("score", &score)), case % 2 == 0, width, false);
             let finite = loss.iter().chain(&score).filter(|p| p.value.is_finite()).count();
             let missing = loss.iter().any(|p| !p.value.is_finite());
             let lines = if finite == 0 { 1 } else { LINES + 3 + usize::from(missing) };
-            assert_eq!(said.lines().count(), lines, "{case}:\n{said}");
-            for line in said.lines() {
-                assert!(line.chars().count() <= width.max(MIN_WIDTH), "{case}, {width}:\n{said}");
+            assert_eq!(text.lines().count(), lines, "{case}:\n{text}");
+            for line in text.lines() {
+                assert!(line.chars().count() <= width.max(MIN_WIDTH), "{case}, {width}:\n{text}");
             }
         }
     }
@@ -297,19 +297,19 @@ mod tests {
         assert_eq!(draw(curve("loss", &[]), None, true, 80, false), "no loss has been logged\n");
         let none = points([f64::NAN]);
         assert_eq!(draw(curve("loss", &none), None, true, 80, false), "no loss that is logged is finite\n");
-        let braille = |said: &str| said.chars().filter(|c| ('\u{2801}'..='\u{28ff}').contains(c)).count();
+        let braille = |text: &str| text.chars().filter(|c| ('\u{2801}'..='\u{28ff}').contains(c)).count();
         assert_eq!(braille(&draw(curve("loss", &points([1.5])), None, true, 80, false)), 1);
-        let said = draw(curve("loss", &points([1.5; 9])), None, true, 80, false);
-        assert_eq!(braille(&said), 80 - LABEL - 2, "{said}");
+        let text = draw(curve("loss", &points([1.5; 9])), None, true, 80, false);
+        assert_eq!(braille(&text), 80 - LABEL - 2, "{text}");
         // What is not finite interrupts the curve and is counted.
         let gap = points([1.0, 1.0, f64::NAN, 1.0, 1.0]);
-        let said = draw(curve("loss", &gap), None, true, 80, false);
-        assert!(braille(&said) < 80 - LABEL - 2 - 20 && said.contains("1 of 5 not finite"), "{said}");
+        let text = draw(curve("loss", &gap), None, true, 80, false);
+        assert!(braille(&text) < 80 - LABEL - 2 - 20 && text.contains("1 of 5 not finite"), "{text}");
     }
 
     #[test]
     fn numbers_have_some_five_digits() {
-        for (value, said) in [
+        for (value, text) in [
             (0.0, "0.0000"),
             (0.25, "0.2500"),
             (1.5, "1.5000"),
@@ -320,7 +320,7 @@ mod tests {
             (f64::MAX, "1.80e308"),
             (f64::NAN, "not finite"),
         ] {
-            assert_eq!(short(value), said);
+            assert_eq!(short(value), text);
             assert!(short(-value).len() <= LABEL);
         }
     }

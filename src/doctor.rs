@@ -223,7 +223,7 @@ fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Ru
     found.error = match draw(&mut found) {
         Ok(picture) => {
             let first = first.get_or_insert_with(|| picture.clone());
-            (!alike(first, &picture)).then(|| "it draws another picture than the runtimes above".into())
+            (!is_close(first, &picture)).then(|| "it draws another picture than the runtimes above".into())
         }
         Err(Error::Runtime { message, .. }) => Some(message),
         Err(other) => Some(other.to_string()),
@@ -235,7 +235,7 @@ fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Ru
 }
 
 /// Whether no value, most of which are between −1 and 1, differs by more than an eye would see.
-fn alike(a: &[f32], b: &[f32]) -> bool {
+fn is_close(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.01)
 }
 

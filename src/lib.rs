@@ -10,13 +10,13 @@ pub mod evaluate;
 pub mod memory;
 pub mod plan;
 pub mod plot;
+mod plural;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod signals;
 pub mod sweep;
 pub mod track;
 pub mod train;
-mod words;
 
 /// The README's examples compile.
 #[cfg(doctest)]

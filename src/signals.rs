@@ -9,14 +9,14 @@ pub fn stopping() -> Vec<i32> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = vec![SIGINT, SIGTERM];
     #[cfg(unix)]
-    if !ignored(libc::SIGHUP) {
+    if !is_ignored_signal(libc::SIGHUP) {
         signals.push(libc::SIGHUP);
     }
     signals
 }
 
 #[cfg(unix)]
-fn ignored(signal: i32) -> bool {
+fn is_ignored_signal(signal: i32) -> bool {
     // SAFETY: it asks what the signal does now and changes nothing; sigaction is plain memory that the call fills.
     unsafe {
         let mut now: libc::sigaction = std::mem::zeroed();

@@ -26,7 +26,7 @@ pub fn stage<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), E>,
 ) -> Result<Staged, E> {
-    let folder = folder(path);
+    let folder = parent_dir(path);
     if !folder.is_dir() {
         let missing = format!("there is no folder {}", folder.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, missing).into());
@@ -90,7 +90,7 @@ impl Staged {
         }
         // The file is whole and at its place. Not every file system syncs folders, and none of them would undo the renaming.
         #[cfg(unix)]
-        let _ = File::open(folder(&self.path)).and_then(|folder| folder.sync_all());
+        let _ = File::open(parent_dir(&self.path)).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }
@@ -132,7 +132,7 @@ pub fn strip_temp_name(error: io::Error) -> io::Error {
     code.map_or_else(|| io::Error::new(error.kind(), why), io::Error::from_raw_os_error)
 }
 
-fn folder(path: &Path) -> &Path {
+fn parent_dir(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

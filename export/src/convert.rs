@@ -40,11 +40,11 @@ pub(crate) fn to_onnx_with_storage(
     opset: u32,
     storage: WeightStorage,
 ) -> Result<Vec<u8>> {
-    let (meta, weights) = exported(meta, weights)?;
-    let halves = storage.halves(&weights);
-    let weights = rounded(&weights, &halves)?;
+    let (meta, weights) = export_form(meta, weights)?;
+    let f16_names = storage.f16_names(&weights);
+    let weights = rounded(&weights, &f16_names)?;
     let graph = OnnxGraph::new(opset)?;
-    let mut source = graph.source(&weights).in_halves(halves);
+    let mut source = graph.source(&weights).with_f16_weights(f16_names);
     let (name, output) = match &meta.config {
         NetworkConfig::TinyDit(config) => {
             let [x, t, label] = INPUTS;
@@ -70,7 +70,7 @@ pub(crate) fn to_onnx_with_storage(
 ///
 /// # Errors
 /// When `weights` lack what is folded.
-pub fn exported<'a>(
+pub fn export_form<'a>(
     meta: &'a ModelMeta,
     weights: &'a Weights,
 ) -> Result<(Cow<'a, ModelMeta>, Cow<'a, Weights>)> {

@@ -6,7 +6,7 @@ use tiny_cats_models::{Array, ResNet, Scope, resnet};
 
 use crate::{
     CLASSIFIER_INPUT, Error, LoadOptions, Model, ModelMeta, NetworkConfig, Preprocessing, Result,
-    convert::exported,
+    convert::export_form,
     onnx::{DEFAULT_OPSET, DataType, OnnxFile, OnnxGraph},
     runtime::{InputTensor, RuntimeKind},
 };
@@ -181,7 +181,7 @@ fn session(file: &OnnxFile, runtime: RuntimeKind) -> Result<Compute> {
 /// The graph of a classifier up to its last layer.
 fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
     let weights = model.weights()?;
-    let (meta, weights) = exported(meta, &weights)?;
+    let (meta, weights) = export_form(meta, &weights)?;
     let NetworkConfig::ResNet(config) = &meta.config else {
         return Err(Error::request("features", "expected a classifier"));
     };
@@ -209,6 +209,6 @@ fn definition(model: &Model, runtime: RuntimeKind) -> Result<Compute> {
             let network = crate::runtime::candle::CandleModel::resnet(config, &model.weights()?)?;
             Ok(Box::new(move |x| network.features(x)))
         }
-        other => Err(other.absent()),
+        other => Err(other.not_available()),
     }
 }

@@ -137,7 +137,7 @@ impl Generator {
         request: &Request,
         progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<GeneratedImage>> {
-        self.draw(&self.labels(request)?, 0, request, progress)
+        self.generate_labels(&self.labels(request)?, 0, request, progress)
     }
 
     /// The class of each picture that `request` asks for.
@@ -164,7 +164,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`generate_with`](Self::generate_with), and [`Error::Request`] for a label of no class.
-    pub fn draw(
+    pub fn generate_labels(
         &mut self,
         labels: &[usize],
         first: u64,
@@ -194,14 +194,14 @@ impl Generator {
         first: u64,
         request: &Request,
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
-        mut put: impl FnMut(GeneratedImage) -> Result<(), E>,
+        mut sink: impl FnMut(GeneratedImage) -> Result<(), E>,
     ) -> Result<(), E> {
         let (batch, steps) = (self.batch.max(1), self.settings(request).steps);
         let total = labels.len().div_ceil(batch) * steps;
         for (i, part) in labels.chunks(batch).enumerate() {
             let go_on = |p: Progress| progress(Progress { done: i * steps + p.done, total });
             let number = first.wrapping_add((i * batch) as u64);
-            self.draw(part, number, request, go_on)?.into_iter().try_for_each(&mut put)?;
+            self.generate_labels(part, number, request, go_on)?.into_iter().try_for_each(&mut sink)?;
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
         let (dx, dy) = ((cell - w) / 2, (cell - h) / 2);
         imageops::replace(&mut sheet, &enlarged, i64::from(x + dx), i64::from(y + dy));
         if let Some(text) = labels.and_then(|l| l.get(i)) {
-            write(&mut sheet, text, x - MARGIN / 2, y + cell + MARGIN / 2, cell + MARGIN);
+            draw_label(&mut sheet, text, x - MARGIN / 2, y + cell + MARGIN / 2, cell + MARGIN);
         }
     }
     sheet
@@ -54,7 +54,7 @@ pub fn sheet(pictures: &[GeneratedImage]) -> RgbImage {
 }
 
 /// Writes `text` centred in the `width` pixels that begin at (`x`, `y`), as much of it as fits.
-fn write(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
+fn draw_label(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
     let shown: String = text.chars().take((width / font::ADVANCE) as usize).collect();
     let start = x + (width - font::text_size(&shown, 1).0) / 2;
     font::draw_text(sheet, &shown, start, y, 1, TEXT_COLOR);

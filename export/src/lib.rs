@@ -46,5 +46,5 @@ pub use tiny_cats_models::NetworkConfig;
 #[cfg(feature = "candle")]
 pub use verify::{
     ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, RoundingReport, RuntimeReport, TOLERANCE, Tolerance,
-    VerificationReport, export, exported, psnr, report_path, rounding, scale, verify, verify_on,
+    VerificationReport, export, export_form, psnr, report_path, rounding, scale, verify, verify_on,
 };

@@ -265,7 +265,7 @@ impl Classify for GraphModel<1> {
 
 /// What a graph says about itself, or a predecessor's graph would, if its inputs are those of such a model.
 fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
-    let wrong = |message| Err(Error::file(file.name(), "inputs", message));
+    let invalid = |message| Err(Error::file(file.name(), "inputs", message));
     let find = |name: &str| file.inputs().iter().find(|port| port.name == name);
     let meta = match (find(PREDECESSOR_INPUTS[0]), find(CLASSIFIER_INPUT)) {
         _ if file.metadata().contains_key(META_KEY) => file.meta()?,
@@ -291,7 +291,7 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     for name in names {
         match find(name) {
             Some(port) => ports.push(port),
-            None => return wrong(format!("expected one called {name}")),
+            None => return invalid(format!("expected one called {name}")),
         }
     }
     let is_vector = |port: &ValueInfo, dtype| port.dtype == Some(dtype) && port.dims.len() == 1;
@@ -302,7 +302,7 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     };
     if !fits {
         let s = meta.image_size;
-        return wrong(format!(
+        return invalid(format!(
             "expected {} [batch, 3, {s}, {s}]{}",
             names[0],
             names[1..].iter().map(|n| format!(", {n}")).collect::<String>()
@@ -314,14 +314,14 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
 /// What a generator's graph of tiny-cats-model would say about itself. It has no class for the unconditional pass: the last one stands in.
 fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
     let [picture, _, label] = PREDECESSOR_INPUTS;
-    let wrong = |message: String| Error::file(file.name(), "graph", message);
+    let invalid = |message: String| Error::file(file.name(), "graph", message);
     let Some(classes) = file.embedding_rows(label)? else {
-        return Err(wrong(format!(
+        return Err(invalid(format!(
             "expected a table that {label} indexes, which says how many classes there are"
         )));
     };
     if !(1..=MAX_CLASSES).contains(&classes) {
-        return Err(wrong(format!("expected 1 to {MAX_CLASSES} classes, found a table of {classes} rows")));
+        return Err(invalid(format!("expected 1 to {MAX_CLASSES} classes, found a table of {classes} rows")));
     }
     let config = TinyDitConfig { image_size, classes, ..TinyDitConfig::legacy() };
     let mut meta = ModelMeta::tiny_dit(&config, predecessor_classes(classes));
@@ -334,7 +334,7 @@ fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta
 /// What a classifier's graph of tiny-cats-model would say about itself. PyTorch's exporter folds batch normalisations and may rename what
 /// it folded, so the network is known by its convolutions and its head.
 fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
-    let wrong = |message: String| Error::file(file.name(), "graph", message);
+    let invalid = |message: String| Error::file(file.name(), "graph", message);
     let weights = file.weights()?;
     let convolutions: Vec<&Array> = weights.values().filter(|array| array.dims().len() == 4).collect();
     let depth = match convolutions.len() {
@@ -343,14 +343,14 @@ fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMet
         53 => 50,
         n => {
             let expected = "the 20, 36 or 53 convolutions of a ResNet-18, 34 or 50";
-            return Err(wrong(format!("expected {META_KEY} in the metadata or {expected}, found {n}")));
+            return Err(invalid(format!("expected {META_KEY} in the metadata or {expected}, found {n}")));
         }
     };
     let narrowest = convolutions.iter().filter_map(|array| array.dims().first());
     let (head, rows) = match (weights.get("fc.weight"), weights.get("fc.1.weight")) {
         (Some(array), _) => (Head::Plain, array.dims().first()),
         (_, Some(array)) => (Head::Dropout, array.dims().first()),
-        _ => return Err(wrong("expected a weight called fc.weight or fc.1.weight".into())),
+        _ => return Err(invalid("expected a weight called fc.weight or fc.1.weight".into())),
     };
     let config = ResNetConfig {
         depth,
@@ -359,7 +359,7 @@ fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMet
         head,
         batch_norm: weights.contains_key("bn1.running_mean"),
     };
-    config.validate().map_err(|e| wrong(e.to_string()))?;
+    config.validate().map_err(|e| invalid(e.to_string()))?;
     Ok(ModelMeta::resnet(&config, image_size, predecessor_classes(config.classes)))
 }
 
@@ -373,8 +373,8 @@ pub fn predecessor_classes(n: usize) -> Vec<String> {
 }
 
 fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights, Integrity)> {
-    let wrong = |e: safetensors::SafeTensorError| Error::file(name, "safetensors", e.to_string());
-    let (header_len, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
+    let invalid = |e: safetensors::SafeTensorError| Error::file(name, "safetensors", e.to_string());
+    let (header_len, header) = SafeTensors::read_metadata(bytes).map_err(invalid)?;
     let entry = |key| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
     let integrity = match entry(Checksum::KEY) {
         None => Integrity::Unchecked,
@@ -393,7 +393,7 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights, Integrit
     let text = entry(META_KEY);
     let text = text.ok_or_else(|| Error::file(name, META_KEY, "the file does not say what its model is"))?;
     let meta = ModelMeta::from_json(text, name)?;
-    let file = SafeTensors::deserialize(bytes).map_err(wrong)?;
+    let file = SafeTensors::deserialize(bytes).map_err(invalid)?;
     let array = |(key, view): (&str, safetensors::tensor::TensorView)| {
         if view.dtype() != Dtype::F32 {
             return Err(Error::file(name, key, format!("expected F32, found {:?}", view.dtype())));

@@ -17,7 +17,7 @@ const MAX_ASPECT_RATIO: u32 = 4;
 /// When `picture` has no pixels.
 pub fn resize_short_side(picture: &RgbImage, short: u32) -> RgbImage {
     let [width, height] = [picture.width(), picture.height()];
-    let [w, h] = middle([width, height]);
+    let [w, h] = center_region([width, height]);
     let size = short_side_size([width, height], short);
     resize(picture, [(width - w) / 2, (height - h) / 2, w, h], size, Filter::Triangle)
 }
@@ -30,11 +30,12 @@ pub fn short_side_size([width, height]: [u32; 2], short: u32) -> [u32; 2] {
     let side = width.min(height);
     assert!(side > 0, "a picture of {width} x {height} pixels");
     let half = u64::from(side) / 2;
-    middle([width, height]).map(|n| ((u64::from(n) * u64::from(short) + half) / u64::from(side)) as u32)
+    center_region([width, height])
+        .map(|n| ((u64::from(n) * u64::from(short) + half) / u64::from(side)) as u32)
 }
 
 /// Width and height of the part that is used.
-fn middle([width, height]: [u32; 2]) -> [u32; 2] {
+fn center_region([width, height]: [u32; 2]) -> [u32; 2] {
     let most = MAX_ASPECT_RATIO.saturating_mul(width.min(height));
     [width.min(most), height.min(most)]
 }

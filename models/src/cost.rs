@@ -1,13 +1,13 @@
 //! The cost reading: counts what a network takes without computing anything.
 
+mod memory;
 mod operation;
-mod pass;
 
 use std::{cell::RefCell, rc::Rc};
 
-use crate::{Array, BatchNorm, ParamSpec, Precision, Result, Source, TapeOptions, Tensor, pieces, shape};
+use crate::{Array, BatchNorm, ParamSpec, Precision, Result, Source, TapeOptions, Tensor, shape, tiling};
+use memory::{Memory, Meter, Node, Slots};
 use operation::Operation;
-use pass::{Memory, Meter, Node, Slots};
 
 /// What one operation takes for one item of a batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +30,7 @@ pub struct CostSummary {
     /// The parameters, in the order in which the model asks for them.
     pub params: Vec<ParamSpec>,
     /// The operations, in the order of the forward pass.
-    pub entries: Vec<OpCost>,
+    pub ops: Vec<OpCost>,
 }
 
 impl CostSummary {
@@ -41,19 +41,19 @@ impl CostSummary {
 
     /// Floating-point operations of one forward pass for one item.
     pub fn flops(&self) -> u64 {
-        self.entries.iter().map(|e| e.flops).sum()
+        self.ops.iter().map(|e| e.flops).sum()
     }
 
     /// Floating-point operations of a forward pass and the way back for one item: a way back takes two forward passes, and gradient
     /// checkpointing one more through the blocks.
     pub fn training_flops(&self, checkpoint: bool) -> u64 {
         let again = |e: &&OpCost| checkpoint && e.in_block;
-        3 * self.flops() + self.entries.iter().filter(again).map(|e| e.flops).sum::<u64>()
+        3 * self.flops() + self.ops.iter().filter(again).map(|e| e.flops).sum::<u64>()
     }
 
     /// Bytes of all results of one forward pass for one item in f32. What training keeps at once is [`Counter::training_bytes`].
     pub fn activation_bytes(&self) -> u64 {
-        self.entries.iter().map(|e| e.bytes).sum()
+        self.ops.iter().map(|e| e.bytes).sum()
     }
 }
 
@@ -103,7 +103,7 @@ impl Counter {
     }
 
     /// What has been counted so far.
-    pub fn ledger(&self) -> CostSummary {
+    pub fn summary(&self) -> CostSummary {
         self.0.ledger.borrow().clone()
     }
 
@@ -116,12 +116,12 @@ impl Counter {
     pub fn training_bytes(&self, output: Cost) -> Result<u64> {
         // The loss keeps the weighted difference, and makes a gradient of it by way of another.
         let (bytes, slot) = (self.bytes(&output.dims), output.slot);
-        let kept = Memory::new(bytes, &self.0.meter);
+        let saved = Memory::new(bytes, &self.0.meter);
         drop(output);
         let mut slots = Slots::new(self);
         let other = Memory::new(bytes, &self.0.meter);
         slots.add(slot, bytes);
-        drop((kept, other));
+        drop((saved, other));
         let record = self.0.record.take();
         slots.run(record.nodes)?;
         Ok(self.0.meter.peak.get())
@@ -154,11 +154,11 @@ impl Counter {
     /// How many partial sums of its weights' gradient a convolution with these outputs has on the CPU.
     fn partial_sums(&self, weight: &[usize], stride: usize, [rows, cols]: [usize; 2]) -> u64 {
         let items = self.0.batch;
-        let tiles = pieces::winograd_tiles(rows, cols);
-        if pieces::uses_winograd([weight[0], weight[1], weight[2]], stride, tiles, items) {
+        let tiles = tiling::winograd_tiles(rows, cols);
+        if tiling::uses_winograd([weight[0], weight[1], weight[2]], stride, tiles, items) {
             return 0;
         }
-        items.div_ceil(pieces::part(items, rows * cols)) as u64
+        items.div_ceil(tiling::part(items, rows * cols)) as u64
     }
 
     /// Bytes of so many values in f32 for each item of the batch.
@@ -242,7 +242,7 @@ impl Tensor for Cost {
         let each = 2 * weight[1] + usize::from(bias.is_some());
         let factors = self.counter.linear_factors(&self.dims, weight, &dims);
         let made = self.made("linear", dims, each).saves_factor(self).half(self.counter.half());
-        Ok(made.to(self).params([Some(weight), bias]).scratch(factors).done())
+        Ok(made.grad_for(self).params([Some(weight), bias]).scratch(factors).finish())
     }
 
     fn conv2d(
@@ -258,14 +258,14 @@ impl Tensor for Cost {
         let sums = bytes(weight).saturating_mul(partials);
         let factors = self.counter.factors(&self.dims, weight, &dims);
         let made = self.made("conv2d", dims, each).saves_factor(self).half(self.counter.half());
-        Ok(made.to(self).params([Some(weight), bias]).scratch(sums.saturating_add(factors)).done())
+        Ok(made.grad_for(self).params([Some(weight), bias]).scratch(sums.saturating_add(factors)).finish())
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Vec<usize>>) -> Result<Self> {
         let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var].map(Vec::as_slice);
         shape::batch_norm(&self.dims, params)?;
         let trained = [Some(&norm.weight), Some(&norm.bias)];
-        Ok(self.each("batch_norm", 2).keeps(self).to(self).params(trained).done())
+        Ok(self.each("batch_norm", 2).saves(self).grad_for(self).params(trained).finish())
     }
 
     fn layer_norm(&self, affine: Option<(&Vec<usize>, &Vec<usize>)>, _eps: f64) -> Result<Self> {
@@ -273,13 +273,19 @@ impl Tensor for Cost {
         let given: Vec<&[usize]> = params.iter().flatten().map(|p| p.as_slice()).collect();
         shape::norm("layer_norm", &self.dims, &given)?;
         let each = if affine.is_some() { 9 } else { 7 };
-        Ok(self.each("layer_norm", each).half(false).keeps(self).to(self).params(params).done())
+        Ok(self.each("layer_norm", each).half(false).saves(self).grad_for(self).params(params).finish())
     }
 
     fn rms_norm(&self, weight: Option<&Vec<usize>>, _eps: f64) -> Result<Self> {
         let given: Vec<&[usize]> = weight.iter().map(|w| w.as_slice()).collect();
         shape::norm("rms_norm", &self.dims, &given)?;
-        Ok(self.each("rms_norm", 3 + given.len()).half(false).keeps(self).to(self).params([weight]).done())
+        Ok(self
+            .each("rms_norm", 3 + given.len())
+            .half(false)
+            .saves(self)
+            .grad_for(self)
+            .params([weight])
+            .finish())
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
@@ -287,19 +293,19 @@ impl Tensor for Cost {
         Ok(self
             .each("scale_shift", 3)
             .half(false)
-            .keeps(self)
-            .keeps(scale)
-            .to(self)
-            .to(scale)
-            .to(shift)
-            .done())
+            .saves(self)
+            .saves(scale)
+            .grad_for(self)
+            .grad_for(scale)
+            .grad_for(shift)
+            .finish())
     }
 
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
         shape::same("gated_residual", &self.dims, &branch.dims)?;
         shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?;
-        let made = self.each("gated_residual", 2).half(false).keeps(branch).keeps(gate);
-        Ok(made.to(branch).to(gate).passes(self).done())
+        let made = self.each("gated_residual", 2).half(false).saves(branch).saves(gate);
+        Ok(made.grad_for(branch).grad_for(gate).passes_grad_to(self).finish())
     }
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
@@ -311,26 +317,31 @@ impl Tensor for Cost {
         let half = self.counter.half();
         let made = Operation::new(self, "attention", dims, flops).half(half).saves_buffer(&scores, half);
         let made = made.saves_factor(self).saves_factor(key).saves_factor(value);
-        Ok(made.to(self).to(key).to(value).done())
+        Ok(made.grad_for(self).grad_for(key).grad_for(value).finish())
     }
 
     fn embedding(&self, table: &Vec<usize>) -> Result<Self> {
         let dims = shape::embedding(&self.dims, table)?;
-        Ok(self.made("embedding", dims, 0).half(false).keeps(self).params([Some(table)]).done())
+        Ok(self.made("embedding", dims, 0).half(false).saves(self).params([Some(table)]).finish())
     }
 
     fn sinusoids(&self, width: usize, _period: f64, _scale: f64) -> Result<Self> {
-        Ok(self.made("sinusoids", shape::sinusoids(&self.dims, width)?, 2).done())
+        Ok(self.made("sinusoids", shape::sinusoids(&self.dims, width)?, 2).finish())
     }
 
     fn add_param(&self, param: &Vec<usize>) -> Result<Self> {
         shape::same("add_param", &self.dims, param)?;
-        Ok(self.each("add_param", 1).half(false).params([Some(param)]).passes(self).done())
+        Ok(self.each("add_param", 1).half(false).params([Some(param)]).passes_grad_to(self).finish())
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", &self.dims, &other.dims)?;
-        Ok(self.each("add", 1).half(self.half && other.half).shares(self).shares(other).done())
+        Ok(self
+            .each("add", 1)
+            .half(self.half && other.half)
+            .shares_grad_with(self)
+            .shares_grad_with(other)
+            .finish())
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
@@ -338,76 +349,87 @@ impl Tensor for Cost {
         Ok(self
             .each("mul", 1)
             .half(self.half && other.half)
-            .keeps(self)
-            .keeps(other)
-            .to(self)
-            .to(other)
-            .done())
+            .saves(self)
+            .saves(other)
+            .grad_for(self)
+            .grad_for(other)
+            .finish())
     }
 
     fn affine(&self, _factor: f64, _offset: f64) -> Result<Self> {
-        Ok(self.each("affine", 2).to(self).done())
+        Ok(self.each("affine", 2).grad_for(self).finish())
     }
 
     fn gelu(&self) -> Result<Self> {
-        Ok(self.each("gelu", 5).keeps(self).to(self).done())
+        Ok(self.each("gelu", 5).saves(self).grad_for(self).finish())
     }
 
     fn silu(&self) -> Result<Self> {
-        Ok(self.each("silu", 4).keeps(self).to(self).done())
+        Ok(self.each("silu", 4).saves(self).grad_for(self).finish())
     }
 
     fn relu(&self) -> Result<Self> {
-        Ok(self.each("relu", 1).saves_output().to(self).done())
+        Ok(self.each("relu", 1).saves_output().grad_for(self).finish())
     }
 
     fn swiglu(&self) -> Result<Self> {
-        Ok(self.made("swiglu", shape::swiglu(&self.dims)?, 5).keeps(self).to(self).done())
+        Ok(self.made("swiglu", shape::swiglu(&self.dims)?, 5).saves(self).grad_for(self).finish())
     }
 
     fn softmax(&self) -> Result<Self> {
-        Ok(self.made("softmax", shape::softmax(&self.dims)?, 5).half(false).saves_output().to(self).done())
+        Ok(self
+            .made("softmax", shape::softmax(&self.dims)?, 5)
+            .half(false)
+            .saves_output()
+            .grad_for(self)
+            .finish())
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
-        Ok(Operation::view(self, "reshape", shape::reshape(&self.dims, dims)?).shares(self).done())
+        Ok(Operation::view(self, "reshape", shape::reshape(&self.dims, dims)?)
+            .shares_grad_with(self)
+            .finish())
     }
 
     fn permute(&self, order: &[usize]) -> Result<Self> {
-        Ok(self.made("permute", shape::permute(&self.dims, order)?, 0).to(self).done())
+        Ok(self.made("permute", shape::permute(&self.dims, order)?, 0).grad_for(self).finish())
     }
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let dims: Vec<&[usize]> = parts.iter().map(Tensor::dims).collect();
         let joined = shape::concat(&dims, axis)?;
         let made = parts[0].made("concat", joined, 0).half(parts.iter().all(|p| p.half));
-        Ok(parts.iter().fold(made, Operation::to).done())
+        Ok(parts.iter().fold(made, Operation::grad_for).finish())
     }
 
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
         let dims = shape::chunk(&self.dims, n, axis)?;
-        Ok(self.made("chunk", dims, 0).to(self).parts(n))
+        Ok(self.made("chunk", dims, 0).grad_for(self).parts(n))
     }
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
-        Ok(self.made("slice", shape::slice(&self.dims, axis, start, len)?, 0).to(self).done())
+        Ok(self.made("slice", shape::slice(&self.dims, axis, start, len)?, 0).grad_for(self).finish())
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
         let spread = self.counter.bytes(&self.dims);
-        Ok(self.made("mean", dims, self.dims[axis]).half(false).to(self).scratch(spread).done())
+        Ok(self.made("mean", dims, self.dims[axis]).half(false).grad_for(self).scratch(spread).finish())
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
         // Where the winners were.
         let winners = dims.clone();
-        Ok(self.made("max_pool2d", dims, kernel * kernel).saves_buffer(&winners, false).to(self).done())
+        Ok(self
+            .made("max_pool2d", dims, kernel * kernel)
+            .saves_buffer(&winners, false)
+            .grad_for(self)
+            .finish())
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
-        Ok(self.made("avg_pool2d", dims, kernel * kernel).keeps(self).to(self).done())
+        Ok(self.made("avg_pool2d", dims, kernel * kernel).saves(self).grad_for(self).finish())
     }
 }

@@ -11,7 +11,6 @@ pub mod native;
 mod network;
 mod options;
 mod params;
-mod pieces;
 #[cfg(feature = "pretrained")]
 pub mod pretrained;
 pub mod random;
@@ -20,6 +19,7 @@ pub mod shape;
 #[cfg(feature = "candle")]
 pub mod tape;
 mod tensor;
+mod tiling;
 pub mod tiny_dit;
 mod weights;
 

@@ -106,7 +106,7 @@ impl ResNetConfig {
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
         let mut counter = Counter::default();
         ResNet::new(self, &mut Scope::root(&mut counter))?;
-        Ok(counter.ledger().params)
+        Ok(counter.summary().params)
     }
 
     /// Parameters and operations of one forward pass over a picture of `image_size` pixels, by the cost reading.
@@ -117,7 +117,7 @@ impl ResNetConfig {
         let mut counter = Counter::default();
         let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
         model.forward(&counter.input(&[CHANNELS, image_size, image_size]))?;
-        Ok(counter.ledger())
+        Ok(counter.summary())
     }
 
     /// The most bytes that one training step of `batch` pictures of `image_size` pixels has in use, besides weights and batch: see
@@ -393,7 +393,7 @@ mod tests {
                 parameters,
                 "{name}"
             );
-            let products = ledger.entries.iter().filter(|e| matches!(e.op, "conv2d" | "linear"));
+            let products = ledger.ops.iter().filter(|e| matches!(e.op, "conv2d" | "linear"));
             let bias = 1000;
             assert_eq!((products.map(|e| e.flops).sum::<u64>() - bias) / 2, multiply_adds, "{name}");
         }

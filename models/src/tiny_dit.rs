@@ -192,7 +192,7 @@ impl TinyDitConfig {
         let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
         let (x, t, label) = (counter.input(&self.picture()), counter.input(&[]), counter.input(&[]));
         model.forward(&x, &t, &label)?;
-        Ok(counter.ledger())
+        Ok(counter.summary())
     }
 
     /// The most bytes that one training step of `batch` items has in use, besides weights and batch: see [`Counter::training_bytes`].

@@ -6,7 +6,7 @@ use clap::Parser;
 use tiny_cats::{
     checkpoint::verify::{Onnx, VerifyOptions, verify},
     cli::{
-        common::{DeviceKind, EXIT_ASSUMED, OverrideArgs, WeightsKind, which},
+        common::{DeviceKind, EXIT_ASSUMED, OverrideArgs, WeightsKind, weights_selection},
         panic,
     },
 };
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let which = which(args.weights);
+    let selection = weights_selection(args.weights);
     let onnx = match (args.onnx, args.skip_onnx) {
         (Some(path), _) => Onnx::File(path),
         (None, true) => Onnx::Skip,
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     };
     // clap asks for one of the two.
     let path = args.path.or(args.checkpoint).unwrap_or_default();
-    let report = verify(&path, &VerifyOptions { which, onnx, device, given: args.given.into() });
+    let report = verify(&path, &VerifyOptions { selection, onnx, device, given: args.given.into() });
     if args.json {
         match serde_json::to_string_pretty(&report) {
             Ok(json) => println!("{json}"),

@@ -61,10 +61,10 @@ impl InitFile {
     /// # Errors
     /// When the file holds no ResNet-18, 34 or 50, whatever its head and whatever prefix its names have.
     pub fn resnet(&self) -> Result<ResNetConfig> {
-        self.body().map(|body| body.config).map_err(self.at())
+        self.backbone().map(|body| body.config).map_err(self.at())
     }
 
-    fn body(&self) -> Result<Backbone, ErrorKind> {
+    fn backbone(&self) -> Result<Backbone, ErrorKind> {
         // The last of a body's stages: nothing else in a file has such a name.
         const LAST: &str = "layer4.0.conv1.weight";
         let mut prefixes: Vec<&str> =
@@ -119,7 +119,8 @@ impl InitFile {
     /// # Errors
     /// When the file's body is another one.
     pub fn classifier(&self, config: &ResNetConfig, classes: &[String]) -> Result<InitialWeights> {
-        let Backbone { config: found, mut weights, head, mut skipped } = self.body().map_err(self.at())?;
+        let Backbone { config: found, mut weights, head, mut skipped } =
+            self.backbone().map_err(self.at())?;
         let kind = |c: &ResNetConfig| {
             let norms = if c.batch_norm { "" } else { " without batch normalisation" };
             format!("{c}{norms}")
@@ -131,7 +132,7 @@ impl InitFile {
         let mut notes = Vec::new();
         let known = self.classes();
         let rows = known.as_deref().and_then(|known| {
-            let matched = matched(known, classes);
+            let matched = match_classes(known, classes);
             let at =
                 |kind: &str| head.get(&format!("fc.{kind}")).or_else(|| head.get(&format!("fc.1.{kind}")));
             let [weight, bias] = [at("weight")?, at("bias")?];
@@ -145,8 +146,8 @@ impl InitFile {
                     tiny_cats_models::Head::Plain => format!("fc.{kind}"),
                     tiny_cats_models::Head::Dropout => format!("fc.1.{kind}"),
                 };
-                weights.insert(name("weight"), with_rows(weight, &matched, 0));
-                weights.insert(name("bias"), with_rows(bias, &matched, 0));
+                weights.insert(name("weight"), map_rows(weight, &matched, 0));
+                weights.insert(name("bias"), map_rows(bias, &matched, 0));
                 notes.extend(new_classes(&matched, classes));
             }
             None => skipped.extend(head.into_keys()),
@@ -201,20 +202,20 @@ impl InitFile {
         }
         let mut weights = self.loaded.weights.clone();
         if factor > 1 {
-            enlarge(&mut weights, &found, config).map_err(self.at())?;
+            resize_patches(&mut weights, &found, config).map_err(self.at())?;
         }
         let mut notes = Vec::new();
         let known = self.classes();
         // A file without names is taken to have the same classes if it has as many.
         let matched = match &known {
-            Some(known) => matched(known, classes),
+            Some(known) => match_classes(known, classes),
             None if found.classes == count => (0..count).map(Some).collect(),
             None => vec![None; count],
         };
         let same = matched.iter().enumerate().all(|(i, row)| *row == Some(i)) && found.classes == count;
         if !same && let Some(table) = weights.get(CLASSES) {
             // The null class stays the last row.
-            let table = with_rows(table, &matched, usize::from(found.null_label().is_some()));
+            let table = map_rows(table, &matched, usize::from(found.null_label().is_some()));
             weights.insert(CLASSES.into(), table);
             notes.extend(new_classes(&matched, classes));
         }
@@ -234,14 +235,14 @@ struct Backbone {
 }
 
 /// For each of `classes`, which of `known` has that name; case, spaces, `_` and `-` do not matter.
-fn matched(known: &[String], classes: &[String]) -> Vec<Option<usize>> {
+fn match_classes(known: &[String], classes: &[String]) -> Vec<Option<usize>> {
     let plain = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
     let rows: BTreeMap<String, usize> = known.iter().enumerate().map(|(i, name)| (plain(name), i)).collect();
     classes.iter().map(|name| rows.get(&plain(name)).copied()).collect()
 }
 
 /// The rows of `table` that `matched` names, the mean of all where it names none, and the last `kept` rows after them.
-fn with_rows(table: &Array, matched: &[Option<usize>], kept: usize) -> Array {
+fn map_rows(table: &Array, matched: &[Option<usize>], kept: usize) -> Array {
     let rows = table.dims()[0];
     let width = table.data().len() / rows.max(1);
     let row = |i: usize| &table.data()[i * width..(i + 1) * width];
@@ -285,7 +286,11 @@ fn listed<S: AsRef<str>>(names: &[S]) -> String {
 }
 
 /// Makes the weights of `small` those of `large`, whose patches are as many and larger.
-fn enlarge(weights: &mut Weights, small: &TinyDitConfig, large: &TinyDitConfig) -> Result<(), ErrorKind> {
+fn resize_patches(
+    weights: &mut Weights,
+    small: &TinyDitConfig,
+    large: &TinyDitConfig,
+) -> Result<(), ErrorKind> {
     let (side, patch_size) = (small.patch_size, large.patch_size);
     let factor = patch_size / side;
     // Where each value of a large patch, [3, height, width], is in the small one.

@@ -15,10 +15,10 @@ use tiny_cats_models::{Array, Weights, resnet::NUM_BATCHES_TRACKED};
 use super::{
     ErrorKind, ModelOverrides, Result, TrainingState,
     dictionary::{self, Dictionary, MAX_LISTED, SIGNATURE_TENSORS, WeightsLocation},
-    numbers::{TensorData, elements},
     released,
     safetensors::{SafetensorsFile, StoredTensor},
     state,
+    tensor_data::{TensorData, elements},
     torch::{Tensor, TorchFile, Value},
 };
 
@@ -114,16 +114,16 @@ pub struct Checkpoint {
 /// # Errors
 /// When the file is of no format that is read, was truncated or altered, holds no tensors, lacks the weights that are wanted, or has
 /// one that the network needs in a type that is not read.
-pub fn open(path: &Path, which: WeightsSelection) -> Result<Checkpoint> {
-    read(path, which).map_err(|p| p.at(path))
+pub fn open(path: &Path, selection: WeightsSelection) -> Result<Checkpoint> {
+    read(path, selection).map_err(|p| p.at(path))
 }
 
-fn read(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
+fn read(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
     let mut start = Vec::new();
     File::open(path)?.take(512).read_to_end(&mut start)?;
     let mut loaded = match &start[..] {
-        [b'P', b'K', 3, 4, ..] => read_torch(path, which)?,
-        [_, _, _, _, _, _, _, 0, b'{', ..] => read_safetensors(path, which)?,
+        [b'P', b'K', 3, 4, ..] => read_torch(path, selection)?,
+        [_, _, _, _, _, _, _, 0, b'{', ..] => read_safetensors(path, selection)?,
         other if is_torch(other) => return Err(ErrorKind::LegacyTorch),
         other => return Err(ErrorKind::Unrecognised { found: guess_format(other) }),
     };
@@ -176,10 +176,10 @@ impl Checkpoint {
     }
 
     /// A file with one set of weights: released ones say in their provenance whether they are averages, others' are taken as raw.
-    fn alone(mut self, which: WeightsSelection) -> Result<Self, ErrorKind> {
+    fn single_set(mut self, selection: WeightsSelection) -> Result<Self, ErrorKind> {
         let says = |meta: &ModelMeta| meta.provenance["weights"] == "ema";
         self.averaged = self.format.is_released() && self.own_meta.as_ref().is_some_and(says);
-        match (which, self.averaged) {
+        match (selection, self.averaged) {
             (WeightsSelection::Raw, true) => Err(ErrorKind::NoSuchWeights { wanted: "raw", found: "EMA" }),
             (WeightsSelection::Ema, false) => Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" }),
             _ => Ok(self),
@@ -241,10 +241,10 @@ impl Checkpoint {
 /// How many numbers in all stand in for those of tensors that are not read.
 const MAX_PLACEHOLDERS: usize = 1 << 26;
 
-fn read_safetensors(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
+fn read_safetensors(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
     let file = SafetensorsFile::open(path)?;
     if file.metadata.contains_key(state::KEY) {
-        return read_state(file, which);
+        return read_state(file, selection);
     }
     let mut loaded = Checkpoint::new(Format::Safetensors);
     if !file.has_checksum() {
@@ -279,13 +279,13 @@ fn read_safetensors(path: &Path, which: WeightsSelection) -> Result<Checkpoint, 
         }
     }
     loaded.source.prefix = prefix;
-    loaded.alone(which)
+    loaded.single_set(selection)
 }
 
-fn read_state(file: SafetensorsFile, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
+fn read_state(file: SafetensorsFile, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
     let mut loaded = Checkpoint::new(Format::TrainingState);
     let has = |group: &str| file.entries.iter().any(|e| e.name.starts_with(group));
-    loaded.averaged = match which {
+    loaded.averaged = match selection {
         WeightsSelection::Raw => false,
         WeightsSelection::Ema if !has("ema.") => {
             return Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" });
@@ -300,7 +300,7 @@ fn read_state(file: SafetensorsFile, which: WeightsSelection) -> Result<Checkpoi
     Ok(loaded)
 }
 
-fn read_torch(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
+fn read_torch(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
     let TorchFile { root, opaque, integrity, mut storages } = TorchFile::read_values(path)?;
     let own_meta = match root.get(META_KEY) {
         Some(Value::Str(text)) => Some(released::parse_meta(text)?),
@@ -328,7 +328,7 @@ fn read_torch(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorK
     loaded.is_predecessor = format == Format::TorchTraining
         && ["epoch", "val_acc", "timestamp"].iter().all(|key| root.get(key).is_some());
     let ema_wanted = !format.is_released()
-        && (which == WeightsSelection::Ema || (which == WeightsSelection::Default && raw.is_none()));
+        && (selection == WeightsSelection::Ema || (selection == WeightsSelection::Default && raw.is_none()));
     let (used, statistics) = match (raw, ema) {
         (None, None) => {
             let found = format!("; the file holds {}", root.describe(MAX_LISTED));
@@ -354,7 +354,7 @@ fn read_torch(path: &Path, which: WeightsSelection) -> Result<Checkpoint, ErrorK
     for ((name, tensor), numbers) in tensors.iter().zip(storages.read(&tensors)?) {
         loaded.insert(name, tensor.dims.clone(), numbers)?;
     }
-    if format.is_released() { loaded.alone(which) } else { Ok(loaded) }
+    if format.is_released() { loaded.single_set(selection) } else { Ok(loaded) }
 }
 
 /// The running statistics of batch normalisations, of which no averages are kept: they are only among the raw tensors.

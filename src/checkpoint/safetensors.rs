@@ -19,7 +19,7 @@ use tiny_cats_models::Array;
 use super::{
     Error, ErrorKind,
     error::shown,
-    numbers::{Dtype, TensorData, each_piece, elements},
+    tensor_data::{Dtype, TensorData, each_piece, elements},
 };
 
 /// A header is some 100 bytes a tensor; this is 150,000 of them.
@@ -153,26 +153,26 @@ impl SafetensorsFile {
 
 impl Entry {
     fn parse(name: String, value: &Value) -> Result<Self, ErrorKind> {
-        let wrong = |what: &str| ErrorKind::malformed(&name, what);
+        let invalid = |what: &str| ErrorKind::malformed(&name, what);
         let numbers = |key: &str| -> Option<Vec<u64>> {
             value.get(key)?.as_array()?.iter().map(Value::as_u64).collect()
         };
-        let kind = value.get("dtype").and_then(Value::as_str).ok_or_else(|| wrong("expected a `dtype`"))?;
+        let kind = value.get("dtype").and_then(Value::as_str).ok_or_else(|| invalid("expected a `dtype`"))?;
         let dtype = Dtype::from_name(kind);
-        let dims = numbers("shape").ok_or_else(|| wrong("expected a `shape`, a list of whole numbers"))?;
+        let dims = numbers("shape").ok_or_else(|| invalid("expected a `shape`, a list of whole numbers"))?;
         let dims: Vec<usize> = dims
             .into_iter()
             .map(usize::try_from)
             .collect::<Result<_, _>>()
-            .map_err(|_| wrong("a size beyond this machine's memory"))?;
+            .map_err(|_| invalid("a size beyond this machine's memory"))?;
         let Some(&[begin, end]) = numbers("data_offsets").as_deref() else {
-            return Err(wrong("expected `data_offsets`, two whole numbers"));
+            return Err(invalid("expected `data_offsets`, two whole numbers"));
         };
         let bits = dtype.map(|dtype| 8 * dtype.size()).or_else(|| unsupported_bits(kind));
         let bytes =
             bits.map(|bits| elements(&dims)?.checked_mul(bits)).map(|n| n.map(|n| n.div_ceil(8) as u64));
         if end < begin || bytes.is_some_and(|n| n != Some(end - begin)) {
-            return Err(wrong(&format!(
+            return Err(invalid(&format!(
                 "bytes {begin} to {end} are not the size of {} numbers of shape {dims:?}",
                 shown(kind, 40)
             )));

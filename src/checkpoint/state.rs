@@ -7,9 +7,9 @@ use tiny_cats_models::{Array, Weights};
 
 use super::{
     ErrorKind, Result,
-    numbers::TensorData,
     open::is_torch,
     safetensors::{self, SafetensorsFile, StoredTensor},
+    tensor_data::TensorData,
 };
 
 /// The metadata's key that makes a safetensors file a training state.

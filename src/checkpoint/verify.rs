@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
     CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escaped,
-    excerpt, exported,
+    excerpt, export_form,
     onnx::OnnxFile,
     rounding,
     runtime::{InputTensor, RuntimeKind, run_on_all},
@@ -50,7 +50,7 @@ pub enum Onnx {
 #[derive(Clone, Debug)]
 pub struct VerifyOptions {
     /// The weights to verify.
-    pub which: WeightsSelection,
+    pub selection: WeightsSelection,
     /// The ONNX file to compare with.
     pub onnx: Onnx,
     /// Where candle computes.
@@ -62,7 +62,7 @@ pub struct VerifyOptions {
 impl Default for VerifyOptions {
     fn default() -> Self {
         Self {
-            which: WeightsSelection::Default,
+            selection: WeightsSelection::Default,
             onnx: Onnx::Beside,
             device: Device::Cpu,
             given: ModelOverrides::default(),
@@ -150,7 +150,7 @@ impl CheckpointReport {
     }
 
     fn check(&mut self, options: &VerifyOptions) -> Result<(), String> {
-        let loaded = open(&self.path, options.which).map_err(|e| e.problem.to_string())?;
+        let loaded = open(&self.path, options.selection).map_err(|e| e.problem.to_string())?;
         self.format = Some(loaded.format.to_string());
         self.integrity = Some(loaded.integrity);
         self.source = Some(loaded.source.to_string()).filter(|text| !text.is_empty());
@@ -208,7 +208,7 @@ impl CheckpointReport {
         let file = OnnxFile::open(path)?;
         self.onnx_integrity = Some(file.integrity());
         let ours = file.metadata().contains_key(META_KEY);
-        let (held_meta, held) = exported(meta, weights)?;
+        let (held_meta, held) = export_form(meta, weights)?;
         if ours && file.meta()?.config != held_meta.config {
             self.problems.push(format!("{}: it is another network than the checkpoint's", path.display()));
             return Ok(());

@@ -112,7 +112,7 @@ pub enum WeightsKind {
 }
 
 /// What `--weights` asks for.
-pub fn which(weights: Option<WeightsKind>) -> WeightsSelection {
+pub fn weights_selection(weights: Option<WeightsKind>) -> WeightsSelection {
     match weights {
         None => WeightsSelection::Default,
         Some(WeightsKind::Raw) => WeightsSelection::Raw,

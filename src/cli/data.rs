@@ -11,7 +11,7 @@ use crate::data::{
     Cache, ClassCount, Crop, Dataset, Encoding, INDEX, Prepare, Shares, Stats, cache,
     synth::{self, SynthManifest},
 };
-use crate::words::pluralize;
+use crate::plural::pluralize;
 
 /// What `tiny-cats data` is called with.
 #[derive(clap::Args, Debug)]
@@ -124,7 +124,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Stats(args) => stats(&args),
         Command::Prepare(args) => prepare(args),
         Command::Synth(args) => synth(&args),
-        Command::Cache(args) => decoded(args),
+        Command::Cache(args) => cache(args),
         #[cfg(feature = "download")]
         Command::Download(args) => super::download::run(&args),
     }
@@ -242,7 +242,7 @@ fn synth(args: &Synth) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn decoded(args: CacheArgs) -> anyhow::Result<()> {
+fn cache(args: CacheArgs) -> anyhow::Result<()> {
     let folder = args.cache.map_or(Cache::Default, Cache::At).folder();
     let folder = folder.context("there is no folder for caches; name one with --cache")?;
     let files = if args.clear { cache::clear(&folder)? } else { cache::list(&folder)? };

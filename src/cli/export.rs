@@ -9,7 +9,7 @@ use tiny_cats_export::{
     report_path,
 };
 
-use super::common::{EXIT_ASSUMED, ModelContext, OverrideArgs, WeightsKind, warn_assumed, which};
+use super::common::{EXIT_ASSUMED, ModelContext, OverrideArgs, WeightsKind, warn_assumed, weights_selection};
 use crate::checkpoint;
 
 /// What `tiny-cats export` is called with.
@@ -48,7 +48,7 @@ pub struct Args {
 /// # Errors
 /// When the checkpoint cannot be read, the file cannot be written, or a runtime disagrees with the definition; then no file is left.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = checkpoint::open(&args.checkpoint, which(args.weights))?;
+    let loaded = checkpoint::open(&args.checkpoint, weights_selection(args.weights))?;
     let described =
         loaded.describe(&args.given.into()).with_context(|| args.checkpoint.display().to_string())?;
     let meta = described.meta;

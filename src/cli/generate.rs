@@ -18,7 +18,7 @@ use tiny_cats_models::pretrained;
 
 use super::{
     common::{ModelContext, Runtime, interval, open_model},
-    place::{check_writable_folder, writable},
+    writable::{check_writable_folder, writable},
 };
 
 /// What `tiny-cats generate` is called with.
@@ -111,8 +111,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     } else if folder {
         std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
         let labels = generator.labels(&request).model_context(args.model.as_deref())?;
-        let put = |picture: GeneratedImage| write_to(&args.output, &picture);
-        generator.draw_each(&labels, 0, &request, tell, put).model_context(args.model.as_deref())?;
+        let sink = |picture: GeneratedImage| write_to(&args.output, &picture);
+        generator.draw_each(&labels, 0, &request, tell, sink).model_context(args.model.as_deref())?;
     } else {
         let pictures = generator.generate_with(&request, tell).model_context(args.model.as_deref())?;
         write_png(&args.output, &sheet(&pictures)).with_context(|| args.output.display().to_string())?;

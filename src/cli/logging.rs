@@ -56,7 +56,7 @@ struct LogFile {
     file: File,
     format: Format,
     /// The last write failed, perhaps in the middle of a line.
-    torn: bool,
+    write_failed: bool,
 }
 
 static STATE: Mutex<State> = Mutex::new(State { quiet: false, bar: None, asked: None, run: None });
@@ -68,7 +68,7 @@ fn state() -> MutexGuard<'static, State> {
 /// Sets logging up, for this process. `RUST_LOG=tiny_cats=debug` shows what happens inside; without it the console shows warnings, and
 /// files have what was said, too. Times are in UTC.
 pub fn init() {
-    let console = EnvFilter::new(asked().unwrap_or_else(|| CONSOLE.into()));
+    let console = EnvFilter::new(rust_log().unwrap_or_else(|| CONSOLE.into()));
     let console = fmt::layer()
         .with_writer(Console)
         .without_time()
@@ -89,13 +89,13 @@ pub fn init() {
 }
 
 /// What `RUST_LOG` says, if it says anything.
-fn asked() -> Option<String> {
+fn rust_log() -> Option<String> {
     std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty())
 }
 
 /// What `RUST_LOG` silences on the console is in the files all the same.
 fn file_filter<S>() -> impl Filter<S> {
-    EnvFilter::new(FILES).or(EnvFilter::new(asked().unwrap_or_else(|| "off".into())))
+    EnvFilter::new(FILES).or(EnvFilter::new(rust_log().unwrap_or_else(|| "off".into())))
 }
 
 /// Writes to the file at `path` from now on, too, after what is in it.
@@ -172,19 +172,19 @@ fn suspend_bar(print: impl FnOnce() -> io::Result<()>) {
 impl LogFile {
     fn open(path: &Path, format: Format) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self { path: path.to_owned(), file, format, torn: false })
+        Ok(Self { path: path.to_owned(), file, format, write_failed: false })
     }
 
     /// A full disk will stop the run where it matters; here it is said once.
     fn write(&mut self, line: &[u8]) -> Option<String> {
-        let whole = if self.torn { [b"\n", line].concat() } else { line.to_owned() };
+        let whole = if self.write_failed { [b"\n", line].concat() } else { line.to_owned() };
         match self.file.write_all(&whole) {
             Ok(()) => {
-                self.torn = false;
+                self.write_failed = false;
                 None
             }
             Err(e) => {
-                let first = !std::mem::replace(&mut self.torn, true);
+                let first = !std::mem::replace(&mut self.write_failed, true);
                 first.then(|| format!("{}: {e}: some of the log is lost", self.path.display()))
             }
         }
@@ -197,7 +197,7 @@ struct Console;
 
 impl Write for Console {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if state().quiet && asked().is_some() {
+        if state().quiet && rust_log().is_some() {
             let _ = io::stderr().write_all(line);
         }
         suspend_bar(|| io::stderr().write_all(line));

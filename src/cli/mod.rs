@@ -17,7 +17,6 @@ pub mod export;
 pub mod generate;
 pub mod logging;
 pub mod panic;
-mod place;
 pub mod plan;
 pub mod runs;
 #[cfg(feature = "serve")]
@@ -25,6 +24,7 @@ pub mod serve;
 pub mod sweep;
 mod table;
 pub mod train;
+mod writable;
 
 /// Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
 #[derive(Parser)]

@@ -20,7 +20,7 @@ use crate::{
     data::{BREEDS, Dataset},
     plan::{
         Bottleneck, Calibration, Estimate, Feasibility, Gpu, GpuModel, Memory, Prices, Requirements,
-        SpeedSource, Workload, calibrate, cards, choose, estimate, rules,
+        SpeedSource, Workload, assumptions, calibrate, choose, estimate, gpu_models,
     },
 };
 
@@ -135,7 +135,7 @@ impl GpuArgs {
     /// When there is no such GPU.
     pub fn gpus(&self) -> anyhow::Result<Vec<Gpu>> {
         if self.gpu.is_empty() {
-            return Ok(cards().iter().map(Gpu::one).collect());
+            return Ok(gpu_models().iter().map(Gpu::one).collect());
         }
         Ok(self.gpu.iter().map(|name| name.trim().parse()).collect::<Result<_, _>>()?)
     }
@@ -156,7 +156,7 @@ impl GpuArgs {
         let said = self.classes.is_some() || self.pictures.is_some();
         if !said && data.exists() {
             let pictures = ImageCounts::of(&Dataset::open(data)?);
-            return Ok((pictures, format!("{}: {}", data.display(), words(&pictures))));
+            return Ok((pictures, format!("{}: {}", data.display(), describe_images(&pictures))));
         }
         let [classes, all] = [self.classes.unwrap_or(usual[0]), self.pictures.unwrap_or(usual[1])];
         if all > MAX_IMAGES {
@@ -172,11 +172,11 @@ impl GpuArgs {
         } else {
             format!("{} is not here: assumed, as of the Oxford-IIIT Pet Dataset", data.display())
         };
-        Ok((pictures, format!("{why}: {}", words(&pictures))))
+        Ok((pictures, format!("{why}: {}", describe_images(&pictures))))
     }
 }
 
-fn words(pictures: &ImageCounts) -> String {
+fn describe_images(pictures: &ImageCounts) -> String {
     let ImageCounts { classes, train, validation, test } = pictures;
     format!("{train} pictures of {classes} classes to train on, {validation} to validate, {test} to test")
 }
@@ -216,7 +216,7 @@ fn plan<T: clap::Args>(
                 format!("{} ({}{dollars})", estimates[i].gpu, hours(estimates[i].expected_hours))
             };
             writeln!(out, "cheapest {}; fastest {}", name(cheapest), name(fastest))?;
-            let (gpu, most) = (&estimates[chosen].gpu, rules::OVERNIGHT_H);
+            let (gpu, most) = (&estimates[chosen].gpu, assumptions::OVERNIGHT_H);
             writeln!(
                 out,
                 "chosen   {gpu}: the cheapest that takes no more than {most} h, or else the fastest"
@@ -316,14 +316,14 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
         "",
     ];
     let row = |e: &Estimate| {
-        let GpuModel { memory_gib, .. } = e.gpu.card;
+        let GpuModel { memory_gib, .. } = e.gpu.model;
         let known = |text: String| if e.verdict == Feasibility::Fits { text } else { String::new() };
         let dollars = |d: Option<f64>| known(d.map_or_else(String::new, |d| format!("{d:.2}")));
         let limit = match (e.limit, &e.source) {
             (Bottleneck::Launches, _) => "launching kernels".to_owned(),
             (Bottleneck::Pictures, _) => "cores, preparing pictures".to_owned(),
             (Bottleneck::Arithmetic, SpeedSource::Assumed) => {
-                let share = e.gpu.card.efficiency.of(workload.tape.precision);
+                let share = e.gpu.model.efficiency.of(workload.tape.precision);
                 format!("GPU, assumed MFU {:.0} %", 100.0 * share)
             }
             (Bottleneck::Arithmetic, SpeedSource::Measured(how)) => format!("GPU, measured: {how}"),
@@ -360,10 +360,10 @@ fn footnotes(settings: &CloudSettings, prices: &Prices, estimates: &[Estimate]) 
         prices.source,
         prices.date,
         container.cpu,
-        1.0 / rules::PREEMPTIONS_AN_HOUR,
-        rules::START_S,
-        rules::PREEMPTED_S,
-        rules::TIMEOUT_MARGIN,
+        1.0 / assumptions::PREEMPTIONS_AN_HOUR,
+        assumptions::START_S,
+        assumptions::PREEMPTED_S,
+        assumptions::TIMEOUT_MARGIN,
         settings.time.stop_before_s,
         settings.retries.default,
     );
@@ -403,12 +403,12 @@ fn report(
         "here": here,
         "prices": prices,
         "rules": {
-            "timeout_margin": rules::TIMEOUT_MARGIN,
-            "start_s": rules::START_S,
-            "preemptions_an_hour": rules::PREEMPTIONS_AN_HOUR,
-            "preempted_s": rules::PREEMPTED_S,
-            "overnight_h": rules::OVERNIGHT_H,
-            "together": rules::MULTI_GPU_EFFICIENCY,
+            "timeout_margin": assumptions::TIMEOUT_MARGIN,
+            "start_s": assumptions::START_S,
+            "preemptions_an_hour": assumptions::PREEMPTIONS_AN_HOUR,
+            "preempted_s": assumptions::PREEMPTED_S,
+            "overnight_h": assumptions::OVERNIGHT_H,
+            "together": assumptions::MULTI_GPU_EFFICIENCY,
             "longest_attempt_s": settings.time.longest_attempt_s,
             "stop_before_s": settings.time.stop_before_s,
         },
@@ -417,13 +417,13 @@ fn report(
 
 fn list(prices: &Prices, json: bool) -> anyhow::Result<String> {
     if json {
-        let gpus: serde_json::Map<String, Value> = cards()
+        let gpus: serde_json::Map<String, Value> = gpu_models()
             .iter()
-            .filter_map(|card| {
-                let hour = prices.gpus.get(&card.name)?;
+            .filter_map(|model| {
+                let hour = prices.gpus.get(&model.name)?;
                 Some((
-                    card.name.clone(),
-                    json!({"hour": hour, "device": card.device, "aliases": card.aliases}),
+                    model.name.clone(),
+                    json!({"hour": hour, "device": model.device, "aliases": model.aliases}),
                 ))
             })
             .collect();
@@ -432,12 +432,12 @@ fn list(prices: &Prices, json: bool) -> anyhow::Result<String> {
         return pretty(&said);
     }
     let settings = CloudSettings::default();
-    let row = |card: &'static GpuModel| {
-        let (gpu, price) = (Gpu::one(card), prices.gpus.get(&card.name));
+    let row = |model: &'static GpuModel| {
+        let (gpu, price) = (Gpu::one(model), prices.gpus.get(&model.name));
         let text = |dollars: Option<f64>| dollars.map_or_else(|| "unknown".to_owned(), |d| format!("{d:.2}"));
-        vec![card.name.clone(), text(price.copied()), text(prices.hour(&gpu, &settings.container))]
+        vec![model.name.clone(), text(price.copied()), text(prices.hour(&gpu, &settings.container))]
     };
-    let rows: Vec<Vec<String>> = cards().iter().map(row).collect();
+    let rows: Vec<Vec<String>> = gpu_models().iter().map(row).collect();
     let said = table(&["gpu", "$/h", "$/h of a container"], &rows);
     Ok(format!("{said}{}, {}\n", prices.source, prices.date))
 }

@@ -17,12 +17,13 @@ use super::{
 };
 use crate::{
     chart::{Curve, draw, short},
-    cloud, sweep,
+    cloud,
+    plural::pluralize,
+    sweep,
     train::{
         folder::{CONFIGURATION, Lock, RUNS, RunRecord, Status, latest, read_bounded},
         metrics::{Goal, LOSS, MEAN_LOSS, METRICS, Metrics, Point, best},
     },
-    words::pluralize,
 };
 
 /// The end of `metrics.jsonl` in which the last loss is looked for: some hundreds of lines.
@@ -296,8 +297,8 @@ fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
     let same = title == format!("validation_{LOSS}");
     let terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| usize::from(width.0));
-    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-    out += &draw(Curve { name: LOSS, points: metrics.training(LOSS) }, second, same, width.min(160), colour);
+    let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    out += &draw(Curve { name: LOSS, points: metrics.training(LOSS) }, second, same, width.min(160), color);
     if metrics.unreadable > 0 {
         let lines = pluralize(metrics.unreadable, "line");
         writeln!(out, "{METRICS}: left out {lines} without metrics")?;

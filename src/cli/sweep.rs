@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{
     chart::short,
+    plural::pluralize,
     signals::EXIT_RESUMABLE,
     sweep::{Job, JobStatus, LOG, Outcome, Runner, Setting, StopSignal, Sweep, SweepEvent, SweepResult},
     train::folder::RUNS,
-    words::pluralize,
 };
 
 /// What is printed of a text that a file holds.
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runner = Runner { program, runs: args.runs_dir.clone(), retry_failed: args.retry_failed, stop };
     let folder = runner.folder(&sweep);
     if args.collect {
-        return tell(&sweep, &runner.collect(&sweep, &jobs)?, args.json);
+        return print_outcome(&sweep, &runner.collect(&sweep, &jobs)?, args.json);
     }
     let bar = indicatif::ProgressBar::new_spinner();
     bar.enable_steady_tick(std::time::Duration::from_millis(500));
@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             bar.suspend(|| eprintln!("{text}"));
         }
         SweepEvent::Ended(i, outcome) => {
-            let line = format!("[{}/{all}] {}", i + 1, ended(&sweep, outcome));
+            let line = format!("[{}/{all}] {}", i + 1, outcome_line(&sweep, outcome));
             // That nobody reads it any more is no reason to stop.
             bar.suspend(|| {
                 let _ = if args.json {
@@ -137,7 +137,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.json {
         print("\n")?;
     }
-    tell(&sweep, &end, args.json)
+    print_outcome(&sweep, &end, args.json)
 }
 
 /// A sweep's file and its jobs, all of which `train` takes.
@@ -158,17 +158,17 @@ pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
 ///
 /// # Errors
 /// When none has finished.
-pub fn tell(sweep: &Sweep, end: &SweepResult, json: bool) -> anyhow::Result<ExitCode> {
-    let all = end.ledger.jobs.len();
+pub fn print_outcome(sweep: &Sweep, end: &SweepResult, json: bool) -> anyhow::Result<ExitCode> {
+    let all = end.state.jobs.len();
     print(&if json { pretty(&report(sweep, end))? } else { ranking(sweep, end) })?;
     if end.stopped {
         eprintln!("stopped; the same command goes on");
         return Ok(ExitCode::from(EXIT_RESUMABLE));
     }
-    if end.ledger.count(JobStatus::Finished) == 0 {
+    if end.state.count(JobStatus::Finished) == 0 {
         bail!("{}: none of {} has finished", end.folder.display(), pluralize(all, "job"));
     }
-    let failed = end.ledger.count(JobStatus::Failed);
+    let failed = end.state.count(JobStatus::Failed);
     if failed > 0 {
         eprintln!("{failed} of {} failed; --retry-failed tries again", pluralize(all, "job"));
     }
@@ -238,7 +238,7 @@ fn shared(jobs: &[Job]) -> String {
 }
 
 /// What became of a job, on one line.
-fn ended(sweep: &Sweep, outcome: &Outcome) -> String {
+fn outcome_line(sweep: &Sweep, outcome: &Outcome) -> String {
     let mut line = format!("{}  {}", settings(outcome.settings.iter()), outcome.status.name());
     match (&outcome.error, outcome.metric) {
         (Some(error), _) => line += &format!(": {}", clean(error, MAX_TEXT)),
@@ -264,7 +264,7 @@ fn ranking(sweep: &Sweep, end: &SweepResult) -> String {
         let error = outcome.error.as_ref().map_or_else(String::new, |error| clean(error, MAX_TEXT));
         values.chain(more).chain([outcome.job.clone(), error]).collect()
     };
-    let rows: Vec<Vec<String>> = end.ledger.ranked(sweep.goal).iter().map(row).collect();
+    let rows: Vec<Vec<String>> = end.state.ranked(sweep.goal).iter().map(row).collect();
     let errors = rows.iter().any(|row| row.last().is_some_and(|error| !error.is_empty()));
     let head = if errors { &head[..] } else { &head[..head.len() - 1] };
     format!("{}{}\n", table(head, &rows), end.folder.display())
@@ -275,6 +275,6 @@ fn report(sweep: &Sweep, end: &SweepResult) -> serde_json::Value {
         "sweep": sweep,
         "folder": end.folder.to_string_lossy(),
         "stopped": end.stopped,
-        "jobs": end.ledger.ranked(sweep.goal),
+        "jobs": end.state.ranked(sweep.goal),
     })
 }

@@ -51,7 +51,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// # Errors
 /// When it is not there, or too old.
 pub fn version() -> Result<String> {
-    let said = ask(&["--version"])?;
+    let said = run_captured(&["--version"])?;
     let said = String::from_utf8_lossy(&said);
     let version = said.split_whitespace().next_back().unwrap_or_default().to_owned();
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
@@ -63,7 +63,7 @@ pub fn version() -> Result<String> {
 ///
 /// # Errors
 /// When it fails, as far as what it says tells why.
-pub fn ask(arguments: &[&str]) -> Result<Vec<u8>> {
+pub fn run_captured(arguments: &[&str]) -> Result<Vec<u8>> {
     output(command(arguments), arguments)
 }
 
@@ -74,15 +74,15 @@ pub fn ask(arguments: &[&str]) -> Result<Vec<u8>> {
 pub fn run_app_captured(app: &ModalApp, arguments: &[&str]) -> Result<Vec<u8>> {
     let file = app.file.to_string_lossy();
     let arguments = [&["run", &file], arguments].concat();
-    output(of(app, &arguments), &arguments)
+    output(app_command(app, &arguments), &arguments)
 }
 
 fn output(mut command: Command, arguments: &[&str]) -> Result<Vec<u8>> {
-    let output = command.stdin(Stdio::null()).output().map_err(|e| begun(arguments, &e))?;
+    let output = command.stdin(Stdio::null()).output().map_err(|e| spawn_error(arguments, &e))?;
     if output.status.success() {
         return Ok(output.stdout);
     }
-    Err(why(arguments, &String::from_utf8_lossy(&output.stderr), output.status))
+    Err(parse_error(arguments, &String::from_utf8_lossy(&output.stderr), output.status))
 }
 
 /// Runs `modal ARGUMENTS` before the user's eyes.
@@ -90,7 +90,7 @@ fn output(mut command: Command, arguments: &[&str]) -> Result<Vec<u8>> {
 /// # Errors
 /// When it cannot be begun.
 pub fn run(arguments: &[&str]) -> Result<ExitStatus> {
-    command(arguments).status().map_err(|e| begun(arguments, &e))
+    command(arguments).status().map_err(|e| spawn_error(arguments, &e))
 }
 
 /// Runs `modal ARGUMENTS`, which are about the app, before the user's eyes.
@@ -98,10 +98,10 @@ pub fn run(arguments: &[&str]) -> Result<ExitStatus> {
 /// # Errors
 /// As [`run`].
 pub fn run_app(app: &ModalApp, arguments: &[&str]) -> Result<ExitStatus> {
-    of(app, arguments).status().map_err(|e| begun(arguments, &e))
+    app_command(app, arguments).status().map_err(|e| spawn_error(arguments, &e))
 }
 
-fn of(app: &ModalApp, arguments: &[&str]) -> Command {
+fn app_command(app: &ModalApp, arguments: &[&str]) -> Command {
     let mut command = command(arguments);
     if let Some(program) = &app.program {
         command.env(BINARY, program);
@@ -116,19 +116,19 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-fn begun(arguments: &[&str], error: &io::Error) -> Error {
+fn spawn_error(arguments: &[&str], error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::Missing,
-        _ => Error::Failed { command: words(arguments), message: error.to_string() },
+        _ => Error::Failed { command: first_words(arguments), message: error.to_string() },
     }
 }
 
-fn words(arguments: &[&str]) -> String {
+fn first_words(arguments: &[&str]) -> String {
     arguments.iter().take(2).copied().collect::<Vec<_>>().join(" ")
 }
 
 /// What its messages mean.
-fn why(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
+fn parse_error(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
     let lower = said.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if has(&[
@@ -149,7 +149,7 @@ fn why(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
     if is_missing && !message.starts_with("Environment") {
         return Error::NotFound(message);
     }
-    Error::Failed { command: words(arguments), message }
+    Error::Failed { command: first_words(arguments), message }
 }
 
 /// A line as it can be shown: without the frame that is drawn around it, and without what may be a token.
@@ -177,7 +177,8 @@ mod tests {
 
     #[test]
     fn what_modal_says_is_understood_and_no_token_is_repeated() {
-        let why = |said: &str| why(&["volume", "ls", "x"], said, ExitStatus::from_raw(256)).to_string();
+        let why =
+            |said: &str| parse_error(&["volume", "ls", "x"], said, ExitStatus::from_raw(256)).to_string();
         // As the client 1.6.4 says it.
         let missing =
             "Error: Token missing. Could not authenticate client. If you have token credentials, see";

@@ -55,9 +55,9 @@ impl ColorJitter {
         let (green, blue) = rest.split_at_mut(plane);
         for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
             // The luma of ITU-R BT.601.
-            let grey = 0.299 * *r + 0.587 * *g + 0.114 * *b;
+            let gray = 0.299 * *r + 0.587 * *g + 0.114 * *b;
             for value in [r, g, b] {
-                let saturated = grey + (*value - grey) * self.saturation;
+                let saturated = gray + (*value - gray) * self.saturation;
                 *value = (saturated * self.contrast + self.brightness).clamp(-1.0, 1.0);
             }
         }
@@ -80,7 +80,7 @@ impl AugmentRng {
         self.range(0.0, 1.0) <= 0.5
     }
 
-    fn colour(&mut self, most: f32) -> ColorJitter {
+    fn color(&mut self, most: f32) -> ColorJitter {
         ColorJitter {
             brightness: self.range(-most, most),
             contrast: self.range(1.0 - most, 1.0 + most),
@@ -117,7 +117,7 @@ impl View {
                 let most = (fits - std::f32::consts::FRAC_PI_4).clamp(0.0, 5f32.to_radians());
                 view.tilt = draw.range(-most, most);
                 room = (1.0 - part * (view.tilt.cos() + view.tilt.abs().sin())).max(0.0);
-                view.colour = draw.colour(0.04);
+                view.color = draw.color(0.04);
             }
             view.extent = [part * side; 2];
             view.origin = place.map(|place| ((1.0 - part) * 0.5 + place * room) * side);
@@ -164,7 +164,7 @@ impl View {
             for (origin, extent) in view.origin.iter_mut().zip(view.extent) {
                 *origin += extent * draw.range(-0.05, 0.05);
             }
-            view.colour = draw.colour(0.3);
+            view.color = draw.color(0.3);
         }
         view
     }

@@ -78,24 +78,24 @@ impl Boxes {
     }
 
     fn read_csv(&mut self, path: &Path) -> Result<()> {
-        let wrong = |reason: String| Error::Boxes { path: path.to_path_buf(), reason };
+        let invalid = |reason: String| Error::Boxes { path: path.to_path_buf(), reason };
         let metadata = fs::metadata(path).map_err(Error::io(path))?;
         if !metadata.is_file() || metadata.len() > MAX_CSV_BYTES {
-            return Err(wrong(format!("expected a CSV file of at most {} MiB", MAX_CSV_BYTES >> 20)));
+            return Err(invalid(format!("expected a CSV file of at most {} MiB", MAX_CSV_BYTES >> 20)));
         }
         let file = File::open(path).map_err(Error::io(path))?.take(MAX_CSV_BYTES);
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(file);
-        let header = reader.headers().map_err(|e| wrong(e.to_string()))?.clone();
+        let header = reader.headers().map_err(|e| invalid(e.to_string()))?.clone();
         let column = |name: &str| {
             let place = header.iter().position(|column| column.eq_ignore_ascii_case(name));
             place.ok_or_else(|| {
-                wrong(format!("there is no column {name}; expected file, xmin, ymin, xmax and ymax"))
+                invalid(format!("there is no column {name}; expected file, xmin, ymin, xmax and ymax"))
             })
         };
         let file = column("file")?;
         let edges = [column("xmin")?, column("ymin")?, column("xmax")?, column("ymax")?];
         for record in reader.records() {
-            let record = record.map_err(|e| wrong(e.to_string()))?;
+            let record = record.map_err(|e| invalid(e.to_string()))?;
             let line = record.position().map_or(0, csv::Position::line);
             let number = |column: usize| {
                 let text = record.get(column).unwrap_or_default();
@@ -196,7 +196,7 @@ impl HeadBox {
             return Err(format!("{width} x {height}, but its box is {left}, {top}, {right}, {bottom}"));
         }
         let side = (CROP_SCALE * (right - left).max(bottom - top)).round().clamp(1.0, w.min(h));
-        let place = |centre: f64, length: f64| (centre - side / 2.0).round().clamp(0.0, length - side);
+        let place = |center: f64, length: f64| (center - side / 2.0).round().clamp(0.0, length - side);
         Ok([place(across, w) as u32, place(down, h) as u32, side as u32])
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 use tiny_cats_export::{decode, excerpt, is_class_name, write_atomically};
 
-use crate::words::pluralize;
+use crate::plural::pluralize;
 
 use super::{
     Dataset, Error, ImageFile, OTHER, Result, Shares, Split,
@@ -111,7 +111,7 @@ impl Dataset {
         let all = found.files.len() as u64;
         let contents = (found.files.par_iter())
             .map(|(_, path)| {
-                let content = decoded(&root.join(path), &known);
+                let content = decode_entry(&root.join(path), &known);
                 progress(all);
                 content
             })
@@ -259,7 +259,7 @@ fn folder_from(file: &Path, root: &Path) -> Result<PathBuf> {
 }
 
 /// Size, length and SHA-256 of a picture that can be decoded.
-fn decoded(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result::Result<FileInfo, String> {
+fn decode_entry(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result::Result<FileInfo, String> {
     let bytes = decode::read(path)?;
     let sha256 = Sha256::digest(&bytes).into();
     let size = match known.get(&sha256) {
@@ -282,11 +282,11 @@ fn other_version(version: u32) -> String {
 
 /// Reads an index, believing nothing.
 fn read(file: &Path) -> Result<Index> {
-    let wrong =
+    let invalid =
         |reason: String| Error::Index { path: file.to_path_buf(), reason: excerpt(&reason).into_owned() };
     let metadata = fs::metadata(file).map_err(Error::io(file))?;
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(wrong(format!("expected a file of at most {} MiB", MAX_BYTES >> 20)));
+        return Err(invalid(format!("expected a file of at most {} MiB", MAX_BYTES >> 20)));
     }
     // Read piece by piece: of a million pictures the text alone would take 200 MB.
     let text = || Ok(BufReader::new(File::open(file).map_err(Error::io(file))?.take(MAX_BYTES)));
@@ -298,7 +298,7 @@ fn read(file: &Path) -> Result<Index> {
                 format: String,
                 version: u32,
             }
-            return Err(wrong(match serde_json::from_reader(text()?) {
+            return Err(invalid(match serde_json::from_reader(text()?) {
                 Ok(Kind { format, .. }) if format != FORMAT => "is no index of a data folder".to_string(),
                 Ok(Kind { version, .. }) if version != VERSION => other_version(version),
                 Ok(_) => error.to_string(),
@@ -307,13 +307,13 @@ fn read(file: &Path) -> Result<Index> {
         }
     };
     if contents.format != FORMAT {
-        return Err(wrong("is no index of a data folder".to_string()));
+        return Err(invalid("is no index of a data folder".to_string()));
     }
     if contents.version != VERSION {
-        return Err(wrong(other_version(contents.version)));
+        return Err(invalid(other_version(contents.version)));
     }
     let beside = file.parent().unwrap_or(Path::new(""));
-    contents.validate(beside).map_err(wrong)
+    contents.validate(beside).map_err(invalid)
 }
 
 impl IndexFile {

@@ -136,7 +136,7 @@ impl Prepare {
             Err(Error::Oxford { path }) => (path.clone(), SourceImages::from_oxford(&path, self.other)?),
             Err(error) => return Err(error),
         };
-        free(output, &root)?;
+        check_output_free(output, &root)?;
         let boxes = match (self.crop, &self.boxes) {
             (Crop::HeadBox, Some(path)) => Some(Boxes::read(path)?),
             (Crop::HeadBox, None) if !photographs.boxes.exists() => {
@@ -296,7 +296,7 @@ impl Prepare {
 }
 
 /// Nothing must be at `output`, or an empty folder, and not in the folder that it is made of.
-fn free(output: &Path, root: &Path) -> Result<()> {
+fn check_output_free(output: &Path, root: &Path) -> Result<()> {
     let (folder, exists) = folder::existing(output)?;
     if exists && let Some(stray) = fs::read_dir(&folder).map_err(Error::io(output))?.next() {
         let stray = stray.map_err(Error::io(output))?.file_name().into();

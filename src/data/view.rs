@@ -14,7 +14,7 @@ pub struct View {
     /// Whether what is shown is mirrored.
     pub flip: bool,
     /// How its colours are changed.
-    pub colour: ColorJitter,
+    pub color: ColorJitter,
 }
 
 /// Weights are whole numbers of this part of a pixel. Sums of bytes by such weights are exact in 24 bits, hence in f32: a constant stays a
@@ -40,7 +40,7 @@ struct Tap {
 impl Tap {
     /// The pixels that `place` is between, of an axis of `len`, on which pixel 0 is at 0.
     fn new(place: f32, len: usize) -> Self {
-        let parts = in_parts(place);
+        let parts = to_subpixels(place);
         let pixel = parts.div_euclid(SUBPIXELS as i32);
         let (first, second) = (mirrored(pixel, len), mirrored(pixel.saturating_add(1), len));
         Self { first, second, weight: parts.rem_euclid(SUBPIXELS as i32) as u32 }
@@ -48,7 +48,7 @@ impl Tap {
 }
 
 /// `place` in [`SUBPIXELS`] of a pixel, to the nearest.
-fn in_parts(place: f32) -> i32 {
+fn to_subpixels(place: f32) -> i32 {
     let parts = place * SUBPIXELS as f32 + 0.5;
     // Rounded down; `f32::floor` is a function call on the processors that programs are built for by default.
     let whole = parts as i32;
@@ -65,7 +65,7 @@ impl View {
     /// All of a picture of this width and height, unchanged.
     pub fn all((width, height): (u32, u32)) -> Self {
         let extent = [width as f32, height as f32];
-        Self { origin: [0.0; 2], extent, tilt: 0.0, flip: false, colour: ColorJitter::default() }
+        Self { origin: [0.0; 2], extent, tilt: 0.0, flip: false, color: ColorJitter::default() }
     }
 
     /// The middle square of `side` pixels, unchanged, of a picture of this width and height.
@@ -87,7 +87,7 @@ impl View {
         } else {
             self.tilted(picture, size, out);
         }
-        self.colour.apply(out);
+        self.color.apply(out);
     }
 
     /// Left and upper edge when what is shown are the pixels themselves.
@@ -164,12 +164,12 @@ impl View {
             let down = from_middle(row, 1);
             let start = [middle[0] - down * sin, middle[1] + down * cos];
             for (place, across) in places.iter_mut().zip(&across) {
-                *place = [in_parts(start[0] + across[0]), in_parts(start[1] + across[1])];
+                *place = [to_subpixels(start[0] + across[0]), to_subpixels(start[1] + across[1])];
             }
             let line = row * size..(row + 1) * size;
             let line = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
             for (&place, ((red, green), blue)) in places.iter().zip(line) {
-                [*red, *green, *blue] = picture.between(place);
+                [*red, *green, *blue] = picture.interpolate(place);
             }
         }
         scale(out);
@@ -179,7 +179,7 @@ impl View {
 impl Bytes<'_> {
     /// The pixel at a place, across and down in [`SUBPIXELS`] of a pixel, that may be between pixels or outside; in `1 / PARTS²`.
     #[inline]
-    fn between(&self, [x, y]: [i32; 2]) -> [f32; 3] {
+    fn interpolate(&self, [x, y]: [i32; 2]) -> [f32; 3] {
         const BITS: u32 = SUBPIXELS.ilog2();
         let (left, top) = ((x >> BITS) as u32 as usize, (y >> BITS) as u32 as usize);
         let weights = [x, y].map(|parts| (parts as u32 % SUBPIXELS) as f32);
@@ -316,7 +316,7 @@ mod tests {
             far.extent = [1.0 + stream.below(200) as f32; 2];
             views.extend([far, View { tilt: 0.0, ..far }, View { tilt: 3.0, ..far }]);
             for view in views {
-                let view = View { colour: ColorJitter::default(), ..view };
+                let view = View { color: ColorJitter::default(), ..view };
                 let value = |byte: u8| f32::from(byte) / 127.5 - 1.0;
                 let out = fill(&picture, &view, 11);
                 let inside = out.iter().all(|v| (value(range.0)..=value(range.1)).contains(v));
@@ -351,8 +351,11 @@ mod tests {
         for (place, parts) in
             [(0.0, 0), (1.0, 256), (-1.0, -256), (-0.5, -128), (0.75, 192), (-0.001, 0), (-0.003, -1)]
         {
-            assert_eq!(in_parts(place), parts, "{place}");
+            assert_eq!(to_subpixels(place), parts, "{place}");
         }
-        assert_eq!((in_parts(f32::MAX), in_parts(f32::MIN), in_parts(f32::NAN)), (i32::MAX, i32::MIN, 0));
+        assert_eq!(
+            (to_subpixels(f32::MAX), to_subpixels(f32::MIN), to_subpixels(f32::NAN)),
+            (i32::MAX, i32::MIN, 0)
+        );
     }
 }

@@ -11,15 +11,15 @@ const Z: f64 = 1.959_963_984_540_054;
 const MAX_RESAMPLES: usize = 100_000;
 
 /// The 95 % interval of a share of which `part` of `of` were counted (Wilson 1927), which holds for few pictures too.
-pub fn wilson(part: u32, of: u32) -> [f64; 2] {
+pub fn wilson_interval(part: u32, of: u32) -> [f64; 2] {
     let n = f64::from(of);
     if of == 0 {
         return [0.0, 1.0];
     }
     let p = f64::from(part) / n;
-    let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let center = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
     let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-    [centre - half, centre + half]
+    [center - half, center + half]
 }
 
 /// How much a figure varies from sample to sample, by the bootstrap (Efron 1979): both sets of pictures are drawn anew, with

@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 use tiny_cats_export::Prediction;
 
-use super::{Calibration, Confusion, wilson};
+use super::{Calibration, Confusion, wilson_interval};
 
 /// How many of the most probable classes may have the right one among them.
 const TOP: usize = 3;
@@ -45,7 +45,7 @@ impl Classification {
     }
 
     /// Pictures whose class is among the three most probable.
-    pub fn among_top(&self) -> u32 {
+    pub fn top_k_correct(&self) -> u32 {
         self.among_top
     }
 
@@ -59,7 +59,7 @@ impl Classification {
                 "class": name,
                 "pictures": pictures,
                 "recall": confusion.recall(i),
-                "recall_interval": wilson(confusion.counts[i][i], pictures),
+                "recall_interval": wilson_interval(confusion.counts[i][i], pictures),
                 "precision": confusion.precision(i),
             })
         };
@@ -79,7 +79,7 @@ impl Classification {
             "top3": {
                 "accuracy": share(self.among_top),
                 "correct": self.among_top,
-                "interval": wilson(self.among_top, self.total()),
+                "interval": wilson_interval(self.among_top, self.total()),
             },
             "mean_recall": confusion.mean_recall(),
             "per_class": confusion.classes.iter().enumerate().map(class).collect::<Vec<_>>(),
@@ -95,7 +95,7 @@ impl fmt::Display for Classification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         writeln!(f, "{}", self.confusion)?;
-        let [low, high] = wilson(self.among_top, self.total());
+        let [low, high] = wilson_interval(self.among_top, self.total());
         let share = f64::from(self.among_top) / f64::from(self.total().max(1));
         writeln!(
             f,
@@ -144,7 +144,7 @@ mod tests {
             let candidates = order.into_iter().zip([0.4, 0.3, 0.2, 0.1]).map(candidate).collect();
             all.add(truth, &Prediction { candidates });
         }
-        assert_eq!((all.total(), all.confusion.correct(), all.among_top()), (4, 1, 3));
+        assert_eq!((all.total(), all.confusion.correct(), all.top_k_correct()), (4, 1, 3));
         assert_eq!(all.calibration.total(), 4);
         let likelihood = -[0.4f64, 0.3, 0.1, 0.2].iter().map(|p| p.ln()).sum::<f64>() / 4.0;
         let report = all.report();

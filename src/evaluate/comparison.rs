@@ -53,15 +53,15 @@ pub struct Comparison {
 /// # Errors
 /// As [`frechet_distance`] and [`kernel_distance`]: fewer than two pictures on a side, features of different kinds or too many of them, too
 /// many resamples.
-pub fn compare(real: &Features, drawn: &Features, how: &CompareOptions) -> Result<Comparison> {
+pub fn compare(real: &Features, drawn: &Features, options: &CompareOptions) -> Result<Comparison> {
     let fewest = real.len().min(drawn.len());
     let frechet = frechet_distance(real, drawn)?;
-    let interval = match how.frechet_resamples {
+    let interval = match options.frechet_resamples {
         0 => None,
-        resamples => frechet_interval(real, drawn, resamples, how.seed)?,
+        resamples => frechet_interval(real, drawn, resamples, options.seed)?,
     };
     let subsets = (SUBSETS, fewest.min(SUBSET));
-    let kernel = kernel_distance(real, drawn, subsets, how.kernel_resamples, how.seed)?;
+    let kernel = kernel_distance(real, drawn, subsets, options.kernel_resamples, options.seed)?;
     let mut warnings = Vec::new();
     if fewest <= real.dims() {
         warnings.push(format!(
@@ -101,7 +101,7 @@ pub fn compare(real: &Features, drawn: &Features, how: &CompareOptions) -> Resul
 ///
 /// # Errors
 /// [`Shape`](super::Error::Shape) for a single picture.
-pub fn halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
+pub fn random_halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
     let order = Stream::new(seed, Purpose::Evaluation, HALVES_STREAM).permutation(features.len());
     let order: Vec<usize> = order.into_iter().map(|index| index as usize).collect();
     let (a, b) = order.split_at(features.len() / 2);
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn halves_have_each_picture_once() {
         let all = normal(1, 21, 2, 0.0);
-        let halves = halves(&all, 5).unwrap();
+        let halves = random_halves(&all, 5).unwrap();
         assert_eq!([halves[0].len(), halves[1].len()], [10, 11]);
         let rows = |f: &Features| (0..f.len()).map(|i| f.row(i).to_vec()).collect::<Vec<_>>();
         let mut both: Vec<Vec<f32>> = halves.iter().flat_map(rows).collect();
@@ -161,8 +161,8 @@ mod tests {
 
     #[test]
     fn too_few_pictures_are_warned_of_or_refused() {
-        let how = CompareOptions { frechet_resamples: 0, kernel_resamples: 0, seed: 0 };
-        let of = |n| compare(&normal(1, n, 4, 0.0), &normal(2, 40, 4, 0.0), &how);
+        let options = CompareOptions { frechet_resamples: 0, kernel_resamples: 0, seed: 0 };
+        let of = |n| compare(&normal(1, n, 4, 0.0), &normal(2, 40, 4, 0.0), &options);
         let warnings = |n| of(n).unwrap().warnings;
         assert_eq!(warnings(6), Vec::<String>::new());
         assert!(warnings(5)[0].starts_with("density and coverage: left out"));

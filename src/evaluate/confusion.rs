@@ -6,7 +6,7 @@ use image::{Rgb, RgbImage, imageops};
 use serde::Serialize;
 use tiny_cats_export::{draw_text, text_size};
 
-use super::wilson;
+use super::wilson_interval;
 
 /// How often pictures of each class were taken for each class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -48,7 +48,7 @@ impl Confusion {
 
     /// The 95 % interval of the accuracy (Wilson 1927), which holds for few pictures too.
     pub fn interval(&self) -> [f64; 2] {
-        wilson(self.correct(), self.total())
+        wilson_interval(self.correct(), self.total())
     }
 
     /// The share of a class's pictures that were taken for it; none where there are no pictures of it.
@@ -102,10 +102,10 @@ impl Confusion {
             let of: u32 = row.iter().sum();
             for (predicted, &count) in row.iter().enumerate() {
                 let part = share(count, of) as f32;
-                let colour = [0, 1, 2].map(|c| (BACKGROUND[c] + (FULL[c] - BACKGROUND[c]) * part) as u8);
+                let color = [0, 1, 2].map(|c| (BACKGROUND[c] + (FULL[c] - BACKGROUND[c]) * part) as u8);
                 let (x, y) = (left + predicted as u32 * CELL, left + truth as u32 * CELL);
                 for (dx, dy) in (0..CELL - 1).flat_map(|dx| (0..CELL - 1).map(move |dy| (dx, dy))) {
-                    sheet.put_pixel(x + dx, y + dy, Rgb(colour));
+                    sheet.put_pixel(x + dx, y + dy, Rgb(color));
                 }
                 let text = if count > 0 { count.to_string() } else { String::new() };
                 let (w, h) = text_size(&text, SCALE);

@@ -71,7 +71,12 @@ impl Features {
 }
 
 /// That two sets can be compared by `measure`: of the same kind, and `least` pictures or more in each.
-pub(super) fn comparable(a: &Features, b: &Features, measure: &'static str, least: usize) -> Result<()> {
+pub(super) fn check_comparable(
+    a: &Features,
+    b: &Features,
+    measure: &'static str,
+    least: usize,
+) -> Result<()> {
     if a.dims() != b.dims() {
         return Err(Error::shape(format!("{} numbers for each picture", a.dims()), b.dims()));
     }

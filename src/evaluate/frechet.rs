@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{
     Error, Features, Interval, Result,
     bootstrap::{check_resamples, resample},
-    features::comparable,
+    features::check_comparable,
 };
 
 /// Means and covariances are summed in so many parts, one after the other within each: a fixed number, whatever the threads.
@@ -181,9 +181,9 @@ fn roots(symmetric: DMatrix<f64>) -> f64 {
 ///
 /// # Errors
 /// [`Error::TooFew`] for fewer than two pictures on a side, [`Error::Shape`] for features of different kinds or more than 4096.
-pub fn frechet_distance(real: &Features, drawn: &Features) -> Result<f64> {
-    comparable(real, drawn, "Fréchet distance", 2)?;
-    Moments::new(real)?.distance(&Moments::new(drawn)?)
+pub fn frechet_distance(real: &Features, generated: &Features) -> Result<f64> {
+    check_comparable(real, generated, "Fréchet distance", 2)?;
+    Moments::new(real)?.distance(&Moments::new(generated)?)
 }
 
 /// The interval of the [distance](frechet_distance) from `resamples` resamples; none of fewer than two. Takes time with the number of
@@ -193,17 +193,17 @@ pub fn frechet_distance(real: &Features, drawn: &Features) -> Result<f64> {
 /// As [`frechet_distance`], and [`Error::Setting`] for too many resamples.
 pub fn frechet_interval(
     real: &Features,
-    drawn: &Features,
+    generated: &Features,
     resamples: usize,
     seed: u64,
 ) -> Result<Option<Interval>> {
     check_resamples(resamples)?;
-    let figure = frechet_distance(real, drawn)?;
+    let figure = frechet_distance(real, generated)?;
     let resampled = |number| {
         let moments = |features: &Features, side| {
             Moments::weighted(features, &resample(seed, number, side, features.len()))
         };
-        moments(real, 0)?.distance(&moments(drawn, 1)?)
+        moments(real, 0)?.distance(&moments(generated, 1)?)
     };
     let resampled: Vec<f64> = (0..resamples).into_par_iter().map(resampled).collect::<Result<_>>()?;
     Ok(Interval::new(figure, resampled))

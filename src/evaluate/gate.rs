@@ -10,7 +10,7 @@ use tiny_cats_export::{MIN_PSNR, RuntimeReport, VerificationReport, grid, png, s
 use super::{
     Confusion, Features, Interval, Result,
     bootstrap::{quantile, resample},
-    kernel_distance, memorisation,
+    kernel_distance, memorization,
 };
 use crate::data::mirrored;
 
@@ -213,7 +213,7 @@ pub fn nearest(
     seed: u64,
 ) -> Result<Criterion> {
     let distances = |pictures: &Features| -> Result<DistanceSummary> {
-        let found = memorisation(training, pictures)?.nearest;
+        let found = memorization(training, pictures)?.nearest;
         let mut sorted: Vec<f64> = found.iter().map(|nearest| nearest.distance).collect();
         sorted.sort_by(f64::total_cmp);
         let scale = (pictures.dims() as f64).sqrt();
@@ -311,8 +311,8 @@ impl fmt::Display for Criterion {
             Detail::Kernel { drawn, blurred, training, sigma } => write!(
                 f,
                 "{} × 1000; expected less than {} of photographs blurred by {sigma} px (not blurred: {:.2})",
-                thousand(drawn),
-                thousand(blurred),
+                times_thousand(drawn),
+                times_thousand(blurred),
                 1e3 * training.distance
             ),
             Detail::Nearest { drawn, held_out, training } => write!(
@@ -354,7 +354,7 @@ impl fmt::Display for DistanceSummary {
 }
 
 /// A kernel distance × 1000, with its interval.
-fn thousand(kernel: &Distance) -> String {
+fn times_thousand(kernel: &Distance) -> String {
     let interval = |Interval { low, high, .. }: Interval| format!(" ({:.2} to {:.2})", 1e3 * low, 1e3 * high);
     format!("{:.2}{}", 1e3 * kernel.distance, kernel.interval.map_or_else(String::new, interval))
 }

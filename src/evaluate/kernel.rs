@@ -8,7 +8,7 @@ use tiny_cats_models::random::{Purpose, Stream};
 use super::{
     Error, Features, Interval, Result,
     bootstrap::{check_resamples, resample},
-    features::comparable,
+    features::check_comparable,
 };
 
 /// Pictures whose kernel with all others is in memory at once, for each thread.
@@ -43,14 +43,14 @@ pub struct Kernel {
 /// subsets of fewer than two pictures or of more than there are, for no subsets, and for too many of them or of resamples.
 pub fn kernel_distance(
     real: &Features,
-    drawn: &Features,
+    generated: &Features,
     (subsets, subset_size): (usize, usize),
     resamples: usize,
     seed: u64,
 ) -> Result<Kernel> {
-    comparable(real, drawn, "kernel distance", 2)?;
+    check_comparable(real, generated, "kernel distance", 2)?;
     check_resamples(resamples)?;
-    let most = real.len().min(drawn.len());
+    let most = real.len().min(generated.len());
     if !(2..=most).contains(&subset_size) {
         let message = format!("expected subsets of 2 to {most} pictures, found {subset_size}");
         return Err(Error::Setting { setting: "subset size", message });
@@ -66,10 +66,10 @@ pub fn kernel_distance(
         columns.extend((0..resamples).map(|number| resample(seed, number, side, n)));
         DMatrix::from_iterator(n, columns.len(), columns.into_iter().flatten())
     };
-    let (of_real, of_drawn) = (counts(0, real.len()), counts(1, drawn.len()));
+    let (of_real, of_drawn) = (counts(0, real.len()), counts(1, generated.len()));
     let within_real = within(real, &of_real);
-    let within_drawn = within(drawn, &of_drawn);
-    let across = forms(real, &of_real, drawn, &of_drawn);
+    let within_drawn = within(generated, &of_drawn);
+    let across = quadratic_forms(real, &of_real, generated, &of_drawn);
     let estimate = |i: usize| {
         let pairs = of_real.column(i).sum() * of_drawn.column(i).sum();
         within_real[i] + within_drawn[i] - 2.0 * across[i] / pairs
@@ -113,7 +113,7 @@ fn within(features: &Features, counts: &DMatrix<f64>) -> Vec<f64> {
             kernel(square, features.dims())
         })
         .collect();
-    let all = forms(features, counts, features, counts);
+    let all = quadratic_forms(features, counts, features, counts);
     let of_column = |(all, counts): (f64, &[f64])| {
         let (mut same, mut pairs) = (0.0, 0.0);
         for (&count, &itself) in counts.iter().zip(&itself) {
@@ -130,7 +130,7 @@ fn within(features: &Features, counts: &DMatrix<f64>) -> Vec<f64> {
 
 /// For each column i of counts Σ a_ji b_ki k(x_j, y_k), over the pictures j of one set and k of the other. The kernel of a few pictures
 /// with all others is in memory at a time.
-fn forms(x: &Features, a: &DMatrix<f64>, y: &Features, b: &DMatrix<f64>) -> Vec<f64> {
+fn quadratic_forms(x: &Features, a: &DMatrix<f64>, y: &Features, b: &DMatrix<f64>) -> Vec<f64> {
     let chunks: Vec<usize> = (0..x.len()).step_by(CHUNK).collect();
     let parts: Vec<Vec<f64>> = (chunks.into_par_iter())
         .map(|from| {

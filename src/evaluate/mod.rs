@@ -14,20 +14,20 @@ mod features;
 mod frechet;
 pub mod gate;
 mod kernel;
-mod memorisation;
-mod neighbours;
+mod memorization;
+mod neighbors;
 
-pub use bootstrap::{Interval, wilson};
+pub use bootstrap::{Interval, wilson_interval};
 pub use calibration::{BINS, Bin, Calibration};
 pub use classification::Classification;
-pub use comparison::{CompareOptions, Comparison, compare, halves, proportional};
+pub use comparison::{CompareOptions, Comparison, compare, proportional, random_halves};
 pub use confusion::Confusion;
 pub use error::{Error, Result};
 pub use features::{Features, MAX_FEATURES};
 pub use frechet::{Moments, frechet_distance, frechet_interval};
 pub use kernel::{Kernel, kernel_distance};
-pub use memorisation::{COPY_NEIGHBORS, Memorization, Nearest, memorisation};
-pub use neighbours::{
+pub use memorization::{COPY_NEIGHBORS, Memorization, Nearest, memorization};
+pub use neighbors::{
     DENSITY_NEIGHBORS, DensityCoverage, PRECISION_NEIGHBORS, PrecisionRecall, density_coverage,
     precision_recall,
 };

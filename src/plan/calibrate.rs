@@ -11,7 +11,7 @@ use crate::{
     data::{BREEDS, Cache, Dataset, Images, Photos, synth},
     train::{
         AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, Result, StepOptions,
-        Task, learn,
+        Task, forward_backward,
     },
 };
 
@@ -64,8 +64,15 @@ pub fn calibrate(
         let start = Instant::now();
         let position = step * (batch * workload.accumulation) as u64;
         let mut params = optimizer.params()?;
-        let (_, learnt) =
-            learn(&mut *task, workload.tape, &mut params, &mut loader, workload.accumulation, position, 1.0)?;
+        let (_, learnt) = forward_backward(
+            &mut *task,
+            workload.tape,
+            &mut params,
+            &mut loader,
+            workload.accumulation,
+            position,
+            1.0,
+        )?;
         drop(params);
         // The norm is read back from the device, so that what was launched is done.
         optimizer.step(&learnt, StepOptions { rate: 1e-4, before: step, scale: 1.0 })?;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tiny_cats_models::{NetworkConfig, Precision};
 
-use super::{Gpu, Prices, Result, SpeedSource, Workload, card::launch_s, rules};
+use super::{Gpu, Prices, Result, SpeedSource, Workload, assumptions, gpu::launch_s};
 use crate::cloud::CloudSettings;
 
 /// Whether a training can be done on a GPU.
@@ -111,12 +111,12 @@ pub fn estimate(
     let ledger = workload.network.cost(workload.side)?;
     let precision = workload.tape.precision;
     let (kind, prepare_ns) = match workload.network {
-        NetworkConfig::TinyDit(_) => ("tiny-dit", rules::PREPARE_NS[0]),
-        NetworkConfig::ResNet(_) => ("resnet", rules::PREPARE_NS[1]),
+        NetworkConfig::TinyDit(_) => ("tiny-dit", assumptions::PREPARE_NS[0]),
+        NetworkConfig::ResNet(_) => ("resnet", assumptions::PREPARE_NS[1]),
     };
-    let (one, source) = gpu.card.speed(kind, precision);
+    let (one, source) = gpu.model.speed(kind, precision);
     let count = gpu.count as f64;
-    let flops = one * if gpu.count == 1 { 1.0 } else { count * rules::MULTI_GPU_EFFICIENCY };
+    let flops = one * if gpu.count == 1 { 1.0 } else { count * assumptions::MULTI_GPU_EFFICIENCY };
     // The processor launches kernels and prepares pictures while the GPU computes: the slowest of the three sets the pace.
     let values = workload.items() as f64 * workload.values() as f64;
     let paces = [
@@ -134,15 +134,15 @@ pub fn estimate(
 
     let longest = settings.time.longest_attempt_s;
     let attempts = attempts(computing_s, longest, settings) as f64;
-    let seconds = computing_s + attempts * rules::START_S;
-    let preemptions = seconds / 3600.0 * rules::PREEMPTIONS_AN_HOUR;
-    let expected = seconds + preemptions * (rules::START_S + rules::PREEMPTED_S);
-    let wanted = expected * rules::TIMEOUT_MARGIN + settings.time.stop_before_s;
+    let seconds = computing_s + attempts * assumptions::START_S;
+    let preemptions = seconds / 3600.0 * assumptions::PREEMPTIONS_AN_HOUR;
+    let expected = seconds + preemptions * (assumptions::START_S + assumptions::PREEMPTED_S);
+    let wanted = expected * assumptions::TIMEOUT_MARGIN + settings.time.stop_before_s;
     let timeout_s = if attempts > 1.0 { longest } else { (wanted / 60.0).ceil() * 60.0 }.min(longest);
     let retries = settings.retries.default + attempts as u64 - 1;
 
-    let largest_batch = workload.largest_batch(&ledger, gpu.card.bytes())? * gpu.count;
-    let verdict = if precision == Precision::Bf16 && !gpu.card.bf16 {
+    let largest_batch = workload.largest_batch(&ledger, gpu.model.bytes())? * gpu.count;
+    let verdict = if precision == Precision::Bf16 && !gpu.model.bf16 {
         Feasibility::NoBf16
     } else if !workload.batch.is_multiple_of(gpu.count) {
         Feasibility::Indivisible
@@ -173,12 +173,12 @@ pub fn estimate(
 
 /// How many attempts of `timeout_s` seconds it takes to compute for `computing_s`: each begins anew, and stops before it is ended.
 pub fn attempts(computing_s: f64, timeout_s: f64, settings: &CloudSettings) -> u64 {
-    let useful = (timeout_s - settings.time.stop_before_s - rules::START_S).max(1.0);
+    let useful = (timeout_s - settings.time.stop_before_s - assumptions::START_S).max(1.0);
     (computing_s / useful).ceil().max(1.0) as u64
 }
 
 /// Which of `estimates` is the cheapest, which the fastest, and which is to be taken: the cheapest that is done
-/// [overnight](rules::OVERNIGHT_H), or else the fastest. What does not fit is none of them; what has no price is only the fastest.
+/// [overnight](assumptions::OVERNIGHT_H), or else the fastest. What does not fit is none of them; what has no price is only the fastest.
 pub fn choose(estimates: &[Estimate]) -> Option<[usize; 3]> {
     let fitting = || (0..estimates.len()).filter(|&i| estimates[i].verdict == Feasibility::Fits);
     let hours = |i: &usize| estimates[*i].expected_hours;
@@ -190,7 +190,7 @@ pub fn choose(estimates: &[Estimate]) -> Option<[usize; 3]> {
     };
     let fastest = least(&mut fitting(), &hours)?;
     let cheapest = least(&mut fitting(), &dollars)?;
-    let overnight = least(&mut fitting().filter(|i| hours(i) <= rules::OVERNIGHT_H), &dollars);
+    let overnight = least(&mut fitting().filter(|i| hours(i) <= assumptions::OVERNIGHT_H), &dollars);
     Some([cheapest, fastest, overnight.unwrap_or(fastest)])
 }
 
@@ -199,7 +199,7 @@ mod tests {
     use tiny_cats_models::{ResNetConfig, TapeOptions, TinyDitConfig};
 
     use super::*;
-    use crate::{data::AugmentLevel, plan::cards};
+    use crate::{data::AugmentLevel, plan::gpu_models};
 
     fn workload(size: &str, side: usize, batch: usize, steps: u64, precision: Precision) -> Workload {
         let network = NetworkConfig::TinyDit(TinyDitConfig::named(size, side, 12).unwrap());
@@ -224,8 +224,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_said_and_not_chosen() {
         let base = workload("base", 128, 256, 200_000, Precision::Bf16);
-        let all: Vec<Estimate> = cards().iter().map(|card| on(&base, &card.name)).collect();
-        let verdict = |name: &str| all.iter().find(|e| e.gpu.card.name == name).unwrap().verdict;
+        let all: Vec<Estimate> = gpu_models().iter().map(|model| on(&base, &model.name)).collect();
+        let verdict = |name: &str| all.iter().find(|e| e.gpu.model.name == name).unwrap().verdict;
         assert_eq!((verdict("T4"), verdict("A100-80GB")), (Feasibility::NoBf16, Feasibility::Fits));
         let [cheapest, fastest, chosen] = choose(&all).unwrap();
         for i in [cheapest, fastest, chosen] {
@@ -266,7 +266,7 @@ mod tests {
         let settings = CloudSettings::default();
         let small = workload("base", 32, 256, 10_000, Precision::Bf16);
         let (one, two) = (on(&small, "A100"), on(&Workload { steps: 20_000, ..small.clone() }, "A100"));
-        let start = rules::START_S / 3600.0;
+        let start = assumptions::START_S / 3600.0;
         assert!(((two.hours - start) / (one.hours - start) - 2.0).abs() < 1e-9);
         assert!(
             one.expected_hours > one.hours && one.attempts == 1 && one.retries == settings.retries.default
@@ -289,7 +289,7 @@ mod tests {
         assert!(again.hours > 1.2 * one.hours && again.hours < 1.4 * one.hours);
         assert!(again.largest_batch > 2 * one.largest_batch);
         assert_eq!((one.limit, attempts(one.computing_s, 86_400.0, &settings)), (Bottleneck::Arithmetic, 1));
-        let useful = 3600.0 - settings.time.stop_before_s - rules::START_S;
+        let useful = 3600.0 - settings.time.stop_before_s - assumptions::START_S;
         assert_eq!(attempts(2.5 * useful, 3600.0, &settings), 3);
         // Pictures so large that the container's cores are slower than its GPU.
         let [few, many] = [1, 2].map(|n| on(&workload("nano", 128, 256 * n, 10, Precision::Bf16), "H200"));

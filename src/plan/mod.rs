@@ -4,18 +4,18 @@
 //! [card](Card) says how fast that goes and whether it fits, a [price list](Prices) what an hour costs; [`rules`] has the margins and
 //! what is assumed. Together they are an [`Estimate`].
 
+pub mod assumptions;
 mod calibrate;
-mod card;
-mod demand;
 mod estimate;
+mod gpu;
 mod prices;
-pub mod rules;
+mod requirements;
 
 pub use calibrate::{Calibration, calibrate};
-pub use card::{Gpu, GpuModel, SpeedSource, cards};
-pub use demand::{Memory, Requirements, Workload};
 pub use estimate::{Bottleneck, Estimate, Feasibility, attempts, choose, estimate};
+pub use gpu::{Gpu, GpuModel, SpeedSource, gpu_models};
 pub use prices::Prices;
+pub use requirements::{Memory, Requirements, Workload};
 
 /// Why something cannot be planned.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tiny_cats_export::{closest, excerpt};
 use toml::{Table, Value};
 
-use super::{Error, Gpu, Result, cards};
+use super::{Error, Gpu, Result, gpu_models};
 use crate::{cloud::Container, data::printable, train::folder::read_bounded};
 
 const LISTED: &str = include_str!("prices.toml");
@@ -54,7 +54,7 @@ impl Prices {
     }
 
     fn with(mut self, path: &Path, text: &str) -> Result<Self> {
-        let wrong = |field: &str, what: &str, found: &dyn std::fmt::Display| {
+        let invalid = |field: &str, what: &str, found: &dyn std::fmt::Display| {
             let short = |text: &str| printable(Path::new(&text.chars().take(60).collect::<String>()));
             let [field, found] = [short(field), short(&found.to_string())];
             let message = format!("{}: expected {what}, found {}", field.display(), found.display());
@@ -69,7 +69,7 @@ impl Prices {
         let dollars = |field: &str, value: &Value| {
             let number = value.as_float().or_else(|| value.as_integer().map(|n| n as f64));
             let number = number.filter(|n| n.is_finite() && *n > 0.0 && *n < 1e6);
-            number.ok_or_else(|| wrong(field, "dollars an hour", value))
+            number.ok_or_else(|| invalid(field, "dollars an hour", value))
         };
         for (key, value) in &table {
             match (key.as_str(), value) {
@@ -80,19 +80,19 @@ impl Prices {
                 ("memory_gib_hour", value) => self.memory_gib_hour = dollars(key, value)?,
                 ("gpu", Value::Table(gpus)) => {
                     for (name, value) in gpus {
-                        let card = cards().iter().find(|card| card.is(name)).ok_or_else(|| {
-                            let near = closest(name, cards().iter().map(|card| card.name.as_str()));
+                        let model = gpu_models().iter().find(|model| model.is(name)).ok_or_else(|| {
+                            let near = closest(name, gpu_models().iter().map(|model| model.name.as_str()));
                             let near = near.map_or(String::new(), |near| format!(", such as {near}"));
-                            wrong(&format!("gpu.{name}"), &format!("the name of a GPU{near}"), name)
+                            invalid(&format!("gpu.{name}"), &format!("the name of a GPU{near}"), name)
                         })?;
-                        self.gpus.insert(card.name.clone(), dollars(&format!("gpu.{name}"), value)?);
+                        self.gpus.insert(model.name.clone(), dollars(&format!("gpu.{name}"), value)?);
                     }
                 }
-                ("date" | "source", value) => return Err(wrong(key, "a text", value)),
-                ("gpu", value) => return Err(wrong(key, "a table", value)),
+                ("date" | "source", value) => return Err(invalid(key, "a text", value)),
+                ("gpu", value) => return Err(invalid(key, "a table", value)),
                 (_, value) => {
                     let known = "date, source, cpu_core_hour, memory_gib_hour or [gpu]";
-                    return Err(wrong(key, known, value));
+                    return Err(invalid(key, known, value));
                 }
             }
         }
@@ -109,7 +109,7 @@ impl Prices {
 
     /// Dollars an hour of a container with these GPUs; `None` where they have no price.
     pub fn hour(&self, gpu: &Gpu, container: &Container) -> Option<f64> {
-        let gpus = self.gpus.get(&gpu.card.name)? * gpu.count as f64;
+        let gpus = self.gpus.get(&gpu.model.name)? * gpu.count as f64;
         let memory = container.memory_mib / 1024.0;
         Some(gpus + container.cpu * self.cpu_core_hour + memory * self.memory_gib_hour)
     }
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_file_changes_what_it_says_and_nothing_else() {
         let listed = Prices::listed();
-        assert!(cards().iter().filter(|card| listed.gpus.contains_key(&card.name)).count() >= 9);
+        assert!(gpu_models().iter().filter(|model| listed.gpus.contains_key(&model.name)).count() >= 9);
         let path = Path::new("p.toml");
         let mine =
             Prices::listed().with(path, "date = 2026-11-01\n[gpu]\nA100 = 3\n\"H100!\" = 4.5").unwrap();

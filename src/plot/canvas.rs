@@ -23,8 +23,8 @@ pub enum Align {
 /// The values along one axis, from the least to the largest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Range {
-    pub least: f64,
-    pub most: f64,
+    pub min: f64,
+    pub max: f64,
     /// By factors, not by differences.
     pub log: bool,
 }
@@ -33,50 +33,50 @@ impl Range {
     /// Of all finite `values`, with some air; by factors where they are positive and spread over more than one and a half decades, if
     /// `may_log`. `None` of no values.
     pub fn of(values: impl Iterator<Item = f64>, may_log: bool) -> Option<Self> {
-        let ends = |(least, most): (f64, f64), v: f64| (least.min(v), most.max(v));
-        let (least, most) = values.filter(|v| v.is_finite()).fold((f64::INFINITY, f64::NEG_INFINITY), ends);
-        if least > most {
+        let ends = |(min, max): (f64, f64), v: f64| (min.min(v), max.max(v));
+        let (min, max) = values.filter(|v| v.is_finite()).fold((f64::INFINITY, f64::NEG_INFINITY), ends);
+        if min > max {
             return None;
         }
-        if may_log && least > 0.0 && most / least > 30.0 {
+        if may_log && min > 0.0 && max / min > 30.0 {
             // Twelve decades are enough to look at.
-            let least = least.max(most * 1e-12);
-            let air = (most / least).powf(0.04);
-            return Some(Self { least: least / air, most: most * air, log: true });
+            let min = min.max(max * 1e-12);
+            let air = (max / min).powf(0.04);
+            return Some(Self { min: min / air, max: max * air, log: true });
         }
         // Halves, so that the largest values of both signs have a finite difference.
-        let spread = 2.0 * (most / 2.0 - least / 2.0);
-        let size = least.abs().max(most.abs());
+        let spread = 2.0 * (max / 2.0 - min / 2.0);
+        let size = min.abs().max(max.abs());
         // What does not change has air to stand in.
         let air = if spread > 1e-3 * size { 0.06 * spread } else { (0.1 * size).max(1e-9) };
-        Some(Self { least: least - air, most: most + air, log: false })
+        Some(Self { min: min - air, max: max + air, log: false })
     }
 
     /// From 0 at the least value to 1 at the largest; beyond for what lies outside.
     pub fn at(&self, value: f64) -> f64 {
         let by = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).ln() } else { v };
-        let (least, most) = (by(self.least), by(self.most));
-        (by(value) - least) / (most - least)
+        let (min, max) = (by(self.min), by(self.max));
+        (by(value) - min) / (max - min)
     }
 
     /// Round values within it, some four to ten of them.
     pub fn ticks(&self) -> Vec<f64> {
         if self.log {
-            let exponents = self.least.log10().floor() as i32..=self.most.log10().ceil() as i32;
-            let decades = self.most.log10() - self.least.log10();
+            let exponents = self.min.log10().floor() as i32..=self.max.log10().ceil() as i32;
+            let decades = self.max.log10() - self.min.log10();
             let steps: &[f64] = if decades < 3.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
             let every = ((decades / 8.0).ceil() as i32).max(1);
             let all = exponents
                 .filter(|e| e % every == 0)
                 .flat_map(|e| steps.iter().map(move |s| s * 10f64.powi(e)));
-            return all.filter(|v| (self.least..=self.most).contains(v)).collect();
+            return all.filter(|v| (self.min..=self.max).contains(v)).collect();
         }
-        let rough = (self.most - self.least) / 5.0;
+        let rough = (self.max - self.min) / 5.0;
         let decade = 10f64.powf(rough.log10().floor());
         let step =
             [1.0, 2.0, 5.0, 10.0].map(|s| s * decade).into_iter().find(|s| *s >= rough).unwrap_or(rough);
-        let first = (self.least / step).ceil();
-        (0..20).map(|i| (first + f64::from(i)) * step).take_while(|v| *v <= self.most).collect()
+        let first = (self.min / step).ceil();
+        (0..20).map(|i| (first + f64::from(i)) * step).take_while(|v| *v <= self.max).collect()
     }
 }
 
@@ -126,39 +126,39 @@ impl Canvas {
     }
 
     /// Mixes `colour` into a pixel of the plot.
-    fn mix(&mut self, x: i64, y: i64, colour: Rgb<u8>, share: f64) {
+    fn mix(&mut self, x: i64, y: i64, color: Rgb<u8>, share: f64) {
         let [left, top, right, bottom] = self.frame;
         let (fx, fy) = (x as f64, y as f64);
         if fx < left - SLACK || fx > right + SLACK || fy < top - SLACK || fy > bottom + SLACK {
             return;
         }
         let Some(pixel) = self.picture.get_pixel_mut_checked(x as u32, y as u32) else { return };
-        for (old, new) in pixel.0.iter_mut().zip(colour.0) {
+        for (old, new) in pixel.0.iter_mut().zip(color.0) {
             *old = (f64::from(*old) * (1.0 - share) + f64::from(new) * share).round() as u8;
         }
     }
 
     /// A line through `points`, so many pixels wide; one point is a dot.
-    pub fn line(&mut self, points: &[[f64; 2]], width: f64, colour: Rgb<u8>) {
+    pub fn line(&mut self, points: &[[f64; 2]], width: f64, color: Rgb<u8>) {
         let pixels: Vec<[f64; 2]> = points.iter().map(|p| self.pixel(*p)).collect();
         if let [only] = pixels[..] {
-            self.segment(only, only, 3.0 * width, colour);
+            self.segment(only, only, 3.0 * width, color);
         }
         for two in pixels.windows(2) {
-            self.segment(two[0], two[1], width, colour);
+            self.segment(two[0], two[1], width, color);
         }
     }
 
     /// Dots at `points`.
-    pub fn dots(&mut self, points: &[[f64; 2]], width: f64, colour: Rgb<u8>) {
+    pub fn dots(&mut self, points: &[[f64; 2]], width: f64, color: Rgb<u8>) {
         for point in points {
             let at = self.pixel(*point);
-            self.segment(at, at, width, colour);
+            self.segment(at, at, width, color);
         }
     }
 
     /// All pixels nearer than half the width to the line from `a` to `b`, softly.
-    fn segment(&mut self, a: [f64; 2], b: [f64; 2], width: f64, colour: Rgb<u8>) {
+    fn segment(&mut self, a: [f64; 2], b: [f64; 2], width: f64, color: Rgb<u8>) {
         let reach = width / 2.0 + 1.0;
         let along = [b[0] - a[0], b[1] - a[1]];
         let square = along[0].powi(2) + along[1].powi(2);
@@ -171,16 +171,16 @@ impl Canvas {
             let distance = (from[0] - t * along[0]).hypot(from[1] - t * along[1]);
             let share = (width / 2.0 + 0.5 - distance).clamp(0.0, 1.0);
             if share > 0.0 {
-                self.mix(x, y, colour, share);
+                self.mix(x, y, color, share);
             }
         }
     }
 
     /// A vertical line from one height to another at `x`.
-    pub fn column(&mut self, x: f64, [low, high]: [f64; 2], colour: Rgb<u8>) {
+    pub fn column(&mut self, x: f64, [low, high]: [f64; 2], color: Rgb<u8>) {
         let ([x, bottom], [_, top]) =
             (self.pixel([x, low.clamp(0.0, 1.0)]), self.pixel([x, high.clamp(0.0, 1.0)]));
-        (top.round() as i64..=bottom.round() as i64).for_each(|y| self.mix(x.round() as i64, y, colour, 0.5));
+        (top.round() as i64..=bottom.round() as i64).for_each(|y| self.mix(x.round() as i64, y, color, 0.5));
     }
 
     /// The steps below, with a rule for each.
@@ -196,7 +196,7 @@ impl Canvas {
     }
 
     /// The values at the left side, with a rule for each, or at the right side.
-    pub fn beside(&mut self, range: &Range, side: Align, colour: Rgb<u8>) {
+    pub fn beside(&mut self, range: &Range, side: Align, color: Rgb<u8>) {
         for tick in range.ticks() {
             let y = range.at(tick);
             let (x, text, by) =
@@ -205,7 +205,7 @@ impl Canvas {
             if side == Align::Left {
                 self.rule([0.0, y], [1.0, y]);
             }
-            self.text(&label(tick), px + by, py - 7.0, text, colour);
+            self.text(&label(tick), px + by, py - 7.0, text, color);
         }
     }
 
@@ -215,13 +215,13 @@ impl Canvas {
     }
 
     /// Text whose upper edge is at `y`.
-    pub fn text(&mut self, text: &str, x: f64, y: f64, align: Align, colour: Rgb<u8>) {
+    pub fn text(&mut self, text: &str, x: f64, y: f64, align: Align, color: Rgb<u8>) {
         let width = f64::from(text_size(text, SCALE).0);
         let x = match align {
             Align::Left => x,
             Align::Middle => x - width / 2.0,
             Align::Right => x - width,
         };
-        draw_text(&mut self.picture, text, x.max(0.0) as u32, y.max(0.0) as u32, SCALE, colour);
+        draw_text(&mut self.picture, text, x.max(0.0) as u32, y.max(0.0) as u32, SCALE, color);
     }
 }

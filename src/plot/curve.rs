@@ -38,13 +38,13 @@ struct Bin {
     last: u64,
     sum: f64,
     count: f64,
-    least: f64,
-    most: f64,
+    min: f64,
+    max: f64,
 }
 
 impl Bin {
     fn of(step: u64, loss: f64) -> Self {
-        Self { first: step, last: step, sum: loss, count: 1.0, least: loss, most: loss }
+        Self { first: step, last: step, sum: loss, count: 1.0, min: loss, max: loss }
     }
 
     fn and(self, next: Self) -> Self {
@@ -53,8 +53,8 @@ impl Bin {
             last: next.last,
             sum: self.sum + next.sum,
             count: self.count + next.count,
-            least: self.least.min(next.least),
-            most: self.most.max(next.most),
+            min: self.min.min(next.min),
+            max: self.max.max(next.max),
         }
     }
 
@@ -195,7 +195,7 @@ impl LossCurve {
         let last_bin = self.bins.last().map(|bin| bin.last);
         let last = self.scores.values().filter_map(|points| points.last()).map(|point| point.0);
         let last = last.chain(last_bin).chain(self.broken.last().copied()).max()?;
-        let steps = Range { least: 0.0, most: (last as f64).max(1.0), log: false };
+        let steps = Range { min: 0.0, max: (last as f64).max(1.0), log: false };
         let left = Range::of(self.bins.iter().map(Bin::mean).chain(values(&losses)), true);
         let right = Range::of(values(&others).into_iter(), false);
         let mut canvas = Canvas::new(WIDTH, HEIGHT, [100, 64, if right.is_some() { 100 } else { 24 }, 56]);
@@ -205,7 +205,7 @@ impl LossCurve {
             canvas.beside(left, Align::Left, SMOOTH);
             if self.per_bin > 1.0 {
                 for bin in &self.bins {
-                    canvas.column(steps.at(bin.step()), [left.at(bin.least), left.at(bin.most)], RAW);
+                    canvas.column(steps.at(bin.step()), [left.at(bin.min), left.at(bin.max)], RAW);
                 }
             }
             let point = |step: f64, value: f64| [steps.at(step), left.at(value)];
@@ -243,8 +243,8 @@ impl LossCurve {
         let title: String = title.chars().take(70).collect();
         canvas.text(&title, 12.0, 10.0, Align::Left, TEXT_COLOR);
         let mut x = 12.0;
-        for (text, colour) in legend {
-            canvas.text(&text, x, 36.0, Align::Left, colour);
+        for (text, color) in legend {
+            canvas.text(&text, x, 36.0, Align::Left, color);
             x += f64::from(text_size(&text, SCALE).0) + 24.0;
         }
         Some(canvas.picture)
@@ -362,7 +362,7 @@ mod tests {
             curve.read().unwrap();
             let picture = curve.picture(&"a title that is long ".repeat(20)).unwrap();
             assert_eq!(picture.dimensions(), (WIDTH, HEIGHT));
-            let drawn = |colour| picture.enumerate_pixels().any(|(_, y, p)| y > 64 && *p == colour);
+            let drawn = |color| picture.enumerate_pixels().any(|(_, y, p)| y > 64 && *p == color);
             assert!(drawn(SMOOTH) || losses.iter().all(|loss| !loss.is_finite()), "{losses:?}");
             assert_eq!(drawn(BROKEN), losses.iter().any(|loss| !loss.is_finite()), "{losses:?}");
         }

@@ -49,7 +49,7 @@ struct RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let time = self.start.elapsed();
-        self.metrics.served(&self.route, self.status, time);
+        self.metrics.record_request(&self.route, self.status, time);
         tracing::info!(
             id = self.id.to_str().unwrap_or_default(),
             method = self.method,
@@ -150,7 +150,7 @@ pub async fn reject_cross_origin(State(app): State<Arc<AppState>>, request: Requ
                 .into_response();
         }
     };
-    match foreign(&app.config, &host, &request) {
+    match cross_origin_reason(&app.config, &host, &request) {
         Some(detail) => Problem::new(StatusCode::FORBIDDEN, detail).into_response(),
         None => next.run(request).await,
     }
@@ -173,7 +173,7 @@ fn host(request: &Request) -> Result<String, &'static str> {
 }
 
 /// Why a request to `host` is none of a page of this server, or of a program.
-fn foreign(config: &Config, host: &str, request: &Request) -> Option<String> {
+fn cross_origin_reason(config: &Config, host: &str, request: &Request) -> Option<String> {
     let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
     let shown = |text: &str| text.chars().take(100).collect::<String>();
     if config.address.ip().is_loopback() && !host.is_empty() && !is_allowed_host(host, &config.hosts) {
@@ -231,15 +231,15 @@ pub async fn authenticate(State(app): State<Arc<AppState>>, request: Request, ne
 }
 
 /// Ends a request whose time is over, and with it its work.
-pub async fn in_time(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+pub async fn enforce_timeout(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(app.config.timeout, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => too_slow(&app).into_response(),
+        Err(_) => timeout_problem(&app).into_response(),
     }
 }
 
 /// What is said when a request's time is over.
-pub fn too_slow(app: &AppState) -> Problem {
+pub fn timeout_problem(app: &AppState) -> Problem {
     let detail = format!("not done in {} s", app.config.timeout.as_secs_f64());
     Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
 }

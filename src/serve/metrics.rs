@@ -87,18 +87,18 @@ impl Default for Metrics {
 
 impl Metrics {
     /// A request of `path`, a route, was answered.
-    pub fn served(&self, path: &str, status: u16, time: Duration) {
+    pub fn record_request(&self, path: &str, status: u16, time: Duration) {
         self.requests.get_or_create(&RequestLabels { path: path.to_owned(), status }).inc();
         self.seconds.get_or_create(&PathLabel { path: path.to_owned() }).observe(time.as_secs_f64());
     }
 
     /// The network was evaluated once for `n` pictures.
-    pub fn evaluated(&self, model: &str, n: usize) {
+    pub fn record_batch(&self, model: &str, n: usize) {
         self.batch.get_or_create(&ModelLabel { model: model.to_owned() }).observe(n as f64);
     }
 
     /// `n` pictures are done.
-    pub fn computed(&self, model: &str, n: usize) {
+    pub fn record_done(&self, model: &str, n: usize) {
         self.pictures.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 

@@ -5,12 +5,12 @@
 //! wait. A handler that is dropped, because its client has left or its time is over, takes its work with it. No model is served before
 //! it is proved that its runtime computes what its definition computes.
 
-mod classifying;
+mod classify_worker;
 mod connections;
-mod drawing;
+mod generate_worker;
 mod guard;
-mod lane;
 mod metrics;
+mod model_queue;
 mod openapi;
 mod problem;
 mod routes;
@@ -38,8 +38,8 @@ use tiny_cats_export::{Classifier, Generator, LoadOptions, Model, runtime::Runti
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
 
-use lane::{ModelQueue, State};
 use metrics::Metrics;
+use model_queue::{ModelQueue, State};
 use problem::Problem;
 
 /// Bytes of all photographs that are being read.
@@ -120,8 +120,8 @@ pub type NamedModel = (String, Model);
 /// What handlers share.
 struct AppState {
     config: Config,
-    generator: Option<ModelQueue<drawing::GenerateJob>>,
-    classifier: Option<ModelQueue<classifying::ClassifyJob>>,
+    generator: Option<ModelQueue<generate_worker::GenerateJob>>,
+    classifier: Option<ModelQueue<classify_worker::ClassifyJob>>,
     metrics: Arc<Metrics>,
     site: site::Site,
     openapi: String,
@@ -195,7 +195,7 @@ impl Server {
                 model.generator()?;
                 let runtime = options.runtime(&model);
                 let load = move |model: &Model| Generator::from_model(model, &options);
-                let work = move |generator, desk| drawing::work(generator, desk, batch);
+                let work = move |generator, context| generate_worker::work(generator, context, batch);
                 Some(ModelQueue::start(&name, model, runtime, queue, &metrics, load, work)?)
             }
             None => None,
@@ -206,7 +206,7 @@ impl Server {
                 let options = LoadOptions { runtime: config.runtime, batch };
                 let runtime = options.runtime(&model);
                 let load = move |model: &Model| Classifier::from_model(model, &options);
-                let work = move |classifier, desk| classifying::work(classifier, desk, batch, wait);
+                let work = move |classifier, context| classify_worker::work(classifier, context, batch, wait);
                 Some(ModelQueue::start(&name, model, runtime, queue, &metrics, load, work)?)
             }
             None => None,
@@ -306,7 +306,7 @@ fn router(app: &Arc<AppState>) -> Router {
         .layer(DefaultBodyLimit::max(most))
         .layer(declared(most))
         .layer(middleware::from_fn_with_state(app.clone(), guard::reject_cross_origin))
-        .layer(middleware::from_fn_with_state(app.clone(), guard::in_time))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::enforce_timeout))
         .layer(CatchPanicLayer::custom(guard::panicked));
     if !app.config.origins.is_empty() {
         let cors = CorsLayer::new()

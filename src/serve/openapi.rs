@@ -19,7 +19,7 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
         json!({ "get": {
             "operationId": "models",
             "summary": "What is served, what it knows, and how it was proved",
-            "responses": answers(config, &[], true, json!({
+            "responses": responses(config, &[], true, json!({
                 "description": "All models",
                 "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Models" } } },
             })),
@@ -30,7 +30,7 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
         json!({ "get": {
             "operationId": "metrics",
             "summary": "Figures for Prometheus",
-            "responses": answers(config, &[], true, json!({
+            "responses": responses(config, &[], true, json!({
                 "description": "OpenMetrics' text format",
                 "content": { "application/openmetrics-text": { "schema": { "type": "string" } } },
             })),
@@ -49,7 +49,7 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
             json!({ "get": {
                 "operationId": path[1..],
                 "summary": summary,
-                "responses": answers(config, others, false, json!({
+                "responses": responses(config, others, false, json!({
                     "description": "Yes", "content": { "text/plain": { "schema": { "type": "string" } } },
                 })),
             }}),
@@ -58,12 +58,12 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
     paths.insert("/openapi.json".into(), json!({ "get": {
         "operationId": "openapi",
         "summary": "This document",
-        "responses": answers(config, &[], false, json!({
+        "responses": responses(config, &[], false, json!({
             "description": "OpenAPI 3.1", "content": { "application/json": { "schema": { "type": "object" } } },
         })),
     }}));
     for path in ["/v1/models", "/metrics"] {
-        secure(&mut paths[path]["get"], config);
+        add_security(&mut paths[path]["get"], config);
     }
     let mut document = json!({
         "openapi": "3.1.0",
@@ -115,18 +115,18 @@ fn generate(config: &Config, meta: &ModelMeta) -> Value {
         "requestBody": {
             "required": true,
             "content": { "application/json": {
-                "schema": order(config, meta),
+                "schema": generate_request_schema(config, meta),
                 "example": { "breed": meta.classes[0], "seed": 7 },
             }},
         },
-        "responses": answers(config, &[400, 413, 415, 422, 429, 503, 504], true, ok),
+        "responses": responses(config, &[400, 413, 415, 422, 429, 503, 504], true, ok),
     });
-    secure(&mut operation, config);
+    add_security(&mut operation, config);
     operation
 }
 
 /// The schema of a request for pictures.
-fn order(config: &Config, meta: &ModelMeta) -> Value {
+fn generate_request_schema(config: &Config, meta: &ModelMeta) -> Value {
     let breeds: Vec<&str> = meta.classes.iter().map(String::as_str).chain(["all"]).collect();
     let advised = meta.generator().map(|task| task.sampler.clone()).unwrap_or_default();
     let guidance = meta.generator().map(|task| task.guidance(None));
@@ -205,20 +205,20 @@ fn classify(config: &Config, meta: &ModelMeta) -> Value {
                 "image/jpeg": picture, "image/png": picture, "image/webp": picture,
             },
         },
-        "responses": answers(config, &[400, 413, 415, 422, 429, 503, 504], true, ok),
+        "responses": responses(config, &[400, 413, 415, 422, 429, 503, 504], true, ok),
     });
-    secure(&mut operation, config);
+    add_security(&mut operation, config);
     operation
 }
 
-fn secure(operation: &mut Value, config: &Config) {
+fn add_security(operation: &mut Value, config: &Config) {
     if config.token.is_some() {
         operation["security"] = json!([{ "token": [] }]);
     }
 }
 
 /// The good answer and the bad ones; those of every address are added.
-fn answers(config: &Config, statuses: &[u16], guarded: bool, ok: Value) -> Value {
+fn responses(config: &Config, statuses: &[u16], guarded: bool, ok: Value) -> Value {
     let mut all = Map::from_iter([("200".to_owned(), ok)]);
     let token = (guarded && config.token.is_some()).then_some(401);
     for status in statuses.iter().copied().chain([403, 405, 500]).chain(token) {

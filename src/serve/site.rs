@@ -235,14 +235,14 @@ pub async fn serve(State(app): State<Arc<AppState>>, request: Request) -> Respon
 
 impl Asset {
     /// Whether an answer takes no time to make.
-    fn is_ready(&self, asked: &HeaderMap) -> bool {
-        let accepted = asked.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
-        let compressed = accepted.is_some_and(accepts_gzip) && !asked.contains_key(header::RANGE);
+    fn is_ready(&self, headers: &HeaderMap) -> bool {
+        let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+        let compressed = accepted.is_some_and(accepts_gzip) && !headers.contains_key(header::RANGE);
         self.plain.is_some() || self.inflated.get().is_some() || compressed
     }
 
-    fn respond(&self, asked: &HeaderMap, method: &Method) -> Response {
-        let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
+    fn respond(&self, headers: &HeaderMap, method: &Method) -> Response {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let range = text(header::RANGE).filter(|_| *method == Method::GET);
         let accepts_gzip = text(header::ACCEPT_ENCODING).is_some_and(accepts_gzip);
         // A part is one of the plain contents.
@@ -256,13 +256,13 @@ impl Asset {
                 header::CACHE_CONTROL,
                 if self.immutable { "public, max-age=31536000, immutable" } else { "no-cache" },
             );
-        let mut known = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let mut known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         if known.any(|known| known == "*" || known.contains(&etag)) {
-            return built(response.status(StatusCode::NOT_MODIFIED), Body::empty());
+            return build_response(response.status(StatusCode::NOT_MODIFIED), Body::empty());
         }
         response = response.header(header::CONTENT_TYPE, self.content_type);
         if let Some(gzip) = gzip {
-            return built(response.header(header::CONTENT_ENCODING, "gzip"), gzip.clone().into());
+            return build_response(response.header(header::CONTENT_ENCODING, "gzip"), gzip.clone().into());
         }
         let Some(plain) =
             self.plain.clone().or_else(|| self.inflated.get_or_init(|| self.decompressed()).clone())
@@ -270,17 +270,17 @@ impl Asset {
             return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a damaged file").into_response();
         };
         let unchanged = text(header::IF_RANGE).is_none_or(|known| known == etag);
-        match range.filter(|_| unchanged).and_then(|range| part(range, plain.len())) {
-            None => built(response, plain.into()),
+        match range.filter(|_| unchanged).and_then(|range| parse_range(range, plain.len())) {
+            None => build_response(response, plain.into()),
             Some(Some((from, to))) => {
                 let about = format!("bytes {from}-{}/{}", to - 1, plain.len());
                 let response = response.status(StatusCode::PARTIAL_CONTENT);
-                built(response.header(header::CONTENT_RANGE, about), plain.slice(from..to).into())
+                build_response(response.header(header::CONTENT_RANGE, about), plain.slice(from..to).into())
             }
             Some(None) => {
                 let about = format!("bytes */{}", plain.len());
                 let response = response.status(StatusCode::RANGE_NOT_SATISFIABLE);
-                built(response.header(header::CONTENT_RANGE, about), Body::empty())
+                build_response(response.header(header::CONTENT_RANGE, about), Body::empty())
             }
         }
     }
@@ -293,7 +293,7 @@ impl Asset {
     }
 }
 
-fn built(response: axum::http::response::Builder, body: Body) -> Response {
+fn build_response(response: axum::http::response::Builder, body: Body) -> Response {
     // All headers are text of our own.
     response.body(body).unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
@@ -313,7 +313,7 @@ fn accepts_gzip(accepted: &str) -> bool {
 
 /// The part of `len` bytes that `range` asks for; `Some(None)` where there is no such part. What is no range of bytes, or several, is
 /// answered whole.
-fn part(range: &str, len: usize) -> Option<Option<(usize, usize)>> {
+fn parse_range(range: &str, len: usize) -> Option<Option<(usize, usize)>> {
     let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
     let number = |text: &str| text.trim().parse::<usize>();
     let (from, to) = match (from.trim(), to.trim()) {
@@ -344,7 +344,7 @@ mod tests {
             ("bytes=99999999999999999999-", None),
             ("lines=1-2", None),
         ] {
-            assert_eq!(part(range, 10), expected, "{range}");
+            assert_eq!(parse_range(range, 10), expected, "{range}");
         }
     }
 

@@ -164,21 +164,21 @@ impl Sweep {
         let task = match fields.text("task")?.as_deref() {
             Some("dit") => TaskKind::Dit,
             Some("classifier") => TaskKind::Classifier,
-            found => return Err(fields.wrong("task", expected(r#""dit" or "classifier""#, found))),
+            found => return Err(fields.field_error("task", expected(r#""dit" or "classifier""#, found))),
         };
         let (data, config) = (fields.text("data")?, fields.text("config")?);
         if let Some(name) = data.as_ref().filter(|name| name.starts_with('-') || name.is_empty()) {
-            return Err(fields.wrong("data", expected("a folder", Some(name))));
+            return Err(fields.field_error("data", expected("a folder", Some(name))));
         }
         let method = match fields.text("method")?.as_deref() {
             None | Some("grid") => Method::Grid,
             Some("random") => {
                 let jobs = fields.whole("jobs", 1)?.and_then(|jobs| usize::try_from(jobs).ok());
                 let jobs =
-                    jobs.ok_or_else(|| fields.wrong("jobs", "expected how many, as a whole number"))?;
+                    jobs.ok_or_else(|| fields.field_error("jobs", "expected how many, as a whole number"))?;
                 Method::Random { jobs, seed: fields.whole("seed", 0)?.unwrap_or(0) }
             }
-            found => return Err(fields.wrong("method", expected(r#""grid" or "random""#, found))),
+            found => return Err(fields.field_error("method", expected(r#""grid" or "random""#, found))),
         };
         let metric = fields.text("metric")?.unwrap_or_else(|| match task {
             TaskKind::Dit => "validation_loss".to_owned(),
@@ -186,14 +186,14 @@ impl Sweep {
         });
         let goal = match fields.text("goal")?.as_deref() {
             None => Goal::of(&metric).ok_or_else(|| {
-                fields.wrong(
+                fields.field_error(
                     "goal",
                     format!(r#"expected "min" or "max", as the name {metric} does not say it"#),
                 )
             })?,
             Some("min") => Goal::Min,
             Some("max") => Goal::Max,
-            found => return Err(fields.wrong("goal", expected(r#""min" or "max""#, found))),
+            found => return Err(fields.field_error("goal", expected(r#""min" or "max""#, found))),
         };
         let mut fixed = BTreeMap::new();
         for (key, value) in fields.section("fixed")? {
@@ -204,12 +204,14 @@ impl Sweep {
         for (key, value) in fields.section("sweep")? {
             let field = format!("sweep.{key}");
             if fixed.contains_key(&key) {
-                return Err(fields.wrong(&field, "is fixed too: leave it out of one of the tables"));
+                return Err(fields.field_error(&field, "is fixed too: leave it out of one of the tables"));
             }
             space.insert(key, fields.space(&field, value, method)?);
         }
         if space.is_empty() {
-            return Err(fields.wrong("sweep", "expected a table of what is tried, such as lr = [1e-4, 1e-3]"));
+            return Err(
+                fields.field_error("sweep", "expected a table of what is tried, such as lr = [1e-4, 1e-3]")
+            );
         }
         fields.check_no_fields_left(method)?;
         let name = name(path)?;
@@ -230,12 +232,12 @@ impl Sweep {
                 let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
                 let message =
                     format!("train {} has no flag --{}{near}", self.task.name(), key.escape_debug());
-                Err(self.wrong(&format!("{table}.{}", key.escape_debug()), message))
+                Err(self.field_error(&format!("{table}.{}", key.escape_debug()), message))
             }
         }
     }
 
-    pub(super) fn wrong(&self, field: &str, message: impl Into<String>) -> Error {
+    pub(super) fn field_error(&self, field: &str, message: impl Into<String>) -> Error {
         Error::Field { path: self.path.clone(), field: field.to_owned(), message: message.into() }
     }
 }
@@ -252,13 +254,13 @@ fn name(path: &Path) -> Result<String> {
 
 fn expected(what: &str, found: Option<&str>) -> String {
     match found {
-        Some(found) => format!("expected {what}, found {}", cut(found)),
+        Some(found) => format!("expected {what}, found {}", truncate(found)),
         None => format!("expected {what}"),
     }
 }
 
 /// A value of the file as it can be shown.
-fn cut(text: &str) -> String {
+fn truncate(text: &str) -> String {
     let short: String = text.escape_debug().take(40).collect();
     if short.len() < text.len() { format!("{short:?}…") } else { format!("{text:?}") }
 }
@@ -270,7 +272,7 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn wrong(&self, field: &str, message: impl Into<String>) -> Error {
+    fn field_error(&self, field: &str, message: impl Into<String>) -> Error {
         Error::Field { path: self.path.to_owned(), field: field.to_owned(), message: message.into() }
     }
 
@@ -279,7 +281,7 @@ impl Fields<'_> {
             None => Ok(None),
             Some(value) => match self.setting(field, value)? {
                 Setting::Text(text) => Ok(Some(text)),
-                found => Err(self.wrong(field, expected("a text", Some(&found.to_string())))),
+                found => Err(self.field_error(field, expected("a text", Some(&found.to_string())))),
             },
         }
     }
@@ -290,7 +292,7 @@ impl Fields<'_> {
             Some(Value::Integer(n)) if u64::try_from(n).is_ok_and(|n| n >= least) => Ok(Some(n as u64)),
             Some(found) => {
                 let what = format!("a whole number, at least {least}");
-                Err(self.wrong(field, expected(&what, Some(&found.to_string()))))
+                Err(self.field_error(field, expected(&what, Some(&found.to_string()))))
             }
         }
     }
@@ -300,26 +302,25 @@ impl Fields<'_> {
         let table = match self.table.remove(field) {
             None => Table::new(),
             Some(Value::Table(table)) => table,
-            Some(found) => return Err(self.wrong(field, expected("a table", Some(&found.to_string())))),
+            Some(found) => return Err(self.field_error(field, expected("a table", Some(&found.to_string())))),
         };
         if table.len() > MAX_KEYS {
             let message = format!("expected at most {MAX_KEYS} keys, found {}", table.len());
-            return Err(self.wrong(field, message));
+            return Err(self.field_error(field, message));
         }
         for key in table.keys() {
             let flag = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             let field = format!("{field}.{}", key.escape_debug().take(60).collect::<String>());
             if key.is_empty() || key.starts_with('-') || !key.chars().all(flag) {
-                return Err(
-                    self.wrong(&field, "expected a flag of train without its dashes, such as batch-size")
-                );
+                return Err(self
+                    .field_error(&field, "expected a flag of train without its dashes, such as batch-size"));
             }
             if RESERVED.contains(&key.as_str()) {
                 let message = match key.as_str() {
                     "data" | "config" => "belongs to the beginning of the file, above all tables",
                     _ => "is not for a file to say: the sweep sees to it",
                 };
-                return Err(self.wrong(&field, message));
+                return Err(self.field_error(&field, message));
             }
         }
         Ok(table)
@@ -335,21 +336,22 @@ impl Fields<'_> {
             }
             // A comma separates values on the command line.
             Value::Array(values) if (1..=MAX_LIST_VALUES).contains(&values.len()) => {
-                let one =
-                    |value: Value| match value {
-                        Value::Boolean(_) | Value::Array(_) => Err(self
-                            .wrong(field, expected("a list of texts or numbers", Some(&value.to_string())))),
-                        Value::String(text) if text.contains(',') => {
-                            Err(self.wrong(field, expected("texts without commas", Some(&text))))
-                        }
-                        value => self.setting(field, value),
-                    };
+                let one = |value: Value| match value {
+                    Value::Boolean(_) | Value::Array(_) => Err(self.field_error(
+                        field,
+                        expected("a list of texts or numbers", Some(&value.to_string())),
+                    )),
+                    Value::String(text) if text.contains(',') => {
+                        Err(self.field_error(field, expected("texts without commas", Some(&text))))
+                    }
+                    value => self.setting(field, value),
+                };
                 Ok(Setting::List(values.into_iter().map(one).collect::<Result<_>>()?))
             }
             found => {
                 let what =
                     format!("a text, a number, true, false or a list of 1 to {MAX_LIST_VALUES} values");
-                Err(self.wrong(field, expected(&what, Some(&found.to_string()))))
+                Err(self.field_error(field, expected(&what, Some(&found.to_string()))))
             }
         }
     }
@@ -360,25 +362,25 @@ impl Fields<'_> {
             Value::Table(table) => table,
             found => {
                 let what = "a list of values, or a range as { low = …, high = … }";
-                return Err(self.wrong(field, expected(what, Some(&found.to_string()))));
+                return Err(self.field_error(field, expected(what, Some(&found.to_string()))));
             }
         };
         if let Some(values) = table.remove("values") {
-            self.only(field, &table, &["values"])?;
+            self.check_known_fields(field, &table, &["values"])?;
             let Value::Array(values) = values else {
-                return Err(self.wrong(field, expected("a list as values", Some(&values.to_string()))));
+                return Err(self.field_error(field, expected("a list as values", Some(&values.to_string()))));
             };
             return self.values(field, values);
         }
         let (low, high, scale) = (table.remove("low"), table.remove("high"), table.remove("scale"));
-        self.only(field, &table, &["low", "high", "scale", "values"])?;
+        self.check_known_fields(field, &table, &["low", "high", "scale", "values"])?;
         if method == Method::Grid {
-            return Err(self.wrong(field, r#"a range is for method = "random"; a grid has values"#));
+            return Err(self.field_error(field, r#"a range is for method = "random"; a grid has values"#));
         }
         let log = match scale.as_ref().map(Value::as_str) {
             None | Some(Some("linear")) => false,
             Some(Some("log")) => true,
-            Some(_) => return Err(self.wrong(field, r#"scale: expected "linear" or "log""#)),
+            Some(_) => return Err(self.field_error(field, r#"scale: expected "linear" or "log""#)),
         };
         let number = |value: &Option<Value>| match value {
             Some(Value::Integer(n)) => Some(*n as f64),
@@ -386,13 +388,13 @@ impl Fields<'_> {
             _ => None,
         };
         let (Some(least), Some(most)) = (number(&low), number(&high)) else {
-            return Err(self.wrong(field, "expected numbers as low and high"));
+            return Err(self.field_error(field, "expected numbers as low and high"));
         };
         if least >= most || (log && least <= 0.0) || !(most - least).is_finite() {
             let positive = if log { "positive and " } else { "" };
             let message =
                 format!("expected low to be {positive}less than high, found {least:?} and {most:?}");
-            return Err(self.wrong(field, message));
+            return Err(self.field_error(field, message));
         }
         Ok(match (low, high) {
             // Beyond, not every whole number is one of the numbers that are drawn.
@@ -408,25 +410,25 @@ impl Fields<'_> {
     fn values(&self, field: &str, values: Vec<Value>) -> Result<SearchSpace> {
         if values.is_empty() || values.len() > MAX_VALUES {
             let message = format!("expected 1 to {MAX_VALUES} values, found {}", values.len());
-            return Err(self.wrong(field, message));
+            return Err(self.field_error(field, message));
         }
         let values =
             values.into_iter().map(|value| self.setting(field, value)).collect::<Result<Vec<_>>>()?;
         let mut written: Vec<String> = values.iter().map(Setting::to_string).collect();
         written.sort();
         match written.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(self.wrong(field, format!("has {} twice", cut(&pair[0])))),
+            Some(pair) => Err(self.field_error(field, format!("has {} twice", truncate(&pair[0])))),
             None => Ok(SearchSpace::Values(values)),
         }
     }
 
     /// Refuses what else is in a table.
-    fn only(&self, field: &str, table: &Table, known: &[&str]) -> Result<()> {
+    fn check_known_fields(&self, field: &str, table: &Table, known: &[&str]) -> Result<()> {
         let Some(key) = table.keys().next() else { return Ok(()) };
         let near = closest(key, known.iter().copied())
             .map_or(String::new(), |near| format!("; the nearest is {near}"));
         let known = known.join(", ");
-        Err(self.wrong(field, format!("expected {known}, found {}{near}", cut(key))))
+        Err(self.field_error(field, format!("expected {known}, found {}{near}", truncate(key))))
     }
 
     /// Refuses what is left when all that is known was taken.
@@ -435,13 +437,13 @@ impl Fields<'_> {
             ["task", "data", "config", "method", "metric", "goal", "fixed", "sweep", "jobs", "seed"];
         let Some(key) = self.table.keys().next() else { return Ok(()) };
         if method == Method::Grid && ["jobs", "seed"].contains(&key.as_str()) {
-            return Err(self.wrong(key, r#"is for method = "random""#));
+            return Err(self.field_error(key, r#"is for method = "random""#));
         }
         let near = closest(key, KNOWN.into_iter());
         let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
         let place =
             if near.is_empty() { "; flags of train belong into the table fixed or sweep" } else { "" };
         let field = key.escape_debug().take(60).collect::<String>();
-        Err(self.wrong(&field, format!("there is no such field{near}{place}")))
+        Err(self.field_error(&field, format!("there is no such field{near}{place}")))
     }
 }

@@ -46,9 +46,8 @@ impl Sweep {
             // The file's reader lets no range into a grid.
             let SearchSpace::Values(values) = space else { continue };
             if all.len() * values.len() > MAX_JOBS {
-                return Err(
-                    self.wrong("sweep", format!("expected at most {MAX_JOBS} combinations, found more"))
-                );
+                return Err(self
+                    .field_error("sweep", format!("expected at most {MAX_JOBS} combinations, found more")));
             }
             let with = |settings: &BTreeMap<String, Setting>, value: &Setting| {
                 let mut settings = settings.clone();
@@ -62,7 +61,7 @@ impl Sweep {
 
     fn random(&self, jobs: usize, seed: u64) -> Result<Vec<BTreeMap<String, Setting>>> {
         if jobs > MAX_JOBS {
-            return Err(self.wrong("jobs", format!("expected at most {MAX_JOBS}, found {jobs}")));
+            return Err(self.field_error("jobs", format!("expected at most {MAX_JOBS}, found {jobs}")));
         }
         let seeds: Vec<(&String, &SearchSpace, u64)> =
             self.space.iter().map(|(key, space)| (key, space, seed_of(seed, key))).collect();
@@ -81,7 +80,7 @@ impl Sweep {
             }
         }
         let found = all.len();
-        Err(self.wrong(
+        Err(self.field_error(
             "jobs",
             format!("expected at most as many as there are combinations, found {jobs} of {found}"),
         ))

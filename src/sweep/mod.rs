@@ -41,14 +41,14 @@
 mod error;
 mod file;
 mod job;
-mod ledger;
 mod run;
+mod state;
 
 pub use error::{Error, Result};
 pub use file::{Method, SearchSpace, Setting, Sweep, TaskKind};
 pub use job::Job;
-pub use ledger::{JobStatus, Outcome, STATE_FILE, SweepState};
 pub use run::{LOG, Runner, StopSignal, SweepEvent, SweepResult};
+pub use state::{JobStatus, Outcome, STATE_FILE, SweepState};
 
 /// The folder of all sweeps, among the runs.
 pub const SWEEPS: &str = "sweeps";

@@ -46,7 +46,7 @@ pub struct Runner {
 /// A request to stop: it is handed on to the job, and no other begins.
 #[derive(Clone, Debug, Default)]
 pub struct StopSignal {
-    asked: Arc<AtomicBool>,
+    requested: Arc<AtomicBool>,
     /// Whether it is still to be handed on.
     not_forwarded: Arc<AtomicBool>,
 }
@@ -60,14 +60,14 @@ impl StopSignal {
         let stop = Self::default();
         for signal in signals::stopping() {
             // In this order: who sees that there is something to be told knows that it is a stop.
-            signal_hook::flag::register(signal, stop.asked.clone())?;
+            signal_hook::flag::register(signal, stop.requested.clone())?;
             signal_hook::flag::register(signal, stop.not_forwarded.clone())?;
         }
         Ok(stop)
     }
 
-    fn asked(&self) -> bool {
-        self.asked.load(Ordering::SeqCst)
+    fn requested(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
     }
 }
 
@@ -88,7 +88,7 @@ pub struct SweepResult {
     /// Its folder.
     pub folder: PathBuf,
     /// How the jobs stand.
-    pub ledger: SweepState,
+    pub state: SweepState,
     /// Whether it was stopped, with jobs left.
     pub stopped: bool,
 }
@@ -115,10 +115,10 @@ impl Runner {
         if lock.is_none() {
             return Err(Error::file(&folder, "another process works on this sweep"));
         }
-        let mut ledger = SweepState::open(&folder, sweep, jobs)?;
+        let mut state = SweepState::open(&folder, sweep, jobs)?;
         let mut stopped = false;
         for (i, job) in jobs.iter().enumerate() {
-            let before = ledger.jobs[i].status;
+            let before = state.jobs[i].status;
             if before == JobStatus::Finished || (before == JobStatus::Failed && !self.retry_failed) {
                 continue;
             }
@@ -128,7 +128,7 @@ impl Runner {
                 stopped = true;
                 break;
             };
-            let outcome = &mut ledger.jobs[i];
+            let outcome = &mut state.jobs[i];
             let newest = newest(&own)?;
             // It ended when nobody was there to note it.
             let done =
@@ -137,24 +137,24 @@ impl Runner {
                 outcome.status = JobStatus::Finished;
             } else {
                 (outcome.status, outcome.error) = (JobStatus::Running, None);
-                ledger.save(&folder)?;
+                state.save(&folder)?;
                 observe(SweepEvent::Begins(i, job));
                 let start = Instant::now();
                 let (status, error) = self.train(sweep.task, job, &own, claim)?;
-                let outcome = &mut ledger.jobs[i];
+                let outcome = &mut state.jobs[i];
                 outcome.seconds += start.elapsed().as_secs_f64();
                 (outcome.status, outcome.error) = (status, error);
             }
-            settle(&mut ledger.jobs[i], &folder, &own, sweep)?;
-            ledger.save(&folder)?;
-            observe(SweepEvent::Ended(i, &ledger.jobs[i]));
-            stopped = ledger.jobs[i].status == JobStatus::Stopped;
+            update_outcome(&mut state.jobs[i], &folder, &own, sweep)?;
+            state.save(&folder)?;
+            observe(SweepEvent::Ended(i, &state.jobs[i]));
+            stopped = state.jobs[i].status == JobStatus::Stopped;
             if stopped {
                 break;
             }
         }
-        ledger.save(&folder)?;
-        Ok(SweepResult { folder, ledger, stopped })
+        state.save(&folder)?;
+        Ok(SweepResult { folder, state, stopped })
     }
 
     /// Notes what the folders of `jobs`, those of `sweep`, hold; runs none. For jobs that are run elsewhere.
@@ -170,8 +170,8 @@ impl Runner {
         if lock.is_none() {
             return Err(Error::file(&folder, "another process works on this sweep"));
         }
-        let mut ledger = SweepState::open(&folder, sweep, jobs)?;
-        for (job, outcome) in jobs.iter().zip(&mut ledger.jobs) {
+        let mut state = SweepState::open(&folder, sweep, jobs)?;
+        for (job, outcome) in jobs.iter().zip(&mut state.jobs) {
             let own = folder.join(&job.name);
             let cloud = cloud_records(&own)?.pop();
             if let Some(cloud) = &cloud {
@@ -187,20 +187,20 @@ impl Runner {
                 (Some(_), _) => (JobStatus::Running, None),
                 (None, None) => (outcome.status, outcome.error.take()),
             };
-            settle(outcome, &folder, &own, sweep)?;
+            update_outcome(outcome, &folder, &own, sweep)?;
         }
-        ledger.save(&folder)?;
-        Ok(SweepResult { folder, ledger, stopped: false })
+        state.save(&folder)?;
+        Ok(SweepResult { folder, state, stopped: false })
     }
 
     /// Takes a job's folder for a process to come, and waits while one of an earlier call still works there: two would get into each
     /// other's way. `None` when asked to stop.
-    fn claim(&self, own: &Path, tell: &mut dyn FnMut()) -> Result<Option<File>> {
+    fn claim(&self, own: &Path, on_wait: &mut dyn FnMut()) -> Result<Option<File>> {
         let path = own.join("lock");
         let failed = |e| Error::file(&path, e);
         let file = File::options().create(true).append(true).read(true).open(&path).map_err(failed)?;
         let mut told = false;
-        while !self.stop.asked() {
+        while !self.stop.requested() {
             let free = match file.try_lock() {
                 Ok(()) => true,
                 Err(TryLockError::WouldBlock) => false,
@@ -210,7 +210,7 @@ impl Runner {
                 return Ok(Some(file));
             }
             if !told {
-                tell();
+                on_wait();
                 told = true;
             }
             std::thread::sleep(POLL_INTERVAL);
@@ -277,8 +277,8 @@ fn terminate(child: &mut Child) {
     let pid = Pid::from_u32(child.id());
     let mut system = System::new();
     system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
-    let asked = system.process(pid).and_then(|process| process.kill_with(Signal::Term));
-    if asked != Some(true) {
+    let requested = system.process(pid).and_then(|process| process.kill_with(Signal::Term));
+    if requested != Some(true) {
         // It may have ended meanwhile.
         let _ = child.kill();
     }
@@ -303,7 +303,7 @@ fn newest(own: &Path) -> Result<Option<(PathBuf, RunRecord)>> {
 }
 
 /// Notes what a job's run has come to.
-fn settle(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Sweep) -> Result<()> {
+fn update_outcome(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Sweep) -> Result<()> {
     let Some((run, _)) = newest(own)? else {
         if outcome.status == JobStatus::Finished {
             outcome.status = JobStatus::Failed;

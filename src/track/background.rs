@@ -92,9 +92,9 @@ pub struct DeliveryPolicy {
     /// A request takes at most this long.
     pub request: Duration,
     /// The wait after a first failure. It doubles with each in a row.
-    pub first_wait: Duration,
+    pub initial_backoff: Duration,
     /// No wait is longer.
-    pub longest_wait: Duration,
+    pub max_backoff: Duration,
     /// The end of a run waits at most this long for what is still to be delivered.
     pub end: Duration,
 }
@@ -103,8 +103,8 @@ impl Default for DeliveryPolicy {
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
-            first_wait: Duration::from_secs(1),
-            longest_wait: Duration::from_secs(60),
+            initial_backoff: Duration::from_secs(1),
+            max_backoff: Duration::from_secs(60),
             end: Duration::from_secs(10),
         }
     }
@@ -117,7 +117,7 @@ type SinkFactory = Box<dyn FnMut(&RunInfo) -> Box<dyn Sink> + Send>;
 pub struct BackgroundTracker {
     name: String,
     open: SinkFactory,
-    patience: DeliveryPolicy,
+    policy: DeliveryPolicy,
     shared: Option<Arc<Shared>>,
 }
 
@@ -133,7 +133,7 @@ struct State {
     queue: VecDeque<Message>,
     bytes: usize,
     /// Messages that did not fit or were refused.
-    lost: u64,
+    dropped: u64,
     /// How the run ended.
     ended: Option<Status>,
     /// The thread is through.
@@ -156,10 +156,10 @@ impl BackgroundTracker {
     /// A tracker that is called `name` in warnings; `open` makes its sink when the run begins, and must not wait for anything.
     pub fn new(
         name: String,
-        patience: DeliveryPolicy,
+        policy: DeliveryPolicy,
         open: impl FnMut(&RunInfo) -> Box<dyn Sink> + Send + 'static,
     ) -> Self {
-        Self { name, open: Box::new(open), patience, shared: None }
+        Self { name, open: Box::new(open), policy, shared: None }
     }
 
     fn push(&self, step: u64, body: Body) {
@@ -168,7 +168,7 @@ impl BackgroundTracker {
         let bytes = message.bytes();
         let mut state = shared.lock();
         if state.done || state.queue.len() >= MAX_QUEUED || state.bytes + bytes > MAX_QUEUED_IMAGE_BYTES {
-            state.lost += 1;
+            state.dropped += 1;
         } else {
             state.bytes += bytes;
             state.queue.push_back(message);
@@ -177,8 +177,8 @@ impl BackgroundTracker {
     }
 
     /// Messages that were lost so far.
-    pub fn lost(&self) -> u64 {
-        self.shared.as_ref().map_or(0, |shared| shared.lock().lost)
+    pub fn dropped(&self) -> u64 {
+        self.shared.as_ref().map_or(0, |shared| shared.lock().dropped)
     }
 }
 
@@ -188,7 +188,7 @@ impl Tracker for BackgroundTracker {
         let mut worker = Worker {
             name: self.name.clone(),
             sink: (self.open)(run),
-            patience: self.patience.clone(),
+            policy: self.policy.clone(),
             shared: shared.clone(),
             batch: VecDeque::new(),
             warned: false,
@@ -214,15 +214,15 @@ impl Tracker for BackgroundTracker {
         let Some(shared) = self.shared.take() else { return };
         shared.lock().ended = Some(status);
         shared.changed.notify_all();
-        let (lost, done) = {
-            let state = shared.wait(self.patience.end, |state| state.done);
-            (state.lost + if state.done { 0 } else { state.queue.len() as u64 }, state.done)
+        let (dropped, done) = {
+            let state = shared.wait(self.policy.end, |state| state.done);
+            (state.dropped + if state.done { 0 } else { state.queue.len() as u64 }, state.done)
         };
         if !done {
-            let waited = self.patience.end.as_secs_f64();
+            let waited = self.policy.end.as_secs_f64();
             tracing::warn!("{}: still busy after {waited:.0} s: the rest is lost to it", self.name);
-        } else if lost > 0 {
-            tracing::warn!("{}: {lost} messages of this run are lost to it", self.name);
+        } else if dropped > 0 {
+            tracing::warn!("{}: {dropped} messages of this run are lost to it", self.name);
         }
     }
 }
@@ -231,7 +231,7 @@ impl Tracker for BackgroundTracker {
 struct Worker {
     name: String,
     sink: Box<dyn Sink>,
-    patience: DeliveryPolicy,
+    policy: DeliveryPolicy,
     shared: Arc<Shared>,
     /// What is being delivered.
     batch: VecDeque<Message>,
@@ -245,7 +245,7 @@ impl Drop for DoneGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.done = true;
-        state.lost += state.queue.len() as u64;
+        state.dropped += state.queue.len() as u64;
         state.queue.clear();
         self.0.changed.notify_all();
     }
@@ -265,14 +265,14 @@ impl Worker {
                     self.warn(&failure);
                     match failure {
                         Failure::Passing(_) if shared.lock().ended.is_none() => {
-                            let wait = self.patience.first_wait.saturating_mul(1 << failures.min(16));
+                            let wait = self.policy.initial_backoff.saturating_mul(1 << failures.min(16));
                             failures += 1;
-                            drop(shared.wait(wait.min(self.patience.longest_wait), |s| s.ended.is_some()));
+                            drop(shared.wait(wait.min(self.policy.max_backoff), |s| s.ended.is_some()));
                             continue;
                         }
                         Failure::Refused(count, _) => {
                             self.batch.drain(..count.min(left));
-                            shared.lock().lost += count.min(left) as u64;
+                            shared.lock().dropped += count.min(left) as u64;
                             // Something refused it when there was nothing: it will do so again.
                             if left > 0 {
                                 continue;
@@ -280,7 +280,7 @@ impl Worker {
                         }
                         Failure::Passing(_) | Failure::Lasting(_) => {}
                     }
-                    shared.lock().lost += self.batch.len() as u64;
+                    shared.lock().dropped += self.batch.len() as u64;
                     return;
                 }
             }
@@ -358,15 +358,14 @@ mod tests {
     ) -> (BackgroundTracker, Receiver<Vec<Message>>) {
         let (send, receive) = channel();
         let millis = Duration::from_millis;
-        let patience = DeliveryPolicy {
+        let policy = DeliveryPolicy {
             request: millis(50),
-            first_wait: millis(1),
-            longest_wait: millis(4),
+            initial_backoff: millis(1),
+            max_backoff: millis(4),
             end: millis(300),
         };
-        let mut tracker = BackgroundTracker::new("test".into(), patience, move |_| {
-            Box::new(Script(send.clone(), script()))
-        });
+        let mut tracker =
+            BackgroundTracker::new("test".into(), policy, move |_| Box::new(Script(send.clone(), script())));
         let folder = std::path::Path::new(".");
         tracker.begin(&RunInfo { id: "a", folder, step: 0, settings: &[] });
         (tracker, receive)
@@ -418,7 +417,7 @@ mod tests {
         });
         (0..3).for_each(|step| tracker.scalars(step, &[]));
         assert_eq!(steps(&received, 2), [1, 2]);
-        assert_eq!(tracker.lost(), 1);
+        assert_eq!(tracker.dropped(), 1);
         tracker.end(Status::Finished);
     }
 
@@ -434,8 +433,8 @@ mod tests {
         (0..1_000_000).for_each(|step| tracker.scalars(step, &[("loss", 1.0), ("lr", 1e-3)]));
         let picture = RgbImage::new(1000, 1000);
         (0..100).for_each(|step| tracker.picture(step, "samples", &picture));
-        let lost = tracker.lost();
-        assert!(lost > 990_000, "{lost}");
+        let dropped = tracker.dropped();
+        assert!(dropped > 990_000, "{dropped}");
         let state = tracker.shared.as_ref().unwrap().lock();
         assert!(state.queue.len() <= MAX_QUEUED && state.bytes <= MAX_QUEUED_IMAGE_BYTES);
         drop(state);
@@ -451,7 +450,7 @@ mod tests {
         for tracker in [&mut off, &mut dead] {
             until(|| tracker.shared.as_ref().unwrap().lock().done);
             tracker.scalars(1, &[]);
-            assert_eq!(tracker.lost(), 1);
+            assert_eq!(tracker.dropped(), 1);
             let start = Instant::now();
             tracker.end(Status::Finished);
             assert!(start.elapsed() < Duration::from_millis(200));

@@ -37,7 +37,7 @@ const MAX_NAME_CHARS: usize = 250;
 ///
 /// # Errors
 /// In one line, when `uri` is no address of a server, or has credentials in it.
-pub fn mlflow(uri: &str, patience: DeliveryPolicy) -> Result<BackgroundTracker, String> {
+pub fn mlflow(uri: &str, policy: DeliveryPolicy) -> Result<BackgroundTracker, String> {
     let expected = "--mlflow: expected the address of a server, as http://127.0.0.1:5000";
     let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://")).ok_or(expected)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -69,10 +69,10 @@ pub fn mlflow(uri: &str, patience: DeliveryPolicy) -> Result<BackgroundTracker, 
         .max_redirects(0)
         .http_status_as_error(false)
         .user_agent(concat!("tiny-cats/", env!("CARGO_PKG_VERSION")))
-        .timeout_global(Some(patience.request))
+        .timeout_global(Some(policy.request))
         .build()
         .into();
-    Ok(BackgroundTracker::new(format!("MLflow at {uri}"), patience, move |run| {
+    Ok(BackgroundTracker::new(format!("MLflow at {uri}"), policy, move |run| {
         Box::new(Client {
             agent: agent.clone(),
             uri: uri.clone(),
@@ -81,9 +81,9 @@ pub fn mlflow(uri: &str, patience: DeliveryPolicy) -> Result<BackgroundTracker, 
             name: run.id.to_owned(),
             settings: run.settings.to_owned(),
             id: None,
-            gone: false,
+            is_deleted: false,
             experiment: None,
-            first: VecDeque::new(),
+            setup_requests: VecDeque::new(),
         })
     }))
 }
@@ -106,11 +106,11 @@ struct Client {
     /// The server's name of the run, when it has one.
     id: Option<String>,
     /// The run that the folder names is there no more.
-    gone: bool,
+    is_deleted: bool,
     /// The experiment's id.
     experiment: Option<String>,
     /// What is to be told before anything else.
-    first: VecDeque<(&'static str, Value)>,
+    setup_requests: VecDeque<(&'static str, Value)>,
 }
 
 /// What the server says that a request is not to be done.
@@ -180,10 +180,10 @@ impl Client {
     fn begin(&mut self) -> Result<String, Failure> {
         let id = match &self.id {
             Some(id) => id.clone(),
-            None => match stored(&self.file, &self.uri).filter(|_| !self.gone) {
-                Some(id) => match self.go_on(&id) {
+            None => match stored(&self.file, &self.uri).filter(|_| !self.is_deleted) {
+                Some(id) => match self.resume_run(&id) {
                     Err(RequestError::Answer(code, _)) if code == NOT_FOUND_CODE => {
-                        self.gone = true;
+                        self.is_deleted = true;
                         self.create()?
                     }
                     other => other.map(|()| id)?,
@@ -192,13 +192,13 @@ impl Client {
             },
         };
         self.id = Some(id.clone());
-        while let Some((path, body)) = self.first.front() {
+        while let Some((path, body)) = self.setup_requests.front() {
             match self.ask(path, Some(body)) {
                 Ok(_) => {}
                 Err(RequestError::Failure(failure)) => return Err(failure),
                 Err(RequestError::Answer(_, reason)) => tracing::warn!("MLflow at {}: {reason}", self.uri),
             }
-            self.first.pop_front();
+            self.setup_requests.pop_front();
         }
         Ok(id)
     }
@@ -234,12 +234,12 @@ impl Client {
     }
 
     /// Looks whether the run is there, and is to say that it is going on.
-    fn go_on(&mut self, id: &str) -> Result<(), RequestError> {
+    fn resume_run(&mut self, id: &str) -> Result<(), RequestError> {
         let run = self.ask(&format!("runs/get?run_id={id}"), None)?["run"].take();
         if run["info"]["lifecycle_stage"] == "deleted" {
             return Err(RequestError::Answer(NOT_FOUND_CODE.into(), "the run was deleted".into()));
         }
-        self.first.push_back(("runs/update", json!({"run_id": id, "status": "RUNNING"})));
+        self.setup_requests.push_back(("runs/update", json!({"run_id": id, "status": "RUNNING"})));
         let params = run["data"]["params"].as_array().into_iter().flatten();
         let known =
             params.filter_map(|p| Some((p["key"].as_str()?.to_owned(), p["value"].as_str()?.to_owned())));
@@ -251,14 +251,14 @@ impl Client {
     /// is made longer, that is a tag.
     fn settings(&mut self, id: &str, known: &BTreeMap<String, String>) {
         let settings: BTreeMap<String, String> =
-            self.settings.iter().map(|(k, v)| (name(k), clipped(v, MAX_VALUE_CHARS))).collect();
+            self.settings.iter().map(|(k, v)| (name(k), truncate(v, MAX_VALUE_CHARS))).collect();
         let pair = |(k, v): (&String, &String)| json!({"key": k, "value": v});
         let new: Vec<Value> = settings.iter().filter(|(k, _)| !known.contains_key(*k)).map(pair).collect();
         let changed: Vec<Value> =
             settings.iter().filter(|(k, v)| known.get(*k).is_some_and(|old| old != *v)).map(pair).collect();
         for (kind, all) in [("params", new), ("tags", changed)] {
             let batches = all.chunks(MAX_PARAMS).map(|some| json!({"run_id": id, kind: some}));
-            self.first.extend(batches.map(|batch| ("runs/log-batch", batch)));
+            self.setup_requests.extend(batches.map(|batch| ("runs/log-batch", batch)));
         }
     }
 
@@ -359,10 +359,10 @@ fn is_id(id: &str) -> bool {
 /// `name` with what MLflow takes in a name.
 fn name(name: &str) -> String {
     let taken = |c: char| c.is_ascii_alphanumeric() || "_-. /".contains(c);
-    clipped(&name.chars().map(|c| if taken(c) { c } else { '_' }).collect::<String>(), MAX_NAME_CHARS)
+    truncate(&name.chars().map(|c| if taken(c) { c } else { '_' }).collect::<String>(), MAX_NAME_CHARS)
 }
 
-fn clipped(text: &str, most: usize) -> String {
+fn truncate(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }
 
@@ -403,6 +403,6 @@ mod tests {
     #[test]
     fn names_and_values_are_cut_to_what_mlflow_takes() {
         assert_eq!(name("a.b/c d-e_f:g\u{e4}%"), "a.b/c d-e_f_g__");
-        assert_eq!(clipped(&"\u{e4}".repeat(600), MAX_VALUE_CHARS).chars().count(), 500);
+        assert_eq!(truncate(&"\u{e4}".repeat(600), MAX_VALUE_CHARS).chars().count(), 500);
     }
 }

@@ -300,7 +300,7 @@ mod tests {
         }
         tracker.picture(step + 1, "samples", &RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3])));
         tracker.end(Status::Finished);
-        assert_eq!(tracker.lost(), 0);
+        assert_eq!(tracker.dropped(), 0);
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl Task for Classifier {
     fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
         let Some(photos) = &self.validation else { return Ok(Vec::new()) };
         let found = self.classify(weights, photos)?;
-        let top3 = f64::from(found.among_top()) / f64::from(found.total());
+        let top3 = f64::from(found.top_k_correct()) / f64::from(found.total());
         let scores = [
             ("validation_accuracy", found.confusion.accuracy()),
             ("validation_top3", top3),

@@ -30,7 +30,7 @@ pub(super) struct ActiveRun {
     pub(super) optimizer: Optimizer,
     pub(super) run: RunFiles,
     /// Whether a step broke off, so that not all weights are of one step.
-    pub(super) torn: bool,
+    pub(super) inconsistent: bool,
 }
 
 impl std::fmt::Debug for Control {
@@ -59,8 +59,8 @@ impl Control {
         let (at, over) = match &mut *held {
             Phase::Before => (None, false),
             // What was saved before is whole.
-            Phase::Training(live) if live.torn => (None, false),
-            Phase::Training(live) => (Some(live.stop()?), false),
+            Phase::Training(active) if active.inconsistent => (None, false),
+            Phase::Training(active) => (Some(active.stop()?), false),
             Phase::Over => (None, true),
         };
         Ok(StoppedRun { at, over, _held: held })
@@ -76,7 +76,7 @@ impl Control {
     /// When the run has not begun or is over: only its own thread calls this, in between.
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut ActiveRun) -> R) -> R {
         match &mut *self.lock() {
-            Phase::Training(live) => f(live),
+            Phase::Training(active) => f(active),
             _ => unreachable!("the engine reaches into the run that it trains"),
         }
     }
@@ -90,10 +90,10 @@ impl Control {
     /// As [`with`](Self::with).
     pub(super) fn finish<R>(&self, f: impl FnOnce(&mut ActiveRun) -> Result<R>) -> Result<R> {
         let mut held = self.lock();
-        let Phase::Training(live) = &mut *held else {
+        let Phase::Training(active) = &mut *held else {
             unreachable!("the engine finishes the run that it trains")
         };
-        let finished = f(live)?;
+        let finished = f(active)?;
         *held = Phase::Over;
         Ok(finished)
     }

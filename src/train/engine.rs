@@ -45,7 +45,7 @@ pub struct TrainOptions {
     /// Steps between lines of `metrics.jsonl`.
     pub log_interval: u64,
     /// When to stop before the last step.
-    pub patience: Option<EarlyStopping>,
+    pub early_stopping: Option<EarlyStopping>,
     /// Steps in a row that may be skipped because the loss or the gradient is not finite.
     pub max_skipped_steps: u64,
     /// Initial weights.
@@ -131,19 +131,19 @@ pub fn train_distributed(
         steps: plan.schedule.steps,
         parameters: ledger.parameters(),
     });
-    plan.control.set(Phase::Training(Box::new(ActiveRun { optimizer, run, torn: false })));
-    let ended = go_on(task, plan, team, observe).and_then(|()| {
-        plan.control.finish(|live| live.run.publish(&live.optimizer, task.releases_best(), observe))
+    plan.control.set(Phase::Training(Box::new(ActiveRun { optimizer, run, inconsistent: false })));
+    let ended = train_loop(task, plan, team, observe).and_then(|()| {
+        plan.control.finish(|active| active.run.publish(&active.optimizer, task.releases_best(), observe))
     });
     if let Err(error) = &ended {
         // The error that stopped the run matters more than one of saving it.
-        plan.control.with(|live| {
-            let saved = if live.run.progress.step > 0 && !live.run.is_saved() && !live.torn {
-                live.run.save(&live.optimizer).map(|_| ())
+        plan.control.with(|active| {
+            let saved = if active.run.progress.step > 0 && !active.run.is_saved() && !active.inconsistent {
+                active.run.save(&active.optimizer).map(|_| ())
             } else {
                 Ok(())
             };
-            if let Err(also) = saved.and_then(|()| live.run.failed(error)) {
+            if let Err(also) = saved.and_then(|()| active.run.failed(error)) {
                 observe(Event::Note(&format!("the run's state could not be saved: {also}")));
             }
         });
@@ -156,7 +156,7 @@ pub fn train_distributed(
 }
 
 /// From where the run stands to its end.
-fn go_on(
+fn train_loop(
     task: &mut dyn Task,
     plan: &TrainOptions,
     team: &mut ProcessGroup,
@@ -167,19 +167,19 @@ fn go_on(
     let control = &plan.control;
     let mut micro_batch = first_micro_batch(task, plan, share);
     if micro_batch < share {
-        observe(Event::Note(&split(task, micro_batch, per_step)));
+        observe(Event::Note(&describe_split(task, micro_batch, per_step)));
     }
     let mut loader = loader(task, plan, micro_batch, team)?;
-    let there = control.with(|live| live.run.state_bytes());
-    preflight::check(task, plan, micro_batch, there, team.size())?;
+    let existing_bytes = control.with(|active| active.run.state_bytes());
+    preflight::check(task, plan, micro_batch, existing_bytes, team.size())?;
     if let Some(words) = team.words(&plan.device) {
         observe(Event::Note(&words));
     }
-    let (saved, progress) = control.with(|live| (live.run.is_saved(), live.run.progress.clone()));
+    let (saved, progress) = control.with(|active| (active.run.is_saved(), active.run.progress.clone()));
     team.begin(&Start { settings: task.settings(), saved, progress, micro_batch }, &plan.device)?;
     loop {
-        let (step, scale) = control.with(|live| {
-            let progress = &mut live.run.progress;
+        let (step, scale) = control.with(|active| {
+            let progress = &mut active.run.progress;
             progress.micro_batch = Some(micro_batch).filter(|&n| n < share);
             (progress.step, progress.scale(plan))
         });
@@ -189,12 +189,15 @@ fn go_on(
         }
 
         let start = Instant::now();
-        let params = control.with(|live| live.optimizer.params())?;
+        let params = control.with(|active| active.optimizer.params())?;
         let learnt = forward_backward_all(task, plan, params, &mut loader, team, step, scale);
         let (loss, learnt) = match learnt {
             Err(error) if error.is_out_of_memory() => {
-                micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
-                observe(Event::Note(&format!("out of memory: {}", split(task, micro_batch, per_step))));
+                micro_batch = halve_micro_batch(micro_batch, task.smallest_batch()).ok_or(error)?;
+                observe(Event::Note(&format!(
+                    "out of memory: {}",
+                    describe_split(task, micro_batch, per_step)
+                )));
                 loader = self::loader(task, plan, micro_batch, team)?;
                 continue;
             }
@@ -206,12 +209,12 @@ fn go_on(
         }
         let rate = plan.schedule.rate(step);
         let waited = loader.waited();
-        let (taken, skipped_in_a_row) = control.with(|live| -> Result<_> {
-            let ActiveRun { optimizer, run, torn } = live;
+        let (taken, skipped_in_a_row) = control.with(|active| -> Result<_> {
+            let ActiveRun { optimizer, run, inconsistent } = active;
             // An error in between leaves some weights stepped and others not: nobody is to save them.
-            *torn = true;
+            *inconsistent = true;
             let (norm, skipped) = run.progress.take(optimizer, loss, &learnt, rate)?;
-            *torn = false;
+            *inconsistent = false;
             let seconds = start.elapsed().as_secs_f64();
             let taken = Step {
                 step: step + 1,
@@ -224,8 +227,8 @@ fn go_on(
                 seconds,
                 waited: waited.as_secs_f64(),
             };
-            if due(plan.log_interval.max(1), step + 1, steps) || skipped {
-                run.log(&line(&taken, &plan.device))?;
+            if is_due(plan.log_interval.max(1), step + 1, steps) || skipped {
+                run.log(&metrics_line(&taken, &plan.device))?;
             }
             Ok((taken, run.progress.skipped_in_a_row))
         })?;
@@ -251,18 +254,20 @@ fn end_step(
     observe: &mut dyn FnMut(Event),
 ) -> Result<bool> {
     let (control, steps) = (&plan.control, plan.schedule.steps);
-    let evaluated = control.with(|live| live.run.progress.evaluated);
-    let save = step > 0 && due(plan.save_interval, step, steps);
+    let evaluated = control.with(|active| active.run.progress.evaluated);
+    let save = step > 0 && is_due(plan.save_interval, step, steps);
     if save && evaluated < step {
         evaluate(task, plan, step, observe)?;
     }
-    let (stale, best) = control.with(|live| (live.run.progress.stale, live.run.progress.best.clone()));
-    let stop = plan.patience.is_some_and(|patience| best.is_some() && stale >= patience.evaluations);
-    if save && !control.with(|live| live.run.is_saved() && evaluated == step) {
-        let path = control.with(|live| live.run.save(&live.optimizer))?;
+    let (stale, best) = control.with(|active| (active.run.progress.stale, active.run.progress.best.clone()));
+    let stop = plan
+        .early_stopping
+        .is_some_and(|early_stopping| best.is_some() && stale >= early_stopping.evaluations);
+    if save && !control.with(|active| active.run.is_saved() && evaluated == step) {
+        let path = control.with(|active| active.run.save(&active.optimizer))?;
         observe(Event::Wrote(&path));
     }
-    if step > 0 && plan.sample_interval > 0 && (due(plan.sample_interval, step, steps) || stop) {
+    if step > 0 && plan.sample_interval > 0 && (is_due(plan.sample_interval, step, steps) || stop) {
         // Pictures to look at are not worth a run.
         if let Err(error) = sample(task, plan, step, observe) {
             observe(Event::Note(&format!("no samples at step {step}: {error}")));
@@ -285,10 +290,10 @@ fn evaluate(
     observe: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let control = &plan.control;
-    let averages = control.with(|live| live.optimizer.averages());
+    let averages = control.with(|active| active.optimizer.averages());
     let mut found = Vec::new();
     for average in 0..averages {
-        let weights = control.with(|live| live.optimizer.ema(average))?;
+        let weights = control.with(|active| active.optimizer.ema(average))?;
         found.push(task.evaluate(&weights)?);
     }
     // Of two averages, the better one is what counts.
@@ -297,9 +302,9 @@ fn evaluate(
     };
     let leading = usize::from(found.get(1).is_some_and(|second| lead(second) > lead(&found[0])));
     let scores = &found[leading];
-    let min_delta = plan.patience.map_or(0.0, |patience| patience.min_delta);
-    let best = control.with(|live| -> Result<bool> {
-        let run = &mut live.run;
+    let min_delta = plan.early_stopping.map_or(0.0, |early_stopping| early_stopping.min_delta);
+    let best = control.with(|active| -> Result<bool> {
+        let run = &mut active.run;
         let better = scores.first().is_some_and(|first| run.update_best(first, leading, min_delta));
         if !scores.is_empty() {
             let mut line = json!({"step": step});
@@ -324,9 +329,9 @@ fn evaluate(
 }
 
 fn sample(task: &mut dyn Task, plan: &TrainOptions, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
-    let weights = plan.control.with(|live| live.optimizer.ema(0))?;
+    let weights = plan.control.with(|active| active.optimizer.ema(0))?;
     let Some(picture) = task.samples(&weights)? else { return Ok(()) };
-    let path = plan.control.with(|live| live.run.write_sample(&picture))?;
+    let path = plan.control.with(|active| active.run.write_sample(&picture))?;
     observe(Event::Sampled { step, picture: &picture, path: &path });
     Ok(())
 }
@@ -346,9 +351,9 @@ pub(super) fn forward_backward_all(
 ) -> Result<(f64, StepGradients)> {
     let per_step = plan.per_step();
     let accumulation = per_step as usize / (loader.size() * team.size());
-    let own = learn(task, plan.tape, &mut params, loader, accumulation, step * per_step, scale);
+    let own = forward_backward(task, plan.tape, &mut params, loader, accumulation, step * per_step, scale);
     drop(params);
-    team.agree(own)
+    team.all_reduce(own)
 }
 
 /// Mean loss of one step of `accumulation` micro-batches from `position` on, the number of items drawn before, and what is learnt from it;
@@ -356,7 +361,7 @@ pub(super) fn forward_backward_all(
 ///
 /// # Errors
 /// Those of the task.
-pub fn learn(
+pub fn forward_backward(
     task: &mut dyn Task,
     tape: TapeOptions,
     params: &mut Params,
@@ -365,7 +370,7 @@ pub fn learn(
     position: u64,
     scale: f64,
 ) -> Result<(f64, StepGradients)> {
-    let share = 1.0 / (accumulation * loader.turns()) as f64;
+    let share = 1.0 / (accumulation * loader.shards()) as f64;
     let (mut loss, mut learnt) = (0.0, StepGradients::default());
     for micro in 0..accumulation {
         let tape = Tape::with(tape);
@@ -395,11 +400,11 @@ pub(super) fn loader(
 }
 
 /// Whether something that is done every `interval` steps, and at the last of `steps`, is to be done at `step`.
-fn due(interval: u64, step: u64, steps: u64) -> bool {
+fn is_due(interval: u64, step: u64, steps: u64) -> bool {
     step == steps || (interval > 0 && step.is_multiple_of(interval))
 }
 
-fn line(step: &Step, device: &Device) -> Value {
+fn metrics_line(step: &Step, device: &Device) -> Value {
     let mut line = json!({
         "step": step.step,
         (LOSS): step.loss,
@@ -424,20 +429,21 @@ fn line(step: &Step, device: &Device) -> Value {
 
 /// The micro-batch that a run begins or goes on with, where `whole` items were planned for it.
 fn first_micro_batch(task: &dyn Task, plan: &TrainOptions, whole: usize) -> usize {
-    let (before, smallest) = (plan.control.with(|live| live.run.progress.micro_batch), task.smallest_batch());
-    let halved = (0..plan.halvings).try_fold(whole, |size, _| smaller(size, smallest));
+    let (before, smallest) =
+        (plan.control.with(|active| active.run.progress.micro_batch), task.smallest_batch());
+    let halved = (0..plan.halvings).try_fold(whole, |size, _| halve_micro_batch(size, smallest));
     let most = before.unwrap_or(whole).min(halved.unwrap_or(smallest)).min(whole);
     // Another number of processes may have had what does not divide this one's share.
     (smallest..=most).rev().find(|part| whole.is_multiple_of(*part)).unwrap_or(whole)
 }
 
 /// The largest divisor of `size` that is at most half of it; none where that is less than `smallest`.
-pub(super) fn smaller(size: usize, smallest: usize) -> Option<usize> {
+pub(super) fn halve_micro_batch(size: usize, smallest: usize) -> Option<usize> {
     (smallest..=size / 2).rev().find(|part| size.is_multiple_of(*part))
 }
 
 /// How a step is split where memory is too small for the micro-batches that were planned.
-fn split(task: &dyn Task, micro_batch: usize, per_step: u64) -> String {
+fn describe_split(task: &dyn Task, micro_batch: usize, per_step: u64) -> String {
     let accumulation = per_step as usize / micro_batch;
     let mut said = format!("going on with {accumulation} micro-batches of {micro_batch} a step");
     if task.smallest_batch() > 1 {

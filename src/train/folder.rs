@@ -200,7 +200,7 @@ pub fn fresh(root: &Path, task: &str) -> PathBuf {
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let time = time.replace(['-', ':', 'Z'], "").replace('T', "-");
     loop {
-        let folder = root.join(format!("{time}-{task}-{:06x}", chance() & 0xff_ffff));
+        let folder = root.join(format!("{time}-{task}-{:06x}", random_suffix() & 0xff_ffff));
         if !folder.exists() {
             return folder;
         }
@@ -419,7 +419,7 @@ fn now() -> u64 {
 }
 
 /// A number that differs from call to call.
-fn chance() -> u64 {
+fn random_suffix() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish()
 }

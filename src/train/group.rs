@@ -77,12 +77,12 @@ impl Group {
         if fill > 0 {
             parts.push(Tensor::zeros(fill, DType::F32, self.packed.device())?);
         }
-        joined(parts)
+        concat(parts)
     }
 }
 
 /// `parts` one after the other; one alone is not copied.
-pub(super) fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
+pub(super) fn concat(mut parts: Vec<Tensor>) -> Result<Tensor> {
     Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
 }
 
@@ -173,7 +173,7 @@ impl Update {
 }
 
 /// `Σ x²`, in f64 over fixed pieces.
-pub(super) fn squares(x: &Tensor) -> Result<f64> {
+pub(super) fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
@@ -191,5 +191,5 @@ pub(super) fn sum_of_squares_composed(xs: &[Tensor]) -> Result<f64> {
     if sums.is_empty() {
         return Ok(0.0);
     }
-    Ok(f64::from(joined(sums)?.sum_all()?.to_scalar::<f32>()?))
+    Ok(f64::from(concat(sums)?.sum_all()?.to_scalar::<f32>()?))
 }

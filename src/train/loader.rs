@@ -56,8 +56,8 @@ pub trait BatchSource: Send + Sync {
 pub struct Loader {
     maker: BatchMaker,
     /// Which of the loaders that share the data this is, and how many there are.
-    turn: (usize, usize),
-    ahead: Option<Prefetcher>,
+    shard: (usize, usize),
+    prefetch: Option<Prefetcher>,
     waited: Duration,
 }
 
@@ -87,8 +87,8 @@ impl Loader {
     pub fn new(batches: Arc<dyn BatchSource>, size: usize) -> Self {
         Self {
             maker: BatchMaker { batches, size, stride: size },
-            turn: (0, 1),
-            ahead: None,
+            shard: (0, 1),
+            prefetch: None,
             waited: Duration::ZERO,
         }
     }
@@ -102,11 +102,11 @@ impl Loader {
         batches: Arc<dyn BatchSource>,
         size: usize,
         workers: usize,
-        ahead: usize,
+        prefetch: usize,
     ) -> Result<Self> {
         let mut loader = Self::new(batches, size);
         if workers > 0 {
-            loader.ahead = Some(Prefetcher::new(workers, ahead)?);
+            loader.prefetch = Some(Prefetcher::new(workers, prefetch)?);
         }
         Ok(loader)
     }
@@ -114,18 +114,18 @@ impl Loader {
     /// The same as one of `turns` loaders, in different processes, that share the micro-batches: of those that follow each other, each takes
     /// one.
     pub fn sharded(mut self, rank: usize, turns: usize) -> Self {
-        (self.turn, self.maker.stride) = ((rank, turns), turns * self.maker.size);
+        (self.shard, self.maker.stride) = ((rank, turns), turns * self.maker.size);
         self
     }
 
     /// How many loaders share the micro-batches.
-    pub fn turns(&self) -> usize {
-        self.turn.1
+    pub fn shards(&self) -> usize {
+        self.shard.1
     }
 
     /// Where this loader's micro-batch `index` begins, counted from where a step does.
     pub fn place(&self, index: usize) -> u64 {
-        (index * self.maker.stride + self.turn.0 * self.maker.size) as u64
+        (index * self.maker.stride + self.shard.0 * self.maker.size) as u64
     }
 
     /// Items in a micro-batch.
@@ -140,8 +140,8 @@ impl Loader {
     /// When data cannot be read; [`Error::Loading`] when what makes the batch panics.
     pub fn load(&mut self, position: u64) -> Result<Batch> {
         let start = Instant::now();
-        let batch = match &mut self.ahead {
-            Some(ahead) => ahead.load(&self.maker, position),
+        let batch = match &mut self.prefetch {
+            Some(prefetch) => prefetch.load(&self.maker, position),
             None => self.maker.make(position),
         };
         self.waited += start.elapsed();
@@ -190,7 +190,7 @@ impl Prefetcher {
 
     fn load(&mut self, maker: &BatchMaker, position: u64) -> Result<Batch> {
         if self.queue.front().is_some_and(|(first, _)| *first != position) {
-            self.give_up();
+            self.drain();
         }
         self.fill(maker, position);
         let Some((_, made)) = self.queue.pop_front() else {
@@ -225,7 +225,7 @@ impl Prefetcher {
     }
 
     /// Empties the queue; when it returns, no worker is at work.
-    fn give_up(&mut self) {
+    fn drain(&mut self) {
         self.dropped.store(true, Ordering::Relaxed);
         for (_, made) in self.queue.drain(..) {
             // What has begun is waited for, so that there never is more in work than there may be.
@@ -237,7 +237,7 @@ impl Prefetcher {
 
 impl Drop for Prefetcher {
     fn drop(&mut self) {
-        self.give_up();
+        self.drain();
         // Its threads end when the pool is gone.
         self.pool = None;
         for thread in self.threads.drain(..) {
@@ -312,12 +312,14 @@ mod tests {
         };
         let expected = all(Loader::new(Arc::new(Numbers::default()), 8));
         for workers in [0, 1, 3] {
-            for ahead in [0, 1, 2, 5] {
+            for prefetch in [0, 1, 2, 5] {
                 let numbers = Arc::new(Numbers::default());
-                assert!(all(Loader::with_workers(numbers.clone(), 8, workers, ahead).unwrap()) == expected);
                 assert!(
-                    numbers.most.load(Ordering::SeqCst) <= ahead.max(1),
-                    "{workers} workers, {ahead} ahead"
+                    all(Loader::with_workers(numbers.clone(), 8, workers, prefetch).unwrap()) == expected
+                );
+                assert!(
+                    numbers.most.load(Ordering::SeqCst) <= prefetch.max(1),
+                    "{workers} workers, {prefetch} ahead"
                 );
             }
         }

@@ -23,7 +23,7 @@ mod task;
 pub use classifier::{Classifier, ClassifierOptions};
 pub use control::{Control, StoppedRun};
 pub use dit::{Dit, DitOptions, SAMPLE_ROWS, VALIDATION_DRAWS};
-pub use engine::{EarlyStopping, TrainOptions, learn, train, train_distributed};
+pub use engine::{EarlyStopping, TrainOptions, forward_backward, train, train_distributed};
 pub use error::{Error, Result};
 pub use event::{Event, Score, Step};
 pub use flow::{Example, Flow};

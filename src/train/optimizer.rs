@@ -13,7 +13,8 @@ use tiny_cats_models::{
 use super::{
     Error, Result,
     group::{
-        EMA, Group, MOMENT1, MOMENT2, Member, ROW, Update, WEIGHT, joined, squares, sum_of_squares_composed,
+        EMA, Group, MOMENT1, MOMENT2, Member, ROW, Update, WEIGHT, concat, sum_of_squares,
+        sum_of_squares_composed,
     },
 };
 use crate::checkpoint::TrainingState;
@@ -170,7 +171,7 @@ impl Optimizer {
         let gradients: Vec<Tensor> =
             self.groups.iter().map(|group| group.gradient(&learnt.gradients)).collect::<Result<_>>()?;
         let sum = if self.fused {
-            gradients.iter().map(squares).sum::<Result<f64>>()?
+            gradients.iter().map(sum_of_squares).sum::<Result<f64>>()?
         } else {
             sum_of_squares_composed(&gradients)?
         };
@@ -179,8 +180,8 @@ impl Optimizer {
             return Ok(norm);
         }
         let AdamW { betas, eps, weight_decay, clip, .. } = self.settings;
-        let taken = (how.before + 1).min(1 << 30) as i32;
-        let warm = f64::from(taken) / (f64::from(taken) + 9.0);
+        let step_options = (how.before + 1).min(1 << 30) as i32;
+        let warm = f64::from(step_options) / (f64::from(step_options) + 9.0);
         let ema: Vec<f64> = self.settings.ema.iter().map(|decay| decay.min(warm)).collect();
         self.observe(&learnt.statistics, &ema)?;
         for (group, gradient) in self.groups.iter().zip(&gradients) {
@@ -190,7 +191,7 @@ impl Optimizer {
                 decay: if group.decays { weight_decay } else { 0.0 },
                 betas,
                 eps,
-                corrections: betas.map(|b| 1.0 - b.powi(taken)),
+                corrections: betas.map(|b| 1.0 - b.powi(step_options)),
                 ema: ema.clone(),
             };
             if self.fused {
@@ -218,7 +219,7 @@ impl Optimizer {
                 let never = || Error::setting("network", format!("statistic {} is never seen", member.name));
                 found.ok_or_else(never)
             };
-            joined(running.members.iter().map(one).collect::<Result<_>>()?)
+            concat(running.members.iter().map(one).collect::<Result<_>>()?)
         };
         let seen: Vec<Tensor> = seen.iter().map(found).collect::<Result<_>>()?;
         if seen.is_empty() {

@@ -13,7 +13,7 @@ pub(super) fn check(
     task: &dyn Task,
     plan: &TrainOptions,
     micro_batch: usize,
-    there: u64,
+    existing_bytes: u64,
     processes: usize,
 ) -> Result<()> {
     let weights = 4 * task.cost()?.parameters();
@@ -23,8 +23,9 @@ pub(super) fn check(
     let needed = state * (MAX_STATES as u64 + 2) + 2 * weights;
     let free = fs4::available_space(&plan.folder)
         .map_err(|source| Error::File { path: plan.folder.clone(), source })?;
-    if free + there < needed {
-        let (folder, needed, free) = (plan.folder.display(), megabytes(needed - there), megabytes(free));
+    if free + existing_bytes < needed {
+        let (folder, needed, free) =
+            (plan.folder.display(), megabytes(needed - existing_bytes), megabytes(free));
         let message = format!("{folder}: training states need {needed}, {free} are free");
         return Err(Error::Preflight(message));
     }

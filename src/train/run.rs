@@ -197,7 +197,7 @@ impl RunFiles {
         }
         let own = self.state_path(step);
         if path != own {
-            self.bring(&path, &state, observe)?;
+            self.copy_states(&path, &state, observe)?;
         }
         // What lies beyond is of a branch that is not gone on with: it stays, and is not counted.
         self.states.retain(|state| *state <= own);
@@ -221,7 +221,7 @@ impl RunFiles {
         let path = self.folder.join(folder::CONFIGURATION);
         write_atomically(&path, |w| w.write_all(self.configuration.as_bytes())).map_err(at(&path))?;
         (self.record.steps, self.new) = (plan.schedule.steps, false);
-        self.ended(Status::Running, None)
+        self.record_end(Status::Running, None)
     }
 
     /// Writes down that it could not begin, unless more is known of it: a call that was refused is no part of its story.
@@ -269,7 +269,12 @@ impl RunFiles {
 
     /// Sees to it that what a run that goes on in another folder needs is in this one: the state that it begins from, its best state, and
     /// what was measured.
-    fn bring(&mut self, from: &Path, state: &TrainingState, observe: &mut dyn FnMut(Event)) -> Result<()> {
+    fn copy_states(
+        &mut self,
+        from: &Path,
+        state: &TrainingState,
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
         let beside = |name: &std::ffi::OsStr| Some(from.with_file_name(name)).filter(|path| path.is_file());
         let own = self.state_path(self.progress.step);
         if let Some(best) = &self.progress.best
@@ -421,7 +426,7 @@ impl RunFiles {
         let paths = ["pt", "safetensors"].map(|ext| self.folder.join(format!("{}.{ext}", self.released)));
         checkpoint::write_torch(&paths[0], &weights, &self.meta)?;
         checkpoint::write_safetensors(&paths[1], &weights, &self.meta)?;
-        self.ended(Status::Finished, None)?;
+        self.record_end(Status::Finished, None)?;
         Ok(paths)
     }
 
@@ -443,15 +448,15 @@ impl RunFiles {
 
     /// Writes down that the run was stopped.
     pub(super) fn stopped(&mut self) -> Result<()> {
-        self.ended(Status::Stopped, None)
+        self.record_end(Status::Stopped, None)
     }
 
     /// Writes down that the run failed.
     pub(super) fn failed(&mut self, error: &Error) -> Result<()> {
-        self.ended(Status::Failed, Some(error.to_string()))
+        self.record_end(Status::Failed, Some(error.to_string()))
     }
 
-    fn ended(&mut self, status: Status, error: Option<String>) -> Result<()> {
+    fn record_end(&mut self, status: Status, error: Option<String>) -> Result<()> {
         (self.record.status, self.record.error, self.record.complete) = (status, error, false);
         (self.record.step, self.record.best) = (self.progress.step, self.progress.best.clone());
         self.record.save(&self.folder)

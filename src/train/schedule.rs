@@ -73,7 +73,7 @@ impl Schedule {
         peak: f64,
         floor: f64,
         warmup: Option<u64>,
-        usual: u64,
+        default_warmup: u64,
         steps: u64,
     ) -> Result<Self> {
         if steps == 0 {
@@ -85,7 +85,7 @@ impl Schedule {
         if !(0.0..=peak).contains(&floor) {
             return Err(Error::setting("--min-lr", format!("expected 0 to --lr ({peak}), found {floor}")));
         }
-        let warmup = warmup.unwrap_or(usual.min(steps / 20));
+        let warmup = warmup.unwrap_or(default_warmup.min(steps / 20));
         if warmup >= steps {
             return Err(Error::setting(
                 "--warmup-steps",

@@ -9,7 +9,7 @@ use std::{
 
 use crate::common::{
     CATS, fails,
-    pictures::{jpegs_of_cameras, png_with_a_cut_palette},
+    images::{jpegs_of_cameras, png_with_a_cut_palette},
     run, succeeds,
     trained::TRAINED,
 };

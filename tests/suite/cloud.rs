@@ -23,9 +23,9 @@ struct TestDir(TempDir);
 
 impl TestDir {
     fn new() -> Self {
-        let place = Self(TempDir::new().unwrap());
-        fs::create_dir_all(place.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
-        place
+        let test_dir = Self(TempDir::new().unwrap());
+        fs::create_dir_all(test_dir.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
+        test_dir
     }
 
     fn path(&self) -> &Path {
@@ -102,8 +102,8 @@ const DIT: [&str; 5] = ["train", "dit", "data/cats", "--config", "a10"];
 
 #[test]
 fn what_is_missing_is_said_with_the_command_that_mends_it() {
-    let place = TestDir::new();
-    let said = place.succeeds(&["check"]);
+    let test_dir = TestDir::new();
+    let said = test_dir.succeeds(&["check"]);
     assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), 5, "{said}");
     assert!(said.contains("data/cats") && said.contains("the first run makes the volume"), "{said}");
 
@@ -113,7 +113,7 @@ fn what_is_missing_is_said_with_the_command_that_mends_it() {
         lines[0].to_owned()
     };
     let check = || {
-        let output = place.cloud(&["check"]);
+        let output = test_dir.cloud(&["check"]);
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         missing(&String::from_utf8(output.stdout).unwrap())
     };
@@ -123,21 +123,22 @@ fn what_is_missing_is_said_with_the_command_that_mends_it() {
         ("network", "its servers cannot be reached"),
         ("app", "SyntaxError"),
     ] {
-        place.mode(mode);
+        test_dir.mode(mode);
         let line = check();
         assert!(line.contains(mends), "{line}");
     }
-    place.mode("");
-    fs::remove_dir_all(place.volume("tiny-cats-data").join("cats")).unwrap();
+    test_dir.mode("");
+    fs::remove_dir_all(test_dir.volume("tiny-cats-data").join("cats")).unwrap();
     assert!(check().contains("is empty: modal volume put tiny-cats-data data/cats /cats"));
-    fs::remove_dir_all(place.volume("tiny-cats-data")).unwrap();
+    fs::remove_dir_all(test_dir.volume("tiny-cats-data")).unwrap();
     assert!(check().contains("modal volume create tiny-cats-data"));
     // Without Modal's program.
-    let output = place.command(&["check"]).env("PATH", "/nonexistent").output().unwrap();
+    let output = test_dir.command(&["check"]).env("PATH", "/nonexistent").output().unwrap();
     assert!(missing(&text(&output)).contains("pip install 'modal>=1.6'"));
     // Without a program for GPUs, outside of a clone.
     let path = format!("{BIN}:{}", std::env::var("PATH").unwrap());
-    let output = place.command(&["check"]).env_remove("TINY_CATS_BINARY").env("PATH", path).output().unwrap();
+    let output =
+        test_dir.command(&["check"]).env_remove("TINY_CATS_BINARY").env("PATH", path).output().unwrap();
     if !cfg!(feature = "cuda") {
         assert!(text(&output).contains("no clone of tiny-cats is here"), "{}", text(&output));
     }
@@ -145,17 +146,17 @@ fn what_is_missing_is_said_with_the_command_that_mends_it() {
 
 #[test]
 fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     let more = ["--steps", "1000", "--gpu", "A10,l4", "--max-cost", "5", "--detach", "--run-id", "mine"];
     let arguments = [&DIT[..], &more].concat();
-    let planned = place.succeeds(&[&arguments[..], &["--dry-run"]].concat());
-    assert!(place.calls().is_empty(), "a dry run asks nobody");
-    let said = place.succeeds(&arguments);
+    let planned = test_dir.succeeds(&[&arguments[..], &["--dry-run"]].concat());
+    assert!(test_dir.calls().is_empty(), "a dry run asks nobody");
+    let said = test_dir.succeeds(&arguments);
     assert!(
         said.contains("run mine: ") && said.contains(" expected on A10,L4 at $1.42 an hour, 1000 steps"),
         "{said}"
     );
-    let calls = place.calls();
+    let calls = test_dir.calls();
     let call = calls.last().unwrap().join(" ");
     let command = planned.lines().last().unwrap().replace('\'', "");
     assert_eq!(command, format!("modal {call}"), "a dry run prints what is called");
@@ -169,7 +170,7 @@ fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
     ));
     assert!(!call.contains("config") && !call.contains("token"), "{call}");
     // Chosen by the plan; with a name of its own; attended.
-    place.succeeds(&[
+    test_dir.succeeds(&[
         "train",
         "classifier",
         "data/cats",
@@ -180,20 +181,20 @@ fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
         "--max-retries",
         "7",
     ]);
-    let call = place.started().join(" ");
+    let call = test_dir.started().join(" ");
     assert!(
         call.starts_with("run --name=tiny-cats-20") && call.contains("--timeout=7200 --max-retries=7 "),
         "{call}"
     );
     // Modal's failure is this program's.
-    place.mode("run");
-    assert_eq!(place.cloud(&DIT).status.code(), Some(1));
+    test_dir.mode("run");
+    assert_eq!(test_dir.cloud(&DIT).status.code(), Some(1));
 }
 
 /// The app takes what it is called with, and what it hands on is what `train` takes.
 #[test]
 fn the_app_understands_the_call() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     let more = [
         "--gpu",
         "A100:2",
@@ -205,8 +206,8 @@ fn the_app_understands_the_call() {
         "us-east",
         "--gradient-checkpointing",
     ];
-    place.succeeds(&[&DIT[..], &more].concat());
-    let call = place.started();
+    test_dir.succeeds(&[&DIT[..], &more].concat());
+    let call = test_dir.started();
     let words: Vec<&str> =
         call.iter().map(String::as_str).skip_while(|word| !word.ends_with("app.py")).skip(1).collect();
     let script = "import json, options, sys; asked = options.parse(sys.argv[1:]); print(json.dumps(options.request_of(asked)))";
@@ -226,13 +227,13 @@ fn the_app_understands_the_call() {
     // Planned here, it is the same work: nothing of what was said is lost on the way.
     let plan = |arguments: &[&str]| -> Value {
         let arguments = [&["plan", "train", "dit"], arguments, &["--json"]].concat();
-        serde_json::from_str(&succeeds(CATS, place.path(), &arguments)).unwrap()
+        serde_json::from_str(&succeeds(CATS, test_dir.path(), &arguments)).unwrap()
     };
     let [there, here] =
         [plan(&rest), plan(&["data/cats", "--config", "a10", "--gradient-checkpointing", "--gpus", "2"])];
     assert_eq!(there["demand"], here["demand"]);
     // Both have the same flags of their own.
-    let help = succeeds(CATS, place.path(), &["cloud", "train", "dit", "--help"]);
+    let help = succeeds(CATS, test_dir.path(), &["cloud", "train", "dit", "--help"]);
     let script = "import options\nfor action in options.parser()._subparsers._group_actions[0].choices['train']._actions: print(*action.option_strings)";
     let python = Command::new("python3").args(["-c", script]).env("PYTHONPATH", APP).output().unwrap();
     let taken = String::from_utf8(python.stdout).unwrap();
@@ -247,8 +248,8 @@ fn the_app_understands_the_call() {
 
 #[test]
 fn what_makes_no_sense_starts_nothing() {
-    let place = TestDir::new();
-    fs::write(place.path().join("broken.toml"), "[gpu]\nA10 = 0\n").unwrap();
+    let test_dir = TestDir::new();
+    fs::write(test_dir.path().join("broken.toml"), "[gpu]\nA10 = 0\n").unwrap();
     for (more, said) in [
         (&["--gpu", "A11"][..], "--gpu A11: unknown GPU; did you mean A10?"),
         (&["--gpu", "A10:2,L4"], "expected as many as of the others"),
@@ -273,17 +274,17 @@ fn what_makes_no_sense_starts_nothing() {
         (&["--steps", "0"], "--steps: expected at least 1"),
         (&["--mlflow", "http://me:secret@host"], "--mlflow"),
     ] {
-        let line = place.fails(&[&DIT[..], more].concat());
+        let line = test_dir.fails(&[&DIT[..], more].concat());
         assert!(line.contains(said) && !line.contains("secret"), "{more:?}: {line}");
     }
     for data in ["cats", "/data/cats", "data", "data/../cats", "../data/cats"] {
         assert!(
-            place.fails(&["train", "dit", data]).contains("expected data/NAME, such as data/cats"),
+            test_dir.fails(&["train", "dit", data]).contains("expected data/NAME, such as data/cats"),
             "{data}"
         );
     }
     let none = |call: &Vec<String>| call[0] != "run";
-    assert!(place.calls().iter().all(none));
+    assert!(test_dir.calls().iter().all(none));
     // What only Modal knows is asked before anything is started, too.
     for (mode, said) in [
         ("token", "error: modal: nobody is logged in: modal token new"),
@@ -291,22 +292,26 @@ fn what_makes_no_sense_starts_nothing() {
         ("old", "is too old"),
         ("secret", "Something went wrong with … and …"),
     ] {
-        place.mode(mode);
-        let line = place.fails(&DIT);
+        test_dir.mode(mode);
+        let line = test_dir.fails(&DIT);
         assert!(line.contains(said) && !line.contains("0123456789"), "{line}");
-        assert!(place.calls().iter().all(none), "{mode}");
+        assert!(test_dir.calls().iter().all(none), "{mode}");
     }
-    place.mode("");
+    test_dir.mode("");
     assert!(
-        place.fails(&["train", "dit", "data/dogs"]).contains("modal volume put tiny-cats-data FOLDER /dogs")
+        test_dir
+            .fails(&["train", "dit", "data/dogs"])
+            .contains("modal volume put tiny-cats-data FOLDER /dogs")
     );
-    fs::remove_dir(place.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
-    assert!(place.fails(&DIT).contains("data/cats: there are no class folders in the volume"));
-    fs::remove_dir_all(place.volume("tiny-cats-data")).unwrap();
+    fs::remove_dir(test_dir.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
+    assert!(test_dir.fails(&DIT).contains("data/cats: there are no class folders in the volume"));
+    fs::remove_dir_all(test_dir.volume("tiny-cats-data")).unwrap();
     assert!(
-        place.fails(&DIT).contains("there is no volume tiny-cats-data: modal volume create tiny-cats-data")
+        test_dir
+            .fails(&DIT)
+            .contains("there is no volume tiny-cats-data: modal volume create tiny-cats-data")
     );
-    assert!(place.calls().iter().all(none));
+    assert!(test_dir.calls().iter().all(none));
 }
 
 /// As the app leaves it.
@@ -325,32 +330,33 @@ fn record(folder: &Path, status: &str, cloud: &str, step: u64) {
 
 #[test]
 fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
-    let place = TestDir::new();
-    trained::synthetic(place.path());
+    let test_dir = TestDir::new();
+    trained::synthetic(test_dir.path());
     let more = ["--steps", "4", "--run-id", "mine", "--device", "cpu"];
-    succeeds(CATS, place.path(), &trained::dit("released", &more));
-    let there = place.run("mine");
-    for file in fs::read_dir(place.path().join("runs/mine")).unwrap().flatten().filter(|f| f.path().is_file())
+    succeeds(CATS, test_dir.path(), &trained::dit("released", &more));
+    let there = test_dir.run("mine");
+    for file in
+        fs::read_dir(test_dir.path().join("runs/mine")).unwrap().flatten().filter(|f| f.path().is_file())
     {
         fs::copy(file.path(), there.join(file.file_name())).unwrap();
     }
-    fs::remove_dir_all(place.path().join("runs")).unwrap();
+    fs::remove_dir_all(test_dir.path().join("runs")).unwrap();
     record(&there, "running", "running", 5);
-    record(&place.run("other"), "running", "failed", 3);
+    record(&test_dir.run("other"), "running", "failed", 3);
 
-    let said = place.succeeds(&["status"]);
+    let said = test_dir.succeeds(&["status"]);
     let row = said.lines().find(|line| line.starts_with("mine ")).unwrap();
     assert_eq!(
         row.split_whitespace().collect::<Vec<_>>(),
         ["mine", "running", "5/12", "A10", "2", "1", "1.00", "1.42"],
         "{said}"
     );
-    let said = place.succeeds(&["status", "mine"]);
+    let said = test_dir.succeeds(&["status", "mine"]);
     assert!(said.contains("modal, NVIDIA A10, 2 attempts, 1 preemption, 1.00 h, $1.42"), "{said}");
     assert!(said.contains("NVIDIA A10, 0.50 h, preempted"), "{said}");
-    let said: Value = serde_json::from_str(&place.succeeds(&["status", "--json"])).unwrap();
+    let said: Value = serde_json::from_str(&test_dir.succeeds(&["status", "--json"])).unwrap();
     assert_eq!((&said[0]["id"], &said[1]["cloud"]["status"]), (&"mine".into(), &"failed".into()));
-    assert_eq!(place.succeeds(&["logs", "mine"]), fs::read_to_string(there.join("training.log")).unwrap());
+    assert_eq!(test_dir.succeeds(&["logs", "mine"]), fs::read_to_string(there.join("training.log")).unwrap());
     for (arguments, said) in [
         (["fetch", "mine"], "mine: is not finished: running at step 5/12"),
         (
@@ -361,7 +367,7 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
         (["stop", "mine"], "mine: no container works on it; tiny-cats cloud status says"),
         (["logs", "other"], "other: it has said nothing yet"),
     ] {
-        let line = place.fails(&arguments);
+        let line = test_dir.fails(&arguments);
         assert!(line.contains(said), "{line}");
     }
 
@@ -372,15 +378,15 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
         app("ap-2", "tiny-cats-mine2", "ephemeral"),
         app("ap-3", "tiny-cats-mine", "ephemeral (detached)"),
     ]);
-    fs::write(place.modal().join("apps"), apps.to_string()).unwrap();
-    assert!(place.succeeds(&["stop", "mine"]).contains("what was saved stays"));
-    assert_eq!(fs::read_to_string(place.modal().join("stopped")).unwrap(), "ap-3\n");
-    assert!(place.succeeds(&["logs", "mine", "--follow"]).contains("logs of ap-3"));
+    fs::write(test_dir.modal().join("apps"), apps.to_string()).unwrap();
+    assert!(test_dir.succeeds(&["stop", "mine"]).contains("what was saved stays"));
+    assert_eq!(fs::read_to_string(test_dir.modal().join("stopped")).unwrap(), "ap-3\n");
+    assert!(test_dir.succeeds(&["logs", "mine", "--follow"]).contains("logs of ap-3"));
 
     record(&there, "finished", "finished", 12);
-    let said = place.succeeds(&["fetch", "mine"]);
+    let said = test_dir.succeeds(&["fetch", "mine"]);
     assert!(said.contains("verified tinydit_final.pt\nverified tinydit_final.safetensors"), "{said}");
-    let home = place.path().join("runs/mine");
+    let home = test_dir.path().join("runs/mine");
     for name in [
         "tinydit_final.pt",
         "tinydit_final.safetensors",
@@ -393,97 +399,97 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
     }
     let files = |folder: &Path| fs::read_dir(folder).unwrap().count();
     assert!(!home.read_dir().unwrap().flatten().any(|f| f.file_name().to_string_lossy().contains("_step_")));
-    assert_eq!(files(&place.path().join("runs")), 1, "nothing else is left");
+    assert_eq!(files(&test_dir.path().join("runs")), 1, "nothing else is left");
     // It is a run like any other here, which says where it ran.
-    let said = succeeds(CATS, place.path(), &["runs", "show", "mine"]);
+    let said = succeeds(CATS, test_dir.path(), &["runs", "show", "mine"]);
     assert!(said.contains("cloud     modal, NVIDIA A10, 2 attempts"), "{said}");
 
     // What came is not what was released: what is here stays.
     let whole = fs::read(there.join("tinydit_final.safetensors")).unwrap();
     fs::write(there.join("tinydit_final.safetensors"), &whole[..whole.len() / 2]).unwrap();
-    assert!(place.fails(&["fetch", "mine"]).contains("tinydit_final.safetensors is not kept"));
+    assert!(test_dir.fails(&["fetch", "mine"]).contains("tinydit_final.safetensors is not kept"));
     assert_eq!(fs::read(home.join("tinydit_final.safetensors")).unwrap(), whole);
     fs::remove_file(there.join("tinydit_final.safetensors")).unwrap();
     fs::remove_file(there.join("tinydit_final.pt")).unwrap();
-    assert!(place.fails(&["fetch", "mine"]).contains("there is no released file"));
-    assert_eq!(files(&place.path().join("runs")), 1);
+    assert!(test_dir.fails(&["fetch", "mine"]).contains("there is no released file"));
+    assert_eq!(files(&test_dir.path().join("runs")), 1);
 }
 
 /// A budget is for a run, however often it is gone on with.
 #[test]
 fn what_was_spent_and_done_counts() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     let arguments = [&DIT[..], &["--gpu", "A10", "--run-id", "mine"]].concat();
-    let said = place.succeeds(&[&arguments[..], &["--dry-run"]].concat());
+    let said = test_dir.succeeds(&[&arguments[..], &["--dry-run"]].concat());
     let expected: f64 = said.split('$').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     let below = format!("{}", expected * 0.8);
     let bounded = [&arguments[..], &["--max-cost", &below]].concat();
-    assert!(place.fails(&bounded).contains("nothing was started"));
+    assert!(test_dir.fails(&bounded).contains("nothing was started"));
     // Half of it is done, for less than half of the money.
-    record(&place.run("mine"), "stopped", "stopped", 50_000);
-    let cloud = place.run("mine").join("cloud.json");
+    record(&test_dir.run("mine"), "stopped", "stopped", 50_000);
+    let cloud = test_dir.run("mine").join("cloud.json");
     fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("1.42", "0.001")).unwrap();
-    place.calls();
-    place.succeeds(&bounded);
-    assert!(place.started().contains(&"--run-id=mine".to_owned()));
+    test_dir.calls();
+    test_dir.succeeds(&bounded);
+    assert!(test_dir.started().contains(&"--run-id=mine".to_owned()));
     fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("0.001", "1000.0")).unwrap();
-    assert!(place.fails(&bounded).contains("nothing was started"));
+    assert!(test_dir.fails(&bounded).contains("nothing was started"));
     // What is finished is not begun again, unless it is to be longer; that costs what is longer.
-    record(&place.run("mine"), "finished", "finished", 100_000);
-    assert!(place.fails(&arguments).contains("mine: is finished; tiny-cats cloud fetch mine brings it"));
-    place.calls();
+    record(&test_dir.run("mine"), "finished", "finished", 100_000);
+    assert!(test_dir.fails(&arguments).contains("mine: is finished; tiny-cats cloud fetch mine brings it"));
+    test_dir.calls();
     let longer = [&arguments[..], &["--steps", "150000", "--max-cost"]].concat();
-    assert!(place.fails(&[&longer[..], &["1.5"]].concat()).contains("nothing was started"));
-    place.succeeds(&[&longer[..], &[&format!("{:.2}", 1.42 + 1.2 * expected)]].concat());
-    assert!(place.started().contains(&"--steps=150000".to_owned()));
+    assert!(test_dir.fails(&[&longer[..], &["1.5"]].concat()).contains("nothing was started"));
+    test_dir.succeeds(&[&longer[..], &[&format!("{:.2}", 1.42 + 1.2 * expected)]].concat());
+    assert!(test_dir.started().contains(&"--steps=150000".to_owned()));
 }
 
 /// Two containers that train one run would get into each other's way.
 #[test]
 fn what_an_app_works_on_is_left_to_it() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     let app = |name: &str| {
         json!([{"app_id": "ap-7", "description": name, "state": "ephemeral (detached)"}]).to_string()
     };
-    let list = |name: &str| fs::write(place.modal().join("apps"), app(name)).unwrap();
+    let list = |name: &str| fs::write(test_dir.modal().join("apps"), app(name)).unwrap();
     list("tiny-cats-mine");
-    let run = |id: &str| place.fails(&[&DIT[..], &["--run-id", id]].concat());
+    let run = |id: &str| test_dir.fails(&[&DIT[..], &["--run-id", id]].concat());
     assert!(run("mine").contains("mine: the app ap-7 works on it already"));
     // Names that Modal does not take, or not whole, are told apart by a hash.
-    place.succeeds(&[&DIT[..], &["--run-id", "lr=1e+4"]].concat());
-    let started = place.calls().pop().unwrap();
+    test_dir.succeeds(&[&DIT[..], &["--run-id", "lr=1e+4"]].concat());
+    let started = test_dir.calls().pop().unwrap();
     let name = started.iter().find_map(|word| word.strip_prefix("--name=")).unwrap().to_owned();
     assert!(name.starts_with("tiny-cats-lr-1e-4-") && name.len() == 26, "{name}");
     list("tiny-cats-lr-1e-4");
-    assert!(place.fails(&["stop", "lr=1e+4"]).contains("no container works on it"));
+    assert!(test_dir.fails(&["stop", "lr=1e+4"]).contains("no container works on it"));
     list(&name);
     assert!(run("lr=1e+4").contains("works on it already"));
-    place.succeeds(&["stop", "lr=1e+4"]);
+    test_dir.succeeds(&["stop", "lr=1e+4"]);
     let long = "x".repeat(100);
-    place.succeeds(&[&DIT[..], &["--run-id", &long]].concat());
-    let started = place.calls().pop().unwrap();
+    test_dir.succeeds(&[&DIT[..], &["--run-id", &long]].concat());
+    let started = test_dir.calls().pop().unwrap();
     let name = started.iter().find_map(|word| word.strip_prefix("--name=")).unwrap();
     assert_eq!(name.len(), 64);
     list("tiny-cats-sweep-rates");
-    place.succeeds(&["stop", "sweeps/rates"]);
-    assert!(place.succeeds(&["logs", "sweeps/rates/a=1-2f", "--follow"]).contains("logs of ap-7"));
+    test_dir.succeeds(&["stop", "sweeps/rates"]);
+    assert!(test_dir.succeeds(&["logs", "sweeps/rates/a=1-2f", "--follow"]).contains("logs of ap-7"));
 }
 
 /// A timeout is that of an attempt: there must be enough of them.
 #[test]
 fn attempts_are_as_many_as_the_timeout_asks_for() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     let arguments = [&DIT[..], &["--gpu", "L4", "--steps", "3000000", "--dry-run"]].concat();
     let retries = |more: &[&str]| {
-        let said = place.succeeds(&[&arguments[..], more].concat());
+        let said = test_dir.succeeds(&[&arguments[..], more].concat());
         let words = said.split("--max-retries=").nth(1).unwrap();
         words.split(' ').next().unwrap().parse::<u64>().unwrap()
     };
     let [day, half] = [retries(&[]), retries(&["--timeout", "12h"])];
     assert!(half > day, "{half} and {day}");
-    assert!(place.fails(&[&arguments[..], &["--timeout", "1h"]].concat()).contains("--timeout: "));
+    assert!(test_dir.fails(&[&arguments[..], &["--timeout", "1h"]].concat()).contains("--timeout: "));
     let few = [&arguments[..], &["--timeout", "43200", "--max-retries", "0"]].concat();
-    let line = place.fails(&few);
+    let line = test_dir.fails(&few);
     assert!(
         line.contains("--max-retries: ") && line.contains("attempts of 12h are needed, there are 1"),
         "{line}"
@@ -492,47 +498,47 @@ fn attempts_are_as_many_as_the_timeout_asks_for() {
 
 #[test]
 fn one_odd_run_does_not_hide_the_others() {
-    let place = TestDir::new();
-    record(&place.run("a"), "finished", "finished", 12);
-    fs::write(place.run("b").join("run.json"), "{").unwrap();
-    fs::write(place.run("c").join("dit_step_00000001.safetensors"), "").unwrap();
-    record(&place.run("d"), "running", "running", 3);
-    let cloud = place.run("d").join("cloud.json");
+    let test_dir = TestDir::new();
+    record(&test_dir.run("a"), "finished", "finished", 12);
+    fs::write(test_dir.run("b").join("run.json"), "{").unwrap();
+    fs::write(test_dir.run("c").join("dit_step_00000001.safetensors"), "").unwrap();
+    record(&test_dir.run("d"), "running", "running", 3);
+    let cloud = test_dir.run("d").join("cloud.json");
     let text = fs::read_to_string(&cloud).unwrap();
     fs::write(&cloud, text.replace("\"provider\"", "\"heartbeat\": 1000.0, \"provider\"")).unwrap();
-    let said: Value = serde_json::from_str(&place.succeeds(&["status", "--json"])).unwrap();
+    let said: Value = serde_json::from_str(&test_dir.succeeds(&["status", "--json"])).unwrap();
     let statuses: Vec<&str> =
         said.as_array().unwrap().iter().map(|run| run["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["finished", "unreadable", "unreadable", "lost"]);
-    let said = place.succeeds(&["status"]);
+    let said = test_dir.succeeds(&["status"]);
     assert_eq!(said.lines().count(), 5, "{said}");
     // A run of a sweep is a run, too, and another run of its name here is left alone.
-    let job = place.run("sweeps/rates/lr=1-2f/lr=1-2f");
+    let job = test_dir.run("sweeps/rates/lr=1-2f/lr=1-2f");
     record(&job, "finished", "finished", 12);
-    assert!(place.succeeds(&["status", "sweeps/rates/lr=1-2f"]).contains("finished"));
-    let home = place.path().join("runs/lr=1-2f");
+    assert!(test_dir.succeeds(&["status", "sweeps/rates/lr=1-2f"]).contains("finished"));
+    let home = test_dir.path().join("runs/lr=1-2f");
     fs::create_dir_all(&home).unwrap();
     let record = fs::read_to_string(job.join("run.json")).unwrap();
     fs::write(home.join("run.json"), record.replace("\"begun\":1", "\"begun\":7")).unwrap();
-    assert!(place.fails(&["fetch", "sweeps/rates/lr=1-2f"]).contains("another run of this name is here"));
+    assert!(test_dir.fails(&["fetch", "sweeps/rates/lr=1-2f"]).contains("another run of this name is here"));
 }
 
 #[test]
 fn a_sweep_is_checked_and_priced_as_a_whole() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     let file = "task = \"dit\"\ndata = \"data/cats\"\nconfig = \"a10\"\n[fixed]\nsteps = 1000\n[sweep]\nlr = [1e-4, 3e-4, 1e-3]\n";
-    fs::write(place.path().join("rates.toml"), file).unwrap();
+    fs::write(test_dir.path().join("rates.toml"), file).unwrap();
     let arguments = ["sweep", "rates.toml", "--parallel", "2", "--gpu", "A10", "--max-cost", "20"];
-    let said = place.succeeds(&arguments);
+    let said = test_dir.succeeds(&arguments);
     assert!(said.contains("sweep rates: 3 jobs, 2 at once, on A10"), "{said}");
-    let call = place.started();
+    let call = test_dir.started();
     assert!(
         call.join(" ").starts_with("run --name=tiny-cats-sweep-rates ")
             && call.join(" ").contains("sweep rates.toml --parallel=2 --gpu=A10 "),
         "{call:?}"
     );
-    fs::write(place.path().join("bad.toml"), file.replace("1e-3]", "-1]")).unwrap();
-    fs::write(place.path().join("else.toml"), file.replace("data/cats", "cats")).unwrap();
+    fs::write(test_dir.path().join("bad.toml"), file.replace("1e-3]", "-1]")).unwrap();
+    fs::write(test_dir.path().join("else.toml"), file.replace("data/cats", "cats")).unwrap();
     for (arguments, said) in [
         (&["sweep", "rates.toml", "--parallel", "0"][..], "--parallel: expected at least 1"),
         (&["sweep", "rates.toml", "--max-cost", "0.02"], "more than $0.02: nothing was started"),
@@ -544,10 +550,10 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         (&["sweep", "../rates.toml"], "expected a path below the working directory"),
         (&["sweep", "/rates.toml"], "expected a path below the working directory"),
     ] {
-        let line = place.fails(arguments);
+        let line = test_dir.fails(arguments);
         assert!(line.contains(said), "{arguments:?}: {line}");
     }
-    assert!(place.calls().is_empty());
+    assert!(test_dir.calls().is_empty());
     let words: Vec<&str> =
         call.iter().map(String::as_str).skip_while(|word| !word.ends_with("app.py")).skip(1).collect();
     let script =
@@ -557,7 +563,7 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         .args(["-c", script])
         .args(&words)
         .env("PYTHONPATH", APP)
-        .current_dir(place.path())
+        .current_dir(test_dir.path())
         .output()
         .unwrap();
     let request: Value =
@@ -570,10 +576,10 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
     assert_eq!((&request["parallel"], &request["train"]["files"]["rates.toml"]), (&2.into(), &file.into()));
 
     // What the app has collected there is told here.
-    assert!(place.fails(&["sweep", "rates.toml", "--results"]).contains("no job of this sweep has ended"));
-    let there = place.volume("tiny-cats-outputs").join("runs/sweeps/rates");
+    assert!(test_dir.fails(&["sweep", "rates.toml", "--results"]).contains("no job of this sweep has ended"));
+    let there = test_dir.volume("tiny-cats-outputs").join("runs/sweeps/rates");
     fs::create_dir_all(&there).unwrap();
-    let sweep = Sweep::load(&place.path().join("rates.toml")).unwrap();
+    let sweep = Sweep::load(&test_dir.path().join("rates.toml")).unwrap();
     let mut ledger = SweepState::new(&sweep, &sweep.jobs().unwrap());
     for (i, job) in ledger.jobs.iter_mut().enumerate().take(2) {
         job.status = JobStatus::Finished;
@@ -581,10 +587,10 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
     }
     (ledger.jobs[2].status, ledger.jobs[2].error) = (JobStatus::Failed, Some("no memory".into()));
     ledger.save(&there).unwrap();
-    let said = place.succeeds(&["sweep", "rates.toml", "--results"]);
+    let said = test_dir.succeeds(&["sweep", "rates.toml", "--results"]);
     assert!(said.lines().nth(1).unwrap().trim().starts_with("0.0003           0.4000"), "{said}");
     assert!(said.contains("no memory") && said.ends_with("runs/sweeps/rates\n"), "{said}");
     let said: Value =
-        serde_json::from_str(&place.succeeds(&["sweep", "rates.toml", "--results", "--json"])).unwrap();
+        serde_json::from_str(&test_dir.succeeds(&["sweep", "rates.toml", "--results", "--json"])).unwrap();
     assert_eq!(said["jobs"][0]["metric"]["value"], 0.4);
 }

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::common::pictures::{crc, jpegs_of_cameras, png_with_a_cut_palette};
+use crate::common::images::{crc, jpegs_of_cameras, png_with_a_cut_palette};
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 use tempfile::TempDir;
 use tiny_cats::data::{Cache, Dataset, Images, Split, cache, synth};

@@ -179,18 +179,23 @@ fn archive(bytes: &[u8]) -> Archive {
 
 const QUICK: RetryPolicy = RetryPolicy {
     attempts: 4,
-    first_wait: Duration::from_millis(4),
-    longest_wait: Duration::from_millis(20),
-    silence: Duration::from_secs(5),
+    initial_backoff: Duration::from_millis(4),
+    max_backoff: Duration::from_millis(20),
+    idle_timeout: Duration::from_secs(5),
 };
 
 fn get(archive: &Archive, url: &str, dir: &Path) -> Result<Vec<Event>, Error> {
     get_with(archive, url, dir, &QUICK)
 }
 
-fn get_with(archive: &Archive, url: &str, dir: &Path, patience: &RetryPolicy) -> Result<Vec<Event>, Error> {
+fn get_with(
+    archive: &Archive,
+    url: &str,
+    dir: &Path,
+    retry_policy: &RetryPolicy,
+) -> Result<Vec<Event>, Error> {
     let mut events = Vec::new();
-    download(&[*archive], url, dir, patience, &mut |_, event| events.push(event))?;
+    download(&[*archive], url, dir, retry_policy, &mut |_, event| events.push(event))?;
     Ok(events)
 }
 
@@ -274,8 +279,8 @@ fn a_server_that_falls_silent_is_asked_again() {
         0 => Answer { hold: true, ..broken(serve(file, "a", asked), 10_000) },
         _ => serve(file, "a", asked),
     });
-    let patience = RetryPolicy { silence: Duration::from_millis(300), ..QUICK };
-    get_with(&archive(&bytes), &server.url, dir.path(), &patience).unwrap();
+    let retry_policy = RetryPolicy { idle_timeout: Duration::from_millis(300), ..QUICK };
+    get_with(&archive(&bytes), &server.url, dir.path(), &retry_policy).unwrap();
     assert_whole(dir.path(), 1);
     assert_eq!(server.ranges(), [None, Some(10_000)]);
 }
@@ -399,16 +404,16 @@ fn what_is_not_there_is_asked_for_once_and_what_is_busy_again() {
         2 => answer("502 Bad Gateway", &["Retry-After: 1000000".into()], b""),
         _ => serve(file, "a", asked),
     });
-    let patience = RetryPolicy { longest_wait: Duration::from_secs(1), ..QUICK };
+    let retry_policy = RetryPolicy { max_backoff: Duration::from_secs(1), ..QUICK };
     let start = Instant::now();
-    let events = get_with(&archive(&bytes), &server.url, dir.path(), &patience).unwrap();
+    let events = get_with(&archive(&bytes), &server.url, dir.path(), &retry_policy).unwrap();
     assert!(start.elapsed() >= Duration::from_secs(2));
     assert_whole(dir.path(), 1);
     let waits: Vec<Duration> = events
         .iter()
         .filter_map(|e| if let Event::RecomputeFn(_, wait) = e { Some(*wait) } else { None })
         .collect();
-    assert!((QUICK.first_wait / 2..=QUICK.first_wait).contains(&waits[0]), "{waits:?}");
+    assert!((QUICK.initial_backoff / 2..=QUICK.initial_backoff).contains(&waits[0]), "{waits:?}");
     assert_eq!(waits[1..], [Duration::from_secs(1); 2]);
 
     // Never there at all: a port that nothing listens on.

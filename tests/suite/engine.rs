@@ -166,7 +166,7 @@ fn plan(folder: &Path, steps: u64) -> TrainOptions {
         save_interval: 0,
         sample_interval: 0,
         log_interval: 1,
-        patience: None,
+        early_stopping: None,
         max_skipped_steps: 3,
         seed: 0,
         configuration: String::new(),
@@ -280,7 +280,7 @@ fn a_run_that_gets_no_better_is_stopped_and_its_best_is_released() {
     let (_dir, folder) = folder();
     let mut plan = plan(&folder, 100);
     plan.save_interval = 5;
-    plan.patience = Some(EarlyStopping { evaluations: 3, min_delta: 0.01 });
+    plan.early_stopping = Some(EarlyStopping { evaluations: 3, min_delta: 0.01 });
     let scores = vec![1.0, 0.5, 0.495, 0.6, 0.7, 0.1];
     let (notes, ended) = run(&mut Rows { scores, ..Rows::new() }, &plan);
     let [_, released] = ended.unwrap();

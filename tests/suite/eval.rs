@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tiny_cats::{
     checkpoint,
     data::{Cache, Dataset, Images, Split, View},
-    evaluate::{Features, frechet_distance, halves},
+    evaluate::{Features, frechet_distance, random_halves},
 };
 use tiny_cats_export::{
     ModelMeta,
@@ -245,7 +245,7 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
         let expected = frechet_distance(&real, &of(&bengals)).unwrap();
         let found = report["results"]["frechet"].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");
-        let [a, b] = halves(&real, 0).unwrap();
+        let [a, b] = random_halves(&real, 0).unwrap();
         let expected = frechet_distance(&a, &b).unwrap();
         let found = report["real_halves"]["frechet"].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");

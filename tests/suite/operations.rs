@@ -270,10 +270,10 @@ fn items_and_cost<O: Operation>(op: &O) {
     let p: Vec<_> = op.params().into_iter().map(|(_, dims)| dims).collect();
     let cost = op.run(&x, &p).unwrap();
     assert_eq!(cost.dims(), &together.dims()[1..], "{}: cost's shape", O::NAME);
-    let ledger = counter.ledger();
+    let ledger = counter.summary();
     let most = 4 * together.elem_count() as u64 / BATCH as u64;
-    assert!(!ledger.entries.is_empty(), "{}: cost has no entry", O::NAME);
-    let last = ledger.entries.last().unwrap();
+    assert!(!ledger.ops.is_empty(), "{}: cost has no entry", O::NAME);
+    let last = ledger.ops.last().unwrap();
     assert!(
         last.bytes == 0 || last.bytes >= most,
         "{}: {} bytes for a result of {most}",
@@ -548,9 +548,9 @@ fn the_cost_backend_counts_parameters_and_flops() {
     for (name, run, flops, bytes) in cases {
         let counter = Counter::default();
         run(&counter).unwrap();
-        let ledger = counter.ledger();
+        let ledger = counter.summary();
         assert_eq!((ledger.flops(), ledger.activation_bytes()), (flops, bytes), "{name}");
-        assert_eq!(ledger.entries[0].op, name);
+        assert_eq!(ledger.ops[0].op, name);
     }
 }
 

@@ -48,7 +48,7 @@ fn classifier_arguments(output: &str, more: &[&str]) -> Vec<String> {
 }
 
 /// A folder for one test, with the same pictures.
-fn place() -> TempDir {
+fn test_dir() -> TempDir {
     let dir = TempDir::new().unwrap();
     trained::synthetic(dir.path());
     dir
@@ -88,8 +88,8 @@ fn same(a: &Path, b: &Path) {
 
 #[test]
 fn two_processes_learn_what_one_does() {
-    let (place, two) = (place(), state(&UNDISTURBED.join("dit-runs"), 6));
-    let dir = place.path();
+    let (test_dir, two) = (test_dir(), state(&UNDISTURBED.join("dit-runs"), 6));
+    let dir = test_dir.path();
     let of = |output: &str, more: &[&str]| {
         dit(dir, output, more);
         difference(&two, &state(&dir.join(format!("{output}-runs")), 6))
@@ -109,8 +109,8 @@ fn two_processes_learn_what_one_does() {
 /// Batch normalisation goes by the statistics of micro-batches, which the two processes have in common with one that has as many.
 #[test]
 fn two_processes_see_the_statistics_that_one_sees_in_as_many_micro_batches() {
-    let (place, two) = (place(), state(&UNDISTURBED.join("classifier-runs"), 10));
-    let dir = place.path();
+    let (test_dir, two) = (test_dir(), state(&UNDISTURBED.join("classifier-runs"), 10));
+    let dir = test_dir.path();
     let of = |output: &str, more: &[&str]| {
         classifier(dir, output, more);
         difference(&two, &state(&dir.join(format!("{output}-runs")), 10))
@@ -123,8 +123,8 @@ fn two_processes_see_the_statistics_that_one_sees_in_as_many_micro_batches() {
 
 #[test]
 fn the_same_number_of_processes_gives_the_same_files_and_another_is_said() {
-    let place = place();
-    let dir = place.path();
+    let test_dir = test_dir();
+    let dir = test_dir.path();
     let released = |output: &str| dir.join(output).join("m.safetensors");
     classifier(dir, "again", &TWO);
     same(&UNDISTURBED.join("classifier/m.safetensors"), &released("again"));
@@ -147,24 +147,24 @@ fn the_same_number_of_processes_gives_the_same_files_and_another_is_said() {
 
 #[test]
 fn what_cannot_be_shared_is_refused_in_one_line() {
-    let place = place();
-    let said = |more: &[&str]| fails(CATS, place.path(), &dit_arguments("x", more));
+    let test_dir = test_dir();
+    let said = |more: &[&str]| fails(CATS, test_dir.path(), &dit_arguments("x", more));
     assert!(said(&["--gpus", "0"]).contains("--gpus: expected at least 1, found 0"));
     let odd = said(&["--device", "cpu", "--gpus", "3"]);
     assert!(odd.contains("--batch-size: expected a multiple of --gpus 3, found 8"), "{odd}");
     // A batch has no more pictures than there are.
     let fewer = ["--device", "cpu", "--gpus", "4", "--batch-size", "32", "--limit-files", "26"];
-    let fewer = text(&run(CATS, place.path(), &dit_arguments("x", &fewer)));
+    let fewer = text(&run(CATS, test_dir.path(), &dit_arguments("x", &fewer)));
     assert!(fewer.contains("--batch-size: expected a multiple of --gpus 4, found 26"), "{fewer}");
     let few = ["--epochs", "1", "--batch-size", "2", "--device", "cpu", "--gpus", "2"];
-    let few = fails(CATS, place.path(), &trained::train_args("x/m.pt", &few));
+    let few = fails(CATS, test_dir.path(), &trained::train_args("x/m.pt", &few));
     assert!(few.contains("--batch-size: expected at least 4, found 2"), "{few}");
     if !cfg!(feature = "cuda") {
         let none = said(&["--gpus", "2"]);
         assert!(none.contains("--gpus 2: GPUs that can be used: 0; with --device cpu"), "{none}");
         assert!(said(&["--device", "cuda", "--gpus", "2"]).contains("built without CUDA"));
     }
-    assert!(!place.path().join("x").exists());
+    assert!(!test_dir.path().join("x").exists());
 }
 
 #[cfg(target_os = "linux")]
@@ -172,7 +172,7 @@ mod interrupted {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::common::begun::*;
+    use crate::common::background_run::*;
 
     /// All processes that are at work in `dir`, with what they were called with.
     fn processes(dir: &Path) -> Vec<(i32, String)> {
@@ -214,8 +214,8 @@ mod interrupted {
 
     #[test]
     fn whichever_process_is_killed_the_run_goes_on_by_itself() {
-        let place = place();
-        let dir = place.path();
+        let test_dir = test_dir();
+        let dir = test_dir.path();
         let mut begun = begin(dir, "first", &[]);
         begun.until(1);
         signal(begun.worker().unwrap(), libc::SIGKILL);
@@ -233,8 +233,8 @@ mod interrupted {
 
     #[test]
     fn a_stopped_run_leaves_no_process_and_goes_on() {
-        let place = place();
-        let dir = place.path();
+        let test_dir = test_dir();
+        let dir = test_dir.path();
         for kind in [libc::SIGTERM, libc::SIGINT] {
             let output = format!("stopped-{kind}");
             let mut begun = begin(dir, &output, &[]);
@@ -270,8 +270,8 @@ mod interrupted {
 
     #[test]
     fn a_process_that_always_fails_is_given_up_and_nobody_is_left() {
-        let place = place();
-        let dir = place.path();
+        let test_dir = test_dir();
+        let dir = test_dir.path();
         let mut begun = begin(dir, "failing", &["--max-retries", "1"]);
         while begun.child.try_wait().unwrap().is_none() {
             let followers = processes(dir).into_iter().filter(|(_, called)| called.contains("--rank=1"));

@@ -88,7 +88,7 @@ fn full_size_networks_have_torchvisions_logits() {
 #[test]
 fn folding_changes_no_logit() {
     for depth in [18, 34, 50] {
-        let config = small(depth, Head::CandleValue);
+        let config = small(depth, Head::Plain);
         let weights = formula(&config.specs().unwrap());
         let (folded, plain) = fold(&config, &weights).unwrap();
         assert!(!folded.batch_norm && plain.keys().all(|name| !name.contains("running")));
@@ -155,7 +155,7 @@ fn every_trained_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
 #[test]
 fn a_step_against_the_gradient_lowers_the_loss_as_much_as_it_promises() {
     for depth in [18, 50] {
-        let config = small(depth, Head::CandleValue);
+        let config = small(depth, Head::Plain);
         let mut weights = tensors(&formula(&config.specs().unwrap()));
         let at = loss(&config, &weights);
         let value = |v: &Var| v.value().to_scalar::<f64>().unwrap();

@@ -11,7 +11,7 @@ use std::{
 
 use crate::common::{
     http::{BREEDS, TestServer, answer, ask, begin, classifier, generator},
-    pictures::png_with_a_cut_palette,
+    images::png_with_a_cut_palette,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ImageFormat, RgbImage};

@@ -51,7 +51,7 @@ fn the_program_serves_the_released_models_until_a_signal() {
     );
     let drawn = image::open(folder.path().join("cats/Siamese_seed7_0000.png")).unwrap().into_rgb8();
     assert!(image::load_from_memory(&picture.body).unwrap().into_rgb8() == drawn);
-    crate::common::begun::signal(child.id() as i32, libc::SIGTERM);
+    crate::common::background_run::signal(child.id() as i32, libc::SIGTERM);
     let output = child.wait_with_output().unwrap();
     let said = crate::common::text(&output);
     assert!(output.status.success() && said.contains("all that was accepted was answered"), "{said}");

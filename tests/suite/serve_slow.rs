@@ -216,7 +216,7 @@ fn a_signal_under_load_loses_nothing_that_was_accepted() {
         }
         thread::sleep(Duration::from_secs(3));
         stopping.store(true, Ordering::Relaxed);
-        crate::common::begun::signal(program.child.id() as i32, libc::SIGTERM);
+        crate::common::background_run::signal(program.child.id() as i32, libc::SIGTERM);
     });
     assert!(program.child.wait().unwrap().success(), "{}", program.log());
     let log = program.log();

@@ -157,11 +157,11 @@ fn any_sweep_and_its_ledger_survive_being_written_and_read() {
         let sweep = Sweep::parse(&path, &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         let jobs = sweep.jobs().unwrap();
         assert_eq!(jobs, Sweep::parse(&path, &text).unwrap().jobs().unwrap());
-        let ledger = SweepState::new(&sweep, &jobs);
+        let state = SweepState::new(&sweep, &jobs);
         let own = dir.path().join(case.to_string());
         fs::create_dir(&own).unwrap();
-        ledger.save(&own).unwrap();
-        assert_eq!(SweepState::open(&own, &sweep, &jobs).unwrap(), ledger, "{text}");
+        state.save(&own).unwrap();
+        assert_eq!(SweepState::open(&own, &sweep, &jobs).unwrap(), state, "{text}");
         // Of another sweep, it is refused, and the field is named.
         let other = Sweep { metric: "b".into(), ..sweep };
         let said = SweepState::open(&own, &other, &jobs).unwrap_err().to_string();
@@ -386,8 +386,8 @@ mod jobs {
             let said = code(&output, 75);
             assert!(said.contains("stopped; the same command goes on"), "{said}");
             assert!(steps(dir.path()) < 30, "it stopped at once");
-            let ledger = fs::read_to_string(dir.path().join("runs/sweeps/s/sweep.json")).unwrap();
-            assert!(ledger.contains("\"stopped\""), "{ledger}");
+            let state = fs::read_to_string(dir.path().join("runs/sweeps/s/sweep.json")).unwrap();
+            assert!(state.contains("\"stopped\""), "{state}");
         }
         assert_eq!(outcome(dir.path()), expected);
     }

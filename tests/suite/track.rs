@@ -21,12 +21,12 @@ use tiny_cats::{
 
 const WAY: &str = "/api/2.0/mlflow/";
 
-fn patience() -> DeliveryPolicy {
+fn policy() -> DeliveryPolicy {
     let millis = Duration::from_millis;
     DeliveryPolicy {
         request: millis(500),
-        first_wait: millis(5),
-        longest_wait: millis(20),
+        initial_backoff: millis(5),
+        max_backoff: millis(20),
         end: millis(1500),
     }
 }
@@ -141,7 +141,7 @@ fn a_server_that_fails_now_and_then_has_everything_in_the_end() {
             _ => good(path),
         })
     });
-    let mut tracker = mlflow(&uri, patience()).unwrap();
+    let mut tracker = mlflow(&uri, policy()).unwrap();
     run(&mut tracker, dir.path(), 1..=2500);
     until(|| steps(&asked).contains(&2500));
     tracker.end(Status::Finished);
@@ -150,7 +150,7 @@ fn a_server_that_fails_now_and_then_has_everything_in_the_end() {
     arrived.sort_unstable();
     arrived.dedup();
     assert_eq!(arrived, (1..=2500).collect::<Vec<_>>());
-    assert_eq!(tracker.lost(), 0);
+    assert_eq!(tracker.dropped(), 0);
     for batch in told(&asked, "runs/log-batch") {
         assert!(batch["metrics"].as_array().is_none_or(|all| all.len() <= 1000));
         for param in batch["params"].as_array().into_iter().flatten() {
@@ -182,13 +182,13 @@ fn no_server_stops_a_run_or_slows_it() {
     let (lies, _) = serve(move |_, _, _| Some(("200 OK", evil.clone())));
     for uri in [closed, silent, garbage, broken, forbids, elsewhere, huge, lies] {
         let dir = TempDir::new().unwrap();
-        let mut tracker = mlflow(&uri, patience()).unwrap();
+        let mut tracker = mlflow(&uri, policy()).unwrap();
         let took = run(&mut tracker, dir.path(), 1..=10_000);
         assert!(took < Duration::from_secs(5), "{uri}: {took:?}");
-        assert!(tracker.lost() > 10_000 - 5000, "what does not fit is counted");
+        assert!(tracker.dropped() > 10_000 - 5000, "what does not fit is counted");
         let start = Instant::now();
         tracker.end(Status::Failed);
-        assert!(start.elapsed() < patience().end + Duration::from_secs(5), "{uri}");
+        assert!(start.elapsed() < policy().end + Duration::from_secs(5), "{uri}");
         assert!(!dir.path().join("mlflow.json").exists());
     }
     // Who is refused, or sent away, does not ask again.
@@ -200,7 +200,7 @@ fn a_resumed_run_goes_on_in_the_same_mlflow_run_and_a_deleted_one_is_another() {
     let dir = TempDir::new().unwrap();
     let (uri, asked) = serve(|_, path, _| Some(good(path)));
     for (steps, status) in [(1..=3, Status::Stopped), (3..=6, Status::Finished)] {
-        let mut tracker = mlflow(&uri, patience()).unwrap();
+        let mut tracker = mlflow(&uri, policy()).unwrap();
         run(&mut tracker, dir.path(), steps);
         tracker.end(status);
     }
@@ -216,7 +216,7 @@ fn a_resumed_run_goes_on_in_the_same_mlflow_run_and_a_deleted_one_is_another() {
     });
     let stored = json!({"uri": uri, "run_id": "deleted"}).to_string();
     std::fs::write(dir.path().join("mlflow.json"), stored).unwrap();
-    let mut tracker = mlflow(&uri, patience()).unwrap();
+    let mut tracker = mlflow(&uri, policy()).unwrap();
     run(&mut tracker, dir.path(), 1..=2);
     tracker.end(Status::Finished);
     assert_eq!(told(&asked, "runs/create").len(), 1);
@@ -269,7 +269,7 @@ print(json.dumps({
             }
         }
         tracker.end(Status::Finished);
-        assert_eq!(tracker.lost(), 0);
+        assert_eq!(tracker.dropped(), 0);
     }
     let read = python(SCRIPT, &[&dir.path().join("tensorboard")]);
     let expected: Vec<(u64, f64)> = (1..=30)
@@ -326,21 +326,21 @@ fn mlflow_has_what_was_told() {
     }
     let folder = dir.path().join("20261123-224501-dit-7f3a");
     std::fs::create_dir(&folder).unwrap();
-    let patience = DeliveryPolicy { end: Duration::from_secs(120), ..DeliveryPolicy::default() };
+    let policy = DeliveryPolicy { end: Duration::from_secs(120), ..DeliveryPolicy::default() };
     let settings = |steps: u64| -> Vec<(String, String)> {
         let many = (0..250).map(|i| (format!("task.option {i}"), i.to_string()));
         let named = [("steps", steps.to_string()), ("long", "ü".repeat(700)), ("odd:=%name", "1".into())];
         many.chain(named.map(|(k, v)| (k.to_owned(), v))).collect()
     };
     for (steps, status) in [(1..=1200u64, Status::Stopped), (1201..=1500, Status::Failed)] {
-        let mut tracker = mlflow(&uri, patience.clone()).unwrap();
+        let mut tracker = mlflow(&uri, policy.clone()).unwrap();
         let (id, settings) = ("20261123-224501-dit-7f3a", settings(*steps.end()));
         tracker.begin(&RunInfo { id, folder: &folder, step: steps.start() - 1, settings: &settings });
         for step in steps {
             tracker.scalars(step, &[("loss", 1.0 / step as f64), ("gradient_norm", f64::INFINITY)]);
         }
         tracker.end(status);
-        assert_eq!(tracker.lost(), 0);
+        assert_eq!(tracker.dropped(), 0);
     }
     let stored: Value = serde_json::from_slice(&std::fs::read(folder.join("mlflow.json")).unwrap()).unwrap();
     let id = stored["run_id"].as_str().unwrap();

@@ -9,8 +9,10 @@ use std::{
 };
 
 #[cfg(unix)]
-use crate::common::begun::signal;
-use crate::common::{CACHE, CATS, begun::BackgroundRun, fails, run, shared, succeeds, text, trained};
+use crate::common::background_run::signal;
+use crate::common::{
+    CACHE, CATS, background_run::BackgroundRun, fails, run, shared, succeeds, text, trained,
+};
 use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,
@@ -103,8 +105,8 @@ impl Task {
 
 #[test]
 fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     for (task, state) in [(Task::Dit, "dit_step_00000003"), (Task::Classifier, "classifier_step_00000002")] {
         let output = format!("from-{}", task.name());
         let said = succeeds(CATS, dir, &task.arguments(&format!("{output}-0"), &["--runs-dir", &output]));
@@ -116,7 +118,7 @@ fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
         let said =
             succeeds(CATS, dir, &task.arguments(&output, &["--runs-dir", &output, "--resume", &state]));
         assert!(said.contains("steps 3 to ") || said.contains("steps 2 to "), "{said}");
-        place.same(task, &output);
+        test_dir.same(task, &output);
         let second = trained::run_folder(dir, &said);
         assert!(second != first && files(&first) == before, "the first run is left alone");
         // The mean loss is that of a run that was not interrupted, and what the console says of the last step `runs` says.
@@ -195,16 +197,16 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_killed_run_goes_on_by_itself() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     for task in Task::ALL {
         let output = format!("killed-{}", task.name());
-        let mut begun = place.begin(&task.arguments(&output, &QUICK), &output);
+        let mut begun = test_dir.begin(&task.arguments(&output, &QUICK), &output);
         begun.until(1);
         signal(begun.worker().unwrap(), libc::SIGKILL);
         let (code, said) = begun.end();
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("killed (signal 9): going on in"), "{said}");
-        place.same(task, &output);
+        test_dir.same(task, &output);
     }
 }
 
@@ -214,12 +216,12 @@ fn a_killed_run_goes_on_by_itself() {
 #[ignore = "takes minutes; scripts/test-slow runs it"]
 fn a_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
     use std::hash::{BuildHasher, Hasher, RandomState};
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     for (task, round) in Task::ALL.into_iter().flat_map(|task| [(task, 0), (task, 1), (task, 2)]) {
         let output = format!("again-{}-{round}", task.name());
         let quick = [&QUICK[..], &["--max-retries", "5"]].concat();
         let start = Instant::now();
-        let begun = place.begin(&task.arguments(&output, &quick), &output);
+        let begun = test_dir.begin(&task.arguments(&output, &quick), &output);
         let mut killed = Vec::new();
         for _ in 0..3 {
             let wait = RandomState::new().build_hasher().finish() % 3000;
@@ -232,7 +234,7 @@ fn a_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
         let (code, said) = begun.end();
         println!("{task:?}: killed after {killed:?}\n{said}");
         assert_eq!(code, Some(0), "{said}");
-        place.same(task, &output);
+        test_dir.same(task, &output);
     }
 }
 
@@ -242,7 +244,7 @@ fn a_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
 #[ignore = "keeps the machine busy; scripts/test-slow runs it"]
 fn a_signal_is_answered_in_time_under_load() {
     use std::sync::atomic::{AtomicBool, Ordering};
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     static ENOUGH: AtomicBool = AtomicBool::new(false);
     let cores = std::thread::available_parallelism().unwrap().get();
     for _ in 0..2 * cores {
@@ -256,8 +258,8 @@ fn a_signal_is_answered_in_time_under_load() {
     let more =
         ["--size", "base", "--image-size", "64", "--batch-size", "26", "--gradient-accumulation-steps", "64"];
     let arguments = Task::Dit.arguments("busy", &[&more[..], &["--resume", "auto"]].concat());
-    let begun = place.begin(&arguments, "busy");
-    while !files_below(&place.path().join("busy")).iter().any(|path| path.ends_with("training.log")) {
+    let begun = test_dir.begin(&arguments, "busy");
+    while !files_below(&test_dir.path().join("busy")).iter().any(|path| path.ends_with("training.log")) {
         std::thread::sleep(Duration::from_millis(50));
     }
     std::thread::sleep(Duration::from_secs(20));
@@ -281,21 +283,21 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_run_whose_power_went_goes_on() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     for task in Task::ALL {
         let output = format!("power-{}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        let mut begun = place.begin(&arguments, &output);
+        let mut begun = test_dir.begin(&arguments, &output);
         begun.until(1);
         let worker = begun.worker().unwrap();
         signal(worker, libc::SIGSTOP);
         signal(begun.child.id() as i32, libc::SIGKILL);
         signal(worker, libc::SIGKILL);
         begun.end();
-        let (code, said) = place.begin(&arguments, &output).end();
+        let (code, said) = test_dir.begin(&arguments, &output).end();
         assert_eq!(code, Some(0), "{said}");
-        place.same(task, &output);
+        test_dir.same(task, &output);
         let runs = files(&dir.join(&output)).into_iter().filter(|path| path.is_dir() && !path.is_symlink());
         assert_eq!(runs.count(), 1, "it went on in its own folder");
     }
@@ -306,7 +308,7 @@ fn a_run_whose_power_went_goes_on() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_stopped_run_says_so_and_goes_on() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     for (task, kind, all) in [
         (Task::Dit, libc::SIGTERM, true),
         (Task::Classifier, libc::SIGINT, false),
@@ -316,7 +318,7 @@ fn a_stopped_run_says_so_and_goes_on() {
     ] {
         let output = format!("stopped-{}-{kind}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        let mut begun = place.begin(&arguments, &output);
+        let mut begun = test_dir.begin(&arguments, &output);
         begun.until(1);
         std::thread::sleep(Duration::from_millis(40));
         let worker = begun.worker().filter(|_| all);
@@ -330,18 +332,18 @@ fn a_stopped_run_says_so_and_goes_on() {
         assert!(asked.elapsed() < Duration::from_secs(20));
         assert_eq!(code, Some(75), "{said}");
         assert!(said.contains("stopped at step") && said.contains("--resume auto goes on"), "{said}");
-        let (code, said) = place.begin(&arguments, &output).end();
+        let (code, said) = test_dir.begin(&arguments, &output).end();
         assert_eq!(code, Some(0), "{said}");
-        place.same(task, &output);
+        test_dir.same(task, &output);
     }
     // Its time being up is the same.
     let arguments = Task::Dit.arguments("timed", &["--resume", "auto", "--max-time", "1ms"]);
-    let (code, said) = place.begin(&arguments, "timed").end();
+    let (code, said) = test_dir.begin(&arguments, "timed").end();
     assert_eq!(code, Some(75), "{said}");
     assert!(said.contains("its time is up"), "{said}");
-    let (code, said) = place.begin(&Task::Dit.arguments("timed", &["--resume", "auto"]), "timed").end();
+    let (code, said) = test_dir.begin(&Task::Dit.arguments("timed", &["--resume", "auto"]), "timed").end();
     assert_eq!(code, Some(0), "{said}");
-    place.same(Task::Dit, "timed");
+    test_dir.same(Task::Dit, "timed");
 }
 
 /// The program alone is killed while its training process saves: the same command waits for that one and goes on with its state.
@@ -349,18 +351,18 @@ fn a_stopped_run_says_so_and_goes_on() {
 #[test]
 fn a_command_waits_for_the_process_that_saves_and_goes_on() {
     use std::io::{BufRead, BufReader, Read};
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     for (round, flags) in [["--resume", "auto"], ["--run-id", "mine"]].into_iter().enumerate() {
         let output = format!("orphan-{round}");
         let arguments = Task::Dit.arguments(&output, &flags);
-        let mut begun = place.begin(&arguments, &output);
+        let mut begun = test_dir.begin(&arguments, &output);
         begun.until(1);
         let worker = begun.worker().unwrap();
         signal(worker, libc::SIGSTOP);
         signal(begun.child.id() as i32, libc::SIGKILL);
         // Not its output: the stopped process still holds that open.
         begun.child.wait().unwrap();
-        let mut again = place.begin(&arguments, &output);
+        let mut again = test_dir.begin(&arguments, &output);
         let mut said = BufReader::new(again.child.stderr.take().unwrap());
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
@@ -370,8 +372,8 @@ fn a_command_waits_for_the_process_that_saves_and_goes_on() {
         said.read_to_string(&mut rest).unwrap();
         let (code, _) = again.end();
         assert_eq!(code, Some(0), "{rest}");
-        place.same(Task::Dit, &output);
-        assert_eq!(list(&place.path().join(&output)).unwrap().len(), 1, "it went on in its own folder");
+        test_dir.same(Task::Dit, &output);
+        assert_eq!(list(&test_dir.path().join(&output)).unwrap().len(), 1, "it went on in its own folder");
     }
 }
 
@@ -379,9 +381,9 @@ fn a_command_waits_for_the_process_that_saves_and_goes_on() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_signal_before_training_begins_has_the_code_of_any_other() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     for kind in [libc::SIGTERM, libc::SIGINT] {
-        let mut begun = place.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early");
+        let mut begun = test_dir.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early");
         let process = begun.child.id() as i32;
         let catches = || {
             let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -397,16 +399,16 @@ fn a_signal_before_training_begins_has_the_code_of_any_other() {
         let (code, said) = begun.end();
         assert_eq!(code, Some(75), "{said}");
     }
-    let (code, said) = place.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early").end();
+    let (code, said) = test_dir.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early").end();
     assert_eq!(code, Some(0), "{said}");
-    place.same(Task::Dit, "early");
+    test_dir.same(Task::Dit, "early");
 }
 
 /// A state that was damaged is noticed, and the one before it is gone on with.
 #[test]
 fn a_damaged_state_is_left_for_the_one_before() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-0", &["--runs-dir", "damaged"]));
     let run_folder = trained::run_folder(dir, &said);
     let newest = run_folder.join("dit_step_00000012.safetensors");
@@ -418,7 +420,7 @@ fn a_damaged_state_is_left_for_the_one_before() {
     let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-1", &["--resume", &resume]));
     assert!(said.contains("dit_step_00000012.safetensors: the checksum does not match"), "{said}");
     assert!(said.contains("going on from the state before it") && said.contains("steps 9 to 12"), "{said}");
-    place.same(Task::Dit, "damaged-1");
+    test_dir.same(Task::Dit, "damaged-1");
     for state in fs::read_dir(&run_folder)
         .unwrap()
         .flatten()
@@ -430,7 +432,7 @@ fn a_damaged_state_is_left_for_the_one_before() {
     let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-2", &["--resume", &resume]));
     assert!(said.contains("no training state of this run is whole: the run begins again"), "{said}");
     assert!(said.contains("steps 0 to 12"), "{said}");
-    place.same(Task::Dit, "damaged-2");
+    test_dir.same(Task::Dit, "damaged-2");
     let aside = run_folder.join("dit_step_00000012.safetensors.damaged");
     assert_eq!(fs::read(aside).unwrap().len(), bytes.len() / 3);
 }
@@ -439,8 +441,8 @@ fn a_damaged_state_is_left_for_the_one_before() {
 #[cfg(unix)]
 #[test]
 fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     let arguments = Task::Dit.arguments("full", &["--runs-dir", "full-runs", "--resume", "auto"]).join(" ");
     let script = format!("trap '' XFSZ; ulimit -f 10000; exec {CATS} {arguments}");
     let output =
@@ -461,13 +463,13 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    place.same(Task::Dit, "full");
+    test_dir.same(Task::Dit, "full");
 }
 
 /// What costs time or memory, or is only watched, changes not one bit of what is learnt.
 #[test]
 fn memory_threads_and_trackers_change_nothing() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     for (i, more) in [
         &["--gradient-checkpointing", "--num-workers", "3", "--cache", "cache", "--tensorboard"][..],
         &[
@@ -487,8 +489,8 @@ fn memory_threads_and_trackers_change_nothing() {
     {
         for task in Task::ALL {
             let output = format!("same-{}-{i}", task.name());
-            succeeds(CATS, place.path(), &task.arguments(&output, more));
-            place.same(task, &output);
+            succeeds(CATS, test_dir.path(), &task.arguments(&output, more));
+            test_dir.same(task, &output);
         }
     }
 }
@@ -497,10 +499,10 @@ fn memory_threads_and_trackers_change_nothing() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     for task in Task::ALL {
         let output = format!("memory-{}", task.name());
-        let mut begun = place.begin(&task.arguments(&output, &[]), &output);
+        let mut begun = test_dir.begin(&task.arguments(&output, &[]), &output);
         begun.until(1);
         let whole = if task == Task::Dit { 8 } else { 16 };
         signal(begun.worker().unwrap(), libc::SIGABRT);
@@ -509,12 +511,13 @@ fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
         assert!(said.contains("out of memory: micro-batches are halved"), "{said}");
         assert!(said.contains(&format!("micro-batches of {} a step", whole / 2)), "{said}");
         assert_eq!(said.contains("batch normalisation"), task == Task::Classifier, "{said}");
-        let run = files(&place.path().join(&output)).into_iter().find(|path| path.join("run.json").exists());
+        let run =
+            files(&test_dir.path().join(&output)).into_iter().find(|path| path.join("run.json").exists());
         let states =
             files(&run.unwrap()).into_iter().filter(|path| path.to_string_lossy().contains("_step_"));
         let last = TrainingState::load(&states.max().unwrap()).unwrap();
         assert_eq!(last.meta["progress"]["micro_batch"], whole / 2);
-        assert!(place.path().join(&output).join(task.released()[1]).exists());
+        assert!(test_dir.path().join(&output).join(task.released()[1]).exists());
     }
 }
 
@@ -522,13 +525,13 @@ fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
 #[cfg(target_os = "linux")]
 #[test]
 fn too_little_memory_is_seen_beforehand() {
-    let place = TestDir::new();
+    let test_dir = TestDir::new();
     let more = ["--size", "base", "--batch-size", "24", "--no-cache"];
     let arguments = Task::Dit.arguments("little", &more).join(" ");
     let script = format!("ulimit -v 1500000; exec {CATS} {arguments}");
     let output = Command::new("sh")
         .args(["-c", &script])
-        .current_dir(place.path())
+        .current_dir(test_dir.path())
         .env(CACHE.0, CACHE.1)
         .output()
         .unwrap();
@@ -538,8 +541,8 @@ fn too_little_memory_is_seen_beforehand() {
 
 #[test]
 fn accumulation_takes_the_pictures_of_a_larger_batch() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     let load = |more: &[&str]| {
         let more = [&["--steps", "1", "--label-dropout", "0.5"], more].concat();
         let said = succeeds(CATS, dir, &trained::dit("accumulated", &more));
@@ -565,10 +568,10 @@ fn accumulation_takes_the_pictures_of_a_larger_batch() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_stopped_run_survives_wrong_calls_and_another_output() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     let arguments = Task::Classifier.arguments("first", &["--resume", "auto"]);
-    let mut begun = place.begin(&arguments, "known");
+    let mut begun = test_dir.begin(&arguments, "known");
     begun.until(1);
     signal(begun.child.id() as i32, libc::SIGTERM);
     assert_eq!(begun.end().0, Some(75));
@@ -589,13 +592,13 @@ fn a_stopped_run_survives_wrong_calls_and_another_output() {
         &["train", "classifier", "--resume", &folder, "-o", "second/m.pt", "--", "synth"],
     );
     assert!(!said.contains("steps 0 to"), "{said}");
-    place.same(Task::Classifier, "second");
+    test_dir.same(Task::Classifier, "second");
 }
 
 #[test]
 fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     let bytes = |name: &str| fs::read(dir.join("out").join(name)).unwrap();
     let runs = || list(&dir.join("runs")).unwrap().len();
     let first = Task::Dit.arguments("out", &["--resume", "auto"]);
@@ -623,8 +626,8 @@ fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
 
 #[test]
 fn two_processes_do_not_train_in_one_folder() {
-    let place = TestDir::new();
-    let dir = place.path();
+    let test_dir = TestDir::new();
+    let dir = test_dir.path();
     let said = succeeds(CATS, dir, &Task::Dit.arguments("locked", &["--runs-dir", "locked-runs"]));
     let folder = trained::run_folder(dir, &said);
     let _lock = tiny_cats::train::folder::Lock::take(&folder).unwrap().unwrap();
@@ -642,22 +645,22 @@ fn two_processes_do_not_train_in_one_folder() {
 #[test]
 fn a_run_with_a_name_is_begun_or_gone_on_with() {
     for task in Task::ALL {
-        let place = TestDir::new();
+        let test_dir = TestDir::new();
         let named = task.arguments("released", &["--run-id", "mine", QUICK[0], QUICK[1]]);
-        let mut begun = place.begin(&named, "runs");
+        let mut begun = test_dir.begin(&named, "runs");
         begun.until(1);
         begun.child.kill().unwrap();
         begun.child.wait().unwrap();
         // Its training process saves its state and ends by itself, which is waited for.
         for _ in 0..2 {
-            succeeds(CATS, place.path(), &named);
-            place.same(task, "released");
-            assert_eq!(list(&place.path().join("runs")).unwrap().len(), 1);
+            succeeds(CATS, test_dir.path(), &named);
+            test_dir.same(task, "released");
+            assert_eq!(list(&test_dir.path().join("runs")).unwrap().len(), 1);
         }
-        assert_eq!(list(&place.path().join("runs")).unwrap()[0].1.id, "mine");
+        assert_eq!(list(&test_dir.path().join("runs")).unwrap()[0].1.id, "mine");
         let other = [&named[..], &["--seed".into(), "7".into()]].concat();
-        assert!(fails(CATS, place.path(), &other).contains("was trained with other settings"));
+        assert!(fails(CATS, test_dir.path(), &other).contains("was trained with other settings"));
         let bad = task.arguments("released", &["--run-id", "../mine"]);
-        assert!(fails(CATS, place.path(), &bad).contains("--run-id: expected a name"));
+        assert!(fails(CATS, test_dir.path(), &bad).contains("--run-id: expected a name"));
     }
 }

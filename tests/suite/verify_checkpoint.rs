@@ -31,7 +31,7 @@ fn text(output: &Output) -> String {
 
 /// The report of a file in which all is well.
 #[track_caller]
-fn well(path: &Path, flags: &[&str]) -> Value {
+fn verify_ok(path: &Path, flags: &[&str]) -> Value {
     let shown = run(path, flags);
     assert!(shown.status.success() && text(&shown).ends_with("ok\n"), "{}", text(&shown));
     let output = run(path, &[flags, &["--json"]].concat());
@@ -43,7 +43,7 @@ fn well(path: &Path, flags: &[&str]) -> Value {
 
 /// Asserts that the file is refused with a line that contains `expected`.
 #[track_caller]
-fn ill(path: &Path, flags: &[&str], expected: &str) {
+fn assert_rejected(path: &Path, flags: &[&str], expected: &str) {
     let output = run(path, flags);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(
@@ -104,33 +104,33 @@ fn a_released_model_and_its_onnx_file_are_well_until_either_is_changed() {
     let (config, mut weights) = (modern(), trained(&modern()));
     let path = dir.path().join("cat.safetensors");
     checkpoint::write_safetensors(&path, &weights, &meta(&config)).unwrap();
-    assert_eq!(well(&path, &[])["onnx"], Value::Null);
+    assert_eq!(verify_ok(&path, &[])["onnx"], Value::Null);
 
     let onnx = dir.path().join("cat.onnx");
     std::fs::write(&onnx, to_onnx(&meta(&config), &weights, 17).unwrap()).unwrap();
-    let report = well(&path, &[]);
+    let report = verify_ok(&path, &[]);
     assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
     assert_eq!(report["parameters"], tiny_cats_models::count(&weights));
 
     let array = weights.get_mut("blocks.1.mlp.w3.weight").unwrap();
     array.data_mut().iter_mut().for_each(|x| *x *= 1.5);
     checkpoint::write_safetensors(&path, &weights, &meta(&config)).unwrap();
-    ill(&path, &[], "output values differ");
-    well(&path, &["--skip-onnx"]);
+    assert_rejected(&path, &[], "output values differ");
+    verify_ok(&path, &["--skip-onnx"]);
     let other = TinyDitConfig { heads: 4, ..config };
     std::fs::write(&onnx, to_onnx(&meta(&other), &trained(&other), 17).unwrap()).unwrap();
-    ill(&path, &[], "another network");
-    ill(&path, &["--onnx", "nowhere.onnx"], "nowhere.onnx");
+    assert_rejected(&path, &[], "another network");
+    assert_rejected(&path, &["--onnx", "nowhere.onnx"], "nowhere.onnx");
     std::fs::write(&onnx, "not a graph").unwrap();
-    ill(&path, &[], "cat.onnx");
+    assert_rejected(&path, &[], "cat.onnx");
 
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    ill(&path, &["--skip-onnx"], "altered");
+    assert_rejected(&path, &["--skip-onnx"], "altered");
     std::fs::write(&path, &bytes[..middle]).unwrap();
-    ill(&path, &["--skip-onnx"], "data");
+    assert_rejected(&path, &["--skip-onnx"], "data");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn a_network_that_was_never_trained_is_well_and_called_untrained() {
         .output()
         .unwrap();
     assert!(output.status.success() && text(&output).contains("untrained"), "{}", text(&output));
-    assert_eq!(well(&path, &[])["untrained"], true);
+    assert_eq!(verify_ok(&path, &[])["untrained"], true);
 }
 
 #[test]
@@ -158,13 +158,13 @@ fn a_training_state_is_verified_in_both_its_weights() {
     let mut state = TrainingState { weights: trained(&modern()), ema, ..TrainingState::default() };
     state.meta = json!({"step": 40, "model": model});
     state.save(&path).unwrap();
-    ill(&path, &[], "t_embedder.mlp.0.bias: 1 of 32 numbers are not finite");
-    let report = well(&path, &["--weights", "raw"]);
+    assert_rejected(&path, &[], "t_embedder.mlp.0.bias: 1 of 32 numbers are not finite");
+    let report = verify_ok(&path, &["--weights", "raw"]);
     assert_eq!((&report["step"], &report["averaged"]), (&json!(40), &json!(false)));
     state.ema = Weights::new();
     state.save(&path).unwrap();
-    well(&path, &[]);
-    ill(&path, &["--weights", "ema"], "no EMA weights");
+    verify_ok(&path, &[]);
+    assert_rejected(&path, &["--weights", "ema"], "no EMA weights");
 }
 
 /// Files of the Python project: what is in them is known by shapes, and whatever does not fit is listed.
@@ -193,19 +193,19 @@ fn a_predecessors_checkpoint_is_recognised_and_checked_strictly() {
         write(&path, &root).unwrap();
     };
     save(&weights);
-    let report = well(&path, &[]);
+    let report = verify_ok(&path, &[]);
     assert_eq!(report["network"]["layout"], "legacy");
     assert_eq!((&report["network"]["heads"], &report["step"]), (&json!(4), &json!(5)));
-    assert_eq!(well(&path, &["--weights", "ema"])["averaged"], true);
+    assert_eq!(verify_ok(&path, &["--weights", "ema"])["averaged"], true);
 
     let mut wrong = weights.clone();
     wrong.remove("blocks.1.norm2.bias");
     wrong.insert("blocks.7.odd".into(), Array::new([1], vec![0.0]).unwrap());
     wrong.insert("final_layer.linear.bias".into(), Array::new([5], vec![0.0; 5]).unwrap());
     save(&wrong);
-    ill(&path, &[], "blocks.1.norm2.bias: missing");
-    ill(&path, &[], "blocks.7.odd: unexpected");
-    ill(&path, &[], "final_layer.linear.bias: shape [5], expected [768]");
+    assert_rejected(&path, &[], "blocks.1.norm2.bias: missing");
+    assert_rejected(&path, &[], "blocks.7.odd: unexpected");
+    assert_rejected(&path, &[], "final_layer.linear.bias: shape [5], expected [768]");
 }
 
 #[test]
@@ -215,12 +215,12 @@ fn a_classifier_its_onnx_file_and_its_untrained_beginning_are_well() {
     let (config, begun) = (resnet(), init(&resnet().specs().unwrap(), 1));
     let meta = resnet_meta(&config);
     checkpoint::write_torch(&path, &begun, &meta).unwrap();
-    assert_eq!(well(&path, &[])["untrained"], true);
+    assert_eq!(verify_ok(&path, &[])["untrained"], true);
 
     let weights = moved(begun);
     checkpoint::write_torch(&path, &weights, &meta).unwrap();
     std::fs::write(&onnx, to_onnx(&meta, &weights, 17).unwrap()).unwrap();
-    let report = well(&path, &[]);
+    let report = verify_ok(&path, &[]);
     assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
     assert_eq!((&report["untrained"], &report["network"]["kind"]), (&json!(false), &json!("resnet")));
     assert!(text(&run(&path, &[])).contains("ResNet-18, width 4, 13 classes"));
@@ -228,18 +228,18 @@ fn a_classifier_its_onnx_file_and_its_untrained_beginning_are_well() {
     let mut other = weights.clone();
     other.get_mut("layer3.0.downsample.1.running_mean").unwrap().data_mut()[2] += 1.0;
     std::fs::write(&onnx, to_onnx(&meta, &other, 17).unwrap()).unwrap();
-    ill(&path, &[], "output values differ");
+    assert_rejected(&path, &[], "output values differ");
     let deeper = ResNetConfig { depth: 34, ..config };
     let bytes = to_onnx(&resnet_meta(&deeper), &init(&deeper.specs().unwrap(), 1), 17).unwrap();
     std::fs::write(&onnx, bytes).unwrap();
-    ill(&path, &[], "another network");
+    assert_rejected(&path, &[], "another network");
     std::fs::write(&onnx, to_onnx(&self::meta(&modern()), &trained(&modern()), 17).unwrap()).unwrap();
-    ill(&path, &[], "another network");
+    assert_rejected(&path, &[], "another network");
 
     let mut damaged = weights.clone();
     damaged.get_mut("layer1.0.bn1.running_var").unwrap().data_mut()[0] = f32::INFINITY;
     checkpoint::write_torch(&path, &damaged, &meta).unwrap();
-    ill(&path, &["--skip-onnx"], "layer1.0.bn1.running_var: 1 of 4 numbers are not finite");
+    assert_rejected(&path, &["--skip-onnx"], "layer1.0.bn1.running_var: 1 of 4 numbers are not finite");
 }
 
 /// The Python project's classifier is known by its shapes, whichever head it has, and its ONNX file says nothing about itself.
@@ -267,7 +267,7 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         let weights = moved(init(&config.specs().unwrap(), 1));
         save(&weights);
         let network = serde_json::to_value(NetworkConfig::ResNet(config.clone())).unwrap();
-        assert_eq!(well(&path, &["--skip-onnx"])["network"], network);
+        assert_eq!(verify_ok(&path, &["--skip-onnx"])["network"], network);
         let loaded = checkpoint::open(&path, WeightsSelection::Default).unwrap();
         let meta = loaded.describe(&ModelOverrides::default()).unwrap().meta;
         assert_eq!((meta.image_size, meta.classes[6].as_str()), (224, "Maine_Coon"));
@@ -291,9 +291,9 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         wrong.insert("layer2.0.odd".into(), Array::new([1], vec![0.0]).unwrap());
         wrong.insert("layer4.0.bn2.weight".into(), Array::new([5], vec![0.0; 5]).unwrap());
         save(&wrong);
-        ill(&path, &[], "layer2.0.bn1.bias: missing");
-        ill(&path, &[], "layer2.0.odd: unexpected");
-        ill(&path, &[], "layer4.0.bn2.weight: shape [5], expected [32]");
+        assert_rejected(&path, &[], "layer2.0.bn1.bias: missing");
+        assert_rejected(&path, &[], "layer2.0.odd: unexpected");
+        assert_rejected(&path, &[], "layer4.0.bn2.weight: shape [5], expected [32]");
         std::fs::remove_file(&onnx).unwrap();
     }
 }
@@ -310,7 +310,7 @@ fn a_file_of_halves_is_well_if_they_are_these_weights_rounded() {
         let path = dir.path().join("cat.safetensors");
         checkpoint::write_safetensors(&path, &begun, &meta).unwrap();
         export(&meta, &begun, &dir.path().join("cat.onnx"), &options).unwrap();
-        let report = well(&path, &[]);
+        let report = verify_ok(&path, &[]);
         assert!(report["rounding"]["passed"] == true && report["rounding"][found].is_number(), "{report}");
         assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
         assert!(text(&run(&path, &[])).contains("rounding weights to halves changes outputs by up to"));
@@ -321,8 +321,8 @@ fn a_file_of_halves_is_well_if_they_are_these_weights_rounded() {
         array.data_mut()[3] *= 1.01;
         let name = name.clone();
         checkpoint::write_safetensors(&path, &other, &meta).unwrap();
-        ill(&path, &[], &format!("cat.onnx holds another {name}"));
-        well(&path, &["--skip-onnx"]);
+        assert_rejected(&path, &[], &format!("cat.onnx holds another {name}"));
+        verify_ok(&path, &["--skip-onnx"]);
     }
 }
 
@@ -513,9 +513,9 @@ fn what_a_file_does_not_say_is_assumed_and_has_an_exit_code_of_its_own() {
     let fields: Vec<&Value> = report["assumed"].as_array().unwrap().iter().map(|a| &a["field"]).collect();
     assert_eq!(fields, ["image_size", "heads", "classes"]);
     let given = ["--image-size", "32", "--heads", "4", "--classes", "a,b,c,d,e,f,g,h,i,j,k,l,m"];
-    let report = well(&path, &given);
+    let report = verify_ok(&path, &given);
     assert_eq!((&report["network"]["heads"], &report["network"]["image_size"]), (&json!(4), &json!(32)));
-    ill(&path, &["--heads", "5"], "heads: expected a divisor of width 64, found 5");
+    assert_rejected(&path, &["--heads", "5"], "heads: expected a divisor of width 64, found 5");
 
     // An exported file holds what was given, and is verified as such.
     let export = |flags: &[&str]| {
@@ -527,8 +527,8 @@ fn what_a_file_does_not_say_is_assumed_and_has_an_exit_code_of_its_own() {
     assert_eq!(export(&given).status.code(), Some(0));
     let meta = OnnxFile::open(&dir.path().join("bare.onnx")).unwrap().meta().unwrap();
     assert_eq!((meta.image_size, meta.classes[12].as_str()), (32, "m"));
-    well(&path, &given);
-    ill(&path, &[&given[..2], &["--heads", "2"], &given[4..]].concat(), "another network");
+    verify_ok(&path, &given);
+    assert_rejected(&path, &[&given[..2], &["--heads", "2"], &given[4..]].concat(), "another network");
 
     // As others write it: what it says is read, and what it does not say is assumed.
     let file = dir.path().join("hub.safetensors");
@@ -567,9 +567,9 @@ fn an_onnx_file_with_one_other_weight_is_found() {
     // The row of a class that the verification's inputs do not use.
     other.get_mut("breed_embedder.embedding.weight").unwrap().data_mut()[40] += 0.14;
     std::fs::write(&onnx, to_onnx(&meta(&modern()), &other, 17).unwrap()).unwrap();
-    ill(&path, &[], "breed_embedder.embedding.weight: 1 of 128 values differ, by up to 1.40e-1");
+    assert_rejected(&path, &[], "breed_embedder.embedding.weight: 1 of 128 values differ, by up to 1.40e-1");
     std::fs::write(&onnx, to_onnx(&meta(&modern()), &weights, 17).unwrap()).unwrap();
-    let compared = &well(&path, &[])["weights_compared"];
+    let compared = &verify_ok(&path, &[])["weights_compared"];
     assert_eq!((&compared["found"], &compared["total"]), (&json!(weights.len()), &json!(weights.len())));
 }
 
@@ -584,7 +584,7 @@ fn a_network_of_large_outputs_is_held_to_a_tolerance_of_their_scale() {
     }
     checkpoint::write_safetensors(&path, &weights, &meta(&modern())).unwrap();
     std::fs::write(&onnx, to_onnx(&meta(&modern()), &weights, 17).unwrap()).unwrap();
-    let range = well(&path, &[])["output_range"].clone();
+    let range = verify_ok(&path, &[])["output_range"].clone();
     assert!(range[1].as_f64().unwrap() > 2000.0, "{range}");
 }
 
@@ -592,9 +592,9 @@ fn a_network_of_large_outputs_is_held_to_a_tolerance_of_their_scale() {
 fn what_is_no_checkpoint_gets_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pt");
-    ill(&path, &[], "x.pt");
+    assert_rejected(&path, &[], "x.pt");
     std::fs::write(&path, b"hello").unwrap();
-    ill(&path, &[], "not a checkpoint");
+    assert_rejected(&path, &[], "not a checkpoint");
     assert_eq!(text(&run(&path, &[])).lines().count(), 1);
     assert_eq!(run(&path, &["--weights", "best"]).status.code(), Some(2));
 }
@@ -603,7 +603,7 @@ fn what_is_no_checkpoint_gets_one_line() {
 fn the_released_models_are_whole_and_their_onnx_files_compute_the_same() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pretrained");
     for name in ["tinydit", "resnet18-breeds"] {
-        let report = well(&folder.join(name).with_extension("safetensors"), &[]);
+        let report = verify_ok(&folder.join(name).with_extension("safetensors"), &[]);
         assert_eq!(report["onnx"], json!(folder.join(name).with_extension("onnx")));
         assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
     }

@@ -21,7 +21,7 @@ pub(super) struct Extent {
     /// The length of the image in bytes, with its end marker.
     pub end: usize,
     /// Whether the end marker is there.
-    pub closed: bool,
+    pub has_end_marker: bool,
 }
 
 /// What a walk through the data of an image found.
@@ -71,13 +71,13 @@ pub(super) fn extent(bytes: &[u8]) -> Extent {
     while let Some((marker, _)) = segments.next() {
         match marker {
             SOS => scans += 1,
-            EOI => return Extent { end: segments.at, closed: true },
+            EOI => return Extent { end: segments.at, has_end_marker: true },
             // Another image begins.
-            SOI if scans > 0 => return Extent { end: segments.at - 2, closed: false },
+            SOI if scans > 0 => return Extent { end: segments.at - 2, has_end_marker: false },
             _ => {}
         }
     }
-    Extent { end: bytes.len(), closed: false }
+    Extent { end: bytes.len(), has_end_marker: false }
 }
 
 /// Whether the data of the image `bytes` are complete. Takes time in proportion to the length of `bytes` and the number of blocks; of a
@@ -223,7 +223,7 @@ struct Component {
     /// Blocks of an MCU across and down.
     sampling: [usize; 2],
     /// Blocks that are coded when the component is alone in a scan, across and down.
-    alone: [usize; 2],
+    blocks_alone: [usize; 2],
     /// Blocks across and down in whole MCUs.
     stride: usize,
     rows: usize,
@@ -272,7 +272,7 @@ impl ScanChecker {
             .map(|part| Component {
                 id: part[0],
                 sampling: [usize::from(part[1] >> 4), usize::from(part[1] & 15)],
-                alone: [0; 2],
+                blocks_alone: [0; 2],
                 stride: 0,
                 rows: 0,
                 missing: [255; 64],
@@ -287,7 +287,7 @@ impl ScanChecker {
         let mcus = [width.div_ceil(8 * across), height.div_ceil(8 * down)];
         for component in &mut components {
             let [h, v] = component.sampling;
-            component.alone = [(width * h).div_ceil(8 * across), (height * v).div_ceil(8 * down)];
+            component.blocks_alone = [(width * h).div_ceil(8 * across), (height * v).div_ceil(8 * down)];
             (component.stride, component.rows) = (mcus[0] * h, mcus[1] * v);
             if progressive {
                 component.nonzero = vec![0; component.stride * component.rows];
@@ -346,7 +346,8 @@ impl ScanChecker {
                 index,
             });
         }
-        let [columns, rows] = if count == 1 { frame.components[parts[0].index].alone } else { frame.mcus };
+        let [columns, rows] =
+            if count == 1 { frame.components[parts[0].index].blocks_alone } else { frame.mcus };
         let mut bits = BitReader::new(bytes, at);
         let band = Band { kind, start: start.into(), end: end.into() };
         let walked = band.walk(&mut bits, &mut parts, [columns, rows], self.interval.into());

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image::{GrayImage, ImageDecoder, RgbImage, buffer::ConvertBuffer, codecs::webp::WebPDecoder};
 
-use super::{MAX_SIDE, jpeg::Completeness, over_white};
+use super::{MAX_SIDE, blend_with_white, jpeg::Completeness};
 
 /// Blocks of coefficients, of 128 bytes each, that a decoder may keep.
 const MAX_BLOCKS: u64 = 10 << 20;
@@ -29,7 +29,7 @@ pub(super) fn jpeg(bytes: &[u8], found: Completeness) -> Result<RgbImage, String
         jpeg_decoder::PixelFormat::RGB24 => RgbImage::from_raw(width, height, pixels),
         jpeg_decoder::PixelFormat::CMYK32 => RgbImage::from_raw(width, height, from_cmyk(pixels)),
         jpeg_decoder::PixelFormat::L8 => {
-            GrayImage::from_raw(width, height, pixels).map(|grey| grey.convert())
+            GrayImage::from_raw(width, height, pixels).map(|gray| gray.convert())
         }
         jpeg_decoder::PixelFormat::L16 => return Err("its pixels have 16 bits".to_string()),
     };
@@ -114,10 +114,12 @@ impl HalfSizeImage {
             let second = pair.get(channels..).filter(|second| second.len() == channels).unwrap_or(first);
             for pixel in [first, second] {
                 let rgb = match *pixel {
-                    [grey] => [grey; 3],
-                    [grey, alpha] => [over_white(grey, alpha); 3],
+                    [gray] => [gray; 3],
+                    [gray, alpha] => [blend_with_white(gray, alpha); 3],
                     [red, green, blue] => [red, green, blue],
-                    [red, green, blue, alpha] => [red, green, blue].map(|value| over_white(value, alpha)),
+                    [red, green, blue, alpha] => {
+                        [red, green, blue].map(|value| blend_with_white(value, alpha))
+                    }
                     _ => [0; 3],
                 };
                 sums.iter_mut().zip(rgb).for_each(|(sum, value)| *sum += u16::from(value));

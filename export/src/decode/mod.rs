@@ -112,7 +112,7 @@ impl<'a> Header<'a> {
             Format::Jpeg => {
                 let extent = jpeg::extent(&bytes);
                 let image = &bytes[..extent.end];
-                if extent.closed {
+                if extent.has_end_marker {
                     bytes = match bytes {
                         Cow::Borrowed(all) => Cow::Borrowed(&all[..extent.end]),
                         owned => owned,
@@ -130,7 +130,7 @@ impl<'a> Header<'a> {
         }
         let mut decoder = open(format, &bytes)?;
         let (width, height) = decoder.dimensions();
-        let orientation = decoder.orientation().map_err(|e| broken(format, &e))?;
+        let orientation = decoder.orientation().map_err(|e| decode_error(format, &e))?;
         drop(decoder);
         Ok(Self { format, bytes, size: [width, height], orientation, found })
     }
@@ -138,7 +138,7 @@ impl<'a> Header<'a> {
     /// Width and height, upright.
     fn upright(&self) -> [u32; 2] {
         let [width, height] = self.size;
-        if turned(self.orientation) { [height, width] } else { [width, height] }
+        if swaps_axes(self.orientation) { [height, width] } else { [width, height] }
     }
 
     fn decode(&self) -> Result<DecodedImage, String> {
@@ -155,13 +155,13 @@ impl<'a> Header<'a> {
                 Format::Png => large::png(&self.bytes),
                 Format::WebP => large::webp(&self.bytes),
             };
-            DynamicImage::from(half.map_err(|e| broken(self.format, &e))?)
+            DynamicImage::from(half.map_err(|e| decode_error(self.format, &e))?)
         } else {
             DynamicImage::from_decoder(open(self.format, &self.bytes)?)
-                .map_err(|e| broken(self.format, &e))?
+                .map_err(|e| decode_error(self.format, &e))?
         };
         picture.apply_orientation(self.orientation);
-        let picture = if picture.color().has_alpha() { on_white(picture) } else { picture.into_rgb8() };
+        let picture = if picture.color().has_alpha() { flatten_alpha(picture) } else { picture.into_rgb8() };
         Ok(DecodedImage { picture, size: self.upright() })
     }
 }
@@ -178,7 +178,7 @@ fn open(format: Format, bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> 
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(|e| broken(format, &e))?;
+    let decoder = reader.into_decoder().map_err(|e| decode_error(format, &e))?;
     let (width, height) = decoder.dimensions();
     if pixels([width, height]) > MAX_PIXELS {
         return Err(format!("{width} x {height} pixels are too many; expected at most {MAX_PIXELS}"));
@@ -190,25 +190,26 @@ fn open(format: Format, bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> 
 }
 
 /// One line about a picture that can't be decoded.
-fn broken(format: Format, error: &impl ToString) -> String {
+fn decode_error(format: Format, error: &impl ToString) -> String {
     let reason = error.to_string();
     format!("a broken {} file: {}", format.name(), excerpt(reason.lines().next().unwrap_or_default()))
 }
 
 /// Runs a decoder on `bytes`. A file on which it panics is broken.
-fn caught<T>(bytes: &[u8], decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    guard::catch(decode)
-        .unwrap_or_else(|panic| Err(broken(Format::of(bytes)?, &format!("its decoder failed: {panic}"))))
+fn catch_panic<T>(bytes: &[u8], decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    guard::catch(decode).unwrap_or_else(|panic| {
+        Err(decode_error(Format::of(bytes)?, &format!("its decoder failed: {panic}")))
+    })
 }
 
 /// Width and height of a picture, upright, if its header is sound and its end is there; a reason why not. No pixel is decoded: data that
 /// end early before an end marker are found when they are.
 pub fn check(bytes: &[u8]) -> Result<[u32; 2], String> {
-    caught(bytes, || Header::read(bytes).map(|header| header.upright()))
+    catch_panic(bytes, || Header::read(bytes).map(|header| header.upright()))
 }
 
 /// Whether what is stored as a row is shown as a column.
-fn turned(orientation: Orientation) -> bool {
+fn swaps_axes(orientation: Orientation) -> bool {
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
     matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH)
 }
@@ -218,10 +219,10 @@ fn turned(orientation: Orientation) -> bool {
 /// must not wait for other threads.
 pub fn decode_with<T>(bytes: &[u8], then: impl FnOnce(DecodedImage) -> T) -> Result<T, String> {
     static LARGE: Mutex<()> = Mutex::new(());
-    let header = caught(bytes, || Header::read(bytes))?;
+    let header = catch_panic(bytes, || Header::read(bytes))?;
     let large = pixels(header.size) > LARGE_PIXELS;
     let _alone = large.then(|| LARGE.lock().unwrap_or_else(PoisonError::into_inner));
-    let upright = caught(bytes, || header.decode())?;
+    let upright = catch_panic(bytes, || header.decode())?;
     drop(header);
     Ok(then(upright))
 }
@@ -246,15 +247,15 @@ pub fn resized(picture: &RgbImage, part: [u32; 4], size: [u32; 2]) -> RgbImage {
     resize(picture, part, size, Filter::Lanczos3)
 }
 
-fn on_white(picture: DynamicImage) -> RgbImage {
+fn flatten_alpha(picture: DynamicImage) -> RgbImage {
     let rgba = picture.into_rgba8();
     RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
         let [r, g, b, a] = rgba.get_pixel(x, y).0;
-        image::Rgb([r, g, b].map(|value| over_white(value, a)))
+        image::Rgb([r, g, b].map(|value| blend_with_white(value, a)))
     })
 }
 
-fn over_white(value: u8, alpha: u8) -> u8 {
+fn blend_with_white(value: u8, alpha: u8) -> u8 {
     ((u32::from(value) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
 }
 

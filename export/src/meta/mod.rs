@@ -170,7 +170,7 @@ impl ModelMeta {
             #[serde(default)]
             provenance: serde_json::Value,
         }
-        complete(&mut json).map_err(|e| ("", e.to_string()))?;
+        fill_defaults(&mut json).map_err(|e| ("", e.to_string()))?;
         let Common { format_version, config, image_size, classes, provenance } = parse(&json)?;
         if format_version == 0 || format_version > FORMAT_VERSION {
             let message = format!("expected 1 to {FORMAT_VERSION}, found {format_version}");
@@ -216,7 +216,7 @@ pub fn is_class_name(name: &str) -> bool {
 }
 
 /// Adds what follows from a generator's network where a file leaves it out.
-fn complete(json: &mut serde_json::Value) -> serde_json::Result<()> {
+fn fill_defaults(json: &mut serde_json::Value) -> serde_json::Result<()> {
     let Some(fields) = json.as_object_mut() else { return Ok(()) };
     if let Some(NetworkConfig::TinyDit(config)) =
         fields.get("config").and_then(|c| NetworkConfig::deserialize(c).ok())

@@ -32,7 +32,7 @@ const RAW_DATA: u32 = 9;
 /// # Errors
 /// [`Error::File`] naming the tensor whose values are not where it says, and [`Error::Io`].
 pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
-    let mut reader = Reader { file, folder, others: BTreeMap::new(), total: bytes.len() };
+    let mut reader = Reader { file, folder, files: BTreeMap::new(), total: bytes.len() };
     let Some(parts) = reader.message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
     let mut out = Vec::with_capacity(parts.iter().map(Chunk::len).sum());
     for part in parts {
@@ -71,7 +71,7 @@ struct ExternalFile {
 struct Reader<'a> {
     file: &'a str,
     folder: &'a Path,
-    others: BTreeMap<String, ExternalFile>,
+    files: BTreeMap<String, ExternalFile>,
     /// Bytes of the whole model.
     total: usize,
 }
@@ -96,7 +96,7 @@ impl Reader<'_> {
                 Some(inside) => {
                     changed = true;
                     let len = inside.iter().map(Chunk::len).sum();
-                    parts.push(Chunk::Bytes(head(raw.number as u32, len).into()));
+                    parts.push(Chunk::Bytes(field_header(raw.number as u32, len).into()));
                     parts.extend(inside);
                 }
             }
@@ -109,54 +109,54 @@ impl Reader<'_> {
         if tensor.data_location != EXTERNAL {
             return Ok(None);
         }
-        let wrong = |message: String| Error::file(self.file, &tensor.name, message);
+        let invalid = |message: String| Error::file(self.file, &tensor.name, message);
         let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
         let number = |key: &str| match entry(key) {
             None => Ok(None),
             Some(text) => text
                 .parse::<u64>()
                 .map(Some)
-                .map_err(|_| wrong(format!("external data: expected a number as {key}, found {text:?}"))),
+                .map_err(|_| invalid(format!("external data: expected a number as {key}, found {text:?}"))),
         };
         let Some(location) = entry("location") else {
-            return Err(wrong("external data: expected a location, found none".into()));
+            return Err(invalid("external data: expected a location, found none".into()));
         };
-        let len = tensor.size().map_err(&wrong)?;
+        let len = tensor.size().map_err(&invalid)?;
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         if length.is_some_and(|length| length != len as u64) {
             let found = length.unwrap_or_default();
             let expected = format!("expected {len} bytes for the shape {:?}", tensor.dims);
-            return Err(wrong(format!("external data: {expected}, found {found}")));
+            return Err(invalid(format!("external data: {expected}, found {found}")));
         }
         self.total = self.total.saturating_add(len);
         if self.total > MAX_BYTES {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "external data: expected a model of at most {MAX_BYTES} bytes, found more"
             )));
         }
-        if !self.others.contains_key(location) {
+        if !self.files.contains_key(location) {
             let other = self.open(location).map_err(|e| match e {
-                ExternalError::Because(why) => wrong(format!("external data in {location:?}: {why}")),
+                ExternalError::Because(why) => invalid(format!("external data in {location:?}: {why}")),
                 ExternalError::Io(e) => e,
             })?;
-            self.others.insert(location.to_owned(), other);
+            self.files.insert(location.to_owned(), other);
         }
-        let other = self.others.get_mut(location).ok_or_else(|| wrong("external data".into()))?;
+        let other = self.files.get_mut(location).ok_or_else(|| invalid("external data".into()))?;
         let size = other.size;
         if offset.checked_add(len as u64).is_none_or(|end| end > size) {
             let place = format!("{len} bytes from byte {offset} on");
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "external data in {location:?}: expected {place}, found a file of {size}"
             )));
         }
         // Or a small file could be read into memory again and again.
         other.left = other.left.checked_sub(len as u64).ok_or_else(|| {
-            wrong(format!("external data in {location:?}: expected tensors that do not overlap"))
+            invalid(format!("external data in {location:?}: expected tensors that do not overlap"))
         })?;
         let plain =
             TensorProto { external_data: Vec::new(), data_location: 0, raw_data: Vec::new(), ..tensor };
         let mut start = plain.encode_to_vec();
-        start.extend(head(RAW_DATA, len));
+        start.extend(field_header(RAW_DATA, len));
         let values = Chunk::Values { location: location.to_owned(), offset, len };
         Ok(Some(vec![Chunk::Bytes(start.into()), values]))
     }
@@ -186,7 +186,7 @@ impl Reader<'_> {
     }
 
     fn copy(&mut self, location: &str, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        let Some(other) = self.others.get_mut(location) else { return Ok(()) };
+        let Some(other) = self.files.get_mut(location) else { return Ok(()) };
         let mut copy = || {
             other.file.seek(SeekFrom::Start(offset))?;
             let read = (&other.file).take(len as u64).read_to_end(out)?;
@@ -203,7 +203,7 @@ enum ExternalError {
 }
 
 /// The tag of a field and the length of its `len` bytes.
-fn head(number: u32, len: usize) -> Vec<u8> {
+fn field_header(number: u32, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode_key(number, WireType::LengthDelimited, &mut bytes);
     encode_varint(len as u64, &mut bytes);
@@ -337,7 +337,7 @@ mod tests {
         assert!(at("m.data", "0", "24").is_ok() && at("./m.data", "0", "24").is_ok());
         #[cfg(unix)]
         assert!(at("inside.data", "0", "24").is_ok());
-        let mut wrong = vec![
+        let mut invalid = vec![
             (outside.as_str(), "0", "24", "inside the model's folder"),
             ("../outside.data", "0", "24", "inside the model's folder"),
             ("folder/../../outside.data", "0", "24", "inside the model's folder"),
@@ -355,10 +355,10 @@ mod tests {
             ("m.data", "0", "ten", "expected a number as length, found \"ten\""),
         ];
         if cfg!(unix) {
-            wrong.push(("link.data", "0", "24", "leaves the model's folder"));
-            wrong.push(("links/outside.data", "0", "24", "leaves the model's folder"));
+            invalid.push(("link.data", "0", "24", "leaves the model's folder"));
+            invalid.push(("links/outside.data", "0", "24", "leaves the model's folder"));
         }
-        for (location, offset, length, said) in wrong {
+        for (location, offset, length, said) in invalid {
             let error = at(location, offset, length).unwrap_err();
             assert!(error.contains(said) && !error.contains(char::is_control), "{location:?}: {error}");
             // An error of the system names the other file, all others the model's.

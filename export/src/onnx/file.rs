@@ -10,7 +10,7 @@ use tiny_cats_models::{Array, Weights};
 
 use super::{
     digest, external, guidance,
-    halves::widened,
+    half_precision::from_f16,
     proto::{
         DataType, DimensionValue, FLOAT16, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
     },
@@ -175,7 +175,7 @@ impl OnnxFile {
                     FLOAT if t.raw_data.is_empty() => (t.name, t.float_data),
                     FLOAT => (t.name, floats(&t.raw_data)),
                     // Each once, however often the graph widens it.
-                    FLOAT16 => (casts.remove(&t.name)?, widened(&t.raw_data)),
+                    FLOAT16 => (casts.remove(&t.name)?, from_f16(&t.raw_data)),
                     _ => return None,
                 };
                 let dims: Vec<usize> = t.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
@@ -270,7 +270,7 @@ mod tests {
         let array = Array::new([2, 3], (0..6).map(|v| v as f32).collect()).unwrap();
         let weights = Weights::from([("head.weight".to_owned(), array)]);
         let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
-        let mut source = graph.source(&weights).in_halves(storage.halves(&weights));
+        let mut source = graph.source(&weights).with_f16_weights(storage.f16_names(&weights));
         let weight = Scope::root(&mut source).sub("head").param("weight", [2, 3], Init::Zeros).unwrap();
         source.finish().unwrap();
         let y = graph.floats("x", &[3]).unwrap().linear(&weight, None).unwrap();

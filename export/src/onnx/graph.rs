@@ -104,15 +104,15 @@ impl GraphBuilder {
     }
 
     /// An initializer, or one of halves and the node called `name` that widens it.
-    fn parameter(&mut self, name: &str, array: &Array, halves: bool) -> Result<Param, ModelError> {
+    fn parameter(&mut self, name: &str, array: &Array, f16_names: bool) -> Result<Param, ModelError> {
         if self.names.contains_key(name) {
             let (what, found) = ("a name used once".into(), name.into());
             return Err(ModelError::Shape { op: "parameter", expected: what, found });
         }
         self.names.insert(name.to_owned(), 0);
-        if halves {
+        if f16_names {
             let stored = self.unique(&format!("{name}/halves"));
-            self.initializers.push(TensorProto::halves(&stored, array.dims(), array.data()));
+            self.initializers.push(TensorProto::f16(&stored, array.dims(), array.data()));
             let to = vec![AttributeProto::int("to", DataType::Float as i64)];
             self.push(&format!("{name}/Cast"), "Cast", &[&stored], name, to);
         } else {
@@ -195,7 +195,12 @@ impl OnnxGraph {
 
     /// A source that hands out `weights` as initializers of this graph, under their own names.
     pub fn source<'a>(&self, weights: &'a Weights) -> OnnxSource<'a> {
-        OnnxSource { builder: self.builder.clone(), weights, halves: BTreeSet::new(), used: BTreeSet::new() }
+        OnnxSource {
+            builder: self.builder.clone(),
+            weights,
+            f16_names: BTreeSet::new(),
+            used: BTreeSet::new(),
+        }
     }
 
     /// The file's bytes: the same for the same definition, weights and metadata. The graph's outputs get the given names;
@@ -266,14 +271,14 @@ impl OnnxGraph {
 pub struct OnnxSource<'a> {
     builder: Rc<RefCell<GraphBuilder>>,
     weights: &'a Weights,
-    halves: BTreeSet<String>,
+    f16_names: BTreeSet<String>,
     used: BTreeSet<String>,
 }
 
 impl OnnxSource<'_> {
     /// Stores those weights as halves; [`rounded`](super::rounded) has made them such.
-    pub(crate) fn in_halves(self, halves: BTreeSet<String>) -> Self {
-        Self { halves, ..self }
+    pub(crate) fn with_f16_weights(self, f16_names: BTreeSet<String>) -> Self {
+        Self { f16_names, ..self }
     }
 
     /// Says that the definition has asked for everything.
@@ -298,8 +303,8 @@ impl Source<Value> for OnnxSource<'_> {
             let found = array.dims().to_vec();
             return Err(ModelError::ParameterShape { name: spec.name, expected: spec.dims, found });
         }
-        let halves = self.halves.contains(&spec.name);
-        let param = self.builder.borrow_mut().parameter(&spec.name, array, halves)?;
+        let f16_names = self.f16_names.contains(&spec.name);
+        let param = self.builder.borrow_mut().parameter(&spec.name, array, f16_names)?;
         self.used.insert(spec.name);
         Ok(param)
     }

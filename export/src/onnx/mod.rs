@@ -5,14 +5,14 @@ mod external;
 mod file;
 mod graph;
 mod guidance;
-mod halves;
+mod half_precision;
 pub(crate) mod proto;
 mod scan;
 mod value;
 
 pub use file::{OnnxFile, ValueInfo};
 pub use graph::{DEFAULT_OPSET, OPSETS, OnnxGraph, OnnxSource};
-pub use halves::WeightStorage;
-pub(crate) use halves::rounded;
+pub use half_precision::WeightStorage;
+pub(crate) use half_precision::rounded;
 pub use proto::DataType;
 pub use value::{Param, Value};

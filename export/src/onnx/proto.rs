@@ -5,7 +5,7 @@
 
 use prost::Message;
 
-use super::halves::narrowed;
+use super::half_precision::to_f16;
 
 /// The element type of [halves](super::halves), which nothing but a weight is stored as.
 pub const FLOAT16: i32 = 10;
@@ -199,8 +199,8 @@ impl TensorProto {
     }
 
     /// Values that are halves, stored as such.
-    pub fn halves(name: &str, dims: &[usize], values: &[f32]) -> Self {
-        let raw = narrowed(values).iter().flat_map(|v| v.to_le_bytes()).collect();
+    pub(super) fn f16(name: &str, dims: &[usize], values: &[f32]) -> Self {
+        let raw = to_f16(values).iter().flat_map(|v| v.to_le_bytes()).collect();
         Self::raw(name, dims, FLOAT16, raw)
     }
 

@@ -30,12 +30,12 @@ pub struct Value {
     module: Rc<str>,
 }
 
-fn wrong(op: &'static str, expected: impl Into<String>, found: impl std::fmt::Debug) -> Error {
+fn shape_error(op: &'static str, expected: impl Into<String>, found: impl std::fmt::Debug) -> Error {
     Error::Shape { op, expected: expected.into(), found: format!("{found:?}") }
 }
 
 fn expect(holds: bool, op: &'static str, expected: &str, found: impl std::fmt::Debug) -> Result<()> {
-    if holds { Ok(()) } else { Err(wrong(op, expected, found)) }
+    if holds { Ok(()) } else { Err(shape_error(op, expected, found)) }
 }
 
 /// The module that a parameter belongs to: its name without the last part.
@@ -359,7 +359,8 @@ impl Tensor for Value {
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let dims = shape::concat(&parts.iter().map(|p| &*p.dims).collect::<Vec<_>>(), axis)?;
-        let (first, rest) = parts.split_first().ok_or_else(|| wrong("concat", "at least one part", 0))?;
+        let (first, rest) =
+            parts.split_first().ok_or_else(|| shape_error("concat", "at least one part", 0))?;
         first.with("concat", &rest.iter().collect::<Vec<_>>())?;
         let names: Vec<&str> = rest.iter().map(|p| &*p.name).collect();
         Ok(first.node("Concat", &names, vec![Attribute::int("axis", axis as i64 + 1)], dims))

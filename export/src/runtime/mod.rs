@@ -5,6 +5,8 @@
     allow(dead_code, unused_variables)
 )]
 
+#[cfg(any(feature = "native", feature = "tract", feature = "ort"))]
+mod batch_split;
 #[cfg(feature = "candle")]
 pub(crate) mod candle;
 #[cfg(feature = "candle-onnx")]
@@ -13,8 +15,6 @@ mod candle_onnx;
 pub(crate) mod native;
 #[cfg(feature = "ort")]
 mod ort;
-#[cfg(any(feature = "native", feature = "tract", feature = "ort"))]
-mod share;
 #[cfg(feature = "tract")]
 mod tract;
 
@@ -72,7 +72,7 @@ impl RuntimeKind {
             #[cfg(feature = "candle-onnx")]
             Self::CandleOnnx => Ok(candle::VERSION.into()),
             #[allow(unreachable_patterns)]
-            _ => Err(self.absent()),
+            _ => Err(self.not_available()),
         }
     }
 
@@ -102,7 +102,7 @@ impl RuntimeKind {
                 Err(self.error("it computes definitions, not graphs"))
             }
             #[allow(unreachable_patterns)]
-            _ => Err(self.absent()),
+            _ => Err(self.not_available()),
         })
     }
 
@@ -117,7 +117,7 @@ impl RuntimeKind {
         if self == Self::CandleOnnx { 17 } else { *crate::onnx::OPSETS.end() }
     }
 
-    pub(crate) fn absent(self) -> Error {
+    pub(crate) fn not_available(self) -> Error {
         self.error(format!("not built in; build with the feature {}", self.name()))
     }
 

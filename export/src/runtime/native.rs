@@ -9,8 +9,9 @@ use tiny_cats_models::{
 };
 
 use super::{
-    RuntimeKind, check_weights,
-    share::{MAX_ITEMS_PER_PASS, items, share},
+    RuntimeKind,
+    batch_split::{MAX_ITEMS_PER_PASS, items, split_batch},
+    check_weights,
 };
 use crate::{Classify, Result, sample::Denoiser};
 
@@ -54,7 +55,7 @@ impl<M: Sync> NativeModel<M> {
             return part(0..n);
         }
         let mut threads: Vec<&ThreadPool> = self.threads.iter().collect();
-        share(&mut threads, n, MAX_ITEMS_PER_PASS, |thread, range| thread.install(|| part(range)))
+        split_batch(&mut threads, n, MAX_ITEMS_PER_PASS, |thread, range| thread.install(|| part(range)))
     }
 }
 

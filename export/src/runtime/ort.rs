@@ -18,9 +18,9 @@ use rayon::prelude::*;
 use tiny_cats_models::Array;
 
 use super::{
-    InputTensor, RuntimeKind, Session, check_inputs, guarded,
-    share::{MAX_ITEMS_PER_PASS, items, share},
-    threads,
+    InputTensor, RuntimeKind, Session,
+    batch_split::{MAX_ITEMS_PER_PASS, items, split_batch},
+    check_inputs, guarded, threads,
 };
 use crate::{Result, onnx::OnnxFile};
 
@@ -100,7 +100,7 @@ impl Session for OrtSession {
     fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         if !self.workers.is_empty() && batch >= self.workers.len() {
-            return share(&mut self.workers, batch, MAX_ITEMS_PER_PASS, |session, range| {
+            return split_batch(&mut self.workers, batch, MAX_ITEMS_PER_PASS, |session, range| {
                 part(session, inputs, range)
             });
         }

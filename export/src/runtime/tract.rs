@@ -9,9 +9,9 @@ use tract_onnx::prelude::{
 };
 
 use super::{
-    InputTensor, RuntimeKind, Session, check_inputs, guarded,
-    share::{items, share},
-    threads,
+    InputTensor, RuntimeKind, Session,
+    batch_split::{items, split_batch},
+    check_inputs, guarded, threads,
 };
 use crate::{
     Result,
@@ -97,7 +97,7 @@ impl Session for TractSession {
     fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         let session = &*self;
-        share(&mut vec![(); threads().min(batch)], batch, 1, |(), range| {
+        split_batch(&mut vec![(); threads().min(batch)], batch, 1, |(), range| {
             guarded(KIND, || session.item(inputs, range.start).map_err(|e| KIND.error(format!("{e:#}"))))
         })
     }

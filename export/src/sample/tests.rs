@@ -16,7 +16,7 @@ impl Oracle {
 }
 
 /// The colour of a class.
-fn colour(label: i64) -> f32 {
+fn color(label: i64) -> f32 {
     0.1 * label as f32
 }
 
@@ -26,7 +26,7 @@ impl Denoiser for Oracle {
         self.times.push(t[0]);
         let len = x.data().len() / label.len();
         let value = |(i, x): (usize, &f32)| {
-            let (clean, t) = (colour(label[i / len]), t[i / len]);
+            let (clean, t) = (color(label[i / len]), t[i / len]);
             match self.prediction {
                 PredictionType::X => clean,
                 // On the straight path to `clean` the velocity does not change.
@@ -84,7 +84,7 @@ fn the_last_step_returns_the_predicted_picture_itself() {
             let mut oracle = Oracle::new(PredictionType::X);
             let pictures = draw(&mut oracle, &settings, &draws(5)).unwrap();
             for (picture, draw) in pictures.iter().zip(draws(5)) {
-                assert!(picture.data().iter().all(|&v| v == colour(draw.label)));
+                assert!(picture.data().iter().all(|&v| v == color(draw.label)));
             }
             assert!(oracle.times.iter().all(|&t| t < 1.0), "t = 1 is never asked for");
         }
@@ -129,7 +129,7 @@ fn guidance_moves_away_from_the_null_class_and_only_in_its_interval() {
         SamplingSettings { guidance: 3.0, guidance_interval: [0.0, 1.0], ..settings(PredictionType::X) };
     let mut oracle = Oracle::new(PredictionType::X);
     let picture = &draw(&mut oracle, &guided, &[SampleSpec { index: 0, label: 1 }]).unwrap()[0];
-    let expected = colour(5) + 3.0 * (colour(1) - colour(5));
+    let expected = color(5) + 3.0 * (color(1) - color(5));
     assert!(picture.data().iter().all(|v| (v - expected).abs() < 1e-6));
     assert_eq!(oracle.largest_batch, 2);
 
@@ -214,7 +214,7 @@ fn a_preview_is_the_clean_picture_that_the_network_sees() {
         let mut picture = [Trajectory::new(&settings, DIMS, SampleSpec { index: 1, label: 2 }).unwrap()];
         while !picture[0].is_finished() {
             advance(&mut oracle, &mut picture).unwrap();
-            assert!(picture[0].preview().iter().all(|v| (v - colour(2)).abs() < 1e-5));
+            assert!(picture[0].preview().iter().all(|v| (v - color(2)).abs() < 1e-5));
         }
     }
 }

@@ -17,7 +17,7 @@ pub struct Trajectory {
     /// Steps taken.
     done: usize,
     /// Between the two evaluations of a step: what the first has found.
-    between: Option<HalfStep>,
+    half_step: Option<HalfStep>,
     /// The clean picture, as the last evaluation saw it.
     preview: Vec<f32>,
 }
@@ -42,7 +42,7 @@ impl Trajectory {
         settings.validate()?;
         let x = noise(settings.seed, draw.index, dims.iter().product());
         let settings = settings.clone();
-        Ok(Self { settings, dims, draw, preview: x.clone(), x, done: 0, between: None })
+        Ok(Self { settings, dims, draw, preview: x.clone(), x, done: 0, half_step: None })
     }
 
     /// The picture's number, which chose its noise.
@@ -90,8 +90,8 @@ impl Trajectory {
 
     /// Where the network is to be asked next, and when.
     fn point(&self) -> (&[f32], f32) {
-        match &self.between {
-            Some(between) => (&between.point, between.t),
+        match &self.half_step {
+            Some(half_step) => (&half_step.point, half_step.t),
             None => (&self.x, self.time(self.done)),
         }
     }
@@ -112,14 +112,14 @@ impl Trajectory {
         let (_, t) = self.point();
         let (from, to) = (self.time(self.done), self.time(self.done + 1));
         let width = to - from;
-        self.see(&prediction, t);
+        self.update_preview(&prediction, t);
         let last = self.done + 1 == self.settings.steps;
-        if last && self.between.is_none() && self.settings.prediction == PredictionType::X {
+        if last && self.half_step.is_none() && self.settings.prediction == PredictionType::X {
             self.x = prediction;
-            return self.stepped();
+            return self.finish_step();
         }
         let slope = self.velocity(prediction, t);
-        match (self.between.take(), self.settings.sampler) {
+        match (self.half_step.take(), self.settings.sampler) {
             (None, Sampler::Euler) => step(&mut self.x, &slope, width),
             (None, Sampler::Heun) => return self.request_second_evaluation(slope, width, to),
             (None, Sampler::Midpoint) => {
@@ -131,18 +131,18 @@ impl Trajectory {
             }
             (Some(_), Sampler::Euler | Sampler::Midpoint) => step(&mut self.x, &slope, width),
         }
-        self.stepped()
+        self.finish_step()
     }
 
     /// A second evaluation of this step, `width` further along `slope`, at `t`.
     fn request_second_evaluation(&mut self, slope: Vec<f32>, width: f32, t: f32) -> Result<()> {
         let mut point = self.x.clone();
         step(&mut point, &slope, width);
-        self.between = Some(HalfStep { slope, point, t });
+        self.half_step = Some(HalfStep { slope, point, t });
         Ok(())
     }
 
-    fn stepped(&mut self) -> Result<()> {
+    fn finish_step(&mut self) -> Result<()> {
         if self.x.iter().any(|v| !v.is_finite()) {
             return Err(Error::NotFinite { step: self.done });
         }
@@ -151,7 +151,7 @@ impl Trajectory {
     }
 
     /// Keeps the clean picture that follows from a prediction.
-    fn see(&mut self, prediction: &[f32], t: f32) {
+    fn update_preview(&mut self, prediction: &[f32], t: f32) {
         let mut preview = std::mem::take(&mut self.preview);
         match self.settings.prediction {
             PredictionType::X => preview.copy_from_slice(prediction),
@@ -186,11 +186,11 @@ pub fn advance<'a>(
     denoiser: &mut dyn Denoiser,
     trajectories: impl IntoIterator<Item = &'a mut Trajectory>,
 ) -> Result<()> {
-    let mut asked: Vec<&mut Trajectory> = trajectories.into_iter().filter(|t| !t.is_finished()).collect();
-    let Some(dims) = asked.first().map(|trajectory| trajectory.dims) else { return Ok(()) };
+    let mut pending: Vec<&mut Trajectory> = trajectories.into_iter().filter(|t| !t.is_finished()).collect();
+    let Some(dims) = pending.first().map(|trajectory| trajectory.dims) else { return Ok(()) };
     let (mut x, mut times, mut labels) = (Vec::new(), Vec::new(), Vec::new());
-    let guided = || asked.iter().filter(|trajectory| trajectory.is_guided());
-    let rows = asked.iter().map(|t| (t, t.draw.label)).chain(guided().map(|t| (t, t.settings.null_label)));
+    let guided = || pending.iter().filter(|trajectory| trajectory.is_guided());
+    let rows = pending.iter().map(|t| (t, t.draw.label)).chain(guided().map(|t| (t, t.settings.null_label)));
     for (trajectory, label) in rows {
         let (point, t) = trajectory.point();
         x.extend_from_slice(point);
@@ -204,9 +204,9 @@ pub fn advance<'a>(
         return Err(tiny_cats_models::Error::Shape { op: "prediction", expected, found }.into());
     }
     let len: usize = dims.iter().product();
-    let (conditional, null) = prediction.data().split_at(asked.len() * len);
+    let (conditional, null) = prediction.data().split_at(pending.len() * len);
     let mut null = null.chunks_exact(len);
-    for (trajectory, conditional) in asked.iter_mut().zip(conditional.chunks_exact(len)) {
+    for (trajectory, conditional) in pending.iter_mut().zip(conditional.chunks_exact(len)) {
         let guidance = trajectory.settings.guidance;
         let null = if trajectory.is_guided() { null.next() } else { None };
         let guided = match null {

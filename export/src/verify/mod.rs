@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights, candle::with_candle_ops, count};
 
-pub use crate::convert::exported;
+pub use crate::convert::export_form;
 use crate::{
     Error, Model, ModelMeta, Request, Result, TaskMeta,
     convert::to_onnx_with_storage,
@@ -227,7 +227,7 @@ pub fn verify_on(
     trajectory: bool,
 ) -> Result<VerificationReport> {
     // A NaN is not equal to itself, so this comes before any comparison.
-    let (exported_meta, exported) = exported(meta, weights)?;
+    let (exported_meta, exported) = export_form(meta, weights)?;
     for (name, array) in weights.iter().chain(&*exported) {
         let bad = array.data().iter().filter(|v| !v.is_finite()).count();
         if bad > 0 {
@@ -251,7 +251,7 @@ pub fn verify_on(
         return Err(Error::Verification(message.into()));
     }
     let rounding = match rounded {
-        Some(_) => Some(RoundingReport::between(meta, &plain(&full, true)?, &expected)),
+        Some(_) => Some(RoundingReport::compare(meta, &plain(&full, true)?, &expected)),
         None => None,
     };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
@@ -324,7 +324,7 @@ fn draw(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<Vec<Array>
 
 /// Rows of logits whose largest stands in the same place.
 fn same_class(a: &Array, b: &Array) -> usize {
-    rows(a).zip(rows(b)).filter(|(a, b)| largest(a) == largest(b)).count()
+    rows(a).zip(rows(b)).filter(|(a, b)| argmax(a) == argmax(b)).count()
 }
 
 fn rows(array: &Array) -> impl Iterator<Item = &[f32]> {
@@ -332,7 +332,7 @@ fn rows(array: &Array) -> impl Iterator<Item = &[f32]> {
 }
 
 /// The place of the largest.
-fn largest(row: &[f32]) -> Option<usize> {
+fn argmax(row: &[f32]) -> Option<usize> {
     (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]))
 }
 

@@ -5,10 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights};
 
-use super::{Case, Outputs, TOLERANCE, largest, min_psnr, rows, scale};
+use super::{Case, Outputs, TOLERANCE, argmax, min_psnr, rows, scale};
 use crate::{
     Error, Model, ModelMeta, Result,
-    convert::exported,
+    convert::export_form,
     onnx::{OnnxFile, rounded},
 };
 
@@ -34,7 +34,7 @@ pub struct RoundingReport {
 }
 
 impl RoundingReport {
-    pub(super) fn between(meta: &ModelMeta, full: &Outputs, rounded: &Outputs) -> Self {
+    pub(super) fn compare(meta: &ModelMeta, full: &Outputs, rounded: &Outputs) -> Self {
         let pairs = || full.outputs.iter().zip(&rounded.outputs);
         let values = pairs().flat_map(|(a, b)| a.data().iter().zip(b.data()));
         // `max` would drop a NaN.
@@ -68,7 +68,7 @@ impl fmt::Display for RoundingReport {
 fn other_classes(full: &Array, rounded: &Array) -> usize {
     let scale = scale(full.data());
     let is_other = |(full, rounded): (&[f32], &[f32])| {
-        let (Some(class), Some(other)) = (largest(full), largest(rounded)) else { return false };
+        let (Some(class), Some(other)) = (argmax(full), argmax(rounded)) else { return false };
         let (best, second) = (full[class], full[other]);
         let allowed = |value| TOLERANCE.allowed(value, scale);
         class != other && best - second > allowed(best) + allowed(second)
@@ -82,7 +82,7 @@ fn other_classes(full: &Array, rounded: &Array) -> usize {
 /// # Errors
 /// [`Error::Verification`] when the file holds other weights.
 pub(super) fn rounded_model(meta: &ModelMeta, weights: &Weights, file: &OnnxFile) -> Result<Option<Model>> {
-    let (meta, weights) = exported(meta, weights)?;
+    let (meta, weights) = export_form(meta, weights)?;
     let expected = rounded(&weights, file.halves())?;
     let held = file.weights()?;
     if let Some((name, _)) = expected.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
@@ -104,6 +104,6 @@ pub fn rounding(
     let Some(model) = rounded_model(meta, weights, file)? else { return Ok(None) };
     let cases = Case::all(meta)?;
     let full = Outputs::of(&Model::from_weights(meta.clone(), weights.clone()), &cases, true)?;
-    let found = RoundingReport::between(meta, &full, &Outputs::of(&model, &cases, true)?);
+    let found = RoundingReport::compare(meta, &full, &Outputs::of(&model, &cases, true)?);
     Ok(Some((model, found)))
 }

@@ -5,5 +5,5 @@ mod common;
 mod classifier;
 mod exported_classifier;
 mod generator;
-mod halves;
+mod half_precision;
 mod runtimes;

@@ -39,8 +39,8 @@ pub(crate) fn backward(
 fn grad_x(x: &Tensor, weight: &Tensor, grad: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     let kernel = weight.dim(2)?;
-    let grad = spread(grad, 2, stride, height + 2 * padding + 1 - kernel)?;
-    let grad = spread(&grad, 3, stride, width + 2 * padding + 1 - kernel)?;
+    let grad = dilate(grad, 2, stride, height + 2 * padding + 1 - kernel)?;
+    let grad = dilate(&grad, 3, stride, width + 2 * padding + 1 - kernel)?;
     let turned = weight.transpose(0, 1)?.contiguous()?.flip(&[2, 3])?;
     // What the windows hang over the edge by is cut off again, where it is more than a kernel.
     let (margin, cut) = ((kernel - 1).saturating_sub(padding), padding.saturating_sub(kernel - 1));
@@ -59,7 +59,7 @@ fn grad_weight(x: &Tensor, weight: &Tensor, grad: &Tensor, stride: usize, paddin
 }
 
 /// Puts the entries of `axis` `stride` apart, zeros between them and up to `len`.
-fn spread(x: &Tensor, axis: usize, stride: usize, len: usize) -> Result<Tensor> {
+fn dilate(x: &Tensor, axis: usize, stride: usize, len: usize) -> Result<Tensor> {
     let n = x.dim(axis)?;
     let apart = if stride == 1 {
         x.clone()

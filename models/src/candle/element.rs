@@ -13,7 +13,7 @@ impl Element for f32 {}
 impl Element for f64 {}
 
 /// A tensor on the CPU.
-pub(super) fn made<F: WithDType>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
+pub(super) fn cpu_tensor<F: WithDType>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
 }
 

@@ -3,13 +3,13 @@
 mod convolution;
 mod element;
 pub(crate) mod ops;
-mod plain;
 pub(crate) mod precision;
 pub(crate) mod spatial;
+mod value;
 pub(crate) mod windows;
 
 pub use ops::{has_kernels, with_candle_ops};
-pub use plain::{CandleValue, Params};
+pub use value::{CandleValue, Params};
 
 use candle_core::{DType, Device, Tensor};
 

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::{
-    element::{Element, by_type, made, view},
+    element::{Element, by_type, cpu_tensor, view},
     precision::{FactorPrecision, by_factor, convert, is_half, wide},
 };
 pub(crate) use crate::kernels::{norm::Kind, pointwise::Activation};
@@ -48,7 +48,7 @@ pub fn has_kernels(device: &Device) -> bool {
 
 /// Whether the kernels are to compute what comes in halves. They know f32: the factors are exact in it, the sums are taken in it, and
 /// the result is rounded once, as where a device multiplies halves.
-pub(super) fn widened(x: &Tensor) -> bool {
+pub(super) fn computes_in_f32(x: &Tensor) -> bool {
     fused(x) && is_half(x.dtype())
 }
 
@@ -68,7 +68,7 @@ pub(super) fn contiguous<const N: usize>(xs: [&Tensor; N]) -> Result<[Tensor; N]
 
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        made(pointwise::add::<F>(&view(a)?, &view(b)?), a.shape())
+        cpu_tensor(pointwise::add::<F>(&view(a)?, &view(b)?), a.shape())
     }
     if fused(a) && matches!(a.dtype(), DType::F32 | DType::F64) {
         let [a, b] = contiguous([a, b])?;
@@ -81,7 +81,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let width = x.dim(D::Minus1)?;
-        made(pointwise::sum_rows::<F>(&view(x)?, width), width)
+        cpu_tensor(pointwise::sum_rows::<F>(&view(x)?, width), width)
     }
     let x = rows(&x.contiguous()?)?;
     if fused(&x) {
@@ -107,9 +107,9 @@ pub(crate) fn linear(
     {
         let (out, input) = weight.dims2()?;
         let bias = bias.map(view::<P::Number>).transpose()?;
-        made(layer::linear::<P>(&view(x)?, &view(weight)?, bias.as_deref(), input, out), dims)
+        cpu_tensor(layer::linear::<P>(&view(x)?, &view(weight)?, bias.as_deref(), input, out), dims)
     }
-    if widened(x) {
+    if computes_in_f32(x) {
         let bias = bias.map(wide).transpose()?;
         return convert(&linear(rounding, &wide(x)?, &wide(weight)?, bias.as_ref())?, x.dtype());
     }
@@ -147,10 +147,10 @@ pub(crate) fn linear_backward(
         let (out, input) = weight.dims2()?;
         let (grad_x, grad_weight) =
             layer::linear_backward::<P>(&view(x)?, &view(weight)?, &view(grad)?, input, out, need_x);
-        let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
-        Ok((grad_x, made(grad_weight, weight.shape())?))
+        let grad_x = grad_x.map(|g| cpu_tensor(g, x.shape())).transpose()?;
+        Ok((grad_x, cpu_tensor(grad_weight, weight.shape())?))
     }
-    if widened(x) {
+    if computes_in_f32(x) {
         let (grad_x, grad_weight) =
             linear_backward(rounding, &wide(x)?, &wide(weight)?, &wide(grad)?, need_x)?;
         let grad_x = grad_x.map(|g| convert(&g, x.dtype())).transpose()?;
@@ -182,13 +182,16 @@ pub(crate) fn norm(
     ) -> Result<Tensor> {
         let (weight, bias) = (weight.map(view::<F>).transpose()?, bias.map(view::<F>).transpose()?);
         let width = x.dim(D::Minus1)?;
-        made(norm::forward(kind, &view::<F>(x)?, width, weight.as_deref(), bias.as_deref(), eps), x.shape())
+        cpu_tensor(
+            norm::forward(kind, &view::<F>(x)?, width, weight.as_deref(), bias.as_deref(), eps),
+            x.shape(),
+        )
     }
     let x = x.contiguous()?;
     if fused(&x) {
         return by_type!(x, kernel(kind, &x, weight, bias, eps));
     }
-    let mut y = normalised(kind, &x, eps)?.0;
+    let mut y = normalized(kind, &x, eps)?.0;
     if let Some(weight) = weight {
         y = y.broadcast_mul(weight)?;
     }
@@ -199,7 +202,7 @@ pub(crate) fn norm(
 }
 
 /// The normalised value and the inverse length that it was multiplied by.
-fn normalised(kind: Kind, x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+fn normalized(kind: Kind, x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     let centred = match kind {
         Kind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
         Kind::Rms => x.clone(),
@@ -227,15 +230,16 @@ pub(crate) fn norm_backward(
         let width = x.dim(D::Minus1)?;
         let (grad_x, params) =
             norm::backward(kind, &view::<F>(x)?, &view::<F>(grad)?, width, weight.as_deref(), eps);
-        let params =
-            params.map(|(w, b)| Ok::<_, crate::Error>((made(w, width)?, made(b, width)?))).transpose()?;
-        Ok((made(grad_x, x.shape())?, params))
+        let params = params
+            .map(|(w, b)| Ok::<_, crate::Error>((cpu_tensor(w, width)?, cpu_tensor(b, width)?)))
+            .transpose()?;
+        Ok((cpu_tensor(grad_x, x.shape())?, params))
     }
     let [x, grad] = contiguous([x, grad])?;
     if fused(&x) {
         return by_type!(x, kernel(kind, &x, weight, &grad, eps));
     }
-    let (normal, inverse) = normalised(kind, &x, eps)?;
+    let (normal, inverse) = normalized(kind, &x, eps)?;
     let params = match weight {
         Some(_) => Some((sum_rows(&(&grad * &normal)?)?, sum_rows(&grad)?)),
         None => None,
@@ -254,7 +258,7 @@ pub(crate) fn norm_backward(
 
 pub(crate) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(kind: Activation, x: &Tensor) -> Result<Tensor> {
-        made(pointwise::activation::<F>(kind, &view(x)?), x.shape())
+        cpu_tensor(pointwise::activation::<F>(kind, &view(x)?), x.shape())
     }
     let x = x.contiguous()?;
     if fused(&x) {
@@ -273,7 +277,7 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
 
 pub(crate) fn activation_backward(kind: Activation, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(kind: Activation, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        made(pointwise::activation_backward::<F>(kind, &view(x)?, &view(grad)?), x.shape())
+        cpu_tensor(pointwise::activation_backward::<F>(kind, &view(x)?, &view(grad)?), x.shape())
     }
     let [x, grad] = contiguous([x, grad])?;
     if fused(&x) {
@@ -294,7 +298,7 @@ pub(crate) fn activation_backward(kind: Activation, x: &Tensor, grad: &Tensor) -
     Ok((grad * slope)?)
 }
 
-fn halves(x: &Tensor) -> Result<(Tensor, Tensor)> {
+fn split_last_axis(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let half = x.dim(D::Minus1)? / 2;
     Ok((x.narrow(D::Minus1, 0, half)?.contiguous()?, x.narrow(D::Minus1, half, half)?.contiguous()?))
 }
@@ -304,25 +308,25 @@ pub(crate) fn swiglu(x: &Tensor) -> Result<Tensor> {
         let mut dims = x.dims().to_vec();
         let half = x.dim(D::Minus1)? / 2;
         *dims.last_mut().expect("checked by the reading") = half;
-        made(pointwise::swiglu::<F>(&view(x)?, half), dims)
+        cpu_tensor(pointwise::swiglu::<F>(&view(x)?, half), dims)
     }
     let x = x.contiguous()?;
     if fused(&x) {
         return by_type!(x, kernel(&x));
     }
-    let (a, b) = halves(&x)?;
+    let (a, b) = split_last_axis(&x)?;
     Ok((activation(Activation::Silu, &a)? * b)?)
 }
 
 pub(crate) fn swiglu_backward(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        made(pointwise::swiglu_backward::<F>(&view(x)?, &view(grad)?, x.dim(D::Minus1)? / 2), x.shape())
+        cpu_tensor(pointwise::swiglu_backward::<F>(&view(x)?, &view(grad)?, x.dim(D::Minus1)? / 2), x.shape())
     }
     let [x, grad] = contiguous([x, grad])?;
     if fused(&x) {
         return by_type!(x, kernel(&x, &grad));
     }
-    let (a, b) = halves(&x)?;
+    let (a, b) = split_last_axis(&x)?;
     let grad_a = activation_backward(Activation::Silu, &a, &(&grad * b)?)?;
     let grad_b = (grad * activation(Activation::Silu, &a)?)?;
     Ok(Tensor::cat(&[grad_a, grad_b], D::Minus1)?)
@@ -330,7 +334,7 @@ pub(crate) fn swiglu_backward(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
 
 pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
-        made(pointwise::softmax::<F>(&view(x)?, x.dim(D::Minus1)?), x.shape())
+        cpu_tensor(pointwise::softmax::<F>(&view(x)?, x.dim(D::Minus1)?), x.shape())
     }
     let x = x.contiguous()?;
     if fused(&x) {
@@ -343,7 +347,7 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
 /// Gradient of softmax's input, from its result `y`.
 pub(crate) fn softmax_backward(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        made(pointwise::softmax_backward::<F>(&view(y)?, &view(grad)?, y.dim(D::Minus1)?), y.shape())
+        cpu_tensor(pointwise::softmax_backward::<F>(&view(y)?, &view(grad)?, y.dim(D::Minus1)?), y.shape())
     }
     let [y, grad] = contiguous([y, grad])?;
     if fused(&y) {
@@ -362,7 +366,10 @@ fn tokens(x: &Tensor) -> Result<(usize, usize)> {
 pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let (tokens, width) = tokens(x)?;
-        made(pointwise::scale_shift::<F>(&view(x)?, &view(scale)?, &view(shift)?, tokens, width), x.shape())
+        cpu_tensor(
+            pointwise::scale_shift::<F>(&view(x)?, &view(scale)?, &view(shift)?, tokens, width),
+            x.shape(),
+        )
     }
     let [x, scale, shift] = contiguous([x, scale, shift])?;
     if fused(&x) {
@@ -377,7 +384,7 @@ pub(crate) fn scale_shift_backward(x: &Tensor, scale: &Tensor, grad: &Tensor) ->
         let (tokens, width) = tokens(x)?;
         let [gx, gs, gh] =
             pointwise::scale_shift_backward::<F>(&view(x)?, &view(scale)?, &view(grad)?, tokens, width);
-        Ok([made(gx, x.shape())?, made(gs, scale.shape())?, made(gh, scale.shape())?])
+        Ok([cpu_tensor(gx, x.shape())?, cpu_tensor(gs, scale.shape())?, cpu_tensor(gh, scale.shape())?])
     }
     let [x, scale, grad] = contiguous([x, scale, grad])?;
     if fused(&x) {
@@ -389,7 +396,7 @@ pub(crate) fn scale_shift_backward(x: &Tensor, scale: &Tensor, grad: &Tensor) ->
 pub(crate) fn gated_residual(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Result<Tensor> {
         let (tokens, width) = tokens(x)?;
-        made(
+        cpu_tensor(
             pointwise::gated_residual::<F>(&view(x)?, &view(branch)?, &view(gate)?, tokens, width),
             x.shape(),
         )
@@ -412,7 +419,7 @@ pub(crate) fn gated_residual_backward(branch: &Tensor, gate: &Tensor, grad: &Ten
             tokens,
             width,
         );
-        Ok([made(gb, branch.shape())?, made(gg, gate.shape())?])
+        Ok([cpu_tensor(gb, branch.shape())?, cpu_tensor(gg, gate.shape())?])
     }
     let [branch, gate, grad] = contiguous([branch, gate, grad])?;
     if fused(&branch) {
@@ -427,7 +434,7 @@ fn sizes(q: &Tensor) -> Result<Sizes> {
 }
 
 /// `[batch, tokens, heads, d]` to `[batch, heads, tokens, d]` or back.
-fn swapped(x: &Tensor) -> Result<Tensor> {
+fn transpose_heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.contiguous()?)
 }
 
@@ -444,9 +451,9 @@ pub(crate) fn attention(
     {
         let s = sizes(q)?;
         let (y, p) = attention::forward::<P>(&view(q)?, &view(k)?, &view(v)?, s);
-        Ok((made(y, q.shape())?, made(p, (q.dim(0)?, s.heads, s.tokens, s.tokens))?))
+        Ok((cpu_tensor(y, q.shape())?, cpu_tensor(p, (q.dim(0)?, s.heads, s.tokens, s.tokens))?))
     }
-    if widened(q) {
+    if computes_in_f32(q) {
         let (y, p) = attention(rounding, &wide(q)?, &wide(k)?, &wide(v)?)?;
         return Ok((convert(&y, q.dtype())?, convert(&p, q.dtype())?));
     }
@@ -455,9 +462,9 @@ pub(crate) fn attention(
         return by_factor!(q, rounding, kernel(&q, &k, &v));
     }
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
-    let scores = (swapped(&q)?.matmul(&swapped(&k)?.transpose(2, 3)?)? * scale)?;
+    let scores = (transpose_heads(&q)?.matmul(&transpose_heads(&k)?.transpose(2, 3)?)? * scale)?;
     let p = softmax(&wide(&scores)?)?.to_dtype(q.dtype())?;
-    Ok((swapped(&p.matmul(&swapped(&v)?)?)?, p))
+    Ok((transpose_heads(&p.matmul(&transpose_heads(&v)?)?)?, p))
 }
 
 /// Gradients of query, key and value.
@@ -475,9 +482,9 @@ pub(crate) fn attention_backward(
     {
         let [gq, gk, gv] =
             attention::backward::<P>(&view(q)?, &view(k)?, &view(v)?, &view(p)?, &view(grad)?, sizes(q)?);
-        Ok([made(gq, q.shape())?, made(gk, q.shape())?, made(gv, q.shape())?])
+        Ok([cpu_tensor(gq, q.shape())?, cpu_tensor(gk, q.shape())?, cpu_tensor(gv, q.shape())?])
     }
-    if widened(q) {
+    if computes_in_f32(q) {
         let grads = attention_backward(rounding, &wide(q)?, &wide(k)?, &wide(v)?, &wide(p)?, &wide(grad)?)?;
         let [gq, gk, gv] = grads.each_ref().map(|g| convert(g, q.dtype()));
         return Ok([gq?, gk?, gv?]);
@@ -487,13 +494,14 @@ pub(crate) fn attention_backward(
         return by_factor!(q, rounding, kernel(&q, &k, &v, &p, &grad));
     }
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
-    let (q, k, v, grad) = (swapped(&q)?, swapped(&k)?, swapped(&v)?, swapped(&grad)?);
+    let (q, k, v, grad) =
+        (transpose_heads(&q)?, transpose_heads(&k)?, transpose_heads(&v)?, transpose_heads(&grad)?);
     let grad_p = grad.matmul(&v.transpose(2, 3)?)?;
     let grad_scores = (softmax_backward(&wide(&p)?, &wide(&grad_p)?)? * scale)?.to_dtype(q.dtype())?;
     Ok([
-        swapped(&grad_scores.matmul(&k)?)?,
-        swapped(&grad_scores.transpose(2, 3)?.matmul(&q)?)?,
-        swapped(&p.transpose(2, 3)?.matmul(&grad)?)?,
+        transpose_heads(&grad_scores.matmul(&k)?)?,
+        transpose_heads(&grad_scores.transpose(2, 3)?.matmul(&q)?)?,
+        transpose_heads(&p.transpose(2, 3)?.matmul(&grad)?)?,
     ])
 }
 

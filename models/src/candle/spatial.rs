@@ -6,8 +6,8 @@ use candle_core::Tensor;
 
 use super::{
     convolution,
-    element::{Element, by_type, made, view},
-    ops::{contiguous, fused, widened},
+    element::{Element, by_type, cpu_tensor, view},
+    ops::{computes_in_f32, contiguous, fused},
     precision::{FactorPrecision, by_factor, convert, wide},
     windows::{self, Windows},
 };
@@ -38,7 +38,7 @@ fn conv(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Co
 }
 
 /// The shape of what `x` becomes: as many items, of `channels` planes with a value for each window.
-fn placed(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, usize, usize)> {
+fn output_dims(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, usize, usize)> {
     Ok((x.dim(0)?, channels, window.rows, window.cols))
 }
 
@@ -64,9 +64,9 @@ pub(crate) fn conv2d(
     {
         let bias = bias.map(view::<P::Number>).transpose()?;
         let y = conv::forward::<P>(conv, &view(x)?, &view(weight)?, bias.as_deref(), training);
-        made(y, placed(x, conv.out, conv.window)?)
+        cpu_tensor(y, output_dims(x, conv.out, conv.window)?)
     }
-    if widened(x) {
+    if computes_in_f32(x) {
         let bias = bias.map(wide).transpose()?;
         let y = conv2d(rounding, &wide(x)?, &wide(weight)?, bias.as_ref(), stride, padding, training)?;
         return convert(&y, x.dtype());
@@ -101,10 +101,10 @@ pub(crate) fn conv2d_backward(
     {
         let (grad_x, grad_weight) =
             conv::backward::<P>(conv, &view(x)?, &view(weight)?, &view(grad)?, need_x);
-        let grad_x = grad_x.map(|g| made(g, x.shape())).transpose()?;
-        Ok((grad_x, made(grad_weight, weight.shape())?))
+        let grad_x = grad_x.map(|g| cpu_tensor(g, x.shape())).transpose()?;
+        Ok((grad_x, cpu_tensor(grad_weight, weight.shape())?))
     }
-    if widened(x) {
+    if computes_in_f32(x) {
         let (wide_x, weight, grad) = (wide(x)?, wide(weight)?, wide(grad)?);
         let (grad_x, grad_weight) =
             conv2d_backward(rounding, &wide_x, &weight, &grad, stride, padding, need_x)?;
@@ -123,7 +123,7 @@ pub(crate) fn conv2d_backward(
 pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = x.dims4()?;
-        made(batch_norm::sum_channels::<F>(&view(x)?, channels, height * width), channels)
+        cpu_tensor(batch_norm::sum_channels::<F>(&view(x)?, channels, height * width), channels)
     }
     let x = x.contiguous()?;
     if fused(&x) {
@@ -136,7 +136,10 @@ pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
 pub(crate) fn scale_shift_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
-        made(batch_norm::scale_shift::<F>(&view(x)?, height * width, &view(scale)?, &view(shift)?), x.shape())
+        cpu_tensor(
+            batch_norm::scale_shift::<F>(&view(x)?, height * width, &view(scale)?, &view(shift)?),
+            x.shape(),
+        )
     }
     let x = x.contiguous()?;
     if fused(&x) {
@@ -152,7 +155,7 @@ pub(crate) fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
         let (_, channels, height, width) = x.dims4()?;
         let (y, mean, var) =
             batch_norm::forward::<F>(&view(x)?, height * width, &view(weight)?, &view(bias)?, eps);
-        Ok([made(y, x.shape())?, made(mean, channels)?, made(var, channels)?])
+        Ok([cpu_tensor(y, x.shape())?, cpu_tensor(mean, channels)?, cpu_tensor(var, channels)?])
     }
     let [x, weight, bias] = contiguous([x, weight, bias])?;
     if fused(&x) {
@@ -192,7 +195,7 @@ pub(crate) fn batch_norm_backward(
             eps,
             &view(grad)?,
         );
-        Ok([made(gx, x.shape())?, made(gw, channels)?, made(gb, channels)?])
+        Ok([cpu_tensor(gx, x.shape())?, cpu_tensor(gw, channels)?, cpu_tensor(gb, channels)?])
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
     if fused(&x) {
@@ -218,9 +221,9 @@ pub(crate) fn max_pool2d(
     padding: usize,
 ) -> Result<(Tensor, Tensor)> {
     fn kernel_<F: Element>(x: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
-        let shape = placed(x, x.dim(1)?, window)?;
+        let shape = output_dims(x, x.dim(1)?, window)?;
         let (y, winners) = pool::max::<F>(window, &view(x)?);
-        Ok((made(y, shape)?, Tensor::from_vec(winners, shape, x.device())?))
+        Ok((cpu_tensor(y, shape)?, Tensor::from_vec(winners, shape, x.device())?))
     }
     let x = x.contiguous()?;
     if fused(&x) {
@@ -240,7 +243,7 @@ pub(crate) fn max_pool2d_backward(
     fn kernel<F: Element>(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
         let (batch, channels, rows, cols) = grad.dims4()?;
         let grad_x = pool::max_backward::<F>(&view(winners)?, &view(grad)?, rows * cols, height * width);
-        made(grad_x, (batch, channels, height, width))
+        cpu_tensor(grad_x, (batch, channels, height, width))
     }
     let grad = grad.contiguous()?;
     if fused(&grad) {
@@ -252,7 +255,7 @@ pub(crate) fn max_pool2d_backward(
 /// The mean of each window.
 pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
     fn kernel_<F: Element>(x: &Tensor, window: Window) -> Result<Tensor> {
-        made(pool::mean::<F>(window, &view(x)?), placed(x, x.dim(1)?, window)?)
+        cpu_tensor(pool::mean::<F>(window, &view(x)?), output_dims(x, x.dim(1)?, window)?)
     }
     let x = x.contiguous()?;
     if fused(&x) {
@@ -265,7 +268,7 @@ pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Ten
 /// Gradient of `x`, of which only the shape counts.
 pub(crate) fn avg_pool2d_backward(x: &Tensor, grad: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
     fn kernel_<F: Element>(x: &Tensor, grad: &Tensor, window: Window) -> Result<Tensor> {
-        made(pool::mean_backward::<F>(window, &view(grad)?), x.shape())
+        cpu_tensor(pool::mean_backward::<F>(window, &view(grad)?), x.shape())
     }
     let grad = grad.contiguous()?;
     if fused(&grad) {

@@ -10,7 +10,7 @@ pub(crate) struct Windows {
     /// Place in the flattened picture for each (position in the window, window); `height·width` stands for padding.
     index: Tensor,
     kernel: usize,
-    places: (usize, usize),
+    output_dims: (usize, usize),
     pixels: usize,
     padded: bool,
 }
@@ -18,14 +18,15 @@ pub(crate) struct Windows {
 impl Windows {
     pub(crate) fn new(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let (_, _, height, width) = x.dims4()?;
-        let places = |n| {
+        let output_dims = |n| {
             shape::windows(n, kernel, stride, padding)
                 .ok_or_else(|| Error::shape("windows", format!("at least {kernel} pixels"), x.dims()))
         };
-        let places = (places(height)?, places(width)?);
-        let mut index = Vec::with_capacity(kernel * kernel * places.0 * places.1);
+        let output_dims = (output_dims(height)?, output_dims(width)?);
+        let mut index = Vec::with_capacity(kernel * kernel * output_dims.0 * output_dims.1);
         for (ky, kx) in (0..kernel * kernel).map(|i| (i / kernel, i % kernel)) {
-            for (py, px) in (0..places.0 * places.1).map(|i| (i / places.1, i % places.1)) {
+            for (py, px) in (0..output_dims.0 * output_dims.1).map(|i| (i / output_dims.1, i % output_dims.1))
+            {
                 let (y, x) = (py * stride + ky, px * stride + kx);
                 let inside =
                     (padding..height + padding).contains(&y) && (padding..width + padding).contains(&x);
@@ -36,7 +37,7 @@ impl Windows {
         Ok(Self {
             index: Tensor::from_vec(index, n, x.device())?,
             kernel,
-            places,
+            output_dims,
             pixels: height * width,
             padded: padding > 0,
         })
@@ -50,11 +51,11 @@ impl Windows {
             let edge = Tensor::full(fill as f32, (batch * channels, 1), x.device())?.to_dtype(x.dtype())?;
             flat = Tensor::cat(&[&flat, &edge], 1)?;
         }
-        let places = self.places.0 * self.places.1;
+        let output_dims = self.output_dims.0 * self.output_dims.1;
         Ok(flat.index_select(&self.index, 1)?.reshape((
             batch * channels,
             self.kernel * self.kernel,
-            places,
+            output_dims,
         ))?)
     }
 
@@ -71,15 +72,18 @@ impl Windows {
 
     fn pooled(&self, y: &Tensor, x: &Tensor) -> Result<Tensor> {
         let (batch, channels, _, _) = x.dims4()?;
-        Ok(y.reshape((batch, channels, self.places.0, self.places.1))?)
+        Ok(y.reshape((batch, channels, self.output_dims.0, self.output_dims.1))?)
     }
 
     /// The largest value of each window, and where in the flattened picture it lies; of several, the first.
     pub(crate) fn max(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let windows = self.gather(x, f64::from(f32::MIN))?;
-        let (rows, square, places) = windows.dims3()?;
-        let index =
-            self.index.reshape((1, square, places))?.broadcast_as((rows, square, places))?.contiguous()?;
+        let (rows, square, output_dims) = windows.dims3()?;
+        let index = self
+            .index
+            .reshape((1, square, output_dims))?
+            .broadcast_as((rows, square, output_dims))?
+            .contiguous()?;
         let winners = index.gather(&windows.argmax_keepdim(1)?, 1)?;
         Ok((self.pooled(&windows.max(1)?, x)?, self.pooled(&winners, x)?))
     }
@@ -90,9 +94,9 @@ impl Windows {
 
     pub(crate) fn mean_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let (rows, square) = (x.dim(0)? * x.dim(1)?, self.kernel * self.kernel);
-        let grad = grad.contiguous()?.reshape((rows, 1, self.places.0 * self.places.1))?;
-        let places = grad.dim(2)?;
-        self.scatter(&(grad.broadcast_as((rows, square, places))? / square as f64)?, x)
+        let grad = grad.contiguous()?.reshape((rows, 1, self.output_dims.0 * self.output_dims.1))?;
+        let output_dims = grad.dim(2)?;
+        self.scatter(&(grad.broadcast_as((rows, square, output_dims))? / square as f64)?, x)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Cost, Counter, OpCost, bytes,
-    pass::{Backward, Gradient, Memory, Node},
+    memory::{Backward, Gradient, Memory, Node},
 };
 use crate::Result;
 
@@ -14,7 +14,7 @@ pub(super) struct Operation<'a> {
     flops: usize,
     /// The result's memory; none where it is new.
     view: Option<Memory>,
-    kept: Vec<Memory>,
+    saved: Vec<Memory>,
     saves_output: bool,
     /// Whether the result is in halves; unless said otherwise, as `x` is.
     half: bool,
@@ -22,26 +22,26 @@ pub(super) struct Operation<'a> {
     params: Vec<u64>,
     scratch: u64,
     /// Bytes of its own that it keeps for each item.
-    own: u64,
+    buffer_bytes: u64,
 }
 
 impl<'a> Operation<'a> {
     /// Makes new memory from `x` and others.
     pub(super) fn new(x: &'a Cost, op: &'static str, dims: Vec<usize>, flops: usize) -> Self {
-        let (view, kept, inputs, params) = (None, Vec::new(), Vec::new(), Vec::new());
+        let (view, saved, inputs, params) = (None, Vec::new(), Vec::new(), Vec::new());
         Self {
             x,
             op,
             dims,
             flops,
             view,
-            kept,
+            saved,
             saves_output: false,
             half: x.half,
             inputs,
             params,
             scratch: 0,
-            own: 0,
+            buffer_bytes: 0,
         }
     }
 
@@ -51,8 +51,8 @@ impl<'a> Operation<'a> {
     }
 
     /// Keeps a value.
-    pub(super) fn keeps(mut self, value: &Cost) -> Self {
-        self.kept.push(value.memory.clone());
+    pub(super) fn saves(mut self, value: &Cost) -> Self {
+        self.saved.push(value.memory.clone());
         self
     }
 
@@ -61,15 +61,15 @@ impl<'a> Operation<'a> {
         let counter = &self.x.counter;
         let rounded = counter.half() && !value.half;
         let bytes = counter.bytes(&value.dims) / 2;
-        self.kept.push(if rounded { Memory::new(bytes, &counter.0.meter) } else { value.memory.clone() });
+        self.saved.push(if rounded { Memory::new(bytes, &counter.0.meter) } else { value.memory.clone() });
         self
     }
 
     /// Keeps so many values of its own, in halves or not.
     pub(super) fn saves_buffer(mut self, dims: &[usize], half: bool) -> Self {
         let counter = &self.x.counter;
-        self.kept.push(Memory::new(counter.bytes(dims) / if half { 2 } else { 1 }, &counter.0.meter));
-        self.own += bytes(dims);
+        self.saved.push(Memory::new(counter.bytes(dims) / if half { 2 } else { 1 }, &counter.0.meter));
+        self.buffer_bytes += bytes(dims);
         self
     }
 
@@ -84,19 +84,19 @@ impl<'a> Operation<'a> {
     }
 
     /// Makes a gradient for `input`.
-    pub(super) fn to(mut self, input: &Cost) -> Self {
+    pub(super) fn grad_for(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::New(input.counter.bytes(&input.dims))));
         self
     }
 
     /// Hands its result's gradient to `input`, and perhaps to others.
-    pub(super) fn shares(mut self, input: &Cost) -> Self {
+    pub(super) fn shares_grad_with(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::Shared));
         self
     }
 
     /// Hands its result's gradient to `input` alone.
-    pub(super) fn passes(mut self, input: &Cost) -> Self {
+    pub(super) fn passes_grad_to(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::Passed));
         self
     }
@@ -113,20 +113,20 @@ impl<'a> Operation<'a> {
     }
 
     /// The result.
-    pub(super) fn done(self) -> Cost {
+    pub(super) fn finish(self) -> Cost {
         self.parts(1).pop().expect("one part")
     }
 
     /// `n` results of one size.
     pub(super) fn parts(self, n: usize) -> Vec<Cost> {
-        let Self { x, op, dims, view, mut kept, half, inputs, params, scratch, .. } = self;
+        let Self { x, op, dims, view, mut saved, half, inputs, params, scratch, .. } = self;
         let state = &x.counter.0;
         let mut record = state.record.borrow_mut();
         if !record.again {
-            let bytes = if view.is_some() { 0 } else { bytes(&dims) + self.own };
+            let bytes = if view.is_some() { 0 } else { bytes(&dims) + self.buffer_bytes };
             let (module, flops, in_block) = (x.module.clone(), self.flops as u64, record.in_block);
             let entry = OpCost { module, op, flops, bytes, in_block };
-            state.ledger.borrow_mut().entries.extend(std::iter::repeat_n(entry, n));
+            state.ledger.borrow_mut().ops.extend(std::iter::repeat_n(entry, n));
         }
         let new = || Memory::new(x.counter.bytes(&dims) / if half { 2 } else { 1 }, &state.meter);
         let memory: Vec<Memory> = (0..n).map(|_| view.clone().unwrap_or_else(new)).collect();
@@ -136,9 +136,9 @@ impl<'a> Operation<'a> {
         if recorded {
             record.slots += n;
             if self.saves_output {
-                kept.extend(memory.iter().cloned());
+                saved.extend(memory.iter().cloned());
             }
-            let backward = Backward::Operation { kept, inputs, params, scratch };
+            let backward = Backward::Operation { saved, inputs, params, scratch };
             record.nodes.push(Node { outputs: (first..first + n).collect(), backward });
         }
         let part = |(i, memory)| Cost {

@@ -6,7 +6,7 @@ use super::{
     pickle::{Id, Node, Object, ParseResult, Unpickler},
     value::Tensor,
 };
-use crate::checkpoint::{error::shown, numbers::Dtype};
+use crate::checkpoint::{error::shown, tensor_data::Dtype};
 
 const MAX_AXES: usize = 8;
 

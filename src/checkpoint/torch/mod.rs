@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use tiny_cats_export::Integrity;
 
-use super::{ErrorKind, numbers::TensorData};
+use super::{ErrorKind, tensor_data::TensorData};
 use archive::Archive;
 pub use value::{Tensor, Value};
 pub use write::{Item, write};

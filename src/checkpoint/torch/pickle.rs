@@ -34,7 +34,7 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
-        recalls: 0,
+        memo_reads: 0,
         opaque: BTreeSet::new(),
     };
     let wrong = |at: usize, message: String| ErrorKind::malformed(format!("data.pkl, byte {at}"), message);
@@ -118,7 +118,7 @@ pub(super) struct Unpickler<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
-    recalls: usize,
+    memo_reads: usize,
     /// The names that are not known.
     opaque: BTreeSet<(&'a str, &'a str)>,
 }
@@ -202,7 +202,7 @@ impl<'a> Unpickler<'a> {
             b'1' => drop(self.pop_marked()?),
             b'2' => {
                 let id = *self.stack.last().ok_or("a value is missing")?;
-                self.again(id)?;
+                self.push_existing(id)?;
             }
             b']' => self.push(Node::List(Vec::new()))?,
             b'}' => self.push(Node::Dict(Vec::new()))?,
@@ -378,9 +378,9 @@ impl<'a> Unpickler<'a> {
     }
 
     /// Puts a value on the stack that exists already.
-    fn again(&mut self, id: Id) -> ParseResult<()> {
-        self.recalls += 1;
-        if self.recalls > MAX_MEMO_READS {
+    fn push_existing(&mut self, id: Id) -> ParseResult<()> {
+        self.memo_reads += 1;
+        if self.memo_reads > MAX_MEMO_READS {
             return Err(format!("more than {MAX_MEMO_READS} mentions of values"));
         }
         self.stack.push(id);
@@ -448,7 +448,7 @@ impl<'a> Unpickler<'a> {
 
     fn recall(&mut self, key: u32) -> ParseResult<()> {
         let id = self.memo.get(&key).copied().ok_or("a remembered value is missing")?;
-        self.again(id)
+        self.push_existing(id)
     }
 
     fn global(&mut self, module: &'a str, name: &'a str) -> ParseResult<()> {

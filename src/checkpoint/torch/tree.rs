@@ -15,7 +15,7 @@ const MAX_ATTRIBUTE_TEXT: usize = 1 << 20;
 /// Copies the nodes into a tree. Shared ones are copied as often as they are mentioned, and cycles would have no end: hence the limits.
 pub(super) struct TreeBuilder<'n, 'a> {
     nodes: &'n [Node<'a>],
-    left: Limits,
+    budget: Limits,
     left_for_objects: Limits,
 }
 
@@ -34,9 +34,9 @@ struct Position {
 
 impl<'n, 'a> TreeBuilder<'n, 'a> {
     pub(super) fn new(nodes: &'n [Node<'a>]) -> Self {
-        let left = Limits { values: MAX_VALUES, text: MAX_TEXT };
+        let budget = Limits { values: MAX_VALUES, text: MAX_TEXT };
         let left_for_objects = Limits { values: MAX_ATTRIBUTES, text: MAX_ATTRIBUTE_TEXT };
-        Self { nodes, left, left_for_objects }
+        Self { nodes, budget, left_for_objects }
     }
 
     pub(super) fn value(&mut self, root: Id) -> ParseResult<Value> {
@@ -44,21 +44,22 @@ impl<'n, 'a> TreeBuilder<'n, 'a> {
     }
 
     fn limits(&mut self, place: Position) -> &mut Limits {
-        if place.in_object { &mut self.left_for_objects } else { &mut self.left }
+        if place.in_object { &mut self.left_for_objects } else { &mut self.budget }
     }
 
     fn text(&mut self, text: &str, place: Position) -> ParseResult<String> {
-        let left = &mut self.limits(place).text;
-        *left = left.checked_sub(text.len()).ok_or_else(|| format!("more than {MAX_TEXT} bytes of text"))?;
+        let budget = &mut self.limits(place).text;
+        *budget =
+            budget.checked_sub(text.len()).ok_or_else(|| format!("more than {MAX_TEXT} bytes of text"))?;
         Ok(text.to_owned())
     }
 
     fn copy(&mut self, id: Id, place: Position) -> ParseResult<Value> {
-        let left = &mut self.limits(place).values;
-        if place.depth > MAX_DEPTH || *left == 0 {
+        let budget = &mut self.limits(place).values;
+        if place.depth > MAX_DEPTH || *budget == 0 {
             return Err(format!("nested more than {MAX_DEPTH} deep, or more than {MAX_VALUES} values"));
         }
-        *left -= 1;
+        *budget -= 1;
         let node = self.nodes.get(id).ok_or("a value is missing")?;
         let inner = Position { depth: place.depth + 1, ..place };
         Ok(match node {

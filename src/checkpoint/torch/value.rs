@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::checkpoint::{ErrorKind, error::shown, numbers::Dtype};
+use crate::checkpoint::{ErrorKind, error::shown, tensor_data::Dtype};
 
 /// A value in a PyTorch file.
 #[derive(Clone, Debug, PartialEq)]

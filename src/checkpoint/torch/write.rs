@@ -10,7 +10,7 @@ use tiny_cats_export::write_atomically;
 use tiny_cats_models::Array;
 use zip::{CompressionMethod, DateTime, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
-use crate::checkpoint::{Error, ErrorKind, numbers::each_piece};
+use crate::checkpoint::{Error, ErrorKind, tensor_data::each_piece};
 
 /// A value to be written. Equal values are equal bytes.
 #[derive(Clone, Debug)]

@@ -26,11 +26,11 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let text = |error: modal::Error| error.to_string();
     let there = say("modal", modal::version().map_err(text))?;
     if there {
-        say("app", loads())?;
-        let token = modal::ask(&["token", "info"]).map(|_| "somebody is logged in".to_owned());
+        say("app", check_app())?;
+        let token = modal::run_captured(&["token", "info"]).map(|_| "somebody is logged in".to_owned());
         if say("token", token.map_err(text))? {
             let (data, outputs) = (&settings.app.data_volume, &settings.app.output_volume);
-            say("data", pictures(data))?;
+            say("data", check_data(data))?;
             let found = match listed(outputs, "/") {
                 Err(modal::Error::NotFound(_)) => Ok(format!("the first run makes the volume {outputs}")),
                 found => found.map(|_| format!("volume {outputs}")).map_err(text),
@@ -42,7 +42,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
 }
 
 /// Whether Modal's client can load the app, all of it: the program for its image is looked at then.
-fn loads() -> Result<String, String> {
+fn check_app() -> Result<String, String> {
     let app = app().map_err(|error| error.to_string())?;
     modal::run_app_captured(&app, &["check"]).map_err(|error| error.to_string())?;
     let program = app.program.as_ref().map_or_else(
@@ -52,7 +52,7 @@ fn loads() -> Result<String, String> {
     Ok(format!("{}, {program}", app.file.display()))
 }
 
-fn pictures(volume: &str) -> Result<String, String> {
+fn check_data(volume: &str) -> Result<String, String> {
     let put = format!("modal volume put {volume} data/cats /cats");
     match listed(volume, "/") {
         Ok(entries) if entries.is_empty() => Err(format!("the volume {volume} is empty: {put}")),

@@ -15,7 +15,7 @@ use super::plan::GpuArgs;
 use crate::{
     cloud::{CloudSettings, ModalApp, modal},
     data::hex,
-    plan::{Prices, rules},
+    plan::{Prices, assumptions},
 };
 
 /// What `tiny-cats cloud` is called with.
@@ -79,7 +79,7 @@ impl CostLimits {
     fn validate(&self, max_retries: u64, settings: &CloudSettings) -> anyhow::Result<()> {
         let longest = Duration::from_secs_f64(settings.time.longest_attempt_s);
         // Enough to begin, to get on a little, and to stop.
-        let shortest = Duration::from_secs_f64(rules::START_S + settings.time.stop_before_s + 60.0);
+        let shortest = Duration::from_secs_f64(assumptions::START_S + settings.time.stop_before_s + 60.0);
         if let Some(timeout) = self.timeout.filter(|timeout| !(shortest..=longest).contains(timeout)) {
             let [shortest, longest, found] = [shortest, longest, timeout].map(humantime::format_duration);
             bail!("--timeout: expected {shortest} to {longest}, found {found}");
@@ -174,7 +174,7 @@ fn shell(arguments: &[String]) -> String {
 
 /// What is in a folder of a volume: names and whether they are folders.
 fn listed(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
-    let said = modal::ask(&["volume", "ls", "--json", volume, folder])?;
+    let said = modal::run_captured(&["volume", "ls", "--json", volume, folder])?;
     let entries: Vec<serde_json::Value> =
         serde_json::from_slice(&said).map_err(|_| modal::Error::Failed {
             command: "volume ls".into(),
@@ -190,7 +190,7 @@ fn listed(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
 /// A file of a run that is in the volume at `runs/PATH`, if it is there.
 fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
     let volume = CloudSettings::default().app.output_volume;
-    match modal::ask(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
+    match modal::run_captured(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
         Err(modal::Error::NotFound(_)) => Ok(None),
         said => said.map(Some),
     }
@@ -198,7 +198,7 @@ fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
 
 /// The id of the app of this name, if it works.
 fn working(name: &str) -> anyhow::Result<Option<String>> {
-    let said = modal::ask(&["app", "list", "--json"])?;
+    let said = modal::run_captured(&["app", "list", "--json"])?;
     let apps: Vec<serde_json::Value> =
         serde_json::from_slice(&said).context("modal app list: expected JSON")?;
     let works = |app: &&serde_json::Value| {

@@ -19,9 +19,9 @@ use crate::{
         table::{clean, table},
     },
     cloud::{CloudRecord, CloudSettings, RECORD, modal},
+    plural::pluralize,
     sweep::SWEEPS,
     train::folder::{self, LOG, Lock, RUNS, Status as RunStatus},
-    words::pluralize,
 };
 
 /// What `tiny-cats cloud status` is called with.
@@ -287,7 +287,7 @@ pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
     let Some(app) = working(&app_name(&place.app))? else {
         bail!("{}: no container works on it; tiny-cats cloud status says how it stands", place.id);
     };
-    modal::ask(&["app", "stop", "--yes", &app])?;
+    modal::run_captured(&["app", "stop", "--yes", &app])?;
     print(&format!(
         "{}: stopped; what was saved stays, and the same command goes on from there\n",
         place.id
@@ -328,7 +328,13 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
     let stage = stage.map_err(strip_temp_name).with_context(|| args.runs_dir.display().to_string())?;
     for name in &names {
         let to = stage.path().join(name);
-        modal::ask(&["volume", "get", &volume, &format!("runs/{there}/{name}"), &to.to_string_lossy()])?;
+        modal::run_captured(&[
+            "volume",
+            "get",
+            &volume,
+            &format!("runs/{there}/{name}"),
+            &to.to_string_lossy(),
+        ])?;
         if !to.is_file() {
             bail!("{}: {name} did not come", id);
         }

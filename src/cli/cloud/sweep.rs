@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 
 use super::{
     CostLimits, app, file, modal_run, require_data, require_idle, shell, start,
-    train::{ExpectedCost, bounds, chosen, retries, volume_path},
+    train::{ExpectedCost, bounds, choose_gpus, retries, volume_path},
 };
 use crate::{
     cli::{
         common::print,
         plan::{GpuArgs, HEADS, PHOTOS, hours, money},
-        sweep::{load, tell, training},
+        sweep::{load, print_outcome, training},
     },
     cloud::{CloudSettings, modal},
     sweep::{Job, STATE_FILE, SWEEPS, Sweep, SweepResult, SweepState, TaskKind},
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             gpu: if gpus.is_empty() { args.gpu_args.gpu.clone() } else { gpus.clone() },
             ..args.gpu_args.clone()
         };
-        let estimates = chosen(&asked, &job.workload(&pictures)?, &settings, &prices)?;
+        let estimates = choose_gpus(&asked, &job.workload(&pictures)?, &settings, &prices)?;
         gpus = estimates.iter().map(|e| e.gpu.to_string()).collect();
         all.push(estimates);
     }
@@ -127,7 +127,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     modal::version()?;
-    modal::ask(&["token", "info"])?;
+    modal::run_captured(&["token", "info"])?;
     require_idle(&format!("sweep-{}", sweep.name))?;
     if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
         require_data(&settings.app.data_volume, &data)?;
@@ -142,6 +142,6 @@ fn results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> 
         .with_context(|| format!("{there}: no job of this sweep has ended in the volume"))?;
     let copy = tempfile::tempdir()?;
     std::fs::write(copy.path().join(STATE_FILE), text)?;
-    let ledger = SweepState::open(copy.path(), sweep, jobs)?;
-    tell(sweep, &SweepResult { folder: format!("runs/{there}").into(), ledger, stopped: false }, json)
+    let state = SweepState::open(copy.path(), sweep, jobs)?;
+    print_outcome(sweep, &SweepResult { folder: format!("runs/{there}").into(), state, stopped: false }, json)
 }

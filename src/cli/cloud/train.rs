@@ -66,14 +66,14 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             let data = volume_path(of.train.data())?;
             let pictures = of.gpu_args.pictures(of.train.data(), HEADS)?;
             Training { task: "dit", data, matches, gpu_args: &of.gpu_args, bounds: &of.bounds }
-                .begin(&of.train.workload(&pictures.0)?, &pictures.1)
+                .launch(&of.train.workload(&pictures.0)?, &pictures.1)
         }
         TaskCommand::Classifier(of) => {
             of.train.validate()?;
             let data = volume_path(of.train.data())?;
             let pictures = of.gpu_args.pictures(of.train.data(), PHOTOS)?;
             Training { task: "classifier", data, matches, gpu_args: &of.gpu_args, bounds: &of.bounds }
-                .begin(&of.train.workload(&pictures.0)?, &pictures.1)
+                .launch(&of.train.workload(&pictures.0)?, &pictures.1)
         }
     }
 }
@@ -106,15 +106,15 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    fn begin(&self, workload: &Workload, about: &str) -> anyhow::Result<ExitCode> {
+    fn launch(&self, workload: &Workload, about: &str) -> anyhow::Result<ExitCode> {
         let settings = CloudSettings::default();
         let arguments = self.arguments()?;
         let said: Option<u64> = self
-            .on_command_line("max_retries")
+            .is_on_command_line("max_retries")
             .then(|| self.matches.get_one::<u32>("max_retries").copied().unwrap_or(0).into());
         self.bounds.validate(said.unwrap_or(0), &settings)?;
         let prices = self.bounds.prices(self.gpu_args)?;
-        let chosen = chosen(self.gpu_args, workload, &settings, &prices)?;
+        let chosen = choose_gpus(self.gpu_args, workload, &settings, &prices)?;
         let run = self.matches.get_one::<String>("run_id").cloned();
         let named = run.is_some();
         let run =
@@ -144,8 +144,8 @@ impl Training<'_> {
             return Ok(ExitCode::SUCCESS);
         }
         modal::version()?;
-        modal::ask(&["token", "info"])?;
-        let known = if named { known(&run)? } else { None };
+        modal::run_captured(&["token", "info"])?;
+        let known = if named { find_existing_run(&run)? } else { None };
         if let Some(ExistingRun { record, .. }) = &known
             && record.status == Status::Finished
             && record.steps == workload.steps
@@ -166,18 +166,18 @@ impl Training<'_> {
         start(&app, &call)
     }
 
-    fn on_command_line(&self, id: &str) -> bool {
+    fn is_on_command_line(&self, id: &str) -> bool {
         let known = self.matches.try_contains_id(id).is_ok();
         known && self.matches.value_source(id) == Some(ValueSource::CommandLine)
     }
 
     /// The flags that the container's `train` is called with.
     fn arguments(&self) -> anyhow::Result<Vec<String>> {
-        if let Some(id) = SET_BY_CONTAINER.into_iter().find(|id| self.on_command_line(id)) {
+        if let Some(id) = SET_BY_CONTAINER.into_iter().find(|id| self.is_on_command_line(id)) {
             let flag = id.replace('_', "-");
             bail!("--{flag}: is set in the cloud, so that the run can be gone on with");
         }
-        if self.on_command_line("gpus") {
+        if self.is_on_command_line("gpus") {
             bail!("--gpus: say it with the GPU, such as --gpu A100:4");
         }
         if let Ok(Some(init)) = self.matches.try_get_one::<std::path::PathBuf>("init") {
@@ -249,7 +249,7 @@ impl ExpectedCost {
 ///
 /// # Errors
 /// When there is no such GPU, or one cannot.
-pub fn chosen(
+pub fn choose_gpus(
     asked: &GpuArgs,
     workload: &Workload,
     settings: &CloudSettings,
@@ -293,7 +293,7 @@ pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &CostL
     let row = |e: &Estimate| {
         Some((
             e.gpu.to_string(),
-            json!({"hour": (e.hourly? * 1e4).round() / 1e4, "device": e.gpu.card.device}),
+            json!({"hour": (e.hourly? * 1e4).round() / 1e4, "device": e.gpu.model.device}),
         ))
     };
     let hourly: Map<String, Value> = estimates.iter().filter_map(row).collect();
@@ -318,7 +318,7 @@ impl ExistingRun {
     }
 }
 
-fn known(run: &str) -> anyhow::Result<Option<ExistingRun>> {
+fn find_existing_run(run: &str) -> anyhow::Result<Option<ExistingRun>> {
     let Some(record) = file(run, folder::RECORD)? else { return Ok(None) };
     let record = serde_json::from_slice(&record).with_context(|| format!("{run}/{}", folder::RECORD))?;
     let cloud =

@@ -10,7 +10,7 @@ use tiny_cats_models::pretrained;
 use super::{OpenedModel, SplitArg, bar, labels, skipped_json};
 use crate::{
     cli::common::{ModelContext, Runtime, warn_skipped, write_json},
-    cli::place::writable,
+    cli::writable::writable,
     data::spread,
     evaluate::Classification,
 };

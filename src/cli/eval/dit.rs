@@ -12,20 +12,19 @@ use tiny_cats_export::{
 use tiny_cats_models::pretrained;
 
 use super::{
-    OpenedModel, SplitArg,
-    drawn::{self, GeneratedSet, Sampling},
-    file_name, labels,
-    pictures::{agreement, extract, pictures, pixels, warn_weak_classifier},
-    sha256, skipped_json,
+    OpenedModel, SplitArg, file_name,
+    generated::{self, GeneratedSet, Sampling},
+    image_features::{breed_confusion, extract, pictures, pixels, warn_weak_classifier},
+    labels, sha256, skipped_json,
 };
 use crate::{
     checkpoint::is_checkpoint,
     cli::common::{ModelContext, Runtime, warn_skipped, write_json},
-    cli::place::writable,
+    cli::writable::writable,
     data::{Cache, Dataset, Images},
     evaluate::{
-        COPY_NEIGHBORS, CompareOptions, Comparison, Confusion, Interval, Memorization, compare, halves,
-        memorisation, proportional,
+        COPY_NEIGHBORS, CompareOptions, Comparison, Confusion, Interval, Memorization, compare, memorization,
+        proportional, random_halves,
     },
 };
 
@@ -76,10 +75,10 @@ pub struct Args {
     #[arg(long, value_name = "PIXELS", requires = "features")]
     features_resize: Option<usize>,
     /// Mean of red, green and blue from 0 to 1, for an ONNX file of others [default: ImageNet's]
-    #[arg(long, value_name = "R,G,B", value_parser = three, requires = "features")]
+    #[arg(long, value_name = "R,G,B", value_parser = parse_triple, requires = "features")]
     features_mean: Option<[f32; 3]>,
     /// Standard deviations, likewise [default: ImageNet's]
-    #[arg(long, value_name = "R,G,B", value_parser = three, requires = "features")]
+    #[arg(long, value_name = "R,G,B", value_parser = parse_triple, requires = "features")]
     features_std: Option<[f32; 3]>,
     /// The classifier that is to find the breed that was asked for [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
@@ -102,7 +101,7 @@ pub struct Args {
 }
 
 /// Three numbers with commas between them.
-fn three(text: &str) -> Result<[f32; 3], String> {
+fn parse_triple(text: &str) -> Result<[f32; 3], String> {
     let numbers: Option<Vec<f32>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
     let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
     numbers.ok_or_else(|| "expected three numbers like 0.5,0.5,0.5".to_owned())
@@ -122,8 +121,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(n) = args.samples.filter(|n| !(2..=MAX_SAMPLES).contains(n)) {
         bail!("--samples: expected 2 to {MAX_SAMPLES}, found {n}");
     }
-    if let Some(size) = args.image_size.filter(|size| !(8..=drawn::MAX_SIZE).contains(size)) {
-        bail!("--image-size: expected 8 to {}, found {size}", drawn::MAX_SIZE);
+    if let Some(size) = args.image_size.filter(|size| !(8..=generated::MAX_SIZE).contains(size)) {
+        bail!("--image-size: expected 8 to {}, found {size}", generated::MAX_SIZE);
     }
     if let Some(n) = args.limit_files.filter(|&n| n < 2) {
         bail!("--limit-files: expected at least 2, found {n}");
@@ -137,7 +136,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let data = args.split.open(&args.data)?;
     let (drawn, real, by) = match &args.images {
         Some(folder) => {
-            let drawn = drawn::from_folder(folder, args.image_size, &data.classes)?;
+            let drawn = generated::from_folder(folder, args.image_size, &data.classes)?;
             warn_skipped(&drawn.skipped);
             let Some(first) = drawn.images.first() else {
                 bail!("--images {}: there is no usable picture", folder.display());
@@ -171,19 +170,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let floor = match real.len() {
         ..4 => None,
         _ => {
-            let [a, b] = halves(&real_features, args.seed)?;
+            let [a, b] = random_halves(&real_features, args.seed)?;
             Some(compare(&a, &b, &CompareOptions { frechet_resamples: 0, kernel_resamples: 0, ..how })?)
         }
     };
     let plain = pixels(&real_images, false)?;
     let near = NearestReport {
-        pixels: memorisation(&[&plain, &pixels(&real_images, true)?], &pixels(&drawn.images, false)?)?,
-        features: memorisation(&[&real_features], &features)?,
+        pixels: memorization(&[&plain, &pixels(&real_images, true)?], &pixels(&drawn.images, false)?)?,
+        features: memorization(&[&real_features], &features)?,
         values: plain.dims(),
     };
     let known = labels(&data.classes, &classifier.meta().classes);
     let breeds = [(&drawn.images, &drawn.labels), (&real_images, &of_real)]
-        .map(|(images, labels)| agreement(&mut classifier, images, labels, &known, args.batch));
+        .map(|(images, labels)| breed_confusion(&mut classifier, images, labels, &known, args.batch));
     let [by_drawn, by_real] = breeds;
     let (by_drawn, by_real) =
         (by_drawn.model_context(judge.path.as_deref())?, by_real.model_context(judge.path.as_deref())?);
@@ -196,8 +195,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         comparison.features,
         of_features["file"].as_str().unwrap_or_default()
     );
-    tell(&comparison, floor.as_ref());
-    near.tell();
+    print_comparison(&comparison, floor.as_ref());
+    near.print_comparison();
     print_breeds(&by_drawn, &by_real, &judge.file);
     for warning in &comparison.warnings {
         eprintln!("warning: {warning}");
@@ -240,7 +239,7 @@ fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(G
     let mut generator =
         Generator::from_model(&opened.model, options).model_context(opened.path.as_deref())?;
     let classes = generator.meta().classes.clone();
-    let known = drawn::known(&args.data, data, &classes)?;
+    let known = generated::known(&args.data, data, &classes)?;
     let real = Images::load(data, generator.meta().image_size as u32, args.limit_files, &Cache::Default)?;
     let mut counts = vec![0; classes.len()];
     for label in real.labels().iter().filter_map(|&label| known[label as usize]) {
@@ -250,7 +249,8 @@ fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(G
     let counts = proportional(&counts, samples);
     let request = args.sampling.request(args.seed);
     let settings = generator.settings(&request);
-    let mut drawn = drawn::draw(&mut generator, &counts, &request).model_context(opened.path.as_deref())?;
+    let mut drawn =
+        generated::draw(&mut generator, &counts, &request).model_context(opened.path.as_deref())?;
     // From the generator's labels to the data's.
     let back = labels(&classes, &data.classes);
     drawn.labels.iter_mut().for_each(|label| *label = label.and_then(|label| back[label]));
@@ -327,7 +327,7 @@ fn breed_report(confusion: &Confusion) -> Value {
     })
 }
 
-fn tell(comparison: &Comparison, floor: Option<&Comparison>) {
+fn print_comparison(comparison: &Comparison, floor: Option<&Comparison>) {
     let half = floor.map_or_else(String::new, |f| format!("real halves ({} and {})", f.real, f.drawn));
     println!("{:<30} {:>10}  {:<22} {half:>26}", "", "drawn", "95 % interval");
     let line = |name: &str, value: Option<f64>, interval: Option<Interval>, floor: Option<f64>| {
@@ -401,7 +401,7 @@ impl NearestReport {
         distance / (self.values as f64).sqrt()
     }
 
-    fn tell(&self) {
+    fn print_comparison(&self) {
         let median = "median distance (of real ones to others)";
         println!("\n{:<30} {:>10} {:>10}   {median}", "nearest real picture", "near", "copied");
         let line = |name: &str, by: &Memorization, scale: &dyn Fn(f64) -> f64| {

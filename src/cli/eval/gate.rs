@@ -14,13 +14,12 @@ use tiny_cats_models::pretrained;
 
 use super::{
     OpenedModel,
-    drawn::{self, Sampling},
-    labels,
-    pictures::{agreement, extract, pictures, pixels, warn_weak_classifier},
-    skipped_json,
+    generated::{self, Sampling},
+    image_features::{breed_confusion, extract, pictures, pixels, warn_weak_classifier},
+    labels, skipped_json,
 };
 use crate::{
-    cli::place::writable,
+    cli::writable::writable,
     cli::{
         common::{ModelContext, Runtime, warn_skipped, write_json},
         logging,
@@ -101,7 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let data = Dataset::open(&args.data)?;
     warn_skipped(&data.skipped);
     let classes = generator.meta().classes.clone();
-    drawn::known(&args.data, &data, &classes)?;
+    generated::known(&args.data, &data, &classes)?;
     let known = labels(&data.classes, &classifier.meta().classes);
     if let Some(unknown) = known.iter().position(Option::is_none) {
         bail!("{}: the judge knows no class {:?}", judge.file, data.classes[unknown]);
@@ -123,7 +122,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Breed by breed in turn, as `generate --breed all` draws them.
     let all: Vec<usize> = (0..args.count * classes.len()).map(|i| i % classes.len()).collect();
     let mut drawn = Vec::with_capacity(all.len());
-    drawn::draw_each(&mut generator, &all, &request, |picture| drawn.push(picture))
+    generated::draw_each(&mut generator, &all, &request, |picture| drawn.push(picture))
         .model_context(opened.path.as_deref())?;
     let shown = &drawn[..SHOWN.min(args.count) * classes.len()];
     if let Some(path) = &args.sheet {
@@ -152,7 +151,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         args.seed,
     )?;
     let mut found = |images: &[RgbImage], labels: &[Option<usize>]| {
-        agreement(&mut classifier, images, labels, &known, args.batch).model_context(judge.path.as_deref())
+        breed_confusion(&mut classifier, images, labels, &known, args.batch)
+            .model_context(judge.path.as_deref())
     };
     let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
     let (by_drawn, by_real) = (found(&samples, &breeds)?, found(&held_out, &of_real)?);

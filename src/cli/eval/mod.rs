@@ -2,9 +2,9 @@
 
 mod classifier;
 mod dit;
-mod drawn;
 mod gate;
-mod pictures;
+mod generated;
+mod image_features;
 
 use std::{
     fs::File,

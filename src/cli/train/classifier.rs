@@ -11,8 +11,9 @@ use tiny_cats_models::{NetworkConfig, ResNetConfig, Weights};
 use super::{
     ImageCounts, TrainJob,
     common::{CommonArgs, MAX_STEPS},
-    drive, open,
+    open,
     released::EXTENSIONS,
+    run_training,
 };
 use crate::{
     checkpoint::{self, InitFile, WeightsSelection},
@@ -22,8 +23,8 @@ use crate::{
     },
     data::{Photos, Split},
     plan::Workload,
+    plural::pluralize,
     train::{Classifier, ClassifierOptions},
-    words::pluralize,
 };
 
 /// What `tiny-cats train classifier` is called with.
@@ -225,7 +226,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
             "{data}: there are no photographs for validation: the last state is released"
         ));
     }
-    common.measured(validation.as_ref().map_or(0, |photos| photos.len()))?;
+    common.check_early_stopping(validation.as_ref().map_or(0, |photos| photos.len()))?;
     logging::say(&format!(
         "{}: {} of {} to train on, {} to validate",
         args.data.display(),
@@ -241,7 +242,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let plan =
         common.plan(job, schedule, batch, [0.9, 0.999], [epochs(args.save_interval), 0], device.clone());
     let mut task = Classifier::new(options, train, validation, device)?;
-    let released = drive(&mut task, &plan, common, args.released()?)?;
+    let released = run_training(&mut task, &plan, common, args.released()?)?;
     let Some(released) = released else { return Ok(()) };
     let weights = checkpoint::open(&released, WeightsSelection::Default)?.weights;
     for (photos, words) in [(task.validation(), "validation"), (test.as_ref(), "test")] {

@@ -17,12 +17,12 @@ use crate::{
         logging::{self, Format},
     },
     data::{AugmentLevel, Cache},
+    plural::pluralize,
     track::{self, Tracker},
     train::{
         AdamW, Control, EarlyStopping, LrScaling, LrShape, MAX_AVERAGES, Schedule, TrainOptions,
         folder::{self, RUNS},
     },
-    words::pluralize,
 };
 
 /// Steps, or epochs, of a run: more than anybody waits for, and few enough to count with.
@@ -268,7 +268,7 @@ impl CommonArgs {
     ///
     /// # Errors
     /// When that is asked for.
-    pub fn measured(&self, validation: usize) -> anyhow::Result<()> {
+    pub fn check_early_stopping(&self, validation: usize) -> anyhow::Result<()> {
         if validation == 0 && self.early_stopping_patience.is_some() {
             bail!("--early-stopping-patience: there are no validation pictures to measure by");
         }
@@ -303,12 +303,12 @@ impl CommonArgs {
         steps: u64,
         items: usize,
         warmup: Option<u64>,
-        usual: u64,
+        default_warmup: u64,
     ) -> anyhow::Result<Schedule> {
         let factor = self.lr_scaling.factor(items as u64);
         let peak = self.lr * factor;
         let floor = self.min_lr.map_or(peak.min(1e-6), |floor| floor * factor);
-        Ok(Schedule::new(self.lr_schedule, peak, floor, warmup, usual, steps)?)
+        Ok(Schedule::new(self.lr_schedule, peak, floor, warmup, default_warmup, steps)?)
     }
 
     /// The plan of a run; what follows `batch` is the task's: decays of the moments, steps between training states and between sample
@@ -323,7 +323,8 @@ impl CommonArgs {
         device: Device,
     ) -> TrainOptions {
         let cores = || std::thread::available_parallelism().map_or(1, |n| (n.get() / self.gpus).clamp(1, 8));
-        let patience = |evaluations| EarlyStopping { evaluations, min_delta: self.early_stopping_min_delta };
+        let early_stopping =
+            |evaluations| EarlyStopping { evaluations, min_delta: self.early_stopping_min_delta };
         TrainOptions {
             folder: job.folder,
             from: job.from,
@@ -343,7 +344,7 @@ impl CommonArgs {
             save_interval,
             sample_interval,
             log_interval: self.log_interval,
-            patience: self.early_stopping_patience.map(patience),
+            early_stopping: self.early_stopping_patience.map(early_stopping),
             max_skipped_steps: self.max_skipped_steps,
             seed: self.seed,
             configuration: job.configuration,

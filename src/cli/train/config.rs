@@ -103,10 +103,10 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
     if on_command_line("init") && PROFILES.iter().any(|(profile, _)| *profile == name) {
         settings.retain(|key, _| !SIZES.contains(&id(key).as_str()));
     }
-    Ok(at(command, &path, |mut command| {
+    Ok(modify_subcommand(command, &path, |mut command| {
         for (key, value) in settings {
             command = command.mut_arg(id(&key), |arg| {
-                let values = given(&arg, &value);
+                let values = flag_values(&arg, &value);
                 arg.required(false).default_values(values)
             });
         }
@@ -125,10 +125,16 @@ pub fn training(matches: &ArgMatches) -> Option<(Vec<&'static str>, &ArgMatches)
 }
 
 /// `command` with the subcommand at `path` as `change` makes it.
-fn at(command: Command, path: &[&'static str], change: impl FnOnce(Command) -> Command) -> Command {
+fn modify_subcommand(
+    command: Command,
+    path: &[&'static str],
+    change: impl FnOnce(Command) -> Command,
+) -> Command {
     match path {
         [] => change(command),
-        [first, rest @ ..] => command.mut_subcommand(first, |command| at(command, rest, change)),
+        [first, rest @ ..] => {
+            command.mut_subcommand(first, |command| modify_subcommand(command, rest, change))
+        }
     }
 }
 
@@ -183,7 +189,7 @@ fn check(command: &Command, name: &str, table: &Table) -> anyhow::Result<()> {
                 }
                 continue;
             }
-            let values = given(flag, value);
+            let values = flag_values(flag, value);
             if values.is_empty() {
                 if is_optional(flag) && *value == Value::Boolean(false) {
                     continue;
@@ -213,7 +219,7 @@ fn is_optional(flag: &Arg) -> bool {
 }
 
 /// What `flag` is given for `value`: nothing where `false` leaves out a flag that may be given without a value.
-fn given(flag: &Arg, value: &Value) -> Vec<String> {
+fn flag_values(flag: &Arg, value: &Value) -> Vec<String> {
     match value {
         Value::Boolean(false) if is_optional(flag) => Vec::new(),
         // As earlier versions wrote a flag without a value.

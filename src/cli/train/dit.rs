@@ -20,8 +20,8 @@ use crate::{
     },
     data::{Dataset, Images, Split},
     plan::Workload,
+    plural::pluralize,
     train::{Dit, DitOptions, Flow, SAMPLE_ROWS, VALIDATION_DRAWS},
-    words::pluralize,
 };
 
 /// What `tiny-cats train dit` is called with.
@@ -188,7 +188,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         let validation = if held_out.files.is_empty() { None } else { Some(load(&held_out)?) };
         (load(&data.part(Split::Train))?, validation)
     };
-    common.measured(validation.as_ref().map_or(0, |images| images.len()))?;
+    common.check_early_stopping(validation.as_ref().map_or(0, |images| images.len()))?;
     logging::say(&format!(
         "{}: {} in {} to train on, {} to validate",
         args.data.display(),
@@ -212,6 +212,6 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         init: args.init.clone(),
     };
     let mut task = Dit::new(options, train, validation, device)?;
-    super::drive(&mut task, &plan, common, EXTENSIONS.map(|extension| args.released(extension)))?;
+    super::run_training(&mut task, &plan, common, EXTENSIONS.map(|extension| args.released(extension)))?;
     Ok(())
 }

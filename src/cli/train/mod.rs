@@ -4,11 +4,11 @@ pub mod classifier;
 mod common;
 pub mod config;
 pub mod dit;
+mod process_group;
 mod released;
 pub mod report;
 mod stop;
 mod supervise;
-mod team;
 
 use std::{
     path::{Path, PathBuf},
@@ -29,7 +29,7 @@ use self::{
 use crate::{
     cli::{
         common::{warn_duplicates, warn_skipped},
-        logging, place,
+        logging, writable,
     },
     data::{self, Dataset, Split},
     plan::Workload,
@@ -152,7 +152,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let configuration = ResolvedConfig::new(task, &super::Cli::command(), matches)?;
     args.validate()?;
     if common.rank > 0 {
-        team::become_follower();
+        process_group::become_follower();
     } else {
         common.open_log()?;
     }
@@ -171,7 +171,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             }
         }
         let output = places[0].parent().unwrap_or(Path::new("."));
-        place::check_writable_folder("--output", output)?;
+        writable::check_writable_folder("--output", output)?;
         return supervise(common, task, &configuration);
     };
     let from = Path::new(&common.resume);
@@ -184,9 +184,9 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         Command::Classifier(args) => classifier::run(args, job),
     };
     match ended.and_then(|()| finished(common, folder)) {
-        ended if common.rank > 0 => Ok(team::tell(ended)),
+        ended if common.rank > 0 => Ok(process_group::tell(ended)),
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) if may_pass(&error) => {
+        Err(error) if is_transient(&error) => {
             logging::fail(&super::one_line(&error));
             Ok(ExitCode::from(EXIT_TRANSIENT))
         }
@@ -214,7 +214,7 @@ pub fn catch_signals() {
 }
 
 /// Whether the same may well succeed later, in a new process.
-fn may_pass(error: &anyhow::Error) -> bool {
+fn is_transient(error: &anyhow::Error) -> bool {
     // Memory that is too small in the middle of an update, where nothing can be halved any more.
     let training = |error: &train::Error| error.is_transient() || error.is_out_of_memory();
     let data = |error: &data::Error| error.is_transient();
@@ -249,7 +249,7 @@ fn tune_allocator() {}
 
 /// Trains, reports how it goes, and copies the released files to `places`. Returns where the `.safetensors` is; a process that follows
 /// another writes none.
-fn drive(
+fn run_training(
     task: &mut dyn Task,
     plan: &TrainOptions,
     common: &CommonArgs,
@@ -266,9 +266,9 @@ fn drive(
         if place.is_dir() {
             return Err(anyhow!("a folder is in the file's place")).with_context(said);
         }
-        place::has_room(place, places.len() as u64 * released).with_context(said)?;
+        writable::check_free_space(place, places.len() as u64 * released).with_context(said)?;
     }
-    let mut team = team::team(common)?;
+    let mut team = process_group::team(common)?;
     let reporter = Reporter::new(ReportOptions {
         steps: plan.schedule.steps,
         log_interval: plan.log_interval,

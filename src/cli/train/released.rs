@@ -38,7 +38,7 @@ pub fn publish(
     if let Some(folder) = places[0].parent() {
         remove_abandoned(folder);
     }
-    let kept = keep(&others)?;
+    let kept = back_up(&others)?;
     for (from, to) in released.iter().zip(places) {
         copy(from, to).with_context(|| to.display().to_string())?;
     }
@@ -46,7 +46,7 @@ pub fn publish(
 }
 
 /// Gives `files` a second name, with a number that is free for all of them: `NAME.1.pt`.
-fn keep(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
+fn back_up(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let named = |number: u32| -> Vec<PathBuf> {
         let name = |file: &&PathBuf| {
             let extension = file.extension().unwrap_or_default().to_string_lossy();
@@ -137,7 +137,7 @@ mod tests {
         let kept = publish(&files(&folder), &places, of_run(&folder, &places)).unwrap();
         assert_eq!(kept, [(path("out/m.pt"), path("out/m.1.pt"))]);
         // What was kept before a process was killed is not kept twice.
-        keep(&[&places[0], &places[1]]).unwrap();
+        back_up(&[&places[0], &places[1]]).unwrap();
         let kept = publish(&files(&other), &places, [false; 2]).unwrap();
         assert_eq!(kept[1].1, path("out/m.2.safetensors"));
         assert_eq!(

@@ -1,6 +1,6 @@
 //! What a training run shows: a progress bar or lines, a log, pictures of its course, and what trackers are told.
 
-mod painter;
+mod plot_thread;
 
 use std::{
     io::IsTerminal,
@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::Device;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use painter::{PlotRequest, PlotThread};
+use plot_thread::{PlotRequest, PlotThread};
 
 use crate::{
     cli::logging,
@@ -57,10 +57,10 @@ pub struct Reporter {
     since: StepWindow,
     memory: Option<(Instant, String)>,
     /// What was said before there was a folder to log to; `None` from then on.
-    early: Option<Vec<String>>,
-    painter: Option<PlotThread>,
+    early_lines: Option<Vec<String>>,
+    plots: Option<PlotThread>,
     /// When it began, and after which step.
-    began: Option<(Instant, u64)>,
+    started: Option<(Instant, u64)>,
     /// When the curve was drawn last.
     drawn: Instant,
     ended: bool,
@@ -114,10 +114,10 @@ impl Reporter {
             bar.enable_steady_tick(Duration::from_millis(500));
         }
         logging::set_progress_bar(&bar);
-        let (since, early) = (StepWindow::default(), Some(Vec::new()));
-        let (memory, painter, drawn) = (None, None, Instant::now());
-        let (began, ended) = (None, false);
-        Ok(Self { options, bar, terminal, since, memory, early, painter, began, drawn, ended })
+        let (since, early_lines) = (StepWindow::default(), Some(Vec::new()));
+        let (memory, plots, drawn) = (None, None, Instant::now());
+        let (started, ended) = (None, false);
+        Ok(Self { options, bar, terminal, since, memory, early_lines, plots, started, drawn, ended })
     }
 
     /// Reports what happens.
@@ -130,7 +130,7 @@ impl Reporter {
                 self.bar.set_length(steps);
                 self.bar.set_position(step);
                 self.options.steps = steps;
-                self.began = Some((Instant::now(), step));
+                self.started = Some((Instant::now(), step));
                 let (id, settings) = (name(folder), flat(settings));
                 let run = RunInfo { id: &id, folder, step, settings: &settings };
                 self.options.trackers.iter_mut().for_each(|tracker| tracker.begin(&run));
@@ -167,9 +167,9 @@ impl Reporter {
     /// From here on the run's folder has a log.
     fn begin(&mut self, folder: &Path, step: u64) {
         logging::add_run_file(&folder.join(LOG), self.options.log_format);
-        self.painter = PlotThread::start(folder, &name(folder), step);
+        self.plots = PlotThread::start(folder, &name(folder), step);
         let word = if step == 0 { "begins" } else { "goes on" };
-        self.early.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
+        self.early_lines.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
         logging::log(&format!("{} {word} with tiny-cats {}", name(folder), env!("CARGO_PKG_VERSION")));
     }
 
@@ -208,8 +208,8 @@ impl Reporter {
 
     fn draw(&mut self, what: PlotRequest) {
         self.drawn = Instant::now();
-        if let Some(painter) = &self.painter {
-            painter.draw(what);
+        if let Some(plots) = &self.plots {
+            plots.draw(what);
         }
     }
 
@@ -223,8 +223,10 @@ impl Reporter {
     }
 
     fn keep_early(&mut self, line: &str) {
-        if let Some(early) = self.early.as_mut().filter(|early| early.len() < MAX_EARLY_LINES) {
-            early.push(line.to_owned());
+        if let Some(early_lines) =
+            self.early_lines.as_mut().filter(|early_lines| early_lines.len() < MAX_EARLY_LINES)
+        {
+            early_lines.push(line.to_owned());
         }
     }
 
@@ -247,9 +249,9 @@ impl Reporter {
     /// How long the rest takes, at the pace of all steps of this process: with what evaluating and saving take, and without the steps
     /// that a process before it took.
     fn left(&self, step: u64) -> String {
-        let Some((began, first)) = self.began else { return String::new() };
+        let Some((started, first)) = self.started else { return String::new() };
         let (taken, rest) = (step.saturating_sub(first), self.options.steps.saturating_sub(step));
-        let seconds = began.elapsed().as_secs_f64() * rest as f64 / taken.max(1) as f64;
+        let seconds = started.elapsed().as_secs_f64() * rest as f64 / taken.max(1) as f64;
         let left = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         format!(", {:#} left", HumanDuration(left))
     }
@@ -259,8 +261,8 @@ impl Reporter {
             return;
         }
         self.bar.finish_and_clear();
-        if let Some(painter) = self.painter.take() {
-            painter.finish();
+        if let Some(plots) = self.plots.take() {
+            plots.finish();
         }
         self.options.trackers.iter_mut().for_each(|tracker| tracker.end(status));
     }

@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{common::CommonArgs, config::ResolvedConfig, team};
-use crate::cli::place::can_write;
+use super::{common::CommonArgs, config::ResolvedConfig, process_group};
+use crate::cli::writable::check_can_write;
 use crate::{
     cli::logging,
     signals::{self, EXIT_RESUMABLE},
@@ -70,7 +70,7 @@ pub fn supervise(
             .args(&arguments[..place])
             .arg(format!("--halvings={halvings}"))
             .args(&arguments[place..])
-            .envs(team::threads(common));
+            .envs(process_group::threads(common));
         let status = signals.run(command).with_context(|| program.display().to_string())?;
         Ok((ChildExit::of(status, out_of_memory_kills() > kills), states(&folder)))
     };
@@ -200,11 +200,11 @@ fn claim(
     configuration: &ResolvedConfig,
 ) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
     let root = &common.runs_dir;
-    can_write(root).with_context(|| format!("{}: cannot write there", root.display()))?;
+    check_can_write(root).with_context(|| format!("{}: cannot write there", root.display()))?;
     // One after the other, so that two commands do not begin the same run at the same time.
     let _claiming = ParentLock::of_runs(root)?;
     let folder = run_folder(common, task, configuration)?;
-    can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
+    check_can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
     if Lock::held(&folder) {
         return Ok(None);
     }

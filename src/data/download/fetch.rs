@@ -27,7 +27,7 @@ const MIN_PROGRESS_BYTES: u64 = 1 << 20;
 pub(super) struct Client<'a> {
     agent: Agent,
     url: &'a str,
-    patience: &'a RetryPolicy,
+    retry_policy: &'a RetryPolicy,
 }
 
 /// Why an attempt did not bring the rest of the file.
@@ -39,21 +39,21 @@ enum Failure {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(url: &'a str, patience: &'a RetryPolicy) -> Self {
-        let silence = Some(patience.silence);
+    pub(super) fn new(url: &'a str, retry_policy: &'a RetryPolicy) -> Self {
+        let idle_timeout = Some(retry_policy.idle_timeout);
         let agent = Agent::config_builder()
             // Only who asks for a mirror without https gets one.
             .https_only(!url.starts_with("http://"))
             .max_redirects(MAX_REDIRECTS)
             .http_status_as_error(false)
             .user_agent(concat!("tiny-cats/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(silence)
-            .timeout_connect(silence)
-            .timeout_recv_response(silence)
-            .timeout_per_read(silence)
+            .timeout_resolve(idle_timeout)
+            .timeout_connect(idle_timeout)
+            .timeout_recv_response(idle_timeout)
+            .timeout_per_read(idle_timeout)
             .build()
             .into();
-        Self { agent, url: url.trim_end_matches('/'), patience }
+        Self { agent, url: url.trim_end_matches('/'), retry_policy }
     }
 
     /// Fetches `archive` to `path`, unless it is there.
@@ -106,11 +106,11 @@ impl<'a> Client<'a> {
                 Err(Failure::Passing { reason, wait }) => (reason, wait),
             };
             failures = if part.bytes >= before.saturating_add(MIN_PROGRESS_BYTES) { 1 } else { failures + 1 };
-            if failures >= self.patience.attempts {
+            if failures >= self.retry_policy.attempts {
                 let reason = format!("{reason}; gave up after {failures} attempts");
                 return Err(Error::Http { url: url.into(), reason });
             }
-            let wait = asked.unwrap_or_else(|| self.wait(failures)).min(self.patience.longest_wait);
+            let wait = asked.unwrap_or_else(|| self.wait(failures)).min(self.retry_policy.max_backoff);
             progress(Event::RecomputeFn(reason, wait));
             thread::sleep(wait);
         }
@@ -120,7 +120,7 @@ impl<'a> Client<'a> {
     /// The wait after so many failures in a row: twice as long each time, and up to a half less by chance, so that many who lost their
     /// connection at one moment do not come back at one moment.
     fn wait(&self, failures: u32) -> Duration {
-        let doubled = self.patience.first_wait.saturating_mul(1 << (failures - 1).min(16));
+        let doubled = self.retry_policy.initial_backoff.saturating_mul(1 << (failures - 1).min(16));
         let chance = RandomState::new().hash_one(failures) as f64 / u64::MAX as f64;
         doubled.mul_f64(1.0 - chance / 2.0)
     }
@@ -164,7 +164,7 @@ impl<'a> Client<'a> {
             }
             status => {
                 let reason = format!("the server answers {status}");
-                return Err(if may_pass(status) {
+                return Err(if is_transient_status(status) {
                     Failure::Passing { reason, wait: retry_after(&response) }
                 } else {
                     refused(reason)
@@ -238,7 +238,7 @@ fn failed(error: ureq::Error, url: &str) -> Failure {
 }
 
 /// Whether the status is of the moment: too busy, or broken for now.
-fn may_pass(status: StatusCode) -> bool {
+fn is_transient_status(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
 }
 

@@ -43,20 +43,20 @@ pub struct RetryPolicy {
     /// Attempts in a row that may bring next to nothing.
     pub attempts: u32,
     /// The wait after the first failure; it doubles with each, and is cut by chance to between a half and the whole.
-    pub first_wait: Duration,
+    pub initial_backoff: Duration,
     /// The longest wait, also when the server asks for more.
-    pub longest_wait: Duration,
+    pub max_backoff: Duration,
     /// How long to wait for a connection, an answer, or the next bytes.
-    pub silence: Duration,
+    pub idle_timeout: Duration,
 }
 
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: 6,
-            first_wait: Duration::from_secs(1),
-            longest_wait: Duration::from_secs(60),
-            silence: Duration::from_secs(30),
+            initial_backoff: Duration::from_secs(1),
+            max_backoff: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -95,7 +95,7 @@ pub fn download(
     archives: &[Archive],
     url: &str,
     folder: &Path,
-    patience: &RetryPolicy,
+    retry_policy: &RetryPolicy,
     progress: &mut dyn FnMut(&Archive, Event),
 ) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -103,7 +103,7 @@ pub fn download(
     // What is in the way is told before anything is fetched.
     let there: Vec<_> =
         archives.iter().map(|a| unpack::unpacked(&folder.join(a.name), a)).collect::<Result<_>>()?;
-    let client = fetch::Client::new(url, patience);
+    let client = fetch::Client::new(url, retry_policy);
     for (archive, there) in archives.iter().zip(there) {
         let before = there.is_some();
         let manifest = match there {

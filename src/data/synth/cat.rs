@@ -14,7 +14,7 @@ const WHITE: Color = [1.0, 1.0, 1.0];
 /// Face coordinates are (across, down) in halves of the height of a head, from its middle.
 #[derive(Clone, Copy)]
 pub struct Pose {
-    centre: Point,
+    center: Point,
     scale: f32,
     tilt: (f32, f32),
     turn: f32,
@@ -23,13 +23,13 @@ pub struct Pose {
 
 impl Pose {
     /// A pose near that of a cropped head.
-    pub fn new(dice: &mut SceneRng) -> Self {
+    pub fn new(rng: &mut SceneRng) -> Self {
         Self {
-            centre: [0.5 + dice.normal(0.03), 0.53 + dice.normal(0.02)],
-            scale: dice.range(0.225, 0.285),
-            tilt: dice.normal(0.13).clamp(-0.35, 0.35).sin_cos(),
-            turn: dice.normal(0.28).clamp(-0.55, 0.55),
-            nod: dice.normal(0.07).clamp(-0.15, 0.15),
+            center: [0.5 + rng.normal(0.03), 0.53 + rng.normal(0.02)],
+            scale: rng.range(0.225, 0.285),
+            tilt: rng.normal(0.13).clamp(-0.35, 0.35).sin_cos(),
+            turn: rng.normal(0.28).clamp(-0.55, 0.55),
+            nod: rng.normal(0.07).clamp(-0.15, 0.15),
         }
     }
 
@@ -39,7 +39,7 @@ impl Pose {
         let x = across * (1.0 - self.turn * self.turn * 0.35) + bulge * self.turn;
         let y = down + depth * self.nod;
         let (sin, cos) = self.tilt;
-        [self.centre[0] + self.scale * (x * cos - y * sin), self.centre[1] + self.scale * (x * sin + y * cos)]
+        [self.center[0] + self.scale * (x * cos - y * sin), self.center[1] + self.scale * (x * sin + y * cos)]
     }
 
     /// An outline of the face in the picture.
@@ -54,7 +54,7 @@ impl Pose {
 
     /// A place of the picture in face coordinates, of depth 0.
     fn back(&self, p: Point) -> Point {
-        let (x, y) = ((p[0] - self.centre[0]) / self.scale, (p[1] - self.centre[1]) / self.scale);
+        let (x, y) = ((p[0] - self.center[0]) / self.scale, (p[1] - self.center[1]) / self.scale);
         let (sin, cos) = self.tilt;
         [(x * cos + y * sin) / (1.0 - self.turn * self.turn * 0.35), y * cos - x * sin]
     }
@@ -71,25 +71,25 @@ struct Cat<'a> {
 }
 
 /// Paints a cat of `breed`, which is an index of [`LOOKS`].
-pub fn paint(canvas: &mut Canvas, breed: usize, dice: &mut SceneRng) {
+pub fn paint(canvas: &mut Canvas, breed: usize, rng: &mut SceneRng) {
     let look = &LOOKS[breed];
-    let pose = Pose::new(dice);
-    let light = [dice.range(-0.16, 0.16), dice.range(-0.14, 0.02)];
-    let coat = dice.pick(look.coats);
+    let pose = Pose::new(rng);
+    let light = [rng.range(-0.16, 0.16), rng.range(-0.14, 0.02)];
+    let coat = rng.pick(look.coats);
     let cat = Cat { look, coat, pose, light };
-    cat.body(canvas, dice);
+    cat.body(canvas, rng);
     for side in [-1.0, 1.0] {
-        cat.ear(canvas, side, dice);
+        cat.ear(canvas, side, rng);
     }
-    let head = cat.head(canvas, dice);
-    cat.markings(canvas, &head, dice);
+    let head = cat.head(canvas, rng);
+    cat.markings(canvas, &head, rng);
     cat.muzzle(canvas, &head);
-    let iris = *dice.pick(look.irises);
-    let (open, pupil) = (dice.range(0.9, 1.08), dice.range(0.22, 0.62));
+    let iris = *rng.pick(look.irises);
+    let (open, pupil) = (rng.range(0.9, 1.08), rng.range(0.22, 0.62));
     for side in [-1.0, 1.0] {
         cat.eye(canvas, side, iris, open, pupil);
     }
-    cat.whiskers(canvas, dice);
+    cat.whiskers(canvas, rng);
 }
 
 impl Cat<'_> {
@@ -100,7 +100,7 @@ impl Cat<'_> {
         mask: &Mask,
         within: Option<&Mask>,
         depth: f32,
-        colour: impl Fn(Point) -> Color,
+        color: impl Fn(Point) -> Color,
     ) {
         let (strands, blotches) = match self.look.pattern {
             Pattern::Ticked => (0.16, 0.06),
@@ -113,33 +113,26 @@ impl Cat<'_> {
             let lit = face[0] * self.light[0] + face[1] * self.light[1];
             let rough =
                 strands * noise.at(p[0] * 64.0, p[1] * 28.0) + blotches * noise.at(p[0] * 9.0, p[1] * 9.0);
-            (shade(colour(face), 1.04 + lit - round + rough), 1.0)
+            (shade(color(face), 1.04 + lit - round + rough), 1.0)
         });
     }
 
     /// Hairs that stand out of `outline`, away from the middle of the face.
-    fn fringe(
-        &self,
-        canvas: &mut Canvas,
-        outline: &[Point],
-        length: f32,
-        colour: Color,
-        dice: &mut SceneRng,
-    ) {
+    fn fringe(&self, canvas: &mut Canvas, outline: &[Point], length: f32, color: Color, rng: &mut SceneRng) {
         // Hair shorter than this lies flat.
         if length < 0.1 {
             return;
         }
         for &[x, y] in outline {
             // Hair hangs: it is long at the cheeks and short on the skull.
-            let long = length * dice.range(0.4, 1.1) * (0.75 + 0.5 * y.clamp(-1.0, 1.0));
+            let long = length * rng.range(0.4, 1.1) * (0.75 + 0.5 * y.clamp(-1.0, 1.0));
             let far = (x * x + y * y).sqrt().max(0.2);
             let tip = [x + x / far * long, y + (y / far + 0.35) * long];
             let root = [x * 0.88, y * 0.88];
             let stroke = hair(root, [x * 1.02, y * 1.02 - 0.2 * long], tip, 0.16);
             let lit = 1.02 + x * self.light[0] + y * self.light[1] - 0.10 * (x * x + y * y).min(1.6)
-                + dice.range(-0.08, 0.08);
-            canvas.flat(&self.pose.all(&stroke, 0.0), None, shade(colour, lit), 0.9);
+                + rng.range(-0.08, 0.08);
+            canvas.flat(&self.pose.all(&stroke, 0.0), None, shade(color, lit), 0.9);
         }
     }
 
@@ -148,9 +141,9 @@ impl Cat<'_> {
         matches!(self.look.pattern, Pattern::Pointed | Pattern::Bicolour)
     }
 
-    fn body(&self, canvas: &mut Canvas, dice: &mut SceneRng) {
+    fn body(&self, canvas: &mut Canvas, rng: &mut SceneRng) {
         let neck = self.look.neck;
-        let (shift, shoulders) = (dice.range(-0.5, 0.5), neck * dice.range(1.35, 1.7) + 0.25);
+        let (shift, shoulders) = (rng.range(-0.5, 0.5), neck * rng.range(1.35, 1.7) + 0.25);
         let sides = [
             [neck, 0.35],
             [neck * 1.02, 0.9],
@@ -163,7 +156,7 @@ impl Cat<'_> {
             .collect();
         let outline = smooth(&outline);
         let (base, under, mark) = (self.coat.base, self.coat.under, self.coat.mark);
-        self.fringe(canvas, &outline, self.look.fluff * 0.9, shade(base, 0.9), dice);
+        self.fringe(canvas, &outline, self.look.fluff * 0.9, shade(base, 0.9), rng);
         let body = canvas.mask(&self.pose.all(&outline, 0.0));
         self.fur(canvas, &body, None, 0.12, |face| {
             let chest = 1.0 - (face[0] - shift * 0.3).abs() / (neck * 0.9);
@@ -172,9 +165,9 @@ impl Cat<'_> {
         match self.look.pattern {
             Pattern::Spotted => {
                 for _ in 0..26 {
-                    let at = self.pose.at([dice.range(-2.0, 2.0), dice.range(1.05, 2.4)], 0.0);
-                    let size = self.pose.length(dice.range(0.07, 0.13));
-                    let spot = ellipse(at, [size, size * dice.range(0.6, 0.9)], dice.range(0.0, 3.0));
+                    let at = self.pose.at([rng.range(-2.0, 2.0), rng.range(1.05, 2.4)], 0.0);
+                    let size = self.pose.length(rng.range(0.07, 0.13));
+                    let spot = ellipse(at, [size, size * rng.range(0.6, 0.9)], rng.range(0.0, 3.0));
                     canvas.flat(&spot, Some(&body), mark, 0.82);
                 }
             }
@@ -193,18 +186,18 @@ impl Cat<'_> {
                     canvas.flat(&self.pose.all(&fold, 0.0), Some(&body), mark, 0.4);
                 }
             }
-            Pattern::Ticked => self.ticks(canvas, &body, [-1.6, 1.6], [1.0, 2.4], 90, dice),
+            Pattern::Ticked => self.ticks(canvas, &body, [-1.6, 1.6], [1.0, 2.4], 90, rng),
             _ => {}
         }
         if self.look.fluff > 0.2 {
             // The ruff: long hair hanging from the cheeks to the chest.
             for i in 0..44 {
-                let x = (i as f32 / 43.0 - 0.5) * 2.2 * self.look.width + dice.range(-0.05, 0.05);
+                let x = (i as f32 / 43.0 - 0.5) * 2.2 * self.look.width + rng.range(-0.05, 0.05);
                 let y = 1.0 - 0.35 * x * x;
-                let long = dice.range(0.5, 0.95) * (0.6 + self.look.fluff);
+                let long = rng.range(0.5, 0.95) * (0.6 + self.look.fluff);
                 let lock = hair([x * 0.9, y - 0.2], [x * 1.05, y + 0.3 * long], [x * 1.15, y + long], 0.22);
-                let colour = mix(under, base, dice.range(0.0, 0.6));
-                canvas.flat(&self.pose.all(&lock, 0.0), None, shade(colour, dice.range(0.86, 1.02)), 0.8);
+                let color = mix(under, base, rng.range(0.0, 0.6));
+                canvas.flat(&self.pose.all(&lock, 0.0), None, shade(color, rng.range(0.86, 1.02)), 0.8);
             }
         }
         // The head throws a shadow on the chest.
@@ -212,7 +205,7 @@ impl Cat<'_> {
         canvas.glow([x, y], [self.pose.length(0.95), self.pose.length(0.55)], Some(&body), SHADOW, 0.42);
     }
 
-    fn ear(&self, canvas: &mut Canvas, side: f32, dice: &mut SceneRng) {
+    fn ear(&self, canvas: &mut Canvas, side: f32, rng: &mut SceneRng) {
         let look = self.look;
         let (middle, skull) = (0.56 * look.width, -0.52);
         // A turned head shows less of its far ear.
@@ -226,7 +219,7 @@ impl Cat<'_> {
         let blunt = 0.05 + 0.10 * (1.0 - look.ear).max(0.0);
         let ear =
             |shrink: f32| {
-                let centre = [side * (middle + 0.06 + look.ear_lean * 0.4), skull - look.ear * 0.25];
+                let center = [side * (middle + 0.06 + look.ear_lean * 0.4), skull - look.ear * 0.25];
                 let outline = [
                     inner,
                     along(inner, tip, 0.5, -0.05),
@@ -237,7 +230,7 @@ impl Cat<'_> {
                     [side * middle, skull + 0.4],
                 ];
                 smooth(&outline.map(|p| {
-                    [centre[0] + (p[0] - centre[0]) * shrink, centre[1] + (p[1] - centre[1]) * shrink]
+                    [center[0] + (p[0] - center[0]) * shrink, center[1] + (p[1] - center[1]) * shrink]
                 }))
             };
         let back = match look.pattern {
@@ -246,7 +239,7 @@ impl Cat<'_> {
             _ => shade(self.coat.base, 0.92),
         };
         let whole = ear(1.0);
-        self.fringe(canvas, &whole, look.fluff * 0.35, back, dice);
+        self.fringe(canvas, &whole, look.fluff * 0.35, back, rng);
         let mask = canvas.mask(&self.pose.all(&whole, 0.0));
         self.fur(canvas, &mask, None, 0.3, |_| back);
         let dark = self.coat.base[0] < 0.2;
@@ -262,7 +255,7 @@ impl Cat<'_> {
             let lock = mix(self.coat.under, flesh, 0.2);
             for i in 0..5 {
                 let x = middle - half * 0.7 + i as f32 * half * 0.2;
-                let top = [side * (x + 0.12), skull - look.ear * dice.range(0.25, 0.55) - 0.1];
+                let top = [side * (x + 0.12), skull - look.ear * rng.range(0.25, 0.55) - 0.1];
                 let lock_shape = hair([side * x, skull + 0.15], [side * x, skull - 0.2], top, 0.12);
                 canvas.flat(&self.pose.all(&lock_shape, 0.0), Some(&shell), lock, 0.6);
             }
@@ -270,14 +263,14 @@ impl Cat<'_> {
         if look.tufts {
             for i in 0..4 {
                 let bend = i as f32 * 0.05 - 0.08;
-                let end = [tip[0] + side * (0.04 + bend), tip[1] - dice.range(0.25, 0.4)];
+                let end = [tip[0] + side * (0.04 + bend), tip[1] - rng.range(0.25, 0.4)];
                 let tuft = hair([tip[0], tip[1] + 0.1], [tip[0] + bend, tip[1] - 0.05], end, 0.12);
                 canvas.flat(&self.pose.all(&tuft, 0.0), None, self.coat.mark, 0.85);
             }
         }
     }
 
-    fn head(&self, canvas: &mut Canvas, dice: &mut SceneRng) -> Mask {
+    fn head(&self, canvas: &mut Canvas, rng: &mut SceneRng) -> Mask {
         let (w, jaw) = (self.look.width, self.look.jaw);
         let right = [
             [0.46 * w, -0.76],
@@ -293,7 +286,7 @@ impl Cat<'_> {
         outline.extend(right.iter().rev().map(|&[x, y]| [-x, y]));
         let outline = smooth(&outline);
         let (base, under) = (self.coat.base, self.coat.under);
-        self.fringe(canvas, &outline, self.look.fluff, mix(base, under, 0.25), dice);
+        self.fringe(canvas, &outline, self.look.fluff, mix(base, under, 0.25), rng);
         let head = canvas.mask(&self.pose.all(&outline, 0.0));
         self.fur(canvas, &head, None, 1.0, |face| mix(base, under, (face[1] - 0.35) * 0.6));
         head
@@ -307,14 +300,14 @@ impl Cat<'_> {
         across: Point,
         down: Point,
         count: usize,
-        dice: &mut SceneRng,
+        rng: &mut SceneRng,
     ) {
         for i in 0..count {
-            let [x, y] = [dice.range(across[0], across[1]), dice.range(down[0], down[1])];
+            let [x, y] = [rng.range(across[0], across[1]), rng.range(down[0], down[1])];
             let end = [x + x * 0.10, y + 0.14];
-            let colour = if i % 3 == 0 { self.coat.under } else { self.coat.mark };
+            let color = if i % 3 == 0 { self.coat.under } else { self.coat.mark };
             let tick = hair([x, y], [x + x * 0.04, y + 0.07], end, 0.05);
-            canvas.flat(&self.pose.all(&tick, 0.4), Some(within), colour, 0.42);
+            canvas.flat(&self.pose.all(&tick, 0.4), Some(within), color, 0.42);
         }
     }
 
@@ -338,7 +331,7 @@ impl Cat<'_> {
         }
     }
 
-    fn markings(&self, canvas: &mut Canvas, head: &Mask, dice: &mut SceneRng) {
+    fn markings(&self, canvas: &mut Canvas, head: &Mask, rng: &mut SceneRng) {
         let (pose, mark, under) = (&self.pose, self.coat.mark, self.coat.under);
         match self.look.pattern {
             Pattern::Solid => {
@@ -354,13 +347,13 @@ impl Cat<'_> {
                 );
             }
             Pattern::Ticked => {
-                self.ticks(canvas, head, [-0.9, 0.9], [-0.8, 0.6], 120, dice);
+                self.ticks(canvas, head, [-0.9, 0.9], [-0.8, 0.6], 120, rng);
                 self.lines(canvas, head, 0.55, 0.4);
             }
             Pattern::Spotted => {
                 self.lines(canvas, head, 1.0, 0.85);
                 for _ in 0..7 {
-                    let at = pose.at([dice.range(-0.35, 0.35), dice.range(-0.72, -0.45)], 0.9);
+                    let at = pose.at([rng.range(-0.35, 0.35), rng.range(-0.72, -0.45)], 0.9);
                     canvas.flat(
                         &ellipse(at, [pose.length(0.05), pose.length(0.07)], 0.0),
                         Some(head),
@@ -371,7 +364,7 @@ impl Cat<'_> {
             }
             Pattern::Tabby => self.lines(canvas, head, 1.5, 0.75),
             Pattern::Pointed => {
-                let reach = dice.range(0.92, 1.08);
+                let reach = rng.range(0.92, 1.08);
                 let at = |y| pose.at([0.0, y], 0.9);
                 canvas.glow(
                     at(0.22),
@@ -387,7 +380,7 @@ impl Cat<'_> {
                     let at = pose.at([side * 0.52, -0.22], 0.7);
                     canvas.glow(at, [pose.length(0.78), pose.length(0.95)], Some(head), mark, 1.0);
                 }
-                let wide = dice.range(0.9, 1.15);
+                let wide = rng.range(0.9, 1.15);
                 let right =
                     [[0.05, -0.40], [0.10, -0.05], [0.26 * wide, 0.18], [0.52 * wide, 0.46], [0.5, 0.85]];
                 let mut wedge = vec![[0.0, -0.55]];
@@ -400,7 +393,7 @@ impl Cat<'_> {
             Pattern::Bare => {
                 for i in 0..5 {
                     let (y, wide) = (-0.42 - i as f32 * 0.09, 0.5 - i as f32 * 0.05);
-                    let dip = dice.range(0.04, 0.12);
+                    let dip = rng.range(0.04, 0.12);
                     for side in [-1.0, 1.0] {
                         let fold = hair(
                             [0.02 * side, y],
@@ -471,7 +464,7 @@ impl Cat<'_> {
     fn eye(&self, canvas: &mut Canvas, side: f32, iris: Color, open: f32, pupil: f32) {
         let (pose, look) = (&self.pose, self.look);
         let (rx, ry) = (look.eye, look.eye * look.open * open);
-        let centre =
+        let center =
             [side * (0.28 + look.eye * 0.62) * (0.6 + 0.4 * look.width), -0.04 + (look.nose_at - 0.4) * 0.2];
         let (sin, cos) = look.slant.sin_cos();
         // Eyes that are not round come to a point at their corners.
@@ -480,7 +473,7 @@ impl Cat<'_> {
             let on = |i: usize| {
                 let (s, c) = (i as f32 * std::f32::consts::TAU / 28.0).sin_cos();
                 let (x, y) = (c * rx * grow, s * ry * grow * (1.0 - point + point * s.abs()).max(0.2));
-                [centre[0] + side * (x * cos + y * sin), centre[1] + y * cos - x * sin]
+                [center[0] + side * (x * cos + y * sin), center[1] + y * cos - x * sin]
             };
             (0..28).map(on).collect()
         };
@@ -489,7 +482,7 @@ impl Cat<'_> {
         canvas.flat(&pose.all(&lid(1.45), 0.95), None, around, if dark { 0.35 } else { 0.45 });
         canvas.flat(&pose.all(&lid(1.22), 0.95), None, mix(SHADOW, self.coat.mark, 0.2), 0.92);
         let ball = canvas.mask(&pose.all(&lid(1.0), 0.95));
-        let middle = pose.at(centre, 0.95);
+        let middle = pose.at(center, 0.95);
         let height = pose.length(ry);
         canvas.fill(&ball, None, |p, _| {
             // The lid shades the top, and the light that came in leaves at the bottom.
@@ -503,7 +496,7 @@ impl Cat<'_> {
         canvas.flat(&ellipse(glint, [pose.length(rx * 0.22); 2], 0.0), None, WHITE, 0.92);
     }
 
-    fn whiskers(&self, canvas: &mut Canvas, dice: &mut SceneRng) {
+    fn whiskers(&self, canvas: &mut Canvas, rng: &mut SceneRng) {
         if self.look.pattern == Pattern::Bare {
             return;
         }
@@ -512,7 +505,7 @@ impl Cat<'_> {
         for side in [-1.0, 1.0] {
             for i in 0..4 {
                 let drop = (i as f32 - 1.2) * 0.16;
-                let end = [side * dice.range(1.15, 1.45), y + drop * 1.7 + dice.range(-0.06, 0.1)];
+                let end = [side * rng.range(1.15, 1.45), y + drop * 1.7 + rng.range(-0.06, 0.1)];
                 let over = [side * 0.8, y + drop * 0.9 - 0.10];
                 let from = [side * 0.26, y + (i as f32 - 1.5) * 0.05];
                 canvas.flat(&self.pose.all(&hair(from, over, end, 0.045), 0.5), None, light, 0.6);

@@ -44,14 +44,14 @@ pub fn draw(class: usize, seed: u64, index: u64, size: u32) -> RgbImage {
     let classes = BREEDS.len() as u64 + 1;
     let class = class.min(BREEDS.len());
     let number = index.wrapping_mul(classes).wrapping_add(class as u64);
-    let mut dice = SceneRng(Stream::new(seed, Purpose::Synthetic, number));
-    let mut canvas = scene::background(size, &mut dice);
+    let mut rng = SceneRng(Stream::new(seed, Purpose::Synthetic, number));
+    let mut canvas = scene::background(size, &mut rng);
     if class < BREEDS.len() {
-        cat::paint(&mut canvas, class, &mut dice);
+        cat::paint(&mut canvas, class, &mut rng);
     } else {
-        other::paint(&mut canvas, &mut dice);
+        other::paint(&mut canvas, &mut rng);
     }
-    scene::develop(canvas, &mut dice)
+    scene::develop(canvas, &mut rng)
 }
 
 #[cfg(test)]

@@ -4,25 +4,25 @@ use super::{
     SceneRng,
     cat::Pose,
     paint::{Canvas, Color, Point, ellipse, hair, mix, shade, smooth},
-    scene::colour,
+    scene::color,
 };
 
 const INK: Color = [0.08, 0.07, 0.07];
 const WHITE: Color = [1.0, 1.0, 1.0];
 
 /// Paints one of them.
-pub fn paint(canvas: &mut Canvas, dice: &mut SceneRng) {
-    match dice.0.below(6) {
-        0 => landscape(canvas, dice),
-        1 => flower(canvas, dice),
-        2 => house(canvas, dice),
-        _ => dog(canvas, dice),
+pub fn paint(canvas: &mut Canvas, rng: &mut SceneRng) {
+    match rng.0.below(6) {
+        0 => landscape(canvas, rng),
+        1 => flower(canvas, rng),
+        2 => house(canvas, rng),
+        _ => dog(canvas, rng),
     }
 }
 
-fn dog(canvas: &mut Canvas, dice: &mut SceneRng) {
-    let pose = Pose::new(dice);
-    let coat = *dice.pick(&[[0.80, 0.58, 0.32], [0.42, 0.28, 0.20], [0.93, 0.90, 0.84], [0.22, 0.20, 0.20]]);
+fn dog(canvas: &mut Canvas, rng: &mut SceneRng) {
+    let pose = Pose::new(rng);
+    let coat = *rng.pick(&[[0.80, 0.58, 0.32], [0.42, 0.28, 0.20], [0.93, 0.90, 0.84], [0.22, 0.20, 0.20]]);
     let ears = shade(coat, if coat[0] > 0.9 { 0.62 } else { 0.68 });
     let pale = mix(coat, [0.98, 0.94, 0.88], 0.65);
     let fur = |canvas: &mut Canvas, outline: &[Point], c: Color| {
@@ -38,17 +38,17 @@ fn dog(canvas: &mut Canvas, dice: &mut SceneRng) {
     let mirrored = head.iter().skip(1).rev().skip(1).map(|&[x, y]| [-x, y]);
     let outline: Vec<Point> = head.iter().copied().chain(mirrored).collect();
     fur(canvas, &pose.all(&smooth(&outline), 0.0), coat);
-    let hang = dice.range(0.5, 1.0);
+    let hang = rng.range(0.5, 1.0);
     for side in [-1.0, 1.0] {
         let ear =
             [[0.42, -0.76], [0.82, -0.62], [1.12, -0.1], [1.08, hang], [0.86, hang + 0.08], [0.72, 0.1]];
         fur(canvas, &pose.all(&smooth(&ear.map(|[x, y]| [side * x, y])), 0.0), ears);
     }
-    if dice.0.below(2) == 0 {
+    if rng.0.below(2) == 0 {
         let blaze = smooth(&[[0.0, -0.7], [0.14, -0.2], [0.2, 0.3], [-0.2, 0.3], [-0.14, -0.2]]);
         fur(canvas, &pose.all(&blaze, 0.9), pale);
     }
-    if dice.0.below(2) == 0 {
+    if rng.0.below(2) == 0 {
         let tongue = smooth(&[[-0.16, 0.85], [0.16, 0.85], [0.17, 1.2], [0.0, 1.36], [-0.17, 1.2]]);
         canvas.flat(&pose.all(&tongue, 1.0), None, [0.90, 0.45, 0.48], 1.0);
     }
@@ -74,31 +74,31 @@ fn dog(canvas: &mut Canvas, dice: &mut SceneRng) {
     canvas.flat(&pose.all(&hair([0.0, 0.45], [0.0, 0.6], [0.0, 0.78], 0.06), 1.25), None, INK, 0.8);
 }
 
-fn landscape(canvas: &mut Canvas, dice: &mut SceneRng) {
-    let sky = colour(dice.range(0.52, 0.62), dice.range(0.25, 0.6), dice.range(0.8, 1.0));
+fn landscape(canvas: &mut Canvas, rng: &mut SceneRng) {
+    let sky = color(rng.range(0.52, 0.62), rng.range(0.25, 0.6), rng.range(0.8, 1.0));
     let all = canvas.mask(&[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]);
     canvas.fill(&all, None, |p, noise| (mix(sky, WHITE, p[1] + 0.2 * noise.at(p[0] * 5.0, p[1] * 9.0)), 1.0));
-    let sun = [dice.range(0.15, 0.85), dice.range(0.1, 0.3)];
+    let sun = [rng.range(0.15, 0.85), rng.range(0.1, 0.3)];
     canvas.glow(sun, [0.28, 0.28], None, [1.0, 0.9, 0.6], 0.9);
     canvas.flat(&ellipse(sun, [0.06, 0.06], 0.0), None, [1.0, 0.96, 0.8], 1.0);
     for range in 0..3 {
         let level = 0.42 + range as f32 * 0.16;
         let green = mix(
-            colour(dice.range(0.22, 0.36), 0.6, 0.62 - range as f32 * 0.12),
+            color(rng.range(0.22, 0.36), 0.6, 0.62 - range as f32 * 0.12),
             sky,
             0.45 - 0.2 * range as f32,
         );
         let mut hills: Vec<Point> =
-            (0..6).map(|i| [i as f32 * 0.28 - 0.2, level + dice.range(-0.09, 0.07)]).collect();
+            (0..6).map(|i| [i as f32 * 0.28 - 0.2, level + rng.range(-0.09, 0.07)]).collect();
         hills.extend([[1.3, 1.3], [-0.3, 1.3]]);
         let mask = canvas.mask(&smooth(&hills));
         canvas.fill(&mask, None, |p, noise| {
             (shade(green, 1.0 + 0.10 * noise.at(p[0] * 30.0, p[1] * 40.0)), 1.0)
         });
     }
-    for _ in 0..dice.0.below(5) {
-        let [x, y] = [dice.range(0.05, 0.95), dice.range(0.7, 0.9)];
-        let tall = dice.range(0.14, 0.26);
+    for _ in 0..rng.0.below(5) {
+        let [x, y] = [rng.range(0.05, 0.95), rng.range(0.7, 0.9)];
+        let tall = rng.range(0.14, 0.26);
         canvas.flat(
             &[[x - 0.012, y - 0.05], [x + 0.012, y - 0.05], [x + 0.012, y], [x - 0.012, y]],
             None,
@@ -106,37 +106,37 @@ fn landscape(canvas: &mut Canvas, dice: &mut SceneRng) {
             1.0,
         );
         let crown = [[x, y - tall], [x + tall * 0.35, y - 0.03], [x - tall * 0.35, y - 0.03]];
-        canvas.flat(&crown, None, colour(0.36, 0.6, dice.range(0.25, 0.42)), 1.0);
+        canvas.flat(&crown, None, color(0.36, 0.6, rng.range(0.25, 0.42)), 1.0);
     }
 }
 
-fn flower(canvas: &mut Canvas, dice: &mut SceneRng) {
-    let centre = [dice.range(0.42, 0.58), dice.range(0.34, 0.46)];
-    let stem = hair([centre[0] + dice.range(-0.1, 0.1), 1.1], [centre[0], 0.8], centre, 0.07);
-    let green = colour(0.33, 0.65, 0.5);
+fn flower(canvas: &mut Canvas, rng: &mut SceneRng) {
+    let center = [rng.range(0.42, 0.58), rng.range(0.34, 0.46)];
+    let stem = hair([center[0] + rng.range(-0.1, 0.1), 1.1], [center[0], 0.8], center, 0.07);
+    let green = color(0.33, 0.65, 0.5);
     canvas.flat(&stem, None, green, 1.0);
     for side in [-1.0, 1.0] {
-        let leaf = ellipse([centre[0] + side * 0.12, 0.78], [0.13, 0.05], -side * 0.5);
+        let leaf = ellipse([center[0] + side * 0.12, 0.78], [0.13, 0.05], -side * 0.5);
         canvas.flat(&leaf, None, shade(green, 1.0 + side * 0.15), 1.0);
     }
-    let petal = colour(dice.range(-0.2, 0.16), dice.range(0.4, 0.85), 0.95);
-    let (count, turn) = (5 + dice.0.below(5), dice.range(0.0, 1.0));
+    let petal = color(rng.range(-0.2, 0.16), rng.range(0.4, 0.85), 0.95);
+    let (count, turn) = (5 + rng.0.below(5), rng.range(0.0, 1.0));
     for i in 0..count {
         let angle = turn + i as f32 * std::f32::consts::TAU / count as f32;
         let (sin, cos) = angle.sin_cos();
-        let at = [centre[0] + cos * 0.17, centre[1] + sin * 0.17];
+        let at = [center[0] + cos * 0.17, center[1] + sin * 0.17];
         canvas.flat(&ellipse(at, [0.145, 0.075], angle), None, shade(petal, 0.85 + 0.15 * cos.abs()), 1.0);
     }
-    canvas.flat(&ellipse(centre, [0.085, 0.085], 0.0), None, [0.55, 0.36, 0.10], 1.0);
-    canvas.glow(centre, [0.07, 0.07], None, [0.98, 0.80, 0.25], 1.0);
+    canvas.flat(&ellipse(center, [0.085, 0.085], 0.0), None, [0.55, 0.36, 0.10], 1.0);
+    canvas.glow(center, [0.07, 0.07], None, [0.98, 0.80, 0.25], 1.0);
 }
 
-fn house(canvas: &mut Canvas, dice: &mut SceneRng) {
-    let lawn = colour(dice.range(0.24, 0.36), 0.55, 0.55);
+fn house(canvas: &mut Canvas, rng: &mut SceneRng) {
+    let lawn = color(rng.range(0.24, 0.36), 0.55, 0.55);
     canvas.flat(&[[-0.1, 0.76], [1.1, 0.74], [1.1, 1.1], [-0.1, 1.1]], None, lawn, 1.0);
-    let (left, right, eaves) = (dice.range(0.16, 0.26), dice.range(0.74, 0.84), dice.range(0.42, 0.5));
-    let wall = colour(dice.range(0.0, 1.0), dice.range(0.1, 0.45), dice.range(0.75, 0.98));
-    let roof = colour(dice.range(-0.05, 0.08), dice.range(0.4, 0.75), dice.range(0.4, 0.7));
+    let (left, right, eaves) = (rng.range(0.16, 0.26), rng.range(0.74, 0.84), rng.range(0.42, 0.5));
+    let wall = color(rng.range(0.0, 1.0), rng.range(0.1, 0.45), rng.range(0.75, 0.98));
+    let roof = color(rng.range(-0.05, 0.08), rng.range(0.4, 0.75), rng.range(0.4, 0.7));
     canvas.flat(&[[0.62, 0.12], [0.69, 0.12], [0.69, 0.4], [0.62, 0.4]], None, shade(roof, 0.7), 1.0);
     canvas.flat(&[[left, eaves], [right, eaves], [right, 0.86], [left, 0.86]], None, wall, 1.0);
     canvas.flat(&[[left - 0.07, eaves], [0.5, eaves - 0.28], [right + 0.07, eaves]], None, roof, 1.0);

@@ -18,8 +18,8 @@ pub fn mix(a: Color, b: Color, t: f32) -> Color {
 }
 
 /// `colour`, lighter for a `gain` over 1 and darker below it.
-pub fn shade(colour: Color, gain: f32) -> Color {
-    colour.map(|c| c * gain)
+pub fn shade(color: Color, gain: f32) -> Color {
+    color.map(|c| c * gain)
 }
 
 /// The smooth closed curve through `points` (Catmull-Rom, six pieces from one point to the next).
@@ -43,13 +43,13 @@ pub fn smooth(points: &[Point]) -> Vec<Point> {
 }
 
 /// An ellipse about `centre`, turned by `angle` radians.
-pub fn ellipse(centre: Point, radii: Point, angle: f32) -> Vec<Point> {
+pub fn ellipse(center: Point, radii: Point, angle: f32) -> Vec<Point> {
     const PIECES: usize = 28;
     let (sin, cos) = angle.sin_cos();
     let on = |i: usize| {
         let (s, c) = (i as f32 * std::f32::consts::TAU / PIECES as f32).sin_cos();
         let (x, y) = (c * radii[0], s * radii[1]);
-        [centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos]
+        [center[0] + x * cos - y * sin, center[1] + x * sin + y * cos]
     };
     (0..PIECES).map(on).collect()
 }
@@ -100,8 +100,8 @@ impl Canvas {
     /// A picture of `size` × `size` pixels, coloured by position.
     pub fn new(size: u32, noise: Noise, paint: impl Fn(Point) -> Color) -> Self {
         let size = size as usize;
-        let centre = |i: usize| (i as f32 + 0.5) / size as f32;
-        let pixels = (0..size * size).map(|i| paint([centre(i % size), centre(i / size)])).collect();
+        let center = |i: usize| (i as f32 + 0.5) / size as f32;
+        let pixels = (0..size * size).map(|i| paint([center(i % size), center(i / size)])).collect();
         Self { size, pixels, noise }
     }
 
@@ -149,27 +149,27 @@ impl Canvas {
                 let covered = mask.covered[row * mask.width + column] * within.map_or(1.0, |w| w.at(x, y));
                 if covered > 0.002 {
                     let at = [(x as f32 + 0.5) / self.size as f32, (y as f32 + 0.5) / self.size as f32];
-                    let (colour, opacity) = paint(at, &self.noise);
+                    let (color, opacity) = paint(at, &self.noise);
                     let pixel = &mut self.pixels[y * self.size + x];
-                    *pixel = mix(*pixel, colour, covered * opacity);
+                    *pixel = mix(*pixel, color, covered * opacity);
                 }
             }
         }
     }
 
     /// Paints the inside of `outline` in one colour.
-    pub fn flat(&mut self, outline: &[Point], within: Option<&Mask>, colour: Color, opacity: f32) {
-        self.fill(&self.mask(outline), within, |_, _| (colour, opacity));
+    pub fn flat(&mut self, outline: &[Point], within: Option<&Mask>, color: Color, opacity: f32) {
+        self.fill(&self.mask(outline), within, |_, _| (color, opacity));
     }
 
     /// A spot that fades from its centre to its rim.
-    pub fn glow(&mut self, centre: Point, radii: Point, within: Option<&Mask>, colour: Color, opacity: f32) {
-        let [[x, y], [rx, ry]] = [centre, radii];
+    pub fn glow(&mut self, center: Point, radii: Point, within: Option<&Mask>, color: Color, opacity: f32) {
+        let [[x, y], [rx, ry]] = [center, radii];
         let mask = self.mask(&[[x - rx, y - ry], [x + rx, y - ry], [x + rx, y + ry], [x - rx, y + ry]]);
         self.fill(&mask, within, |p, _| {
             let (dx, dy) = ((p[0] - x) / rx, (p[1] - y) / ry);
             let inside = (1.0 - dx * dx - dy * dy).max(0.0);
-            (colour, opacity * inside * inside * (3.0 - 2.0 * inside))
+            (color, opacity * inside * inside * (3.0 - 2.0 * inside))
         });
     }
 
@@ -178,8 +178,8 @@ impl Canvas {
         let size = self.size;
         RgbImage::from_fn(size as u32, size as u32, |x, y| {
             let at = [(x as f32 + 0.5) / size as f32, (y as f32 + 0.5) / size as f32];
-            let colour = light(at, self.pixels[y as usize * size + x as usize]);
-            Rgb(colour.map(|c| (c * 255.0).round().clamp(0.0, 255.0) as u8))
+            let color = light(at, self.pixels[y as usize * size + x as usize]);
+            Rgb(color.map(|c| (c * 255.0).round().clamp(0.0, 255.0) as u8))
         })
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// A colour of the wheel: `hue` in turns, `strength` from grey (0) to pure (1), `value` its brightest part.
-pub fn colour(hue: f32, strength: f32, value: f32) -> Color {
+pub fn color(hue: f32, strength: f32, value: f32) -> Color {
     [0.0, 1.0 / 3.0, 2.0 / 3.0].map(|offset| {
         let away = ((hue - offset).rem_euclid(1.0) - 0.5).abs();
         value * (1.0 - strength * (1.0 - (away * 6.0 - 1.0).clamp(0.0, 1.0)))
@@ -17,35 +17,35 @@ pub fn colour(hue: f32, strength: f32, value: f32) -> Color {
 }
 
 /// A room, a garden or a wall, out of focus.
-pub fn background(size: u32, dice: &mut SceneRng) -> Canvas {
-    let (clouds, texture) = (Noise::new(&mut dice.0), Noise::new(&mut dice.0));
-    let wall = colour(dice.range(0.0, 1.0), dice.range(0.04, 0.38), dice.range(0.3, 0.95));
-    let other = mix(wall, colour(dice.range(0.0, 1.0), dice.range(0.06, 0.42), dice.range(0.25, 0.9)), 0.7);
-    let slope: Point = [dice.range(-0.6, 0.6), dice.range(-0.6, 0.6)];
+pub fn background(size: u32, rng: &mut SceneRng) -> Canvas {
+    let (clouds, texture) = (Noise::new(&mut rng.0), Noise::new(&mut rng.0));
+    let wall = color(rng.range(0.0, 1.0), rng.range(0.04, 0.38), rng.range(0.3, 0.95));
+    let other = mix(wall, color(rng.range(0.0, 1.0), rng.range(0.06, 0.42), rng.range(0.25, 0.9)), 0.7);
+    let slope: Point = [rng.range(-0.6, 0.6), rng.range(-0.6, 0.6)];
     let mut canvas = Canvas::new(size, texture, |p| {
         let cloud = 0.07 * clouds.at(p[0] * 4.0, p[1] * 4.0);
         mix(wall, other, 0.5 + slope[0] * (p[0] - 0.5) + slope[1] * (p[1] - 0.5) + cloud)
     });
-    match dice.0.below(4) {
+    match rng.0.below(4) {
         0 => {
             // A cushion or a table that it lies on.
-            let (left, right) = (dice.range(0.6, 0.85), dice.range(0.6, 0.85));
-            let cloth = colour(dice.range(0.0, 1.0), dice.range(0.1, 0.7), dice.range(0.3, 0.9));
+            let (left, right) = (rng.range(0.6, 0.85), rng.range(0.6, 0.85));
+            let cloth = color(rng.range(0.0, 1.0), rng.range(0.1, 0.7), rng.range(0.3, 0.9));
             canvas.flat(&[[-0.1, left], [1.1, right], [1.1, 1.1], [-0.1, 1.1]], None, cloth, 1.0);
         }
         1 => {
             // Leaves and lamps far behind.
-            let hue = dice.range(0.0, 1.0);
+            let hue = rng.range(0.0, 1.0);
             for _ in 0..7 {
-                let (at, radius) = ([dice.range(0.0, 1.0), dice.range(0.0, 1.0)], dice.range(0.06, 0.16));
-                let light = colour(hue + dice.range(0.0, 0.15), dice.range(0.2, 0.6), dice.range(0.5, 1.0));
-                canvas.flat(&ellipse(at, [radius, radius], 0.0), None, light, dice.range(0.15, 0.5));
+                let (at, radius) = ([rng.range(0.0, 1.0), rng.range(0.0, 1.0)], rng.range(0.06, 0.16));
+                let light = color(hue + rng.range(0.0, 0.15), rng.range(0.2, 0.6), rng.range(0.5, 1.0));
+                canvas.flat(&ellipse(at, [radius, radius], 0.0), None, light, rng.range(0.15, 0.5));
             }
         }
         2 => {
             // A window or a curtain.
-            let (x, width) = (dice.range(-0.1, 0.7), dice.range(0.2, 0.5));
-            let pane = mix(wall, [1.0, 1.0, 0.97], dice.range(0.3, 0.8));
+            let (x, width) = (rng.range(-0.1, 0.7), rng.range(0.2, 0.5));
+            let pane = mix(wall, [1.0, 1.0, 0.97], rng.range(0.3, 0.8));
             canvas.flat(&[[x, -0.1], [x + width, -0.1], [x + width, 1.1], [x, 1.1]], None, pane, 0.8);
             canvas.flat(
                 &[[x, -0.1], [x + 0.025, -0.1], [x + 0.025, 1.1], [x, 1.1]],
@@ -60,12 +60,12 @@ pub fn background(size: u32, dice: &mut SceneRng) -> Canvas {
 }
 
 /// The finished picture: exposure, the tint of the light, dark corners and a little grain.
-pub fn develop(canvas: Canvas, dice: &mut SceneRng) -> RgbImage {
-    let exposure = dice.range(0.85, 1.12);
-    let warmth = dice.normal(0.03).clamp(-0.07, 0.07);
-    let corners = dice.range(0.0, 0.5);
+pub fn develop(canvas: Canvas, rng: &mut SceneRng) -> RgbImage {
+    let exposure = rng.range(0.85, 1.12);
+    let warmth = rng.normal(0.03).clamp(-0.07, 0.07);
+    let corners = rng.range(0.0, 0.5);
     let gain = [exposure * (1.0 + warmth), exposure, exposure * (1.0 - warmth)];
-    let grain = Noise::new(&mut dice.0);
+    let grain = Noise::new(&mut rng.0);
     canvas.finish(|p, c| {
         let (dx, dy) = (p[0] - 0.5, p[1] - 0.5);
         let light = 1.0 - corners * (dx * dx + dy * dy);

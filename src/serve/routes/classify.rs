@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tiny_cats_export::{ModelMeta, Prediction, decode};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::super::{AppState, Problem, classifying::ClassifyJob, lane::died};
+use super::super::{AppState, Problem, classify_worker::ClassifyJob, model_queue::worker_died};
 
 /// What all photographs of a request may have of the pixels that one may have.
 const MAX_PIXELS_FACTOR: u64 = 4;
@@ -54,10 +54,10 @@ pub async fn classify(
     let several = is(&request, "multipart/form-data");
     // Before anything is read, so that what waits in memory is bounded, too.
     lane.is_open()?;
-    let _memory = memory(&request, &app)?;
-    let files = files(request, &app).await?;
+    let _memory = reserve_memory(&request, &app)?;
+    let files = read_files(request, &app).await?;
     let room = lane.admit(files.len())?;
-    let (mut names, mut inputs, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut names, mut inputs, mut invalid) = (Vec::new(), Vec::new(), Vec::new());
     let mut pixels = app.config.max_pixels.saturating_mul(MAX_PIXELS_FACTOR);
     // One after the other, so that those of other requests take turns with them.
     for file in files {
@@ -65,9 +65,9 @@ pub async fn classify(
         match prepare(&app, &lane.meta, file.bytes, &mut pixels).await? {
             Ok(input) => {
                 inputs.push(input);
-                wrong.push(None);
+                invalid.push(None);
             }
-            Err(reason) if several => wrong.push(Some(reason)),
+            Err(reason) if several => invalid.push(Some(reason)),
             Err(reason) => return Err(Problem::field("body", reason)),
         }
     }
@@ -75,10 +75,10 @@ pub async fn classify(
     if !inputs.is_empty() {
         let (reply, answer) = oneshot::channel();
         lane.send(ClassifyJob { inputs, reply, room })?;
-        predictions = answer.await.map_err(|_| died(&lane.name))??.into_iter();
+        predictions = answer.await.map_err(|_| worker_died(&lane.name))??.into_iter();
     }
-    let result = |(name, wrong): (Option<String>, Option<String>)| {
-        let mut result = match wrong {
+    let result = |(name, invalid): (Option<String>, Option<String>)| {
+        let mut result = match invalid {
             Some(reason) => json!({"error": reason}),
             None => json!({"top": predictions.next().map(|p: Prediction| top(&p, top_k))}),
         };
@@ -87,7 +87,7 @@ pub async fn classify(
         }
         result
     };
-    let results: Vec<Value> = names.into_iter().zip(wrong).map(result).collect();
+    let results: Vec<Value> = names.into_iter().zip(invalid).map(result).collect();
     Ok(Json(json!({"model": lane.name, "results": results})))
 }
 
@@ -104,7 +104,7 @@ fn is(request: &Request, media: &str) -> bool {
 }
 
 /// The files in the body: those of a form, or the body itself.
-async fn files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, Problem> {
+async fn read_files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, Problem> {
     let media = ["image/jpeg", "image/png", "image/webp"];
     if media.iter().any(|media| is(&request, media)) {
         let bytes = Bytes::from_request(request, app)
@@ -120,11 +120,11 @@ async fn files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, Probl
     let mut form = Multipart::from_request(request, app)
         .await
         .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
-    let wrong = |error: axum::extract::multipart::MultipartError| {
+    let invalid = |error: axum::extract::multipart::MultipartError| {
         Problem::new(error.status(), format!("the body: {}", error.body_text()))
     };
     let mut files = Vec::new();
-    while let Some(field) = form.next_field().await.map_err(wrong)? {
+    while let Some(field) = form.next_field().await.map_err(invalid)? {
         let name = field.name().unwrap_or_default();
         if name != "image" {
             let printable: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
@@ -138,7 +138,7 @@ async fn files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, Probl
             return Err(Problem::field("image", "expected a file, with a name"));
         };
         let name = Some(name.chars().take(200).collect());
-        files.push(File { name, bytes: field.bytes().await.map_err(wrong)? });
+        files.push(File { name, bytes: field.bytes().await.map_err(invalid)? });
     }
     if files.is_empty() {
         return Err(Problem::field("image", "expected at least one"));
@@ -147,7 +147,7 @@ async fn files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, Probl
 }
 
 /// Memory for the request's body, of that which is there for all of them.
-fn memory(request: &Request, app: &AppState) -> Result<OwnedSemaphorePermit, Problem> {
+fn reserve_memory(request: &Request, app: &AppState) -> Result<OwnedSemaphorePermit, Problem> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced = announced.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX);
     let kib = u32::try_from(announced.min(app.config.max_body).div_ceil(1024)).unwrap_or(u32::MAX);

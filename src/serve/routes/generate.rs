@@ -30,9 +30,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{as_written, png};
 use crate::serve::{
     AppState, Problem,
-    drawing::{GenerateJob, StepUpdate},
-    guard::too_slow,
-    lane::died,
+    generate_worker::{GenerateJob, StepUpdate},
+    guard::timeout_problem,
+    model_queue::worker_died,
 };
 
 /// The largest whole number that every JSON reader reads exactly.
@@ -107,7 +107,7 @@ pub async fn generate(
     let order = ValidRequest::new(&parse(&headers, &body)?, &lane.meta, &app)?;
     let room = lane.admit(order.labels.len())?;
     let (reply, answer) = oneshot::channel();
-    let (steps, told) = if order.stream {
+    let (steps, updates) = if order.stream {
         let (sender, receiver) = mpsc::channel(STEP_BUFFER);
         (Some(sender), Some(receiver))
     } else {
@@ -118,10 +118,10 @@ pub async fn generate(
     let about = ResponseMeta { model, settings, start };
     let deadline = start + app.config.timeout;
     lane.send(GenerateJob { request, labels, first, deadline, reply, steps, room })?;
-    if let Some(told) = told {
-        return Ok(events(app.clone(), told, answer, about));
+    if let Some(updates) = updates {
+        return Ok(events(app.clone(), updates, answer, about));
     }
-    let pictures = answer.await.map_err(|_| died(&about.model))??;
+    let pictures = answer.await.map_err(|_| worker_died(&about.model))??;
     match format {
         Format::Json => Ok(Json(about.json(&pictures)?).into_response()),
         Format::Png | Format::Grid => {
@@ -249,7 +249,7 @@ impl ResponseMeta {
 /// What a stream of events needs; when the client leaves it is dropped, and nobody waits for the pictures any more.
 struct EventStream {
     app: Arc<AppState>,
-    told: mpsc::Receiver<StepUpdate>,
+    updates: mpsc::Receiver<StepUpdate>,
     answer: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
     about: ResponseMeta,
 }
@@ -257,22 +257,22 @@ struct EventStream {
 /// Server-sent events: `step` with previews, then `done` with what a request without stream is answered, or `error`.
 fn events(
     app: Arc<AppState>,
-    told: mpsc::Receiver<StepUpdate>,
+    updates: mpsc::Receiver<StepUpdate>,
     answer: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
     about: ResponseMeta,
 ) -> Response {
-    let listening = EventStream { app, told, answer, about };
+    let listening = EventStream { app, updates, answer, about };
     let stream = stream::unfold(Some(listening), |listening| async move {
         let mut listening = listening?;
         let over = listening.about.start + listening.app.config.timeout;
         let next = tokio::select! {
             biased;
-            () = tokio::time::sleep_until(over.into()) => Err(too_slow(&listening.app)),
-            Some(step) = listening.told.recv() => progress(&step).map(|json| ("step", json)),
+            () = tokio::time::sleep_until(over.into()) => Err(timeout_problem(&listening.app)),
+            Some(step) = listening.updates.recv() => progress(&step).map(|json| ("step", json)),
             answer = &mut listening.answer => match answer {
                 Ok(Ok(pictures)) => listening.about.json(&pictures).map(|json| ("done", json)),
                 Ok(Err(problem)) => Err(problem),
-                Err(_) => Err(died(&listening.about.model)),
+                Err(_) => Err(worker_died(&listening.about.model)),
             },
         };
         let (name, json) = next.unwrap_or_else(|problem| ("error", problem.json()));

@@ -17,7 +17,7 @@ use tiny_cats_export::ModelMeta;
 pub use classify::classify;
 pub use generate::{MAX_BODY_BYTES, MAX_SEED, SEED, generate};
 
-use super::{AppState, Problem, lane};
+use super::{AppState, Problem, model_queue};
 
 /// `GET /v1/models`
 pub async fn models(State(app): State<Arc<AppState>>) -> Json<Value> {
@@ -28,8 +28,8 @@ pub async fn models(State(app): State<Arc<AppState>>) -> Json<Value> {
         let mut model = describe(name, meta);
         model["runtime"] = json!(runtime.name());
         model["integrity"] = json!(integrity);
-        model["ready"] = json!(matches!(state, lane::State::Ready(_)));
-        if let lane::State::Ready(report) = state {
+        model["ready"] = json!(matches!(state, model_queue::State::Ready(_)));
+        if let model_queue::State::Ready(report) = state {
             model["verification"] = as_written(&*report);
         }
         models.push(model);
@@ -68,9 +68,9 @@ pub async fn readyz(State(app): State<Arc<AppState>>) -> Result<&'static str, Pr
     }
     for (name, state) in app.states() {
         let detail = match state {
-            lane::State::Ready(_) => continue,
-            lane::State::Loading => format!("{name} is being proved and loaded"),
-            lane::State::Failed(reason) => format!("{name}: {reason}"),
+            model_queue::State::Ready(_) => continue,
+            model_queue::State::Loading => format!("{name} is being proved and loaded"),
+            model_queue::State::Failed(reason) => format!("{name}: {reason}"),
         };
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));
     }

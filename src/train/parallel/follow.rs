@@ -3,15 +3,16 @@
 use candle_core::Device;
 
 use super::{
-    ProcessGroup, Role, Start, gone, unexpected,
-    wire::{Connection, MAX_MESSAGE_BYTES, Message},
+    ProcessGroup, Role, Start,
+    connection::{Connection, MAX_MESSAGE_BYTES, Message},
+    leader_lost, unexpected,
 };
 use crate::{
     checkpoint::TrainingState,
     train::{
         Error, Optimizer, Result, Task, TrainOptions,
         difference::difference,
-        engine::{forward_backward_all, loader, smaller},
+        engine::{forward_backward_all, halve_micro_batch, loader},
         run::state_path,
     },
 };
@@ -48,7 +49,7 @@ pub(super) fn follow_loop(task: &mut dyn Task, plan: &TrainOptions, team: &mut P
                 progress.take(&mut optimizer, loss, &learnt, plan.schedule.rate(progress.step))?;
             }
             Err(error) if error.is_out_of_memory() => {
-                micro_batch = smaller(micro_batch, task.smallest_batch()).ok_or(error)?;
+                micro_batch = halve_micro_batch(micro_batch, task.smallest_batch()).ok_or(error)?;
                 loader = self::loader(task, plan, micro_batch, team)?;
             }
             Err(error) => return Err(error),
@@ -67,8 +68,8 @@ pub fn failed(message: &str, transient: bool) {
 impl ProcessGroup {
     /// Hears where the run stands.
     fn start(&mut self) -> Result<Start> {
-        let Role::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
-        let Message::Start(text) = first.receive(MAX_MESSAGE_BYTES).map_err(gone)? else {
+        let Role::Follower(first) = &mut self.role else { return Err(unexpected(self.rank)) };
+        let Message::Start(text) = first.receive(MAX_MESSAGE_BYTES).map_err(leader_lost)? else {
             return Err(unexpected(0));
         };
         serde_json::from_slice(&text).map_err(|_| unexpected(0))
@@ -76,11 +77,11 @@ impl ProcessGroup {
 
     /// Says that it is ready, and waits until all are.
     fn ready(&mut self, device: &Device) -> Result<()> {
-        let Role::Follower(first) = &mut self.side else { return Err(unexpected(self.rank)) };
-        first.send(&Message::Ready).map_err(gone)?;
+        let Role::Follower(first) = &mut self.role else { return Err(unexpected(self.rank)) };
+        first.send(&Message::Ready).map_err(leader_lost)?;
         #[cfg(feature = "nccl")]
         if device.is_cuda() {
-            let Message::Id(id) = first.receive(MAX_MESSAGE_BYTES).map_err(gone)? else {
+            let Message::Id(id) = first.receive(MAX_MESSAGE_BYTES).map_err(leader_lost)? else {
                 return Err(unexpected(0));
             };
             self.nccl = Some(super::nccl::Nccl::join(device, self.rank, self.size, &id)?);

@@ -8,14 +8,14 @@
 //! where the run stands, and they [`follow()`] it. They write nothing, and end with it. Gradients on GPUs are summed by NCCL where the
 //! program was built with it; else they go over the pipes, too, and process 0 sums them.
 
+mod connection;
+mod flat;
 mod follow;
 #[cfg(feature = "nccl")]
 mod nccl;
-mod packed;
 mod peer;
 #[cfg(test)]
 mod tests;
-mod wire;
 
 use std::{io, process::Command};
 
@@ -24,9 +24,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::{
-    packed::FlatGradients,
+    connection::{Connection, MAX_MESSAGE_BYTES, Message},
+    flat::FlatGradients,
     peer::Peer,
-    wire::{Connection, MAX_MESSAGE_BYTES, Message},
 };
 use super::{Error, Result, StepGradients, run::RunProgress};
 
@@ -36,7 +36,7 @@ pub use follow::{failed, follow};
 pub struct ProcessGroup {
     rank: usize,
     size: usize,
-    side: Role,
+    role: Role,
     #[cfg(feature = "nccl")]
     nccl: Option<nccl::Nccl>,
 }
@@ -46,7 +46,7 @@ enum Role {
     /// Process 0, with what begins another and the others, in the order of their ranks, once they are begun.
     First {
         command: Box<dyn FnMut(usize) -> Command>,
-        others: Vec<Peer>,
+        peers: Vec<Peer>,
     },
     /// Another, with the way to process 0.
     Follower(Connection),
@@ -72,7 +72,7 @@ impl ProcessGroup {
 
     /// Process 0 of `size`; `command` says how another, by its rank, is begun: it is to call [`follow()`].
     pub fn first(size: usize, command: impl FnMut(usize) -> Command + 'static) -> Self {
-        Self::new(0, size, Role::First { command: Box::new(command), others: Vec::new() })
+        Self::new(0, size, Role::First { command: Box::new(command), peers: Vec::new() })
     }
 
     /// This process, which was begun as `rank` of `size`.
@@ -80,11 +80,11 @@ impl ProcessGroup {
         Self::new(rank, size, Role::Follower(Connection::current_process()))
     }
 
-    fn new(rank: usize, size: usize, side: Role) -> Self {
+    fn new(rank: usize, size: usize, role: Role) -> Self {
         Self {
             rank,
             size,
-            side,
+            role,
             #[cfg(feature = "nccl")]
             nccl: None,
         }
@@ -114,20 +114,20 @@ impl ProcessGroup {
 
     /// Begins the other processes, and waits until they are ready for the first step.
     pub(super) fn begin(&mut self, start: &Start, device: &Device) -> Result<()> {
-        let Role::First { command, others } = &mut self.side else { return Ok(()) };
+        let Role::First { command, peers } = &mut self.role else { return Ok(()) };
         let text = serde_json::to_vec(start).map_err(|error| Error::process(0, error.to_string()))?;
         let start = Message::Start(text);
-        for rank in others.len() + 1..self.size {
-            others.push(Peer::begin(rank, command(rank))?);
+        for rank in peers.len() + 1..self.size {
+            peers.push(Peer::begin(rank, command(rank))?);
         }
-        others.iter_mut().try_for_each(|other| other.send(&start))?;
-        for other in &mut *others {
+        peers.iter_mut().try_for_each(|other| other.send(&start))?;
+        for other in &mut *peers {
             other.ready()?;
         }
         #[cfg(feature = "nccl")]
         if device.is_cuda() {
             let id = nccl::id()?;
-            others.iter_mut().try_for_each(|other| other.send(&Message::Id(id.clone())))?;
+            peers.iter_mut().try_for_each(|other| other.send(&Message::Id(id.clone())))?;
             self.nccl = Some(nccl::Nccl::join(device, 0, self.size, &id)?);
         }
         let _ = device;
@@ -139,8 +139,8 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// When memory was too small in any process: then in all of them, with nothing changed. When one failed or is gone.
-    pub(super) fn agree(&mut self, own: Result<(f64, StepGradients)>) -> Result<(f64, StepGradients)> {
-        if matches!(self.side, Role::Alone) {
+    pub(super) fn all_reduce(&mut self, own: Result<(f64, StepGradients)>) -> Result<(f64, StepGradients)> {
+        if matches!(self.role, Role::Alone) {
             return own;
         }
         // Whatever takes memory comes before it is asked who had enough.
@@ -148,12 +148,12 @@ impl ProcessGroup {
             Err(error) if !error.is_out_of_memory() => return Err(error),
             own => own,
         };
-        let loss = self.settle(own.as_ref().ok().map(|(loss, _)| *loss))?;
+        let loss = self.all_reduce_loss(own.as_ref().ok().map(|(loss, _)| *loss))?;
         match (loss, own) {
             (Some(loss), Ok((_, mut packed))) => {
                 // From here on an error is one of this process alone, and nobody is to take it for one that all have.
                 let rank = self.rank;
-                let learnt = self.sum(&mut packed.flat).and_then(|()| packed.open());
+                let learnt = self.sum(&mut packed.flat).and_then(|()| packed.unflatten());
                 Ok((loss, learnt.map_err(|error| error.from_process(rank))?))
             }
             (_, Err(error)) => Err(error),
@@ -164,22 +164,22 @@ impl ProcessGroup {
     }
 
     /// The sum of all losses, none where one process has none.
-    fn settle(&mut self, own: Option<f64>) -> Result<Option<f64>> {
+    fn all_reduce_loss(&mut self, own: Option<f64>) -> Result<Option<f64>> {
         let said = |loss: Option<f64>| loss.map_or(Message::OutOfMemory, Message::Loss);
-        match &mut self.side {
+        match &mut self.role {
             Role::Alone => Ok(own),
-            Role::First { others, .. } => {
+            Role::First { peers, .. } => {
                 let mut sum = own;
-                for other in &mut *others {
+                for other in &mut *peers {
                     let loss = other.loss()?;
                     sum = sum.zip(loss).map(|(sum, loss)| sum + loss);
                 }
-                others.iter_mut().try_for_each(|other| other.send(&said(sum)))?;
+                peers.iter_mut().try_for_each(|other| other.send(&said(sum)))?;
                 Ok(sum)
             }
             Role::Follower(first) => {
-                first.send(&said(own)).map_err(gone)?;
-                match first.receive(MAX_MESSAGE_BYTES).map_err(gone)? {
+                first.send(&said(own)).map_err(leader_lost)?;
+                match first.receive(MAX_MESSAGE_BYTES).map_err(leader_lost)? {
                     Message::Loss(loss) => Ok(Some(loss)),
                     Message::OutOfMemory => Ok(None),
                     _ => Err(unexpected(0)),
@@ -192,26 +192,26 @@ impl ProcessGroup {
     fn sum(&mut self, flat: &mut Tensor) -> Result<()> {
         #[cfg(feature = "nccl")]
         if let Some(nccl) = &mut self.nccl {
-            let side = &mut self.side;
-            return nccl.sum(flat, || match side {
-                Role::First { others, .. } => others.iter_mut().try_for_each(Peer::check_alive),
+            let role = &mut self.role;
+            return nccl.sum(flat, || match role {
+                Role::First { peers, .. } => peers.iter_mut().try_for_each(Peer::check_alive),
                 _ => Ok(()),
             });
         }
         let (n, device) = (flat.elem_count(), flat.device().clone());
         let mut values = flat.to_vec1::<f32>()?;
-        match &mut self.side {
+        match &mut self.role {
             Role::Alone => return Ok(()),
-            Role::First { others, .. } => {
-                for other in &mut *others {
+            Role::First { peers, .. } => {
+                for other in &mut *peers {
                     let theirs = other.values(n)?;
                     values.iter_mut().zip(&theirs).for_each(|(sum, value)| *sum += value);
                 }
-                others.iter_mut().try_for_each(|other| other.send_values(&values))?;
+                peers.iter_mut().try_for_each(|other| other.send_values(&values))?;
             }
             Role::Follower(first) => {
-                first.send_values(&values).map_err(gone)?;
-                values = match first.receive(4 * n).map_err(gone)? {
+                first.send_values(&values).map_err(leader_lost)?;
+                values = match first.receive(4 * n).map_err(leader_lost)? {
                     Message::Values(sum) => sum,
                     _ => return Err(unexpected(0)),
                 };
@@ -223,7 +223,7 @@ impl ProcessGroup {
 }
 
 /// Process 0, of which this one is a child, is gone: there is nobody to be told.
-fn gone(error: io::Error) -> Error {
+fn leader_lost(error: io::Error) -> Error {
     Error::process(0, format!("is gone ({error})"))
 }
 

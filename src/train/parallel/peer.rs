@@ -6,15 +6,15 @@ use std::{
 };
 
 use super::{
+    connection::{Connection, MAX_MESSAGE_BYTES, Message},
     unexpected,
-    wire::{Connection, MAX_MESSAGE_BYTES, Message},
 };
 use crate::train::{Error, Result};
 
 /// A process that follows this one. It is ended when this is dropped.
 pub(super) struct Peer {
     rank: usize,
-    wire: Connection,
+    connection: Connection,
     child: Option<Child>,
 }
 
@@ -26,21 +26,21 @@ impl Peer {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
         };
-        Ok(Self { rank, wire: Connection::new(output, input), child: Some(child) })
+        Ok(Self { rank, connection: Connection::new(output, input), child: Some(child) })
     }
 
     /// A thread that plays one.
     #[cfg(test)]
-    pub(super) fn at(rank: usize, wire: Connection) -> Self {
-        Self { rank, wire, child: None }
+    pub(super) fn at(rank: usize, connection: Connection) -> Self {
+        Self { rank, connection, child: None }
     }
 
     pub(super) fn send(&mut self, message: &Message) -> Result<()> {
-        self.wire.send(message).map_err(|error| self.exit_error(error))
+        self.connection.send(message).map_err(|error| self.exit_error(error))
     }
 
     pub(super) fn send_values(&mut self, values: &[f32]) -> Result<()> {
-        self.wire.send_values(values).map_err(|error| self.exit_error(error))
+        self.connection.send_values(values).map_err(|error| self.exit_error(error))
     }
 
     /// Waits until it has its data and weights.
@@ -78,7 +78,7 @@ impl Peer {
     }
 
     fn receive(&mut self, most: usize) -> Result<Message> {
-        match self.wire.receive(most) {
+        match self.connection.receive(most) {
             Ok(Message::Failed { transient, message }) => {
                 Err(Error::Process { rank: self.rank, message, transient })
             }
@@ -89,7 +89,7 @@ impl Peer {
 
     /// It does not listen any more: what it said last may say why.
     fn exit_error(&mut self, error: io::Error) -> Error {
-        match self.wire.receive(MAX_MESSAGE_BYTES) {
+        match self.connection.receive(MAX_MESSAGE_BYTES) {
             Ok(Message::Failed { transient, message }) => {
                 Error::Process { rank: self.rank, message, transient }
             }

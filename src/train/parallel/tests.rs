@@ -34,8 +34,8 @@ fn team(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
     }
     let first = move || {
         let peer = |(rank, read, write)| Peer::at(rank, Connection::new(read, write));
-        let others = pipes.into_iter().map(peer).collect();
-        ProcessGroup::new(0, size, Role::First { command: Box::new(|_| Command::new("none")), others })
+        let peers = pipes.into_iter().map(peer).collect();
+        ProcessGroup::new(0, size, Role::First { command: Box::new(|_| Command::new("none")), peers })
     };
     ends.insert(0, Box::new(first));
     ends
@@ -75,7 +75,8 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 fn gradients_are_summed_in_the_order_of_the_processes_and_all_have_the_same_bits() {
     for size in [2, 3, 4] {
         let all = together(size, |team| {
-            let (loss, learnt) = team.agree(Ok((team.rank() as f64 + 0.5, learnt(team.rank())))).unwrap();
+            let (loss, learnt) =
+                team.all_reduce(Ok((team.rank() as f64 + 0.5, learnt(team.rank())))).unwrap();
             let gradients = learnt.gradients.iter();
             let gradients: Vec<_> =
                 gradients.map(|(name, g)| (name.clone(), g.dims().to_vec(), bits(g))).collect();
@@ -114,7 +115,7 @@ fn memory_that_is_too_small_for_one_is_too_small_for_all_and_nothing_else_is() {
     fn try_it(team: &mut ProcessGroup, ok: bool) -> Option<bool> {
         let short = Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()));
         let own = if ok { Ok((1.0, learnt(team.rank()))) } else { Err(short) };
-        team.agree(own).err().map(|error| error.is_out_of_memory())
+        team.all_reduce(own).err().map(|error| error.is_out_of_memory())
     }
 }
 
@@ -123,12 +124,14 @@ fn what_ends_one_process_is_said_by_the_first() {
     // Its last words, its silence, and nonsense.
     type Last = fn(&mut ProcessGroup);
     let say: Last = |team| {
-        let Role::Follower(wire) = &mut team.side else { return };
-        wire.send(&Message::Failed { transient: false, message: "x.png: is no picture".into() }).unwrap();
+        let Role::Follower(connection) = &mut team.role else { return };
+        connection
+            .send(&Message::Failed { transient: false, message: "x.png: is no picture".into() })
+            .unwrap();
     };
     let nonsense: Last = |team| {
-        let Role::Follower(wire) = &mut team.side else { return };
-        wire.send(&Message::Ready).unwrap();
+        let Role::Follower(connection) = &mut team.role else { return };
+        connection.send(&Message::Ready).unwrap();
     };
     let silence: Last = |_| {};
     for (last, expected, transient) in [
@@ -139,7 +142,7 @@ fn what_ends_one_process_is_said_by_the_first() {
         let mut ends = team(2).into_iter();
         let (first, other) = (ends.next().unwrap(), ends.next().unwrap());
         let other = std::thread::spawn(move || last(&mut other()));
-        let error = first().agree(Ok((1.0, learnt(0)))).err().unwrap();
+        let error = first().all_reduce(Ok((1.0, learnt(0)))).err().unwrap();
         other.join().unwrap();
         assert!(error.to_string().starts_with(expected), "{error}");
         assert_eq!((error.is_transient(), error.is_out_of_memory()), (transient, false));
@@ -150,7 +153,7 @@ fn what_ends_one_process_is_said_by_the_first() {
         if team.rank() == 1 {
             own.gradients.remove("a");
         }
-        team.agree(Ok((1.0, own))).err().unwrap().is_transient()
+        team.all_reduce(Ok((1.0, own))).err().unwrap().is_transient()
     });
     assert_eq!(ends, [true, true]);
 }
@@ -239,7 +242,7 @@ fn plan(folder: &Path, batch: usize, accumulation: usize) -> TrainOptions {
         save_interval: 5,
         sample_interval: 0,
         log_interval: 1,
-        patience: None,
+        early_stopping: None,
         max_skipped_steps: 3,
         seed: 0,
         configuration: String::new(),

@@ -1,10 +1,10 @@
 //! Running the programs as a user does.
 #![allow(dead_code, reason = "each test uses some of it")]
 
-pub mod begun;
+pub mod background_run;
 #[cfg(feature = "serve")]
 pub mod http;
-pub mod pictures;
+pub mod images;
 pub mod trained;
 
 use std::{

@@ -48,7 +48,7 @@ fn jpegs_of_all_kinds_are_complete_and_equal() {
         let expected = upright(&files[0].1).unwrap();
         assert_eq!(expected.dimensions(), (45, 37));
         for (name, file) in files {
-            assert_eq!(jpeg::extent(&file), jpeg::Extent { end: file.len(), closed: true }, "{name}");
+            assert_eq!(jpeg::extent(&file), jpeg::Extent { end: file.len(), has_end_marker: true }, "{name}");
             assert!(
                 matches!(jpeg::walk(&file), Completeness::Complete(_)),
                 "{name}: {:?}",
@@ -74,8 +74,8 @@ fn a_jpeg_is_broken_wherever_it_is_cut_but_before_its_end_marker() {
             assert_eq!(check(cut).unwrap_err(), MISSING, "{name}: {end} of {whole} bytes");
             assert_eq!(upright(cut).unwrap_err(), MISSING, "{name}: {end} of {whole} bytes");
             // An end marker makes it no better.
-            let closed = [cut, &[0xff, 0xd9]].concat();
-            let error = upright(&closed).unwrap_err();
+            let has_end_marker = [cut, &[0xff, 0xd9]].concat();
+            let error = upright(&has_end_marker).unwrap_err();
             assert!(error.starts_with("a broken JPEG file: "), "{name}: {end} of {whole} bytes: {error}");
         }
         assert_eq!(check(&file[..whole]), Ok([17, 9]), "{name}");
@@ -173,20 +173,20 @@ fn jpegs_at_half_size_are_those_at_full_size_made_smaller() {
 #[test]
 fn pngs_and_webps_at_half_size_are_means_of_their_pixels() {
     for (width, height) in [(14, 10), (13, 9), (1, 1)] {
-        let colour = |x: u32, y: u32| [x * 37 + y, x * y * 3, (x ^ y) * 11].map(|value| value as u8);
-        let rgb = RgbImage::from_fn(width, height, |x, y| Rgb(colour(x, y)));
+        let color = |x: u32, y: u32| [x * 37 + y, x * y * 3, (x ^ y) * 11].map(|value| value as u8);
+        let rgb = RgbImage::from_fn(width, height, |x, y| Rgb(color(x, y)));
         let rgba = RgbaImage::from_fn(width, height, |x, y| {
-            let [r, g, b] = colour(x, y);
+            let [r, g, b] = color(x, y);
             Rgba([r, g, b, (x * 50 + y) as u8])
         });
-        let grey = image::GrayImage::from_fn(width, height, |x, y| image::Luma([colour(x, y)[0]]));
+        let gray = image::GrayImage::from_fn(width, height, |x, y| image::Luma([color(x, y)[0]]));
         let grey_alpha = image::GrayAlphaImage::from_fn(width, height, |x, y| {
-            image::LumaA([colour(x, y)[0], colour(x, y)[1]])
+            image::LumaA([color(x, y)[0], color(x, y)[1]])
         });
         let deep = image::ImageBuffer::<Rgb<u16>, _>::from_fn(width, height, |x, y| {
-            Rgb(colour(x, y).map(|value| u16::from(value) * 257))
+            Rgb(color(x, y).map(|value| u16::from(value) * 257))
         });
-        let kinds: [DynamicImage; 5] = [rgb.into(), rgba.into(), grey.into(), grey_alpha.into(), deep.into()];
+        let kinds: [DynamicImage; 5] = [rgb.into(), rgba.into(), gray.into(), grey_alpha.into(), deep.into()];
         for picture in kinds {
             let mut png = Cursor::new(Vec::new());
             picture.write_to(&mut png, ImageFormat::Png).unwrap();
@@ -231,8 +231,8 @@ fn a_picture_of_more_than_64_million_pixels_is_decoded_at_half_its_size() {
         // The first coefficient is eight times the mean, and is stored in steps of 8.
         assert_eq!(picture.get_pixel(x, y), &Rgb([(value(block) + 128) as u8; 3]), "{x} {y}");
     }
-    let closed = [&file[..file.len() / 2], &[0xff, 0xd9]].concat();
-    assert_eq!(upright(&closed).unwrap_err(), MISSING);
+    let has_end_marker = [&file[..file.len() / 2], &[0xff, 0xd9]].concat();
+    assert_eq!(upright(&has_end_marker).unwrap_err(), MISSING);
 }
 
 #[test]
@@ -293,7 +293,7 @@ fn a_file_over_which_a_decoder_panics_is_broken() {
     assert_eq!(check(&png), Ok([1, 1]));
     let error = upright(&png).unwrap_err();
     assert!(error.starts_with("a broken PNG file: ") && !error.contains('\n'), "{error}");
-    let error = caught(&png, || -> Result<(), String> { panic!("at\n{}", 3) }).unwrap_err();
+    let error = catch_panic(&png, || -> Result<(), String> { panic!("at\n{}", 3) }).unwrap_err();
     assert_eq!(error, "a broken PNG file: its decoder failed: at\\n3");
 }
 

@@ -143,7 +143,7 @@ impl Workload {
     }
 
     fn launches(&self, ledger: &CostSummary) -> u64 {
-        let computed = ledger.entries.iter().filter(|entry| entry.bytes > 0);
+        let computed = ledger.ops.iter().filter(|entry| entry.bytes > 0);
         let kernels: u64 =
             computed.map(|entry| if self.tape.checkpoint && entry.in_block { 4 } else { 3 }).sum();
         kernels.saturating_mul(self.accumulation as u64) + 2 * ledger.params.len() as u64 + OPTIMIZER_LAUNCHES

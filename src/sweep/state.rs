@@ -101,10 +101,10 @@ impl SweepState {
     /// When there is one of another sweep, or it cannot be read.
     pub fn open(folder: &Path, sweep: &Sweep, jobs: &[Job]) -> Result<Self> {
         let path = folder.join(STATE_FILE);
-        let mut ledger = Self::new(sweep, jobs);
+        let mut state = Self::new(sweep, jobs);
         let about = match std::fs::metadata(&path) {
             Ok(about) => about,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(ledger),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(state),
             Err(e) => return Err(Error::file(&path, e)),
         };
         if !about.is_file() || about.len() > MAX_BYTES {
@@ -118,7 +118,7 @@ impl SweepState {
                 format!("format: expected {FORMAT}, found {}: it is of another version", old.format);
             return Err(Error::file(&path, message));
         }
-        if let Some(field) = difference("", &old.sweep, &ledger.sweep) {
+        if let Some(field) = difference("", &old.sweep, &state.sweep) {
             let message = format!(
                 "{} is not the sweep that was begun: {field}; give it another name, or remove the folder to begin anew",
                 sweep.path.display()
@@ -126,13 +126,13 @@ impl SweepState {
             return Err(Error::file(folder, message));
         }
         let mut known: BTreeMap<String, Outcome> = old.jobs.into_iter().map(|o| (o.job.clone(), o)).collect();
-        for outcome in &mut ledger.jobs {
+        for outcome in &mut state.jobs {
             if let Some(old) = known.remove(&outcome.job) {
                 let settings = std::mem::take(&mut outcome.settings);
                 *outcome = Outcome { settings, ..old };
             }
         }
-        Ok(ledger)
+        Ok(state)
     }
 
     /// Writes it into `folder`, atomically.

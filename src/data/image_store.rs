@@ -78,7 +78,7 @@ pub struct ImageStore {
     root: PathBuf,
     form: ResizeMode,
     /// Width and height of each picture, and where its bytes begin: row, column, channel.
-    places: Vec<([u32; 2], usize)>,
+    layout: Vec<([u32; 2], usize)>,
     labels: Vec<u32>,
     paths: Vec<PathBuf>,
     /// The names of the classes, in the order of their labels.
@@ -108,11 +108,11 @@ impl ImageStore {
         }
         let (ResizeMode::Square(size) | ResizeMode::ShortSide(size)) = form;
         let too_many = || Error::Memory { count: chosen.len(), size };
-        let mut places = Vec::with_capacity(chosen.len());
+        let mut layout = Vec::with_capacity(chosen.len());
         let mut total = 0usize;
         for picture in &chosen {
             let shape = form.of(picture.size);
-            places.push((shape, total));
+            layout.push((shape, total));
             let bytes = shape.iter().try_fold(3usize, |bytes, &side| bytes.checked_mul(side as usize));
             total = bytes.and_then(|bytes| total.checked_add(bytes)).ok_or_else(too_many)?;
         }
@@ -127,7 +127,7 @@ impl ImageStore {
             found
                 .or_else(|| {
                     let made = key.create(&folder, |file| {
-                        let offsets = places.par_iter().map(|&(_, offset)| offset as u64);
+                        let offsets = layout.par_iter().map(|&(_, offset)| offset as u64);
                         decode_all(data, form, &chosen, offsets, |offset, bytes| {
                             write_at(file, bytes, offset)
                         })
@@ -149,8 +149,8 @@ impl ImageStore {
                 pixels.try_reserve_exact(total).map_err(|_| too_many())?;
                 pixels.resize(total, 0);
                 let mut rest = &mut pixels[..];
-                let ends = places.iter().skip(1).map(|place| place.1).chain([total]);
-                let parts = places.iter().zip(ends).map(|(&(_, from), to)| to - from);
+                let ends = layout.iter().skip(1).map(|place| place.1).chain([total]);
+                let parts = layout.iter().zip(ends).map(|(&(_, from), to)| to - from);
                 let parts: Vec<&mut [u8]> = parts
                     .map(|len| rest.split_off_mut(..len).expect("the places lie one after another"))
                     .collect();
@@ -167,7 +167,7 @@ impl ImageStore {
         let (mut labels, mut paths, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
         let mut kept = Vec::with_capacity(chosen.len());
         let mut used = Vec::with_capacity(chosen.len());
-        for ((i, picture), place) in chosen.into_iter().enumerate().zip(places) {
+        for ((i, picture), place) in chosen.into_iter().enumerate().zip(layout) {
             if let Some((_, reason)) = reasons.next_if(|(number, _)| *number == i) {
                 skipped.push((picture.path.clone(), reason));
             } else {
@@ -188,7 +188,7 @@ impl ImageStore {
             None => Pixels::Memory(pixels),
         };
         let root = data.root.clone();
-        Ok(Self { pixels, root, form, places: kept, labels, paths, classes, fingerprint, skipped, notes })
+        Ok(Self { pixels, root, form, layout: kept, labels, paths, classes, fingerprint, skipped, notes })
     }
 
     /// How many pictures there are; never none.
@@ -214,7 +214,7 @@ impl ImageStore {
 
     /// Width and height of picture `index`.
     pub fn dimensions(&self, index: usize) -> (u32, u32) {
-        let [width, height] = self.places[index].0;
+        let [width, height] = self.layout[index].0;
         (width, height)
     }
 
@@ -227,14 +227,14 @@ impl ImageStore {
     /// # Panics
     /// When there is no such picture, or `out` has another length.
     pub fn fill(&self, index: usize, view: &View, size: usize, out: &mut [f32]) -> Result<()> {
-        let ([width, height], _) = self.places[index];
+        let ([width, height], _) = self.layout[index];
         let bytes = self.bytes(index)?;
         view.fill(Bytes { bytes: &bytes, width: width as usize, height: height as usize }, size, out);
         Ok(())
     }
 
     fn bytes(&self, index: usize) -> Result<ImageBytes<'_>> {
-        let (size, offset) = self.places[index];
+        let (size, offset) = self.layout[index];
         match &self.pixels {
             Pixels::Memory(bytes) => Ok(ImageBytes::Borrowed(&bytes[offset..offset + byte_len(size)])),
             Pixels::Cached(cached) => {
@@ -252,11 +252,11 @@ fn decode_all<P: Send>(
     data: &Dataset,
     form: ResizeMode,
     chosen: &[&ImageFile],
-    places: impl IndexedParallelIterator<Item = P>,
+    layout: impl IndexedParallelIterator<Item = P>,
     put: impl Fn(P, &[u8]) -> io::Result<()> + Sync,
 ) -> io::Result<(CacheIndex, bool)> {
     let lasting = AtomicBool::new(true);
-    let decoded: Vec<std::result::Result<u32, String>> = (chosen.par_iter().zip(places))
+    let decoded: Vec<std::result::Result<u32, String>> = (chosen.par_iter().zip(layout))
         .map(|(picture, place)| {
             let reason = match decode_one(data, form, picture) {
                 Ok(pixels) => return put(place, &pixels).map(|()| Ok(checksum(&pixels))),

@@ -21,7 +21,7 @@ pub(super) const MAX_ITEMS_PER_PASS: usize = 4;
 ///
 /// # Errors
 /// The first that `part` returns.
-pub(super) fn share<W: Send>(
+pub(super) fn split_batch<W: Send>(
     workers: &mut [W],
     n: usize,
     most: usize,

@@ -58,7 +58,7 @@ pub(super) enum Backward {
     /// An operation's.
     Operation {
         /// What it kept.
-        kept: Vec<Memory>,
+        saved: Vec<Memory>,
         /// The slot and the gradient of each input.
         inputs: Vec<(Option<usize>, Gradient)>,
         /// Bytes of the gradient of each parameter, which stays.
@@ -132,7 +132,7 @@ impl<'a> Slots<'a> {
             let Some(grad) = grads.pop() else { continue };
             match backward {
                 Backward::Block(block) => self.replay(block, grad)?,
-                Backward::Operation { kept, inputs, params, scratch } => {
+                Backward::Operation { saved, inputs, params, scratch } => {
                     let scratch = self.made(scratch);
                     let gradient = |(slot, gradient)| {
                         let made = match gradient {
@@ -148,7 +148,7 @@ impl<'a> Slots<'a> {
                     let params: Vec<Memory> = params.collect();
                     self.params.extend(params);
                     made.into_iter().for_each(|(slot, grad)| self.pass(slot, grad));
-                    drop((grads, grad, kept, scratch));
+                    drop((grads, grad, saved, scratch));
                 }
             }
         }

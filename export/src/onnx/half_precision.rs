@@ -22,7 +22,7 @@ pub enum WeightStorage {
 
 impl WeightStorage {
     /// The names of those of `weights` that are stored as halves.
-    pub(crate) fn halves(self, weights: &Weights) -> BTreeSet<String> {
+    pub(crate) fn f16_names(self, weights: &Weights) -> BTreeSet<String> {
         let halved = weights.iter().filter(|(_, array)| self == Self::F16 && array.dims().len() >= 2);
         halved.map(|(name, _)| name.clone()).collect()
     }
@@ -32,36 +32,36 @@ impl WeightStorage {
 ///
 /// # Errors
 /// [`Error::File`] naming a weight with a value that no half is near: beyond ±65504, or not finite.
-pub(crate) fn rounded<'a>(weights: &'a Weights, halves: &BTreeSet<String>) -> Result<Cow<'a, Weights>> {
+pub(crate) fn rounded<'a>(weights: &'a Weights, f16_names: &BTreeSet<String>) -> Result<Cow<'a, Weights>> {
     let mut weights = Cow::Borrowed(weights);
-    if halves.is_empty() {
+    if f16_names.is_empty() {
         return Ok(weights);
     }
-    for (name, array) in weights.to_mut().iter_mut().filter(|(name, _)| halves.contains(*name)) {
+    for (name, array) in weights.to_mut().iter_mut().filter(|(name, _)| f16_names.contains(*name)) {
         let most = f16::MAX.to_f32();
         if let Some(value) = array.data().iter().find(|v| !(-most..=most).contains(*v)) {
             let message =
                 format!("expected values from -{most} to {most}, which is what halves hold, found {value}");
             return Err(Error::file(WEIGHTS, name, message));
         }
-        let nearest = narrowed(array.data());
+        let nearest = to_f16(array.data());
         nearest.convert_to_f32_slice(array.data_mut());
     }
     Ok(weights)
 }
 
 /// The nearest halves.
-pub(super) fn narrowed(values: &[f32]) -> Vec<f16> {
-    let mut halves = vec![f16::ZERO; values.len()];
-    halves.convert_from_f32_slice(values);
-    halves
+pub(super) fn to_f16(values: &[f32]) -> Vec<f16> {
+    let mut f16_names = vec![f16::ZERO; values.len()];
+    f16_names.convert_from_f32_slice(values);
+    f16_names
 }
 
 /// What the halves in a file stand for, which lie there in two bytes each, the lower one first.
-pub(super) fn widened(raw: &[u8]) -> Vec<f32> {
-    let halves: Vec<f16> = raw.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
-    let mut values = vec![0.0; halves.len()];
-    halves.convert_to_f32_slice(&mut values);
+pub(super) fn from_f16(raw: &[u8]) -> Vec<f32> {
+    let f16_names: Vec<f16> = raw.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
+    let mut values = vec![0.0; f16_names.len()];
+    f16_names.convert_to_f32_slice(&mut values);
     values
 }
 
@@ -80,9 +80,9 @@ mod tests {
     fn every_half_is_read_as_it_was_written() {
         let all = (0..=u16::MAX).map(f16::from_bits).filter(|half| half.is_finite());
         let raw: Vec<u8> = all.clone().flat_map(|half| half.to_le_bytes()).collect();
-        let values = widened(&raw);
+        let values = from_f16(&raw);
         assert!(values.iter().copied().eq(all.clone().map(f32::from)));
-        assert!(narrowed(&values).into_iter().map(f16::to_bits).eq(all.map(f16::to_bits)));
+        assert!(to_f16(&values).into_iter().map(f16::to_bits).eq(all.map(f16::to_bits)));
     }
 
     #[test]
@@ -94,12 +94,12 @@ mod tests {
             vec![1.0 + step, 1.0 + 3.0 * step, -1.0 - 1.01 * step, 65504.0, 0.4 * least, -0.6 * least];
         let nearest = [1.0, 1.0 + 4.0 * step, -1.0 - 2.0 * step, 65504.0, 0.0, -least];
         let full = weights(values.clone());
-        let halves = WeightStorage::F16.halves(&full);
-        assert!(halves.iter().eq(["w"]));
-        let found = rounded(&full, &halves).unwrap();
+        let f16_names = WeightStorage::F16.f16_names(&full);
+        assert!(f16_names.iter().eq(["w"]));
+        let found = rounded(&full, &f16_names).unwrap();
         assert_eq!((found["b"].data(), found["w"].data()), (&values[..], &nearest[..]));
-        assert_eq!(*rounded(&found, &halves).unwrap(), *found);
-        assert_eq!(*rounded(&full, &WeightStorage::F32.halves(&full)).unwrap(), full);
+        assert_eq!(*rounded(&found, &f16_names).unwrap(), *found);
+        assert_eq!(*rounded(&full, &WeightStorage::F32.f16_names(&full)).unwrap(), full);
     }
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
             [(65505.0, "65505"), (-1e9, "-1000000000"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")]
         {
             let full = weights(vec![0.5, value]);
-            let error = rounded(&full, &WeightStorage::F16.halves(&full)).unwrap_err().to_string();
+            let error = rounded(&full, &WeightStorage::F16.f16_names(&full)).unwrap_err().to_string();
             let expected =
                 "weights: w: expected values from -65504 to 65504, which is what halves hold, found";
             assert_eq!(error, format!("{expected} {said}"));

@@ -3,7 +3,7 @@
 use candle_core::{Shape, Tensor};
 use tiny_cats_models::tape::BatchStatistics;
 
-use crate::train::{Result, StepGradients, group::joined};
+use crate::train::{Result, StepGradients, group::concat};
 
 /// What was learnt, and how to read its sum.
 pub(super) struct FlatGradients {
@@ -30,11 +30,11 @@ impl FlatGradients {
                 parts.push((Tensor::stack(&seen, 0)?.mean(0)? / size as f64)?);
             }
         }
-        Ok(Self { flat: joined(parts)?, gradients, statistics })
+        Ok(Self { flat: concat(parts)?, gradients, statistics })
     }
 
     /// What the row says, once it is the sum of all processes' rows. The tensors are views of it.
-    pub(super) fn open(self) -> Result<StepGradients> {
+    pub(super) fn unflatten(self) -> Result<StepGradients> {
         let mut at = 0;
         let mut next = |shape: Shape| {
             let part = self.flat.narrow(0, at, shape.elem_count())?.reshape(&shape);

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Error, Features, Result, bootstrap::quantile, features::comparable, neighbours::squared};
+use super::{Error, Features, Result, bootstrap::quantile, features::check_comparable, neighbors::squared};
 
 /// The share of pictures of the training data that count as near to another one of it.
 const NEAR_QUANTILE: f64 = 0.05;
@@ -58,16 +58,16 @@ impl Memorization {
 ///
 /// # Errors
 /// [`Error::TooFew`] for a single training picture, [`Error::Shape`] for no variant or features of different kinds or numbers.
-pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memorization> {
+pub fn memorization(training: &[&Features], generated: &Features) -> Result<Memorization> {
     let Some((first, others)) = training.split_first() else {
         return Err(Error::shape("training pictures", "none"));
     };
     if first.len() < 2 {
         return Err(Error::TooFew { measure: "memorisation", expected: 2, found: first.len() });
     }
-    comparable(first, drawn, "memorisation", 1)?;
+    check_comparable(first, generated, "memorisation", 1)?;
     for other in others {
-        comparable(first, other, "memorisation", 1)?;
+        check_comparable(first, other, "memorisation", 1)?;
         if other.len() != first.len() {
             return Err(Error::shape(format!("variants of {} pictures", first.len()), other.len()));
         }
@@ -94,13 +94,13 @@ pub fn memorisation(training: &[&Features], drawn: &Features) -> Result<Memoriza
     let own = sorted(&own);
     let threshold = quantile(&own, NEAR_QUANTILE);
     let (nearest, next): (Vec<Nearest>, Vec<f64>) =
-        (0..drawn.len()).into_par_iter().map(|i| nearest(drawn.row(i), None)).unzip();
+        (0..generated.len()).into_par_iter().map(|i| nearest(generated.row(i), None)).unzip();
     let distances = sorted(&nearest);
     let near = distances.iter().filter(|&&distance| distance <= threshold).count();
     let copied = nearest.iter().zip(&next).filter(|(n, next)| n.distance <= COPY_RATIO * **next).count();
     Ok(Memorization {
-        share: near as f64 / drawn.len() as f64,
-        copied: copied as f64 / drawn.len() as f64,
+        share: near as f64 / generated.len() as f64,
+        copied: copied as f64 / generated.len() as f64,
         threshold,
         median: quantile(&distances, 0.5),
         training_median: quantile(&own, 0.5),
@@ -117,7 +117,7 @@ mod tests {
     fn copies_are_found_with_what_they_are_copies_of_and_new_pictures_are_not() {
         let training = normal(1, 120, 16, 0.0);
         let new = normal(2, 120, 16, 0.0);
-        let fresh = memorisation(&[&training], &new).unwrap();
+        let fresh = memorization(&[&training], &new).unwrap();
         assert!(fresh.share < 0.12 && fresh.copied == 0.0, "{fresh:?}");
         assert!((fresh.median / fresh.training_median - 1.0).abs() < 0.1);
         // Every second one is a copy, a little changed.
@@ -128,7 +128,7 @@ mod tests {
                 row.iter().map(move |v| v + change).collect::<Vec<_>>()
             })
             .collect();
-        let copied = memorisation(&[&training], &Features::new(16, mixed).unwrap()).unwrap();
+        let copied = memorization(&[&training], &Features::new(16, mixed).unwrap()).unwrap();
         assert!((0.5..0.6).contains(&copied.share), "{}", copied.share);
         assert_eq!(copied.copied, 0.5);
         for &i in &copied.closest()[..60] {
@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn a_picture_that_is_near_to_all_is_no_copy() {
         let training = normal(1, 120, 16, 0.0);
-        let grey = memorisation(&[&training], &Features::new(16, vec![0.0; 16 * 30]).unwrap()).unwrap();
-        assert_eq!((grey.share, grey.copied), (1.0, 0.0));
+        let gray = memorization(&[&training], &Features::new(16, vec![0.0; 16 * 30]).unwrap()).unwrap();
+        assert_eq!((gray.share, gray.copied), (1.0, 0.0));
     }
 
     #[test]
@@ -151,18 +151,18 @@ mod tests {
         };
         let training = normal(3, 50, 12, 0.0);
         let mirrored = mirror(&training);
-        let copied = memorisation(&[&training, &mirrored], &mirrored).unwrap();
+        let copied = memorization(&[&training, &mirrored], &mirrored).unwrap();
         assert_eq!(copied.share, 1.0);
         assert!(copied.threshold > 0.0 && copied.median == 0.0);
-        assert!(memorisation(&[&training], &mirrored).unwrap().share < 0.2);
+        assert!(memorization(&[&training], &mirrored).unwrap().share < 0.2);
     }
 
     #[test]
     fn what_cannot_be_compared_is_refused() {
         let a = normal(1, 5, 3, 0.0);
-        assert!(memorisation(&[], &a).is_err());
-        assert!(memorisation(&[&normal(1, 1, 3, 0.0)], &a).is_err());
-        assert!(memorisation(&[&a, &normal(1, 4, 3, 0.0)], &a).is_err());
-        assert!(memorisation(&[&a], &normal(1, 5, 4, 0.0)).is_err());
+        assert!(memorization(&[], &a).is_err());
+        assert!(memorization(&[&normal(1, 1, 3, 0.0)], &a).is_err());
+        assert!(memorization(&[&a, &normal(1, 4, 3, 0.0)], &a).is_err());
+        assert!(memorization(&[&a], &normal(1, 5, 4, 0.0)).is_err());
     }
 }

@@ -35,16 +35,16 @@ pub struct WorkerContext<J> {
     pub metrics: Arc<Metrics>,
     /// The model's name.
     pub name: String,
-    pace: Arc<AtomicU64>,
+    time_per_item: Arc<AtomicU64>,
 }
 
 impl<J> WorkerContext<J> {
     /// `n` pictures took `time` of the model's: what those who are sent away are told when to come again by.
-    pub fn took(&self, time: Duration, n: usize) {
+    pub fn record_time(&self, time: Duration, n: usize) {
         let new = time.as_micros() as u64 / n.max(1) as u64;
-        let old = self.pace.load(Ordering::Relaxed);
-        self.pace.store(if old == 0 { new } else { (3 * old + new) / 4 }, Ordering::Relaxed);
-        self.metrics.computed(&self.name, n);
+        let old = self.time_per_item.load(Ordering::Relaxed);
+        self.time_per_item.store(if old == 0 { new } else { (3 * old + new) / 4 }, Ordering::Relaxed);
+        self.metrics.record_done(&self.name, n);
     }
 }
 
@@ -62,7 +62,7 @@ pub struct ModelQueue<J> {
     room: Arc<Semaphore>,
     capacity: usize,
     /// Microseconds a picture.
-    pace: Arc<AtomicU64>,
+    time_per_item: Arc<AtomicU64>,
     state: watch::Receiver<State>,
 }
 
@@ -82,23 +82,23 @@ impl<J: Send + 'static> ModelQueue<J> {
     ) -> std::io::Result<Self> {
         let (jobs, receiver) = mpsc::channel();
         let (state, watched) = watch::channel(State::Loading);
-        let pace = Arc::new(AtomicU64::new(0));
+        let time_per_item = Arc::new(AtomicU64::new(0));
         let (meta, integrity) = (model.meta().clone(), model.integrity());
-        let desk = WorkerContext {
+        let context = WorkerContext {
             jobs: receiver,
             metrics: metrics.clone(),
             name: name.to_owned(),
-            pace: pace.clone(),
+            time_per_item: time_per_item.clone(),
         };
         thread::Builder::new().name(format!("model {name}")).spawn(move || {
-            let readied = prove(&model, runtime).and_then(|report| Ok((report, load(&model)?)));
+            let readied = verify_model(&model, runtime).and_then(|report| Ok((report, load(&model)?)));
             let file = model.name().to_owned();
             drop(model);
             match readied {
                 Ok((report, loaded)) => {
-                    tracing::info!(model = desk.name, %integrity);
+                    tracing::info!(model = context.name, %integrity);
                     state.send_replace(State::Ready(Arc::new(report)));
-                    work(loaded, desk);
+                    work(loaded, context);
                 }
                 Err(error) => {
                     state.send_replace(State::Failed(if error.names_file() {
@@ -118,7 +118,7 @@ impl<J: Send + 'static> ModelQueue<J> {
             jobs,
             room,
             capacity,
-            pace,
+            time_per_item,
             state: watched,
         })
     }
@@ -171,7 +171,7 @@ impl<J: Send + 'static> ModelQueue<J> {
         let permits = u32::try_from(n).unwrap_or(u32::MAX);
         self.room.clone().try_acquire_many_owned(permits).map_err(|_| {
             let waiting = self.waiting() as u64;
-            let seconds = (waiting * self.pace.load(Ordering::Relaxed)).div_ceil(1_000_000);
+            let seconds = (waiting * self.time_per_item.load(Ordering::Relaxed)).div_ceil(1_000_000);
             let detail = format!("{waiting} pictures are waiting for {} already", self.name);
             Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).retry_after(seconds.clamp(1, 600))
         })
@@ -182,7 +182,7 @@ impl<J: Send + 'static> ModelQueue<J> {
     /// # Errors
     /// 503 when it has died.
     pub fn send(&self, job: J) -> Result<(), Problem> {
-        self.jobs.send(job).map_err(|_| died(&self.name))
+        self.jobs.send(job).map_err(|_| worker_died(&self.name))
     }
 
     /// Pictures that were admitted and are not finished.
@@ -192,13 +192,13 @@ impl<J: Send + 'static> ModelQueue<J> {
 }
 
 /// What is said when a model's thread has dropped a job.
-pub fn died(name: &str) -> Problem {
+pub fn worker_died(name: &str) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{name} has stopped working"))
 }
 
 /// Proves that the runtime computes what candle computes of the definition; of candle itself, that the file as a graph does on the first
 /// other runtime that is there.
-fn prove(model: &Model, runtime: RuntimeKind) -> Result<VerificationReport, Error> {
+fn verify_model(model: &Model, runtime: RuntimeKind) -> Result<VerificationReport, Error> {
     let present = |kind: &RuntimeKind| kind.runs_graphs() && kind.version().is_ok();
     let other = || RuntimeKind::ALL.into_iter().find(present).unwrap_or(RuntimeKind::Tract);
     let on = if runtime == RuntimeKind::Candle { other() } else { runtime };

@@ -67,7 +67,7 @@ fn computed(model: &Model) -> Array {
     }
 }
 
-fn exported(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (VerificationReport, OnnxFile) {
+fn export_form(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (VerificationReport, OnnxFile) {
     let path = dir.join("cat.onnx");
     (export(meta, weights, &path, &F16_EXPORT).unwrap(), OnnxFile::open(&path).unwrap())
 }
@@ -76,7 +76,7 @@ fn exported(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (VerificationRep
 fn an_f16_file_is_half_as_large_and_equals_the_rounded_model_on_every_runtime() {
     for (meta, weights) in [generator(), classifier()] {
         let dir = tempfile::tempdir().unwrap();
-        let (report, file) = exported(&meta, &weights, dir.path());
+        let (report, file) = export_form(&meta, &weights, dir.path());
         println!("{}", serde_json::to_string_pretty(&report).unwrap());
         for kind in crate::common::demanded(report.opset) {
             let found = report.runtimes.iter().find(|r| r.runtime == kind.name());
@@ -123,7 +123,7 @@ fn an_f16_file_is_half_as_large_and_equals_the_rounded_model_on_every_runtime() 
 fn halves_that_are_not_the_rounded_weights_are_found_out() {
     let (meta, mut weights) = generator();
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = exported(&meta, &weights, dir.path());
+    let (_, file) = export_form(&meta, &weights, dir.path());
     let name = "blocks.0.attn.qkv.weight";
     let array = weights.get_mut(name).expect("a weight of this name");
     array.data_mut()[7] += 0.01;
@@ -179,7 +179,7 @@ fn weights_that_are_halves_already_lose_nothing() {
     let (meta, weights) = generator();
     let (meta, weights) = stored(&meta, &weights);
     let dir = tempfile::tempdir().unwrap();
-    let (report, file) = exported(&meta, &weights, dir.path());
+    let (report, file) = export_form(&meta, &weights, dir.path());
     assert!(report.rounding.is_none() && !file.halves().is_empty());
     assert!(file.weights().unwrap().iter().all(|(name, array)| weights.get(name).is_none_or(|w| w == array)));
     assert!(rounding(&meta, &weights, &file).unwrap().is_none());

@@ -14,7 +14,7 @@ use image::RgbImage;
 use tiny_cats_export::{Error, GeneratedImage, Generator, Request, sample::Trajectory};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::{Problem, lane::WorkerContext};
+use super::{Problem, model_queue::WorkerContext};
 
 /// Failures of the runtime in a row after which it is no use to go on.
 const MAX_FAILURES: usize = 3;
@@ -51,8 +51,8 @@ pub struct StepUpdate {
 struct ActiveJob {
     job: GenerateJob,
     /// Pictures begun.
-    begun: usize,
-    under_way: Vec<ActiveImage>,
+    started: usize,
+    active: Vec<ActiveImage>,
     finished: Vec<GeneratedImage>,
     /// Steps taken.
     done: usize,
@@ -66,7 +66,7 @@ struct ActiveImage {
 
 impl ActiveJob {
     fn new(job: GenerateJob) -> Self {
-        Self { job, begun: 0, under_way: Vec::new(), finished: Vec::new(), done: 0 }
+        Self { job, started: 0, active: Vec::new(), finished: Vec::new(), done: 0 }
     }
 
     /// Pictures to be drawn.
@@ -76,13 +76,13 @@ impl ActiveJob {
 
     /// Begins pictures until `share` are under way.
     fn begin(&mut self, share: usize, generator: &Generator) -> Result<(), Error> {
-        while self.under_way.len() < share
-            && let Some(&label) = self.job.labels.get(self.begun)
+        while self.active.len() < share
+            && let Some(&label) = self.job.labels.get(self.started)
         {
-            let index = self.job.first.wrapping_add(self.begun as u64);
+            let index = self.job.first.wrapping_add(self.started as u64);
             let trajectory = generator.begin(label, index, &self.job.request)?;
-            self.under_way.push(ActiveImage { trajectory, spent: Duration::ZERO });
-            self.begun += 1;
+            self.active.push(ActiveImage { trajectory, spent: Duration::ZERO });
+            self.started += 1;
         }
         Ok(())
     }
@@ -96,9 +96,9 @@ impl ActiveJob {
 
 struct GenerateWorker {
     generator: Generator,
-    desk: WorkerContext<GenerateJob>,
+    context: WorkerContext<GenerateJob>,
     /// Pictures that share an evaluation.
-    places: usize,
+    max_batch: usize,
     /// The jobs, by turns.
     open: VecDeque<ActiveJob>,
     /// Evaluations in a row that failed.
@@ -106,8 +106,8 @@ struct GenerateWorker {
 }
 
 /// Draws up to `places` pictures at a time, until nobody can ask any more, or the runtime fails again and again.
-pub fn work(generator: Generator, desk: WorkerContext<GenerateJob>, places: usize) {
-    let mut studio = GenerateWorker { generator, desk, places, open: VecDeque::new(), failures: 0 };
+pub fn work(generator: Generator, context: WorkerContext<GenerateJob>, max_batch: usize) {
+    let mut studio = GenerateWorker { generator, context, max_batch, open: VecDeque::new(), failures: 0 };
     while studio.failures < MAX_FAILURES && studio.take_jobs() {
         studio.drop_abandoned();
         studio.evaluate();
@@ -119,12 +119,12 @@ impl GenerateWorker {
     /// Takes the jobs that have come, and waits for one where there is nothing to do. False when there never will be one.
     fn take_jobs(&mut self) -> bool {
         if self.open.is_empty() {
-            match self.desk.jobs.recv() {
+            match self.context.jobs.recv() {
                 Ok(job) => self.open.push_back(ActiveJob::new(job)),
                 Err(_) => return false,
             }
         }
-        while let Ok(job) = self.desk.jobs.try_recv() {
+        while let Ok(job) = self.context.jobs.try_recv() {
             self.open.push_back(ActiveJob::new(job));
         }
         true
@@ -139,14 +139,14 @@ impl GenerateWorker {
                 self.open.push_back(open);
                 continue;
             }
-            self.desk.metrics.cancelled(&self.desk.name, open.left());
+            self.context.metrics.cancelled(&self.context.name, open.left());
             open.answer(Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "not done in time")));
         }
     }
 
     /// Evaluates the network once, for one picture of each job in turn while there are places.
     fn evaluate(&mut self) {
-        let shares = shares(self.open.iter().map(ActiveJob::left), self.places);
+        let shares = shares(self.open.iter().map(ActiveJob::left), self.max_batch);
         let mut i = 0;
         for share in &shares {
             match self.open[i].begin(*share, &self.generator) {
@@ -163,16 +163,16 @@ impl GenerateWorker {
         if n == 0 {
             return;
         }
-        let before: Vec<usize> = chosen(&mut self.open, &shares).map(|u| u.trajectory.done()).collect();
+        let before: Vec<usize> = batch_images(&mut self.open, &shares).map(|u| u.trajectory.done()).collect();
         let start = Instant::now();
-        let result = self.generator.advance(chosen(&mut self.open, &shares).map(|u| &mut u.trajectory));
+        let result = self.generator.advance(batch_images(&mut self.open, &shares).map(|u| &mut u.trajectory));
         let each = start.elapsed() / n as u32;
-        chosen(&mut self.open, &shares).for_each(|under_way| under_way.spent += each);
-        self.desk.metrics.evaluated(&self.desk.name, n);
+        batch_images(&mut self.open, &shares).for_each(|active| active.spent += each);
+        self.context.metrics.record_batch(&self.context.name, n);
         match result {
             Ok(()) => {
                 self.failures = 0;
-                self.tell(&shares, &before);
+                self.send_progress(&shares, &before);
                 // Where there are more jobs than places, others come first the next time.
                 self.open.rotate_left(1);
             }
@@ -181,10 +181,10 @@ impl GenerateWorker {
     }
 
     /// Tells those who want to know which pictures have taken a step.
-    fn tell(&mut self, shares: &[usize], before: &[usize]) {
+    fn send_progress(&mut self, shares: &[usize], before: &[usize]) {
         let mut before = before.iter();
         for (open, share) in self.open.iter_mut().zip(shares) {
-            let stepped: Vec<&Trajectory> = open.under_way[..*share]
+            let stepped: Vec<&Trajectory> = open.active[..*share]
                 .iter()
                 .zip(&mut before)
                 .filter_map(|(u, before)| (u.trajectory.done() > *before).then_some(&u.trajectory))
@@ -202,11 +202,11 @@ impl GenerateWorker {
 
     /// An evaluation failed: of numbers that are none those are told whose they are, of another error all.
     fn fail(&mut self, error: &Error) {
-        tracing::error!("{}: {error}", self.desk.name);
+        tracing::error!("{}: {error}", self.context.name);
         let one = matches!(error, Error::NotFinite { .. });
         self.failures += usize::from(!one);
         let broken = |open: &ActiveJob| {
-            let mut values = open.under_way.iter().flat_map(|u| u.trajectory.values());
+            let mut values = open.active.iter().flat_map(|u| u.trajectory.values());
             values.any(|value| !value.is_finite())
         };
         for open in std::mem::take(&mut self.open) {
@@ -221,12 +221,12 @@ impl GenerateWorker {
     /// Hands out what is finished.
     fn finish(&mut self) {
         for mut open in std::mem::take(&mut self.open) {
-            let all = std::mem::take(&mut open.under_way);
-            let (finished, under_way): (Vec<_>, Vec<_>) =
-                all.into_iter().partition(|under_way| under_way.trajectory.is_finished());
-            open.under_way = under_way;
+            let all = std::mem::take(&mut open.active);
+            let (finished, active): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|active| active.trajectory.is_finished());
+            open.active = active;
             if !finished.is_empty() {
-                self.desk.took(finished.iter().map(|u| u.spent).sum(), finished.len());
+                self.context.record_time(finished.iter().map(|u| u.spent).sum(), finished.len());
             }
             let pictures = finished.into_iter().map(|u| self.generator.finish(u.trajectory));
             match pictures.collect::<Result<Vec<GeneratedImage>, Error>>() {
@@ -249,10 +249,10 @@ impl GenerateWorker {
 }
 
 /// How many places each gets who can use so many, when they get one each in turn while there are any.
-fn shares(wanted: impl Iterator<Item = usize>, places: usize) -> Vec<usize> {
+fn shares(wanted: impl Iterator<Item = usize>, max_batch: usize) -> Vec<usize> {
     let wanted: Vec<usize> = wanted.collect();
     let mut shares = vec![0; wanted.len()];
-    let mut left = places.min(wanted.iter().sum());
+    let mut left = max_batch.min(wanted.iter().sum());
     while left > 0 {
         for (share, _) in shares.iter_mut().zip(&wanted).filter(|(share, wanted)| **share < **wanted) {
             if left > 0 {
@@ -265,11 +265,11 @@ fn shares(wanted: impl Iterator<Item = usize>, places: usize) -> Vec<usize> {
 }
 
 /// The pictures that share an evaluation.
-fn chosen<'a>(
+fn batch_images<'a>(
     open: &'a mut VecDeque<ActiveJob>,
     shares: &'a [usize],
 ) -> impl Iterator<Item = &'a mut ActiveImage> {
-    open.iter_mut().zip(shares).flat_map(|(open, share)| open.under_way[..*share].iter_mut())
+    open.iter_mut().zip(shares).flat_map(|(open, share)| open.active[..*share].iter_mut())
 }
 
 #[cfg(test)]
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn places_are_shared_out_in_turn_and_none_is_left_while_somebody_wants_it() {
-        for (wanted, places, expected) in [
+        for (wanted, max_batch, expected) in [
             (vec![64], 16, vec![16]),
             (vec![64, 1], 16, vec![15, 1]),
             (vec![64, 64, 3], 16, vec![7, 6, 3]),
@@ -286,7 +286,7 @@ mod tests {
             (vec![2, 0, 5], 16, vec![2, 0, 5]),
             (vec![], 4, vec![]),
         ] {
-            assert_eq!(shares(wanted.clone().into_iter(), places), expected, "{wanted:?}");
+            assert_eq!(shares(wanted.clone().into_iter(), max_batch), expected, "{wanted:?}");
         }
     }
 }

@@ -78,7 +78,7 @@ static CATALOG: LazyLock<GpuCatalog> =
     LazyLock::new(|| toml::from_str(include_str!("gpus.toml")).expect("the program's own list of GPUs"));
 
 /// All kinds, as the list has them: the slower ones first.
-pub fn cards() -> &'static [GpuModel] {
+pub fn gpu_models() -> &'static [GpuModel] {
     &CATALOG.gpu
 }
 
@@ -125,7 +125,7 @@ pub(super) fn launch_s() -> f64 {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpu {
     /// The kind.
-    pub card: &'static GpuModel,
+    pub model: &'static GpuModel,
     /// How many.
     pub count: usize,
     /// What Modal is told.
@@ -134,8 +134,8 @@ pub struct Gpu {
 
 impl Gpu {
     /// One of them.
-    pub fn one(card: &'static GpuModel) -> Self {
-        Self { card, count: 1, text: card.name.clone() }
+    pub fn one(model: &'static GpuModel) -> Self {
+        Self { model, count: 1, text: model.name.clone() }
     }
 }
 
@@ -158,8 +158,8 @@ impl FromStr for Gpu {
                 (name, count.ok_or_else(|| wrong(format!("expected 1 to {MAX_GPUS} GPUs after the colon")))?)
             }
         };
-        let Some(card) = cards().iter().find(|card| card.is(name)) else {
-            let names = || cards().iter().map(|card| card.name.as_str());
+        let Some(model) = gpu_models().iter().find(|model| model.is(name)) else {
+            let names = || gpu_models().iter().map(|model| model.name.as_str());
             let near = closest(name, names()).map(|near| format!("; did you mean {near}?"));
             let names = names().collect::<Vec<_>>().join(", ");
             return Err(wrong(format!(
@@ -167,9 +167,9 @@ impl FromStr for Gpu {
                 near.unwrap_or_else(|| format!("; expected one of {names}"))
             )));
         };
-        let name = card.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(name)).unwrap_or(&card.name);
+        let name = model.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(name)).unwrap_or(&model.name);
         let text = if count == 1 { name.clone() } else { format!("{name}:{count}") };
-        Ok(Self { card, count, text })
+        Ok(Self { model, count, text })
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn gpus_are_called_as_modal_calls_them() {
-        for (text, card, count, shown) in [
+        for (text, model, count, shown) in [
             ("A10", "A10", 1, "A10"),
             ("a100:4", "A100-40GB", 4, "A100:4"),
             ("H100!", "H100", 1, "H100!"),
@@ -187,7 +187,7 @@ mod tests {
             ("L4:1", "L4", 1, "L4"),
         ] {
             let gpu: Gpu = text.parse().unwrap();
-            assert_eq!((&*gpu.card.name, gpu.count, &*gpu.to_string()), (card, count, shown));
+            assert_eq!((&*gpu.model.name, gpu.count, &*gpu.to_string()), (model, count, shown));
         }
         for (text, said) in [
             ("A11", "--gpu A11: unknown GPU; did you mean A10?"),
@@ -204,12 +204,12 @@ mod tests {
 
     #[test]
     fn the_catalogue_is_whole() {
-        for card in cards() {
-            for share in [card.efficiency.f32, card.efficiency.half] {
-                assert!(share > 0.0 && share <= 1.0, "{}", card.name);
+        for model in gpu_models() {
+            for share in [model.efficiency.f32, model.efficiency.half] {
+                assert!(share > 0.0 && share <= 1.0, "{}", model.name);
             }
-            assert!(card.bytes() > 8 << 30 && card.tflops.half > card.tflops.f32, "{}", card.name);
-            assert_eq!(card.name.parse::<Gpu>().unwrap().card, card);
+            assert!(model.bytes() > 8 << 30 && model.tflops.half > model.tflops.f32, "{}", model.name);
+            assert_eq!(model.name.parse::<Gpu>().unwrap().model, model);
         }
     }
 }

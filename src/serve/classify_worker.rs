@@ -8,7 +8,7 @@ use std::{
 use tiny_cats_export::{Classifier, Prediction};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Problem, lane::WorkerContext};
+use super::{Problem, model_queue::WorkerContext};
 
 /// Pictures that one client waits for.
 pub struct ClassifyJob {
@@ -27,22 +27,26 @@ struct ActiveJob {
 }
 
 /// Classifies up to `most` pictures at a time, for which the first waits no longer than `wait`, until nobody can ask any more.
-pub fn work(mut classifier: Classifier, desk: WorkerContext<ClassifyJob>, most: usize, wait: Duration) {
-    while let Some(mut open) = gather(&desk, most, wait) {
+pub fn work(mut classifier: Classifier, context: WorkerContext<ClassifyJob>, most: usize, wait: Duration) {
+    while let Some(mut open) = collect_batch(&context, most, wait) {
         while !open.is_empty() {
-            evaluate(&mut classifier, &desk, &mut open, most);
+            evaluate(&mut classifier, &context, &mut open, most);
         }
     }
 }
 
 /// The next jobs, whole: the first that comes, and those that come while there is room and time. `None` when there never will be one.
-fn gather(desk: &WorkerContext<ClassifyJob>, most: usize, wait: Duration) -> Option<Vec<ActiveJob>> {
+fn collect_batch(
+    context: &WorkerContext<ClassifyJob>,
+    most: usize,
+    wait: Duration,
+) -> Option<Vec<ActiveJob>> {
     let open = |job| ActiveJob { job, found: Vec::new() };
-    let mut jobs = vec![open(desk.jobs.recv().ok()?)];
+    let mut jobs = vec![open(context.jobs.recv().ok()?)];
     let until = Instant::now() + wait;
     while jobs.iter().map(|open| open.job.inputs.len()).sum::<usize>() < most {
         let left = until.saturating_duration_since(Instant::now());
-        match desk.jobs.recv_timeout(left) {
+        match context.jobs.recv_timeout(left) {
             Ok(job) => jobs.push(open(job)),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
         }
@@ -53,14 +57,14 @@ fn gather(desk: &WorkerContext<ClassifyJob>, most: usize, wait: Duration) -> Opt
 /// Evaluates the network once, for the next pictures that somebody waits for, and hands out what is complete.
 fn evaluate(
     classifier: &mut Classifier,
-    desk: &WorkerContext<ClassifyJob>,
+    context: &WorkerContext<ClassifyJob>,
     open: &mut Vec<ActiveJob>,
     most: usize,
 ) {
     open.retain(|open| {
         let left = open.job.reply.is_closed();
         if left {
-            desk.metrics.cancelled(&desk.name, open.job.inputs.len());
+            context.metrics.cancelled(&context.name, open.job.inputs.len());
         }
         !left
     });
@@ -76,7 +80,7 @@ fn evaluate(
     if n == 0 {
         return;
     }
-    desk.metrics.evaluated(&desk.name, n);
+    context.metrics.record_batch(&context.name, n);
     let start = Instant::now();
     match classifier.predict(inputs) {
         Ok(predictions) => {
@@ -86,7 +90,7 @@ fn evaluate(
             }
         }
         Err(error) => {
-            tracing::error!("{}: {error}", desk.name);
+            tracing::error!("{}: {error}", context.name);
             let problem = Problem::from(error);
             for ActiveJob { job, .. } in open.drain(..) {
                 drop(job.room);
@@ -94,7 +98,7 @@ fn evaluate(
             }
         }
     }
-    desk.took(start.elapsed(), n);
+    context.record_time(start.elapsed(), n);
     let (complete, others): (Vec<_>, Vec<_>) =
         std::mem::take(open).into_iter().partition(|open| open.job.inputs.is_empty());
     *open = others;

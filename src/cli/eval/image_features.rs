@@ -65,7 +65,7 @@ pub fn pixels(images: &[RgbImage], mirrored: bool) -> anyhow::Result<Features> {
 }
 
 /// What the classifier takes pictures for whose class it knows: by the labels of its own.
-pub fn agreement(
+pub fn breed_confusion(
     classifier: &mut Classifier,
     images: &[RgbImage],
     labels: &[Option<usize>],

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{common::CommonArgs, may_pass};
+use super::{common::CommonArgs, is_transient};
 use crate::{
     cli::{logging, one_line},
     signals,
@@ -64,6 +64,6 @@ pub fn tell(ended: anyhow::Result<()>) -> ExitCode {
         Some(Error::Process { message, .. }) => message.clone(),
         _ => one_line(&error),
     };
-    parallel::failed(&message, may_pass(&error));
+    parallel::failed(&message, is_transient(&error));
     ExitCode::FAILURE
 }

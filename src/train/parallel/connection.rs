@@ -107,15 +107,15 @@ mod tests {
     #[test]
     fn what_is_said_is_heard_and_what_is_no_message_is_refused() {
         let (read, write) = io::pipe().unwrap();
-        let mut wire = Connection::new(read, write);
+        let mut connection = Connection::new(read, write);
         let failed = Message::Failed { transient: true, message: "ä".into() };
         let values = Message::Values(vec![1.5, f32::MIN_POSITIVE, -0.0, f32::INFINITY]);
         for message in [Message::Start(vec![7]), Message::Ready, Message::Id(vec![]), Message::Loss(0.1)]
             .into_iter()
             .chain([Message::OutOfMemory, values, failed])
         {
-            wire.send(&message).unwrap();
-            assert_eq!(wire.receive(16).unwrap(), message);
+            connection.send(&message).unwrap();
+            assert_eq!(connection.receive(16).unwrap(), message);
         }
         let frame = |kind: u8, len: u64, bytes: &[u8]| [&[kind][..], &len.to_le_bytes(), bytes].concat();
         for bytes in [

@@ -89,7 +89,7 @@ pub fn known(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::Result<
 pub fn draw(generator: &mut Generator, counts: &[usize], request: &Request) -> anyhow::Result<GeneratedSet> {
     let labels: Vec<usize> =
         counts.iter().enumerate().flat_map(|(label, &count)| std::iter::repeat_n(label, count)).collect();
-    fits(labels.len(), generator.meta().image_size)?;
+    check_memory(labels.len(), generator.meta().image_size)?;
     let mut images = Vec::with_capacity(labels.len());
     draw_each(generator, &labels, request, |picture| images.push(picture.image))?;
     let labels = labels.into_iter().map(Some).collect();
@@ -101,12 +101,12 @@ pub fn draw_each(
     generator: &mut Generator,
     labels: &[usize],
     request: &Request,
-    mut put: impl FnMut(GeneratedImage),
+    mut sink: impl FnMut(GeneratedImage),
 ) -> anyhow::Result<()> {
     let progress = bar(labels.len() as u64, "pictures drawn")?;
     let go_on = |_| ControlFlow::Continue(());
     generator.draw_each(labels, 0, request, go_on, |picture| {
-        put(picture);
+        sink(picture);
         progress.inc(1);
         anyhow::Ok(())
     })?;
@@ -165,7 +165,7 @@ pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyh
                     path.display()
                 );
             }
-            fits(drawn.images.len() + 1, width as usize)?;
+            check_memory(drawn.images.len() + 1, width as usize)?;
             drawn.labels.push(class_of(path.strip_prefix(folder).unwrap_or(path), classes));
             drawn.images.push(image);
             hash.update(sha256);
@@ -177,7 +177,7 @@ pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyh
     Ok(drawn)
 }
 
-fn fits(pictures: usize, size: usize) -> anyhow::Result<()> {
+fn check_memory(pictures: usize, size: usize) -> anyhow::Result<()> {
     match pictures.checked_mul(3 * size * size) {
         Some(bytes) if bytes <= MAX_BYTES => Ok(()),
         _ => bail!("{pictures} drawn pictures of {size} px do not fit into {} GiB", MAX_BYTES >> 30),

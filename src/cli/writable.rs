@@ -12,7 +12,7 @@ use tiny_cats_export::strip_temp_name;
 const PROBE: [u8; 4096] = [0; 4096];
 
 /// The nearest folder of `folder`'s parents that is there, which may be itself; what is in its place, if that is no folder.
-fn there(folder: &Path) -> PathBuf {
+fn nearest_existing(folder: &Path) -> PathBuf {
     // Without a separator at the end, by which a file would not be found.
     let folder: PathBuf = folder.components().collect();
     let parents = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
@@ -24,9 +24,9 @@ fn there(folder: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When none can be written: a file is in the way, rights are missing, or the disk is full.
-pub fn can_write(folder: &Path) -> io::Result<()> {
+pub fn check_can_write(folder: &Path) -> io::Result<()> {
     // It has no name, so that nothing of it is left by a process that is killed.
-    let mut file = tempfile::tempfile_in(there(folder)).map_err(strip_temp_name)?;
+    let mut file = tempfile::tempfile_in(nearest_existing(folder)).map_err(strip_temp_name)?;
     file.write_all(&PROBE)?;
     file.sync_all()
 }
@@ -43,7 +43,7 @@ pub fn writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> 
     if !folder.is_dir() || path.is_dir() {
         bail!("{flag} {}: expected a file in a folder that exists", path.display());
     }
-    can_write(folder).with_context(|| cannot(flag, path))
+    check_can_write(folder).with_context(|| write_error(flag, path))
 }
 
 /// Looks whether files can be written in the folder `path`, which the user gave by `flag` and which need not be there yet.
@@ -51,10 +51,10 @@ pub fn writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> 
 /// # Errors
 /// When they cannot.
 pub fn check_writable_folder(flag: &str, path: &Path) -> anyhow::Result<()> {
-    can_write(path).with_context(|| cannot(flag, path))
+    check_can_write(path).with_context(|| write_error(flag, path))
 }
 
-fn cannot(flag: &str, path: &Path) -> String {
+fn write_error(flag: &str, path: &Path) -> String {
     format!("{flag} {}: cannot write there", path.display())
 }
 
@@ -62,8 +62,8 @@ fn cannot(flag: &str, path: &Path) -> String {
 ///
 /// # Errors
 /// When there is less room, or nobody can say.
-pub fn has_room(folder: &Path, bytes: u64) -> io::Result<()> {
-    let free = fs4::available_space(there(folder))?;
+pub fn check_free_space(folder: &Path, bytes: u64) -> io::Result<()> {
+    let free = fs4::available_space(nearest_existing(folder))?;
     if free >= bytes {
         return Ok(());
     }
@@ -81,15 +81,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let names = || std::fs::read_dir(dir.path()).unwrap().count();
         for folder in [dir.path().to_owned(), dir.path().join("a/b/c")] {
-            can_write(&folder).unwrap();
-            has_room(&folder, 1).unwrap();
-            let error = has_room(&folder, u64::MAX).unwrap_err().to_string();
+            check_can_write(&folder).unwrap();
+            check_free_space(&folder, 1).unwrap();
+            let error = check_free_space(&folder, u64::MAX).unwrap_err().to_string();
             assert!(error.starts_with("the released files need 18446744073710 MB"), "{error}");
             assert_eq!(names(), 0);
         }
         std::fs::write(dir.path().join("file"), "").unwrap();
         for folder in ["file", "file/", "file/a/b"] {
-            let error = can_write(&dir.path().join(folder)).unwrap_err();
+            let error = check_can_write(&dir.path().join(folder)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::NotADirectory, "{folder}");
         }
         assert_eq!(names(), 1);

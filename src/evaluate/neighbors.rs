@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Features, Result, features::comparable};
+use super::{Features, Result, features::check_comparable};
 
 /// Neighbours for precision and recall, as their authors advise.
 pub const PRECISION_NEIGHBORS: usize = 3;
@@ -40,12 +40,12 @@ pub struct DensityCoverage {
 ///
 /// # Errors
 /// [`TooFew`](super::Error::TooFew) for `k` pictures or fewer on a side, [`Shape`](super::Error::Shape) for features of different kinds.
-pub fn precision_recall(real: &Features, drawn: &Features, k: usize) -> Result<PrecisionRecall> {
-    comparable(real, drawn, "precision and recall", k.max(1).saturating_add(1))?;
-    let (of_real, of_drawn) = (radii(real, k), radii(drawn, k));
+pub fn precision_recall(real: &Features, generated: &Features, k: usize) -> Result<PrecisionRecall> {
+    check_comparable(real, generated, "precision and recall", k.max(1).saturating_add(1))?;
+    let (of_real, of_drawn) = (radii(real, k), radii(generated, k));
     Ok(PrecisionRecall {
-        precision: inside(drawn, real, &of_real),
-        recall: inside(real, drawn, &of_drawn),
+        precision: inside(generated, real, &of_real),
+        recall: inside(real, generated, &of_drawn),
         neighbours: k,
     })
 }
@@ -62,16 +62,16 @@ fn inside(pictures: &Features, manifold: &Features, radii: &[f64]) -> f64 {
 ///
 /// # Errors
 /// As [`precision_recall`].
-pub fn density_coverage(real: &Features, drawn: &Features, k: usize) -> Result<DensityCoverage> {
-    comparable(real, drawn, "density and coverage", k.max(1).saturating_add(1))?;
+pub fn density_coverage(real: &Features, generated: &Features, k: usize) -> Result<DensityCoverage> {
+    check_comparable(real, generated, "density and coverage", k.max(1).saturating_add(1))?;
     let radii = radii(real, k);
     let counts: Vec<usize> = (0..real.len())
         .into_par_iter()
-        .map(|i| (0..drawn.len()).filter(|&j| squared(real.row(i), drawn.row(j)) < radii[i]).count())
+        .map(|i| (0..generated.len()).filter(|&j| squared(real.row(i), generated.row(j)) < radii[i]).count())
         .collect();
     let covered = counts.iter().filter(|&&count| count > 0).count();
     Ok(DensityCoverage {
-        density: counts.iter().sum::<usize>() as f64 / (k.max(1) * drawn.len()) as f64,
+        density: counts.iter().sum::<usize>() as f64 / (k.max(1) * generated.len()) as f64,
         coverage: covered as f64 / real.len() as f64,
         neighbours: k,
     })
@@ -127,11 +127,11 @@ mod tests {
     #[test]
     fn drawing_a_part_of_the_real_is_precise_and_does_not_recall_the_rest() {
         let real: Vec<f32> = (0..40).map(|i| if i < 20 { i as f32 } else { 1000.0 + i as f32 }).collect();
-        let drawn: Vec<f32> = (0..40).map(|i| i as f32 * 0.5).collect();
-        let (real, drawn) = (Features::new(1, real).unwrap(), Features::new(1, drawn).unwrap());
-        let both = precision_recall(&real, &drawn, 3).unwrap();
+        let generated: Vec<f32> = (0..40).map(|i| i as f32 * 0.5).collect();
+        let (real, generated) = (Features::new(1, real).unwrap(), Features::new(1, generated).unwrap());
+        let both = precision_recall(&real, &generated, 3).unwrap();
         assert_eq!((both.precision, both.recall), (1.0, 0.5));
-        assert_eq!(density_coverage(&real, &drawn, 3).unwrap().coverage, 0.5);
+        assert_eq!(density_coverage(&real, &generated, 3).unwrap().coverage, 0.5);
     }
 
     #[test]
