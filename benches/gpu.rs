@@ -93,7 +93,7 @@ impl Network for Generator {
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array> {
         let mut params = Params::new(weights, DType::F32, device)?;
         let model = TinyDit::<CandleValue>::new(&self.network, &mut Scope::root(&mut params))?;
-        let picture = self.network.picture();
+        let picture = self.network.image_dims();
         let x = Array::new(
             [vec![BATCH], picture.to_vec()].concat(),
             noise(1, 0, BATCH * picture.iter().product::<usize>()),
@@ -155,9 +155,9 @@ impl Network for ResNetCase {
 }
 
 /// Initial weights with what begins at zero lifted, as if some steps had been taken, so that all of the network shows.
-fn lifted(specs: &[ParamSpec]) -> Weights {
+fn with_nonzero_weights(specs: &[ParamSpec]) -> Weights {
     let lift = |spec: &ParamSpec| match spec.init {
-        Init::Zeros if spec.trained => ParamSpec { init: Init::Normal(0.02), ..spec.clone() },
+        Init::Zeros if spec.trainable => ParamSpec { init: Init::Normal(0.02), ..spec.clone() },
         _ => spec.clone(),
     };
     init(&specs.iter().map(lift).collect::<Vec<_>>(), 0)
@@ -174,7 +174,7 @@ struct Outcome {
 fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
     let mut task = network.task(device)?;
     let specs = task.cost()?.params;
-    let before = lifted(&specs);
+    let before = with_nonzero_weights(&specs);
     let forward = network.forward(&before, device)?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
@@ -227,7 +227,7 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
     let (rate, goal) = N::OVERFIT;
     let mut task = network.task(device)?;
     let specs = task.cost()?.params;
-    let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial(0)?, device)?;
+    let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial_weights(0)?, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
     let start = Instant::now();
     let mut losses = Vec::new();

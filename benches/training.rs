@@ -68,7 +68,7 @@ impl Case {
     /// Weights with nothing at zero, so that every part of the network shows in its output; running statistics begin as they do.
     fn weights(&self) -> Result<(Vec<ParamSpec>, Weights)> {
         let mut specs = self.network.specs()?;
-        for spec in specs.iter_mut().filter(|s| s.trained && s.init == Init::Zeros) {
+        for spec in specs.iter_mut().filter(|s| s.trainable && s.init == Init::Zeros) {
             spec.init = Init::Normal(0.02);
         }
         let weights = init(&specs, 0);
@@ -123,7 +123,7 @@ impl Case {
         ]);
         optimizer.step(&learnt, StepOptions { rate: RATE, before: 0, scale: 1.0 })?;
         let mut after = optimizer.state(json!(null))?.weights;
-        for spec in specs.iter().filter(|s| !s.trained) {
+        for spec in specs.iter().filter(|s| !s.trainable) {
             let value = after.remove(&spec.name).with_context(|| format!("{} is lost", spec.name))?;
             made.insert(format!("check/{}", spec.name), value);
         }
@@ -214,7 +214,7 @@ impl Case {
             augmentation: AugmentLevel::Basic,
             eval_flops: 0.0,
         };
-        Ok(workload.demand(true)?.memory.total())
+        Ok(workload.requirements(true)?.memory.total())
     }
 
     /// Median pictures a second, and the most bytes in use on a GPU.
@@ -253,7 +253,7 @@ impl Case {
 
 /// A generator's batch: `check/x`, `check/t`, `check/label`, `check/target` and `check/weight` (of each item's error).
 fn examples(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
-    let [channels, height, width] = config.picture();
+    let [channels, height, width] = config.image_dims();
     let len = channels * height * width;
     let null = config.null_label().map(|l| l as u32);
     let (mut x, mut target, mut examples) = (Vec::new(), Vec::new(), Vec::new());

@@ -88,7 +88,7 @@ fn means(columns: &[Column]) -> impl Iterator<Item = f64> {
 }
 
 /// A number for an axis or a table: some five digits.
-pub fn short(value: f64) -> String {
+pub fn format_number(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
         return "not finite".to_owned();
@@ -132,7 +132,8 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color
     for (line, cells) in cells.iter().enumerate() {
         let share = 1.0 - line as f64 / (LINES - 1) as f64;
         let labelled = [0, LINES / 2, LINES - 1].contains(&line);
-        let [left, right] = scales.map(|scale| if labelled { short(scale.at(share)) } else { String::new() });
+        let [left, right] =
+            scales.map(|scale| if labelled { format_number(scale.at(share)) } else { String::new() });
         let axis = if labelled { ['┤', '├'] } else { ['│', '│'] };
         let _ = write!(out, "{left:>LABEL$} {}", axis[0]);
         let mut last = "";
@@ -152,7 +153,7 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color
         out.push('\n');
     }
     let _ = writeln!(out, "{:LABEL$} └{}", "", "─".repeat(plot));
-    let whole = |step: f64| if step < 1e9 { step.to_string() } else { short(step) };
+    let whole = |step: f64| if step < 1e9 { step.to_string() } else { format_number(step) };
     let (from, to) = (whole(steps.low), format!("step {}", whole(steps.high)));
     let room = plot.saturating_sub(from.len());
     let _ = writeln!(out, "{:LABEL$}  {from}{to:>room$}", "");
@@ -320,8 +321,8 @@ mod tests {
             (f64::MAX, "1.80e308"),
             (f64::NAN, "not finite"),
         ] {
-            assert_eq!(short(value), text);
-            assert!(short(-value).len() <= LABEL);
+            assert_eq!(format_number(value), text);
+            assert!(format_number(-value).len() <= LABEL);
         }
     }
 }

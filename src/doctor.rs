@@ -113,7 +113,7 @@ pub struct ReleasedModel {
 ///
 /// # Errors
 /// When a released model in the program is damaged.
-pub fn examine() -> tiny_cats_export::Result<DoctorReport> {
+pub fn inspect() -> tiny_cats_export::Result<DoctorReport> {
     let mut system = System::new();
     system.refresh_memory();
     system.refresh_cpu_list(CpuRefreshKind::nothing());

@@ -5,7 +5,7 @@ pub const EXIT_RESUMABLE: u8 = 75;
 
 /// The signals by which a run is asked to stop: SIGINT, SIGTERM, and SIGHUP where there is one, unless whoever began this process has it
 /// ignored, as nohup does.
-pub fn stopping() -> Vec<i32> {
+pub fn stop_signals() -> Vec<i32> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = vec![SIGINT, SIGTERM];
     #[cfg(unix)]

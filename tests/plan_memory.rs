@@ -37,7 +37,7 @@ fn training_takes_the_memory_that_the_plan_says() {
                 augmentation: AugmentLevel::Full,
                 eval_flops: 0.0,
             };
-            let said = workload.demand(false).unwrap().memory;
+            let said = workload.requirements(false).unwrap().memory;
             let before = LIVE.load(Relaxed);
             let mut peaks = Vec::new();
             calibrate(&workload, &Device::Cpu, 4, &mut |_, _| {

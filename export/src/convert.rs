@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use tiny_cats_models::{ResNet, Scope, TinyDit, Weights, fold, resnet};
+use tiny_cats_models::{ResNet, Scope, TinyDit, Weights, fold_batch_norm, resnet};
 
 use crate::{
     META_KEY, ModelMeta, NetworkConfig, Result,
-    onnx::{OnnxGraph, WeightStorage, rounded},
+    onnx::{OnnxGraph, WeightStorage, round_to_f16},
 };
 
 /// Names of a generator's inputs, in the order of [`TinyDit::forward`]: the noisy picture, its time, its label.
@@ -42,13 +42,13 @@ pub(crate) fn to_onnx_with_storage(
 ) -> Result<Vec<u8>> {
     let (meta, weights) = export_form(meta, weights)?;
     let f16_names = storage.f16_names(&weights);
-    let weights = rounded(&weights, &f16_names)?;
+    let weights = round_to_f16(&weights, &f16_names)?;
     let graph = OnnxGraph::new(opset)?;
     let mut source = graph.source(&weights).with_f16_weights(f16_names);
     let (name, output) = match &meta.config {
         NetworkConfig::TinyDit(config) => {
             let [x, t, label] = INPUTS;
-            let x = graph.floats(x, &config.picture())?;
+            let x = graph.floats(x, &config.image_dims())?;
             let t = graph.floats(t, &[])?;
             let label = graph.labels(label, &[])?;
             let model = TinyDit::new(config, &mut Scope::root(&mut source))?;
@@ -77,7 +77,7 @@ pub fn export_form<'a>(
     match &meta.config {
         NetworkConfig::TinyDit(_) => Ok((Cow::Borrowed(meta), Cow::Borrowed(weights))),
         NetworkConfig::ResNet(config) => {
-            let (config, weights) = fold(config, weights)?;
+            let (config, weights) = fold_batch_norm(config, weights)?;
             let meta = ModelMeta { config: NetworkConfig::ResNet(config), ..meta.clone() };
             Ok((Cow::Owned(meta), Cow::Owned(weights)))
         }

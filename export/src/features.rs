@@ -86,7 +86,7 @@ impl FeatureExtractor {
                 return Err(no_extractor(file, format!("{}: {expected}, found [{found}]", input.name)));
             }
         };
-        let runtime = options.graphs();
+        let runtime = options.graph_runtime();
         let compute = session(file, runtime)?;
         let batch = if single { options.batch.min(1) } else { options.batch };
         Self { size, preprocessing: preprocessing(size), runtime, batch, compute }.checked()

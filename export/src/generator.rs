@@ -188,7 +188,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`draw`](Self::draw), and those of `put`, which end the drawing.
-    pub fn draw_each<E: From<Error>>(
+    pub fn generate_each<E: From<Error>>(
         &mut self,
         labels: &[usize],
         first: u64,
@@ -211,7 +211,7 @@ impl Generator {
     ///
     /// # Errors
     /// [`Error::Request`] naming what makes no sense.
-    pub fn begin(&self, label: usize, index: u64, request: &Request) -> Result<Trajectory> {
+    pub fn start_trajectory(&self, label: usize, index: u64, request: &Request) -> Result<Trajectory> {
         self.check_labels(&[label])?;
         Trajectory::new(&self.settings(request), self.dims(), SampleSpec { index, label: label as i64 })
     }
@@ -228,7 +228,7 @@ impl Generator {
     ///
     /// # Errors
     /// None that a trajectory of this generator has.
-    pub fn finish(&self, trajectory: Trajectory) -> Result<GeneratedImage> {
+    pub fn finish_trajectory(&self, trajectory: Trajectory) -> Result<GeneratedImage> {
         let (label, seed, index) =
             (trajectory.label() as usize, trajectory.settings().seed, trajectory.index());
         Ok(self.picture(label, seed, index, trajectory.into_array()?))

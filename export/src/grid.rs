@@ -18,7 +18,7 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
     let columns = (columns.max(1)).min(pictures.len().max(1)) as u32;
     let rows = (pictures.len() as u32).div_ceil(columns);
     let largest = pictures.iter().map(|p| p.width().max(p.height())).max().unwrap_or(1).max(1);
-    let cell = shown(largest);
+    let cell = display_size(largest);
     let factor = cell / largest;
     let label = if labels.is_some() { font::HEIGHT + MARGIN / 2 } else { 0 };
     let (step_x, step_y) = (cell + MARGIN, cell + label + MARGIN);
@@ -38,13 +38,13 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
 }
 
 /// The width and height at which [`grid`] shows squares of `size` pixels: a whole multiple of it, so that every pixel is enlarged alike.
-pub fn shown(size: u32) -> u32 {
+pub fn display_size(size: u32) -> u32 {
     let size = size.max(1);
     size * VISIBLE.div_ceil(size)
 }
 
 /// A labelled [`grid`] of pictures that were drawn, about as wide as high; those of one class stand together.
-pub fn sheet(pictures: &[GeneratedImage]) -> RgbImage {
+pub fn contact_sheet(pictures: &[GeneratedImage]) -> RgbImage {
     let mut order: Vec<&GeneratedImage> = pictures.iter().collect();
     order.sort_by_key(|p| (p.label, p.index));
     let labels: Vec<String> = order.iter().map(|p| p.class.replace('_', " ")).collect();

@@ -46,7 +46,7 @@ impl Checksum {
 
     /// Begins with the header and the eight bytes of its length. `None` when the header has no place for the digits.
     pub fn begin(header: &[u8]) -> Option<Self> {
-        let place = Self::place(header)?;
+        let place = Self::digits_offset(header)?;
         let (before, after) = header.split_at_checked(place)?;
         let after = after.get(Self::PLACEHOLDER.len()..)?;
         let mut hash = Sha256::new();
@@ -68,7 +68,7 @@ impl Checksum {
     }
 
     /// Where in the header the digits begin. Quotes inside of JSON strings are escaped, so this text stands nowhere else.
-    pub fn place(header: &[u8]) -> Option<usize> {
+    pub fn digits_offset(header: &[u8]) -> Option<usize> {
         let key = format!("\"{}\":\"", Self::KEY);
         Some(header.windows(key.len()).position(|w| w == key.as_bytes())? + key.len())
     }

@@ -30,7 +30,7 @@ pub use error::{Error, Result, escaped, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
 pub use generator::{GeneratedImage, Generator};
-pub use grid::{grid, sheet, shown, to_rgb};
+pub use grid::{contact_sheet, display_size, grid, to_rgb};
 pub use integrity::{CHECKSUM_MISMATCH, Checksum, DIGEST_KEY, Integrity};
 pub use load::{Model, predecessor_classes};
 pub use meta::{
@@ -46,5 +46,5 @@ pub use tiny_cats_models::NetworkConfig;
 #[cfg(feature = "candle")]
 pub use verify::{
     ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, RoundingReport, RuntimeReport, TOLERANCE, Tolerance,
-    VerificationReport, export, export_form, psnr, report_path, rounding, scale, verify, verify_on,
+    VerificationReport, export, export_form, measure_rounding, psnr, report_path, scale, verify, verify_on,
 };

@@ -102,7 +102,7 @@ impl Model {
 
     /// The same, called `name` in errors.
     #[must_use]
-    pub fn named(self, name: &str) -> Self {
+    pub fn with_name(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }
     }
 
@@ -143,7 +143,7 @@ impl Model {
     }
 
     fn wrong_task(&self, expected: &str) -> Error {
-        Error::file(&self.name, "task", format!("expected a {expected}, found {}", self.meta.kind()))
+        Error::file(&self.name, "task", format!("expected a {expected}, found {}", self.meta.describe()))
     }
 
     /// Loads a generator into a runtime. Weights alone are written down as a graph for those runtimes that compute graphs; of a graph,

@@ -22,11 +22,11 @@ impl LoadOptions {
     /// What computes `model`.
     pub fn runtime(&self, model: &Model) -> RuntimeKind {
         let own = cfg!(feature = "native") && model.has_definition();
-        self.runtime.unwrap_or_else(|| if own { RuntimeKind::Native } else { self.graphs() })
+        self.runtime.unwrap_or_else(|| if own { RuntimeKind::Native } else { self.graph_runtime() })
     }
 
     /// What computes a graph that need not be one of ours.
-    pub(crate) fn graphs(&self) -> RuntimeKind {
+    pub(crate) fn graph_runtime(&self) -> RuntimeKind {
         let first = if cfg!(feature = "tract") { RuntimeKind::Tract } else { RuntimeKind::Ort };
         self.runtime.unwrap_or(first)
     }

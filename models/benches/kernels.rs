@@ -47,7 +47,7 @@ macro_rules! case {
         let tensor = |a: &Array| to_device(a, DType::F32, &Device::Cpu).expect("memory");
         let (x, p): (Vec<_>, Vec<_>) = (inputs.iter().map(tensor).collect(), weights.values().map(tensor).collect());
         let step = |precision: Precision| {
-            let tape = Tape::with(TapeOptions { precision, ..TapeOptions::default() });
+            let tape = Tape::with_options(TapeOptions { precision, ..TapeOptions::default() });
             let leaf = |i: usize, t: &CandleTensor| tape.leaf(&i.to_string(), t.clone());
             let x: Vec<Var> = x.iter().enumerate().map(|(i, t)| leaf(i, t)).collect();
             let p: Vec<Param> = p.iter().enumerate().map(|(i, t)| Param::from(leaf(100 + i, t))).collect();

@@ -78,7 +78,7 @@ struct Record {
     /// Whether operations are not recorded: they are inside a block that will be computed again.
     paused: bool,
     /// Whether operations are not counted: they are computed again.
-    again: bool,
+    recomputing: bool,
     /// Whether operations are inside a block.
     in_block: bool,
 }
@@ -128,7 +128,7 @@ impl Counter {
     }
 
     /// Whether the factors of products are in half precision.
-    fn half(&self) -> bool {
+    fn is_half_precision(&self) -> bool {
         self.0.options.precision != Precision::F32
     }
 
@@ -143,7 +143,7 @@ impl Counter {
     /// What other products of halves have in use on the way back besides: `x`, which the CPU's kernels compute with in f32; the weight and
     /// the result's gradient in halves, and in f32 again.
     fn factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
-        if !self.half() {
+        if !self.is_half_precision() {
             return 0;
         }
         let half_as_much_again = |bytes: u64| bytes.saturating_add(bytes / 2);
@@ -158,7 +158,7 @@ impl Counter {
         if tiling::uses_winograd([weight[0], weight[1], weight[2]], stride, tiles, items) {
             return 0;
         }
-        items.div_ceil(tiling::part(items, rows * cols)) as u64
+        items.div_ceil(tiling::items_per_partial(items, rows * cols)) as u64
     }
 
     /// Bytes of so many values in f32 for each item of the batch.
@@ -199,14 +199,14 @@ pub struct Cost {
 
 impl Cost {
     /// An operation whose result is new memory and takes `each` operations for each of its values.
-    fn made(&self, op: &'static str, dims: Vec<usize>, each: usize) -> Operation<'_> {
+    fn allocating(&self, op: &'static str, dims: Vec<usize>, each: usize) -> Operation<'_> {
         let n: usize = dims.iter().product();
         Operation::new(self, op, dims, n * each)
     }
 
     /// An operation on each value alone.
     fn each(&self, op: &'static str, each: usize) -> Operation<'_> {
-        self.made(op, self.dims.clone(), each)
+        self.allocating(op, self.dims.clone(), each)
     }
 }
 
@@ -218,7 +218,7 @@ impl Tensor for Cost {
         &self.dims
     }
 
-    fn at(&self, module: &str) -> Self {
+    fn scoped(&self, module: &str) -> Self {
         Self { module: module.to_owned(), ..self.clone() }
     }
 
@@ -241,7 +241,8 @@ impl Tensor for Cost {
         let dims = shape::linear(&self.dims, weight, bias.map(Vec::as_slice))?;
         let each = 2 * weight[1] + usize::from(bias.is_some());
         let factors = self.counter.linear_factors(&self.dims, weight, &dims);
-        let made = self.made("linear", dims, each).saves_factor(self).half(self.counter.half());
+        let made =
+            self.allocating("linear", dims, each).saves_factor(self).half(self.counter.is_half_precision());
         Ok(made.grad_for(self).params([Some(weight), bias]).scratch(factors).finish())
     }
 
@@ -257,7 +258,8 @@ impl Tensor for Cost {
         let partials = self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
         let sums = bytes(weight).saturating_mul(partials);
         let factors = self.counter.factors(&self.dims, weight, &dims);
-        let made = self.made("conv2d", dims, each).saves_factor(self).half(self.counter.half());
+        let made =
+            self.allocating("conv2d", dims, each).saves_factor(self).half(self.counter.is_half_precision());
         Ok(made.grad_for(self).params([Some(weight), bias]).scratch(sums.saturating_add(factors)).finish())
     }
 
@@ -314,7 +316,7 @@ impl Tensor for Cost {
         let n: usize = dims.iter().product();
         let scores = [heads, tokens, tokens];
         let flops = 4 * n * tokens + 5 * scores.iter().product::<usize>();
-        let half = self.counter.half();
+        let half = self.counter.is_half_precision();
         let made = Operation::new(self, "attention", dims, flops).half(half).saves_buffer(&scores, half);
         let made = made.saves_factor(self).saves_factor(key).saves_factor(value);
         Ok(made.grad_for(self).grad_for(key).grad_for(value).finish())
@@ -322,11 +324,11 @@ impl Tensor for Cost {
 
     fn embedding(&self, table: &Vec<usize>) -> Result<Self> {
         let dims = shape::embedding(&self.dims, table)?;
-        Ok(self.made("embedding", dims, 0).half(false).saves(self).params([Some(table)]).finish())
+        Ok(self.allocating("embedding", dims, 0).half(false).saves(self).params([Some(table)]).finish())
     }
 
     fn sinusoids(&self, width: usize, _period: f64, _scale: f64) -> Result<Self> {
-        Ok(self.made("sinusoids", shape::sinusoids(&self.dims, width)?, 2).finish())
+        Ok(self.allocating("sinusoids", shape::sinusoids(&self.dims, width)?, 2).finish())
     }
 
     fn add_param(&self, param: &Vec<usize>) -> Result<Self> {
@@ -373,12 +375,12 @@ impl Tensor for Cost {
     }
 
     fn swiglu(&self) -> Result<Self> {
-        Ok(self.made("swiglu", shape::swiglu(&self.dims)?, 5).saves(self).grad_for(self).finish())
+        Ok(self.allocating("swiglu", shape::swiglu(&self.dims)?, 5).saves(self).grad_for(self).finish())
     }
 
     fn softmax(&self) -> Result<Self> {
         Ok(self
-            .made("softmax", shape::softmax(&self.dims)?, 5)
+            .allocating("softmax", shape::softmax(&self.dims)?, 5)
             .half(false)
             .saves_output()
             .grad_for(self)
@@ -392,29 +394,29 @@ impl Tensor for Cost {
     }
 
     fn permute(&self, order: &[usize]) -> Result<Self> {
-        Ok(self.made("permute", shape::permute(&self.dims, order)?, 0).grad_for(self).finish())
+        Ok(self.allocating("permute", shape::permute(&self.dims, order)?, 0).grad_for(self).finish())
     }
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let dims: Vec<&[usize]> = parts.iter().map(Tensor::dims).collect();
         let joined = shape::concat(&dims, axis)?;
-        let made = parts[0].made("concat", joined, 0).half(parts.iter().all(|p| p.half));
+        let made = parts[0].allocating("concat", joined, 0).half(parts.iter().all(|p| p.half));
         Ok(parts.iter().fold(made, Operation::grad_for).finish())
     }
 
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
         let dims = shape::chunk(&self.dims, n, axis)?;
-        Ok(self.made("chunk", dims, 0).grad_for(self).parts(n))
+        Ok(self.allocating("chunk", dims, 0).grad_for(self).split(n))
     }
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
-        Ok(self.made("slice", shape::slice(&self.dims, axis, start, len)?, 0).grad_for(self).finish())
+        Ok(self.allocating("slice", shape::slice(&self.dims, axis, start, len)?, 0).grad_for(self).finish())
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
         let spread = self.counter.bytes(&self.dims);
-        Ok(self.made("mean", dims, self.dims[axis]).half(false).grad_for(self).scratch(spread).finish())
+        Ok(self.allocating("mean", dims, self.dims[axis]).half(false).grad_for(self).scratch(spread).finish())
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
@@ -422,7 +424,7 @@ impl Tensor for Cost {
         // Where the winners were.
         let winners = dims.clone();
         Ok(self
-            .made("max_pool2d", dims, kernel * kernel)
+            .allocating("max_pool2d", dims, kernel * kernel)
             .saves_buffer(&winners, false)
             .grad_for(self)
             .finish())
@@ -430,6 +432,6 @@ impl Tensor for Cost {
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
-        Ok(self.made("avg_pool2d", dims, kernel * kernel).saves(self).grad_for(self).finish())
+        Ok(self.allocating("avg_pool2d", dims, kernel * kernel).saves(self).grad_for(self).finish())
     }
 }

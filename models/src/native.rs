@@ -58,7 +58,7 @@ impl Value {
     }
 
     /// How often `axis` is gone through, how many places it has, and how many values lie at each.
-    fn around(&self, axis: usize) -> [usize; 3] {
+    fn axis_strides(&self, axis: usize) -> [usize; 3] {
         let product = |dims: &[usize]| dims.iter().product::<usize>();
         [self.batch * product(&self.dims[..axis]), self.dims[axis], product(&self.dims[axis + 1..])]
     }
@@ -120,7 +120,7 @@ impl Params {
 
 impl Source<Value> for Params {
     fn param(&mut self, spec: ParamSpec) -> Result<Arc<Param>> {
-        spec.fits(self.0.get(&spec.name).map(Array::dims))?;
+        spec.check_dims(self.0.get(&spec.name).map(Array::dims))?;
         let array = self.0.remove(&spec.name).expect("found above");
         self.constant(&spec.name, array)
     }
@@ -163,7 +163,7 @@ impl Tensor for Value {
         let inverse = |var: f32| 1.0 / (var + norm.eps as f32).sqrt();
         let scale: Vec<f32> = weight.iter().zip(var).map(|(w, &var)| w * inverse(var)).collect();
         let shift: Vec<f32> = bias.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-        let plane = self.around(0)[2];
+        let plane = self.axis_strides(0)[2];
         Ok(self.made(dims, batch_norm::scale_shift(&self.data, plane, &scale, &shift)))
     }
 
@@ -293,7 +293,7 @@ impl Tensor for Value {
         let all: Vec<&[usize]> = parts.iter().map(|part| part.dims.as_slice()).collect();
         let dims = shape::concat(&all, axis)?;
         let first = &parts[0];
-        let [times, ..] = first.around(axis);
+        let [times, ..] = first.axis_strides(axis);
         let mut y = Vec::with_capacity(parts.iter().map(|part| part.data.len()).sum());
         for i in 0..times {
             for part in parts {
@@ -311,7 +311,7 @@ impl Tensor for Value {
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
         let dims = shape::slice(&self.dims, axis, start, len)?;
-        let [times, places, values] = self.around(axis);
+        let [times, places, values] = self.axis_strides(axis);
         let mut y = Vec::with_capacity(times * len * values);
         for i in 0..times {
             let at = (i * places + start) * values;
@@ -322,7 +322,7 @@ impl Tensor for Value {
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
-        let [times, places, values] = self.around(axis);
+        let [times, places, values] = self.axis_strides(axis);
         let mut y = vec![0.0; times * values];
         for (y, x) in y.chunks_exact_mut(values.max(1)).zip(self.data.chunks_exact((places * values).max(1)))
         {

@@ -30,10 +30,10 @@ pub struct ParamSpec {
     /// How it begins.
     pub init: Init,
     /// False for running statistics, which no gradient reaches.
-    pub trained: bool,
+    pub trainable: bool,
     /// Whether weight decay acts on it: on the matrices of linear layers and the kernels of convolutions, not on biases,
     /// normalisations, embeddings, and what makes gates, scales and shifts.
-    pub decays: bool,
+    pub has_weight_decay: bool,
 }
 
 impl ParamSpec {
@@ -41,7 +41,7 @@ impl ParamSpec {
     ///
     /// # Errors
     /// [`Error::MissingParameter`], [`Error::ParameterShape`].
-    pub fn fits(&self, found: Option<&[usize]>) -> Result<()> {
+    pub fn check_dims(&self, found: Option<&[usize]>) -> Result<()> {
         let found = found.ok_or_else(|| Error::MissingParameter { name: self.name.clone() })?;
         if found != self.dims {
             return Err(Error::ParameterShape {
@@ -95,20 +95,37 @@ impl<'a, T: Tensor> Scope<'a, T> {
 
     /// A parameter that training changes, and no weight decay: a bias, a normalisation's scale, an embedding.
     pub fn param(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
-        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: true, decays: false };
+        let spec = ParamSpec {
+            name: self.name(name),
+            dims: dims.into(),
+            init,
+            trainable: true,
+            has_weight_decay: false,
+        };
         self.source.param(spec)
     }
 
     /// The matrix of a linear layer or the kernels of a convolution, which weight decay acts on.
     pub fn matrix(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
-        let spec = ParamSpec { name: self.name(name), dims: dims.into(), init, trained: true, decays: true };
+        let spec = ParamSpec {
+            name: self.name(name),
+            dims: dims.into(),
+            init,
+            trainable: true,
+            has_weight_decay: true,
+        };
         self.source.param(spec)
     }
 
     /// A running statistic: kept in files, not reached by gradients.
     pub fn statistic(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
-        let spec =
-            ParamSpec { name: self.name(name), dims: dims.into(), init, trained: false, decays: false };
+        let spec = ParamSpec {
+            name: self.name(name),
+            dims: dims.into(),
+            init,
+            trainable: false,
+            has_weight_decay: false,
+        };
         self.source.param(spec)
     }
 
@@ -155,8 +172,8 @@ mod tests {
             name: format!("p{n}"),
             dims: vec![n, 4],
             init: Init::Normal(1.0),
-            trained: true,
-            decays: true,
+            trainable: true,
+            has_weight_decay: true,
         };
         let a = init(&[spec(3), spec(5)], 7);
         let b = init(&[spec(9), spec(5)], 7);

@@ -191,9 +191,9 @@ impl<T: Tensor> Conv<T> {
     }
 
     fn forward(&self, x: &T) -> Result<T> {
-        let y = x.at(&self.path).conv2d(&self.weight, self.bias.as_ref(), self.stride, self.padding)?;
+        let y = x.scoped(&self.path).conv2d(&self.weight, self.bias.as_ref(), self.stride, self.padding)?;
         match &self.norm {
-            Some(norm) => y.at(&norm.path).batch_norm(norm),
+            Some(norm) => y.scoped(&norm.path).batch_norm(norm),
             None => Ok(y),
         }
     }
@@ -247,7 +247,7 @@ impl<T: Tensor> Block<T> {
             Some(conv) => conv.forward(x)?,
             None => x.clone(),
         };
-        y.at(&self.path).add(&shortcut)?.relu()
+        y.scoped(&self.path).add(&shortcut)?.relu()
     }
 }
 
@@ -303,13 +303,13 @@ impl<T: Tensor> ResNet<T> {
             let expected = format!("x [3, height, width] of {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels");
             return Err(Error::shape("ResNet", expected, x.dims()));
         }
-        let mut x = self.stem.forward(x)?.relu()?.at("maxpool").max_pool2d(3, 2, 1)?;
+        let mut x = self.stem.forward(x)?.relu()?.scoped("maxpool").max_pool2d(3, 2, 1)?;
         for block in &self.blocks {
             let block = block.clone();
             x = T::checkpoint([&x], move |[x]| block.forward(x))?;
         }
         let places = x.dims()[1..].iter().product();
-        x.at("avgpool").reshape(&[self.features, places])?.mean(1)
+        x.scoped("avgpool").reshape(&[self.features, places])?.mean(1)
     }
 
     /// Logits of the classes from [`features`](Self::features): `[features]` → `[classes]`.
@@ -317,7 +317,7 @@ impl<T: Tensor> ResNet<T> {
     /// # Errors
     /// [`Error::Shape`] for inputs of other sizes.
     pub fn logits(&self, features: &T) -> Result<T> {
-        features.at("fc").linear(&self.head_weight, Some(&self.head_bias))
+        features.scoped("fc").linear(&self.head_weight, Some(&self.head_bias))
     }
 
     /// One forward pass: `x` `[3, height, width]`, both from 32 to 1024, normalised → logits `[classes]`.
@@ -335,7 +335,7 @@ impl<T: Tensor> ResNet<T> {
 /// # Errors
 /// [`Error::Config`] for a configuration that describes no network; [`Error::MissingParameter`] and [`Error::ParameterShape`] when a
 /// convolution or normalisation of the network is not among the weights.
-pub fn fold(config: &ResNetConfig, weights: &Weights) -> Result<(ResNetConfig, Weights)> {
+pub fn fold_batch_norm(config: &ResNetConfig, weights: &Weights) -> Result<(ResNetConfig, Weights)> {
     let mut folded = weights.clone();
     let convs = config.specs()?.into_iter().filter(|spec| config.batch_norm && spec.dims.len() == 4);
     for spec in convs {
@@ -387,7 +387,7 @@ mod tests {
             ("resnet50", 25_557_032, 4_089_184_256),
         ] {
             let ledger = ResNetConfig::named(name, 1000).unwrap().cost(224).unwrap();
-            let trained = ledger.params.iter().filter(|p| p.trained);
+            let trained = ledger.params.iter().filter(|p| p.trainable);
             assert_eq!(
                 trained.map(|p| p.dims.iter().product::<usize>() as u64).sum::<u64>(),
                 parameters,
@@ -422,11 +422,11 @@ mod tests {
                 let layer = spec.name.rsplit('.').nth(1).unwrap();
                 let norm = layer.starts_with("bn") || spec.name.contains("downsample.1");
                 let expected = spec.name.ends_with(".weight") && !norm;
-                assert_eq!(spec.decays, expected, "{name}: {}", spec.name);
+                assert_eq!(spec.has_weight_decay, expected, "{name}: {}", spec.name);
             }
             // The stem, the convolutions and the shortcuts of the blocks, the classifying layer.
             let convolutions = if name == "resnet18" { 1 + 16 + 3 } else { 1 + 48 + 4 };
-            assert_eq!(specs.iter().filter(|s| s.decays).count(), convolutions + 1, "{name}");
+            assert_eq!(specs.iter().filter(|s| s.has_weight_decay).count(), convolutions + 1, "{name}");
         }
     }
 
@@ -435,13 +435,13 @@ mod tests {
         for depth in [18, 50] {
             let config = ResNetConfig { depth, width: 4, classes: 3, head: Head::Dropout, batch_norm: true };
             let mut weights = init(&config.specs().unwrap(), 0);
-            let (folded, plain) = fold(&config, &weights).unwrap();
+            let (folded, plain) = fold_batch_norm(&config, &weights).unwrap();
             let names: Vec<String> = folded.specs().unwrap().into_iter().map(|s| s.name).collect();
             assert_eq!(plain.len(), names.len());
             assert!(names.iter().all(|name| plain.contains_key(name)));
-            assert_eq!(fold(&folded, &plain).unwrap(), (folded, plain));
+            assert_eq!(fold_batch_norm(&folded, &plain).unwrap(), (folded, plain));
             weights.remove("layer2.0.downsample.1.running_var");
-            let error = fold(&config, &weights).unwrap_err().to_string();
+            let error = fold_batch_norm(&config, &weights).unwrap_err().to_string();
             assert_eq!(error, "parameter layer2.0.downsample.1.running_var is missing");
         }
     }

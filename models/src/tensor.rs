@@ -37,7 +37,7 @@ pub trait Tensor: Clone + 'static {
     fn dims(&self) -> &[usize];
 
     /// Names the module that the following operations belong to (`blocks.0.attn`). Readings that keep names or statistics use it.
-    fn at(&self, _module: &str) -> Self {
+    fn scoped(&self, _module: &str) -> Self {
         self.clone()
     }
 

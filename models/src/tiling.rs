@@ -24,11 +24,11 @@ pub(crate) fn uses_winograd(weight: [usize; 3], stride: usize, tiles_per_item: u
 }
 
 /// Items that are worth a task, of `places` outputs a channel.
-pub(crate) fn group(places: usize) -> usize {
+pub(crate) fn items_per_task(places: usize) -> usize {
     (TILE / places.max(1)).max(1)
 }
 
 /// Items in each piece of the batch that has a gradient of the weights of its own, where Winograd's way is not gone.
-pub(crate) fn part(items: usize, places: usize) -> usize {
-    items.div_ceil(PARTIALS).max(1).next_multiple_of(group(places))
+pub(crate) fn items_per_partial(items: usize, places: usize) -> usize {
+    items.div_ceil(PARTIALS).max(1).next_multiple_of(items_per_task(places))
 }

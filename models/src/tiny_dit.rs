@@ -166,7 +166,7 @@ impl TinyDitConfig {
     }
 
     /// Sizes of a picture, `[channels, height, width]`.
-    pub fn picture(&self) -> [usize; 3] {
+    pub fn image_dims(&self) -> [usize; 3] {
         [CHANNELS, self.image_size, self.image_size]
     }
 
@@ -190,7 +190,7 @@ impl TinyDitConfig {
     pub fn cost(&self) -> Result<CostSummary> {
         let mut counter = Counter::default();
         let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
-        let (x, t, label) = (counter.input(&self.picture()), counter.input(&[]), counter.input(&[]));
+        let (x, t, label) = (counter.input(&self.image_dims()), counter.input(&[]), counter.input(&[]));
         model.forward(&x, &t, &label)?;
         Ok(counter.summary())
     }
@@ -202,7 +202,7 @@ impl TinyDitConfig {
     pub fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
         let mut counter = Counter::training(batch, options);
         let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
-        let (x, t, label) = (counter.input(&self.picture()), counter.input(&[]), counter.input(&[]));
+        let (x, t, label) = (counter.input(&self.image_dims()), counter.input(&[]), counter.input(&[]));
         counter.training_bytes(model.forward(&x, &t, &label)?)
     }
 }
@@ -251,7 +251,7 @@ impl<T: Tensor> Linear<T> {
     }
 
     fn forward(&self, x: &T) -> Result<T> {
-        x.at(&self.path).linear(&self.weight, self.bias.as_ref())
+        x.scoped(&self.path).linear(&self.weight, self.bias.as_ref())
     }
 }
 
@@ -363,10 +363,10 @@ impl<T: Tensor> Block<T> {
     /// `x` `[tokens, width]`, `condition` `[width]`, already through SiLU.
     fn forward(&self, x: &T, condition: &T) -> Result<T> {
         let m = self.modulation.forward(condition)?.chunk(6, 0)?;
-        let x = x.at(&format!("{}.attn", self.path));
+        let x = x.scoped(&format!("{}.attn", self.path));
         let x =
             x.gated_residual(&self.attention(&self.norm1.forward(&x)?.scale_shift(&m[1], &m[0])?)?, &m[2])?;
-        let x = x.at(&format!("{}.mlp", self.path));
+        let x = x.scoped(&format!("{}.mlp", self.path));
         x.gated_residual(&self.mlp.forward(&self.norm2.forward(&x)?.scale_shift(&m[4], &m[3])?)?, &m[5])
     }
 }
@@ -429,7 +429,7 @@ impl<T: Tensor> TinyDit<T> {
 
     /// `[channels, height, width]` → `[tokens, width]`.
     fn patchify(&self, x: &T) -> Result<T> {
-        let x = x.at("patch_embed.proj");
+        let x = x.scoped("patch_embed.proj");
         let (size, patch, width) = (self.config.image_size, self.config.patch_size, self.config.width);
         let (side, tokens) = (size / patch, self.config.tokens());
         match &self.positions {
@@ -448,15 +448,15 @@ impl<T: Tensor> TinyDit<T> {
 
     /// `[tokens, values of a patch]` → `[channels, height, width]`.
     fn unpatchify(&self, x: &T) -> Result<T> {
-        let x = x.at("final_layer.unpatchify");
+        let x = x.scoped("final_layer.unpatchify");
         let (size, patch) = (self.config.image_size, self.config.patch_size);
         let side = size / patch;
         match self.config.layout {
             Layout::Modern => x
                 .reshape(&[side, side, CHANNELS, patch, patch])?
                 .permute(&[2, 0, 3, 1, 4])?
-                .reshape(&self.config.picture()),
-            Layout::Legacy => x.permute(&[1, 0])?.reshape(&self.config.picture()),
+                .reshape(&self.config.image_dims()),
+            Layout::Legacy => x.permute(&[1, 0])?.reshape(&self.config.image_dims()),
         }
     }
 
@@ -466,21 +466,21 @@ impl<T: Tensor> TinyDit<T> {
     /// # Errors
     /// [`Error::Shape`] for inputs of other sizes.
     pub fn forward(&self, x: &T, t: &T, label: &T) -> Result<T> {
-        if x.dims() != self.config.picture() {
-            return Err(Error::shape("TinyDiT", format!("x {:?}", self.config.picture()), x.dims()));
+        if x.dims() != self.config.image_dims() {
+            return Err(Error::shape("TinyDiT", format!("x {:?}", self.config.image_dims()), x.dims()));
         }
         let scale = if self.config.layout == Layout::Modern { 1000.0 } else { 1.0 };
-        let t = t.at("t_embedder").sinusoids(SINUSOIDS, 10_000.0, scale)?;
+        let t = t.scoped("t_embedder").sinusoids(SINUSOIDS, 10_000.0, scale)?;
         let t = self.time[1].forward(&self.time[0].forward(&t)?.silu()?)?;
         let condition =
-            t.add(&label.at("breed_embedder").embedding(&self.classes)?)?.at("condition").silu()?;
+            t.add(&label.scoped("breed_embedder").embedding(&self.classes)?)?.scoped("condition").silu()?;
         let mut x = self.patchify(x)?;
         for block in &self.blocks {
             let block = block.clone();
             x = T::checkpoint([&x, &condition], move |[x, condition]| block.forward(x, condition))?;
         }
         let m = self.final_modulation.forward(&condition)?.chunk(2, 0)?;
-        let x = self.final_norm.forward(&x.at("final_layer"))?.scale_shift(&m[1], &m[0])?;
+        let x = self.final_norm.forward(&x.scoped("final_layer"))?.scale_shift(&m[1], &m[0])?;
         self.unpatchify(&self.output.forward(&x)?)
     }
 }
@@ -547,9 +547,9 @@ mod tests {
                     Some(inside) => inside.split_once('.').unwrap().1,
                     None => &spec.name,
                 };
-                assert_eq!(spec.decays, decaying.contains(&name), "{}", spec.name);
+                assert_eq!(spec.has_weight_decay, decaying.contains(&name), "{}", spec.name);
             }
-            assert_eq!(params.iter().filter(|p| p.decays).count(), 4 + 4 * config.depth);
+            assert_eq!(params.iter().filter(|p| p.has_weight_decay).count(), 4 + 4 * config.depth);
         }
     }
 

@@ -47,6 +47,6 @@ impl Array {
 pub type Weights = BTreeMap<String, Array>;
 
 /// The number of values in all of `weights`.
-pub fn count(weights: &Weights) -> usize {
+pub fn num_parameters(weights: &Weights) -> usize {
     weights.values().map(|a| a.data.len()).sum()
 }

@@ -86,7 +86,7 @@ fn a_tape_without_backward_frees_saved_tensors() {
             // it leaves every time.
             let mut left = || {
                 let before = LIVE.load(Relaxed);
-                case.loss(&Tape::with(options));
+                case.loss(&Tape::with_options(options));
                 LIVE.load(Relaxed).saturating_sub(before)
             };
             let least = (0..6).map(|_| left()).min().unwrap();

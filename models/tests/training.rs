@@ -137,7 +137,7 @@ fn bf16_rounds_the_factors_of_products() {
     for (name, dims, weight, product) in cases {
         let (x, w) = ([0, 1, 2].map(|i| random(i, dims)), random(3, weight));
         let run = |precision: Precision, change: &dyn Fn(&Tensor) -> Tensor| {
-            let tape = Tape::with(in_precision(precision));
+            let tape = Tape::with_options(in_precision(precision));
             let leaf = |name: &str, t: &Tensor| tape.leaf(name, change(t));
             let x = ["a", "b", "c"].iter().zip(&x).map(|(name, t)| leaf(name, t)).collect::<Vec<_>>();
             let w = leaf("w", &w);

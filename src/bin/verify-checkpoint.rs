@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     };
     // clap asks for one of the two.
     let path = args.path.or(args.checkpoint).unwrap_or_default();
-    let report = verify(&path, &VerifyOptions { selection, onnx, device, given: args.given.into() });
+    let report = verify(&path, &VerifyOptions { selection, onnx, device, overrides: args.given.into() });
     if args.json {
         match serde_json::to_string_pretty(&report) {
             Ok(json) => println!("{json}"),

@@ -61,7 +61,7 @@ pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsComparison 
             .min_by_key(|(_, differing)| differing.count);
         let Some((other, nearest)) = nearest else { continue };
         let same = nearest.count == 0;
-        let almost = array.dims().len() > 1 && 2 * nearest.count < nearest.of;
+        let almost = array.dims().len() > 1 && 2 * nearest.count < nearest.total;
         if same || almost {
             compared.found += 1;
             compared.differences.extend(difference(&format!("{name} ({other} in the file)"), &nearest));
@@ -73,13 +73,13 @@ pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsComparison 
 /// How two tensors differ.
 struct TensorDifference {
     count: usize,
-    of: usize,
+    total: usize,
     largest: f32,
 }
 
 fn difference(name: &str, differing: &TensorDifference) -> Option<String> {
-    let TensorDifference { count, of, largest } = differing;
-    (*count > 0).then(|| format!("{name}: {count} of {of} values differ, by up to {largest:.2e}"))
+    let TensorDifference { count, total, largest } = differing;
+    (*count > 0).then(|| format!("{name}: {count} of {total} values differ, by up to {largest:.2e}"))
 }
 
 /// Whether `found` has the shape of `expected`, and if it is transposed.
@@ -99,7 +99,7 @@ fn differing(expected: &Array, found: &Array, transposed: bool) -> TensorDiffere
     let scale = SCALE * tiny_cats_export::scale(expected.data());
     let columns = expected.dims().last().copied().unwrap_or(1).max(1);
     let rows = expected.data().len() / columns;
-    let mut differing = TensorDifference { count: 0, of: expected.data().len(), largest: 0.0 };
+    let mut differing = TensorDifference { count: 0, total: expected.data().len(), largest: 0.0 };
     for (i, a) in expected.data().iter().enumerate() {
         let b = found.data()[if transposed { i % columns * rows + i / columns } else { i }];
         let error = (a - b).abs();

@@ -9,12 +9,12 @@ use tiny_cats_export::escaped;
 
 /// A checkpoint that could not be read or written: the file and what is wrong with it, in one line.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", path.display())]
+#[error("{}: {kind}", path.display())]
 pub struct Error {
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub problem: ErrorKind,
+    pub kind: ErrorKind,
 }
 
 /// What is wrong with a checkpoint.
@@ -105,7 +105,7 @@ impl ErrorKind {
     }
 
     pub(crate) fn at(self, path: &Path) -> Error {
-        Error { path: path.to_owned(), problem: self }
+        Error { path: path.to_owned(), kind: self }
     }
 }
 

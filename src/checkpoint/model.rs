@@ -33,7 +33,7 @@ pub fn open_model(path: &Path) -> Result<(Model, Vec<Assumption>), OpenError> {
     }
     let loaded = open(path, WeightsSelection::Default)?;
     let described = loaded.describe(&ModelOverrides::default()).map_err(|problem| problem.at(path))?;
-    let model = Model::from_weights(described.meta, loaded.weights).named(&path.display().to_string());
+    let model = Model::from_weights(described.meta, loaded.weights).with_name(&path.display().to_string());
     Ok((model, described.assumed))
 }
 

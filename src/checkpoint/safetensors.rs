@@ -128,7 +128,7 @@ impl SafetensorsFile {
                 continue;
             }
             let mut left = (entry.end - entry.begin) as usize;
-            let mut numbers = wanted.map(|dtype| dtype.numbers(left / dtype.size()));
+            let mut numbers = wanted.map(|dtype| dtype.empty_data(left / dtype.size()));
             while left > 0 {
                 let bytes = &mut piece[..left.min(CHUNK_BYTES)];
                 self.file.read_exact(bytes)?;
@@ -239,7 +239,7 @@ pub(super) fn write(
         for (_, array) in tensors {
             each_piece(array.data(), |bytes| put(file, bytes))?;
         }
-        let place = Checksum::place(&header).ok_or(ErrorKind::Checksum)?;
+        let place = Checksum::digits_offset(&header).ok_or(ErrorKind::Checksum)?;
         file.seek(SeekFrom::Start(8 + place as u64))?;
         file.write_all(sum.finish().as_bytes())?;
         Ok(())

@@ -81,7 +81,7 @@ impl Dtype {
     }
 
     /// An empty list for `n` numbers of this type.
-    pub(super) fn numbers(self, n: usize) -> TensorData {
+    pub(super) fn empty_data(self, n: usize) -> TensorData {
         match self {
             Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => TensorData::Floats(Vec::with_capacity(n)),
             _ => TensorData::Integers(Vec::with_capacity(n)),
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn every_type_keeps_its_numbers_as_exactly_as_it_can() {
         let decode = |dtype: Dtype, bytes: &[u8]| {
-            let mut out = dtype.numbers(0);
+            let mut out = dtype.empty_data(0);
             dtype.decode(bytes, &mut out);
             out
         };
@@ -168,7 +168,7 @@ mod tests {
             Ok::<_, ()>(())
         })
         .unwrap();
-        let mut back = Dtype::F32.numbers(values.len());
+        let mut back = Dtype::F32.empty_data(values.len());
         Dtype::F32.decode(&bytes, &mut back);
         assert_eq!(back, TensorData::Floats(values));
     }

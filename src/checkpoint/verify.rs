@@ -9,16 +9,15 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
     CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escaped,
-    excerpt, export_form,
+    excerpt, export_form, measure_rounding,
     onnx::OnnxFile,
-    rounding,
     runtime::{InputTensor, RuntimeKind, run_on_all},
     scale,
 };
 use tiny_cats_models::{
     Array, Head, ResNet, Scope, TinyDit, Weights,
     candle::{CandleValue, Params, to_device, to_host},
-    count, random,
+    num_parameters, random,
 };
 
 use super::{
@@ -56,7 +55,7 @@ pub struct VerifyOptions {
     /// Where candle computes.
     pub device: Device,
     /// What the file may not say about its model.
-    pub given: ModelOverrides,
+    pub overrides: ModelOverrides,
 }
 
 impl Default for VerifyOptions {
@@ -65,7 +64,7 @@ impl Default for VerifyOptions {
             selection: WeightsSelection::Default,
             onnx: Onnx::Beside,
             device: Device::Cpu,
-            given: ModelOverrides::default(),
+            overrides: ModelOverrides::default(),
         }
     }
 }
@@ -150,7 +149,7 @@ impl CheckpointReport {
     }
 
     fn check(&mut self, options: &VerifyOptions) -> Result<(), String> {
-        let loaded = open(&self.path, options.selection).map_err(|e| e.problem.to_string())?;
+        let loaded = open(&self.path, options.selection).map_err(|e| e.kind.to_string())?;
         self.format = Some(loaded.format.to_string());
         self.integrity = Some(loaded.integrity);
         self.source = Some(loaded.source.to_string()).filter(|text| !text.is_empty());
@@ -158,23 +157,23 @@ impl CheckpointReport {
         self.averaged = loaded.averaged;
         self.step = loaded.step;
         self.tensors = loaded.weights.len();
-        self.parameters = count(&loaded.weights);
+        self.parameters = num_parameters(&loaded.weights);
         if loaded.format.is_torch() {
             // Also the parts that were not needed: a damaged optimizer is a damaged file.
             TorchFile::open(&self.path)
                 .and_then(|mut f| f.check(&self.path))
-                .map_err(|e| e.problem.to_string())?;
+                .map_err(|e| e.kind.to_string())?;
         }
         self.problems.extend(loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array)));
 
-        let described = loaded.describe(&options.given).map_err(|p| p.to_string())?;
+        let described = loaded.describe(&options.overrides).map_err(|p| p.to_string())?;
         let meta = described.meta;
         self.assumed = described.assumed;
         self.network = Some(meta.config.clone());
         self.image_size = Some(meta.image_size);
         let mismatches = mismatches(&loaded, &meta.config).map_err(|p| p.to_string())?;
         self.problems.extend(mismatches);
-        self.untrained = untrained(&meta.config, &loaded.weights);
+        self.untrained = is_untrained(&meta.config, &loaded.weights);
         if !self.is_ok() {
             return Ok(());
         }
@@ -215,7 +214,7 @@ impl CheckpointReport {
         }
         if ours
             && !file.halves().is_empty()
-            && let Some((model, rounding)) = rounding(meta, weights, &file)?
+            && let Some((model, rounding)) = measure_rounding(meta, weights, &file)?
         {
             if !rounding.passed {
                 self.problems.push(format!("{}: {rounding}", path.display()));
@@ -290,7 +289,7 @@ impl CheckpointReport {
 }
 
 /// Whether these are weights as a network begins with.
-fn untrained(network: &NetworkConfig, weights: &Weights) -> bool {
+fn is_untrained(network: &NetworkConfig, weights: &Weights) -> bool {
     let all = |suffix: &str, value: f32| {
         let mut found = weights.iter().filter(|(name, _)| name.ends_with(suffix)).peekable();
         found.peek().is_some() && found.all(|(_, array)| array.data().iter().all(|&v| v == value))

@@ -58,7 +58,7 @@ impl DeviceKind {
     ///
     /// # Errors
     /// When there are fewer GPUs than processes.
-    pub fn one_of(self, rank: usize, count: usize) -> anyhow::Result<Device> {
+    pub fn device_for_rank(self, rank: usize, count: usize) -> anyhow::Result<Device> {
         if self == DeviceKind::Cpu || (self == DeviceKind::Cuda && !cfg!(feature = "cuda")) {
             return self.device();
         }
@@ -148,7 +148,7 @@ pub fn warn_assumed(path: &Path, assumed: &[Assumption]) {
     for assumed in assumed {
         let flag = assumed.field.replace('_', "-");
         let path = path.display();
-        logging::note(&format!(
+        logging::eprint_and_log(&format!(
             "{path}: assumed {assumed}: the file does not say; `tiny-cats export --{flag}` sets it"
         ));
     }
@@ -189,13 +189,17 @@ impl<T, E: Into<anyhow::Error>> ModelContext<T> for Result<T, E> {
 /// Says which pictures were left out. Their names may come from an index, which may be of anybody.
 pub fn warn_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
-        logging::note(&format!("skipped {}: {}", excerpt(&path.display().to_string()), excerpt(why)));
+        logging::eprint_and_log(&format!(
+            "skipped {}: {}",
+            excerpt(&path.display().to_string()),
+            excerpt(why)
+        ));
     }
 }
 
 /// Says which images are there more than once, in several classes for example.
 pub fn warn_duplicates(data: &Dataset) {
-    data.repeated().iter().for_each(|line| logging::note(&escaped(line, usize::MAX)));
+    data.duplicate_lines().iter().for_each(|line| logging::eprint_and_log(&escaped(line, usize::MAX)));
 }
 
 /// Writes JSON that people read, too.
@@ -203,7 +207,7 @@ pub fn warn_duplicates(data: &Dataset) {
 /// # Errors
 /// Naming the file, when it cannot be written.
 pub fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
-    let text = pretty(value)?;
+    let text = pretty_json(value)?;
     write_atomically(path, |w| w.write_all(text.as_bytes())).with_context(|| path.display().to_string())
 }
 
@@ -211,7 +215,7 @@ pub fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// None that a [`Value`] has.
-pub fn pretty(value: &Value) -> anyhow::Result<String> {
+pub fn pretty_json(value: &Value) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 

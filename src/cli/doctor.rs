@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io::Write as _};
 
 use anyhow::bail;
 
-use crate::doctor::{Capacity, Cuda, DoctorReport, Runtime, examine};
+use crate::doctor::{Capacity, Cuda, DoctorReport, Runtime, inspect};
 
 /// What `tiny-cats doctor` is called with.
 #[derive(clap::Args, Debug)]
@@ -19,7 +19,7 @@ pub struct Args {
 /// # Errors
 /// When the embedded runtime draws no picture.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let report = examine()?;
+    let report = inspect()?;
     let said = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { text(&report)? };
     // Not print!, which panics when a reader such as head has had enough.
     std::io::stdout().write_all(said.as_bytes())?;

@@ -11,14 +11,14 @@ use anyhow::{Context, bail};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_export::{
-    Breed, GeneratedImage, Generator, LoadOptions, Model, Request, Sampler, grid, sample::Progress, sheet,
-    write_png,
+    Breed, GeneratedImage, Generator, LoadOptions, Model, Request, Sampler, contact_sheet, grid,
+    sample::Progress, write_png,
 };
 use tiny_cats_models::pretrained;
 
 use super::{
     common::{ModelContext, Runtime, interval, open_model},
-    writable::{check_writable_folder, writable},
+    writable::{check_writable, check_writable_folder},
 };
 
 /// What `tiny-cats generate` is called with.
@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if folder {
         check_writable_folder("--output", &args.output)?;
     } else {
-        writable("--output", &args.output, "png")?;
+        check_writable("--output", &args.output, "png")?;
     }
     let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
@@ -112,10 +112,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
         let labels = generator.labels(&request).model_context(args.model.as_deref())?;
         let sink = |picture: GeneratedImage| write_to(&args.output, &picture);
-        generator.draw_each(&labels, 0, &request, tell, sink).model_context(args.model.as_deref())?;
+        generator.generate_each(&labels, 0, &request, tell, sink).model_context(args.model.as_deref())?;
     } else {
         let pictures = generator.generate_with(&request, tell).model_context(args.model.as_deref())?;
-        write_png(&args.output, &sheet(&pictures)).with_context(|| args.output.display().to_string())?;
+        write_png(&args.output, &contact_sheet(&pictures))
+            .with_context(|| args.output.display().to_string())?;
     }
     bar.finish_and_clear();
     println!(
@@ -146,7 +147,7 @@ fn denoising_frames(
     }
     let mut shown = Vec::with_capacity(request.count * frames);
     for (index, label) in generator.labels(request)?.into_iter().enumerate() {
-        let mut trajectory = generator.begin(label, index as u64, request)?;
+        let mut trajectory = generator.start_trajectory(label, index as u64, request)?;
         for frame in 0..frames {
             while trajectory.done() < frame * steps / (frames - 1) {
                 generator.advance([&mut trajectory])?;

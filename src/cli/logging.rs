@@ -46,7 +46,7 @@ struct State {
     /// The progress bar that lines are printed above.
     bar: Option<WeakProgressBar>,
     /// The file that the user asked for.
-    asked: Option<LogFile>,
+    user_file: Option<LogFile>,
     /// The file in the folder of the run that is on.
     run: Option<LogFile>,
 }
@@ -59,7 +59,7 @@ struct LogFile {
     write_failed: bool,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { quiet: false, bar: None, asked: None, run: None });
+static STATE: Mutex<State> = Mutex::new(State { quiet: false, bar: None, user_file: None, run: None });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,7 +104,7 @@ fn file_filter<S>() -> impl Filter<S> {
 /// When it cannot be opened for writing.
 pub fn add_file(path: &Path, format: Format) -> io::Result<()> {
     let file = LogFile::open(path, format)?;
-    state().asked = Some(file);
+    state().user_file = Some(file);
     Ok(())
 }
 
@@ -127,13 +127,13 @@ pub fn set_progress_bar(bar: &ProgressBar) {
 }
 
 /// Prints a line on the standard output and logs it.
-pub fn say(line: &str) {
+pub fn print_and_log(line: &str) {
     suspend_bar(|| writeln!(io::stdout(), "{line}"));
     log(line);
 }
 
 /// Prints a line on the standard error stream and logs it.
-pub fn note(line: &str) {
+pub fn eprint_and_log(line: &str) {
     suspend_bar(|| writeln!(io::stderr(), "{line}"));
     log(line);
 }
@@ -149,7 +149,7 @@ pub fn log_to_run(line: &str) {
 }
 
 /// Prints the error that ends the program, and logs it.
-pub fn fail(line: &str) {
+pub fn log_fatal(line: &str) {
     suspend_bar(|| writeln!(io::stderr(), "error: {line}"));
     tracing::error!(target: PRINTED_TARGET, "{line}");
 }
@@ -220,8 +220,8 @@ impl Write for Files {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let failures: Vec<String> = {
             let mut state = state();
-            let State { asked, run, .. } = &mut *state;
-            let asked = asked.as_mut().filter(|_| !self.run_only);
+            let State { user_file, run, .. } = &mut *state;
+            let asked = user_file.as_mut().filter(|_| !self.run_only);
             let files = asked.into_iter().chain(run);
             files.filter(|f| f.format == self.format).filter_map(|f| f.write(line)).collect()
         };

@@ -109,7 +109,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref().is_some_and(closed) {
         return ExitCode::SUCCESS;
     }
-    logging::fail(&one_line(error));
+    logging::log_fatal(&one_line(error));
     ExitCode::FAILURE
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tiny_cats_models::NetworkConfig;
 
 use super::{
-    common::{pretty, print},
+    common::{pretty_json, print},
     table::table,
     train::{ImageCounts, classifier, dit},
 };
@@ -191,15 +191,15 @@ fn plan<T: clap::Args>(
     let gpus = of.gpu_args.gpus()?;
     let estimates: Vec<Estimate> =
         gpus.iter().map(|gpu| estimate(workload, gpu, &settings, &prices)).collect::<Result<_, _>>()?;
-    let demand = workload.demand(true)?;
+    let demand = workload.requirements(true)?;
     let other = Workload {
         tape: tiny_cats_models::TapeOptions { checkpoint: !workload.tape.checkpoint, ..workload.tape },
         ..workload.clone()
     };
-    let other = other.demand(true)?.memory;
+    let other = other.requirements(true)?.memory;
     let here = if of.calibrate { Some(measure(workload, &device()?)?) } else { None };
     if of.json {
-        return pretty(&report(workload, &demand, &estimates, here.as_ref(), &settings, &prices));
+        return pretty_json(&report(workload, &demand, &estimates, here.as_ref(), &settings, &prices));
     }
     let mut out = String::new();
     describe(&mut out, workload, &about, &demand, &other)?;
@@ -340,7 +340,7 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
             dollars(e.expected_dollars()),
             known(timeout(e.timeout_s)),
             known(e.retries.to_string()),
-            e.verdict.why().to_owned(),
+            e.verdict.reason().to_owned(),
         ]
     };
     let rows: Vec<Vec<String>> = estimates.iter().map(row).collect();
@@ -429,13 +429,13 @@ fn list(prices: &Prices, json: bool) -> anyhow::Result<String> {
             .collect();
         let mut said = json!(prices);
         said["gpus"] = json!(gpus);
-        return pretty(&said);
+        return pretty_json(&said);
     }
     let settings = CloudSettings::default();
     let row = |model: &'static GpuModel| {
         let (gpu, price) = (Gpu::one(model), prices.gpus.get(&model.name));
         let text = |dollars: Option<f64>| dollars.map_or_else(|| "unknown".to_owned(), |d| format!("{d:.2}"));
-        vec![model.name.clone(), text(price.copied()), text(prices.hour(&gpu, &settings.container))]
+        vec![model.name.clone(), text(price.copied()), text(prices.hourly_price(&gpu, &settings.container))]
     };
     let rows: Vec<Vec<String>> = gpu_models().iter().map(row).collect();
     let said = table(&["gpu", "$/h", "$/h of a container"], &rows);

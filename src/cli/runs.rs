@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use tiny_cats_export::closest;
 
 use super::{
-    common::{pretty, print},
+    common::{pretty_json, print},
     table::{clean, table},
 };
 use crate::{
-    chart::{Curve, draw, short},
+    chart::{Curve, draw, format_number},
     cloud,
     plural::pluralize,
     sweep,
@@ -67,9 +67,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => {
             let runs = list(&args.runs_dir)?;
             if args.json {
-                pretty(&runs.iter().map(RunSummary::json).collect())?
+                pretty_json(&runs.iter().map(RunSummary::json).collect())?
             } else {
-                lines(&runs, &args.runs_dir)
+                runs_table(&runs, &args.runs_dir)
             }
         }
         Some(Command::Show { id }) => {
@@ -101,7 +101,7 @@ impl RunSummary {
         let status = match &record {
             Err(_) => "broken",
             Ok(record) => match record.status {
-                Status::Running if Lock::held(&folder) => "running",
+                Status::Running if Lock::is_held(&folder) => "running",
                 Status::Running => "killed",
                 Status::Stopped => "stopped",
                 Status::Failed => "failed",
@@ -203,10 +203,10 @@ fn time(seconds: u64) -> String {
 }
 
 fn score(name: &str, value: f64, step: u64) -> String {
-    format!("{} {} at {step}", clean(name, 40), short(value))
+    format!("{} {} at {step}", clean(name, 40), format_number(value))
 }
 
-fn lines(runs: &[RunSummary], root: &Path) -> String {
+fn runs_table(runs: &[RunSummary], root: &Path) -> String {
     if runs.is_empty() {
         return format!("{}: there are no runs\n", root.display());
     }
@@ -216,7 +216,8 @@ fn lines(runs: &[RunSummary], root: &Path) -> String {
             return vec![id, String::new(), run.status.to_owned()];
         };
         let best = record.best.as_ref().map(|best| score(&best.name, best.value, best.step));
-        let last = || run.loss.map_or_else(String::new, |loss| format!("{} (last step)", short(loss.value)));
+        let last =
+            || run.loss.map_or_else(String::new, |loss| format!("{} (last step)", format_number(loss.value)));
         let sample = run.sample().map(|path| clean(&path.to_string_lossy(), MAX_TEXT));
         vec![
             id,
@@ -224,7 +225,7 @@ fn lines(runs: &[RunSummary], root: &Path) -> String {
             run.status.to_owned(),
             format!("{}/{}", record.step, record.steps),
             best.unwrap_or_default(),
-            run.mean_loss.map_or_else(last, |mean| short(mean.value)),
+            run.mean_loss.map_or_else(last, |mean| format_number(mean.value)),
             time(record.begun),
             sample.unwrap_or_default(),
         ]
@@ -268,7 +269,7 @@ fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
         said["metrics"] = json!(run.folder.join(METRICS).to_string_lossy());
         said["cloud"] = json!(cloud::CloudRecord::load(&run.folder).ok().flatten());
         said["unreadable_lines"] = json!(metrics.unreadable);
-        return pretty(&said);
+        return pretty_json(&said);
     }
     let mut out = String::new();
     about(&mut out, run)?;
@@ -282,7 +283,13 @@ fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
         writeln!(out)?;
         let row = |(name, at, points): &(&str, Point, &[Point])| {
             let last = points.last().map_or(f64::NAN, |point| point.value);
-            vec![clean(name, 40), short(at.value), at.step.to_string(), short(last), points.len().to_string()]
+            vec![
+                clean(name, 40),
+                format_number(at.value),
+                at.step.to_string(),
+                format_number(last),
+                points.len().to_string(),
+            ]
         };
         let rows: Vec<_> = best.iter().map(row).collect();
         out += &table(&["evaluation", "best", "step", "last", "times"], &rows);
@@ -327,7 +334,10 @@ fn about(out: &mut String, run: &RunSummary) -> std::fmt::Result {
     let best = record.best.as_ref().map(|best| score(&best.name, best.value, best.step));
     row("best", &best.unwrap_or_default())?;
     for (name, loss) in [("mean loss", run.mean_loss), ("loss", run.loss)] {
-        row(name, &loss.map_or_else(String::new, |loss| format!("{} at {}", short(loss.value), loss.step)))?;
+        row(
+            name,
+            &loss.map_or_else(String::new, |loss| format!("{} at {}", format_number(loss.value), loss.step)),
+        )?;
     }
     row("error", record.error.as_deref().unwrap_or_default())?;
     row("sample", &run.sample().map_or_else(String::new, |path| path.to_string_lossy().into_owned()))?;

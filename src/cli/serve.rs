@@ -18,7 +18,7 @@ use tiny_cats_models::pretrained;
 
 use super::{
     common::{Runtime, open_model},
-    logging::{note, say},
+    logging::{eprint_and_log, print_and_log},
 };
 use crate::{
     serve::{Config, NamedModel, Server, Shutdown, WebDemo},
@@ -130,20 +130,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let server = Server::start(config, generator, classifier).await?;
         let address = server.address()?;
         if !address.ip().is_loopback() && !guarded {
-            note("anybody who reaches this address can use the API: --token-file asks them for a token");
+            eprint_and_log(
+                "anybody who reaches this address can use the API: --token-file asks them for a token",
+            );
         }
         // Printed at once, so that whoever began this knows the port; what comes before it is ready is answered so.
-        say(&format!("listening at http://{address}/"));
-        server.when_ready(move || note(&format!("ready after {:.2} s", start.elapsed().as_secs_f64())));
+        print_and_log(&format!("listening at http://{address}/"));
+        server.when_ready(move || {
+            eprint_and_log(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()))
+        });
         server.run(async move { stop.notified().await }).await
     })?;
     Ok(match end {
         Shutdown::Finished => {
-            note("stopped: all that was accepted was answered");
+            eprint_and_log("stopped: all that was accepted was answered");
             ExitCode::SUCCESS
         }
         Shutdown::Cut(n) => {
-            note(&format!("stopped: {n} connections were cut, their time being over"));
+            eprint_and_log(&format!("stopped: {n} connections were cut, their time being over"));
             ExitCode::FAILURE
         }
     })
@@ -213,7 +217,7 @@ fn open(path: Option<&Path>, name: &str, bytes: &'static [u8]) -> anyhow::Result
 
 /// The first signal asks the server to stop; the second ends the process.
 fn listen_for_signals(stop: &Arc<tokio::sync::Notify>) -> anyhow::Result<()> {
-    let mut signals = Signals::new(signals::stopping()).context("signals")?;
+    let mut signals = Signals::new(signals::stop_signals()).context("signals")?;
     let stop = stop.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut asked = false;
@@ -222,7 +226,7 @@ fn listen_for_signals(stop: &Arc<tokio::sync::Notify>) -> anyhow::Result<()> {
                 std::process::exit(128 + signal);
             }
             asked = true;
-            note("stopping: what was accepted is finished; a second signal ends it at once");
+            eprint_and_log("stopping: what was accepted is finished; a second signal ends it at once");
             stop.notify_one();
         }
     })?;

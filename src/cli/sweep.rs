@@ -13,12 +13,12 @@ use serde_json::json;
 
 use super::{
     Cli, Command,
-    common::{pretty, print},
+    common::{pretty_json, print},
     logging, one_line,
     table::{clean, table},
 };
 use crate::{
-    chart::short,
+    chart::format_number,
     plural::pluralize,
     signals::EXIT_RESUMABLE,
     sweep::{Job, JobStatus, LOG, Outcome, Runner, Setting, StopSignal, Sweep, SweepEvent, SweepResult},
@@ -85,12 +85,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (sweep, jobs) = match load(&args.file) {
         Ok(loaded) => loaded,
         Err(error) => {
-            logging::fail(&one_line(&error));
+            logging::log_fatal(&one_line(&error));
             return Ok(ExitCode::from(EXIT_USAGE));
         }
     };
     if args.dry_run {
-        print(&if args.json { pretty(&json!(jobs))? } else { plan(&sweep, &jobs) })?;
+        print(&if args.json { pretty_json(&json!(jobs))? } else { plan(&sweep, &jobs) })?;
         return Ok(ExitCode::SUCCESS);
     }
     let stop = StopSignal::on_signals()?;
@@ -149,7 +149,7 @@ pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
     sweep.check_keys(&flags(sweep.task.name()))?;
     let jobs = sweep.jobs()?;
     for job in &jobs {
-        training(&sweep, job)?;
+        train_args(&sweep, job)?;
     }
     Ok((sweep, jobs))
 }
@@ -160,7 +160,7 @@ pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
 /// When none has finished.
 pub fn print_outcome(sweep: &Sweep, end: &SweepResult, json: bool) -> anyhow::Result<ExitCode> {
     let all = end.state.jobs.len();
-    print(&if json { pretty(&report(sweep, end))? } else { ranking(sweep, end) })?;
+    print(&if json { pretty_json(&report(sweep, end))? } else { ranking(sweep, end) })?;
     if end.stopped {
         eprintln!("stopped; the same command goes on");
         return Ok(ExitCode::from(EXIT_RESUMABLE));
@@ -191,7 +191,7 @@ fn flags(task: &str) -> Vec<String> {
 ///
 /// # Errors
 /// When it would refuse it.
-pub fn training(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args> {
+pub fn train_args(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args> {
     let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
     let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
     let command = super::train::config::with_defaults(Cli::command(), &arguments)
@@ -243,7 +243,7 @@ fn outcome_line(sweep: &Sweep, outcome: &Outcome) -> String {
     match (&outcome.error, outcome.metric) {
         (Some(error), _) => line += &format!(": {}", clean(error, MAX_TEXT)),
         (None, Some(point)) => {
-            line += &format!("  {} {} at {}", sweep.metric, short(point.value), point.step)
+            line += &format!("  {} {} at {}", sweep.metric, format_number(point.value), point.step)
         }
         (None, None) => line += &format!("  no {}", sweep.metric),
     }
@@ -259,8 +259,11 @@ fn ranking(sweep: &Sweep, end: &SweepResult) -> String {
             outcome.metric.as_ref().map_or_else(String::new, text)
         };
         let values = outcome.settings.values().map(|value| clean(&value.to_string(), 60));
-        let more =
-            [point(|p| short(p.value)), point(|p| p.step.to_string()), outcome.status.name().to_owned()];
+        let more = [
+            point(|p| format_number(p.value)),
+            point(|p| p.step.to_string()),
+            outcome.status.name().to_owned(),
+        ];
         let error = outcome.error.as_ref().map_or_else(String::new, |error| clean(error, MAX_TEXT));
         values.chain(more).chain([outcome.job.clone(), error]).collect()
     };

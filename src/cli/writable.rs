@@ -35,7 +35,7 @@ pub fn check_can_write(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When the name ends otherwise, its folder is not there, or nothing can be written in it.
-pub fn writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> {
+pub fn check_writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> {
     if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case(extension)) {
         bail!("{flag} {}: expected a name that ends in .{extension}", path.display());
     }

@@ -141,7 +141,7 @@ impl View {
     ) -> Self {
         const TRIES: usize = 10;
         let mut draw = AugmentRng::new(seed, position);
-        let mut view = Self::middle(shape, side);
+        let mut view = Self::center(shape, side);
         if level >= AugmentLevel::Basic {
             view.flip = draw.flip();
         }
@@ -218,7 +218,7 @@ mod tests {
                 let draw = |level| View::for_classifier(level, i as u64, position, shape, 128);
                 let [none, basic, medium, full] = LEVELS.map(draw);
                 assert_eq!(full, draw(AugmentLevel::Full));
-                assert_eq!(none, View::middle(shape, 128));
+                assert_eq!(none, View::center(shape, 128));
                 assert_eq!(basic, View { flip: basic.flip, ..none });
                 assert_eq!(medium, View { origin: medium.origin, extent: medium.extent, ..basic });
                 assert_eq!((full.flip, full.extent), (medium.flip, medium.extent));

@@ -91,7 +91,7 @@ impl Dataset {
         examined: Vec<std::result::Result<FileInfo, String>>,
         shares: Shares,
     ) -> Result<Self> {
-        let FolderScan { classes: folders, files: paths, split_by_folders, mut skipped } = found;
+        let FolderScan { classes: folders, files: paths, is_split_by_folders, mut skipped } = found;
         let mut classes: Vec<String> = Vec::new();
         let mut files = Vec::new();
         let mut last = None;
@@ -104,7 +104,7 @@ impl Dataset {
                     }
                     let label = classes.len() as u32 - 1;
                     let part = path.iter().next().and_then(|part| Split::from_folder_name(part.to_str()?));
-                    let split = part.filter(|_| split_by_folders).unwrap_or(Split::Train);
+                    let split = part.filter(|_| is_split_by_folders).unwrap_or(Split::Train);
                     files.push(ImageFile { path, label, split, size, bytes, sha256 });
                 }
                 Err(reason) => skipped.push((path, reason)),
@@ -117,7 +117,7 @@ impl Dataset {
             skipped.push((PathBuf::from(name), "a class folder without a usable picture".to_string()));
         }
         drop_duplicates(&mut files, &mut skipped);
-        if !split_by_folders {
+        if !is_split_by_folders {
             for class in files.chunk_by_mut(|a, b| a.label == b.label) {
                 let names: Vec<&str> = class.iter().map(ImageFile::name).collect();
                 let splits = shares.split(&names);
@@ -414,7 +414,7 @@ mod tests {
         let files = |data: &Dataset| data.files.iter().map(|p| (p.path.clone(), p.split)).collect::<Vec<_>>();
         // What is in a series stays there, in the part that it was in.
         assert_eq!((files(&data), &data.fingerprint), (files(&before), &before.fingerprint));
-        assert_eq!((data.repeated(), data.skipped.len()), (vec![], 4));
+        assert_eq!((data.duplicate_lines(), data.skipped.len()), (vec![], 4));
         let said = |name: &str| &data.skipped.iter().find(|(path, _)| path.ends_with(name)).unwrap().1;
         assert_eq!(said("zzz.png"), "the same image as A/cat_0.png");
         assert_eq!(said("_1.png"), "the same image as B/cat_0.png");
@@ -427,7 +427,7 @@ mod tests {
         let same = data.files.iter().filter(|picture| picture.sha256 == repeated);
         let splits: Vec<Split> = same.map(|picture| picture.split).collect();
         assert!(splits.len() == 2 && splits[0] == splits[1], "{splits:?}");
-        let said = data.repeated();
+        let said = data.duplicate_lines();
         assert_eq!(said.len(), 1);
         assert!(said[0].starts_with("the same image in two classes: A/cat_19.png ("), "{said:?}");
         assert!(said[0].contains(", B/from A.png ("), "{said:?}");

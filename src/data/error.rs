@@ -135,7 +135,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Whether the same may well succeed later: a disk or a network that did not answer.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Io { error, .. } if may_pass(error))
+        matches!(self, Self::Io { error, .. } if is_transient_io(error))
     }
 
     /// Makes an [`io::Error`] at `path` one of ours.
@@ -154,7 +154,7 @@ impl Error {
 }
 
 /// Whether an error of the operating system may pass by itself.
-pub(crate) fn may_pass(error: &io::Error) -> bool {
+pub(crate) fn is_transient_io(error: &io::Error) -> bool {
     use io::ErrorKind;
     // EIO and ESTALE, which have no kind of their own everywhere: a disk that failed, a network file system that went away.
     let (eio, estale) = (5, 116);

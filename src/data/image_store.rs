@@ -45,13 +45,13 @@ impl ResizeMode {
     fn of(self, size: [u32; 2]) -> [u32; 2] {
         match self {
             Self::Square(side) => [side; 2],
-            Self::ShortSide(short) => short_side_size(decode::reduced(size), short),
+            Self::ShortSide(short) => short_side_size(decode::decoded_size(size), short),
         }
     }
 
     fn decode(self, bytes: &[u8]) -> std::result::Result<RgbImage, String> {
         match self {
-            Self::Square(size) => decode::square(bytes, size),
+            Self::Square(size) => decode::decode_square(bytes, size),
             Self::ShortSide(short) => {
                 decode::decode_with(bytes, |upright| resize_short_side(&upright.picture, short))
             }
@@ -102,7 +102,7 @@ pub struct Photos(ImageStore);
 
 impl ImageStore {
     fn load(data: &Dataset, form: ResizeMode, limit: Option<usize>, cache: &Cache) -> Result<Self> {
-        let chosen = spread(&data.files, limit);
+        let chosen = evenly_spaced(&data.files, limit);
         if chosen.is_empty() {
             return Err(Error::no_pictures(&data.root, &data.skipped));
         }
@@ -360,7 +360,7 @@ impl Deref for Photos {
 }
 
 /// All files, or as many as `limit` says, evenly spread; at least one where there is one.
-pub(crate) fn spread(files: &[ImageFile], limit: Option<usize>) -> Vec<&ImageFile> {
+pub(crate) fn evenly_spaced(files: &[ImageFile], limit: Option<usize>) -> Vec<&ImageFile> {
     let all = files.len();
     let count = limit.map_or(all, |limit| limit.max(1).min(all));
     (0..count).map(|i| &files[i * all / count]).collect()

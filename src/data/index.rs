@@ -518,7 +518,7 @@ mod tests {
         let opened = Dataset::open(dir.path()).unwrap();
         assert_eq!((opened.files.len(), before.files.len()), (25, 24));
         let said = "the same image twice in the index: A/a_0.png (train), A/copy.png (test); run `tiny-cats data index` again";
-        assert_eq!(opened.repeated(), [said]);
+        assert_eq!(opened.duplicate_lines(), [said]);
         // What it held out of training once is held out under any name.
         let more = tempfile::tempdir().unwrap();
         put(more.path(), "A/x.png", 0);

@@ -229,7 +229,7 @@ impl Prepare {
         let photograph = decode::read(&root.join(from))?;
         let (bytes, part) = decode::decode_with(&photograph, |upright| {
             let (part, size) = self.part(upright.size, head)?;
-            let resized = decode::resized(&upright.picture, upright.part(part), size);
+            let resized = decode::resize_region(&upright.picture, upright.part(part), size);
             Ok::<_, String>((self.encode(&resized)?, part))
         })??;
         let from = name(from);
@@ -343,7 +343,7 @@ impl SourceImages {
                     let cat = breed.starts_with(char::is_uppercase);
                     if !cat && !other {
                         dogs += 1;
-                    } else if let Some(reason) = scan::astray(&inside, &root.join(&path)) {
+                    } else if let Some(reason) = scan::link_error(&inside, &root.join(&path)) {
                         skipped.push((path, reason));
                     } else {
                         let class = if cat { breed } else { OTHER }.to_string();

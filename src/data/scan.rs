@@ -21,7 +21,7 @@ pub(super) struct FolderScan {
     /// Class and path from the data folder of each file, sorted.
     pub files: Vec<(usize, PathBuf)>,
     /// Whether the class folders are in folders such as `train`, `val` and `test`, which say what is in which part.
-    pub split_by_folders: bool,
+    pub is_split_by_folders: bool,
     /// What can be neither, and why.
     pub skipped: Vec<(PathBuf, String)>,
 }
@@ -69,7 +69,7 @@ pub(super) fn scan(root: &Path) -> Result<FolderScan> {
             if name.to_str().is_none_or(|name| name.contains(char::is_control)) {
                 let reason = "a name that is no text or has control characters in it".to_string();
                 skipped.push((printable(&path), reason));
-            } else if let Some(reason) = astray(&inside, &root.join(&path)) {
+            } else if let Some(reason) = link_error(&inside, &root.join(&path)) {
                 skipped.push((path, reason));
             } else {
                 files.push((class, path));
@@ -80,7 +80,7 @@ pub(super) fn scan(root: &Path) -> Result<FolderScan> {
         return Err(Error::TooMany { path: root.to_path_buf(), count: files.len(), most: MAX_FILES });
     }
     files.sort();
-    Ok(FolderScan { classes, files, split_by_folders, skipped })
+    Ok(FolderScan { classes, files, is_split_by_folders: split_by_folders, skipped })
 }
 
 /// The folders in `within`, a path from `root`, whose names classes can have.
@@ -93,7 +93,7 @@ fn folders(
     let mut folders = Vec::new();
     for name in list(&root.join(within))? {
         let path = within.join(&name);
-        if let Some(reason) = astray(inside, &root.join(&path)) {
+        if let Some(reason) = link_error(inside, &root.join(&path)) {
             skipped.push((printable(&path), reason));
         } else if root.join(&path).is_dir() {
             match name.to_str() {
@@ -154,7 +154,7 @@ pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Why `path` must not be followed when it is a link. `inside` is the data folder, free of links.
-pub(super) fn astray(inside: &Path, path: &Path) -> Option<String> {
+pub(super) fn link_error(inside: &Path, path: &Path) -> Option<String> {
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
         return None;
     }

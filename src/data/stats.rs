@@ -100,7 +100,7 @@ impl Dataset {
     }
 
     /// A line for each image that is there more than once, with its files: in several classes, or by an index of an earlier version in one.
-    pub fn repeated(&self) -> Vec<String> {
+    pub fn duplicate_lines(&self) -> Vec<String> {
         let line = |group: Vec<&ImageFile>| {
             let files: Vec<String> =
                 group.iter().map(|picture| format!("{} ({})", name(&picture.path), picture.split)).collect();
@@ -182,7 +182,7 @@ impl Dataset {
         let pictures: Vec<RgbImage> = (chosen.par_iter())
             .map(|picture| {
                 picture
-                    .and_then(|picture| decode::square(&self.read(picture).ok()?, size).ok())
+                    .and_then(|picture| decode::decode_square(&self.read(picture).ok()?, size).ok())
                     .unwrap_or_default()
             })
             .collect();

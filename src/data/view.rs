@@ -69,7 +69,7 @@ impl View {
     }
 
     /// The middle square of `side` pixels, unchanged, of a picture of this width and height.
-    pub fn middle((width, height): (u32, u32), side: u32) -> Self {
+    pub fn center((width, height): (u32, u32), side: u32) -> Self {
         let side = side.min(width).min(height);
         let origin = [width, height].map(|n| ((n - side) / 2) as f32);
         Self { origin, ..Self::all((side, side)) }
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn the_middle_is_the_pixels_themselves() {
         let picture = RgbImage::from_fn(12, 8, |x, y| Rgb([(x * 20) as u8, (y * 30) as u8, 255]));
-        let view = View::middle((12, 8), 8);
+        let view = View::center((12, 8), 8);
         let middle = imageops::crop_imm(&picture, 2, 0, 8, 8).to_image();
         let plain = fill(&picture, &view, 8);
         assert_eq!(tiny_cats_export::to_rgb(&plain, 8), middle);

@@ -56,7 +56,7 @@ impl Calibration {
 
     /// The expected calibration error: the mean over pictures of the difference, in each bin, between the share that was right and the mean
     /// confidence. 0 of none.
-    pub fn error(&self) -> f64 {
+    pub fn expected_calibration_error(&self) -> f64 {
         let gap = |bin: &Bin| (f64::from(bin.correct) - bin.sum).abs();
         self.bins.iter().map(gap).sum::<f64>() / f64::from(self.total().max(1))
     }
@@ -74,14 +74,21 @@ mod tests {
     #[test]
     fn bins_have_their_upper_ends_and_the_error_is_the_mean_gap() {
         let mut calibration = Calibration::default();
-        assert_eq!((calibration.error(), calibration.negative_log_likelihood()), (0.0, 0.0));
+        assert_eq!(
+            (calibration.expected_calibration_error(), calibration.negative_log_likelihood()),
+            (0.0, 0.0)
+        );
         for (confidence, correct) in [(0.2, true), (0.2, false), (1.0, true), (0.95, false), (0.0, false)] {
             calibration.add(confidence, correct, 0.5);
         }
         let counts: Vec<u32> = calibration.bins.iter().map(|bin| bin.pictures).collect();
         assert_eq!(counts, [1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
         let expected = (0.0 + 2.0 * (0.5f64 - 0.2).abs() + 2.0 * (0.5f64 - 0.975).abs()) / 5.0;
-        assert!((calibration.error() - expected).abs() < 1e-12, "{}", calibration.error());
+        assert!(
+            (calibration.expected_calibration_error() - expected).abs() < 1e-12,
+            "{}",
+            calibration.expected_calibration_error()
+        );
         assert!((calibration.negative_log_likelihood() - 2f64.ln()).abs() < 1e-12);
     }
 
@@ -91,7 +98,7 @@ mod tests {
         for confidence in [0.3, 0.5, 0.8] {
             (0..10).for_each(|i| calibration.add(confidence, f64::from(i) < 10.0 * confidence, confidence));
         }
-        assert!(calibration.error() < 1e-12);
+        assert!(calibration.expected_calibration_error() < 1e-12);
         calibration.add(1.0, false, 0.0);
         assert!(calibration.negative_log_likelihood().is_finite());
     }

@@ -84,7 +84,7 @@ impl Classification {
             "mean_recall": confusion.mean_recall(),
             "per_class": confusion.classes.iter().enumerate().map(class).collect::<Vec<_>>(),
             "negative_log_likelihood": calibration.negative_log_likelihood(),
-            "expected_calibration_error": calibration.error(),
+            "expected_calibration_error": calibration.expected_calibration_error(),
             "reliability": calibration.bins.iter().enumerate().map(bin).collect::<Vec<_>>(),
             "confusion": confusion,
         })
@@ -118,7 +118,7 @@ impl fmt::Display for Classification {
         write!(
             f,
             "expected calibration error {} ({} bins), negative log-likelihood {:.4}",
-            percent(self.calibration.error()),
+            percent(self.calibration.expected_calibration_error()),
             self.calibration.bins.len(),
             self.calibration.negative_log_likelihood()
         )

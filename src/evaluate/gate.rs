@@ -5,7 +5,7 @@ use std::{fmt, io};
 
 use image::RgbImage;
 use serde::Serialize;
-use tiny_cats_export::{MIN_PSNR, RuntimeReport, VerificationReport, grid, png, shown};
+use tiny_cats_export::{MIN_PSNR, RuntimeReport, VerificationReport, display_size, grid, png};
 
 use super::{
     Confusion, Features, Interval, Result,
@@ -152,8 +152,10 @@ impl Criterion {
 pub fn compression(drawn: &[RgbImage], held_out: &[RgbImage]) -> io::Result<Criterion> {
     let share = |pictures: &[RgbImage]| -> io::Result<f64> {
         let columns = pictures.len().isqrt();
-        let bytes =
-            pictures.iter().map(|picture| 3.0 * f64::from(shown(picture.width())).powi(2)).sum::<f64>();
+        let bytes = pictures
+            .iter()
+            .map(|picture| 3.0 * f64::from(display_size(picture.width())).powi(2))
+            .sum::<f64>();
         Ok(png(&grid(pictures, columns, None))?.len() as f64 / bytes)
     };
     // Evenly spread, so that they are of all breeds.
@@ -262,7 +264,7 @@ pub fn runtimes(found: tiny_cats_export::Result<VerificationReport>) -> Criterio
 
 /// `picture`, blurred by a Gaussian with standard deviation `sigma` in pixels, more than 0, cut off at four of them; beyond its borders
 /// it is mirrored. As SciPy's `gaussian_filter` does by default.
-pub fn blurred(picture: &RgbImage, sigma: f64) -> RgbImage {
+pub fn blur(picture: &RgbImage, sigma: f64) -> RgbImage {
     let radius = (4.0 * sigma).round() as i32;
     let weights: Vec<f64> =
         (-radius..=radius).map(|i| (-0.5 * (f64::from(i) / sigma).powi(2)).exp()).collect();
@@ -382,7 +384,7 @@ mod tests {
     #[test]
     fn noise_that_varies_as_photographs_do_is_found_by_its_size_and_smooth_pictures_pass() {
         let noise = noise(0.52, 24);
-        let smooth: Vec<RgbImage> = noise.iter().map(|picture| blurred(picture, 1.5)).collect();
+        let smooth: Vec<RgbImage> = noise.iter().map(|picture| blur(picture, 1.5)).collect();
         let [rough, smooth] = [(&noise, &smooth), (&smooth, &noise)].map(|(a, b)| compression(a, b).unwrap());
         assert!(!rough.passed && smooth.passed, "{rough}\n{smooth}");
         assert!(
@@ -485,13 +487,13 @@ mod tests {
     #[test]
     fn the_blur_has_its_deviation_and_leaves_what_is_even() {
         let even = RgbImage::from_pixel(5, 9, Rgb([3, 100, 255]));
-        assert_eq!(blurred(&even, BLUR_SIGMA_PX), even);
+        assert_eq!(blur(&even, BLUR_SIGMA_PX), even);
         // The differences of a blurred edge are the Gaussian itself: their deviation is the blur's, along both axes.
         for upright in [true, false] {
             let edge = RgbImage::from_fn(40, 40, |x, y| {
                 if (if upright { x } else { y }) < 20 { Rgb([0; 3]) } else { Rgb([255; 3]) }
             });
-            let blurred = blurred(&edge, BLUR_SIGMA_PX);
+            let blurred = blur(&edge, BLUR_SIGMA_PX);
             let at = |i: u32| {
                 f64::from(blurred.get_pixel(if upright { i } else { 7 }, if upright { 7 } else { i })[1])
             };
@@ -502,6 +504,6 @@ mod tests {
         // Beyond the borders it is mirrored: nothing gets darker there.
         let small = RgbImage::from_fn(4, 3, |x, _| Rgb([if x == 0 { 200 } else { 100 }; 3]));
         let mean = |p: &RgbImage| p.iter().map(|&v| f64::from(v)).sum::<f64>() / p.len() as f64;
-        assert!((mean(&blurred(&small, BLUR_SIGMA_PX)) - mean(&small)).abs() < 0.5);
+        assert!((mean(&blur(&small, BLUR_SIGMA_PX)) - mean(&small)).abs() < 0.5);
     }
 }

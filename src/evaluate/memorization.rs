@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Error, Features, Result, bootstrap::quantile, features::check_comparable, neighbors::squared};
+use super::{
+    Error, Features, Result, bootstrap::quantile, features::check_comparable, neighbors::squared_distance,
+};
 
 /// The share of pictures of the training data that count as near to another one of it.
 const NEAR_QUANTILE: f64 = 0.05;
@@ -75,7 +77,7 @@ pub fn memorization(training: &[&Features], generated: &Features) -> Result<Memo
     // The nearest, and the mean distance of the next ones.
     let nearest = |picture: &[f32], itself: Option<usize>| {
         let distance = |index: usize| {
-            let variants = training.iter().map(|variant| squared(picture, variant.row(index)));
+            let variants = training.iter().map(|variant| squared_distance(picture, variant.row(index)));
             Nearest { index, distance: variants.fold(f64::INFINITY, f64::min).sqrt() }
         };
         let others = (0..first.len()).filter(|&index| Some(index) != itself);

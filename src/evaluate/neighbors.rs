@@ -52,8 +52,9 @@ pub fn precision_recall(real: &Features, generated: &Features, k: usize) -> Resu
 
 /// The share of `pictures` in the ball of some picture of `manifold`.
 fn inside(pictures: &Features, manifold: &Features, radii: &[f64]) -> f64 {
-    let in_some =
-        |&i: &usize| (0..manifold.len()).any(|j| squared(pictures.row(i), manifold.row(j)) <= radii[j]);
+    let in_some = |&i: &usize| {
+        (0..manifold.len()).any(|j| squared_distance(pictures.row(i), manifold.row(j)) <= radii[j])
+    };
     let count = (0..pictures.len()).into_par_iter().filter(in_some).count();
     count as f64 / pictures.len() as f64
 }
@@ -67,7 +68,11 @@ pub fn density_coverage(real: &Features, generated: &Features, k: usize) -> Resu
     let radii = radii(real, k);
     let counts: Vec<usize> = (0..real.len())
         .into_par_iter()
-        .map(|i| (0..generated.len()).filter(|&j| squared(real.row(i), generated.row(j)) < radii[i]).count())
+        .map(|i| {
+            (0..generated.len())
+                .filter(|&j| squared_distance(real.row(i), generated.row(j)) < radii[i])
+                .count()
+        })
         .collect();
     let covered = counts.iter().filter(|&&count| count > 0).count();
     Ok(DensityCoverage {
@@ -81,14 +86,15 @@ pub fn density_coverage(real: &Features, generated: &Features, k: usize) -> Resu
 fn radii(features: &Features, k: usize) -> Vec<f64> {
     let radius = |i: usize| {
         let others = (0..features.len()).filter(|&j| j != i);
-        let mut distances: Vec<f64> = others.map(|j| squared(features.row(i), features.row(j))).collect();
+        let mut distances: Vec<f64> =
+            others.map(|j| squared_distance(features.row(i), features.row(j))).collect();
         *distances.select_nth_unstable_by(k.max(1) - 1, f64::total_cmp).1
     };
     (0..features.len()).into_par_iter().map(radius).collect()
 }
 
 /// The squared distance of two rows, always summed in the same order: that of a row to its copy is 0.
-pub(super) fn squared(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0f64; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();

@@ -24,7 +24,7 @@ pub enum Feasibility {
 
 impl Feasibility {
     /// Why it cannot, and what helps.
-    pub fn why(self) -> &'static str {
+    pub fn reason(self) -> &'static str {
         match self {
             Self::Fits => "",
             Self::NoBf16 => "has no bf16: --precision f16",
@@ -107,7 +107,7 @@ pub fn estimate(
     settings: &CloudSettings,
     prices: &Prices,
 ) -> Result<Estimate> {
-    let demand = workload.demand(true)?;
+    let demand = workload.requirements(true)?;
     let ledger = workload.network.cost(workload.side)?;
     let precision = workload.tape.precision;
     let (kind, prepare_ns) = match workload.network {
@@ -167,7 +167,7 @@ pub fn estimate(
         attempts: attempts as u64,
         timeout_s: timeout_s as u64,
         retries,
-        hourly: prices.hour(gpu, &settings.container),
+        hourly: prices.hourly_price(gpu, &settings.container),
     })
 }
 

@@ -94,7 +94,7 @@ pub enum SpeedSource {
 
 impl GpuModel {
     /// Whether it is called so, in any case of letters.
-    pub fn is(&self, name: &str) -> bool {
+    pub fn has_name(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
             || self.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
     }
@@ -158,7 +158,7 @@ impl FromStr for Gpu {
                 (name, count.ok_or_else(|| wrong(format!("expected 1 to {MAX_GPUS} GPUs after the colon")))?)
             }
         };
-        let Some(model) = gpu_models().iter().find(|model| model.is(name)) else {
+        let Some(model) = gpu_models().iter().find(|model| model.has_name(name)) else {
             let names = || gpu_models().iter().map(|model| model.name.as_str());
             let near = closest(name, names()).map(|near| format!("; did you mean {near}?"));
             let names = names().collect::<Vec<_>>().join(", ");

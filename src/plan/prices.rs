@@ -80,11 +80,13 @@ impl Prices {
                 ("memory_gib_hour", value) => self.memory_gib_hour = dollars(key, value)?,
                 ("gpu", Value::Table(gpus)) => {
                     for (name, value) in gpus {
-                        let model = gpu_models().iter().find(|model| model.is(name)).ok_or_else(|| {
-                            let near = closest(name, gpu_models().iter().map(|model| model.name.as_str()));
-                            let near = near.map_or(String::new(), |near| format!(", such as {near}"));
-                            invalid(&format!("gpu.{name}"), &format!("the name of a GPU{near}"), name)
-                        })?;
+                        let model =
+                            gpu_models().iter().find(|model| model.has_name(name)).ok_or_else(|| {
+                                let near =
+                                    closest(name, gpu_models().iter().map(|model| model.name.as_str()));
+                                let near = near.map_or(String::new(), |near| format!(", such as {near}"));
+                                invalid(&format!("gpu.{name}"), &format!("the name of a GPU{near}"), name)
+                            })?;
                         self.gpus.insert(model.name.clone(), dollars(&format!("gpu.{name}"), value)?);
                     }
                 }
@@ -100,7 +102,7 @@ impl Prices {
     }
 
     /// The same, `factor` times as dear.
-    pub fn times(mut self, factor: f64) -> Self {
+    pub fn scaled(mut self, factor: f64) -> Self {
         self.cpu_core_hour *= factor;
         self.memory_gib_hour *= factor;
         self.gpus.values_mut().for_each(|dollars| *dollars *= factor);
@@ -108,7 +110,7 @@ impl Prices {
     }
 
     /// Dollars an hour of a container with these GPUs; `None` where they have no price.
-    pub fn hour(&self, gpu: &Gpu, container: &Container) -> Option<f64> {
+    pub fn hourly_price(&self, gpu: &Gpu, container: &Container) -> Option<f64> {
         let gpus = self.gpus.get(&gpu.model.name)? * gpu.count as f64;
         let memory = container.memory_mib / 1024.0;
         Some(gpus + container.cpu * self.cpu_core_hour + memory * self.memory_gib_hour)

@@ -93,7 +93,7 @@ impl Workload {
     ///
     /// # Errors
     /// When there is no such network.
-    pub fn demand(&self, gpu: bool) -> Result<Requirements> {
+    pub fn requirements(&self, gpu: bool) -> Result<Requirements> {
         let ledger = self.network.cost(self.side)?;
         let step_flops = ledger.training_flops(self.tape.checkpoint).saturating_mul(self.items());
         let run_flops = step_flops as f64 * self.steps as f64 + self.eval_flops;
@@ -106,7 +106,7 @@ impl Workload {
     pub(super) fn memory(&self, ledger: &CostSummary, batch: usize, gpu: bool) -> Result<Memory> {
         const F32: u64 = size_of::<f32>() as u64;
         let values = |trained_alone: bool| -> u64 {
-            let specs = ledger.params.iter().filter(|spec| spec.trained || !trained_alone);
+            let specs = ledger.params.iter().filter(|spec| spec.trainable || !trained_alone);
             specs.map(|spec| spec.dims.iter().map(|&d| d as u64).product::<u64>()).sum()
         };
         let (all, trained) = (F32 * values(false), F32 * values(true));

@@ -184,7 +184,7 @@ impl Canvas {
     }
 
     /// The steps below, with a rule for each.
-    pub fn below(&mut self, range: &Range) {
+    pub fn draw_step_axis(&mut self, range: &Range) {
         for tick in range.ticks().into_iter().filter(|tick| tick.fract() == 0.0) {
             let x = range.at(tick);
             let [px, bottom] = self.pixel([x, 0.0]);
@@ -196,7 +196,7 @@ impl Canvas {
     }
 
     /// The values at the left side, with a rule for each, or at the right side.
-    pub fn beside(&mut self, range: &Range, side: Align, color: Rgb<u8>) {
+    pub fn draw_value_axis(&mut self, range: &Range, side: Align, color: Rgb<u8>) {
         for tick in range.ticks() {
             let y = range.at(tick);
             let (x, text, by) =

@@ -199,10 +199,10 @@ impl LossCurve {
         let left = Range::of(self.bins.iter().map(Bin::mean).chain(values(&losses)), true);
         let right = Range::of(values(&others).into_iter(), false);
         let mut canvas = Canvas::new(WIDTH, HEIGHT, [100, 64, if right.is_some() { 100 } else { 24 }, 56]);
-        canvas.below(&steps);
+        canvas.draw_step_axis(&steps);
         let mut legend = Vec::new();
         if let Some(left) = &left {
-            canvas.beside(left, Align::Left, SMOOTH);
+            canvas.draw_value_axis(left, Align::Left, SMOOTH);
             if self.per_bin > 1.0 {
                 for bin in &self.bins {
                     canvas.column(steps.at(bin.step()), [left.at(bin.min), left.at(bin.max)], RAW);
@@ -233,7 +233,7 @@ impl LossCurve {
             legend.push((format!("{} {}", name.replace('_', " "), label(newest)), SCORES[i]));
         }
         if let Some(right) = &right {
-            canvas.beside(right, Align::Right, SCORES[losses.len().min(MAX_SCORES - 1)]);
+            canvas.draw_value_axis(right, Align::Right, SCORES[losses.len().min(MAX_SCORES - 1)]);
         }
         let broken: Vec<_> = self.broken.iter().map(|step| [steps.at(*step as f64), 0.0]).collect();
         canvas.dots(&broken, 7.0, BROKEN);

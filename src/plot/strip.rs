@@ -88,7 +88,7 @@ impl Strip {
         let shrink =
             (f64::from(MAX_WIDTH) / f64::from(grid.width())).min(f64::from(MAX_HEIGHT) / f64::from(height));
         let size = |pixels: u32| ((f64::from(pixels) * shrink.min(1.0)).round() as u32).max(1);
-        Some(decode::resized(&grid, [0, top, grid.width(), height], [size(grid.width()), size(height)]))
+        Some(decode::resize_region(&grid, [0, top, grid.width(), height], [size(grid.width()), size(height)]))
     }
 }
 

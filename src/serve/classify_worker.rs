@@ -64,7 +64,7 @@ fn evaluate(
     open.retain(|open| {
         let left = open.job.reply.is_closed();
         if left {
-            context.metrics.cancelled(&context.name, open.job.inputs.len());
+            context.metrics.record_canceled(&context.name, open.job.inputs.len());
         }
         !left
     });

@@ -150,7 +150,7 @@ pub async fn serve(
             http.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
         let (metrics, mut stopped) = (metrics.clone(), stopped.clone());
-        metrics.connection(1);
+        metrics.add_connections(1);
         tokio::spawn(async move {
             let silent = async {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
@@ -165,7 +165,7 @@ pub async fn serve(
                 () = silent => {}
                 () = close.notified() => {}
             }
-            metrics.connection(-1);
+            metrics.add_connections(-1);
             drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
             drop(room);
         });

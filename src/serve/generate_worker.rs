@@ -80,7 +80,7 @@ impl ActiveJob {
             && let Some(&label) = self.job.labels.get(self.started)
         {
             let index = self.job.first.wrapping_add(self.started as u64);
-            let trajectory = generator.begin(label, index, &self.job.request)?;
+            let trajectory = generator.start_trajectory(label, index, &self.job.request)?;
             self.active.push(ActiveImage { trajectory, spent: Duration::ZERO });
             self.started += 1;
         }
@@ -139,7 +139,7 @@ impl GenerateWorker {
                 self.open.push_back(open);
                 continue;
             }
-            self.context.metrics.cancelled(&self.context.name, open.left());
+            self.context.metrics.record_canceled(&self.context.name, open.left());
             open.answer(Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "not done in time")));
         }
     }
@@ -228,7 +228,7 @@ impl GenerateWorker {
             if !finished.is_empty() {
                 self.context.record_time(finished.iter().map(|u| u.spent).sum(), finished.len());
             }
-            let pictures = finished.into_iter().map(|u| self.generator.finish(u.trajectory));
+            let pictures = finished.into_iter().map(|u| self.generator.finish_trajectory(u.trajectory));
             match pictures.collect::<Result<Vec<GeneratedImage>, Error>>() {
                 Ok(pictures) => open.finished.extend(pictures),
                 Err(error) => {

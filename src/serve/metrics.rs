@@ -103,12 +103,12 @@ impl Metrics {
     }
 
     /// `n` pictures will not be done.
-    pub fn cancelled(&self, model: &str, n: usize) {
+    pub fn record_canceled(&self, model: &str, n: usize) {
         self.cancelled.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 
     /// A connection was opened (1) or closed (−1).
-    pub fn connection(&self, change: i64) {
+    pub fn add_connections(&self, change: i64) {
         self.connections.inc_by(change);
     }
 

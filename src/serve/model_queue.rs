@@ -59,7 +59,7 @@ pub struct ModelQueue<J> {
     /// Whether its file carries a digest that it matches.
     pub integrity: Integrity,
     jobs: mpsc::Sender<J>,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     capacity: usize,
     /// Microseconds a picture.
     time_per_item: Arc<AtomicU64>,
@@ -109,14 +109,14 @@ impl<J: Send + 'static> ModelQueue<J> {
                 }
             }
         })?;
-        let room = Arc::new(Semaphore::new(capacity));
+        let permits = Arc::new(Semaphore::new(capacity));
         Ok(Self {
             name: name.to_owned(),
             meta,
             runtime,
             integrity,
             jobs,
-            room,
+            permits,
             capacity,
             time_per_item,
             state: watched,
@@ -155,7 +155,7 @@ impl<J: Send + 'static> ModelQueue<J> {
     ///
     /// # Errors
     /// 503 while the model is loaded, 429 when the queue is full.
-    pub fn is_open(&self) -> Result<(), Problem> {
+    pub fn check_accepting(&self) -> Result<(), Problem> {
         self.admit(1).map(drop)
     }
 
@@ -169,7 +169,7 @@ impl<J: Send + 'static> ModelQueue<J> {
             return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));
         }
         let permits = u32::try_from(n).unwrap_or(u32::MAX);
-        self.room.clone().try_acquire_many_owned(permits).map_err(|_| {
+        self.permits.clone().try_acquire_many_owned(permits).map_err(|_| {
             let waiting = self.waiting() as u64;
             let seconds = (waiting * self.time_per_item.load(Ordering::Relaxed)).div_ceil(1_000_000);
             let detail = format!("{waiting} pictures are waiting for {} already", self.name);
@@ -187,7 +187,7 @@ impl<J: Send + 'static> ModelQueue<J> {
 
     /// Pictures that were admitted and are not finished.
     pub fn waiting(&self) -> usize {
-        self.capacity - self.room.available_permits()
+        self.capacity - self.permits.available_permits()
     }
 }
 

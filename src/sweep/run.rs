@@ -58,7 +58,7 @@ impl StopSignal {
     /// When they cannot be caught.
     pub fn on_signals() -> std::io::Result<Self> {
         let stop = Self::default();
-        for signal in signals::stopping() {
+        for signal in signals::stop_signals() {
             // In this order: who sees that there is something to be told knows that it is a stop.
             signal_hook::flag::register(signal, stop.requested.clone())?;
             signal_hook::flag::register(signal, stop.not_forwarded.clone())?;
@@ -206,7 +206,7 @@ impl Runner {
                 Err(TryLockError::WouldBlock) => false,
                 Err(TryLockError::Error(e)) => return Err(failed(e)),
             };
-            if free && !folder::list(own)?.iter().any(|(run, _)| Lock::held(run)) {
+            if free && !folder::list(own)?.iter().any(|(run, _)| Lock::is_held(run)) {
                 return Ok(Some(file));
             }
             if !told {

@@ -156,7 +156,7 @@ impl SweepState {
         ranked.sort_by(|a, b| {
             let (x, y) = (value(a), value(b));
             let done = |o: &Outcome| o.status != JobStatus::Finished;
-            goal.better(y, x).cmp(&goal.better(x, y)).then(done(a).cmp(&done(b)))
+            goal.is_better(y, x).cmp(&goal.is_better(x, y)).then(done(a).cmp(&done(b)))
         });
         ranked
     }

@@ -50,7 +50,7 @@ pub trait Tracker: Send {
 const MAX_SETTINGS: usize = 1000;
 
 /// All settings one by one: `{"a": {"b": 1}}` is `a.b` = `1`. Lists are one setting, as JSON.
-pub fn flat(settings: &Value) -> Vec<(String, String)> {
+pub fn flatten_settings(settings: &Value) -> Vec<(String, String)> {
     fn walk(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
         match value {
             Value::Object(fields) => {
@@ -77,6 +77,6 @@ mod tests {
     fn settings_are_told_one_by_one() {
         let settings = serde_json::json!({"a": {"b": 1, "c": [1, 2]}, "d": "text", "e": null});
         let expected = [("a.b", "1"), ("a.c", "[1,2]"), ("d", "text"), ("e", "null")];
-        assert_eq!(flat(&settings), expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        assert_eq!(flatten_settings(&settings), expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
     }
 }

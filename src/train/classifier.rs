@@ -142,7 +142,7 @@ impl Classifier {
         for chosen in all.chunks(EVAL_BATCH) {
             let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
             pixels.par_chunks_mut(3 * size * size).zip(chosen).try_for_each(|(out, &index)| {
-                photos.fill(index, &View::middle(photos.dimensions(index), size as u32), size, out)?;
+                photos.fill(index, &View::center(photos.dimensions(index), size as u32), size, out)?;
                 preprocessing.normalize(out);
                 Ok::<_, Error>(())
             })?;
@@ -224,7 +224,7 @@ impl Task for Classifier {
         "classifier"
     }
 
-    fn released(&self) -> String {
+    fn release_name(&self) -> String {
         self.data.options.name.clone()
     }
 
@@ -232,7 +232,7 @@ impl Task for Classifier {
         Ok(self.data.options.network.cost(self.data.options.crop_size)?)
     }
 
-    fn initial(&self, seed: u64) -> Result<Weights> {
+    fn initial_weights(&self, seed: u64) -> Result<Weights> {
         let mut weights = init(&self.cost()?.params, seed);
         if let Some(path) = &self.data.options.init {
             let file = InitFile::open(path)?;
@@ -291,10 +291,10 @@ impl Task for Classifier {
             ("validation_top3", top3),
             ("validation_recall", found.confusion.mean_recall()),
         ];
-        Ok(scores.map(|(name, value)| Score { name, value, more: true }).to_vec())
+        Ok(scores.map(|(name, value)| Score { name, value, higher_is_better: true }).to_vec())
     }
 
-    fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
+    fn sample_grid(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
         Ok(None)
     }
 }

@@ -45,7 +45,7 @@ pub struct StoppedRun<'a> {
     /// off, so that what was saved before is what it goes on from.
     pub at: Option<(u64, PathBuf)>,
     /// Whether it was over already.
-    pub over: bool,
+    pub was_finished: bool,
     _held: MutexGuard<'a, Phase>,
 }
 
@@ -56,14 +56,14 @@ impl Control {
     /// When the state cannot be written.
     pub fn stop(&self) -> Result<StoppedRun<'_>> {
         let mut held = self.lock();
-        let (at, over) = match &mut *held {
+        let (at, was_finished) = match &mut *held {
             Phase::Before => (None, false),
             // What was saved before is whole.
             Phase::Training(active) if active.inconsistent => (None, false),
             Phase::Training(active) => (Some(active.stop()?), false),
             Phase::Over => (None, true),
         };
-        Ok(StoppedRun { at, over, _held: held })
+        Ok(StoppedRun { at, was_finished, _held: held })
     }
 
     pub(super) fn set(&self, phase: Phase) {
@@ -107,7 +107,7 @@ impl Control {
 impl ActiveRun {
     fn stop(&mut self) -> Result<(u64, PathBuf)> {
         let path = self.run.save(&self.optimizer)?;
-        self.run.stopped()?;
+        self.run.record_stop()?;
         Ok((self.run.progress.step, path))
     }
 }

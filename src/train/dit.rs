@@ -102,7 +102,7 @@ impl BatchSource for DitBatches {
 
     fn batch(&self, position: u64, batch: usize) -> Result<Batch> {
         let DitOptions { network, flow, augmentation, seed, .. } = &self.options;
-        let len: usize = network.picture().iter().product();
+        let len: usize = network.image_dims().iter().product();
         let chosen = self.order.range(position, batch);
         let (mut noisy, mut target) = (vec![0.0; batch * len], vec![0.0; batch * len]);
         let null = network.null_label().map(|l| l as u32);
@@ -119,7 +119,7 @@ impl BatchSource for DitBatches {
                 Ok(flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target))
             })
             .collect::<Result<_>>()?;
-        let [channels, height, width] = network.picture();
+        let [channels, height, width] = network.image_dims();
         let picture = (batch, channels, height, width);
         let vector = |f: fn(&Example) -> f32| Tensor::from_iter(examples.iter().map(f), &Device::Cpu);
         Ok(Batch(vec![
@@ -141,7 +141,7 @@ impl Task for Dit {
         "dit"
     }
 
-    fn released(&self) -> String {
+    fn release_name(&self) -> String {
         "tinydit_final".into()
     }
 
@@ -149,7 +149,7 @@ impl Task for Dit {
         Ok(self.data.options.network.cost()?)
     }
 
-    fn initial(&self, seed: u64) -> Result<Weights> {
+    fn initial_weights(&self, seed: u64) -> Result<Weights> {
         let DitOptions { network, init: path, .. } = &self.data.options;
         let Some(path) = path else { return Ok(init(&self.cost()?.params, seed)) };
         let initial = InitFile::open(path)?.generator(network, &self.data.images.classes)?;
@@ -205,7 +205,7 @@ impl Task for Dit {
         let Some(images) = &self.validation else { return Ok(Vec::new()) };
         let network = &self.data.options.network;
         let flow = Flow { label_dropout: 0.0, ..self.data.options.flow.clone() };
-        let [channels, height, width] = network.picture();
+        let [channels, height, width] = network.image_dims();
         let len = channels * height * width;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
         let model = TinyDit::<CandleValue>::new(network, &mut Scope::root(&mut params))?;
@@ -217,7 +217,7 @@ impl Task for Dit {
                 let position = first + i as u64;
                 let index = (position / VALIDATION_DRAWS) as usize;
                 let mut clean = vec![0.0; len];
-                let all = View::middle(images.dimensions(index), height as u32);
+                let all = View::center(images.dimensions(index), height as u32);
                 images.fill(index, &all, height, &mut clean)?;
                 let label = (images.label(index), None);
                 Ok(flow.draw(VALIDATION, position, network.prediction(), label, &clean, noisy, target))
@@ -240,14 +240,14 @@ impl Task for Dit {
                 sum += f64::from(example.weight) * squares.sum::<f64>() / len as f64;
             }
         }
-        Ok(vec![Score { name: "validation_loss", value: sum / all as f64, more: false }])
+        Ok(vec![Score { name: "validation_loss", value: sum / all as f64, higher_is_better: false }])
     }
 
     fn releases_best(&self) -> bool {
         self.data.options.best
     }
 
-    fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>> {
+    fn sample_grid(&mut self, weights: &Weights) -> Result<Option<RgbImage>> {
         let meta = self.meta();
         let classes = meta.classes.clone();
         let model = Model::from_weights(meta, weights.clone());

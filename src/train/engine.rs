@@ -69,7 +69,7 @@ impl TrainOptions {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EarlyStopping {
     /// After as many evaluations without a better one.
-    pub evaluations: u64,
+    pub patience: u64,
     /// By how much a score must be better to count.
     pub min_delta: f64,
 }
@@ -88,7 +88,7 @@ pub fn train(
     plan: &TrainOptions,
     observe: &mut dyn FnMut(Event),
 ) -> Result<[PathBuf; 2]> {
-    train_distributed(task, plan, &mut ProcessGroup::alone(), observe)
+    train_distributed(task, plan, &mut ProcessGroup::single(), observe)
 }
 
 /// The same, with the processes of `team`, of which this one is the first. It ends in the same files whenever it is gone on with by as many
@@ -119,11 +119,11 @@ pub fn train_distributed(
     let optimizer = match run.begin(task, plan, &ledger.params, observe) {
         Ok(optimizer) => optimizer,
         Err(error) => {
-            run.refused(&error)?;
+            run.record_refusal(&error)?;
             return Err(error);
         }
     };
-    run.begun(plan)?;
+    run.record_start(plan)?;
     observe(Event::Begin {
         folder: run.folder(),
         settings: run.settings(),
@@ -143,7 +143,7 @@ pub fn train_distributed(
             } else {
                 Ok(())
             };
-            if let Err(also) = saved.and_then(|()| active.run.failed(error)) {
+            if let Err(also) = saved.and_then(|()| active.run.record_failure(error)) {
                 observe(Event::Note(&format!("the run's state could not be saved: {also}")));
             }
         });
@@ -172,8 +172,8 @@ fn train_loop(
     let mut loader = loader(task, plan, micro_batch, team)?;
     let existing_bytes = control.with(|active| active.run.state_bytes());
     preflight::check(task, plan, micro_batch, existing_bytes, team.size())?;
-    if let Some(words) = team.words(&plan.device) {
-        observe(Event::Note(&words));
+    if let Some(describe) = team.describe(&plan.device) {
+        observe(Event::Note(&describe));
     }
     let (saved, progress) = control.with(|active| (active.run.is_saved(), active.run.progress.clone()));
     team.begin(&Start { settings: task.settings(), saved, progress, micro_batch }, &plan.device)?;
@@ -260,9 +260,8 @@ fn end_step(
         evaluate(task, plan, step, observe)?;
     }
     let (stale, best) = control.with(|active| (active.run.progress.stale, active.run.progress.best.clone()));
-    let stop = plan
-        .early_stopping
-        .is_some_and(|early_stopping| best.is_some() && stale >= early_stopping.evaluations);
+    let stop =
+        plan.early_stopping.is_some_and(|early_stopping| best.is_some() && stale >= early_stopping.patience);
     if save && !control.with(|active| active.run.is_saved() && evaluated == step) {
         let path = control.with(|active| active.run.save(&active.optimizer))?;
         observe(Event::Wrote(&path));
@@ -298,7 +297,7 @@ fn evaluate(
     }
     // Of two averages, the better one is what counts.
     let lead = |scores: &[Score]| {
-        scores.first().map_or(f64::NEG_INFINITY, |s| if s.more { s.value } else { -s.value })
+        scores.first().map_or(f64::NEG_INFINITY, |s| if s.higher_is_better { s.value } else { -s.value })
     };
     let leading = usize::from(found.get(1).is_some_and(|second| lead(second) > lead(&found[0])));
     let scores = &found[leading];
@@ -330,7 +329,7 @@ fn evaluate(
 
 fn sample(task: &mut dyn Task, plan: &TrainOptions, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
     let weights = plan.control.with(|active| active.optimizer.ema(0))?;
-    let Some(picture) = task.samples(&weights)? else { return Ok(()) };
+    let Some(picture) = task.sample_grid(&weights)? else { return Ok(()) };
     let path = plan.control.with(|active| active.run.write_sample(&picture))?;
     observe(Event::Sampled { step, picture: &picture, path: &path });
     Ok(())
@@ -373,7 +372,7 @@ pub fn forward_backward(
     let share = 1.0 / (accumulation * loader.shards()) as f64;
     let (mut loss, mut learnt) = (0.0, StepGradients::default());
     for micro in 0..accumulation {
-        let tape = Tape::with(tape);
+        let tape = Tape::with_options(tape);
         let batch = loader.load(position + loader.place(micro))?;
         let value = task.loss(&tape, params, &batch)?;
         loss += share * f64::from(value.value().to_scalar::<f32>()?);

@@ -134,7 +134,7 @@ impl Error {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<std::io::Error>() {
-                return data::may_pass(error);
+                return data::is_transient_io(error);
             }
             cause = error.source();
         }

@@ -79,5 +79,5 @@ pub struct Score {
     /// The measure.
     pub value: f64,
     /// Whether more of it is better.
-    pub more: bool,
+    pub higher_is_better: bool,
 }

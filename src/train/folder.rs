@@ -195,7 +195,7 @@ pub fn is_id(id: &str) -> bool {
 }
 
 /// A folder in `root` for a new run, with an id that no other has; nothing is made yet.
-pub fn fresh(root: &Path, task: &str) -> PathBuf {
+pub fn new_run_folder(root: &Path, task: &str) -> PathBuf {
     // 2026-11-23T22:45:01Z as 20261123-224501.
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let time = time.replace(['-', ':', 'Z'], "").replace('T', "-");
@@ -324,7 +324,7 @@ impl Lock {
 
     /// Whether a process has it, or one that begins such processes has the [`ParentLock`]. Nothing is written, and who asks does not get in
     /// the way of others who ask.
-    pub fn held(folder: &Path) -> bool {
+    pub fn is_held(folder: &Path) -> bool {
         [LOCK, PARENT_LOCK].into_iter().any(|name| is_locked(&folder.join(name)))
     }
 }
@@ -436,7 +436,7 @@ mod tests {
         let folders: Vec<PathBuf> = std::thread::scope(|scope| {
             let begin = |_| {
                 scope.spawn(|| {
-                    let folder = fresh(&root, "dit");
+                    let folder = new_run_folder(&root, "dit");
                     begin(&folder, "dit").unwrap();
                     folder
                 })
@@ -444,21 +444,21 @@ mod tests {
             let begun: Vec<_> = (0..20).map(begin).collect();
             begun.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        let last = fresh(&root, "classifier");
+        let last = new_run_folder(&root, "classifier");
         let (lock, ..) = begin(&last, "classifier").unwrap();
         let runs = list(&root).unwrap();
         assert_eq!(runs.len(), 21);
         assert!(folders.iter().all(|folder| runs.iter().any(|run| run.0 == *folder)));
         #[cfg(unix)]
         assert_eq!(root.join("latest").canonicalize().unwrap(), last.canonicalize().unwrap());
-        assert!(Lock::take(&last).unwrap().is_none() && Lock::held(&last));
+        assert!(Lock::take(&last).unwrap().is_none() && Lock::is_held(&last));
         assert!(begin(&last, "classifier").is_err());
         drop(lock);
         assert!(begin(&last, "dit").unwrap_err().to_string().ends_with("is a run of `train classifier`"));
         assert!(["a", "20261124-x", "lr=1e-4_b.2", &"x".repeat(100)].into_iter().all(is_id));
         let bad = ["", ".", "..", "-a", "a/b", "a b", "ü", "latest", "sweeps", &"x".repeat(101)];
         assert!(!bad.into_iter().any(is_id));
-        assert!(!Lock::held(&last) && !Lock::held(&root) && !root.join("lock").exists());
+        assert!(!Lock::is_held(&last) && !Lock::is_held(&root) && !root.join("lock").exists());
         assert!(Lock::take(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();
         assert!(RunRecord::load(&last).unwrap_err().to_string().contains("run.json"));

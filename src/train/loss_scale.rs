@@ -30,7 +30,7 @@ impl LossScale {
     }
 
     /// After a step whose gradients were finite or not.
-    pub(super) fn after(self, finite: bool) -> Self {
+    pub(super) fn updated(self, finite: bool) -> Self {
         match (finite, self.steps + 1) {
             (false, _) => Self { value: self.value / 2.0, steps: 0 },
             (true, GROWTH) => Self { value: self.value * 2.0, steps: 0 },

@@ -52,7 +52,7 @@ impl Goal {
     }
 
     /// Whether `a` is better than `b`. A number is better than none.
-    pub fn better(self, a: f64, b: f64) -> bool {
+    pub fn is_better(self, a: f64, b: f64) -> bool {
         match self {
             _ if a.is_nan() || b.is_nan() => !a.is_nan() && b.is_nan(),
             Self::Min => a < b,
@@ -199,7 +199,7 @@ impl Metrics {
 /// The best of `points`, the first of equals; `None` where none is a number.
 pub fn best(points: &[Point], goal: Goal) -> Option<Point> {
     let finite = points.iter().filter(|point| point.value.is_finite());
-    finite.copied().reduce(|best, point| if goal.better(point.value, best.value) { point } else { best })
+    finite.copied().reduce(|best, point| if goal.is_better(point.value, best.value) { point } else { best })
 }
 
 #[cfg(test)]

@@ -106,11 +106,11 @@ impl Optimizer {
     ) -> Result<Self> {
         let fused = has_kernels(device);
         let parts_of_all = EMA + settings.ema.len();
-        let (trained, statistics): (Vec<_>, Vec<_>) = specs.iter().partition(|s| s.trained);
+        let (trained, statistics): (Vec<_>, Vec<_>) = specs.iter().partition(|s| s.trainable);
         let parts: Vec<Vec<&ParamSpec>> = if fused {
             trained.into_iter().map(|spec| vec![spec]).collect()
         } else {
-            let (decaying, others) = trained.into_iter().partition(|spec| spec.decays);
+            let (decaying, others) = trained.into_iter().partition(|spec| spec.has_weight_decay);
             [decaying, others].into_iter().filter(|part: &Vec<_>| !part.is_empty()).collect()
         };
         let group = |specs: Vec<&ParamSpec>| -> Result<Group> {
@@ -124,7 +124,7 @@ impl Optimizer {
                 packed.resize((part + 1) * n, 0.0);
             }
             let packed = Tensor::from_vec(packed, (parts_of_all, n), device)?;
-            Ok(Group { members, decays: specs[0].decays, packed })
+            Ok(Group { members, decays: specs[0].has_weight_decay, packed })
         };
         let running = |specs: Vec<&ParamSpec>| -> Result<RunningStatistics> {
             let (members, n) = Member::all(&specs);
@@ -183,7 +183,7 @@ impl Optimizer {
         let step_options = (how.before + 1).min(1 << 30) as i32;
         let warm = f64::from(step_options) / (f64::from(step_options) + 9.0);
         let ema: Vec<f64> = self.settings.ema.iter().map(|decay| decay.min(warm)).collect();
-        self.observe(&learnt.statistics, &ema)?;
+        self.update_statistics(&learnt.statistics, &ema)?;
         for (group, gradient) in self.groups.iter().zip(&gradients) {
             let update = Update {
                 rate: how.rate,
@@ -204,7 +204,7 @@ impl Optimizer {
     }
 
     /// Moves running statistics, and their averages by `decays`.
-    fn observe(&mut self, seen: &[Vec<BatchStatistics>], decays: &[f64]) -> Result<()> {
+    fn update_statistics(&mut self, seen: &[Vec<BatchStatistics>], decays: &[f64]) -> Result<()> {
         let toward = |old: &Tensor, new: &Tensor, keep: f64| -> candle_core::Result<Tensor> {
             (old * keep)? + (new * (1.0 - keep))?
         };
@@ -322,8 +322,8 @@ mod tests {
             name: name.into(),
             dims: dims.into(),
             init: Init::Normal(1.0),
-            trained: true,
-            decays: dims.len() > 1,
+            trainable: true,
+            has_weight_decay: dims.len() > 1,
         };
         vec![spec("a", &[300, 200]), spec("b", &[7]), spec("c", &[20, 30])]
     }
@@ -427,8 +427,8 @@ mod tests {
             name: format!("bn.{name}"),
             dims: vec![2],
             init: Init::Zeros,
-            trained: false,
-            decays: false,
+            trainable: false,
+            has_weight_decay: false,
         };
         let specs = [specs(), vec![statistic("running_mean"), statistic("running_var")]].concat();
         let start = init(&specs, 0);

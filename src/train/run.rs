@@ -81,7 +81,7 @@ impl RunProgress {
         }
         self.step += 1;
         self.skipped += u64::from(skipped);
-        self.loss_scale = before.map(|scale| scale.after(!skipped));
+        self.loss_scale = before.map(|scale| scale.updated(!skipped));
         let looking_for_scale = before.is_some_and(LossScale::is_calibrating) && loss.is_finite();
         self.skipped_in_a_row = if skipped && !looking_for_scale { self.skipped_in_a_row + 1 } else { 0 };
         Ok((norm, skipped))
@@ -95,7 +95,7 @@ pub(super) struct RunFiles {
     _lock: folder::Lock,
     record: RunRecord,
     /// Whether nothing is known of it but what this process has written.
-    new: bool,
+    is_new: bool,
     released: String,
     meta: ModelMeta,
     settings: Value,
@@ -132,15 +132,15 @@ impl RunFiles {
             meta.provenance["processes"] = json!(processes);
         }
         let folder = plan.folder.clone();
-        let (lock, record, new) = folder::begin(&folder, task.kind())?;
+        let (lock, record, is_new) = folder::begin(&folder, task.kind())?;
         remove_abandoned(&folder);
         Ok(Self {
             states: folder::states(&folder)?,
             folder,
             _lock: lock,
             record,
-            new,
-            released: task.released(),
+            is_new,
+            released: task.release_name(),
             meta,
             settings,
             schedule: json!(plan.schedule),
@@ -170,7 +170,7 @@ impl RunFiles {
         let Some((path, state)) = self.newest(plan, observe)? else {
             // A process that was killed before its first state may have left some.
             self.truncate_metrics()?;
-            let weights = task.initial(plan.seed)?;
+            let weights = task.initial_weights(plan.seed)?;
             return Optimizer::new(plan.optimizer.clone(), specs, &weights, &plan.device);
         };
         let fail = |message: String| Error::Resume { path: path.clone(), message };
@@ -186,7 +186,7 @@ impl RunFiles {
         if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
             observe(Event::Note(&format!("from here on the schedule is another: {field}")));
             let before: Option<Schedule> = serde_json::from_value(state.meta["schedule"].clone()).ok();
-            if let Some(warning) = before.and_then(|before| plan.schedule.change(&before, step)) {
+            if let Some(warning) = before.and_then(|before| plan.schedule.change_note(&before, step)) {
                 observe(Event::Note(&warning));
             }
         }
@@ -217,16 +217,16 @@ impl RunFiles {
     }
 
     /// Writes down that it trains, by what configuration, and how far it is to go.
-    pub(super) fn begun(&mut self, plan: &TrainOptions) -> Result<()> {
+    pub(super) fn record_start(&mut self, plan: &TrainOptions) -> Result<()> {
         let path = self.folder.join(folder::CONFIGURATION);
         write_atomically(&path, |w| w.write_all(self.configuration.as_bytes())).map_err(at(&path))?;
-        (self.record.steps, self.new) = (plan.schedule.steps, false);
+        (self.record.steps, self.is_new) = (plan.schedule.steps, false);
         self.record_end(Status::Running, None)
     }
 
     /// Writes down that it could not begin, unless more is known of it: a call that was refused is no part of its story.
-    pub(super) fn refused(&mut self, error: &Error) -> Result<()> {
-        if self.new { self.failed(error) } else { Ok(()) }
+    pub(super) fn record_refusal(&mut self, error: &Error) -> Result<()> {
+        if self.is_new { self.record_failure(error) } else { Ok(()) }
     }
 
     /// The newest state that is whole, and where it is.
@@ -346,7 +346,8 @@ impl RunFiles {
     /// Takes note of an evaluation of moving average `average`; whether it is the best so far, by more than `min_delta`.
     pub(super) fn update_best(&mut self, score: &Score, average: usize, min_delta: f64) -> bool {
         let value = score.value;
-        let gain = |best: &BestScore| if score.more { value - best.value } else { best.value - value };
+        let gain =
+            |best: &BestScore| if score.higher_is_better { value - best.value } else { best.value - value };
         let better =
             value.is_finite() && self.progress.best.as_ref().is_none_or(|best| gain(best) > min_delta);
         if better {
@@ -447,12 +448,12 @@ impl RunFiles {
     }
 
     /// Writes down that the run was stopped.
-    pub(super) fn stopped(&mut self) -> Result<()> {
+    pub(super) fn record_stop(&mut self) -> Result<()> {
         self.record_end(Status::Stopped, None)
     }
 
     /// Writes down that the run failed.
-    pub(super) fn failed(&mut self, error: &Error) -> Result<()> {
+    pub(super) fn record_failure(&mut self, error: &Error) -> Result<()> {
         self.record_end(Status::Failed, Some(error.to_string()))
     }
 
@@ -465,7 +466,7 @@ impl RunFiles {
 
 /// Whether a file was read, and what is in it is no whole training state.
 fn is_damage(error: &checkpoint::Error) -> bool {
-    match &error.problem {
+    match &error.kind {
         ErrorKind::Io(error) => {
             matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
         }

@@ -111,7 +111,7 @@ impl Schedule {
 
     /// What the user should know when a run goes on after `step` steps with this schedule instead of `before`: that the learning rate is
     /// at its floor for all that is left, or that it rises.
-    pub(super) fn change(&self, before: &Self, step: u64) -> Option<String> {
+    pub(super) fn change_note(&self, before: &Self, step: u64) -> Option<String> {
         // During a warm-up it rises anyway.
         if step <= self.warmup || step >= self.steps {
             return None;
@@ -156,7 +156,7 @@ mod tests {
     fn a_schedule_that_is_made_longer_warns_of_a_rate_at_its_floor_and_of_one_that_rises() {
         let of = |shape, steps| Schedule::new(shape, 1e-3, 1e-6, Some(0), 0, steps).unwrap();
         let before = of(LrShape::Cosine, 100);
-        let warning = |after: Schedule, step| after.change(&before, step).unwrap_or_default();
+        let warning = |after: Schedule, step| after.change_note(&before, step).unwrap_or_default();
         let said = warning(of(LrShape::Cosine, 105), 100);
         assert!(said.contains("at or near its floor, for all 5 steps that are left"), "{said}");
         let said = warning(of(LrShape::Cosine, 200), 100);
@@ -167,7 +167,7 @@ mod tests {
             assert_eq!(warning(of(LrShape::Cosine, after), step), "", "{after} steps, at {step}");
         }
         let floor = Schedule::new(LrShape::Linear, 1e-3, 1e-3, Some(0), 0, 200).unwrap();
-        assert_eq!(floor.change(&floor, 199), None);
+        assert_eq!(floor.change_note(&floor, 199), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub trait Task {
     fn kind(&self) -> &'static str;
 
     /// What its released files are called: `NAME.pt`.
-    fn released(&self) -> String;
+    fn release_name(&self) -> String;
 
     /// The network's parameters, and what one item costs in training.
     ///
@@ -39,7 +39,7 @@ pub trait Task {
     ///
     /// # Errors
     /// When they cannot be had.
-    fn initial(&self, seed: u64) -> Result<Weights> {
+    fn initial_weights(&self, seed: u64) -> Result<Weights> {
         Ok(init(&self.cost()?.params, seed))
     }
 
@@ -81,5 +81,5 @@ pub trait Task {
     ///
     /// # Errors
     /// Those of the network.
-    fn samples(&mut self, weights: &Weights) -> Result<Option<RgbImage>>;
+    fn sample_grid(&mut self, weights: &Weights) -> Result<Option<RgbImage>>;
 }

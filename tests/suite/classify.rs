@@ -122,7 +122,7 @@ fn photographs_are_prepared_as_in_training() {
         let path = photos.path(index);
         let mut training = vec![0.0; 3 * size * size];
         photos
-            .fill(index, &View::middle(photos.dimensions(index), size as u32), size, &mut training)
+            .fill(index, &View::center(photos.dimensions(index), size as u32), size, &mut training)
             .unwrap();
         how.normalize(&mut training);
         let picture = image::open(dir.path().join(path)).unwrap().into_rgb8();

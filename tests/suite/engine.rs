@@ -99,7 +99,7 @@ impl Task for Rows {
         "rows"
     }
 
-    fn released(&self) -> String {
+    fn release_name(&self) -> String {
         "rows".into()
     }
 
@@ -144,10 +144,10 @@ impl Task for Rows {
     fn evaluate(&mut self, _: &Weights) -> Result<Vec<Score>> {
         let Some(&value) = self.scores.get(self.evaluated) else { return Ok(Vec::new()) };
         self.evaluated += 1;
-        Ok(vec![Score { name: "validation_loss", value, more: false }])
+        Ok(vec![Score { name: "validation_loss", value, higher_is_better: false }])
     }
 
-    fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
+    fn sample_grid(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
         Ok(None)
     }
 }
@@ -280,7 +280,7 @@ fn a_run_that_gets_no_better_is_stopped_and_its_best_is_released() {
     let (_dir, folder) = folder();
     let mut plan = plan(&folder, 100);
     plan.save_interval = 5;
-    plan.early_stopping = Some(EarlyStopping { evaluations: 3, min_delta: 0.01 });
+    plan.early_stopping = Some(EarlyStopping { patience: 3, min_delta: 0.01 });
     let scores = vec![1.0, 0.5, 0.495, 0.6, 0.7, 0.1];
     let (notes, ended) = run(&mut Rows { scores, ..Rows::new() }, &plan);
     let [_, released] = ended.unwrap();

@@ -232,7 +232,7 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
         let images = Images::load(&data, 8, None, &Cache::Memory).unwrap();
         let row = |i: usize| {
             let mut values = vec![0.0; 192];
-            images.fill(i, &View::middle((8, 8), 8), 8, &mut values).unwrap();
+            images.fill(i, &View::center((8, 8), 8), 8, &mut values).unwrap();
             let bytes = to_rgb(&values, 8);
             let plane = |channel: usize| bytes.pixels().map(move |p| f32::from(p[channel]) / 127.5 - 1.0);
             (0..3).flat_map(plane).collect::<Vec<f32>>()

@@ -77,7 +77,7 @@ fn tensors(op: &impl Operation, dtype: DType) -> Vec<(Kind, CandleTensor)> {
 }
 
 fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)], precision: Precision) -> Var {
-    let tape = Tape::with(TapeOptions { checkpoint: true, precision });
+    let tape = Tape::with_options(TapeOptions { checkpoint: true, precision });
     let vars: Vec<Var> = all
         .iter()
         .enumerate()

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor as CandleTensor};
 use tiny_cats_models::{
     Array, Head, ParamSpec, ResNet, ResNetConfig, Scope, Weights,
     candle::{CandleValue, Params, to_device, to_host},
-    fold,
+    fold_batch_norm,
     random::noise,
     tape::{Tape, Var},
 };
@@ -90,7 +90,7 @@ fn folding_changes_no_logit() {
     for depth in [18, 34, 50] {
         let config = small(depth, Head::Plain);
         let weights = formula(&config.specs().unwrap());
-        let (folded, plain) = fold(&config, &weights).unwrap();
+        let (folded, plain) = fold_batch_norm(&config, &weights).unwrap();
         assert!(!folded.batch_norm && plain.keys().all(|name| !name.contains("running")));
         let x = pictures(2, [48, 32]);
         close(&logits(&folded, &plain, &x), &logits(&config, &weights, &x), 1e-5);
@@ -140,7 +140,7 @@ fn every_trained_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
         let norms = specs.iter().filter_map(|s| s.name.strip_suffix(".running_mean"));
         assert!(statistics.iter().map(|s| s.path.as_str()).eq(norms), "in the order of the definition");
         let gradients = at.backward(1.0).unwrap();
-        let trained: Vec<&ParamSpec> = specs.iter().filter(|s| s.trained).collect();
+        let trained: Vec<&ParamSpec> = specs.iter().filter(|s| s.trainable).collect();
         assert_eq!(gradients.len(), trained.len());
         for spec in trained {
             let gradient = gradients.get(&spec.name).unwrap_or_else(|| panic!("{}: no gradient", spec.name));

@@ -20,7 +20,9 @@ use tiny_cats::{
     data::synth,
     serve::{Config, Shutdown, WebDemo},
 };
-use tiny_cats_export::{Breed, Classifier, Generator, Integrity, LoadOptions, Request, Sampler, sheet};
+use tiny_cats_export::{
+    Breed, Classifier, Generator, Integrity, LoadOptions, Request, Sampler, contact_sheet,
+};
 
 const JSON: &str = "application/json";
 
@@ -115,7 +117,7 @@ fn a_picture_comes_alone_as_a_grid_or_as_the_part_of_a_series() {
 
     let answer = SERVED.generate(&json!({"count": 5, "steps": 3, "seed": 9, "format": "grid"}));
     assert_eq!((answer.header("content-type"), answer.header("x-seed")), (Some("image/png"), Some("9")));
-    assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == sheet(&pictures));
+    assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == contact_sheet(&pictures));
 
     let answer = SERVED.generate(&json!({"first": 4, "steps": 3, "seed": 9, "format": "png"}));
     assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == pictures[4].image);

@@ -32,7 +32,7 @@ fn tensors(name: &str) -> BTreeMap<String, (Vec<usize>, TensorData)> {
 }
 
 fn problem(path: &Path, which: WeightsSelection) -> ErrorKind {
-    checkpoint::open(path, which).expect_err("this file must be refused").problem
+    checkpoint::open(path, which).expect_err("this file must be refused").kind
 }
 
 #[test]

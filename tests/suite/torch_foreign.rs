@@ -474,7 +474,7 @@ fn weights_are_not_taken_for_the_state_of_a_training_run() {
         (&path, "a safetensors file of weights"),
     ] {
         let error = TrainingState::load(path).unwrap_err();
-        assert!(matches!(error.problem, ErrorKind::NotAState { .. }));
+        assert!(matches!(error.kind, ErrorKind::NotAState { .. }));
         let line = error.to_string();
         assert!(
             line.ends_with(&format!(

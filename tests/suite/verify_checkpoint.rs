@@ -13,7 +13,7 @@ use tiny_cats_export::{
     to_onnx,
 };
 use tiny_cats_models::{
-    Array, Head, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights, fold, init, native,
+    Array, Head, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights, fold_batch_norm, init, native,
     random::noise,
 };
 
@@ -110,7 +110,7 @@ fn a_released_model_and_its_onnx_file_are_well_until_either_is_changed() {
     std::fs::write(&onnx, to_onnx(&meta(&config), &weights, 17).unwrap()).unwrap();
     let report = verify_ok(&path, &[]);
     assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
-    assert_eq!(report["parameters"], tiny_cats_models::count(&weights));
+    assert_eq!(report["parameters"], tiny_cats_models::num_parameters(&weights));
 
     let array = weights.get_mut("blocks.1.mlp.w3.weight").unwrap();
     array.data_mut().iter_mut().for_each(|x| *x *= 1.5);
@@ -275,7 +275,7 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
 
         // As PyTorch exports it: no metadata, and normalisations folded or not.
         let (config, plain) =
-            if folded { fold(&config, &weights).unwrap() } else { (config, weights.clone()) };
+            if folded { fold_batch_norm(&config, &weights).unwrap() } else { (config, weights.clone()) };
         let graph = OnnxGraph::new(17).unwrap();
         let input = graph.floats("input", &[3, 224, 224]).unwrap();
         let mut source = graph.source(&plain);
@@ -384,7 +384,7 @@ fn a_classifier_begins_with_a_body_whatever_its_head_and_its_prefix() {
     let deeper = ResNetConfig { depth: 34, ..theirs.clone() };
     save_dictionary(&path, &init(&deeper.specs().unwrap(), 1));
     refused("holds a resnet34 of width 4; expected a resnet18 of width 4");
-    let (_, folded) = fold(&theirs, &weights).unwrap();
+    let (_, folded) = fold_batch_norm(&theirs, &weights).unwrap();
     save_dictionary(&path, &folded);
     refused("holds a resnet18 of width 4 without batch normalisation; expected a resnet18 of width 4");
     checkpoint::write_torch(&path, &trained(&modern()), &meta(&modern())).unwrap();

@@ -23,7 +23,7 @@ impl<'a> BitReader<'a> {
     }
 
     /// Where the data that were read end: at a marker, once all of them were.
-    pub(super) fn at(&self) -> usize {
+    pub(super) fn scoped(&self) -> usize {
         self.at
     }
 

@@ -354,7 +354,7 @@ impl ScanChecker {
         for part in parts {
             frame.components[part.index].nonzero = part.nonzero;
         }
-        walked.map(|()| bits.at())
+        walked.map(|()| bits.scoped())
     }
 }
 

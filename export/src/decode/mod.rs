@@ -81,7 +81,7 @@ impl DecodedImage {
 }
 
 /// The width and height with which a picture of `size` is decoded: half of it, rounded up, above [`FULL_SIZE_PIXELS`].
-pub fn reduced(size: [u32; 2]) -> [u32; 2] {
+pub fn decoded_size(size: [u32; 2]) -> [u32; 2] {
     if pixels(size) > FULL_SIZE_PIXELS { size.map(|side| side.div_ceil(2)) } else { size }
 }
 
@@ -98,7 +98,7 @@ struct Header<'a> {
     size: [u32; 2],
     orientation: Orientation,
     /// Whether all data are there, where that is known already.
-    found: Option<Completeness>,
+    completeness: Option<Completeness>,
 }
 
 impl<'a> Header<'a> {
@@ -132,7 +132,7 @@ impl<'a> Header<'a> {
         let (width, height) = decoder.dimensions();
         let orientation = decoder.orientation().map_err(|e| decode_error(format, &e))?;
         drop(decoder);
-        Ok(Self { format, bytes, size: [width, height], orientation, found })
+        Ok(Self { format, bytes, size: [width, height], orientation, completeness: found })
     }
 
     /// Width and height, upright.
@@ -143,7 +143,7 @@ impl<'a> Header<'a> {
 
     fn decode(&self) -> Result<DecodedImage, String> {
         let found = match self.format {
-            Format::Jpeg => self.found.unwrap_or_else(|| jpeg::walk(&self.bytes)),
+            Format::Jpeg => self.completeness.unwrap_or_else(|| jpeg::walk(&self.bytes)),
             Format::Png | Format::WebP => Completeness::Unknown,
         };
         if found == Completeness::Cut {
@@ -233,17 +233,17 @@ pub fn upright(bytes: &[u8]) -> Result<RgbImage, String> {
 }
 
 /// The middle square of a picture, upright, on white where it is transparent, `size` × `size` pixels.
-pub fn square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
+pub fn decode_square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
     decode_with(bytes, |DecodedImage { picture, .. }| {
         let side = picture.width().min(picture.height());
         let (x, y) = ((picture.width() - side) / 2, (picture.height() - side) / 2);
-        resized(&picture, [x, y, side, side], [size, size])
+        resize_region(&picture, [x, y, side, side], [size, size])
     })
 }
 
 /// The `part` of `picture`, x, y, width and height, resized (Lanczos) to `size`, a width and a height. What of the part is not in the
 /// picture is left out.
-pub fn resized(picture: &RgbImage, part: [u32; 4], size: [u32; 2]) -> RgbImage {
+pub fn resize_region(picture: &RgbImage, part: [u32; 4], size: [u32; 2]) -> RgbImage {
     resize(picture, part, size, Filter::Lanczos3)
 }
 

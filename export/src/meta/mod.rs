@@ -130,7 +130,7 @@ impl ModelMeta {
     }
 
     /// "a generator of 13 classes", for messages.
-    pub(crate) fn kind(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let task = match self.task {
             TaskMeta::Generator(_) => "generator",
             TaskMeta::Classifier(_) => "classifier",

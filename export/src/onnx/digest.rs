@@ -55,7 +55,7 @@ pub fn digest(model: &ModelProto) -> String {
 ///
 /// # Errors
 /// [`Error::File`] naming `file` when they differ.
-pub fn verified(model: &ModelProto, file: &str) -> Result<Integrity> {
+pub fn check_digest(model: &ModelProto, file: &str) -> Result<Integrity> {
     match value(model, DIGEST_KEY) {
         None => Ok(Integrity::Unchecked),
         Some(expected) if expected == digest(model) => Ok(Integrity::Verified),

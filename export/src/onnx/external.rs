@@ -65,7 +65,7 @@ struct ExternalFile {
     file: File,
     size: u64,
     /// Bytes that no tensor has asked for yet.
-    left: u64,
+    unread_bytes: u64,
 }
 
 struct Reader<'a> {
@@ -150,7 +150,7 @@ impl Reader<'_> {
             )));
         }
         // Or a small file could be read into memory again and again.
-        other.left = other.left.checked_sub(len as u64).ok_or_else(|| {
+        other.unread_bytes = other.unread_bytes.checked_sub(len as u64).ok_or_else(|| {
             invalid(format!("external data in {location:?}: expected tensors that do not overlap"))
         })?;
         let plain =
@@ -182,7 +182,7 @@ impl Reader<'_> {
         }
         let file = File::open(&path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
-        Ok(ExternalFile { path: named, file, size, left: size })
+        Ok(ExternalFile { path: named, file, size, unread_bytes: size })
     }
 
     fn copy(&mut self, location: &str, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {

@@ -77,7 +77,7 @@ impl OnnxFile {
             }
         };
         let model = decode(&bytes, name)?;
-        let integrity = digest::verified(&model, name)?;
+        let integrity = digest::check_digest(&model, name)?;
         let Some(graph) = &model.graph else { return Err(Error::file(name, "graph", "it has none")) };
         let opset = model.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx");
         let opset = opset.and_then(|o| u32::try_from(o.version).ok());
@@ -89,9 +89,9 @@ impl OnnxFile {
             .input
             .iter()
             .filter(|i| graph.initializer.iter().all(|t| t.name != i.name))
-            .map(port)
+            .map(value_info)
             .collect();
-        let outputs: Vec<ValueInfo> = graph.output.iter().map(port).collect();
+        let outputs: Vec<ValueInfo> = graph.output.iter().map(value_info).collect();
         if inputs.is_empty() || outputs.is_empty() {
             return Err(Error::file(name, "graph", "expected inputs and outputs"));
         }
@@ -236,7 +236,7 @@ fn check_size(tensor: &TensorProto, file: &str) -> Result<()> {
     Ok(())
 }
 
-fn port(info: &ValueInfoProto) -> ValueInfo {
+fn value_info(info: &ValueInfoProto) -> ValueInfo {
     let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
     let dims = tensor.and_then(|t| t.shape.as_ref()).map_or(Vec::new(), |shape| {
         let size = |value: &DimensionValue| match value {

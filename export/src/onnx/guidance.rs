@@ -308,7 +308,7 @@ mod tests {
                         assert!(!a.values.data().iter().zip(b.values.data()).any(differs), "{runtime}");
                     }
                     let trajectory = generator
-                        .begin(1, 0, &Request { guidance: Some(guidance), ..request.clone() })
+                        .start_trajectory(1, 0, &Request { guidance: Some(guidance), ..request.clone() })
                         .unwrap();
                     assert_eq!(trajectory.settings().guidance, 1.0);
                 }

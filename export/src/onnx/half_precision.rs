@@ -32,7 +32,10 @@ impl WeightStorage {
 ///
 /// # Errors
 /// [`Error::File`] naming a weight with a value that no half is near: beyond ±65504, or not finite.
-pub(crate) fn rounded<'a>(weights: &'a Weights, f16_names: &BTreeSet<String>) -> Result<Cow<'a, Weights>> {
+pub(crate) fn round_to_f16<'a>(
+    weights: &'a Weights,
+    f16_names: &BTreeSet<String>,
+) -> Result<Cow<'a, Weights>> {
     let mut weights = Cow::Borrowed(weights);
     if f16_names.is_empty() {
         return Ok(weights);
@@ -96,10 +99,10 @@ mod tests {
         let full = weights(values.clone());
         let f16_names = WeightStorage::F16.f16_names(&full);
         assert!(f16_names.iter().eq(["w"]));
-        let found = rounded(&full, &f16_names).unwrap();
+        let found = round_to_f16(&full, &f16_names).unwrap();
         assert_eq!((found["b"].data(), found["w"].data()), (&values[..], &nearest[..]));
-        assert_eq!(*rounded(&found, &f16_names).unwrap(), *found);
-        assert_eq!(*rounded(&full, &WeightStorage::F32.f16_names(&full)).unwrap(), full);
+        assert_eq!(*round_to_f16(&found, &f16_names).unwrap(), *found);
+        assert_eq!(*round_to_f16(&full, &WeightStorage::F32.f16_names(&full)).unwrap(), full);
     }
 
     #[test]
@@ -108,7 +111,7 @@ mod tests {
             [(65505.0, "65505"), (-1e9, "-1000000000"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")]
         {
             let full = weights(vec![0.5, value]);
-            let error = rounded(&full, &WeightStorage::F16.f16_names(&full)).unwrap_err().to_string();
+            let error = round_to_f16(&full, &WeightStorage::F16.f16_names(&full)).unwrap_err().to_string();
             let expected =
                 "weights: w: expected values from -65504 to 65504, which is what halves hold, found";
             assert_eq!(error, format!("{expected} {said}"));

@@ -13,6 +13,6 @@ mod value;
 pub use file::{OnnxFile, ValueInfo};
 pub use graph::{DEFAULT_OPSET, OPSETS, OnnxGraph, OnnxSource};
 pub use half_precision::WeightStorage;
-pub(crate) use half_precision::rounded;
+pub(crate) use half_precision::round_to_f16;
 pub use proto::DataType;
 pub use value::{Param, Value};

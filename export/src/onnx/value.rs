@@ -166,7 +166,7 @@ impl Tensor for Value {
         &self.dims
     }
 
-    fn at(&self, module: &str) -> Self {
+    fn scoped(&self, module: &str) -> Self {
         Self { module: module.into(), ..self.clone() }
     }
 
@@ -208,7 +208,7 @@ impl Tensor for Value {
         self.floats("layer_norm")?;
         let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [&*w.dims, &*b.dims]).collect();
         shape::norm("layer_norm", &self.dims, &params)?;
-        let x = affine.map_or_else(|| self.clone(), |(weight, _)| self.at(module(weight)));
+        let x = affine.map_or_else(|| self.clone(), |(weight, _)| self.scoped(module(weight)));
         let centered = x.binary("Sub", &x.mean_last().name);
         let mut y = centered.over_root_mean_square(eps);
         if let Some((weight, bias)) = affine {
@@ -221,7 +221,7 @@ impl Tensor for Value {
         self.floats("rms_norm")?;
         let params: Vec<&[usize]> = weight.iter().map(|w| &*w.dims).collect();
         shape::norm("rms_norm", &self.dims, &params)?;
-        let x = weight.map_or_else(|| self.clone(), |weight| self.at(module(weight)));
+        let x = weight.map_or_else(|| self.clone(), |weight| self.scoped(module(weight)));
         let mut y = x.over_root_mean_square(eps);
         if let Some(weight) = weight {
             y = y.binary("Mul", &weight.name);

@@ -91,7 +91,7 @@ impl RuntimeKind {
     /// [`Error::Runtime`] when it is not there, or refuses the graph. [`Native`](Self::Native) and
     /// [`Candle`](Self::Candle) compute definitions, no graphs.
     pub fn load(self, file: &OnnxFile) -> Result<Box<dyn Session>> {
-        guarded(self, || match self {
+        catch_panics(self, || match self {
             #[cfg(feature = "tract")]
             Self::Tract => Ok(Box::new(tract::TractSession::load(file)?) as Box<dyn Session>),
             #[cfg(feature = "ort")]
@@ -204,7 +204,7 @@ fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_mode
 }
 
 /// Runs `f`, and makes an error of a panic: the runtimes index what a file gives them.
-fn guarded<T>(kind: RuntimeKind, f: impl FnOnce() -> Result<T>) -> Result<T> {
+fn catch_panics<T>(kind: RuntimeKind, f: impl FnOnce() -> Result<T>) -> Result<T> {
     catch(f).unwrap_or_else(|message| Err(panicked(kind, &message)))
 }
 

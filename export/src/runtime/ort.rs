@@ -20,7 +20,7 @@ use tiny_cats_models::Array;
 use super::{
     InputTensor, RuntimeKind, Session,
     batch_split::{MAX_ITEMS_PER_PASS, items, split_batch},
-    check_inputs, guarded, threads,
+    catch_panics, check_inputs, threads,
 };
 use crate::{Result, onnx::OnnxFile};
 
@@ -51,7 +51,7 @@ impl OrtSession {
         let workers = threads().min(WORKERS);
         if any_batch && workers > 1 {
             // All threads, even where they are no multiple.
-            let one = |worker| guarded(KIND, || inner(file, (threads() + worker) / workers));
+            let one = |worker| catch_panics(KIND, || inner(file, (threads() + worker) / workers));
             session.workers = (0..workers).into_par_iter().map(one).collect::<Result<_>>()?;
         } else {
             session.whole = Some(inner(file, threads())?);
@@ -88,7 +88,7 @@ fn part(session: &mut Inner, inputs: &[(&str, InputTensor)], range: Range<usize>
         let (shape, data) = outputs[0].try_extract_tensor::<f32>()?;
         Ok((shape.iter().map(|&d| d as usize).collect(), data.to_vec()))
     };
-    let (dims, data) = guarded(KIND, || run().map_err(|e| KIND.error(e)))?;
+    let (dims, data) = catch_panics(KIND, || run().map_err(|e| KIND.error(e)))?;
     Ok(Array::new(dims, data)?)
 }
 

@@ -11,7 +11,7 @@ use tract_onnx::prelude::{
 use super::{
     InputTensor, RuntimeKind, Session,
     batch_split::{items, split_batch},
-    check_inputs, guarded, threads,
+    catch_panics, check_inputs, threads,
 };
 use crate::{
     Result,
@@ -98,7 +98,7 @@ impl Session for TractSession {
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         let session = &*self;
         split_batch(&mut vec![(); threads().min(batch)], batch, 1, |(), range| {
-            guarded(KIND, || session.item(inputs, range.start).map_err(|e| KIND.error(format!("{e:#}"))))
+            catch_panics(KIND, || session.item(inputs, range.start).map_err(|e| KIND.error(format!("{e:#}"))))
         })
     }
 }

@@ -108,7 +108,7 @@ impl Trajectory {
     }
 
     /// Goes on with what the network has predicted, guided already.
-    fn take(&mut self, prediction: Vec<f32>) -> Result<()> {
+    fn apply_prediction(&mut self, prediction: Vec<f32>) -> Result<()> {
         let (_, t) = self.point();
         let (from, to) = (self.time(self.done), self.time(self.done + 1));
         let width = to - from;
@@ -213,7 +213,7 @@ pub fn advance<'a>(
             Some(null) => conditional.iter().zip(null).map(|(c, u)| u + guidance * (c - u)).collect(),
             None => conditional.to_vec(),
         };
-        trajectory.take(guided)?;
+        trajectory.apply_prediction(guided)?;
     }
     Ok(())
 }

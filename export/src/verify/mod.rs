@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::{Array, Weights, candle::with_candle_ops, count};
+use tiny_cats_models::{Array, Weights, candle::with_candle_ops, num_parameters};
 
 pub use crate::convert::export_form;
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
 };
 use cases::{Case, LoadedModel};
 use rounding::rounded_model;
-pub use rounding::{MIN_ROUNDING_PSNR, RoundingReport, rounding};
+pub use rounding::{MIN_ROUNDING_PSNR, RoundingReport, measure_rounding};
 
 /// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute·max(1, s) + relative·|b|`, where `s` is the
 /// root mean square of the definition's output. Rounding errors grow with the values that are summed, so an output of large values may
@@ -282,7 +282,7 @@ pub fn verify_on(
         tiny_cats: env!("CARGO_PKG_VERSION").into(),
         bytes: file.bytes().len(),
         opset: file.opset(),
-        parameters: count(weights),
+        parameters: num_parameters(weights),
         reference: format!("candle {}", RuntimeKind::Candle.version()?),
         tolerance: TOLERANCE,
         inputs: cases.iter().map(Case::len).sum(),
@@ -298,7 +298,7 @@ pub fn verify_on(
 struct Outputs {
     outputs: Vec<Array>,
     /// Of a generator, if they were asked for.
-    pictures: Option<Vec<Array>>,
+    images: Option<Vec<Array>>,
 }
 
 impl Outputs {
@@ -306,12 +306,12 @@ impl Outputs {
     fn of(model: &Model, cases: &[Case], pictures: bool) -> Result<Self> {
         let mut network = LoadedModel::new(model, RuntimeKind::Candle)?;
         let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
-        Ok(Self { outputs, pictures: if pictures { draw(&mut network, model.meta())? } else { None } })
+        Ok(Self { outputs, images: if pictures { sample_images(&mut network, model.meta())? } else { None } })
     }
 }
 
 /// Two pictures, drawn as the file of a generator advises.
-fn draw(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
+fn sample_images(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
     let (LoadedModel::Generator(network), TaskMeta::Generator(task)) = (network, &meta.task) else {
         return Ok(None);
     };
@@ -377,9 +377,8 @@ fn compare(
         }
         report.max_relative_error =
             (report.max_absolute_error / largest.max(f32::MIN_POSITIVE)).min(f32::MAX);
-        if let (true, Some(pictures), Some(task)) = (trajectory, &expected.pictures, model.meta().generator())
-        {
-            let drawn = draw(&mut network, model.meta())?.unwrap_or_default();
+        if let (true, Some(pictures), Some(task)) = (trajectory, &expected.images, model.meta().generator()) {
+            let drawn = sample_images(&mut network, model.meta())?.unwrap_or_default();
             report.trajectory_psnr = Some(min_psnr(&drawn, pictures, task.value_range));
         }
         Ok(())

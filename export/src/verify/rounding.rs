@@ -9,7 +9,7 @@ use super::{Case, Outputs, TOLERANCE, argmax, min_psnr, rows, scale};
 use crate::{
     Error, Model, ModelMeta, Result,
     convert::export_form,
-    onnx::{OnnxFile, rounded},
+    onnx::{OnnxFile, round_to_f16},
 };
 
 /// The least peak signal-to-noise ratio between pictures drawn with rounded weights and with full ones, in dB: a root mean square of a
@@ -40,7 +40,7 @@ impl RoundingReport {
         // `max` would drop a NaN.
         let error = |(a, b): (&f32, &f32)| if (a - b).is_finite() { (a - b).abs() } else { f32::MAX };
         let max_absolute_error = values.map(error).fold(0.0, f32::max);
-        let pictures = full.pictures.as_ref().zip(rounded.pictures.as_ref());
+        let pictures = full.images.as_ref().zip(rounded.images.as_ref());
         let trajectory_psnr =
             meta.generator().zip(pictures).map(|(task, (a, b))| min_psnr(a, b, task.value_range));
         let other_class = meta.classifier().map(|_| pairs().map(|(a, b)| other_classes(a, b)).sum());
@@ -83,7 +83,7 @@ fn other_classes(full: &Array, rounded: &Array) -> usize {
 /// [`Error::Verification`] when the file holds other weights.
 pub(super) fn rounded_model(meta: &ModelMeta, weights: &Weights, file: &OnnxFile) -> Result<Option<Model>> {
     let (meta, weights) = export_form(meta, weights)?;
-    let expected = rounded(&weights, file.halves())?;
+    let expected = round_to_f16(&weights, file.halves())?;
     let held = file.weights()?;
     if let Some((name, _)) = expected.iter().find(|(name, array)| held.get(*name) != Some(*array)) {
         return Err(Error::Verification(format!("{} holds another {name}", file.name())));
@@ -96,7 +96,7 @@ pub(super) fn rounded_model(meta: &ModelMeta, weights: &Weights, file: &OnnxFile
 ///
 /// # Errors
 /// [`Error::Verification`] when the file holds other weights; those of computing.
-pub fn rounding(
+pub fn measure_rounding(
     meta: &ModelMeta,
     weights: &Weights,
     file: &OnnxFile,

@@ -9,7 +9,8 @@ use tiny_cats_export::{
     to_onnx, verify,
 };
 use tiny_cats_models::{
-    Array, Head, ResNet, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, fold, init, random::noise,
+    Array, Head, ResNet, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, fold_batch_norm, init,
+    random::noise,
 };
 
 const SIZE: usize = 40;
@@ -56,7 +57,7 @@ fn an_exported_file_holds_the_folded_weights_and_is_verified_on_every_runtime() 
             assert_eq!((found.same_class, found.trajectory_psnr), (Some(report.inputs), None));
         }
         let model = Model::open(&path).unwrap();
-        let (folded, plain) = fold(config(&meta), &weights).unwrap();
+        let (folded, plain) = fold_batch_norm(config(&meta), &weights).unwrap();
         assert!(model.weights().unwrap() == plain);
         assert_eq!(*model.meta(), ModelMeta { config: NetworkConfig::ResNet(folded), ..meta });
         assert!(model.classifier().is_ok());

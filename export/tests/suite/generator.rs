@@ -47,7 +47,7 @@ fn summed(meta: &ModelMeta, weights: &Weights) -> Vec<u8> {
     let (header, data) = bytes[8..].split_at(length);
     let mut sum = Checksum::begin(header).unwrap();
     sum.update(data);
-    let (place, digits) = (8 + Checksum::place(header).unwrap(), sum.finish());
+    let (place, digits) = (8 + Checksum::digits_offset(header).unwrap(), sum.finish());
     bytes[place..place + digits.len()].copy_from_slice(digits.as_bytes());
     bytes
 }

@@ -6,12 +6,14 @@ use std::{collections::BTreeSet, path::Path};
 use half::f16;
 use tiny_cats_export::{
     ExportOptions, MIN_ROUNDING_PSNR, Model, ModelMeta, NetworkConfig, TaskMeta, VerificationReport, export,
+    measure_rounding,
     onnx::{OnnxFile, WeightStorage},
-    rounding,
     runtime::RuntimeKind,
     to_onnx, verify,
 };
-use tiny_cats_models::{Array, Head, Init, ResNetConfig, TinyDitConfig, Weights, fold, init, random::noise};
+use tiny_cats_models::{
+    Array, Head, Init, ResNetConfig, TinyDitConfig, Weights, fold_batch_norm, init, random::noise,
+};
 
 const F16_EXPORT: ExportOptions = ExportOptions { opset: 17, trajectory: true, storage: WeightStorage::F16 };
 
@@ -43,7 +45,7 @@ fn classifier() -> (ModelMeta, Weights) {
 fn stored(meta: &ModelMeta, weights: &Weights) -> (ModelMeta, Weights) {
     let (config, mut weights) = match &meta.config {
         NetworkConfig::ResNet(config) => {
-            let (config, weights) = fold(config, weights).unwrap();
+            let (config, weights) = fold_batch_norm(config, weights).unwrap();
             (NetworkConfig::ResNet(config), weights)
         }
         other => (other.clone(), weights.clone()),
@@ -115,7 +117,7 @@ fn an_f16_file_is_half_as_large_and_equals_the_rounded_model_on_every_runtime() 
         let file = OnnxFile::from_bytes(full, "cat.onnx").unwrap();
         let report = verify(&meta, &weights, &file, false).unwrap();
         assert!(!serde_json::to_string(&report).unwrap().contains("rounding"));
-        assert!(rounding(&meta, &weights, &file).unwrap().is_none());
+        assert!(measure_rounding(&meta, &weights, &file).unwrap().is_none());
     }
 }
 
@@ -129,7 +131,7 @@ fn halves_that_are_not_the_rounded_weights_are_found_out() {
     array.data_mut()[7] += 0.01;
     let error = verify(&meta, &weights, &file, false).unwrap_err().to_string();
     assert!(error.ends_with(&format!("holds another {name}")), "{error}");
-    assert_eq!(rounding(&meta, &weights, &file).unwrap_err().to_string(), error);
+    assert_eq!(measure_rounding(&meta, &weights, &file).unwrap_err().to_string(), error);
 }
 
 fn change(weights: &mut Weights, name: &str, f: fn(f32) -> f32) {
@@ -182,5 +184,5 @@ fn weights_that_are_halves_already_lose_nothing() {
     let (report, file) = export_form(&meta, &weights, dir.path());
     assert!(report.rounding.is_none() && !file.halves().is_empty());
     assert!(file.weights().unwrap().iter().all(|(name, array)| weights.get(name).is_none_or(|w| w == array)));
-    assert!(rounding(&meta, &weights, &file).unwrap().is_none());
+    assert!(measure_rounding(&meta, &weights, &file).unwrap().is_none());
 }

@@ -29,7 +29,7 @@ struct Batch {
 
 impl Batch {
     fn new(config: &TinyDitConfig, items: std::ops::Range<usize>) -> Self {
-        let [c, h, w] = config.picture();
+        let [c, h, w] = config.image_dims();
         let n = items.len();
         let x = items.clone().flat_map(|i| noise(0, i as u64, c * h * w)).collect();
         let t = items.clone().map(|i| [0.0, 0.37, 0.95][i % 3]).collect();

@@ -37,7 +37,7 @@ pub fn with_candle_ops<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-pub(super) fn fused(x: &Tensor) -> bool {
+pub(super) fn uses_kernels(x: &Tensor) -> bool {
     has_kernels(x.device())
 }
 
@@ -49,7 +49,7 @@ pub fn has_kernels(device: &Device) -> bool {
 /// Whether the kernels are to compute what comes in halves. They know f32: the factors are exact in it, the sums are taken in it, and
 /// the result is rounded once, as where a device multiplies halves.
 pub(super) fn computes_in_f32(x: &Tensor) -> bool {
-    fused(x) && is_half(x.dtype())
+    uses_kernels(x) && is_half(x.dtype())
 }
 
 /// `x` with its leading axes folded: `[rows, last]`.
@@ -70,7 +70,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::add::<F>(&view(a)?, &view(b)?), a.shape())
     }
-    if fused(a) && matches!(a.dtype(), DType::F32 | DType::F64) {
+    if uses_kernels(a) && matches!(a.dtype(), DType::F32 | DType::F64) {
         let [a, b] = contiguous([a, b])?;
         return by_type!(a, kernel(&a, &b));
     }
@@ -84,7 +84,7 @@ pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::sum_rows::<F>(&view(x)?, width), width)
     }
     let x = rows(&x.contiguous()?)?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x));
     }
     Ok(Tensor::ones((1, x.dim(0)?), x.dtype(), x.device())?.matmul(&x)?.squeeze(0)?)
@@ -116,7 +116,7 @@ pub(crate) fn linear(
     let [x, weight] = contiguous([x, weight])?;
     let mut dims = x.dims().to_vec();
     *dims.last_mut().expect("checked by the reading") = weight.dim(0)?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_factor!(x, rounding, kernel(&x, &weight, bias, dims));
     }
     let y = rows(&x)?.matmul(&weight.t()?)?;
@@ -157,7 +157,7 @@ pub(crate) fn linear_backward(
         return Ok((grad_x, convert(&grad_weight, x.dtype())?));
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_factor!(x, rounding, kernel(&x, &weight, &grad, need_x));
     }
     let grad = rows(&grad)?;
@@ -188,7 +188,7 @@ pub(crate) fn norm(
         )
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(kind, &x, weight, bias, eps));
     }
     let mut y = normalized(kind, &x, eps)?.0;
@@ -236,7 +236,7 @@ pub(crate) fn norm_backward(
         Ok((cpu_tensor(grad_x, x.shape())?, params))
     }
     let [x, grad] = contiguous([x, grad])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(kind, &x, weight, &grad, eps));
     }
     let (normal, inverse) = normalized(kind, &x, eps)?;
@@ -261,7 +261,7 @@ pub(crate) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::activation::<F>(kind, &view(x)?), x.shape())
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(kind, &x));
     }
     Ok(match kind {
@@ -280,7 +280,7 @@ pub(crate) fn activation_backward(kind: Activation, x: &Tensor, grad: &Tensor) -
         cpu_tensor(pointwise::activation_backward::<F>(kind, &view(x)?, &view(grad)?), x.shape())
     }
     let [x, grad] = contiguous([x, grad])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(kind, &x, &grad));
     }
     let slope = match kind {
@@ -311,7 +311,7 @@ pub(crate) fn swiglu(x: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::swiglu::<F>(&view(x)?, half), dims)
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x));
     }
     let (a, b) = split_last_axis(&x)?;
@@ -323,7 +323,7 @@ pub(crate) fn swiglu_backward(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::swiglu_backward::<F>(&view(x)?, &view(grad)?, x.dim(D::Minus1)? / 2), x.shape())
     }
     let [x, grad] = contiguous([x, grad])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x, &grad));
     }
     let (a, b) = split_last_axis(&x)?;
@@ -337,7 +337,7 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::softmax::<F>(&view(x)?, x.dim(D::Minus1)?), x.shape())
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x));
     }
     let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
@@ -350,7 +350,7 @@ pub(crate) fn softmax_backward(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::softmax_backward::<F>(&view(y)?, &view(grad)?, y.dim(D::Minus1)?), y.shape())
     }
     let [y, grad] = contiguous([y, grad])?;
-    if fused(&y) {
+    if uses_kernels(&y) {
         return by_type!(y, kernel(&y, &grad));
     }
     let along = (&y * &grad)?.sum_keepdim(D::Minus1)?;
@@ -372,7 +372,7 @@ pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<
         )
     }
     let [x, scale, shift] = contiguous([x, scale, shift])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x, &scale, &shift));
     }
     Ok(x.broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?.broadcast_add(&shift.unsqueeze(1)?)?)
@@ -387,7 +387,7 @@ pub(crate) fn scale_shift_backward(x: &Tensor, scale: &Tensor, grad: &Tensor) ->
         Ok([cpu_tensor(gx, x.shape())?, cpu_tensor(gs, scale.shape())?, cpu_tensor(gh, scale.shape())?])
     }
     let [x, scale, grad] = contiguous([x, scale, grad])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x, &scale, &grad));
     }
     Ok([grad.broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?, (&grad * &x)?.sum(1)?, grad.sum(1)?])
@@ -402,7 +402,7 @@ pub(crate) fn gated_residual(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Resu
         )
     }
     let [x, branch, gate] = contiguous([x, branch, gate])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x, &branch, &gate));
     }
     Ok((x + branch.broadcast_mul(&gate.unsqueeze(1)?)?)?)
@@ -422,7 +422,7 @@ pub(crate) fn gated_residual_backward(branch: &Tensor, gate: &Tensor, grad: &Ten
         Ok([cpu_tensor(gb, branch.shape())?, cpu_tensor(gg, gate.shape())?])
     }
     let [branch, gate, grad] = contiguous([branch, gate, grad])?;
-    if fused(&branch) {
+    if uses_kernels(&branch) {
         return by_type!(branch, kernel(&branch, &gate, &grad));
     }
     Ok([grad.broadcast_mul(&gate.unsqueeze(1)?)?, (&grad * &branch)?.sum(1)?])
@@ -458,7 +458,7 @@ pub(crate) fn attention(
         return Ok((convert(&y, q.dtype())?, convert(&p, q.dtype())?));
     }
     let [q, k, v] = contiguous([q, k, v])?;
-    if fused(&q) {
+    if uses_kernels(&q) {
         return by_factor!(q, rounding, kernel(&q, &k, &v));
     }
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
@@ -490,7 +490,7 @@ pub(crate) fn attention_backward(
         return Ok([gq?, gk?, gv?]);
     }
     let [q, k, v, p, grad] = contiguous([q, k, v, p, grad])?;
-    if fused(&q) {
+    if uses_kernels(&q) {
         return by_factor!(q, rounding, kernel(&q, &k, &v, &p, &grad));
     }
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::{
     convolution,
     element::{Element, by_type, cpu_tensor, view},
-    ops::{computes_in_f32, contiguous, fused},
+    ops::{computes_in_f32, contiguous, uses_kernels},
     precision::{FactorPrecision, by_factor, convert, wide},
     windows::{self, Windows},
 };
@@ -72,7 +72,7 @@ pub(crate) fn conv2d(
         return convert(&y, x.dtype());
     }
     let [x, weight] = contiguous([x, weight])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         let conv = conv(&x, &weight, stride, padding)?;
         return by_factor!(x, rounding, kernel(&x, &weight, bias, conv, training));
     }
@@ -112,7 +112,7 @@ pub(crate) fn conv2d_backward(
         return Ok((grad_x, convert(&grad_weight, x.dtype())?));
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         let conv = conv(&x, &weight, stride, padding)?;
         return by_factor!(x, rounding, kernel(&x, &weight, &grad, conv, need_x));
     }
@@ -126,7 +126,7 @@ pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
         cpu_tensor(batch_norm::sum_channels::<F>(&view(x)?, channels, height * width), channels)
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x));
     }
     Ok(windows::by_channel(&x)?.sum(1)?)
@@ -142,7 +142,7 @@ pub(crate) fn scale_shift_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -
         )
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x, scale, shift));
     }
     let column = (1, scale.elem_count(), 1, 1);
@@ -158,7 +158,7 @@ pub(crate) fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
         Ok([cpu_tensor(y, x.shape())?, cpu_tensor(mean, channels)?, cpu_tensor(var, channels)?])
     }
     let [x, weight, bias] = contiguous([x, weight, bias])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x, &weight, &bias, eps));
     }
     let (mean, var) = windows::statistics(&windows::by_channel(&x)?)?;
@@ -198,7 +198,7 @@ pub(crate) fn batch_norm_backward(
         Ok([cpu_tensor(gx, x.shape())?, cpu_tensor(gw, channels)?, cpu_tensor(gb, channels)?])
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         return by_type!(x, kernel(&x, &weight, mean, var, eps, &grad));
     }
     let (rows, grad) = (windows::by_channel(&x)?, windows::by_channel(&grad)?);
@@ -226,7 +226,7 @@ pub(crate) fn max_pool2d(
         Ok((cpu_tensor(y, shape)?, Tensor::from_vec(winners, shape, x.device())?))
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         let window = window(&x, kernel, stride, padding)?;
         return by_type!(x, kernel_(&x, window));
     }
@@ -246,7 +246,7 @@ pub(crate) fn max_pool2d_backward(
         cpu_tensor(grad_x, (batch, channels, height, width))
     }
     let grad = grad.contiguous()?;
-    if fused(&grad) {
+    if uses_kernels(&grad) {
         return by_type!(grad, kernel(winners, &grad, height, width));
     }
     windows::scatter_max(winners, &grad, height, width)
@@ -258,7 +258,7 @@ pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Ten
         cpu_tensor(pool::mean::<F>(window, &view(x)?), output_dims(x, x.dim(1)?, window)?)
     }
     let x = x.contiguous()?;
-    if fused(&x) {
+    if uses_kernels(&x) {
         let window = window(&x, kernel, stride, 0)?;
         return by_type!(x, kernel_(&x, window));
     }
@@ -271,7 +271,7 @@ pub(crate) fn avg_pool2d_backward(x: &Tensor, grad: &Tensor, kernel: usize, stri
         cpu_tensor(pool::mean_backward::<F>(window, &view(grad)?), x.shape())
     }
     let grad = grad.contiguous()?;
-    if fused(&grad) {
+    if uses_kernels(&grad) {
         let window = window(x, kernel, stride, 0)?;
         return by_type!(grad, kernel_(x, &grad, window));
     }

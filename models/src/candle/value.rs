@@ -62,7 +62,7 @@ impl Params {
 impl Source<CandleValue> for Params {
     fn param(&mut self, spec: ParamSpec) -> Result<CandleTensor> {
         let tensor = self.tensors.get(&spec.name);
-        spec.fits(tensor.map(CandleTensor::dims))?;
+        spec.check_dims(tensor.map(CandleTensor::dims))?;
         Ok(tensor.expect("found above").clone())
     }
 

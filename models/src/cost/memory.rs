@@ -159,7 +159,7 @@ impl<'a> Slots<'a> {
         let first = self.grads.len();
         {
             let mut record = self.counter.0.record.borrow_mut();
-            (record.slots, record.again) = (first, true);
+            (record.slots, record.recomputing) = (first, true);
         }
         let slot = block(self.counter)?;
         let record = self.counter.0.record.take();

@@ -59,7 +59,7 @@ impl<'a> Operation<'a> {
     /// Keeps a factor of products: the value, rounded where it is not yet.
     pub(super) fn saves_factor(mut self, value: &Cost) -> Self {
         let counter = &self.x.counter;
-        let rounded = counter.half() && !value.half;
+        let rounded = counter.is_half_precision() && !value.half;
         let bytes = counter.bytes(&value.dims) / 2;
         self.saved.push(if rounded { Memory::new(bytes, &counter.0.meter) } else { value.memory.clone() });
         self
@@ -114,15 +114,15 @@ impl<'a> Operation<'a> {
 
     /// The result.
     pub(super) fn finish(self) -> Cost {
-        self.parts(1).pop().expect("one part")
+        self.split(1).pop().expect("one part")
     }
 
     /// `n` results of one size.
-    pub(super) fn parts(self, n: usize) -> Vec<Cost> {
+    pub(super) fn split(self, n: usize) -> Vec<Cost> {
         let Self { x, op, dims, view, mut saved, half, inputs, params, scratch, .. } = self;
         let state = &x.counter.0;
         let mut record = state.record.borrow_mut();
-        if !record.again {
+        if !record.recomputing {
             let bytes = if view.is_some() { 0 } else { bytes(&dims) + self.buffer_bytes };
             let (module, flops, in_block) = (x.module.clone(), self.flops as u64, record.in_block);
             let entry = OpCost { module, op, flops, bytes, in_block };

@@ -85,7 +85,7 @@ impl Tape {
     }
 
     /// An empty tape.
-    pub fn with(options: TapeOptions) -> Self {
+    pub fn with_options(options: TapeOptions) -> Self {
         Self(Rc::new(Shared { options, record: RefCell::default() }))
     }
 
@@ -171,7 +171,7 @@ pub struct TapeParams<'a> {
 
 impl Source<Var> for TapeParams<'_> {
     fn param(&mut self, spec: ParamSpec) -> Result<Param> {
-        let (name, trained) = (spec.name.clone(), spec.trained);
+        let (name, trained) = (spec.name.clone(), spec.trainable);
         let value = <Params as Source<CandleValue>>::param(self.params, spec)?;
         Ok(if trained { self.tape.leaf(&name, value) } else { self.tape.constant(value) }.into())
     }

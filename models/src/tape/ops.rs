@@ -18,7 +18,7 @@ use crate::{
 
 impl Var {
     /// The value in the inference reading, which checks shapes and computes where nothing need be saved; not in halves.
-    fn plain(&self) -> Result<CandleValue> {
+    fn to_candle(&self) -> Result<CandleValue> {
         Ok(CandleValue::new(wide(&self.value)?))
     }
 
@@ -48,7 +48,7 @@ impl Var {
     }
 
     /// An operation on one value whose backward is the operation `back` on the gradient.
-    fn one(
+    fn unary_op(
         &self,
         value: CandleValue,
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
@@ -60,7 +60,7 @@ impl Var {
     fn activation(&self, kind: Activation) -> Result<Var> {
         let x = self.value.clone();
         let y = CandleValue::new(convert(&ops::activation(kind, &wide(&x)?)?, x.dtype())?);
-        self.one(y, move |grad| ops::activation_backward(kind, &wide(&x)?, grad))
+        self.unary_op(y, move |grad| ops::activation_backward(kind, &wide(&x)?, grad))
     }
 
     fn norm(
@@ -86,7 +86,7 @@ impl Var {
     }
 
     /// An operation that only moves values; `back` moves them back.
-    fn moved(
+    fn movement_op(
         &self,
         value: CandleValue,
         back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
@@ -178,17 +178,17 @@ impl Tensor for Var {
     }
 
     fn layer_norm(&self, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
-        let y = self.plain()?.layer_norm(affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
+        let y = self.to_candle()?.layer_norm(affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
         self.norm(Kind::Layer, affine.map(|a| a.0), affine.map(|a| a.1), eps, y)
     }
 
     fn rms_norm(&self, weight: Option<&Param>, eps: f64) -> Result<Self> {
-        let y = self.plain()?.rms_norm(weight.map(|w| &w.value), eps)?;
+        let y = self.to_candle()?.rms_norm(weight.map(|w| &w.value), eps)?;
         self.norm(Kind::Rms, weight, None, eps, y)
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
-        let y = self.plain()?.scale_shift(&scale.plain()?, &shift.plain()?)?;
+        let y = self.to_candle()?.scale_shift(&scale.to_candle()?, &shift.to_candle()?)?;
         let (x, s) = (self.value.clone(), scale.value.clone());
         let (slot, scale_slot, shift_slot) = (self.slot, scale.slot, shift.slot);
         Ok(self.record(y.into_inner(), &[slot, scale_slot, shift_slot], move |grad, slots| {
@@ -200,7 +200,7 @@ impl Tensor for Var {
     }
 
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
-        let y = self.plain()?.gated_residual(&branch.plain()?, &gate.plain()?)?;
+        let y = self.to_candle()?.gated_residual(&branch.to_candle()?, &gate.to_candle()?)?;
         let (b, g) = (branch.value.clone(), gate.value.clone());
         let (slot, branch_slot, gate_slot) = (self.slot, branch.slot, gate.slot);
         Ok(self.record(y.into_inner(), &[slot, branch_slot, gate_slot], move |grad, slots| {
@@ -234,7 +234,7 @@ impl Tensor for Var {
     }
 
     fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
-        let y = self.plain()?.sinusoids(width, period, scale)?;
+        let y = self.to_candle()?.sinusoids(width, period, scale)?;
         if self.slot.is_some() {
             return Err(Error::Unsupported {
                 backend: "training".into(),
@@ -245,7 +245,7 @@ impl Tensor for Var {
     }
 
     fn add_param(&self, param: &Param) -> Result<Self> {
-        let y = self.plain()?.add_param(&param.value)?;
+        let y = self.to_candle()?.add_param(&param.value)?;
         let (slot, param_slot) = (self.slot, param.slot);
         Ok(self.record(y.into_inner(), &[slot, param_slot], move |grad, slots| {
             if param_slot.is_some() {
@@ -256,7 +256,8 @@ impl Tensor for Var {
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
-        let y = convert(&self.plain()?.add(&other.plain()?)?.into_inner(), self.promoted_type(other))?;
+        let y =
+            convert(&self.to_candle()?.add(&other.to_candle()?)?.into_inner(), self.promoted_type(other))?;
         let (slot, other_slot) = (self.slot, other.slot);
         Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
             slots.add_shared(slot, &grad)?;
@@ -265,7 +266,8 @@ impl Tensor for Var {
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
-        let y = convert(&self.plain()?.mul(&other.plain()?)?.into_inner(), self.promoted_type(other))?;
+        let y =
+            convert(&self.to_candle()?.mul(&other.to_candle()?)?.into_inner(), self.promoted_type(other))?;
         let (a, b) = (self.value.clone(), other.value.clone());
         let (slot, other_slot) = (self.slot, other.slot);
         Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
@@ -275,8 +277,8 @@ impl Tensor for Var {
     }
 
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
-        let y = convert(&self.plain()?.affine(factor, offset)?.into_inner(), self.value.dtype())?;
-        self.one(CandleValue::new(y), move |grad| Ok((grad * factor)?))
+        let y = convert(&self.to_candle()?.affine(factor, offset)?.into_inner(), self.value.dtype())?;
+        self.unary_op(CandleValue::new(y), move |grad| Ok((grad * factor)?))
     }
 
     fn gelu(&self) -> Result<Self> {
@@ -291,26 +293,26 @@ impl Tensor for Var {
         let y = convert(&ops::activation(Activation::Relu, &wide(&self.value)?)?, self.value.dtype())?;
         // The result is positive where the value is, and the next operation keeps it anyway.
         let result = y.clone();
-        self.one(CandleValue::new(y), move |grad| {
+        self.unary_op(CandleValue::new(y), move |grad| {
             ops::activation_backward(Activation::Relu, &wide(&result)?, grad)
         })
     }
 
     fn swiglu(&self) -> Result<Self> {
         let x = self.value.clone();
-        let y = convert(&self.plain()?.swiglu()?.into_inner(), x.dtype())?;
-        self.one(CandleValue::new(y), move |grad| ops::swiglu_backward(&wide(&x)?, grad))
+        let y = convert(&self.to_candle()?.swiglu()?.into_inner(), x.dtype())?;
+        self.unary_op(CandleValue::new(y), move |grad| ops::swiglu_backward(&wide(&x)?, grad))
     }
 
     fn softmax(&self) -> Result<Self> {
-        let y = self.plain()?.softmax()?;
+        let y = self.to_candle()?.softmax()?;
         let result = y.clone().into_inner();
-        self.one(y, move |grad| ops::softmax_backward(&result, grad))
+        self.unary_op(y, move |grad| ops::softmax_backward(&result, grad))
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
         let shape = self.value.shape().clone();
-        self.moved(self.as_candle().reshape(dims)?, move |grad| Ok(grad.reshape(shape)?))
+        self.movement_op(self.as_candle().reshape(dims)?, move |grad| Ok(grad.reshape(shape)?))
     }
 
     fn permute(&self, order: &[usize]) -> Result<Self> {
@@ -319,12 +321,12 @@ impl Tensor for Var {
         for (i, &axis) in order.iter().enumerate() {
             back[axis + 1] = i + 1;
         }
-        self.moved(y, move |grad| Ok(grad.permute(back)?.contiguous()?))
+        self.movement_op(y, move |grad| Ok(grad.permute(back)?.contiguous()?))
     }
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let mixed = parts.windows(2).any(|p| p[0].value.dtype() != p[1].value.dtype());
-        let plain = |part: &Var| if mixed { part.plain() } else { Ok(part.as_candle()) };
+        let plain = |part: &Var| if mixed { part.to_candle() } else { Ok(part.as_candle()) };
         let plain: Vec<CandleValue> = parts.iter().map(plain).collect::<Result<_>>()?;
         let y = CandleValue::concat(&plain, axis)?;
         let pieces: Vec<(Option<usize>, usize)> = parts.iter().map(|p| (p.slot, p.dims()[axis])).collect();
@@ -359,13 +361,13 @@ impl Tensor for Var {
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
         let rest = self.dims().get(axis).map_or(0, |n| n.saturating_sub(start + len));
         let y = self.as_candle().slice(axis, start, len)?;
-        self.moved(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
+        self.movement_op(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let shape = self.value.shape().clone();
         let n = self.dims().get(axis).copied().unwrap_or(1) as f64;
-        self.one(self.plain()?.mean(axis)?, move |grad| {
+        self.unary_op(self.to_candle()?.mean(axis)?, move |grad| {
             Ok((grad.unsqueeze(axis + 1)?.broadcast_as(shape)?.contiguous()? / n)?)
         })
     }
@@ -375,13 +377,15 @@ impl Tensor for Var {
         let (y, winners) = spatial::max_pool2d(&wide(&self.value)?, kernel, stride, padding)?;
         let y = convert(&y, self.value.dtype())?;
         let (height, width) = (self.dims()[1], self.dims()[2]);
-        self.one(CandleValue::new(y), move |grad| spatial::max_pool2d_backward(&winners, grad, height, width))
+        self.unary_op(CandleValue::new(y), move |grad| {
+            spatial::max_pool2d_backward(&winners, grad, height, width)
+        })
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let x = self.value.clone();
-        let y = convert(&self.plain()?.avg_pool2d(kernel, stride)?.into_inner(), x.dtype())?;
-        self.one(CandleValue::new(y), move |grad| {
+        let y = convert(&self.to_candle()?.avg_pool2d(kernel, stride)?.into_inner(), x.dtype())?;
+        self.unary_op(CandleValue::new(y), move |grad| {
             spatial::avg_pool2d_backward(&wide(&x)?, grad, kernel, stride)
         })
     }

@@ -25,7 +25,7 @@ fn random(stream: u64, dims: &[usize]) -> Tensor {
 impl Case {
     pub fn new(network: NetworkConfig, side: usize, batch: usize) -> Self {
         let mut specs = network.specs().unwrap();
-        for spec in specs.iter_mut().filter(|s| s.trained && s.init == Init::Zeros) {
+        for spec in specs.iter_mut().filter(|s| s.trainable && s.init == Init::Zeros) {
             spec.init = Init::Normal(0.1);
         }
         let params = Params::new(&init(&specs, 0), DType::F32, &Device::Cpu).unwrap();
@@ -80,7 +80,7 @@ impl Case {
 
     /// One step from a gradient of `scale` on: the loss, what batch normalisations saw, the gradients.
     pub fn step(&mut self, options: TapeOptions, scale: f64) -> (f32, Vec<BatchStatistics>, Gradients) {
-        let tape = Tape::with(options);
+        let tape = Tape::with_options(options);
         let loss = self.loss(&tape);
         let (value, statistics) = (loss.value().to_scalar().unwrap(), tape.take_statistics());
         let gradients = loss.backward(scale).unwrap();

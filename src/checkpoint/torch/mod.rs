@@ -108,7 +108,7 @@ impl Storages {
                     );
                     return Err(ErrorKind::malformed(*name, message));
                 }
-                let mut out = tensor.dtype.numbers(tensor.elements());
+                let mut out = tensor.dtype.empty_data(tensor.elements());
                 tensor.dtype.decode(&tensor.gather(bytes), &mut out);
                 *slot = Some(out);
             }

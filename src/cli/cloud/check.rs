@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{app, listed};
+use super::{app, list_volume};
 use crate::{
     cli::common::print,
     cloud::{CloudSettings, modal},
@@ -31,7 +31,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         if say("token", token.map_err(text))? {
             let (data, outputs) = (&settings.app.data_volume, &settings.app.output_volume);
             say("data", check_data(data))?;
-            let found = match listed(outputs, "/") {
+            let found = match list_volume(outputs, "/") {
                 Err(modal::Error::NotFound(_)) => Ok(format!("the first run makes the volume {outputs}")),
                 found => found.map(|_| format!("volume {outputs}")).map_err(text),
             };
@@ -54,7 +54,7 @@ fn check_app() -> Result<String, String> {
 
 fn check_data(volume: &str) -> Result<String, String> {
     let put = format!("modal volume put {volume} data/cats /cats");
-    match listed(volume, "/") {
+    match list_volume(volume, "/") {
         Ok(entries) if entries.is_empty() => Err(format!("the volume {volume} is empty: {put}")),
         Ok(entries) => {
             let folders: Vec<String> = entries

@@ -71,7 +71,7 @@ impl CostLimits {
     fn prices(&self, asked: &GpuArgs) -> anyhow::Result<Prices> {
         let prices = asked.prices()?;
         let dearer = CloudSettings::default().price.region;
-        Ok(if self.region.is_some() { prices.times(dearer) } else { prices })
+        Ok(if self.region.is_some() { prices.scaled(dearer) } else { prices })
     }
 
     /// # Errors
@@ -173,7 +173,7 @@ fn shell(arguments: &[String]) -> String {
 }
 
 /// What is in a folder of a volume: names and whether they are folders.
-fn listed(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
+fn list_volume(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
     let said = modal::run_captured(&["volume", "ls", "--json", volume, folder])?;
     let entries: Vec<serde_json::Value> =
         serde_json::from_slice(&said).map_err(|_| modal::Error::Failed {
@@ -197,7 +197,7 @@ fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
 }
 
 /// The id of the app of this name, if it works.
-fn working(name: &str) -> anyhow::Result<Option<String>> {
+fn running_app(name: &str) -> anyhow::Result<Option<String>> {
     let said = modal::run_captured(&["app", "list", "--json"])?;
     let apps: Vec<serde_json::Value> =
         serde_json::from_slice(&said).context("modal app list: expected JSON")?;
@@ -210,7 +210,7 @@ fn working(name: &str) -> anyhow::Result<Option<String>> {
 
 /// Refuses to start what an app works on already: two would get into each other's way.
 fn require_idle(name: &str) -> anyhow::Result<()> {
-    match working(&app_name(name))? {
+    match running_app(&app_name(name))? {
         None => Ok(()),
         Some(app) => bail!("{name}: the app {app} works on it already; modal app stop {app} ends that"),
     }
@@ -219,8 +219,8 @@ fn require_idle(name: &str) -> anyhow::Result<()> {
 /// Refuses to start where there is no data.
 fn require_data(volume: &str, data: &str) -> anyhow::Result<()> {
     let folder = data.trim_start_matches("data").trim_start_matches('/');
-    let found = match listed(volume, &format!("/{folder}")) {
-        Err(modal::Error::NotFound(_)) => listed(volume, "/").map(|_| Vec::new()),
+    let found = match list_volume(volume, &format!("/{folder}")) {
+        Err(modal::Error::NotFound(_)) => list_volume(volume, "/").map(|_| Vec::new()),
         found => found,
     };
     let put = format!("modal volume put {volume} FOLDER /{folder}");

@@ -11,11 +11,11 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use tiny_cats_export::strip_temp_name;
 
-use super::{app_name, file, listed, working};
+use super::{app_name, file, list_volume, running_app};
 use crate::{
     checkpoint::verify::{VerifyOptions, verify},
     cli::{
-        common::{pretty, print},
+        common::{pretty_json, print},
         table::{clean, table},
     },
     cloud::{CloudRecord, CloudSettings, RECORD, modal},
@@ -113,7 +113,7 @@ impl CloudRun {
         let (record, cloud) = (file(&place.folder, folder::RECORD)?, file(&place.folder, RECORD)?);
         if record.is_none() && cloud.is_none() {
             let volume = CloudSettings::default().app.output_volume;
-            let known = listed(&volume, "/runs").unwrap_or_default();
+            let known = list_volume(&volume, "/runs").unwrap_or_default();
             let others = known.iter().map(|entry| entry.0.as_str()).filter(|other| *other != id);
             let near = tiny_cats_export::closest(id, others);
             let near =
@@ -162,11 +162,11 @@ impl CloudRun {
 pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     if let Some(run) = &args.run {
         let run = CloudRun::load(run)?;
-        print(&if args.json { pretty(&run.json())? } else { about(&run) })?;
+        print(&if args.json { pretty_json(&run.json())? } else { about(&run) })?;
         return Ok(ExitCode::SUCCESS);
     }
     let volume = CloudSettings::default().app.output_volume;
-    let entries = match listed(&volume, "/runs") {
+    let entries = match list_volume(&volume, "/runs") {
         Err(modal::Error::NotFound(_)) => Vec::new(),
         entries => entries?,
     };
@@ -196,7 +196,7 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
             Ok(run) => run.json(),
             Err(error) => json!({"id": name, "status": "unreadable", "error": error.to_string()}),
         };
-        print(&pretty(&both.map(row).collect())?)?;
+        print(&pretty_json(&both.map(row).collect())?)?;
     } else if runs.is_empty() {
         print(&format!("there are no runs in the volume {volume}\n"))?;
     } else {
@@ -262,7 +262,7 @@ fn about(run: &CloudRun) -> String {
 pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
     let place = RunLocation::of(&args.run)?;
     if args.follow {
-        let Some(app) = working(&app_name(&place.app))? else {
+        let Some(app) = running_app(&app_name(&place.app))? else {
             bail!("{}: no container works on it now", place.id)
         };
         let status = modal::run(&["app", "logs", "--follow", &app])?;
@@ -284,7 +284,7 @@ pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
 /// When Modal cannot be asked, or nothing works on the run.
 pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
     let place = RunLocation::of(&args.run)?;
-    let Some(app) = working(&app_name(&place.app))? else {
+    let Some(app) = running_app(&app_name(&place.app))? else {
         bail!("{}: no container works on it; tiny-cats cloud status says how it stands", place.id);
     };
     modal::run_captured(&["app", "stop", "--yes", &app])?;
@@ -313,7 +313,7 @@ pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
         bail!("{}: another run of this name is here; --runs-dir can name another place", folder.display());
     }
     let volume = CloudSettings::default().app.output_volume;
-    let entries = listed(&volume, &format!("/runs/{there}"))?;
+    let entries = list_volume(&volume, &format!("/runs/{there}"))?;
     let wanted = |name: &String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let known = [".pt", ".safetensors", ".json", ".jsonl", ".toml", ".log", ".png", ".onnx"];

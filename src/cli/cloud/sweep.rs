@@ -16,7 +16,7 @@ use crate::{
     cli::{
         common::print,
         plan::{GpuArgs, HEADS, PHOTOS, hours, money},
-        sweep::{load, print_outcome, training},
+        sweep::{load, print_outcome, train_args},
     },
     cloud::{CloudSettings, modal},
     sweep::{Job, STATE_FILE, SWEEPS, Sweep, SweepResult, SweepState, TaskKind},
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let usual = if sweep.task == TaskKind::Dit { HEADS } else { PHOTOS };
     let (mut all, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
     for job in &jobs {
-        let job = training(&sweep, job)?;
+        let job = train_args(&sweep, job)?;
         data = volume_path(job.data())?;
         let (pictures, _) = args.gpu_args.pictures(job.data(), usual)?;
         // What suits the first has to suit the others, since all have the same.

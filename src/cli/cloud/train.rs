@@ -117,8 +117,9 @@ impl Training<'_> {
         let chosen = choose_gpus(self.gpu_args, workload, &settings, &prices)?;
         let run = self.matches.get_one::<String>("run_id").cloned();
         let named = run.is_some();
-        let run =
-            run.unwrap_or_else(|| folder::fresh(std::path::Path::new(""), self.task).display().to_string());
+        let run = run.unwrap_or_else(|| {
+            folder::new_run_folder(std::path::Path::new(""), self.task).display().to_string()
+        });
         let expected = ExpectedCost::of(&chosen);
         let timeout = self.bounds.timeout.map_or(expected.timeout_s, |time| time.as_secs());
         let retries = retries(&chosen, timeout, said, &settings)?;
@@ -267,9 +268,9 @@ pub fn choose_gpus(
         match verdict {
             Feasibility::Fits => {}
             Feasibility::TooLarge => {
-                bail!("--gpu {gpu}: {}, at most {largest_batch} pictures", verdict.why())
+                bail!("--gpu {gpu}: {}, at most {largest_batch} pictures", verdict.reason())
             }
-            verdict => bail!("--gpu {gpu}: {}", verdict.why()),
+            verdict => bail!("--gpu {gpu}: {}", verdict.reason()),
         }
     }
     if let Some(other) = estimates.iter().find(|e| e.gpu.count != estimates[0].gpu.count) {

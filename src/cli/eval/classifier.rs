@@ -10,8 +10,8 @@ use tiny_cats_models::pretrained;
 use super::{OpenedModel, SplitArg, bar, labels, skipped_json};
 use crate::{
     cli::common::{ModelContext, Runtime, warn_skipped, write_json},
-    cli::writable::writable,
-    data::spread,
+    cli::writable::check_writable,
+    data::evenly_spaced,
     evaluate::Classification,
 };
 
@@ -49,10 +49,10 @@ pub struct Args {
 /// When an argument makes no sense, the model or the data cannot be used, or a class of the data is none of the model's.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
-        writable("--json", path, "json")?;
+        check_writable("--json", path, "json")?;
     }
     if let Some(path) = &args.confusion {
-        writable("--confusion", path, "png")?;
+        check_writable("--confusion", path, "png")?;
     }
     if args.limit_files == Some(0) {
         bail!("--limit-files: expected at least 1, found 0");
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Classifier::from_model(&opened.model, &options).model_context(opened.path.as_deref())?;
     let data = args.split.open(&args.data)?;
     let known = labels(&data.classes, &classifier.meta().classes);
-    let files = spread(&data.files, args.limit_files);
+    let files = evenly_spaced(&data.files, args.limit_files);
     if let Some(file) = files.iter().find(|file| known[file.label as usize].is_none()) {
         bail!(
             "{}: the model knows no class {:?}; its classes are {}",

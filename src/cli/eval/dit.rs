@@ -20,7 +20,7 @@ use super::{
 use crate::{
     checkpoint::is_checkpoint,
     cli::common::{ModelContext, Runtime, warn_skipped, write_json},
-    cli::writable::writable,
+    cli::writable::check_writable,
     data::{Cache, Dataset, Images},
     evaluate::{
         COPY_NEIGHBORS, CompareOptions, Comparison, Confusion, Interval, Memorization, compare, memorization,
@@ -113,10 +113,10 @@ fn parse_triple(text: &str) -> Result<[f32; 3], String> {
 /// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
-        writable("--json", path, "json")?;
+        check_writable("--json", path, "json")?;
     }
     if let Some(path) = &args.sheet {
-        writable("--sheet", path, "png")?;
+        check_writable("--sheet", path, "png")?;
     }
     if let Some(n) = args.samples.filter(|n| !(2..=MAX_SAMPLES).contains(n)) {
         bail!("--samples: expected 2 to {MAX_SAMPLES}, found {n}");
@@ -239,7 +239,7 @@ fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(G
     let mut generator =
         Generator::from_model(&opened.model, options).model_context(opened.path.as_deref())?;
     let classes = generator.meta().classes.clone();
-    let known = generated::known(&args.data, data, &classes)?;
+    let known = generated::class_labels(&args.data, data, &classes)?;
     let real = Images::load(data, generator.meta().image_size as u32, args.limit_files, &Cache::Default)?;
     let mut counts = vec![0; classes.len()];
     for label in real.labels().iter().filter_map(|&label| known[label as usize]) {

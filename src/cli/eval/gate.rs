@@ -7,8 +7,8 @@ use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::json;
 use tiny_cats_export::{
-    Classifier, FeatureExtractor, Generator, LoadOptions, Model, VerificationReport, onnx::OnnxFile, sheet,
-    verify, write_png,
+    Classifier, FeatureExtractor, Generator, LoadOptions, Model, VerificationReport, contact_sheet,
+    onnx::OnnxFile, verify, write_png,
 };
 use tiny_cats_models::pretrained;
 
@@ -19,7 +19,7 @@ use super::{
     labels, skipped_json,
 };
 use crate::{
-    cli::writable::writable,
+    cli::writable::check_writable,
     cli::{
         common::{ModelContext, Runtime, warn_skipped, write_json},
         logging,
@@ -75,10 +75,10 @@ pub struct Args {
 /// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.output {
-        writable("--output", path, "json")?;
+        check_writable("--output", path, "json")?;
     }
     if let Some(path) = &args.sheet {
-        writable("--sheet", path, "png")?;
+        check_writable("--sheet", path, "png")?;
     }
     if !(1..=MAX_COUNT).contains(&args.count) {
         bail!("--count: expected 1 to {MAX_COUNT}, found {}", args.count);
@@ -100,7 +100,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let data = Dataset::open(&args.data)?;
     warn_skipped(&data.skipped);
     let classes = generator.meta().classes.clone();
-    generated::known(&args.data, &data, &classes)?;
+    generated::class_labels(&args.data, &data, &classes)?;
     let known = labels(&data.classes, &classifier.meta().classes);
     if let Some(unknown) = known.iter().position(Option::is_none) {
         bail!("{}: the judge knows no class {:?}", judge.file, data.classes[unknown]);
@@ -126,7 +126,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .model_context(opened.path.as_deref())?;
     let shown = &drawn[..SHOWN.min(args.count) * classes.len()];
     if let Some(path) = &args.sheet {
-        write_png(path, &sheet(shown)).with_context(|| path.display().to_string())?;
+        write_png(path, &contact_sheet(shown)).with_context(|| path.display().to_string())?;
         println!("wrote {}", path.display());
     }
     let shown: Vec<RgbImage> = shown.iter().map(|picture| picture.image.clone()).collect();
@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .unzip();
 
     let blurred: Vec<RgbImage> =
-        training.par_iter().map(|picture| gate::blurred(picture, gate::BLUR_SIGMA_PX)).collect();
+        training.par_iter().map(|picture| gate::blur(picture, gate::BLUR_SIGMA_PX)).collect();
     let mut features = |images: &[RgbImage], what: &str| {
         extract(&mut extractor, images, args.batch, what).model_context(of_features.path.as_deref())
     };
@@ -214,7 +214,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         println!("wrote {}", path.display());
     }
     for criterion in criteria.iter().filter(|criterion| !criterion.passed) {
-        logging::fail(&criterion.to_string());
+        logging::log_fatal(&criterion.to_string());
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

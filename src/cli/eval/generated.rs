@@ -72,7 +72,7 @@ impl Sampling {
 ///
 /// # Errors
 /// When there is a picture of another class.
-pub fn known(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::Result<Vec<Option<usize>>> {
+pub fn class_labels(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::Result<Vec<Option<usize>>> {
     let known = labels(&data.classes, classes);
     match data.files.iter().find(|file| known[file.label as usize].is_none()) {
         None => Ok(known),
@@ -105,7 +105,7 @@ pub fn draw_each(
 ) -> anyhow::Result<()> {
     let progress = bar(labels.len() as u64, "pictures drawn")?;
     let go_on = |_| ControlFlow::Continue(());
-    generator.draw_each(labels, 0, request, go_on, |picture| {
+    generator.generate_each(labels, 0, request, go_on, |picture| {
         sink(picture);
         progress.inc(1);
         anyhow::Ok(())
@@ -130,7 +130,7 @@ pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyh
         }
     }
     let square = |bytes: &[u8]| match size {
-        Some(size) => decode::square(bytes, size),
+        Some(size) => decode::decode_square(bytes, size),
         // By the header, before there is memory for all its pixels.
         None => match decode::check(bytes)? {
             [width, height] if width.max(height) > MAX_SIZE => {

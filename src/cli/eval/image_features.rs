@@ -40,7 +40,7 @@ pub fn extract(
 pub fn pictures(images: &Images) -> anyhow::Result<Vec<RgbImage>> {
     let mut values = vec![0.0; 3 * (images.size() * images.size()) as usize];
     let picture = |i| {
-        let all = View::middle(images.dimensions(i), images.size());
+        let all = View::center(images.dimensions(i), images.size());
         images.fill(i, &all, images.size() as usize, &mut values)?;
         Ok(to_rgb(&values, images.size()))
     };
@@ -54,7 +54,7 @@ pub fn pixels(images: &[RgbImage], mirrored: bool) -> anyhow::Result<Features> {
         let (width, height) = image.dimensions();
         let mut small = match width == side {
             true => image.clone(),
-            false => decode::resized(image, [0, 0, width, height], [side, side]),
+            false => decode::resize_region(image, [0, 0, width, height], [side, side]),
         };
         if mirrored {
             imageops::flip_horizontal_in_place(&mut small);

@@ -174,7 +174,7 @@ impl Args {
             steps,
             batch,
             accumulation,
-            tape: self.common.tape(),
+            tape: self.common.tape_options(),
             averages,
             augmentation: self.common.augmentation_level,
         })
@@ -213,7 +213,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         }
         let photos = Photos::load(&part, options.short_side(), common.limit_files, &common.cache())?;
         warn_skipped(&photos.skipped);
-        photos.notes.iter().for_each(|note| logging::note(note));
+        photos.notes.iter().for_each(|note| logging::eprint_and_log(note));
         Ok(Some(photos))
     };
     let train = load(Split::Train)?
@@ -222,12 +222,12 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let test = load(Split::Test)?;
     if validation.is_none() {
         let data = args.data.display();
-        logging::note(&format!(
+        logging::eprint_and_log(&format!(
             "{data}: there are no photographs for validation: the last state is released"
         ));
     }
     common.check_early_stopping(validation.as_ref().map_or(0, |photos| photos.len()))?;
-    logging::say(&format!(
+    logging::print_and_log(&format!(
         "{}: {} of {} to train on, {} to validate",
         args.data.display(),
         pluralize(train.len(), "photograph"),
@@ -239,8 +239,14 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let per_epoch = (train.len() as u64).div_ceil(items as u64);
     let epochs = |n: u64| n.saturating_mul(per_epoch);
     let schedule = common.schedule(epochs(args.epochs), items, args.warmup_epochs.map(epochs), epochs(2))?;
-    let plan =
-        common.plan(job, schedule, batch, [0.9, 0.999], [epochs(args.save_interval), 0], device.clone());
+    let plan = common.train_options(
+        job,
+        schedule,
+        batch,
+        [0.9, 0.999],
+        [epochs(args.save_interval), 0],
+        device.clone(),
+    );
     let mut task = Classifier::new(options, train, validation, device)?;
     let released = run_training(&mut task, &plan, common, args.released()?)?;
     let Some(released) = released else { return Ok(()) };
@@ -273,12 +279,12 @@ fn evaluate(
     path: &Path,
 ) -> anyhow::Result<()> {
     let found = task.classify(weights, photos)?;
-    logging::say(&format!("\n{words} photographs, none of which was trained on\n{found}"));
+    logging::print_and_log(&format!("\n{words} photographs, none of which was trained on\n{found}"));
     let [picture, numbers] = ["png", "json"].map(|extension| path.with_extension(extension));
     let mut report = found.report();
     report["photographs"] = json!(words);
     write_png(&picture, &found.confusion.picture()).with_context(|| picture.display().to_string())?;
     write_json(&numbers, &report)?;
-    logging::say(&format!("wrote {} and {}", picture.display(), numbers.display()));
+    logging::print_and_log(&format!("wrote {} and {}", picture.display(), numbers.display()));
     Ok(())
 }

@@ -224,7 +224,7 @@ impl CommonArgs {
     /// # Errors
     /// When that is not there.
     pub fn device(&self) -> anyhow::Result<Device> {
-        if self.gpus > 1 { self.device.one_of(self.rank, self.gpus) } else { self.device.device() }
+        if self.gpus > 1 { self.device.device_for_rank(self.rank, self.gpus) } else { self.device.device() }
     }
 
     /// Opens the log file that was asked for.
@@ -276,7 +276,7 @@ impl CommonArgs {
     }
 
     /// How gradients are computed.
-    pub fn tape(&self) -> TapeOptions {
+    pub fn tape_options(&self) -> TapeOptions {
         let precision = if self.mixed_precision { Precision::Bf16 } else { self.precision };
         TapeOptions { checkpoint: self.gradient_checkpointing, precision }
     }
@@ -285,7 +285,7 @@ impl CommonArgs {
     pub fn batch(&self, pictures: usize) -> usize {
         let asked = self.batch_size;
         if asked > pictures {
-            logging::note(&format!(
+            logging::eprint_and_log(&format!(
                 "--batch-size {asked}: there are only {}, so that is the batch",
                 pluralize(pictures, "picture")
             ));
@@ -313,7 +313,7 @@ impl CommonArgs {
 
     /// The plan of a run; what follows `batch` is the task's: decays of the moments, steps between training states and between sample
     /// grids.
-    pub fn plan(
+    pub fn train_options(
         &self,
         job: TrainJob,
         schedule: Schedule,
@@ -323,8 +323,7 @@ impl CommonArgs {
         device: Device,
     ) -> TrainOptions {
         let cores = || std::thread::available_parallelism().map_or(1, |n| (n.get() / self.gpus).clamp(1, 8));
-        let early_stopping =
-            |evaluations| EarlyStopping { evaluations, min_delta: self.early_stopping_min_delta };
+        let early_stopping = |patience| EarlyStopping { patience, min_delta: self.early_stopping_min_delta };
         TrainOptions {
             folder: job.folder,
             from: job.from,
@@ -339,7 +338,7 @@ impl CommonArgs {
             batch,
             accumulation: self.gradient_accumulation_steps,
             halvings: self.halvings,
-            tape: self.tape(),
+            tape: self.tape_options(),
             workers: self.num_workers.unwrap_or_else(cores),
             save_interval,
             sample_interval,

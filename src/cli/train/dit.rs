@@ -159,7 +159,7 @@ impl Args {
             steps: self.steps,
             batch: self.common.batch_size.min(train),
             accumulation: self.common.gradient_accumulation_steps,
-            tape: self.common.tape(),
+            tape: self.common.tape_options(),
             averages,
             augmentation: self.common.augmentation_level,
         })
@@ -178,7 +178,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let load = |part: &Dataset| -> anyhow::Result<Images> {
         let images = Images::load(part, network.image_size as u32, common.limit_files, &common.cache())?;
         warn_skipped(&images.skipped);
-        images.notes.iter().for_each(|note| logging::note(note));
+        images.notes.iter().for_each(|note| logging::eprint_and_log(note));
         Ok(images)
     };
     let held_out = data.part(Split::Validation);
@@ -189,7 +189,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         (load(&data.part(Split::Train))?, validation)
     };
     common.check_early_stopping(validation.as_ref().map_or(0, |images| images.len()))?;
-    logging::say(&format!(
+    logging::print_and_log(&format!(
         "{}: {} in {} to train on, {} to validate",
         args.data.display(),
         pluralize(train.len(), "picture"),
@@ -200,7 +200,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let items = batch * common.gradient_accumulation_steps;
     let schedule = common.schedule(args.steps, items, args.warmup_steps, 10_000)?;
     let intervals = [args.save_interval, args.sample_interval];
-    let plan = common.plan(job, schedule, batch, [0.9, 0.95], intervals, device.clone());
+    let plan = common.train_options(job, schedule, batch, [0.9, 0.95], intervals, device.clone());
     let options = DitOptions {
         network,
         flow: Flow { label_dropout: args.label_dropout, ..Flow::default() },

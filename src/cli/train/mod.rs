@@ -75,7 +75,7 @@ impl Args {
     ///
     /// # Errors
     /// When that is no name of such a file.
-    fn places(&self) -> anyhow::Result<[PathBuf; 2]> {
+    fn output_paths(&self) -> anyhow::Result<[PathBuf; 2]> {
         match &self.command {
             Command::Dit(args) => Ok(released::EXTENSIONS.map(|extension| args.released(extension))),
             Command::Classifier(args) => args.released(),
@@ -157,13 +157,13 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         common.open_log()?;
     }
     let Some(folder) = &common.worker else {
-        let places = args.places()?;
+        let places = args.output_paths()?;
         if let Some(folder) = finished_run(common, task, &configuration)? {
             // Otherwise it is gone on with, which writes what is missing.
             let is_complete = RunRecord::load(&folder).is_ok_and(|record| record.complete);
-            if is_complete && released::of_run(&folder, &places) == [true; 2] {
+            if is_complete && released::owned_by_run(&folder, &places) == [true; 2] {
                 let [torch, safetensors] = places.each_ref().map(|place| place.display());
-                logging::say(&format!(
+                logging::print_and_log(&format!(
                     "{}: is finished: {torch} and {safetensors}; without --resume a new run begins",
                     folder.display()
                 ));
@@ -178,16 +178,16 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let from =
         Some(from.to_owned()).filter(|from| !["auto", "never"].contains(&&*common.resume) && from.is_file());
     let job = TrainJob { folder: folder.clone(), from, configuration: configuration.to_toml() };
-    logging::say(&format!("configuration: {}", configuration.line()));
+    logging::print_and_log(&format!("configuration: {}", configuration.line()));
     let ended = match &args.command {
         Command::Dit(args) => dit::run(args, job),
         Command::Classifier(args) => classifier::run(args, job),
     };
     match ended.and_then(|()| finished(common, folder)) {
-        ended if common.rank > 0 => Ok(process_group::tell(ended)),
+        ended if common.rank > 0 => Ok(process_group::report_exit(ended)),
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if is_transient(&error) => {
-            logging::fail(&super::one_line(&error));
+            logging::log_fatal(&super::one_line(&error));
             Ok(ExitCode::from(EXIT_TRANSIENT))
         }
         Err(error) => Err(error),
@@ -225,7 +225,7 @@ fn is_transient(error: &anyhow::Error) -> bool {
 fn open(path: &Path) -> anyhow::Result<Dataset> {
     let data = Dataset::open(path)?;
     if let Some(index) = &data.index {
-        logging::say(&format!("{}: as indexed", index.display()));
+        logging::print_and_log(&format!("{}: as indexed", index.display()));
     }
     warn_skipped(&data.skipped);
     warn_duplicates(&data);
@@ -268,7 +268,7 @@ fn run_training(
         }
         writable::check_free_space(place, places.len() as u64 * released).with_context(said)?;
     }
-    let mut team = process_group::team(common)?;
+    let mut team = process_group::create(common)?;
     let reporter = Reporter::new(ReportOptions {
         steps: plan.schedule.steps,
         log_interval: plan.log_interval,
@@ -286,7 +286,7 @@ fn run_training(
     let stopped = reporter.clone();
     stop::watch(&plan.control, deadline, move || finish(&stopped, Status::Stopped))?;
     train::tune_allocator();
-    let own = released::of_run(&plan.folder, &places);
+    let own = released::owned_by_run(&plan.folder, &places);
     let published = train::train_distributed(task, plan, &mut team, &mut |event| {
         if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
             reporter.observe(event);
@@ -301,9 +301,9 @@ fn run_training(
     if !kept.is_empty() {
         let each = kept.iter().map(|(file, name)| format!("{} as {}", file.display(), name.display()));
         let each = each.collect::<Vec<_>>().join(" and ");
-        logging::note(&format!("kept what another run released: {each}"));
+        logging::eprint_and_log(&format!("kept what another run released: {each}"));
     }
     let [torch, safetensors] = places;
-    logging::say(&format!("finished: {} and {}", torch.display(), safetensors.display()));
+    logging::print_and_log(&format!("finished: {} and {}", torch.display(), safetensors.display()));
     Ok(Some(safetensors))
 }

@@ -22,15 +22,15 @@ const THREADS: &str = "RAYON_NUM_THREADS";
 ///
 /// # Errors
 /// When this program cannot be found.
-pub fn team(common: &CommonArgs) -> anyhow::Result<ProcessGroup> {
+pub fn create(common: &CommonArgs) -> anyhow::Result<ProcessGroup> {
     if common.gpus == 1 {
-        return Ok(ProcessGroup::alone());
+        return Ok(ProcessGroup::single());
     }
     let program = std::env::current_exe().context("finding this program")?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let own = |argument: &OsString| argument.to_string_lossy().starts_with("--worker=");
     let place = arguments.iter().position(own).unwrap_or(arguments.len());
-    Ok(ProcessGroup::first(common.gpus, move |rank| {
+    Ok(ProcessGroup::leader(common.gpus, move |rank| {
         let mut command = Command::new(&program);
         command.args(&arguments[..place]).arg(format!("--rank={rank}")).args(&arguments[place..]);
         // It has nothing to save.
@@ -50,14 +50,14 @@ pub fn threads(common: &CommonArgs) -> Option<(&'static str, String)> {
 /// Makes this process one that follows another: what it says is for that one, and signals are, too.
 pub fn become_follower() {
     logging::set_quiet();
-    for signal in signals::stopping() {
+    for signal in signals::stop_signals() {
         // Where it cannot be caught, this process ends by it, and the first one notices.
         let _ = signal_hook::flag::register(signal, Arc::default());
     }
 }
 
 /// Tells the first process how this one ended.
-pub fn tell(ended: anyhow::Result<()>) -> ExitCode {
+pub fn report_exit(ended: anyhow::Result<()>) -> ExitCode {
     let Err(error) = ended else { return ExitCode::SUCCESS };
     let message = match error.downcast_ref() {
         // The first process says itself whose error it is.

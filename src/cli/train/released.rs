@@ -13,7 +13,7 @@ use tiny_cats_export::{remove_abandoned, write_atomically};
 pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
 
 /// Which of `places` hold files of the run in `folder`: what it has released itself, byte for byte.
-pub fn of_run(folder: &Path, places: &[PathBuf; 2]) -> [bool; 2] {
+pub fn owned_by_run(folder: &Path, places: &[PathBuf; 2]) -> [bool; 2] {
     places.each_ref().map(|place| {
         place.file_name().is_some_and(|name| is_same(&folder.join(name), place).unwrap_or(false))
     })
@@ -118,7 +118,7 @@ mod tests {
 
         // Nothing is there; the same again; a new release of the same run.
         for text in ["one", "one", "two"] {
-            let own = of_run(&folder, &places);
+            let own = owned_by_run(&folder, &places);
             write(&folder, text);
             assert_eq!(publish(&files(&folder), &places, own).unwrap(), []);
             assert_eq!((read("out/m.pt"), read("out/m.safetensors")), (text.into(), text.into()));
@@ -127,14 +127,14 @@ mod tests {
         let other = path("other");
         fs::create_dir(&other).unwrap();
         write(&other, "three");
-        assert_eq!(of_run(&other, &places), [false; 2]);
+        assert_eq!(owned_by_run(&other, &places), [false; 2]);
         let kept = publish(&files(&other), &places, [false; 2]).unwrap();
         assert_eq!(kept[0], (path("out/m.pt"), path("out/m.1.pt")));
         assert_eq!((read("out/m.1.pt"), read("out/m.1.safetensors")), ("two".into(), "two".into()));
         assert_eq!((read("out/m.pt"), read("out/m.safetensors")), ("three".into(), "three".into()));
         fs::remove_file(path("out/m.1.pt")).unwrap();
         fs::remove_file(path("out/m.safetensors")).unwrap();
-        let kept = publish(&files(&folder), &places, of_run(&folder, &places)).unwrap();
+        let kept = publish(&files(&folder), &places, owned_by_run(&folder, &places)).unwrap();
         assert_eq!(kept, [(path("out/m.pt"), path("out/m.1.pt"))]);
         // What was kept before a process was killed is not kept twice.
         back_up(&[&places[0], &places[1]]).unwrap();

@@ -15,7 +15,7 @@ use plot_thread::{PlotRequest, PlotThread};
 use crate::{
     cli::logging,
     memory,
-    track::{RunInfo, Tracker, flat},
+    track::{RunInfo, Tracker, flatten_settings},
     train::{
         Event, Step,
         folder::{LOG, Status},
@@ -131,7 +131,7 @@ impl Reporter {
                 self.bar.set_position(step);
                 self.options.steps = steps;
                 self.started = Some((Instant::now(), step));
-                let (id, settings) = (name(folder), flat(settings));
+                let (id, settings) = (name(folder), flatten_settings(settings));
                 let run = RunInfo { id: &id, folder, step, settings: &settings };
                 self.options.trackers.iter_mut().for_each(|tracker| tracker.begin(&run));
             }
@@ -153,7 +153,7 @@ impl Reporter {
             }
             Event::Wrote(path) => self.say(&format!("wrote {}", path.display())),
             Event::Note(text) => {
-                logging::note(text);
+                logging::eprint_and_log(text);
                 self.keep_early(text);
             }
         }
@@ -218,7 +218,7 @@ impl Reporter {
     }
 
     fn say(&mut self, line: &str) {
-        logging::say(line);
+        logging::print_and_log(line);
         self.keep_early(line);
     }
 
@@ -371,7 +371,7 @@ mod tests {
         for n in 1..=200 {
             reporter.observe(Event::Step(&step(n, if n == 150 { f64::NAN } else { 2.0 })));
         }
-        let scores = [Score { name: "validation_accuracy", value: 0.5, more: true }];
+        let scores = [Score { name: "validation_accuracy", value: 0.5, higher_is_better: true }];
         reporter.observe(Event::Evaluated { step: 200, scores: &scores, best: true });
         let (picture, path) = (RgbImage::new(8, 8), folder.join("x.png"));
         reporter.observe(Event::Sampled { step: 200, picture: &picture, path: &path });
@@ -422,7 +422,7 @@ mod tests {
         {
             // A full disk stops nobody.
             logging::add_file(Path::new("/dev/full"), format).unwrap();
-            (0..3).for_each(|_| logging::say("to nowhere"));
+            (0..3).for_each(|_| logging::print_and_log("to nowhere"));
             let text = fs::read_to_string(folder.join("training.log")).unwrap();
             assert_eq!(text.matches("to nowhere").count(), 3);
         }

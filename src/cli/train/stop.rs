@@ -42,7 +42,7 @@ pub fn watch(
             atomic::{AtomicBool, Ordering},
         };
         let second = Arc::new(AtomicBool::new(false));
-        let all = signals::stopping();
+        let all = signals::stop_signals();
         for &signal in &all {
             flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
         }
@@ -67,20 +67,22 @@ fn stop(control: &Control, why: &str, finish: &dyn Fn()) {
     let stopped = control.stop();
     let code = match &stopped {
         // What is still done is quick, and worth its time: the released files are put at their place. A second signal ends it all the same.
-        Ok(stopped) if stopped.over => return,
+        Ok(stopped) if stopped.was_finished => return,
         Ok(stopped) => {
             match &stopped.at {
-                Some((step, path)) => logging::note(&format!(
+                Some((step, path)) => logging::eprint_and_log(&format!(
                     "stopped at step {step} ({why}), saved as {}: the same command with --resume auto goes on",
                     path.display()
                 )),
-                None => logging::note(&format!("stopped ({why}); there is no step that is not saved")),
+                None => {
+                    logging::eprint_and_log(&format!("stopped ({why}); there is no step that is not saved"))
+                }
             }
             finish();
             i32::from(EXIT_RESUMABLE)
         }
         Err(error) => {
-            logging::note(&format!("stopped ({why}); the last step could not be saved: {error}"));
+            logging::eprint_and_log(&format!("stopped ({why}); the last step could not be saved: {error}"));
             finish();
             i32::from(EXIT_RESUMABLE)
         }

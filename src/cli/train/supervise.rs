@@ -80,7 +80,7 @@ pub fn supervise(
         signals.sleep(left.map_or(time, |left| left.min(time))) && in_time
     };
     if signals.stopped() {
-        logging::note(STOPPED_MESSAGE);
+        logging::eprint_and_log(STOPPED_MESSAGE);
         return Ok(ExitCode::from(EXIT_RESUMABLE));
     }
     let mut keeper = Supervisor {
@@ -90,7 +90,7 @@ pub fn supervise(
         stopped: || signals.stopped(),
         say: |line: &str| say(common, &folder, line),
     };
-    Ok(ExitCode::from(keeper.keep()?))
+    Ok(ExitCode::from(keeper.run()?))
 }
 
 /// What begins a training process again and again.
@@ -114,7 +114,7 @@ where
     State: Default + PartialEq,
 {
     /// The exit code in the end.
-    fn keep(&mut self) -> anyhow::Result<u8> {
+    fn run(&mut self) -> anyhow::Result<u8> {
         let (mut halvings, mut retries, mut newest) = (0, 0, State::default());
         loop {
             let (ended, state) = (self.begin)(halvings)?;
@@ -175,18 +175,18 @@ fn acquire_run_folder(
         let (name, seconds) = (folder.display(), patience.as_secs_f64());
         if !told {
             told = true;
-            logging::note(&format!(
+            logging::eprint_and_log(&format!(
                 "{name}: another process trains in this folder; waiting at most {seconds} s for it to end"
             ));
         }
         if Instant::now() >= end {
-            logging::fail(&format!(
+            logging::log_fatal(&format!(
                 "{name}: another process trains in this folder; given up after {seconds} s"
             ));
             return Ok(None);
         }
         if !signals.sleep(POLL_INTERVAL) {
-            logging::note(STOPPED_MESSAGE);
+            logging::eprint_and_log(STOPPED_MESSAGE);
             return Ok(None);
         }
     }
@@ -205,7 +205,7 @@ fn claim(
     let _claiming = ParentLock::of_runs(root)?;
     let folder = run_folder(common, task, configuration)?;
     check_can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
-    if Lock::held(&folder) {
+    if Lock::is_held(&folder) {
         return Ok(None);
     }
     let Some(lock) = ParentLock::take(&folder)? else { return Ok(None) };
@@ -246,7 +246,7 @@ fn run_folder(
     if let Some(id) = &common.run_id {
         return Ok(common.runs_dir.join(id));
     }
-    let fresh = || folder::fresh(&common.runs_dir, task);
+    let fresh = || folder::new_run_folder(&common.runs_dir, task);
     match common.resume.as_str() {
         "never" => Ok(fresh()),
         "auto" => {
@@ -340,7 +340,7 @@ fn say(common: &CommonArgs, folder: &Path, line: &str) {
     if log.is_file() {
         logging::add_run_file(&log, common.log_format);
     }
-    logging::note(line);
+    logging::eprint_and_log(line);
 }
 
 fn join(flag: &str, path: &Path) -> OsString {
@@ -372,7 +372,7 @@ impl Signals {
         #[cfg(unix)]
         {
             use signal_hook::consts::{SIGCONT, SIGTSTP};
-            let heard = [signals::stopping(), vec![SIGTSTP, SIGCONT]].concat();
+            let heard = [signals::stop_signals(), vec![SIGTSTP, SIGCONT]].concat();
             let mut signals = signal_hook::iterator::Signals::new(heard)?;
             let caught = caught.clone();
             thread::spawn(move || {
@@ -484,7 +484,7 @@ mod tests {
             true
         };
         let code =
-            Supervisor { common: &common, begin, wait, stopped: || false, say: |_: &str| {} }.keep().unwrap();
+            Supervisor { common: &common, begin, wait, stopped: || false, say: |_: &str| {} }.run().unwrap();
         assert!(ends.next().is_none(), "it is begun as often as that");
         (code, halved, waits)
     }

@@ -102,7 +102,7 @@ pub fn download(
     let _lock = lock(folder)?;
     // What is in the way is told before anything is fetched.
     let there: Vec<_> =
-        archives.iter().map(|a| unpack::unpacked(&folder.join(a.name), a)).collect::<Result<_>>()?;
+        archives.iter().map(|a| unpack::read_manifest(&folder.join(a.name), a)).collect::<Result<_>>()?;
     let client = fetch::Client::new(url, retry_policy);
     for (archive, there) in archives.iter().zip(there) {
         let before = there.is_some();

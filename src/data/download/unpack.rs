@@ -35,7 +35,7 @@ pub(super) struct Manifest {
 }
 
 /// Whether `folder` holds what `archive` holds; an error when something else is in its place.
-pub(super) fn unpacked(folder: &Path, archive: &Archive) -> Result<Option<Manifest>> {
+pub(super) fn read_manifest(folder: &Path, archive: &Archive) -> Result<Option<Manifest>> {
     if !folder.try_exists().map_err(Error::io(folder))? && !folder.is_symlink() {
         return Ok(None);
     }

@@ -51,7 +51,7 @@ pub fn draw(class: usize, seed: u64, index: u64, size: u32) -> RgbImage {
     } else {
         other::paint(&mut canvas, &mut rng);
     }
-    scene::develop(canvas, &mut rng)
+    scene::finish_image(canvas, &mut rng)
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub fn background(size: u32, rng: &mut SceneRng) -> Canvas {
 }
 
 /// The finished picture: exposure, the tint of the light, dark corners and a little grain.
-pub fn develop(canvas: Canvas, rng: &mut SceneRng) -> RgbImage {
+pub fn finish_image(canvas: Canvas, rng: &mut SceneRng) -> RgbImage {
     let exposure = rng.range(0.85, 1.12);
     let warmth = rng.normal(0.03).clamp(-0.07, 0.07);
     let corners = rng.range(0.0, 0.5);

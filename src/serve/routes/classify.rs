@@ -53,7 +53,7 @@ pub async fn classify(
     }
     let several = is(&request, "multipart/form-data");
     // Before anything is read, so that what waits in memory is bounded, too.
-    lane.is_open()?;
+    lane.check_accepting()?;
     let _memory = reserve_memory(&request, &app)?;
     let files = read_files(request, &app).await?;
     let room = lane.admit(files.len())?;

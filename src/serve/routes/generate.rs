@@ -21,9 +21,8 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tiny_cats_export::{
-    GeneratedImage, ModelMeta, Request, Sampler,
+    GeneratedImage, ModelMeta, Request, Sampler, contact_sheet,
     sample::{MAX_GUIDANCE, SamplingSettings},
-    sheet,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -127,7 +126,7 @@ pub async fn generate(
         Format::Png | Format::Grid => {
             let image = match &pictures[..] {
                 [picture] if format == Format::Png => png(&picture.image)?,
-                pictures => png(&sheet(pictures))?,
+                pictures => png(&contact_sheet(pictures))?,
             };
             let seed = about.settings.seed.to_string();
             Ok(([(header::CONTENT_TYPE, "image/png"), (SEED, &seed)], image).into_response())

@@ -37,7 +37,7 @@ pub(super) fn follow_loop(task: &mut dyn Task, plan: &TrainOptions, team: &mut P
         let state = TrainingState::load(&state_path(&plan.folder, task.kind(), progress.step))?;
         Optimizer::restore(settings, &specs, &state, &plan.device)?
     } else {
-        Optimizer::new(settings, &specs, &task.initial(plan.seed)?, &plan.device)?
+        Optimizer::new(settings, &specs, &task.initial_weights(plan.seed)?, &plan.device)?
     };
     let mut loader = self::loader(task, plan, micro_batch, team)?;
     team.ready(&plan.device)?;

@@ -66,12 +66,12 @@ pub(super) struct Start {
 
 impl ProcessGroup {
     /// One process that trains by itself.
-    pub fn alone() -> Self {
+    pub fn single() -> Self {
         Self::new(0, 1, Role::Alone)
     }
 
     /// Process 0 of `size`; `command` says how another, by its rank, is begun: it is to call [`follow()`].
-    pub fn first(size: usize, command: impl FnMut(usize) -> Command + 'static) -> Self {
+    pub fn leader(size: usize, command: impl FnMut(usize) -> Command + 'static) -> Self {
         Self::new(0, size, Role::First { command: Box::new(command), peers: Vec::new() })
     }
 
@@ -101,7 +101,7 @@ impl ProcessGroup {
     }
 
     /// How they work together on `device`, in words; none of a process alone.
-    pub(super) fn words(&self, device: &Device) -> Option<String> {
+    pub(super) fn describe(&self, device: &Device) -> Option<String> {
         let how = if device.is_cpu() {
             "share this machine's processor, which shows that it works and makes nothing faster"
         } else if cfg!(feature = "nccl") {
@@ -153,7 +153,7 @@ impl ProcessGroup {
             (Some(loss), Ok((_, mut packed))) => {
                 // From here on an error is one of this process alone, and nobody is to take it for one that all have.
                 let rank = self.rank;
-                let learnt = self.sum(&mut packed.flat).and_then(|()| packed.unflatten());
+                let learnt = self.all_reduce_sum(&mut packed.flat).and_then(|()| packed.unflatten());
                 Ok((loss, learnt.map_err(|error| error.from_process(rank))?))
             }
             (_, Err(error)) => Err(error),
@@ -189,7 +189,7 @@ impl ProcessGroup {
     }
 
     /// Makes `flat` the sum of all processes' rows, the same bits in each.
-    fn sum(&mut self, flat: &mut Tensor) -> Result<()> {
+    fn all_reduce_sum(&mut self, flat: &mut Tensor) -> Result<()> {
         #[cfg(feature = "nccl")]
         if let Some(nccl) = &mut self.nccl {
             let role = &mut self.role;

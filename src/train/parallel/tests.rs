@@ -185,13 +185,13 @@ impl Task for Rows {
         "rows"
     }
 
-    fn released(&self) -> String {
+    fn release_name(&self) -> String {
         "rows".into()
     }
 
     fn cost(&self) -> Result<CostSummary> {
         let (name, dims, init) = ("weight".into(), vec![4, 4], Init::Normal(0.5));
-        let spec = ParamSpec { name, dims, init, trained: true, decays: true };
+        let spec = ParamSpec { name, dims, init, trainable: true, has_weight_decay: true };
         Ok(CostSummary { params: vec![spec], ..CostSummary::default() })
     }
 
@@ -223,7 +223,7 @@ impl Task for Rows {
         Ok(tape.constant(x).linear(&weight, None)?.weighted_mse(&target, &ones)?)
     }
 
-    fn samples(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
+    fn sample_grid(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
         Ok(None)
     }
 }
