@@ -41,7 +41,7 @@ pub const RECORD: &str = "run.json";
 const LATEST: &str = "latest";
 const LOCK: &str = "lock";
 const PARENT_LOCK: &str = "parent.lock";
-/// In the folder of all runs.
+/// In the folder of all runs, where a folder cannot be locked.
 const RUNS_LOCK: &str = ".lock";
 /// Characters of a run's name.
 const MAX_ID_CHARS: usize = 100;
@@ -244,6 +244,27 @@ pub fn prepare(folder: &Path, task: &str, configuration: &str) -> Result<()> {
     RunRecord::new(id.into(), task).save(folder)
 }
 
+/// Removes the folder of a run that was [prepared](prepare) and never started to train, and the folder of all runs if nothing else is in
+/// it. Other folders stay.
+pub fn remove_unstarted(folder: &Path) {
+    let is_unstarted = RunRecord::load(folder).is_ok_and(|r| r.status == Status::Running && r.steps == 0);
+    if !is_unstarted || states(folder).is_ok_and(|states| !states.is_empty()) {
+        return;
+    }
+    for name in [RECORD, CONFIGURATION, LOCK, PARENT_LOCK] {
+        let _ = std::fs::remove_file(folder.join(name));
+    }
+    // What is not empty is not removed.
+    let _ = std::fs::remove_dir(folder);
+    if let Some(root) = folder.parent() {
+        let latest = root.join(LATEST);
+        if latest.read_link().is_ok_and(|target| Some(target.as_os_str()) == folder.file_name()) {
+            let _ = std::fs::remove_file(latest);
+        }
+        let _ = std::fs::remove_dir(root);
+    }
+}
+
 /// Writes down that nothing is left to do for the finished run in `folder`.
 ///
 /// # Errors
@@ -350,9 +371,10 @@ impl ParentLock {
     /// When folder or file cannot be made.
     pub fn of_runs(root: &Path) -> Result<Self> {
         make(root)?;
-        let path = root.join(RUNS_LOCK);
-        let failed = |source| Error::File { path: path.clone(), source };
-        let file = lock_file(&path).map_err(failed)?;
+        let failed = |source| Error::File { path: root.to_owned(), source };
+        // The folder itself, so that no file is left; Windows locks files only.
+        let file = if cfg!(unix) { File::open(root) } else { lock_file(&root.join(RUNS_LOCK)) };
+        let file = file.map_err(failed)?;
         match file.lock() {
             Err(e) if e.kind() != std::io::ErrorKind::Unsupported => Err(failed(e)),
             _ => Ok(Self(file)),

@@ -196,10 +196,11 @@ fn generating_refuses_what_makes_no_sense_in_one_line() {
 fn each_picture_is_written_when_it_is_done_and_nothing_is_drawn_that_cannot_be() {
     let dir = TRAINED.path();
     let model = "checkpoints/tinydit_final.safetensors";
-    let args = ["generate", "--model", model, "-n", "100000", "--batch", "1", "--steps", "1", "-o", "each/"];
+    let args =
+        ["generate", "--model", model, "-n", "100000", "--batch", "1", "--steps", "1", "-o", "one_by_one/"];
     let mut child = Command::new(CATS).args(args).current_dir(dir).spawn().unwrap();
     let pictures = || -> Vec<PathBuf> {
-        let files = fs::read_dir(dir.join("each")).into_iter().flatten();
+        let files = fs::read_dir(dir.join("one_by_one")).into_iter().flatten();
         files.map(|file| file.unwrap().path()).filter(|path| path.extension().unwrap() == "png").collect()
     };
     while pictures().len() < 2 {

@@ -90,9 +90,9 @@ fn a_place_for_no_file_is_refused_before_training() {
         ("file/a/b", &steps, "--output file/a/b: cannot write there: Not a directory"),
         ("/proc/x", &steps, "--output /proc/x: cannot write there: "),
         ("taken", &steps, "--output taken/tinydit_final.pt: a folder is in the file's place"),
-        ("x", &["--runs-dir", "file/runs"], "file/runs/"),
-        ("x", &["--runs-dir", "/proc/runs"], "/proc/runs/"),
-        ("x", &["--runs-dir", "file", "--run-id", "r"], "file/r: cannot write there: Not a directory"),
+        ("x", &["--runs-dir", "file/runs"], "file/runs: cannot write there: Not a directory"),
+        ("x", &["--runs-dir", "/proc/runs"], "/proc/runs: cannot write there: "),
+        ("x", &["--runs-dir", "file", "--run-id", "r"], "file: cannot write there: Not a directory"),
     ] {
         let said = fails(CATS, dir, &trained::dit(output, more));
         assert!(said.contains(expected) && !said.contains(".tmp"), "{output} {more:?}: {said}");

@@ -81,16 +81,19 @@ pub fn supervise(
     };
     if signals.stopped() {
         logging::eprint_and_log(STOPPED_MESSAGE);
+        folder::remove_unstarted(&folder);
         return Ok(ExitCode::from(EXIT_RESUMABLE));
     }
-    let mut keeper = Supervisor {
+    let mut supervisor = Supervisor {
         common,
         begin,
         wait,
         stopped: || signals.stopped(),
         say: |line: &str| say(common, &folder, line),
     };
-    Ok(ExitCode::from(keeper.run()?))
+    let code = supervisor.run();
+    folder::remove_unstarted(&folder);
+    Ok(ExitCode::from(code?))
 }
 
 /// What begins a training process again and again.
