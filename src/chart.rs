@@ -1,30 +1,30 @@
-//! Curves in a terminal, of Braille characters, whose eight dots make a fine grid.
+//! Charts in a terminal, of Braille characters, whose eight dots form a fine grid.
 
 use std::fmt::Write as _;
 
 use crate::train::metrics::Point;
 
-/// The narrowest chart: room for its legend.
+/// The smallest width of a chart, which leaves room for its legend.
 const MIN_WIDTH: usize = 60;
-/// Lines of the plot itself.
+/// The number of lines of the plot itself.
 const LINES: usize = 12;
-/// A character's dots, by column and line.
+/// The bits of a character's dots, by column and line.
 const DOTS: [[u8; 4]; 2] = [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
-/// Room for the numbers of an axis; [`short`] takes no more.
+/// The width of an axis's numbers; [`format_number`] returns at most as many characters.
 const LABEL: usize = 10;
-/// What the second curve is drawn with. It has one column in every terminal.
+/// The character of the second curve. It is one column wide in every terminal.
 const MARK: char = 'o';
 
-/// A curve, its points in the order of their steps.
+/// A curve, with its points in the order of their steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Curve<'a> {
-    /// What it is of.
+    /// The name of its metric.
     pub name: &'a str,
     /// Its points. Those that are not finite are gaps.
     pub points: &'a [Point],
 }
 
-/// The range of what is drawn along one axis; empty while `low > high`.
+/// The range along one axis; empty while `low > high`.
 #[derive(Clone, Copy, Debug)]
 struct Range {
     low: f64,
@@ -44,10 +44,10 @@ impl Range {
         Self { low: self.low.min(other.low), high: self.high.max(other.high) }
     }
 
-    /// Where `value` lies among `n` places, 0 the lowest. Halves, so that the greatest numbers have a difference.
+    /// The position of `value` among `n`, 0 the lowest. Halves the numbers, so that the difference of the largest ones is finite.
     fn place(self, value: f64, n: usize) -> usize {
         let share = (value / 2.0 - self.low / 2.0) / (self.high / 2.0 - self.low / 2.0);
-        // A range of one value has no shares: it lies in the middle.
+        // A range of one value would divide by zero: it is in the middle.
         let share = if share.is_finite() { share } else { 0.5 };
         ((share * n as f64) as usize).min(n - 1)
     }
@@ -57,18 +57,18 @@ impl Range {
     }
 }
 
-/// What lies in one column of the plot.
+/// The points in one column of the plot.
 #[derive(Clone, Copy, Default)]
 struct Column {
-    /// Points, finite or not.
+    /// Number of points, finite or not.
     points: u32,
-    /// Finite ones.
+    /// Number of finite points.
     finite: u32,
-    /// The mean of those.
+    /// The mean of the finite points.
     mean: f64,
 }
 
-/// The points by columns, each with its mean: a million points are drawn as what they are on average.
+/// Groups points by columns and averages each, so that a million points can be drawn.
 fn columns(points: &[Point], steps: Range, n: usize) -> Vec<Column> {
     let mut columns = vec![Column::default(); n];
     for point in points {
@@ -87,7 +87,7 @@ fn means(columns: &[Column]) -> impl Iterator<Item = f64> {
     columns.iter().filter(|c| c.finite > 0).map(|c| c.mean)
 }
 
-/// A number for an axis or a table: some five digits.
+/// Formats a number for an axis or a table with about five digits.
 pub fn format_number(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
@@ -100,8 +100,9 @@ pub fn format_number(value: f64) -> String {
     format!("{value:.*}", 4usize.saturating_sub(before))
 }
 
-/// Draws `first`, and over it `second` as marks, on the same scale where `same`, else on one of its own at the right. Every line has at
-/// most `width` characters, but `width` counts as at least 60. `colour` is for terminals.
+/// Draws `first`, and over it `second` as marks: on the same scale if `same`, else on its own scale at the right.
+///
+/// Every line has at most `width` characters, but `width` is at least 60. `color` adds escape codes for terminals.
 pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color: bool) -> String {
     let width = width.max(MIN_WIDTH);
     let second = second.filter(|curve| curve.points.iter().any(|p| p.value.is_finite()));
@@ -174,7 +175,7 @@ fn paint(dots: &[Column], marks: &[Column], scales: [Range; 2], plot: usize) -> 
     let mut before: Option<(usize, usize)> = None;
     for (x, column) in dots.iter().enumerate() {
         if column.finite == 0 {
-            // Between two logged steps the curve goes on; where what was logged is not finite, it does not.
+            // Between two logged steps the curve is connected, but not across values that are not finite.
             before = before.filter(|_| column.points == 0);
             continue;
         }
@@ -240,7 +241,7 @@ mod tests {
             2,
             "{text}"
         );
-        // Without colours there is nothing but text.
+        // Without colors there is only text.
         assert!(!text.contains('\x1b'));
         let coloured = draw(curve("loss", &loss), None, false, 60, true);
         let plain = coloured.replace("\x1b[36m", "").replace("\x1b[0m", "");
@@ -248,7 +249,7 @@ mod tests {
         assert_eq!(plain, draw(curve("loss", &loss), None, false, 60, false));
     }
 
-    /// Whatever a file holds, a chart has its lines, none too wide.
+    /// Any file gives a chart with all its lines, none too wide.
     #[test]
     fn any_points_make_a_chart_that_fits() {
         let odd = [
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(braille(&draw(curve("loss", &points([1.5])), None, true, 80, false)), 1);
         let text = draw(curve("loss", &points([1.5; 9])), None, true, 80, false);
         assert_eq!(braille(&text), 80 - LABEL - 2, "{text}");
-        // What is not finite interrupts the curve and is counted.
+        // A value that is not finite interrupts the curve and is counted.
         let gap = points([1.0, 1.0, f64::NAN, 1.0, 1.0]);
         let text = draw(curve("loss", &gap), None, true, 80, false);
         assert!(braille(&text) < 80 - LABEL - 2 - 20 && text.contains("1 of 5 not finite"), "{text}");

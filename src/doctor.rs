@@ -1,4 +1,4 @@
-//! What this machine and this program can do: processor, memory, runtimes, GPUs, released models.
+//! The capabilities of this machine and this program: CPU, memory, runtimes, GPUs, released models.
 
 use std::{
     collections::BTreeMap,
@@ -14,23 +14,23 @@ use sysinfo::{CpuRefreshKind, System};
 use tiny_cats_export::{Error, Generator, Integrity, LoadOptions, Model, Request, runtime::RuntimeKind};
 use tiny_cats_models::pretrained;
 
-/// The command that brings CUDA.
+/// The command that installs the program with CUDA.
 pub const GET_CUDA: &str = "cargo install --path . --features cuda";
 
-/// What was found.
+/// The result of an inspection.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DoctorReport {
     /// This program's version.
     pub version: &'static str,
-    /// The embedded runtime drew a picture.
+    /// True if the embedded runtime generated an image.
     pub ok: bool,
-    /// The processor.
+    /// The CPU.
     pub processor: Processor,
     /// Memory, in bytes.
     pub memory: Capacity,
     /// The disk of the working folder, in bytes.
     pub disk: Option<Capacity>,
-    /// Every runtime, there or not.
+    /// Every runtime, available or not.
     pub runtimes: Vec<Runtime>,
     /// NVIDIA GPUs.
     pub cuda: Cuda,
@@ -38,59 +38,59 @@ pub struct DoctorReport {
     pub models: Vec<ReleasedModel>,
 }
 
-/// The processor.
+/// The CPU.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Processor {
-    /// What its maker calls it; empty when the system does not say.
+    /// The vendor's name of it; empty if the system does not report it.
     pub name: String,
-    /// The instruction set, as `x86_64`.
+    /// The instruction set, such as `x86_64`.
     pub architecture: &'static str,
-    /// Cores, if the system says.
+    /// Number of cores, if the system reports it.
     pub cores: Option<usize>,
-    /// Threads that this program may run at once.
+    /// Number of threads that this program may run at once.
     pub threads: usize,
-    /// Extensions that make arithmetic fast, and whether they are there.
+    /// Extensions for fast arithmetic, and whether they are available.
     pub features: BTreeMap<&'static str, bool>,
 }
 
-/// So much of so much, in bytes.
+/// The free and total space of memory or a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Capacity {
-    /// What is left.
+    /// Free bytes.
     pub free: u64,
-    /// All of it.
+    /// Bytes in total.
     pub total: u64,
 }
 
-/// Something that computes models.
+/// A runtime.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Runtime {
-    /// Its name, as `--runtime` takes it.
+    /// The name that `--runtime` takes.
     pub name: &'static str,
-    /// Its version, if it is there.
+    /// Its version, if it is available.
     pub version: Option<String>,
-    /// The shared library that it was found in.
+    /// The shared library that it was loaded from.
     pub library: Option<PathBuf>,
-    /// How long one step of the released generator takes for one picture, after a first that is not timed.
+    /// The time of one step of the released generator for one image, after a first one that is not timed.
     pub milliseconds: Option<f64>,
-    /// Why it can't be used.
+    /// The reason why it cannot be used.
     pub error: Option<String>,
-    /// The command that changes that.
+    /// The command that would fix it.
     pub fix: Option<String>,
 }
 
-/// Whether models can be computed on an NVIDIA GPU.
+/// The use of NVIDIA GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cuda {
-    /// This program was built for it.
+    /// True if this program was built with CUDA.
     pub built_in: bool,
     /// The driver's library.
     pub driver: Option<PathBuf>,
-    /// What `nvidia-smi` says of each GPU: name, memory, driver, compute capability.
+    /// The output of `nvidia-smi` for each GPU: name, memory, driver, compute capability.
     pub gpus: Vec<String>,
-    /// Why the first GPU can't be used.
+    /// The reason why the first GPU cannot be used.
     pub error: Option<String>,
-    /// What changes that.
+    /// The command or change that would fix it.
     pub fix: Option<String>,
 }
 
@@ -99,20 +99,20 @@ pub struct Cuda {
 pub struct ReleasedModel {
     /// Its name.
     pub name: &'static str,
-    /// Its size in bytes.
+    /// Its size, in bytes.
     pub bytes: usize,
-    /// Width and height of its pictures.
+    /// Width and height of its images, in pixels.
     pub image_size: usize,
     /// Its classes.
     pub classes: Vec<String>,
-    /// Whether it carries a digest that it matches.
+    /// The result of comparing its content with its digest.
     pub integrity: Integrity,
 }
 
-/// Looks at everything. Each runtime draws the same picture in one step of the released generator.
+/// Inspects the machine and the program. Each runtime generates the same image in one step of the released generator.
 ///
 /// # Errors
-/// When a released model in the program is damaged.
+/// If a released model in the program is damaged.
 pub fn inspect() -> tiny_cats_export::Result<DoctorReport> {
     let mut system = System::new();
     system.refresh_memory();
@@ -154,7 +154,7 @@ fn processor(system: &System) -> Processor {
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 fn features() -> BTreeMap<&'static str, bool> {
     use std::arch::is_x86_feature_detected as has;
-    // The standard library can't be asked for AMX yet.
+    // The standard library cannot detect AMX yet.
     let amx = raw_cpuid::CpuId::new().get_extended_feature_info().is_some_and(|f| f.has_amx_bf16());
     BTreeMap::from([
         ("AVX2", has!("avx2") && has!("fma")),
@@ -198,7 +198,7 @@ fn runtimes() -> tiny_cats_export::Result<Vec<Runtime>> {
     Ok(RuntimeKind::ALL.into_iter().map(|kind| runtime(kind, &model, &mut first)).collect())
 }
 
-/// Draws a picture on `kind`, which must be the `first` that a runtime drew.
+/// Generates an image on `kind`, which must equal `first`, that of the first runtime.
 fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Runtime {
     let mut found = Runtime {
         name: kind.name(),
@@ -213,7 +213,7 @@ fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Ru
         let options = LoadOptions { runtime: Some(kind), batch: 1 };
         let mut generator = Generator::from_model(model, &options)?;
         let request = Request { steps: Some(1), guidance: Some(1.0), ..Request::default() };
-        // The first call also allocates memory and lays out weights.
+        // The first call also allocates memory and packs weights.
         generator.generate(&request)?;
         let start = Instant::now();
         let pictures = generator.generate(&request)?;
@@ -234,7 +234,7 @@ fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Ru
     found
 }
 
-/// Whether no value, most of which are between −1 and 1, differs by more than an eye would see.
+/// True if no value, most of which are between −1 and 1, has a visible difference.
 fn is_close(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.01)
 }
@@ -277,7 +277,7 @@ fn cuda() -> Cuda {
     Cuda { built_in, driver, gpus: gpus(), error, fix }
 }
 
-/// Computes something on the first GPU.
+/// Computes a sum on the first GPU.
 fn use_gpu() -> candle_core::Result<()> {
     let device = Device::new_cuda(0)?;
     let sum: f32 = Tensor::arange(0f32, 4.0, &device)?.sqr()?.sum_all()?.to_scalar()?;
@@ -291,7 +291,7 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// The driver's library where systems and containers keep it. It is not loaded: an ordinary build has no use for it.
+/// Finds the driver's library where systems and containers keep it. It is not loaded: an ordinary build does not use it.
 fn cuda_driver() -> Option<PathBuf> {
     let (name, system): (_, &[&str]) = if cfg!(windows) {
         ("nvcuda.dll", &["C:\\Windows\\System32"])
@@ -323,7 +323,7 @@ fn gpus() -> Vec<String> {
     }
 }
 
-/// The program called `name` that a shell would run.
+/// The path of the program `name` that a shell would run.
 fn on_path(name: &str) -> Option<PathBuf> {
     let name = format!("{name}{}", env::consts::EXE_SUFFIX);
     env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(&name)).find(|path| path.is_file())

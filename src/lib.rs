@@ -1,4 +1,4 @@
-//! Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
+//! Trains small image models, exports them to ONNX, verifies the exported files numerically, and runs them anywhere.
 
 pub mod chart;
 pub mod checkpoint;
@@ -18,7 +18,7 @@ pub mod sweep;
 pub mod track;
 pub mod train;
 
-/// The README's examples compile.
+/// Compiles the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;

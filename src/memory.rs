@@ -1,35 +1,35 @@
-//! How much memory this process has, had at most, and may still take; and the same of a GPU.
+//! Memory of this process: current, peak and available; and the memory of a GPU.
 
 use candle_core::Device as Compute;
 
-/// Bytes of this process that are in memory now; `None` where the system does not say.
+/// This process's bytes in memory now; `None` if the system does not report it.
 pub fn process() -> Option<u64> {
     system::process()
 }
 
-/// The most bytes of this process that were in memory at one time; `None` where the system does not say.
+/// The largest number of this process's bytes in memory at one time; `None` if the system does not report it.
 pub fn peak() -> Option<u64> {
     system::peak()
 }
 
-/// Bytes that this process can still take before the system, its container (cgroup) or its own limit on address space (`ulimit -v`)
-/// refuses or kills it: the least of them. `None` where the system does not say.
+/// The bytes that this process can still allocate. It is the least that the system, its container (cgroup) and its own limit on address
+/// space (`ulimit -v`) allow. `None` if the system does not report it.
 pub fn available() -> Option<u64> {
     system::available()
 }
 
-/// Memory of a GPU, in bytes.
+/// The memory of a GPU, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// In use by tensors of this process.
+    /// Bytes in use by tensors of this process.
     pub allocated: u64,
-    /// Held by this process, for tensors to come too.
+    /// Bytes held by this process, also for future tensors.
     pub reserved: u64,
-    /// All that the GPU has.
+    /// The GPU's total memory.
     pub total: u64,
 }
 
-/// What `device` has; `None` of a processor, and of a GPU that does not say.
+/// The memory of `device`; `None` for a CPU, and for a GPU that does not report it.
 #[cfg(feature = "cuda")]
 pub fn device(device: &Compute) -> Option<Device> {
     use candle_core::cuda_backend::cudarc::driver::{result, sys::CUmemPool_attribute as Attribute};
@@ -37,7 +37,7 @@ pub fn device(device: &Compute) -> Option<Device> {
     let context = stream.context();
     let (free, total) = context.mem_get_info().ok()?;
     if !context.has_async_alloc() {
-        // Without a pool nobody keeps what is freed, and only the sum over all processes is known.
+        // Without a pool no freed memory is kept, and only the sum over all processes is known.
         let used = total.saturating_sub(free) as u64;
         return Some(Device { allocated: used, reserved: used, total: total as u64 });
     }
@@ -57,7 +57,7 @@ pub fn device(device: &Compute) -> Option<Device> {
     })
 }
 
-/// What `device` has; `None` of a processor, and of a GPU that does not say.
+/// The memory of `device`; `None` for a CPU, and for a GPU that does not report it.
 #[cfg(not(feature = "cuda"))]
 pub fn device(_device: &Compute) -> Option<Device> {
     None
@@ -83,18 +83,18 @@ mod system {
 
     fn read(path: impl AsRef<Path>) -> Option<String> {
         let mut text = String::new();
-        // The system's own files are short; nobody else's are read.
+        // The kernel's own files are short; no other files are read.
         File::open(path).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
         Some(text)
     }
 
-    /// The number of the line that begins with `name`, in bytes.
+    /// The number in the line that starts with `name`, in bytes.
     fn kibibytes(text: &str, name: &str) -> Option<u64> {
         let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
         rest.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
     }
 
-    /// What is left of RLIMIT_AS, if it is set.
+    /// The remaining part of RLIMIT_AS, if it is set.
     fn address_space() -> Option<u64> {
         let limits = read("/proc/self/limits")?;
         let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
@@ -102,9 +102,10 @@ mod system {
         Some(limit.saturating_sub(kibibytes(&read("/proc/self/status")?, "VmSize:")?))
     }
 
-    /// The least that a group of `/proc/self/cgroup`, or one that it lies in, leaves; `None` where none has a limit. Version 2 has one
-    /// hierarchy, with an empty name; version 1 has one of its own for memory. In a container only the innermost group may be
-    /// seen, as the root.
+    /// The least memory that a group in `/proc/self/cgroup`, or one of its parents, has left; `None` if none has a limit.
+    ///
+    /// Version 2 has one hierarchy, with an empty name; version 1 has a separate one for memory. In a container only the innermost group
+    /// may be visible, as the root.
     pub(super) fn cgroups(text: &str, root: &Path) -> Option<u64> {
         let mut left = None;
         for line in text.lines() {
@@ -127,7 +128,7 @@ mod system {
         left
     }
 
-    /// What one group leaves: its limit, less what it uses and cannot drop at once.
+    /// The memory that one group has left: its limit, minus its usage that cannot be dropped at once.
     fn cgroup_available(group: &Path, [limit, usage, cache]: &[&str; 3]) -> Option<u64> {
         let number = |file: &str| read(group.join(file))?.trim().parse::<u64>().ok();
         let limit = number(limit)?;
@@ -169,7 +170,7 @@ mod tests {
         let before = process().unwrap();
         let held = std::hint::black_box(vec![1u8; taken as usize]);
         let during = process().unwrap();
-        // Other tests of this process may take and free some at the same time.
+        // Other tests of this process may allocate and free memory at the same time.
         assert!(during >= before + taken / 2, "{before}, then {during}");
         drop(held);
         assert!(peak().is_none_or(|peak| peak >= before + taken / 2));
@@ -195,7 +196,7 @@ mod tests {
         assert_eq!(found("0::/a/b\n"), Some(630));
         group("a/b", &[("memory.max", "500\n"), ("memory.current", "499\n")]);
         assert_eq!(found("0::/a/b\n"), Some(1));
-        // Version 1, seen from inside a container: the path is not there, the root is the group.
+        // Version 1, seen from inside a container: the path does not exist, and the root is the group.
         let stat = ("memory.stat", "total_inactive_file 100\n");
         group("memory", &[("memory.limit_in_bytes", "2000\n"), ("memory.usage_in_bytes", "3000\n"), stat]);
         assert_eq!(found("3:cpu:/\n4:memory:/elsewhere/x\n"), Some(0));

@@ -1,4 +1,4 @@
-//! The course of a run as pictures: its loss curve, and its sample grids over time.
+//! Plots of a run as images: its loss curve, and its sample grids over time.
 
 mod canvas;
 mod curve;

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-/// `count` of what is called `one`: `1 picture`, `2 pictures`, `2 classes`.
+/// Formats `count` with the noun `one` in the singular or plural: `1 image`, `2 images`, `2 classes`.
 pub(crate) fn pluralize<N: PartialEq + From<u8> + Display>(count: N, one: &str) -> String {
     let ending = match () {
         () if count == N::from(1) => "",

@@ -1,10 +1,11 @@
-//! How a run is asked to stop, and how it says that it was.
+//! Signals that stop a run, and the exit code of a stopped run.
 
-/// The exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h.
+/// The exit code of a run that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h.
 pub const EXIT_RESUMABLE: u8 = 75;
 
-/// The signals by which a run is asked to stop: SIGINT, SIGTERM, and SIGHUP where there is one, unless whoever began this process has it
-/// ignored, as nohup does.
+/// The signals that stop a run: SIGINT, SIGTERM and, on Unix, SIGHUP.
+///
+/// SIGHUP is left out if the parent process has set it to be ignored, as nohup does.
 pub fn stop_signals() -> Vec<i32> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = vec![SIGINT, SIGTERM];
@@ -17,14 +18,16 @@ pub fn stop_signals() -> Vec<i32> {
 
 #[cfg(unix)]
 fn is_ignored_signal(signal: i32) -> bool {
-    // SAFETY: it asks what the signal does now and changes nothing; sigaction is plain memory that the call fills.
+    // SAFETY: with a null action, sigaction changes nothing and only fills `now`, which is plain memory.
     unsafe {
         let mut now: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
     }
 }
 
-/// Has the process that `command` begins get `signal` when this one ends, however that comes about. Only Linux can do that.
+/// Makes the process that `command` starts receive `signal` when this process ends for any reason.
+///
+/// This works on Linux only; elsewhere nothing happens.
 #[cfg(unix)]
 pub fn signal_on_parent_exit(command: &mut std::process::Command, signal: i32) {
     #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Atomic writing of files: complete or not at all.
 
 use std::{
     fs::File,
@@ -9,7 +9,8 @@ use std::{
 use image::{ImageFormat, RgbImage};
 use tempfile::NamedTempFile;
 
-/// A file that is written and synced under a temporary name; it is at its place when [committed](Self::commit), and gone when dropped.
+/// A file that is written and synced under a temporary name. It is renamed when [committed](Self::commit), and deleted when
+/// dropped.
 #[derive(Debug)]
 #[must_use = "dropped, it is deleted"]
 pub struct Staged {
@@ -17,11 +18,11 @@ pub struct Staged {
     path: PathBuf,
 }
 
-/// Writes what is to be at `path` into a temporary file beside it, and syncs it. What can fail for want of room or rights fails here:
-/// files that belong together are all staged before the first is committed.
+/// Writes the contents for `path` into a temporary file beside it, and syncs it. Lack of space or permissions fails here: stage all
+/// files that belong together before you commit the first.
 ///
 /// # Errors
-/// Those of `write`, and of creating and syncing the file; also when `path` is a folder. Nothing is left behind.
+/// Errors of `write`, and of creating and syncing the file; also if `path` is a folder. No temporary file remains.
 pub fn stage<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), E>,
@@ -51,12 +52,12 @@ pub fn stage<E: From<io::Error>>(
 const PREFIX: &str = ".writing-";
 const SUFFIX: &str = ".tmp";
 
-/// A temporary file in `folder`, locked for as long as it is open, so that [`remove_abandoned`] leaves it alone.
+/// Creates a temporary file in `folder`. It is locked as long as it is open, so that [`remove_abandoned`] leaves it alone.
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     loop {
         let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder);
         let file = file.map_err(strip_temp_name)?;
-        // Where there are no locks, nothing is taken for abandoned.
+        // On systems without locks, no file counts as abandoned.
         let _ = file.as_file().lock();
         // It may have been removed before it was locked.
         if file.path().exists() {
@@ -65,7 +66,7 @@ fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     }
 }
 
-/// Removes the temporary files of [`stage`] in `folder` whose writer was killed. Those that somebody is writing stay.
+/// Removes the temporary files of [`stage`] in `folder` whose writer was killed. Files that are being written stay.
 pub fn remove_abandoned(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -80,25 +81,26 @@ pub fn remove_abandoned(folder: &Path) {
 }
 
 impl Staged {
-    /// Puts the file at its place, instead of an older one.
+    /// Renames the file to its final path, and replaces an older one.
     ///
     /// # Errors
-    /// Those of renaming; the older file is then still there.
+    /// Errors of renaming; the older file is then still there.
     pub fn commit(self) -> io::Result<()> {
         if let Err(e) = self.file.persist(&self.path) {
             copy_fallback(e.file.path(), &self.path, e.error)?;
         }
-        // The file is whole and at its place. Not every file system syncs folders, and none of them would undo the renaming.
+        // The file is complete and in place. Not every file system syncs folders, and none of them would undo the rename.
         #[cfg(unix)]
         let _ = File::open(parent_dir(&self.path)).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }
 
-/// Copies a file to its place on a file system that refused to rename it, as network mounts may: then a crash in between leaves half of it.
+/// Copies a file to its final path on a file system that refused to rename it, as network mounts may. A crash during the copy
+/// leaves an incomplete file.
 ///
 /// # Errors
-/// `refused`, where that was for another reason; those of copying.
+/// `refused`, if it has another reason; errors of copying.
 fn copy_fallback(from: &Path, to: &Path, refused: io::Error) -> io::Result<()> {
     if !matches!(refused.kind(), io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices) {
         return Err(refused);
@@ -111,11 +113,11 @@ fn copy_fallback(from: &Path, to: &Path, refused: io::Error) -> io::Result<()> {
     File::open(to)?.sync_all()
 }
 
-/// Writes `path` so that a reader, or a crash at any moment, sees the old file or the whole new one: into a temporary file beside it,
-/// synced, then renamed. Nothing is left behind when `write` fails.
+/// Writes `path` so that a reader, or a crash at any moment, sees the old file or the complete new one. The contents go into a
+/// temporary file beside it, which is synced, then renamed. No temporary file remains if `write` fails.
 ///
 /// # Errors
-/// Those of [`stage`] and [`Staged::commit`].
+/// As [`stage`] and [`Staged::commit`].
 pub fn write_atomically<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), E>,
@@ -123,11 +125,12 @@ pub fn write_atomically<E: From<io::Error>>(
     Ok(stage(path, write)?.commit()?)
 }
 
-/// An error of making a temporary file or folder, without the name that tempfile appends: nobody knows it, and nothing of it is left.
+/// Removes the name that tempfile appends from an error of creating a temporary file or folder: the name is random, and the file is
+/// gone.
 pub fn strip_temp_name(error: io::Error) -> io::Error {
     let text = error.to_string();
     let Some((why, _)) = text.split_once(" at path \"") else { return error };
-    // What the operating system said, from which its number can be had again.
+    // The message of the operating system, from which its error number is recovered.
     let code = why.rsplit_once("(os error ").and_then(|(_, code)| code.strip_suffix(')')?.parse().ok());
     code.map_or_else(|| io::Error::new(error.kind(), why), io::Error::from_raw_os_error)
 }
@@ -139,10 +142,10 @@ fn parent_dir(path: &Path) -> &Path {
     }
 }
 
-/// `picture` as PNG.
+/// Encodes `picture` as PNG.
 ///
 /// # Errors
-/// Those of encoding.
+/// Errors of encoding.
 pub fn png(picture: &RgbImage) -> io::Result<Vec<u8>> {
     let mut bytes = io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, ImageFormat::Png).map_err(io::Error::other)?;
@@ -152,7 +155,7 @@ pub fn png(picture: &RgbImage) -> io::Result<Vec<u8>> {
 /// Writes `picture` as PNG, atomically.
 ///
 /// # Errors
-/// Those of encoding and writing.
+/// Errors of encoding and writing.
 pub fn write_png(path: &Path, picture: &RgbImage) -> io::Result<()> {
     let bytes = png(picture)?;
     write_atomically(path, |w| w.write_all(&bytes))

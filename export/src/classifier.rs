@@ -1,4 +1,4 @@
-//! The classes of pictures from a model file, in two calls.
+//! The classifier: the classes of images from a model file, in two calls.
 
 use std::path::Path;
 
@@ -10,27 +10,27 @@ use crate::{Error, LoadOptions, Model, ModelMeta, Preprocessing, Result, decode,
 
 const MAX_BATCH: usize = 1024;
 
-/// A network that tells classes apart.
+/// A network that classifies images.
 pub trait Classify {
-    /// Logits `[n, classes]` of normalised pictures `x` `[n, 3, size, size]`.
+    /// Computes the logits `[n, classes]` of normalized images `x` `[n, 3, size, size]`.
     ///
     /// # Errors
-    /// Those of the runtime.
+    /// Errors of the runtime.
     fn logits(&mut self, x: &Array) -> Result<Array>;
 }
 
-/// A class that a picture may be of.
+/// A class and its probability.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    /// The class.
+    /// Label of the class.
     pub label: usize,
-    /// Its name.
+    /// Name of the class.
     pub class: String,
-    /// How probable it is, in the network's opinion.
+    /// Probability by the network, from 0 to 1.
     pub probability: f64,
 }
 
-/// What a picture is taken for.
+/// The prediction for one image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
     /// All classes, the most probable first; their probabilities sum to 1.
@@ -38,12 +38,12 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// The `k` most probable classes, or all if there are fewer.
+    /// Returns the `k` most probable classes, or all if there are fewer.
     pub fn top(&self, k: usize) -> &[Candidate] {
         &self.candidates[..k.min(self.candidates.len())]
     }
 
-    /// From a picture's logits, by softmax.
+    /// Computes a prediction from an image's logits, by softmax.
     pub fn new(logits: &[f32], classes: &[String]) -> Self {
         let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let powers: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit) - highest).exp()).collect();
@@ -59,14 +59,14 @@ impl Prediction {
     }
 }
 
-/// A model that tells the classes of pictures.
+/// A model that classifies images.
 ///
 /// ```no_run
 /// use tiny_cats_export::{Classifier, decode};
 ///
 /// let mut breeds = Classifier::open("resnet18.onnx")?;
-/// let picture = decode::upright(&std::fs::read("cat.jpg")?)?;
-/// for prediction in breeds.classify(&[picture])? {
+/// let image = decode::upright(&std::fs::read("cat.jpg")?)?;
+/// for prediction in breeds.classify(&[image])? {
 ///     for candidate in prediction.top(3) {
 ///         println!("{} {:.1} %", candidate.class, 100.0 * candidate.probability);
 ///     }
@@ -91,18 +91,18 @@ impl std::fmt::Debug for Classifier {
 }
 
 impl Classifier {
-    /// Opens a model file, `.onnx` or `.safetensors`, with the first runtime that is built in.
+    /// Opens a model file, `.onnx` or `.safetensors`, with the default runtime.
     ///
     /// # Errors
-    /// When the file cannot be read, is damaged, or holds something else.
+    /// If the file cannot be read, is damaged, or holds no classifier.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, &LoadOptions::default())
     }
 
-    /// Opens a model file.
+    /// Opens a model file with `options`.
     ///
     /// # Errors
-    /// As [`open`](Self::open), when the runtime is not there, and when `options` make no sense.
+    /// As [`open`](Self::open), if the runtime is not available, and if `options` are invalid.
     pub fn open_with(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         Self::from_model(&Model::open(path.as_ref())?, options)
     }
@@ -115,7 +115,7 @@ impl Classifier {
         Self::from_model(&Model::from_bytes(bytes, "model")?, options)
     }
 
-    /// Readies a model that is in memory.
+    /// Loads a model that is in memory.
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
@@ -129,20 +129,20 @@ impl Classifier {
         Ok(Self { meta: model.meta().clone(), preprocessing, runtime, network, batch })
     }
 
-    /// What the file says about its model.
+    /// Returns the metadata of the model.
     pub fn meta(&self) -> &ModelMeta {
         &self.meta
     }
 
-    /// What computes it.
+    /// Returns the runtime that computes the network.
     pub fn runtime(&self) -> RuntimeKind {
         self.runtime
     }
 
-    /// What `pictures` are taken for, each for itself: it does not matter which others there are.
+    /// Classifies images. Each prediction is independent of the other images.
     ///
     /// # Errors
-    /// [`Error::Request`] naming a picture without pixels, and those of the runtime.
+    /// [`Error::Request`] with the number of an image without pixels, and errors of the runtime.
     pub fn classify(&mut self, pictures: &[RgbImage]) -> Result<Vec<Prediction>> {
         if let Some(i) = pictures.iter().position(|picture| picture.is_empty()) {
             return Err(Error::request("pictures", format!("number {i} has no pixels")));
@@ -156,11 +156,12 @@ impl Classifier {
         Ok(predictions)
     }
 
-    /// What the pictures in files are taken for; of a file that is none, why not. Files are read, decoded and resized by as many threads
-    /// as there are, so that no more pictures than those are in memory at their full size.
+    /// Classifies the images in files. As many threads as there are read, decode and resize them, so no more images than that are
+    /// in memory at their full size.
     ///
     /// # Errors
-    /// Those of the runtime. What is wrong with one file is in its place, as [`Error::Picture`], and does not stop the others.
+    /// Errors of the runtime. An error of one file takes the place of its prediction, as [`Error::Picture`], and does not stop the
+    /// others.
     pub fn classify_files(&mut self, paths: &[impl AsRef<Path> + Sync]) -> Result<Vec<Result<Prediction>>> {
         let mut results = Vec::with_capacity(paths.len());
         for part in paths.chunks(self.batch) {
@@ -185,10 +186,10 @@ impl Classifier {
         Ok(results)
     }
 
-    /// What one batch of inputs is taken for, each made by [`Preprocessing::apply`].
+    /// Classifies one batch of inputs from [`Preprocessing::apply`].
     ///
     /// # Errors
-    /// Those of the runtime, and when an input is not of the network's size.
+    /// Errors of the runtime, and an input that does not have the network's size.
     pub fn predict(&mut self, inputs: Vec<Vec<f32>>) -> Result<Vec<Prediction>> {
         if inputs.is_empty() {
             return Ok(Vec::new());
@@ -221,7 +222,7 @@ mod tests {
         assert!((prediction.candidates[0].probability - 3f64.exp() / sum).abs() < 1e-15);
         assert_eq!(prediction.top(2)[1].class, "a");
         assert_eq!(prediction.top(9).len(), 4);
-        // Logits whose powers no number can hold.
+        // The exponentials of these logits would overflow.
         let prediction = Prediction::new(&[3e38, -3e38], &classes[..2]);
         assert_eq!(prediction.candidates[0].probability, 1.0);
     }

@@ -1,8 +1,8 @@
-//! What somebody may have meant.
+//! Suggestions for misspelled names.
 
-/// The one of `names` that `name` is likely to be a misspelling or a part of, if any. Case, spaces, `_` and `-` do not matter.
+/// Returns the one of `names` of which `name` is likely a misspelling or a part, if any. Case, spaces, `_` and `-` do not matter.
 ///
-/// A name is close if at most a third of its letters are wrong, missing, superfluous or swapped, or if it contains what was written.
+/// A name is close if at most a third of its letters are wrong, missing, superfluous or swapped, or if it contains `name`.
 ///
 /// ```
 /// use tiny_cats_export::closest;
@@ -14,7 +14,7 @@
 /// ```
 pub fn closest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |name: &str| -> String {
-        // What is longer than any name is close to none, and would take long to compare.
+        // A longer text is close to no name, and would take long to compare.
         let letters = name.chars().filter(|c| !matches!(c, ' ' | '_' | '-')).take(MAX_LENGTH);
         letters.flat_map(char::to_lowercase).collect()
     };
@@ -25,7 +25,7 @@ pub fn closest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
         let wrong = strsim::osa_distance(&wanted, &known);
         let most = (length.min(known.chars().count()) / 3).max(1);
         if wrong <= most && wrong < length {
-            // Of equally close ones, the one that begins alike.
+            // Of equally close names, the one with the longest common beginning.
             let alike = wanted.chars().zip(known.chars()).take_while(|(a, b)| a == b).count();
             Some((wrong, MAX_LENGTH - alike))
         } else if length >= MIN_PART && known.contains(&wanted) {
@@ -38,9 +38,9 @@ pub fn closest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
     close.min_by_key(|(distance, _)| *distance).map(|(_, other)| other)
 }
 
-/// The most letters of a name that are compared.
+/// Maximum number of letters of a name that are compared.
 const MAX_LENGTH: usize = 100;
-/// The fewest letters that are looked for within a name.
+/// Minimum number of letters that are searched for within a name.
 const MIN_PART: usize = 3;
 
 #[cfg(test)]

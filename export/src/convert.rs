@@ -1,4 +1,4 @@
-//! From weights to an ONNX file.
+//! Export of weights to an ONNX file.
 
 use std::borrow::Cow;
 
@@ -9,31 +9,31 @@ use crate::{
     onnx::{OnnxGraph, WeightStorage, round_to_f16},
 };
 
-/// Names of a generator's inputs, in the order of [`TinyDit::forward`]: the noisy picture, its time, its label.
+/// The names of a generator's inputs, in the order of [`TinyDit::forward`]: the noisy image, its time, its label.
 pub const INPUTS: [&str; 3] = ["x", "t", "label"];
-/// Name of a generator's output.
+/// The name of a generator's output.
 pub const OUTPUT: &str = "prediction";
-/// Name of a classifier's input, the normalised picture.
+/// The name of a classifier's input, the normalized image.
 pub const CLASSIFIER_INPUT: &str = "input";
-/// Name of a classifier's output, the logits.
+/// The name of a classifier's output, the logits.
 pub const CLASSIFIER_OUTPUT: &str = "output";
 
-/// The ONNX file of the network that `meta` describes; it is not verified.
+/// Exports the network that `meta` describes to an ONNX file, without verification.
 ///
-/// A generator: `x` `[batch, 3, size, size]`, `t` `[batch]`, `label` `[batch]` (int64) → `prediction`. Guidance is the sampler's, not the
-/// file's. A classifier: `input` `[batch, 3, size, size]` → `output` `[batch, classes]`, with its batch normalisations
-/// [folded](tiny_cats_models::fold), which its metadata says.
+/// A generator: `x` `[batch, 3, size, size]`, `t` `[batch]`, `label` `[batch]` (int64) → `prediction`. Guidance is part of the
+/// sampler, not of the file. A classifier: `input` `[batch, 3, size, size]` → `output` `[batch, classes]`. Its batch normalizations
+/// are [folded](tiny_cats_models::fold_batch_norm), which the metadata records.
 ///
 /// # Errors
-/// When `weights` are not exactly those of the network, or the operator set is unknown.
+/// If `weights` are not exactly those of the network, or the operator set is unknown.
 pub fn to_onnx(meta: &ModelMeta, weights: &Weights, opset: u32) -> Result<Vec<u8>> {
     to_onnx_with_storage(meta, weights, opset, WeightStorage::F32)
 }
 
-/// As [`to_onnx`], with the weights that the file holds, folded ones if it is a classifier, stored as `storage` says.
+/// Exports as [`to_onnx`] does, and stores the weights of the file as `storage` defines.
 ///
 /// # Errors
-/// As [`to_onnx`], and when a weight cannot be stored so.
+/// As [`to_onnx`], and if a weight cannot be stored in that form.
 pub(crate) fn to_onnx_with_storage(
     meta: &ModelMeta,
     weights: &Weights,
@@ -65,11 +65,11 @@ pub(crate) fn to_onnx_with_storage(
     graph.finish(&[(name, &output)], &[(META_KEY, meta.to_json())])
 }
 
-/// The metadata and weights that an ONNX file of this model holds: a classifier's batch normalisations are
-/// [folded](tiny_cats_models::fold), a generator is unchanged.
+/// Returns the metadata and weights that an ONNX file of this model holds. A classifier's batch normalizations are
+/// [folded](tiny_cats_models::fold_batch_norm); a generator is unchanged.
 ///
 /// # Errors
-/// When `weights` lack what is folded.
+/// If a weight that is to be folded is missing.
 pub fn export_form<'a>(
     meta: &'a ModelMeta,
     weights: &'a Weights,

@@ -1,4 +1,4 @@
-//! The one error of this crate.
+//! The error type of this crate.
 
 use std::{
     borrow::Cow,
@@ -6,62 +6,62 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a model could not be written, read, proved or sampled from.
+/// An error of exporting, loading, verifying or computing a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The system refused to read or write a file.
+    /// The system failed to read or write a file.
     #[error("{}: {source}", shown(path))]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// A file, or bytes in memory, that is not what it should be.
+    /// A file, or bytes in memory, with invalid contents.
     #[error("{file}: {field}: {message}")]
     File {
-        /// The file's path, or a word for bytes that have none.
+        /// Path of the file, or a name for bytes in memory.
         file: String,
-        /// The field or key that is wrong.
+        /// Invalid field or key.
         field: String,
         /// What was expected and what was found.
         message: String,
     },
-    /// A file that is no picture, or none that can be used.
+    /// A file that is not an image, or not one that can be used.
     #[error("{}: {reason}", shown(path))]
     Picture {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason why it cannot be used.
         reason: String,
     },
     /// A request that cannot be served.
     #[error("{field}: {message}")]
     Request {
-        /// The request's field.
+        /// Invalid field of the request.
         field: &'static str,
-        /// What was expected and what was given.
+        /// What was expected and what was found.
         message: String,
     },
-    /// A runtime is not there, or failed.
+    /// A runtime is not available, or failed.
     #[error("{runtime}: {message}")]
     Runtime {
-        /// The runtime's name.
+        /// Name of the runtime.
         runtime: &'static str,
-        /// What it said, or how to get it.
+        /// Message of the runtime, or how to install it.
         message: String,
     },
     /// An exported file does not compute what its definition computes.
     #[error("verification failed: {}", escaped(.0, 2000))]
     Verification(String),
-    /// The network returned an infinity or a NaN: its weights are no good.
+    /// The network returned an infinity or a NaN: its weights are damaged.
     #[error("step {step}: the network returned something that is no finite number; its weights are damaged")]
     NotFinite {
-        /// The step of the sampling.
+        /// Step of the sampling.
         step: usize,
     },
-    /// The caller asked to stop.
+    /// The caller canceled.
     #[error("cancelled")]
     Cancelled,
     /// The network could not be built or run.
@@ -69,16 +69,16 @@ pub enum Error {
     Model(#[from] tiny_cats_models::Error),
 }
 
-/// This crate's results.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What stands for the file in errors about weights in memory.
+/// The name of weights in memory that errors use in place of a file's.
 pub(crate) const WEIGHTS: &str = "weights";
 
-/// The most bytes of a file's text that an error repeats.
+/// Maximum number of bytes of a file's text that an error repeats.
 const MAX_EXCERPT: usize = 400;
 
-/// `text` for a message: in one line, with control characters escaped, and cut to a few hundred bytes.
+/// Prepares `text` for a message: in one line, with control characters escaped, and cut to a few hundred bytes.
 ///
 /// ```
 /// assert_eq!(tiny_cats_export::excerpt("a\n\u{1b}[2J"), r"a\n\u{1b}[2J");
@@ -88,7 +88,7 @@ pub fn excerpt(text: &str) -> Cow<'_, str> {
     escaped(text, MAX_EXCERPT)
 }
 
-/// `text` with control characters escaped, cut to at most `limit` bytes and a mark that it was cut.
+/// Escapes control characters in `text`, and cuts it to at most `limit` bytes and a mark of the cut.
 pub fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit && !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
@@ -111,20 +111,20 @@ pub fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
-/// A path in one line.
+/// Formats a path in one line.
 fn shown(path: &Path) -> String {
     escaped(&path.display().to_string(), usize::MAX).into_owned()
 }
 
-/// Whether `c` could change how the line around it is shown: control characters, line separators, what has no width, and marks of writing
-/// direction.
+/// True if `c` could change how the line around it is displayed: control characters, line separators, characters without width, and
+/// marks of writing direction.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 impl Error {
-    /// Whether the message says which file it is about, or is about none. What a runtime or a network says does not.
+    /// True if the message names the file that it is about, or is about none. Errors of a runtime or a network do not name theirs.
     pub fn names_file(&self) -> bool {
         match self {
             Error::Runtime { .. } | Error::Verification(_) | Error::NotFinite { .. } | Error::Model(_) => {

@@ -1,4 +1,4 @@
-//! What a network sees in pictures, as numbers, for comparing sets of them.
+//! Features of images from a network, for comparing sets of images.
 
 use image::RgbImage;
 use rayon::prelude::*;
@@ -13,14 +13,14 @@ use crate::{
 
 const OUTPUT: &str = "features";
 const MAX_BATCH: usize = 1024;
-/// More features for a picture are refused.
+/// Maximum number of features of an image.
 const MAX_FEATURES: usize = 1 << 16;
-/// Larger pictures are not made for any network.
+/// Maximum side of the input images, in pixels.
 const MAX_PIXELS: usize = 2 * resnet::MAX_IMAGE_SIZE;
 
 type Compute = Box<dyn FnMut(&Array) -> Result<Array> + Send>;
 
-/// A network that makes numbers of pictures: a classifier without its last layer, or any ONNX file that does so.
+/// A network that computes features of images: a classifier without its last layer, or any ONNX file that does so.
 pub struct FeatureExtractor {
     size: usize,
     preprocessing: Preprocessing,
@@ -40,11 +40,11 @@ impl std::fmt::Debug for FeatureExtractor {
 }
 
 impl FeatureExtractor {
-    /// What the last layer of a classifier of ours is given: of a ResNet, the mean over all places of its last channels. Pictures are
-    /// prepared as the model's file says.
+    /// Creates an extractor from a classifier of ours. Its features are the inputs of the last layer: for a ResNet, the mean over
+    /// all positions of its last channels. Preprocessing is that of the model's metadata.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no classifier, [`Error::Request`] for options that make no sense, and those of the runtime.
+    /// [`Error::File`] if it is no classifier, [`Error::Request`] for invalid options, and errors of the runtime.
     pub fn from_classifier(model: &Model, options: &LoadOptions) -> Result<Self> {
         let preprocessing = model.classifier()?.preprocessing.clone();
         let (runtime, meta) = (options.runtime(model), model.meta());
@@ -58,11 +58,12 @@ impl FeatureExtractor {
         Self { size: meta.image_size, preprocessing, runtime, batch: options.batch, compute }.checked()
     }
 
-    /// An ONNX file with one input `[batch, 3, size, size]`, and `[batch, features]` or `[batch, features, 1, 1]` as its first output.
-    /// Pictures are prepared by `preprocessing`, or unless that is given as for torchvision's networks ([`Preprocessing::imagenet`]).
+    /// Creates an extractor from an ONNX file. The file has one input `[batch, 3, size, size]`, and its first output is
+    /// `[batch, features]` or `[batch, features, 1, 1]`. `preprocessing` returns the preprocessing for a size, such as
+    /// [`Preprocessing::imagenet`] for torchvision's networks.
     ///
     /// # Errors
-    /// [`Error::File`] when the file is no such network, [`Error::Request`] for options that make no sense, and those of the runtime.
+    /// [`Error::File`] if the file is no such network, [`Error::Request`] for invalid options, and errors of the runtime.
     pub fn from_graph(
         file: &OnnxFile,
         preprocessing: impl FnOnce(usize) -> Preprocessing,
@@ -110,26 +111,27 @@ impl FeatureExtractor {
         Ok(self)
     }
 
-    /// How pictures are prepared.
+    /// Returns the preprocessing of images.
     pub fn preprocessing(&self) -> &Preprocessing {
         &self.preprocessing
     }
 
-    /// Height and width of the network's input.
+    /// Returns height and width of the network's input, in pixels.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// What computes it.
+    /// Returns the runtime that computes the network.
     pub fn runtime(&self) -> RuntimeKind {
         self.runtime
     }
 
-    /// The features of at least one picture, `[pictures, features]`, each for itself: it does not matter which others there are.
+    /// Computes the features of at least one image, `[images, features]`. The features of an image are independent of the other
+    /// images.
     ///
     /// # Errors
-    /// [`Error::Request`] naming a picture without pixels or saying that there is none, those of the runtime, and [`Error::Runtime`] when
-    /// the network returns something else than a row of finite numbers for each picture.
+    /// [`Error::Request`] if there is no image, or with the number of an image without pixels; errors of the runtime; and
+    /// [`Error::Runtime`] if the network does not return a row of finite numbers for each image.
     pub fn extract(&mut self, pictures: &[RgbImage]) -> Result<Array> {
         if pictures.is_empty() {
             return Err(Error::request("pictures", "expected at least one"));
@@ -178,7 +180,7 @@ fn session(file: &OnnxFile, runtime: RuntimeKind) -> Result<Compute> {
     Ok(Box::new(move |x| session.run(&[(&name, InputTensor::Floats(x))])))
 }
 
-/// The graph of a classifier up to its last layer.
+/// Exports the graph of a classifier up to its last layer.
 fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
     let weights = model.weights()?;
     let (meta, weights) = export_form(meta, &weights)?;

@@ -2,16 +2,16 @@
 
 use image::{Rgb, RgbImage};
 
-/// Columns of a glyph; one empty column follows it.
+/// Number of columns of a glyph; one empty column follows it.
 const COLUMNS: usize = 5;
-/// Rows of a glyph, the row of the descenders included.
+/// Number of rows of a glyph, with the row of the descenders.
 pub const HEIGHT: u32 = 8;
-/// From one glyph to the next.
+/// Distance from one glyph to the next, in pixels.
 pub const ADVANCE: u32 = COLUMNS as u32 + 1;
-/// Glyphs in one block of [`GLYPHS`].
+/// Number of glyphs in one block of [`GLYPHS`].
 const PER_BLOCK: usize = 16;
 
-/// Whether the pixel at `column`, `row` of the glyph of `c` is set. What is not printable ASCII is a full box.
+/// True if the pixel at `column`, `row` of the glyph of `c` is set. Characters that are not printable ASCII are a full box.
 pub fn is_set(c: char, column: u32, row: u32) -> bool {
     let index = match c {
         ' '..='~' => c as usize - ' ' as usize,
@@ -22,12 +22,12 @@ pub fn is_set(c: char, column: u32, row: u32) -> bool {
     GLYPHS.get(line).and_then(|line| line.as_bytes().get(at)) == Some(&b'#')
 }
 
-/// Width and height of `text` drawn at `scale` times its size, in pixels.
+/// Returns width and height of `text` drawn at `scale` times its size, in pixels.
 pub fn text_size(text: &str, scale: u32) -> (u32, u32) {
     (text.chars().count() as u32 * ADVANCE * scale, HEIGHT * scale)
 }
 
-/// Writes `text` at `scale` times its size, its upper left corner at (`x`, `y`); what lies outside the picture is left out.
+/// Draws `text` at `scale` times its size, with its upper left corner at (`x`, `y`), clipped to the image.
 pub fn draw_text(picture: &mut RgbImage, text: &str, x: u32, y: u32, scale: u32, ink: Rgb<u8>) {
     let (width, height) = text_size(text, scale);
     let text: Vec<char> = text.chars().collect();
@@ -42,7 +42,7 @@ pub fn draw_text(picture: &mut RgbImage, text: &str, x: u32, y: u32, scale: u32,
     }
 }
 
-/// Printable ASCII from the space on, then the box, as one sees it: six blocks of sixteen glyphs.
+/// Printable ASCII from the space on, then the box, drawn as text: six blocks of sixteen glyphs.
 #[rustfmt::skip]
 const GLYPHS: [&str; 48] = [
     "..... ..#.. .#.#. .#.#. ..#.. ##..# .##.. ..#.. ...#. .#... ..... ..... ..... ..... ..... ....#",

@@ -1,4 +1,4 @@
-//! Pictures from a model file, in two calls.
+//! The generator: images from a model file, in two calls.
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -14,31 +14,31 @@ use crate::{
 
 const MAX_COUNT: usize = 1 << 20;
 
-/// A picture that was drawn.
+/// A generated image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratedImage {
-    /// Its class.
+    /// Label of its class.
     pub label: usize,
-    /// The class's name.
+    /// Name of its class.
     pub class: String,
-    /// The request's seed.
+    /// Seed of the request.
     pub seed: u64,
-    /// Its number in the request; with the seed it chooses the noise.
+    /// Number of the image in the request; with the seed it determines the noise.
     pub index: u64,
-    /// The picture.
+    /// The pixels.
     pub image: RgbImage,
-    /// The network's own numbers, `[3, size, size]`, before they were rounded and cut to 8 bits.
+    /// The network's own values, `[3, size, size]`, before they were clamped and rounded to 8 bits.
     pub values: Array,
 }
 
-/// A model that draws.
+/// A model that generates images.
 ///
 /// ```no_run
 /// use tiny_cats_export::{Generator, Request};
 ///
 /// let mut cats = Generator::open("tinydit.onnx")?;
-/// for picture in cats.generate(&Request { breed: "Siamese".into(), count: 4, ..Request::default() })? {
-///     picture.image.save(format!("cat-{}.png", picture.index))?;
+/// for generated in cats.generate(&Request { breed: "Siamese".into(), count: 4, ..Request::default() })? {
+///     generated.image.save(format!("cat-{}.png", generated.index))?;
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -60,18 +60,18 @@ impl std::fmt::Debug for Generator {
 }
 
 impl Generator {
-    /// Opens a model file, `.onnx` or `.safetensors`, with the first runtime that is built in.
+    /// Opens a model file, `.onnx` or `.safetensors`, with the default runtime.
     ///
     /// # Errors
-    /// When the file cannot be read, is damaged, or holds something else.
+    /// If the file cannot be read, is damaged, or holds no generator.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, &LoadOptions::default())
     }
 
-    /// Opens a model file.
+    /// Opens a model file with `options`.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and when the runtime is not there.
+    /// As [`open`](Self::open), and if the runtime is not available.
     pub fn open_with(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         Self::from_model(&Model::open(path.as_ref())?, options)
     }
@@ -84,7 +84,7 @@ impl Generator {
         Self::from_model(&Model::from_bytes(bytes, "model")?, options)
     }
 
-    /// Readies a model that is in memory.
+    /// Loads a model that is in memory.
     ///
     /// # Errors
     /// As [`open_with`](Self::open_with).
@@ -100,35 +100,35 @@ impl Generator {
         Ok(Self { meta: model.meta().clone(), task, runtime, network, batch: options.batch })
     }
 
-    /// What the file says about its model.
+    /// Returns the metadata of the model.
     pub fn meta(&self) -> &ModelMeta {
         &self.meta
     }
 
-    /// What computes it.
+    /// Returns the runtime that computes the network.
     pub fn runtime(&self) -> RuntimeKind {
         self.runtime
     }
 
-    /// Whether the network applies classifier-free guidance itself, so that a [`Request::guidance`] is not used.
+    /// True if the network applies classifier-free guidance itself, so that [`Request::guidance`] has no effect.
     pub fn is_guided(&self) -> bool {
         self.task.guided
     }
 
-    /// How pictures of `request` are drawn: what it says, and what the file advises where it says nothing.
+    /// Returns the settings for `request`. Options that the request leaves out come from the model's metadata.
     pub fn settings(&self, request: &Request) -> SamplingSettings {
         SamplingSettings { batch: self.batch, ..SamplingSettings::new(&self.task, request) }
     }
 
-    /// Draws pictures. Picture `i` depends on the request's seed and on `i`, not on how many are drawn.
+    /// Generates images. Image `i` depends on the request's seed and on `i`, not on the number of images.
     ///
     /// # Errors
-    /// [`Error::Request`] naming what makes no sense, and those of the runtime.
+    /// [`Error::Request`] with the invalid field, and errors of the runtime.
     pub fn generate(&mut self, request: &Request) -> Result<Vec<GeneratedImage>> {
         self.generate_with(request, |_| ControlFlow::Continue(()))
     }
 
-    /// As [`generate`](Self::generate), telling `progress` after every step, which can stop it.
+    /// Generates images as [`generate`](Self::generate) does, and calls `progress` after every step. `progress` can cancel.
     ///
     /// # Errors
     /// As [`generate`](Self::generate), and [`Error::Cancelled`].
@@ -140,10 +140,10 @@ impl Generator {
         self.generate_labels(&self.labels(request)?, 0, request, progress)
     }
 
-    /// The class of each picture that `request` asks for.
+    /// Returns the label of each image of `request`.
     ///
     /// # Errors
-    /// [`Error::Request`] for no pictures, too many, and a breed that this generator does not know.
+    /// [`Error::Request`] for a count of 0, one that is too large, or a breed that this generator does not have.
     pub fn labels(&self, request: &Request) -> Result<Vec<usize>> {
         if !(1..=MAX_COUNT).contains(&request.count) {
             return Err(Error::request(
@@ -159,11 +159,11 @@ impl Generator {
         Ok((0..request.count).map(|i| label.unwrap_or(i % classes)).collect())
     }
 
-    /// Draws a picture of each of `labels`, numbered from `first`: as [`generate_with`](Self::generate_with), whatever `request` says
-    /// of breed and count.
+    /// Generates one image for each of `labels`, numbered from `first`, as [`generate_with`](Self::generate_with) does. The breed
+    /// and the count of `request` have no effect.
     ///
     /// # Errors
-    /// As [`generate_with`](Self::generate_with), and [`Error::Request`] for a label of no class.
+    /// As [`generate_with`](Self::generate_with), and [`Error::Request`] for a label without a class.
     pub fn generate_labels(
         &mut self,
         labels: &[usize],
@@ -184,10 +184,11 @@ impl Generator {
         Ok(drawn.into_iter().enumerate().map(picture).collect())
     }
 
-    /// As [`draw`](Self::draw), handing each picture to `put` as soon as its batch is done, so that they need not all be in memory.
+    /// Generates images as [`generate_labels`](Self::generate_labels) does, and passes each to `sink` as soon as its batch is done,
+    /// so that not all need be in memory.
     ///
     /// # Errors
-    /// As [`draw`](Self::draw), and those of `put`, which end the drawing.
+    /// As [`generate_labels`](Self::generate_labels), and errors of `sink`, which end the generation.
     pub fn generate_each<E: From<Error>>(
         &mut self,
         labels: &[usize],
@@ -206,11 +207,11 @@ impl Generator {
         Ok(())
     }
 
-    /// The beginning of the picture of class `label` that has the number `index` in `request`, whatever `request` says of breed and count.
-    /// With [`advance`](Self::advance) it goes on, together with others of any request.
+    /// Starts the trajectory of the image of class `label` that has the number `index` in `request`. The breed and the count of
+    /// `request` have no effect. [`advance`](Self::advance) continues it, together with those of other requests.
     ///
     /// # Errors
-    /// [`Error::Request`] naming what makes no sense.
+    /// [`Error::Request`] with the invalid field.
     pub fn start_trajectory(&self, label: usize, index: u64, request: &Request) -> Result<Trajectory> {
         self.check_labels(&[label])?;
         Trajectory::new(&self.settings(request), self.dims(), SampleSpec { index, label: label as i64 })
@@ -219,27 +220,27 @@ impl Generator {
     /// Evaluates the network once for all of `trajectories`, whatever their requests.
     ///
     /// # Errors
-    /// Those of the runtime.
+    /// Errors of the runtime.
     pub fn advance<'a>(&mut self, trajectories: impl IntoIterator<Item = &'a mut Trajectory>) -> Result<()> {
         advance(&mut *self.network, trajectories)
     }
 
-    /// The picture that a trajectory has come to.
+    /// Returns the image of a trajectory.
     ///
     /// # Errors
-    /// None that a trajectory of this generator has.
+    /// None for a trajectory of this generator.
     pub fn finish_trajectory(&self, trajectory: Trajectory) -> Result<GeneratedImage> {
         let (label, seed, index) =
             (trajectory.label() as usize, trajectory.settings().seed, trajectory.index());
         Ok(self.picture(label, seed, index, trajectory.into_array()?))
     }
 
-    /// The clean picture as the network saw it when it was last asked about this trajectory.
+    /// Returns the clean image as predicted by the last evaluation of this trajectory.
     pub fn preview(&self, trajectory: &Trajectory) -> RgbImage {
         self.image(trajectory.preview())
     }
 
-    /// The picture that a trajectory has come to so far: noise at first.
+    /// Returns the current image of a trajectory: noise at first.
     pub fn current_image(&self, trajectory: &Trajectory) -> RgbImage {
         self.image(trajectory.values())
     }
@@ -268,7 +269,7 @@ impl Generator {
     }
 }
 
-/// Values whose black and white are `range`, in [−1, 1].
+/// Maps values from `range`, the values of black and white, to [−1, 1].
 fn to_unit(values: &[f32], [black, white]: [f32; 2]) -> Vec<f32> {
     values.iter().map(|v| 2.0 * (v - black) / (white - black) - 1.0).collect()
 }

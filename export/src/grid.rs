@@ -1,19 +1,21 @@
-//! Contact sheets: many pictures in one, with labels.
+//! Contact sheets: many images in one, with labels.
 
 use image::{Rgb, RgbImage, imageops};
 
 use crate::{GeneratedImage, font};
 
-/// Space around each picture, in pixels of the sheet.
+/// Space around each image, in pixels of the sheet.
 const MARGIN: u32 = 6;
-/// Smaller pictures are enlarged by a whole factor to at least this many pixels, so that each can be seen.
+/// Minimum size of a displayed image, in pixels; smaller images are enlarged by a whole factor.
 const VISIBLE: u32 = 128;
 const BACKGROUND: Rgb<u8> = Rgb([250, 249, 246]);
 const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
 
-/// Places `pictures` in rows of `columns`, each in a cell of the size of the largest, small ones enlarged smoothly to at least
-/// 128 px. `labels`, one a picture (missing ones are empty), are drawn below each; a label too long for its cell is cut.
-/// Of `columns` 0 and of no pictures comes what comes of 1 column and of an empty picture.
+/// Places `pictures` in rows of `columns`, each in a cell of the size of the largest. Small images are enlarged smoothly to at
+/// least 128 px.
+///
+/// `labels`, one for each image (missing ones are empty), are drawn below; a label too long for its cell is cut. 0 columns mean 1,
+/// and no images give the sheet of an empty image.
 pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) -> RgbImage {
     let columns = (columns.max(1)).min(pictures.len().max(1)) as u32;
     let rows = (pictures.len() as u32).div_ceil(columns);
@@ -37,13 +39,14 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
     sheet
 }
 
-/// The width and height at which [`grid`] shows squares of `size` pixels: a whole multiple of it, so that every pixel is enlarged alike.
+/// Returns the width and height at which [`grid`] shows squares of `size` pixels: a whole multiple of it, so that every pixel is
+/// enlarged equally.
 pub fn display_size(size: u32) -> u32 {
     let size = size.max(1);
     size * VISIBLE.div_ceil(size)
 }
 
-/// A labelled [`grid`] of pictures that were drawn, about as wide as high; those of one class stand together.
+/// Returns a labeled [`grid`] of generated images, about as wide as high; those of one class are adjacent.
 pub fn contact_sheet(pictures: &[GeneratedImage]) -> RgbImage {
     let mut order: Vec<&GeneratedImage> = pictures.iter().collect();
     order.sort_by_key(|p| (p.label, p.index));
@@ -53,15 +56,15 @@ pub fn contact_sheet(pictures: &[GeneratedImage]) -> RgbImage {
     grid(&images, columns, Some(&labels))
 }
 
-/// Writes `text` centred in the `width` pixels that begin at (`x`, `y`), as much of it as fits.
+/// Draws as much of `text` as fits, centered in the `width` pixels that begin at (`x`, `y`).
 fn draw_label(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
     let shown: String = text.chars().take((width / font::ADVANCE) as usize).collect();
     let start = x + (width - font::text_size(&shown, 1).0) / 2;
     font::draw_text(sheet, &shown, start, y, 1, TEXT_COLOR);
 }
 
-/// The picture of `size` × `size` whose `3 · size²` values, in channel, row, column order, lie in [−1, 1]; what lies outside is clamped,
-/// NaN is black, missing values are black.
+/// Converts `3 · size²` values in [−1, 1], in channel, row, column order, to an image of `size` × `size`. Values outside are
+/// clamped; NaN and missing values are black.
 pub fn to_rgb(values: &[f32], size: u32) -> RgbImage {
     let plane = size as usize * size as usize;
     RgbImage::from_fn(size, size, |x, y| {
@@ -88,7 +91,7 @@ mod tests {
 
     #[test]
     fn every_picture_is_in_the_sheet_and_labels_do_not_touch_it() {
-        // Left half dark, right half light: enlarging smoothly changes neither far from the edge between them.
+        // Left half dark, right half light: smooth enlargement changes neither far from the edge between them.
         let halves =
             |i: u8| RgbImage::from_fn(32, 32, move |x, _| Rgb([i * 30, if x < 16 { 20 } else { 200 }, 9]));
         let pictures: Vec<_> = (0..7).map(halves).collect();

@@ -1,4 +1,4 @@
-//! Runs code of other libraries that may panic over a hostile file, and turns the panic into an error.
+//! Isolation of other libraries' code that may panic on a hostile file: the panic becomes an error.
 
 use std::{
     any::Any,
@@ -11,14 +11,14 @@ use std::{
 use crate::error::excerpt;
 
 thread_local! {
-    /// How many calls of [`catch`] this thread is in.
+    /// Number of nested calls of [`catch`] on this thread.
     static GUARDED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Runs `f`. A panic becomes an error with the panic's message in one line; nothing is printed.
+/// Calls `f`. A panic becomes an error with the panic's message in one line; nothing is printed.
 ///
-/// Panics on this thread only are silent. Where `f` hands work to rayon, call [`catch_in_pool`]; where it spawns threads, call `catch`
-/// on each of them.
+/// Only panics on this thread are silent. If `f` uses rayon, call [`catch_in_pool`]; if it spawns threads, call `catch` on each of
+/// them.
 ///
 /// # Errors
 /// The message of the panic.
@@ -30,10 +30,10 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|payload| message(&*payload))
 }
 
-/// As [`catch`], for an `f` that uses rayon: it runs in a pool whose threads are all guarded.
+/// Calls an `f` that uses rayon, as [`catch`] does, in a pool whose threads are all guarded.
 ///
 /// # Errors
-/// The message of the panic, or why the pool could not be made.
+/// The message of the panic, or the reason why the pool could not be created.
 #[cfg_attr(not(feature = "candle-onnx"), allow(dead_code))]
 pub fn catch_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, String> {
     use std::sync::OnceLock;
@@ -47,7 +47,7 @@ pub fn catch_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, String>
     catch(|| pool.install(f))
 }
 
-/// Marks its thread for as long as it lives.
+/// A guard that marks its thread for as long as it lives.
 struct Guarded;
 
 impl Guarded {
@@ -63,10 +63,10 @@ impl Drop for Guarded {
     }
 }
 
-/// Replaces the panic hook, once, by one that says nothing on guarded threads and calls the previous hook on all others.
+/// Replaces the panic hook, once, by one that is silent on guarded threads and calls the previous hook on all others.
 fn install_hook() {
     static INSTALLED: Once = Once::new();
-    // A panicking thread must not change the hook; it prints its own panic already.
+    // A panicking thread must not change the hook; its own panic is being printed already.
     if thread::panicking() {
         return;
     }
@@ -75,7 +75,7 @@ fn install_hook() {
 
 type Hook = Box<dyn Fn(&PanicHookInfo) + Sync + Send>;
 
-/// A hook that calls `previous` on threads that are not guarded.
+/// Returns a hook that calls `previous` on threads that are not guarded.
 fn quiet(previous: Hook) -> Hook {
     Box::new(move |info| {
         let guarded = GUARDED.try_with(Cell::get).unwrap_or(0) > 0;
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(catch(|| 1 / zero), Err("attempt to divide by zero".into()));
         assert_eq!(catch(|| -> () { panic!("two\nlines {zero}") }), Err("two\\nlines 0".into()));
         assert_eq!(catch(|| -> () { panic::panic_any(3) }), Err("no message".into()));
-        // A caught panic inside leaves the outer call guarded.
+        // After a caught inner panic the outer call is still guarded.
         let nested = catch(|| {
             let inner = catch(|| -> () { panic!("inner") });
             assert_eq!(inner, Err("inner".into()));

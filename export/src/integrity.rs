@@ -1,19 +1,20 @@
-//! Whether a file is as it was written: the digests that files carry.
+//! The digests that files carry, by which altered and damaged files are detected.
 
 use std::fmt;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-/// The key of an ONNX file's `metadata_props` that holds its digest, SHA-256 in hexadecimal, of its weights, its graph and its
+/// The key of an ONNX file's `metadata_props` that holds its digest: SHA-256 in hexadecimal, over its weights, its graph and its
 /// [`META_KEY`](crate::META_KEY) entry.
 pub const DIGEST_KEY: &str = "tiny-cats.sha256";
 
-/// What an error says about a file whose digest does not match.
+/// The error message for a file whose digest does not match.
 pub const CHECKSUM_MISMATCH: &str =
     "the checksum does not match the content: the file was altered or damaged";
 
-/// Whether a file's contents were compared with a digest that the file carries. A file whose digest does not match is never loaded.
+/// The result of comparing a file's contents with the digest that the file carries. A file whose digest does not match is never
+/// loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Integrity {
@@ -32,8 +33,8 @@ impl fmt::Display for Integrity {
     }
 }
 
-/// The checksum of a safetensors file, which its header's metadata holds under [`KEY`](Self::KEY): SHA-256 of all bytes of the file, with
-/// the checksum's own 64 hexadecimal digits read as zeros.
+/// The checksum of a safetensors file, which its header's metadata holds under [`KEY`](Self::KEY). It is SHA-256 of all bytes of
+/// the file, with the checksum's own 64 hexadecimal digits replaced by zeros.
 #[derive(Clone, Debug)]
 pub struct Checksum(Sha256);
 
@@ -44,7 +45,7 @@ impl Checksum {
     /// The value under [`KEY`](Self::KEY) while the checksum is computed.
     pub const PLACEHOLDER: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-    /// Begins with the header and the eight bytes of its length. `None` when the header has no place for the digits.
+    /// Starts with the header and the eight bytes of its length. `None` if the header has no place for the digits.
     pub fn begin(header: &[u8]) -> Option<Self> {
         let place = Self::digits_offset(header)?;
         let (before, after) = header.split_at_checked(place)?;
@@ -57,24 +58,24 @@ impl Checksum {
         Some(Self(hash))
     }
 
-    /// Goes on with the next bytes of the file.
+    /// Adds the next bytes of the file.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The digits, when all bytes were given.
+    /// Returns the hexadecimal digits, after all bytes were added.
     pub fn finish(self) -> String {
         hex(self.0)
     }
 
-    /// Where in the header the digits begin. Quotes inside of JSON strings are escaped, so this text stands nowhere else.
+    /// Returns the offset of the digits in the header. Quotes inside JSON strings are escaped, so the key matches nowhere else.
     pub fn digits_offset(header: &[u8]) -> Option<usize> {
         let key = format!("\"{}\":\"", Self::KEY);
         Some(header.windows(key.len()).position(|w| w == key.as_bytes())? + key.len())
     }
 }
 
-/// A digest's hexadecimal digits.
+/// Returns the hexadecimal digits of a digest.
 pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }

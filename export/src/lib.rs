@@ -1,4 +1,4 @@
-//! Writes models as ONNX, proves the file numerically, draws and classifies with it.
+//! ONNX export of models with numerical verification, runtimes for exported files, and a generator and a classifier on top of them.
 
 mod atomic;
 mod classifier;

@@ -1,4 +1,4 @@
-//! Opening a released model, whatever its format, for whatever runtime.
+//! Loading of released models, of any format, into any runtime.
 
 use std::{borrow::Cow, path::Path};
 
@@ -20,13 +20,13 @@ use crate::runtime::candle::CandleModel;
 #[cfg(feature = "native")]
 use crate::runtime::native::NativeModel;
 
-/// More than any model that we write, and less than what a machine chokes on.
+/// Largest model file, in bytes: more than any model that we write, but little enough to hold in memory.
 const MAX_BYTES: u64 = i32::MAX as u64;
 
-/// The predecessor's names for [`INPUTS`]; a classifier's were ours.
+/// The names of [`INPUTS`] in files of tiny-cats-model; its classifiers use the same names as ours.
 const PREDECESSOR_INPUTS: [&str; 3] = ["noise", "timestep", "breed"];
 
-/// The contents of a model file, unless it is absurdly large.
+/// Reads a model file, unless it is too large.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
     if size > MAX_BYTES {
@@ -52,19 +52,19 @@ enum ModelData {
 }
 
 impl Model {
-    /// Reads `NAME.onnx` or `NAME.safetensors`; the contents decide which it is. Of an ONNX model, values may be in other files of its
-    /// folder.
+    /// Reads `NAME.onnx` or `NAME.safetensors`; the contents decide which it is. An ONNX model may keep values in other files of
+    /// its folder.
     ///
     /// # Errors
-    /// [`Error::Io`], and those of [`from_bytes`](Self::from_bytes).
+    /// [`Error::Io`], and as [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
         Self::read(read(path)?, &path.display().to_string(), path.parent())
     }
 
-    /// Reads a file in memory; `name` stands for it in errors.
+    /// Reads a model file in memory; `name` stands for it in errors.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no model, is damaged, does not match its digest, or does not say how it is to be used.
+    /// [`Error::File`] if it is no model, is damaged, does not match its digest, or lacks the metadata that is needed to use it.
     pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
         Self::read(bytes, name, None)
     }
@@ -77,7 +77,7 @@ impl Model {
                 "expected .onnx or .safetensors, found a zip file such as .pt",
             ));
         }
-        // A safetensors file has the length of its JSON in eight bytes, then the JSON.
+        // A safetensors file begins with the length of its JSON in eight bytes, then the JSON.
         if bytes.get(8) == Some(&b'{') {
             let (meta, weights, integrity) = safetensors(&bytes, name)?;
             return Ok(Self { name: name.into(), meta, contents: ModelData::Weights(weights), integrity });
@@ -87,57 +87,57 @@ impl Model {
         Ok(Self { name: name.into(), meta, contents: ModelData::GraphModel(file), integrity })
     }
 
-    /// A model that is in memory already, as after training. It is [unchecked](Integrity::Unchecked) unless
-    /// [`with_integrity`](Self::with_integrity) says otherwise.
+    /// Creates a model from weights in memory, as after training. It is [unchecked](Integrity::Unchecked) unless
+    /// [`with_integrity`](Self::with_integrity) sets something else.
     pub fn from_weights(meta: ModelMeta, weights: Weights) -> Self {
         let integrity = Integrity::Unchecked;
         Self { name: "model".into(), meta, contents: ModelData::Weights(weights), integrity }
     }
 
-    /// The same, of a file that was read elsewhere and was or was not compared with its digest there.
+    /// Sets the integrity, for a model whose file was read elsewhere.
     #[must_use]
     pub fn with_integrity(self, integrity: Integrity) -> Self {
         Self { integrity, ..self }
     }
 
-    /// The same, called `name` in errors.
+    /// Sets the name that errors use.
     #[must_use]
     pub fn with_name(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }
     }
 
-    /// What stands for it in errors.
+    /// Returns the name that errors use.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether its file carries a digest that its contents match.
+    /// Returns whether the file carries a digest that its contents match.
     pub fn integrity(&self) -> Integrity {
         self.integrity
     }
 
-    /// Whether it is a generator that applies classifier-free guidance itself: it is sampled with guidance 1.
+    /// True if this is a generator that applies classifier-free guidance itself. It is sampled with guidance 1.
     pub fn is_guided(&self) -> bool {
         self.meta.generator().is_some_and(|task| task.guided)
     }
 
-    /// What the model says about itself.
+    /// Returns the metadata of the model.
     pub fn meta(&self) -> &ModelMeta {
         &self.meta
     }
 
-    /// What it takes to draw with it.
+    /// Returns the metadata for generating.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no generator.
+    /// [`Error::File`] if it is no generator.
     pub fn generator(&self) -> Result<&GeneratorMeta> {
         self.meta.generator().ok_or_else(|| self.wrong_task("generator"))
     }
 
-    /// What it takes to classify with it.
+    /// Returns the metadata for classifying.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no classifier.
+    /// [`Error::File`] if it is no classifier.
     pub fn classifier(&self) -> Result<&ClassifierMeta> {
         self.meta.classifier().ok_or_else(|| self.wrong_task("classifier"))
     }
@@ -146,12 +146,12 @@ impl Model {
         Error::file(&self.name, "task", format!("expected a {expected}, found {}", self.meta.describe()))
     }
 
-    /// Loads a generator into a runtime. Weights alone are written down as a graph for those runtimes that compute graphs; of a graph,
-    /// those that compute definitions take the weights.
+    /// Loads a generator into a runtime. Runtimes that compute graphs get one even if the model is weights alone. Runtimes that
+    /// compute definitions get the weights of a graph.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when the runtime is not there, or computes definitions and the graph is [guided](Self::is_guided); and when
-    /// weights do not fit the network or it is no generator.
+    /// [`Error::Runtime`] if the runtime is not available, or computes definitions and the graph is [guided](Self::is_guided). Also
+    /// if the weights do not fit the network, or it is no generator.
     #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_generator(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
         let NetworkConfig::TinyDit(config) = &self.meta.config else {
@@ -193,8 +193,8 @@ impl Model {
         Ok(Box::new(GraphModel { session: self.session(kind)?.0, names: [CLASSIFIER_INPUT] }))
     }
 
-    /// Whether it is what its metadata says, so that what computes definitions can compute it: another program's graph may be anything
-    /// with such inputs and outputs.
+    /// True if it computes what its metadata describes, so that runtimes of definitions can compute it. Another program's graph may
+    /// be anything with such inputs and outputs.
     pub(crate) fn has_definition(&self) -> bool {
         match &self.contents {
             ModelData::Weights(_) => true,
@@ -202,16 +202,16 @@ impl Model {
         }
     }
 
-    /// The graph in a runtime, and the names of its inputs.
+    /// Loads the graph into a runtime, and returns it with the names of its inputs.
     fn session(&self, kind: RuntimeKind) -> Result<(Box<dyn Session>, Vec<String>)> {
         let file = self.graph()?;
         Ok((kind.load(&file)?, file.inputs().iter().map(|port| port.name.clone()).collect()))
     }
 
-    /// The graph: that of the file, or the weights written down as one.
+    /// Returns the graph of the file, or exports the weights to one.
     ///
     /// # Errors
-    /// When weights do not fit the network.
+    /// If the weights do not fit the network.
     pub fn graph(&self) -> Result<Cow<'_, OnnxFile>> {
         match &self.contents {
             ModelData::GraphModel(file) => Ok(Cow::Borrowed(file)),
@@ -222,7 +222,7 @@ impl Model {
         }
     }
 
-    /// The weights: of a graph, those that its definition asks for.
+    /// Returns the weights; for a graph, those that its definition needs.
     ///
     /// # Errors
     /// As [`OnnxFile::weights`].
@@ -238,7 +238,7 @@ impl Model {
     }
 }
 
-/// A graph as a network.
+/// A network that a graph computes.
 struct GraphModel<const N: usize> {
     session: Box<dyn Session>,
     names: [&'static str; N],
@@ -263,7 +263,8 @@ impl Classify for GraphModel<1> {
     }
 }
 
-/// What a graph says about itself, or a predecessor's graph would, if its inputs are those of such a model.
+/// Returns the metadata of a graph. A graph of tiny-cats-model, which is known by its inputs, has none: it is derived from the
+/// structure.
 fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     let invalid = |message| Err(Error::file(file.name(), "inputs", message));
     let find = |name: &str| file.inputs().iter().find(|port| port.name == name);
@@ -311,7 +312,8 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     Ok(meta)
 }
 
-/// What a generator's graph of tiny-cats-model would say about itself. It has no class for the unconditional pass: the last one stands in.
+/// Derives the metadata of a generator's graph of tiny-cats-model. It has no class for the unconditional pass: the last class takes
+/// its place.
 fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
     let [picture, _, label] = PREDECESSOR_INPUTS;
     let invalid = |message: String| Error::file(file.name(), "graph", message);
@@ -331,8 +333,8 @@ fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta
     Ok(meta)
 }
 
-/// What a classifier's graph of tiny-cats-model would say about itself. PyTorch's exporter folds batch normalisations and may rename what
-/// it folded, so the network is known by its convolutions and its head.
+/// Derives the metadata of a classifier's graph of tiny-cats-model. PyTorch's exporter folds batch normalizations and may rename
+/// the folded weights. So the network is recognized by its convolutions and its head.
 fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
     let invalid = |message: String| Error::file(file.name(), "graph", message);
     let weights = file.weights()?;
@@ -363,7 +365,7 @@ fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMet
     Ok(ModelMeta::resnet(&config, image_size, predecessor_classes(config.classes)))
 }
 
-/// The names of `n` classes in a file that holds none.
+/// Returns the names of `n` classes for a file that holds none.
 pub fn predecessor_classes(n: usize) -> Vec<String> {
     if n == PREDECESSOR_CLASSES.len() {
         PREDECESSOR_CLASSES.map(String::from).to_vec()

@@ -1,14 +1,14 @@
-//! How a model is opened.
+//! Options for loading a model.
 
 use crate::{Model, runtime::RuntimeKind};
 
-/// How to open a model.
+/// The runtime and the batch size of a loaded model.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// What computes it; `None` for our own kernels where the model is one of ours, and else for the first that is built in of tract and
-    /// ONNX Runtime.
+    /// The runtime. `None` chooses our own kernels for models of ours. For others it chooses the first of tract and ONNX Runtime
+    /// that is built in.
     pub runtime: Option<RuntimeKind>,
-    /// Pictures computed at once; it bounds memory and changes no result.
+    /// Number of images computed at once. It bounds memory and changes no result.
     pub batch: usize,
 }
 
@@ -19,13 +19,13 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// What computes `model`.
+    /// Returns the runtime for `model`.
     pub fn runtime(&self, model: &Model) -> RuntimeKind {
         let own = cfg!(feature = "native") && model.has_definition();
         self.runtime.unwrap_or_else(|| if own { RuntimeKind::Native } else { self.graph_runtime() })
     }
 
-    /// What computes a graph that need not be one of ours.
+    /// Returns the runtime for a graph that may come from another program.
     pub(crate) fn graph_runtime(&self) -> RuntimeKind {
         let first = if cfg!(feature = "tract") { RuntimeKind::Tract } else { RuntimeKind::Ort };
         self.runtime.unwrap_or(first)

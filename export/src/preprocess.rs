@@ -1,4 +1,4 @@
-//! From a photograph to a classifier's input: in training, in evaluation and in use by the same functions.
+//! Preprocessing of photographs for a classifier, by the same functions in training, evaluation and inference.
 
 use image::RgbImage;
 
@@ -7,14 +7,14 @@ use crate::{
     resize::{Filter, resize},
 };
 
-/// Of pictures that are longer than this times their short side, the middle is used.
+/// Maximum ratio of the sides; longer images are cropped to their center.
 const MAX_ASPECT_RATIO: u32 = 4;
 
-/// `picture` with a short side of `short` pixels, by the triangle filter that widens as it shrinks (what PyTorch calls antialiased
-/// bilinear); of one that is longer than four times its short side, the middle. Its size is [`short_side_size`].
+/// Resizes `picture` to a short side of `short` pixels, by the triangle filter that widens as it shrinks (PyTorch's antialiased
+/// bilinear). An image longer than four times its short side is cropped to its center. The resulting size is [`short_side_size`].
 ///
 /// # Panics
-/// When `picture` has no pixels.
+/// If `picture` has no pixels.
 pub fn resize_short_side(picture: &RgbImage, short: u32) -> RgbImage {
     let [width, height] = [picture.width(), picture.height()];
     let [w, h] = center_region([width, height]);
@@ -22,10 +22,10 @@ pub fn resize_short_side(picture: &RgbImage, short: u32) -> RgbImage {
     resize(picture, [(width - w) / 2, (height - h) / 2, w, h], size, Filter::Triangle)
 }
 
-/// Width and height of what [`resize_short_side`] makes of a picture of this width and height.
+/// Returns the width and height of the result of [`resize_short_side`] for an image of this width and height.
 ///
 /// # Panics
-/// When one of them is 0.
+/// If one of them is 0.
 pub fn short_side_size([width, height]: [u32; 2], short: u32) -> [u32; 2] {
     let side = width.min(height);
     assert!(side > 0, "a picture of {width} x {height} pixels");
@@ -34,17 +34,18 @@ pub fn short_side_size([width, height]: [u32; 2], short: u32) -> [u32; 2] {
         .map(|n| ((u64::from(n) * u64::from(short) + half) / u64::from(side)) as u32)
 }
 
-/// Width and height of the part that is used.
+/// Returns width and height of the part that is used.
 fn center_region([width, height]: [u32; 2]) -> [u32; 2] {
     let most = MAX_ASPECT_RATIO.saturating_mul(width.min(height));
     [width.min(most), height.min(most)]
 }
 
 impl Preprocessing {
-    /// `picture` as the network expects it, `[3, size, size]`: resized, the middle `size` × `size` pixels cut out, normalised.
+    /// Converts `picture` to the network's input `[3, size, size]`: resized, cropped to the center `size` × `size` pixels,
+    /// normalized.
     ///
     /// # Panics
-    /// When `picture` has no pixels, or `size` is more than [`resize`](Self::resize).
+    /// If `picture` has no pixels, or `size` is more than [`resize`](Self::resize).
     pub fn apply(&self, picture: &RgbImage, size: usize) -> Vec<f32> {
         let picture = resize_short_side(picture, self.resize as u32);
         let (width, height) = (picture.width() as usize, picture.height() as usize);
@@ -62,7 +63,7 @@ impl Preprocessing {
         out
     }
 
-    /// Makes of the values of a picture, red, then green, then blue, from −1 (black) to 1, what the network expects.
+    /// Normalizes the values of an image, red, then green, then blue, from −1 (black) to 1 (white), for the network.
     pub fn normalize(&self, values: &mut [f32]) {
         let plane = values.len() / 3;
         for (values, (mean, std)) in values.chunks_mut(plane.max(1)).zip(self.mean.into_iter().zip(self.std))

@@ -1,11 +1,11 @@
-//! What to draw.
+//! The request: which images to generate, and how.
 
 use crate::Sampler;
 
-/// Which classes to draw.
+/// The classes to generate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Breed {
-    /// All in turn: picture `i` is of class `i` modulo their number.
+    /// All classes in turn: image `i` is of class `i` modulo their number.
     #[default]
     All,
     /// The class of this name; case, spaces, `_` and `-` do not matter.
@@ -18,7 +18,8 @@ impl From<&str> for Breed {
     }
 }
 
-/// What to draw. What is `None` is as the model file advises: see [`Settings::new`](crate::sample::Settings::new).
+/// A description of the images to generate. A field that is `None` takes its value from the model's metadata: see
+/// [`SamplingSettings::new`](crate::sample::SamplingSettings::new).
 ///
 /// ```
 /// use tiny_cats_export::Request;
@@ -28,24 +29,25 @@ impl From<&str> for Breed {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Which classes.
+    /// Classes of the images.
     pub breed: Breed,
-    /// How many pictures.
+    /// Number of images.
     pub count: usize,
-    /// The noise: equal seeds give equal pictures.
+    /// Seed of the noise: equal seeds give equal images.
     pub seed: u64,
-    /// Steps from noise to picture.
+    /// Number of steps from noise to image.
     pub steps: Option<usize>,
-    /// How a step is taken.
+    /// Method of each step.
     pub sampler: Option<Sampler>,
-    /// Weight of classifier-free guidance; 1 is none. A network that [guides itself](crate::Generator::is_guided) is drawn from with 1.
+    /// Weight of classifier-free guidance; 1 means none. A network that [guides itself](crate::Generator::is_guided) is sampled
+    /// with 1.
     pub guidance: Option<f32>,
-    /// Times from 0 (noise) to 1 (picture) that guidance holds for, ends included.
+    /// Interval of times from 0 (noise) to 1 (image) with guidance, ends included.
     pub guidance_interval: Option<[f32; 2]>,
 }
 
 impl Default for Request {
-    /// One picture, seed 0, as the model file advises.
+    /// Returns a request for one image with seed 0 and the model's own settings.
     fn default() -> Self {
         Self {
             breed: Breed::All,

@@ -1,16 +1,16 @@
 //! Resizing by a separable filter.
 //!
-//! The sums are those of `image::imageops::resize`, in f32 and in the same order, so that the pixels are the same to the last bit; they are
-//! taken over whole rows, which processors do several times as fast.
+//! The sums are those of `image::imageops::resize`, in f32 and in the same order, so that the pixels are the same to the last bit.
+//! They are computed over whole rows, which CPUs do several times as fast.
 
 use std::f32::consts::PI;
 
 use image::RgbImage;
 
-/// Values of a row that are summed at once: what fits into registers.
+/// Number of values of a row that are summed at once: as many as fit into registers.
 const LANES: usize = 32;
 
-/// How much a pixel weighs at a distance, in pixels of the coarser of both pictures.
+/// The weight of a pixel by its distance, in pixels of the coarser of both images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Filter {
     /// 1 − |x| up to 1: linear interpolation that widens as it shrinks.
@@ -20,7 +20,7 @@ pub(crate) enum Filter {
 }
 
 impl Filter {
-    /// Where it ends.
+    /// Returns the radius beyond which the weight is 0.
     fn support(self) -> f32 {
         match self {
             Self::Triangle => 1.0,
@@ -38,15 +38,16 @@ impl Filter {
     }
 }
 
-/// What each of the new pixels along an axis is the weighted sum of.
+/// The weighted sums of old pixels that give the new pixels along an axis.
 struct Axis {
-    /// The first of the old pixels, and where its weight is; that of the last is before the next one's first.
+    /// The first old pixel of each new one, and the index of its weight. The weights of a new pixel end where those of the next
+    /// begin.
     first: Vec<(usize, usize)>,
     weights: Vec<f32>,
 }
 
 impl Axis {
-    /// From `old` to `new` pixels, neither of which is 0.
+    /// Computes the weights from `old` to `new` pixels, neither of which is 0.
     fn new(filter: Filter, old: u32, new: u32) -> Self {
         let ratio = old as f32 / new as f32;
         let scale = ratio.max(1.0);
@@ -57,7 +58,7 @@ impl Axis {
             let left = ((middle - reach).floor() as i64).clamp(0, i64::from(old) - 1);
             let right = ((middle + reach).ceil() as i64).clamp(left + 1, i64::from(old));
             first.push((left as usize, weights.len()));
-            // Pixel i has its middle at i + 0.5.
+            // Pixel i has its center at i + 0.5.
             let own = (left..right).map(|i| filter.weight((i as f32 - (middle - 0.5)) / scale));
             weights.extend(own);
             let own = &mut weights[first[first.len() - 1].1..];
@@ -67,15 +68,15 @@ impl Axis {
         Self { first, weights }
     }
 
-    /// For each of the new pixels the first of the old ones, and the weights from it on.
+    /// Returns the first old pixel of each new one, and the weights from there.
     fn iter(&self) -> impl Iterator<Item = (usize, &[f32])> {
         let ends = self.first.iter().skip(1).map(|(_, at)| *at).chain([self.weights.len()]);
         self.first.iter().zip(ends).map(|(&(first, from), to)| (first, &self.weights[from..to]))
     }
 }
 
-/// The part of `picture` that begins at `x`, `y` with its width and height, resized to `size`, a width and a height; none of these four
-/// may be 0. What of the part is not in the picture is left out.
+/// Resizes the part of `picture` that begins at `x`, `y` with its width and height to `size` (width, height). None of these four
+/// may be 0. The part is clipped to the image.
 pub(crate) fn resize(
     picture: &RgbImage,
     [x, y, width, height]: [u32; 4],
@@ -96,7 +97,7 @@ pub(crate) fn resize(
         return out;
     }
     let (across, down) = (Axis::new(filter, width, new_width), Axis::new(filter, height, new_height));
-    // A value more than there are, so that four can be read at each pixel.
+    // One extra value, so that four can be read at each pixel.
     let mut column_sums = vec![0.0f32; len + 1];
     let mut sums = vec![0.0f32; new_width as usize * 3];
     for (row, (top, weights)) in rows.zip(down.iter()) {
@@ -115,7 +116,7 @@ pub(crate) fn resize(
     out
 }
 
-/// Sums rows that are `stride` apart, the first ones of `rows`, each by its weight.
+/// Sums the first rows of `rows`, which are `stride` apart, each multiplied by its weight.
 fn sum_rows(rows: &[u8], stride: usize, weights: &[f32], sums: &mut [f32]) {
     let whole = sums.len() / LANES * LANES;
     for (block, sums) in sums[..whole].chunks_exact_mut(LANES).enumerate() {
@@ -136,7 +137,7 @@ fn sum_rows(rows: &[u8], stride: usize, weights: &[f32], sums: &mut [f32]) {
     }
 }
 
-/// The nearest byte, of a half the upper one.
+/// Rounds to the nearest byte, in a tie to the upper one.
 fn round(value: f32) -> u8 {
     let value = value.clamp(0.0, 255.0);
     let whole = value as i32;
@@ -158,7 +159,7 @@ mod tests {
         let mut below = |n: u32| 1 + stream.below(n);
         for case in 0..200 {
             let [width, height, new_width, new_height] = [(); 4].map(|()| below(90));
-            // Noise, and flat parts of the darkest and the brightest, beyond which Lanczos' sums lie.
+            // Noise, and flat regions of black and white, where the Lanczos sums exceed the range.
             let picture = RgbImage::from_fn(width, height, |x, y| {
                 let value = (x / 7 * 31 + y / 5 * 17) % 3;
                 Rgb([(below(256) - 1) as u8, (value * 127) as u8, if x > y { 255 } else { 0 }])

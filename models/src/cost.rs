@@ -1,4 +1,4 @@
-//! The cost reading: counts what a network takes without computing anything.
+//! The cost backend: counts the parameters, operations and bytes of a network without computing anything.
 
 mod memory;
 mod operation;
@@ -9,7 +9,7 @@ use crate::{Array, BatchNorm, ParamSpec, Precision, Result, Source, TapeOptions,
 use memory::{Memory, Meter, Node, Slots};
 use operation::Operation;
 
-/// What one operation takes for one item of a batch.
+/// The cost of one operation for one item of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpCost {
     /// Path of the module that it belongs to.
@@ -20,51 +20,52 @@ pub struct OpCost {
     pub flops: u64,
     /// Bytes of the result in f32; 0 where the result shares its input's memory.
     pub bytes: u64,
-    /// Whether gradient checkpointing computes it again.
+    /// True if gradient checkpointing recomputes it.
     pub in_block: bool,
 }
 
-/// What a network takes, operation by operation.
+/// The costs of a network, operation by operation.
 #[derive(Clone, Debug, Default)]
 pub struct CostSummary {
-    /// The parameters, in the order in which the model asks for them.
+    /// The parameters, in the order in which the model requests them.
     pub params: Vec<ParamSpec>,
     /// The operations, in the order of the forward pass.
     pub ops: Vec<OpCost>,
 }
 
 impl CostSummary {
-    /// Number of values in all parameters, running statistics included.
+    /// Returns the number of values in all parameters, running statistics included.
     pub fn parameters(&self) -> u64 {
         self.params.iter().map(|p| p.dims.iter().map(|&d| d as u64).product::<u64>()).sum()
     }
 
-    /// Floating-point operations of one forward pass for one item.
+    /// Returns the floating-point operations of one forward pass for one item.
     pub fn flops(&self) -> u64 {
         self.ops.iter().map(|e| e.flops).sum()
     }
 
-    /// Floating-point operations of a forward pass and the way back for one item: a way back takes two forward passes, and gradient
-    /// checkpointing one more through the blocks.
+    /// Returns the floating-point operations of one forward and backward pass for one item. Backward costs as much as two forward
+    /// passes; gradient checkpointing adds one more through the blocks.
     pub fn training_flops(&self, checkpoint: bool) -> u64 {
         let again = |e: &&OpCost| checkpoint && e.in_block;
         3 * self.flops() + self.ops.iter().filter(again).map(|e| e.flops).sum::<u64>()
     }
 
-    /// Bytes of all results of one forward pass for one item in f32. What training keeps at once is [`Counter::training_bytes`].
+    /// Returns the bytes of all results of one forward pass for one item in f32. [`Counter::training_bytes`] is the peak that
+    /// training needs.
     pub fn activation_bytes(&self) -> u64 {
         self.ops.iter().map(|e| e.bytes).sum()
     }
 }
 
-/// A counter: the [`Source`] of [`Cost`] parameters and the place where operations are written down.
+/// The [`Source`] of [`Cost`] parameters, and the record of all operations.
 #[derive(Clone, Debug, Default)]
 pub struct Counter(Rc<State>);
 
 #[derive(Debug, Default)]
 struct State {
     ledger: RefCell<CostSummary>,
-    /// Items of the batch that is trained on; 0 where memory is not counted.
+    /// Number of items in the training batch; 0 where memory is not counted.
     batch: usize,
     options: TapeOptions,
     meter: Rc<Meter>,
@@ -75,21 +76,22 @@ struct State {
 struct Record {
     nodes: Vec<Node>,
     slots: usize,
-    /// Whether operations are not recorded: they are inside a block that will be computed again.
+    /// True if operations are not recorded, because they are inside a block that is recomputed later.
     paused: bool,
-    /// Whether operations are not counted: they are computed again.
+    /// True if operations are not counted, because this is a recomputation.
     recomputing: bool,
-    /// Whether operations are inside a block.
+    /// True if operations are inside a block.
     in_block: bool,
 }
 
 impl Counter {
-    /// Also counts the memory of one training step of `batch` items: see [`training_bytes`](Self::training_bytes).
+    /// Creates a counter that also counts the memory of one training step of `batch` items: see
+    /// [`training_bytes`](Self::training_bytes).
     pub fn training(batch: usize, options: TapeOptions) -> Self {
         Self(Rc::new(State { batch, options, ..State::default() }))
     }
 
-    /// A value that enters the network, of these sizes after the batch. Its memory is not counted.
+    /// Returns an input of the network; `dims` are its sizes after the batch. Its memory is not counted.
     pub fn input(&self, dims: &[usize]) -> Cost {
         let memory = Memory::new(0, &self.0.meter);
         Cost {
@@ -102,19 +104,19 @@ impl Counter {
         }
     }
 
-    /// What has been counted so far.
+    /// Returns the costs counted so far.
     pub fn summary(&self) -> CostSummary {
         self.0.ledger.borrow().clone()
     }
 
-    /// The most bytes that a forward pass to `output` and the way back from its loss have in use at once: what the tape keeps, gradients
-    /// on their way, and those of the parameters, which stay. Weights and batch are not among them. 0 unless this was made by
-    /// [`Counter::training`].
+    /// Returns the peak memory of a forward pass to `output` and the backward pass from its loss, in bytes. It includes the
+    /// activations that the tape keeps, the gradients of activations, and the gradients of the parameters, which stay. It excludes
+    /// weights and batch. 0 unless [`Counter::training`] created the counter.
     ///
     /// # Errors
-    /// Those of a block that is gone through again, if it is another then.
+    /// The errors of a block that is recomputed, if it is then another one.
     pub fn training_bytes(&self, output: Cost) -> Result<u64> {
-        // The loss keeps the weighted difference, and makes a gradient of it by way of another.
+        // The loss keeps the weighted difference, and computes a gradient of it by way of another.
         let (bytes, slot) = (self.bytes(&output.dims), output.slot);
         let saved = Memory::new(bytes, &self.0.meter);
         drop(output);
@@ -127,12 +129,12 @@ impl Counter {
         Ok(self.0.meter.peak.get())
     }
 
-    /// Whether the factors of products are in half precision.
+    /// True if the factors of products are in half precision.
     fn is_half_precision(&self) -> bool {
         self.0.options.precision != Precision::F32
     }
 
-    /// What a linear layer of halves has in use on the way back besides: the weight and the result's gradient in bf16.
+    /// Returns the additional bytes of a linear layer's backward in half precision: the weight and the result's gradient in bf16.
     fn linear_factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
         match self.0.options.precision {
             Precision::Bf16 => (bytes(weight) / 2).saturating_add(self.bytes(y) / 2),
@@ -140,8 +142,8 @@ impl Counter {
         }
     }
 
-    /// What other products of halves have in use on the way back besides: `x`, which the CPU's kernels compute with in f32; the weight and
-    /// the result's gradient in halves, and in f32 again.
+    /// Returns the additional bytes of other products' backward in half precision: `x`, with which the CPU's kernels compute in
+    /// f32; the weight and the result's gradient, both in half precision and in f32.
     fn factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
         if !self.is_half_precision() {
             return 0;
@@ -151,7 +153,7 @@ impl Counter {
         self.bytes(x).saturating_add(others)
     }
 
-    /// How many partial sums of its weights' gradient a convolution with these outputs has on the CPU.
+    /// Returns how many partial sums of its weights' gradient a convolution with these outputs has on the CPU.
     fn partial_sums(&self, weight: &[usize], stride: usize, [rows, cols]: [usize; 2]) -> u64 {
         let items = self.0.batch;
         let tiles = tiling::winograd_tiles(rows, cols);
@@ -161,13 +163,13 @@ impl Counter {
         items.div_ceil(tiling::items_per_partial(items, rows * cols)) as u64
     }
 
-    /// Bytes of so many values in f32 for each item of the batch.
+    /// Returns the bytes of `dims` values in f32 for each item of the batch.
     fn bytes(&self, dims: &[usize]) -> u64 {
         bytes(dims).saturating_mul(self.0.batch as u64)
     }
 }
 
-/// Bytes of so many values in f32.
+/// Returns the bytes of `dims` values in f32.
 fn bytes(dims: &[usize]) -> u64 {
     dims.iter().fold(size_of::<f32>() as u64, |n, &d| n.saturating_mul(d as u64))
 }
@@ -184,33 +186,33 @@ impl Source<Cost> for Counter {
     }
 }
 
-/// A value of the cost reading: a shape.
+/// A value of the cost backend: a shape.
 #[derive(Clone, Debug)]
 pub struct Cost {
     dims: Vec<usize>,
     module: String,
     counter: Counter,
     memory: Memory,
-    /// Whether its values are in half precision.
+    /// True if the values are in half precision.
     half: bool,
-    /// Where its gradient goes; none for what no parameter reaches.
+    /// Slot of the gradient; `None` if no parameter reaches this value.
     slot: Option<usize>,
 }
 
 impl Cost {
-    /// An operation whose result is new memory and takes `each` operations for each of its values.
+    /// Creates an operation whose result is new memory, and which computes `each` operations for each value of the result.
     fn allocating(&self, op: &'static str, dims: Vec<usize>, each: usize) -> Operation<'_> {
         let n: usize = dims.iter().product();
         Operation::new(self, op, dims, n * each)
     }
 
-    /// An operation on each value alone.
+    /// Creates an elementwise operation.
     fn each(&self, op: &'static str, each: usize) -> Operation<'_> {
         self.allocating(op, self.dims.clone(), each)
     }
 }
 
-/// What each operation takes, and what it keeps for its way back: as [`tape`](crate::tape) has it.
+/// The cost of each operation, and the activations that its backward needs: the same ones as in [`tape`](crate::tape).
 impl Tensor for Cost {
     type Param = Vec<usize>;
 
@@ -421,7 +423,7 @@ impl Tensor for Cost {
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
-        // Where the winners were.
+        // The positions of the maxima.
         let winners = dims.clone();
         Ok(self
             .allocating("max_pool2d", dims, kernel * kernel)

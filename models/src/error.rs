@@ -1,58 +1,58 @@
-//! The one error of this crate.
+//! The error type of this crate.
 
-/// Why a model could not be built or run.
+/// An error of building or running a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An operation was given tensors whose shapes do not fit together.
+    /// The shapes of an operation's inputs do not fit together.
     #[error("{op}: expected {expected}, found {found}")]
     Shape {
-        /// The operation, by its name in the [`Tensor`](crate::Tensor) trait.
+        /// Name of the operation in the [`Tensor`](crate::Tensor) trait.
         op: &'static str,
-        /// What it takes.
+        /// Expected shape.
         expected: String,
-        /// What it was given.
+        /// Found shape.
         found: String,
     },
-    /// A reading has no way to express the operation; it never approximates one in silence.
+    /// A backend cannot express the operation. It never approximates one silently.
     #[error("{backend} cannot express {what}")]
     Unsupported {
-        /// The reading, for instance `ONNX opset 17`.
+        /// Name of the backend, for instance `ONNX opset 17`.
         backend: String,
-        /// The operation and the setting that it lacks.
+        /// The operation and the unsupported setting.
         what: String,
     },
-    /// A parameter that the model needs is not among the weights.
+    /// A parameter of the model is not among the weights.
     #[error("parameter {name} is missing")]
     MissingParameter {
-        /// The parameter's path in the model, which is its key in every file.
+        /// Path of the parameter in the model, which is its key in every file.
         name: String,
     },
-    /// A parameter is there with other sizes than the model's.
+    /// A parameter has other sizes than the model's.
     #[error("parameter {name}: expected shape {expected:?}, found {found:?}")]
     ParameterShape {
-        /// The parameter's path in the model.
+        /// Path of the parameter in the model.
         name: String,
-        /// The sizes that the configuration asks for.
+        /// Sizes by the configuration.
         expected: Vec<usize>,
-        /// The sizes found.
+        /// Sizes found.
         found: Vec<usize>,
     },
-    /// A configuration that describes no network.
+    /// A configuration describes no network.
     #[error("{field}: {message}")]
     Config {
-        /// The configuration's field.
+        /// Field of the configuration.
         field: &'static str,
-        /// What is wrong with it, and what was expected.
+        /// What was expected and what was found.
         message: String,
     },
-    /// candle's own error.
+    /// An error of candle.
     #[cfg(feature = "candle")]
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
 
-/// This crate's results.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

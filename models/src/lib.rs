@@ -1,4 +1,4 @@
-//! Small image networks, each defined once over a small [tensor vocabulary](Tensor) and read in several ways.
+//! Small image networks, each defined once over the [`Tensor`] trait and evaluated by several backends.
 
 #[cfg(feature = "candle")]
 pub mod candle;

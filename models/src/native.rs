@@ -1,7 +1,7 @@
-//! Inference by the kernels alone: plain memory, no tape, no other library's tensors.
+//! The native backend: inference with the kernels alone, on plain memory, without a tape or another library's tensors.
 //!
-//! An item's result does not depend on the batch that it is in, nor on threads, to the last bit. In a pool of one thread the kernels do
-//! without any others, so that threads may each take an item through the whole network.
+//! The result of an item depends neither on the batch that it is in nor on the number of threads, to the last bit. In a pool of one
+//! thread the kernels start no others, so each thread may compute a whole network for an item of its own.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,17 +20,17 @@ use crate::{
     shape,
 };
 
-/// A value of this reading.
+/// A value of the native backend.
 #[derive(Clone, Debug)]
 pub struct Value {
     batch: usize,
-    /// After the batch.
+    /// The axes after the batch.
     dims: Vec<usize>,
     data: Arc<Vec<f32>>,
 }
 
 impl Value {
-    /// A value from an array whose first axis is the batch; whole numbers (labels) are numbers like any others.
+    /// Creates a value from an array whose first axis is the batch. Whole numbers (labels) are numbers like any others.
     ///
     /// # Errors
     /// [`Error::Shape`] for a scalar.
@@ -41,7 +41,7 @@ impl Value {
         Ok(Self { batch, dims: dims.to_vec(), data: Arc::new(array.into_data()) })
     }
 
-    /// The values, the first axis being the batch.
+    /// Returns the values; the first axis is the batch.
     pub fn into_array(self) -> Array {
         let dims: Vec<usize> = std::iter::once(self.batch).chain(self.dims).collect();
         let data = Arc::try_unwrap(self.data).unwrap_or_else(|shared| shared.to_vec());
@@ -52,12 +52,12 @@ impl Value {
         Self { batch: self.batch, dims: dims.into(), data: Arc::new(data) }
     }
 
-    /// The last axis, or 1 where there is none.
+    /// Returns the size of the last axis, or 1 if there is none.
     fn last(&self) -> usize {
         self.dims.last().copied().unwrap_or(1)
     }
 
-    /// How often `axis` is gone through, how many places it has, and how many values lie at each.
+    /// Returns the number of repetitions of `axis`, its number of positions, and the number of values at each position.
     fn axis_strides(&self, axis: usize) -> [usize; 3] {
         let product = |dims: &[usize]| dims.iter().product::<usize>();
         [self.batch * product(&self.dims[..axis]), self.dims[axis], product(&self.dims[axis + 1..])]
@@ -84,7 +84,7 @@ impl Value {
     }
 }
 
-/// A parameter, which is laid out for products when it is first a factor of one.
+/// A parameter, which is packed for products when it is first a factor of one.
 #[derive(Debug)]
 pub struct Param {
     array: Array,
@@ -108,11 +108,11 @@ fn data(param: &Arc<Param>) -> &[f32] {
     param.array.data()
 }
 
-/// Weights, handed to models by name, once each.
+/// Weights, given to models by name, once each.
 pub struct Params(Weights);
 
 impl Params {
-    /// Hands out `weights`.
+    /// Creates a source that gives out `weights`.
     pub fn new(weights: Weights) -> Self {
         Self(weights)
     }
@@ -347,7 +347,7 @@ impl Tensor for Value {
     }
 }
 
-/// Appends to `y` the values of `x` along `axes`, each given as its size and how far apart its places lie in `x`, the last innermost.
+/// Appends to `y` the values of `x` along `axes`, the last innermost. Each axis is its size and its stride in `x`.
 fn gather(x: &[f32], axes: &[(usize, usize)], y: &mut Vec<f32>) {
     match axes {
         [] => y.extend(x.first()),

@@ -1,10 +1,10 @@
-//! Every network that there is, by its configuration.
+//! The configurations of all networks.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{ParamSpec, ResNetConfig, Result, TapeOptions, TinyDitConfig, cost::CostSummary};
 
-/// The configuration of a network, tagged with its kind, from which the definition can be built again.
+/// The configuration of a network, tagged with its kind. It is enough to build the definition again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum NetworkConfig {
@@ -16,10 +16,10 @@ pub enum NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// Every parameter of the network, in the order of its definition.
+    /// Returns every parameter of the network, in the order of its definition.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) when the configuration describes no network.
+    /// [`Error::Config`](crate::Error::Config) if the configuration describes no network.
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
         match self {
             NetworkConfig::TinyDit(config) => Ok(config.cost()?.params),
@@ -27,11 +27,12 @@ impl NetworkConfig {
         }
     }
 
-    /// Parameters, and operations of one forward pass over a picture of `side` pixels; a generator's pictures are of its own size.
+    /// Returns the parameters and the operations of one forward pass over an image of `side` pixels. A generator ignores `side`,
+    /// and has an image size of its own.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) when the configuration describes no network, [`Error::Shape`](crate::Error::Shape) for a
-    /// size out of bounds.
+    /// [`Error::Config`](crate::Error::Config) if the configuration describes no network, [`Error::Shape`](crate::Error::Shape) for
+    /// a size out of bounds.
     pub fn cost(&self, side: usize) -> Result<CostSummary> {
         match self {
             NetworkConfig::TinyDit(config) => config.cost(),
@@ -39,7 +40,7 @@ impl NetworkConfig {
         }
     }
 
-    /// The most bytes that one training step of `batch` such pictures has in use, besides weights and batch.
+    /// Returns the peak memory of one training step of `batch` such images, in bytes, without weights and batch.
     ///
     /// # Errors
     /// As [`cost`](Self::cost).
@@ -50,7 +51,7 @@ impl NetworkConfig {
         }
     }
 
-    /// Number of classes that it draws or tells apart.
+    /// Returns the number of classes that the network generates or classifies.
     pub fn classes(&self) -> usize {
         match self {
             NetworkConfig::TinyDit(config) => config.classes,
@@ -58,8 +59,10 @@ impl NetworkConfig {
         }
     }
 
+    /// Checks that the configuration describes a network.
+    ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) when the configuration describes no network.
+    /// [`Error::Config`](crate::Error::Config) if it does not.
     pub fn validate(&self) -> Result<()> {
         match self {
             NetworkConfig::TinyDit(config) => config.validate(),

@@ -1,48 +1,51 @@
-//! How training computes.
+//! Options of the tape: gradient checkpointing and precision.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What training may do to fit into memory, and to be quick. The default does nothing of the kind.
+/// Options that make training use less memory or time. The default uses none of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TapeOptions {
-    /// Whether the blocks of a network are computed again on the way back, and their inputs alone are kept (gradient checkpointing;
-    /// Chen et al., arXiv 1604.06174): the gradients are the same bit for bit, for about another forward pass.
+    /// True if backward recomputes the blocks of a network from their inputs, which alone are kept (gradient checkpointing; Chen et
+    /// al., arXiv 1604.06174). The gradients are the same bit for bit; the cost is about one more forward pass.
     pub checkpoint: bool,
-    /// What products are computed in.
+    /// Type of the factors of matrix products.
     pub precision: Precision,
 }
 
 impl TapeOptions {
-    /// The options whose tape keeps what this one keeps on a processor: its kernels round to bf16 while they multiply, and values stay f32.
+    /// Returns options whose tape on any device keeps as much memory as these options do on a CPU. The CPU's kernels round to bf16
+    /// while they multiply, and values stay f32.
     pub fn on_cpu(self) -> Self {
         let precision = if self.precision == Precision::Bf16 { Precision::F32 } else { self.precision };
         Self { precision, ..self }
     }
 }
 
-/// What the factors of matrix products are rounded to, in linear layers, convolutions and attention (mixed precision; Micikevicius et
-/// al., arXiv 1710.03740). As in PyTorch's autocast, results have the factors' type, and so has what is computed of those value by value
-/// or channel by channel; layer and RMS normalisation, softmax, the residual stream of a transformer, means and losses are in f32. Sums
-/// are taken in f32. Parameters, their gradients and all gradients on their way back are f32, and are rounded for products alone. On a
-/// processor bf16 is for products alone, too: results are f32, since nothing is gained by rounding them.
+/// The type to which the factors of matrix products are rounded, in linear layers, convolutions and attention (mixed precision;
+/// Micikevicius et al., arXiv 1710.03740).
+///
+/// As in PyTorch's autocast, results have the factors' type, and so do results of elementwise and channelwise operations on them.
+/// Layer and RMS normalization, softmax, the residual stream of a transformer, means and losses are in f32. Sums are computed in
+/// f32. Parameters, their gradients and the gradients of activations are f32, and are rounded for products alone. On a CPU bf16 is
+/// for products alone, too: results are f32, since rounding them gains nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Nothing is rounded: products are in the type of the values.
+    /// No rounding: products are in the type of the values.
     #[default]
     F32,
-    /// 8 bits of mantissa, the exponents of f32.
+    /// 8 bits of mantissa, and the exponents of f32.
     Bf16,
-    /// 11 bits of mantissa, numbers from 6e-8 to 65504. Gradients beyond become infinite or zero, so the loss is to be scaled: see
-    /// `tape::Var::backward`. What overflows shows as gradients that are not finite.
+    /// 11 bits of mantissa, numbers from 6e-8 to 65504. Gradients beyond become infinite or zero, so the loss must be scaled: see
+    /// `tape::Var::backward`. An overflow shows as gradients that are not finite.
     F16,
 }
 
 impl Precision {
-    /// All of them, and their names.
+    /// All precisions, with their names.
     pub const ALL: [(Self, &'static str); 3] = [(Self::F32, "f32"), (Self::Bf16, "bf16"), (Self::F16, "f16")];
 }
 

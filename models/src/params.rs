@@ -1,46 +1,46 @@
-//! Where a model's parameters come from, and how they begin.
+//! The parameters of a model: their descriptions, their sources, and their initial values.
 
 use crate::{
     Array, Error, Result, Tensor, Weights,
     random::{Purpose, Stream},
 };
 
-/// How a parameter begins.
+/// The distribution of a parameter's initial values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All zero.
     Zeros,
     /// All one.
     Ones,
-    /// Normal with this standard deviation.
+    /// Normal with mean 0 and this standard deviation.
     Normal(f64),
     /// Uniform in ±√(6/(fan in + fan out)) (Glorot and Bengio 2010); the first axis is the output.
     Xavier,
-    /// Normal with standard deviation √(2/fan out) for convolutions before ReLU (arXiv 1502.01852).
+    /// Normal with standard deviation √(2/fan out), for convolutions before ReLU (He et al., arXiv 1502.01852).
     KaimingOut,
 }
 
-/// What a model asks for under one name.
+/// The description of a parameter that a model needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamSpec {
     /// Path in the model, and key in every file.
     pub name: String,
     /// Sizes of all axes.
     pub dims: Vec<usize>,
-    /// How it begins.
+    /// Distribution of the initial values.
     pub init: Init,
     /// False for running statistics, which no gradient reaches.
     pub trainable: bool,
-    /// Whether weight decay acts on it: on the matrices of linear layers and the kernels of convolutions, not on biases,
-    /// normalisations, embeddings, and what makes gates, scales and shifts.
+    /// True if weight decay acts on it. Weight decay acts on the matrices of linear layers and the kernels of convolutions. It does
+    /// not act on biases, normalizations, embeddings, and the layers that compute gates, scales and shifts.
     pub has_weight_decay: bool,
 }
 
 impl ParamSpec {
-    /// Whether what was found under the name, of these sizes, is what is asked for.
+    /// Checks that a parameter was found, and that its sizes are the expected ones.
     ///
     /// # Errors
-    /// [`Error::MissingParameter`], [`Error::ParameterShape`].
+    /// [`Error::MissingParameter`] if `found` is `None`, [`Error::ParameterShape`] if the sizes differ.
     pub fn check_dims(&self, found: Option<&[usize]>) -> Result<()> {
         let found = found.ok_or_else(|| Error::MissingParameter { name: self.name.clone() })?;
         if found != self.dims {
@@ -54,15 +54,15 @@ impl ParamSpec {
     }
 }
 
-/// Hands parameters to a model that is being built for the reading `T`.
+/// A source of parameters for a model that is being built for the backend `T`.
 pub trait Source<T: Tensor> {
-    /// The parameter that `spec` describes.
+    /// Returns the parameter that `spec` describes.
     ///
     /// # Errors
-    /// When there is none of that name or it has another shape.
+    /// When there is no parameter of that name, or it has another shape.
     fn param(&mut self, spec: ParamSpec) -> Result<T::Param>;
 
-    /// Numbers that the definition computes and no file holds, such as fixed positions.
+    /// Returns a constant that the definition computes and no file holds, such as fixed positions.
     fn constant(&mut self, name: &str, value: Array) -> Result<T::Param>;
 }
 
@@ -73,18 +73,18 @@ pub struct Scope<'a, T: Tensor> {
 }
 
 impl<'a, T: Tensor> Scope<'a, T> {
-    /// The model's root.
+    /// Returns the scope of the model's root.
     pub fn root(source: &'a mut dyn Source<T>) -> Self {
         Self { source, path: String::new() }
     }
 
-    /// The part called `name`.
+    /// Returns the scope of the module called `name`.
     pub fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_, T> {
         let path = self.name(&name.to_string());
         Scope { source: self.source, path }
     }
 
-    /// This part's path, `blocks.0.attn`; empty at the root.
+    /// Returns the path of this module, such as `blocks.0.attn`; empty at the root.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -93,7 +93,7 @@ impl<'a, T: Tensor> Scope<'a, T> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// A parameter that training changes, and no weight decay: a bias, a normalisation's scale, an embedding.
+    /// Returns a trained parameter without weight decay: a bias, a normalization's scale, an embedding.
     pub fn param(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
         let spec = ParamSpec {
             name: self.name(name),
@@ -105,7 +105,7 @@ impl<'a, T: Tensor> Scope<'a, T> {
         self.source.param(spec)
     }
 
-    /// The matrix of a linear layer or the kernels of a convolution, which weight decay acts on.
+    /// Returns a trained parameter with weight decay: the matrix of a linear layer or the kernels of a convolution.
     pub fn matrix(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
         let spec = ParamSpec {
             name: self.name(name),
@@ -117,7 +117,7 @@ impl<'a, T: Tensor> Scope<'a, T> {
         self.source.param(spec)
     }
 
-    /// A running statistic: kept in files, not reached by gradients.
+    /// Returns a running statistic, which files hold and no gradient reaches.
     pub fn statistic(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
         let spec = ParamSpec {
             name: self.name(name),
@@ -129,14 +129,15 @@ impl<'a, T: Tensor> Scope<'a, T> {
         self.source.param(spec)
     }
 
-    /// Numbers that the definition computes and no file holds.
+    /// Returns a constant that the definition computes and no file holds.
     pub fn constant(&mut self, name: &str, value: Array) -> Result<T::Param> {
         let name = self.name(name);
         self.source.constant(&name, value)
     }
 }
 
-/// Initial weights for `specs`, the same for the same `seed` whatever else the program draws: every parameter has its own stream.
+/// Returns initial weights for `specs`. Every parameter has its own random stream, so equal seeds give equal weights, whatever
+/// other random numbers the program uses.
 pub fn init(specs: &[ParamSpec], seed: u64) -> Weights {
     let array = |(i, spec): (usize, &ParamSpec)| {
         let mut stream = Stream::new(seed, Purpose::Init, i as u64);

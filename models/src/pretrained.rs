@@ -1,11 +1,11 @@
-//! Released models that come with this crate; `pretrained/` holds their cards. Statics, because a constant of this size would be in the
-//! program once for every place that names it.
+//! Released models in this crate; `pretrained/` holds their cards. They are statics, because a constant of this size would be in
+//! the program once for every use.
 
-/// The generator, an ONNX file.
+/// The generator, as an ONNX file.
 pub static TINYDIT: &[u8] = include_bytes!("../pretrained/tinydit.onnx");
 
-/// The classifier, an ONNX file.
+/// The classifier, as an ONNX file.
 pub static CLASSIFIER: &[u8] = include_bytes!("../pretrained/resnet18-breeds.onnx");
 
-/// All of them, by name.
+/// All released models, by name.
 pub static ALL: [(&str, &[u8]); 2] = [("tinydit", TINYDIT), ("resnet18-breeds", CLASSIFIER)];

@@ -1,11 +1,13 @@
-//! All randomness: seeded, specified, the same in every language.
+//! Random numbers: seeded, specified, and the same in every language.
 //!
-//! A [`Stream`] is ChaCha20, read as little-endian 32-bit words: RFC 8439's block function, where words 12 and 13 of the state are a
-//! 64-bit counter of blocks from 0, and words 14 and 15 the 64-bit stream number, low halves first (as in `rand_chacha`). Its 32-byte key
-//! is the seed (8 bytes, little-endian), the [`Purpose`] (8 bytes, little-endian), then zeros. A uniform number takes one word `w`:
-//! `((w >> 8) + 1) / 2²⁴`, in (0, 1]. Two uniforms `u₁`, `u₂` give two normal numbers by Box and Muller in f64: `√(−2 ln u₁)·cos(2πu₂)`,
-//! then `√(−2 ln u₁)·sin(2πu₂)`. The noise of picture `i` is stream `i` of [`Purpose::Noise`], rounded to f32, in channel, row, column
-//! order: it does not depend on the batch that the picture is drawn in.
+//! A [`Stream`] is ChaCha20 (RFC 8439's block function), read as little-endian 32-bit words. Words 12 and 13 of the state are a
+//! 64-bit counter of blocks from 0. Words 14 and 15 are the 64-bit stream number. Both have the low word first, as in
+//! `rand_chacha`. The 32-byte key is the seed (8 bytes, little-endian), the [`Purpose`] (8 bytes, little-endian), then zeros.
+//!
+//! A uniform number takes one word `w`: `((w >> 8) + 1) / 2²⁴`, in (0, 1]. Two uniforms `u₁`, `u₂` give two normal numbers by Box
+//! and Muller in f64: `√(−2 ln u₁)·cos(2πu₂)`, then `√(−2 ln u₁)·sin(2πu₂)`. The noise of image `i` is stream `i` of
+//! [`Purpose::Noise`], rounded to f32, in channel, row, column order. It does not depend on the batch in which the image is
+//! generated.
 //!
 //! For other implementations, `noise-vectors.json` has words, uniform and normal numbers of a few streams, by `noise-vectors.py`.
 
@@ -14,27 +16,27 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-/// What a stream is for; streams of different purposes have nothing in common.
+/// The purpose of a stream; streams of different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
-    /// The noise that a picture is drawn from.
+    /// The noise from which an image is generated.
     Noise = 0,
     /// Initial weights.
     Init = 1,
     /// The order of the training data.
     Order = 2,
-    /// What a training step draws: times, noise, dropped labels.
+    /// Random inputs of a training step: times, noise, dropped labels.
     Training = 3,
     /// Augmentation of training data.
     Augment = 4,
-    /// Synthetic pictures.
+    /// Synthetic images.
     Synthetic = 5,
-    /// Samples of an evaluation: resamples, subsets, halves.
+    /// Samples of an evaluation: resamples, subsets, random halves.
     Evaluation = 6,
 }
 
-/// A seeded stream of numbers.
+/// A seeded stream of random numbers.
 #[derive(Clone, Debug)]
 pub struct Stream {
     rng: ChaCha20Rng,
@@ -42,7 +44,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Stream number `index` of `seed`.
+    /// Creates stream number `index` of `seed`.
     pub fn new(seed: u64, purpose: Purpose, index: u64) -> Self {
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -52,15 +54,15 @@ impl Stream {
         Self { rng, spare: None }
     }
 
-    /// Uniform in (0, 1], 24 bits.
+    /// Returns a uniform number in (0, 1], with 24 bits.
     pub fn uniform(&mut self) -> f64 {
         f64::from((self.rng.next_u32() >> 8) + 1) / f64::from(1u32 << 24)
     }
 
-    /// A whole number in `0..n`, unbiased.
+    /// Returns a whole number in `0..n`, unbiased.
     ///
     /// # Panics
-    /// When `n` is 0.
+    /// If `n` is 0.
     pub fn below(&mut self, n: u32) -> u32 {
         assert!(n > 0, "there is no whole number below 0");
         let zone = u32::MAX - (u32::MAX - n + 1) % n;
@@ -72,7 +74,7 @@ impl Stream {
         }
     }
 
-    /// A standard normal number.
+    /// Returns a standard normal number.
     pub fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
@@ -83,12 +85,12 @@ impl Stream {
         radius * angle.cos()
     }
 
-    /// `n` standard normal numbers, rounded to f32.
+    /// Returns `n` standard normal numbers, rounded to f32.
     pub fn normals(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.normal() as f32).collect()
     }
 
-    /// `0..n` in random order (Fisher and Yates).
+    /// Returns `0..n` in random order (Fisher and Yates).
     pub fn permutation(&mut self, n: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..n as u32).collect();
         for i in (1..n).rev() {
@@ -98,7 +100,7 @@ impl Stream {
     }
 }
 
-/// The noise that picture `index` of `seed` is drawn from: `len` standard normal numbers in channel, row, column order.
+/// Returns the noise from which image `index` of `seed` is generated: `len` standard normal numbers in channel, row, column order.
 pub fn noise(seed: u64, index: u64, len: usize) -> Vec<f32> {
     Stream::new(seed, Purpose::Noise, index).normals(len)
 }
@@ -107,7 +109,7 @@ pub fn noise(seed: u64, index: u64, len: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// What another implementation of the specification above makes of it.
+    /// A test vector from another implementation of the specification above.
     #[derive(serde::Deserialize)]
     struct Vector {
         seed: String,
@@ -139,7 +141,7 @@ mod tests {
             assert_eq!([0; 8].map(|_| words.rng.next_u32()), v.words[..], "{named}");
             let mut uniforms = stream.clone();
             assert_eq!([0; 8].map(|_| uniforms.uniform() as f32), v.uniforms[..], "{named}");
-            // Mathematical libraries differ in a logarithm's or sine's last bit, which may show after rounding.
+            // Math libraries differ in the last bit of a logarithm or sine, which may show after rounding.
             let normals = stream.normals(8);
             let near = |(a, b): (&f32, &f32)| a.to_bits().abs_diff(b.to_bits()) <= 1;
             assert_eq!(v.normals.len(), 8);

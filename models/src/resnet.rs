@@ -1,8 +1,8 @@
-//! ResNet (He et al., arXiv 1512.03385) as torchvision has it, under its parameter names: version 1.5, whose bottlenecks have their
-//! stride on the 3×3 convolution.
+//! ResNet (He et al., arXiv 1512.03385) as in torchvision, with its parameter names. This is version 1.5, whose bottlenecks have
+//! their stride on the 3×3 convolution.
 //!
-//! A picture enters as `[3, height, width]`, normalised as the model's file says, and leaves as one logit for each class. For inference
-//! [`fold`] works every batch normalisation into the convolution before it.
+//! The input is an image `[3, height, width]`, normalized as the model's metadata describes. The output is one logit for each
+//! class. For inference, [`fold_batch_norm`] folds every batch normalization into the convolution before it.
 
 use std::sync::Arc;
 
@@ -13,49 +13,50 @@ use crate::{
     cost::{CostSummary, Counter},
 };
 
-/// Colour channels of every picture.
+/// Color channels of every image.
 pub const CHANNELS: usize = 3;
 const EPS: f64 = 1e-5;
-/// The network halves a picture five times.
+/// Smallest side of an image, in pixels: the network halves it five times.
 pub const MIN_IMAGE_SIZE: usize = 32;
-/// More than any picture that is classified whole.
+/// Largest side of an image, in pixels: more than that of any image that is classified whole.
 pub const MAX_IMAGE_SIZE: usize = 1024;
 
-/// The last part of the name under which PyTorch keeps how many batches a batch normalisation has seen; nothing is computed from that.
+/// The last part of the name under which PyTorch stores the number of batches that a batch normalization has seen. Nothing is
+/// computed from it.
 pub const NUM_BATCHES_TRACKED: &str = "num_batches_tracked";
 
-/// How the classifying layer is called in files; dropout is training's, and changes nothing here.
+/// The name of the classification layer in files. Dropout acts in training only, and changes nothing here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Head {
-    /// `fc.weight`: torchvision's.
+    /// `fc.weight`, as in torchvision.
     #[default]
     Plain,
-    /// `fc.1.weight`: after a dropout, as in the Python project tiny-cats-model.
+    /// `fc.1.weight`, after a dropout, as in the Python project tiny-cats-model.
     Dropout,
 }
 
-/// The sizes of a ResNet. No parameter depends on the picture's size.
+/// The sizes of a ResNet. No parameter depends on the size of the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResNetConfig {
-    /// Layers: 18 or 34, of basic blocks, or 50, of bottlenecks.
+    /// Number of layers: 18 or 34 with basic blocks, 50 with bottlenecks.
     pub depth: usize,
-    /// Channels of the first stage, 64 in the paper; each stage has twice those of the one before.
+    /// Channels of the first stage, 64 in the paper; each stage has twice as many as the one before.
     pub width: usize,
     /// Number of classes.
     pub classes: usize,
-    /// The classifying layer's name.
+    /// Name of the classification layer.
     pub head: Head,
-    /// Whether batch normalisations follow the convolutions; if not, they are folded into the convolutions' biases.
+    /// True if batch normalizations follow the convolutions; if false, they are folded into the convolutions.
     pub batch_norm: bool,
 }
 
-/// The names that [`ResNetConfig::named`] knows, and their depths.
+/// The names that [`ResNetConfig::named`] accepts, and their depths.
 pub const NAMES: [(&str, usize); 3] = [("resnet18", 18), ("resnet34", 34), ("resnet50", 50)];
 
 impl ResNetConfig {
-    /// torchvision's network of that name.
+    /// Returns torchvision's network of that name.
     ///
     /// # Errors
     /// [`Error::Config`] for an unknown name or a number of classes out of bounds.
@@ -69,8 +70,10 @@ impl ResNetConfig {
         Ok(config)
     }
 
+    /// Checks that the configuration describes a network.
+    ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that makes no sense.
+    /// [`Error::Config`] with the first field that is out of bounds.
     pub fn validate(&self) -> Result<()> {
         let fail = |field, message| Err(Error::Config { field, message });
         if NAMES.iter().all(|n| n.1 != self.depth) {
@@ -84,35 +87,35 @@ impl ResNetConfig {
         Ok(())
     }
 
-    /// Residual blocks of each stage.
+    /// Returns the number of residual blocks of each stage.
     fn blocks(&self) -> [usize; 4] {
         if self.depth == 18 { [2, 2, 2, 2] } else { [3, 4, 6, 3] }
     }
 
-    /// How many times the channels within a bottleneck leave it; 1 for basic blocks.
+    /// Returns the ratio of a block's output channels to its inner channels: 4 for bottlenecks, 1 for basic blocks.
     fn expansion(&self) -> usize {
         if self.depth == 50 { 4 } else { 1 }
     }
 
-    /// Number of values that the classifying layer is given.
+    /// Returns the number of values that enter the classification layer.
     pub fn features(&self) -> usize {
         8 * self.width * self.expansion()
     }
 
-    /// Every parameter and running statistic, in the order of the definition.
+    /// Returns every parameter and running statistic, in the order of the definition.
     ///
     /// # Errors
-    /// [`Error::Config`] as [`validate`](Self::validate).
+    /// As [`validate`](Self::validate).
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
         let mut counter = Counter::default();
         ResNet::new(self, &mut Scope::root(&mut counter))?;
         Ok(counter.summary().params)
     }
 
-    /// Parameters and operations of one forward pass over a picture of `image_size` pixels, by the cost reading.
+    /// Returns the parameters and operations of one forward pass over an image of `image_size` pixels, from the cost backend.
     ///
     /// # Errors
-    /// [`Error::Config`] as [`validate`](Self::validate), [`Error::Shape`] for a size out of bounds.
+    /// As [`validate`](Self::validate), and [`Error::Shape`] for a size out of bounds.
     pub fn cost(&self, image_size: usize) -> Result<CostSummary> {
         let mut counter = Counter::default();
         let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
@@ -120,8 +123,8 @@ impl ResNetConfig {
         Ok(counter.summary())
     }
 
-    /// The most bytes that one training step of `batch` pictures of `image_size` pixels has in use, besides weights and batch: see
-    /// [`Counter::training_bytes`].
+    /// Returns the peak memory of one training step of `batch` images of `image_size` pixels, in bytes, without weights and batch:
+    /// see [`Counter::training_bytes`].
     ///
     /// # Errors
     /// As [`cost`](Self::cost).
@@ -133,7 +136,7 @@ impl ResNetConfig {
     }
 }
 
-/// `resnet18`, with its width where that is not torchvision's.
+/// Formats as `resnet18`, with the width if it is not torchvision's.
 impl std::fmt::Display for ResNetConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "resnet{}", self.depth)?;
@@ -141,7 +144,7 @@ impl std::fmt::Display for ResNetConfig {
     }
 }
 
-/// The batch normalisation that follows a convolution: `bn1` for `conv1`, `downsample.1` for `downsample.0`.
+/// Returns the name of the batch normalization after a convolution: `bn1` for `conv1`, `downsample.1` for `downsample.0`.
 fn norm_after(conv: &str) -> String {
     match conv.strip_suffix("downsample.0") {
         Some(block) => format!("{block}downsample.1"),
@@ -149,7 +152,7 @@ fn norm_after(conv: &str) -> String {
     }
 }
 
-/// A convolution that keeps the picture's size but for its stride, and its batch normalisation.
+/// A convolution and its batch normalization. The convolution keeps the image's size, except for its stride.
 struct Conv<T: Tensor> {
     weight: T::Param,
     bias: Option<T::Param>,
@@ -160,7 +163,7 @@ struct Conv<T: Tensor> {
 }
 
 impl<T: Tensor> Conv<T> {
-    /// `weight` is `[out, in, kernel]`; `gamma` is how the normalisation's scale begins.
+    /// Builds a convolution with `weight` `[out, in, kernel]`; `gamma` initializes the scale of its normalization.
     fn new(
         scope: &mut Scope<T>,
         name: &str,
@@ -221,7 +224,7 @@ impl<T: Tensor> Block<T> {
         };
         let mut convs = Vec::new();
         for (i, &(shape, stride)) in shapes.iter().enumerate() {
-            // A block begins as the identity (arXiv 1706.02677).
+            // A block begins as the identity (Goyal et al., arXiv 1706.02677).
             let gamma = if i + 1 == shapes.len() { Init::Zeros } else { Init::Ones };
             let name = format!("conv{}", i + 1);
             convs.push(Conv::new(&mut scope, &name, shape, stride, config.batch_norm, gamma)?);
@@ -251,7 +254,7 @@ impl<T: Tensor> Block<T> {
     }
 }
 
-/// The network, for one reading.
+/// The network, in one backend.
 pub struct ResNet<T: Tensor> {
     stem: Conv<T>,
     blocks: Vec<Arc<Block<T>>>,
@@ -264,7 +267,7 @@ impl<T: Tensor> ResNet<T> {
     /// Builds the network from the parameters of `scope`.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that describes no network, and those of the parameters' source.
+    /// [`Error::Config`] for a configuration that describes no network, and the errors of the parameters' source.
     pub fn new(config: &ResNetConfig, scope: &mut Scope<T>) -> Result<Self> {
         config.validate()?;
         let (width, features) = (config.width, config.features());
@@ -293,7 +296,8 @@ impl<T: Tensor> ResNet<T> {
         })
     }
 
-    /// What the classifying layer is given: `x` `[3, height, width]`, both at least 32 → `[features]`, the mean over all places.
+    /// Computes the features that enter the classification layer: the mean over all positions. `x` is `[3, height, width]`, both
+    /// from 32 to 1024; the result is `[features]`.
     ///
     /// # Errors
     /// [`Error::Shape`] for inputs of other sizes.
@@ -312,7 +316,7 @@ impl<T: Tensor> ResNet<T> {
         x.scoped("avgpool").reshape(&[self.features, places])?.mean(1)
     }
 
-    /// Logits of the classes from [`features`](Self::features): `[features]` → `[classes]`.
+    /// Computes the logits of the classes from [`features`](Self::features): `[features]` → `[classes]`.
     ///
     /// # Errors
     /// [`Error::Shape`] for inputs of other sizes.
@@ -320,7 +324,7 @@ impl<T: Tensor> ResNet<T> {
         features.scoped("fc").linear(&self.head_weight, Some(&self.head_bias))
     }
 
-    /// One forward pass: `x` `[3, height, width]`, both from 32 to 1024, normalised → logits `[classes]`.
+    /// Computes one forward pass: normalized `x` `[3, height, width]`, both from 32 to 1024 → logits `[classes]`.
     ///
     /// # Errors
     /// [`Error::Shape`] for inputs of other sizes.
@@ -329,12 +333,12 @@ impl<T: Tensor> ResNet<T> {
     }
 }
 
-/// Works every batch normalisation into the convolution before it, by the running statistics: the weights become `γ/√(σ²+ε)·w`, and
-/// there is a bias, `β − γμ/√(σ²+ε)`. Computed in f64 and rounded once. Other weights stay; so does all that is folded already.
+/// Folds every batch normalization into the convolution before it, by the running statistics. The weights become `γ/√(σ²+ε)·w`, and
+/// the bias is `β − γμ/√(σ²+ε)`. Computed in f64 and rounded once. Other weights stay as they are, and so do folded ones.
 ///
 /// # Errors
-/// [`Error::Config`] for a configuration that describes no network; [`Error::MissingParameter`] and [`Error::ParameterShape`] when a
-/// convolution or normalisation of the network is not among the weights.
+/// [`Error::Config`] for a configuration that describes no network; [`Error::MissingParameter`] and [`Error::ParameterShape`] when
+/// the weights of a convolution or normalization are missing or have another shape.
 pub fn fold_batch_norm(config: &ResNetConfig, weights: &Weights) -> Result<(ResNetConfig, Weights)> {
     let mut folded = weights.clone();
     let convs = config.specs()?.into_iter().filter(|spec| config.batch_norm && spec.dims.len() == 4);
@@ -380,7 +384,7 @@ mod tests {
 
     #[test]
     fn named_networks_have_torchvisions_parameters_and_operations() {
-        // torchvision.models.resnetNN(): parameters, and multiply-adds of its convolutions and linear layer at 224 pixels.
+        // From torchvision.models.resnetNN(): parameters, and multiply-adds of the convolutions and the linear layer at 224 px.
         for (name, parameters, multiply_adds) in [
             ("resnet18", 11_689_512u64, 1_814_073_344u64),
             ("resnet34", 21_797_672, 3_663_761_408),
@@ -424,7 +428,7 @@ mod tests {
                 let expected = spec.name.ends_with(".weight") && !norm;
                 assert_eq!(spec.has_weight_decay, expected, "{name}: {}", spec.name);
             }
-            // The stem, the convolutions and the shortcuts of the blocks, the classifying layer.
+            // The stem, the convolutions and the shortcuts of the blocks, plus the classification layer.
             let convolutions = if name == "resnet18" { 1 + 16 + 3 } else { 1 + 48 + 4 };
             assert_eq!(specs.iter().filter(|s| s.has_weight_decay).count(), convolutions + 1, "{name}");
         }

@@ -1,4 +1,4 @@
-//! Shapes of results, worked out once for every reading that does not compute. All shapes are without the batch.
+//! Shapes of results, for all backends. All shapes are without the batch.
 
 use crate::{Error, Result};
 
@@ -13,7 +13,7 @@ fn last(op: &'static str, x: &[usize]) -> Result<usize> {
         .ok_or_else(|| Error::shape(op, "at least one axis after the batch", x))
 }
 
-/// Result of [`Tensor::linear`](crate::Tensor::linear).
+/// Returns the shape of [`Tensor::linear`](crate::Tensor::linear).
 pub fn linear(x: &[usize], weight: &[usize], bias: Option<&[usize]>) -> Result<Vec<usize>> {
     let width = last("linear", x)?;
     let &[out, input] = weight else { return Err(Error::shape("linear", "a weight [out, in]", weight)) };
@@ -28,13 +28,13 @@ pub fn linear(x: &[usize], weight: &[usize], bias: Option<&[usize]>) -> Result<V
     Ok(dims)
 }
 
-/// Places of a window along an axis of `size`; `None` where none fits.
+/// Returns the number of windows along an axis of `size`; `None` if none fits.
 pub fn windows(size: usize, kernel: usize, stride: usize, padding: usize) -> Option<usize> {
     (kernel > 0 && stride > 0).then_some(())?;
     Some((size + 2 * padding).checked_sub(kernel)? / stride + 1)
 }
 
-/// Result of [`Tensor::conv2d`](crate::Tensor::conv2d).
+/// Returns the shape of [`Tensor::conv2d`](crate::Tensor::conv2d).
 pub fn conv2d(
     x: &[usize],
     weight: &[usize],
@@ -62,7 +62,7 @@ pub fn conv2d(
     }
 }
 
-/// Result of both poolings.
+/// Returns the shape of [`Tensor::max_pool2d`](crate::Tensor::max_pool2d) and [`Tensor::avg_pool2d`](crate::Tensor::avg_pool2d).
 pub fn pool2d(x: &[usize], kernel: usize, stride: usize, padding: usize) -> Result<Vec<usize>> {
     let expected =
         || Error::shape("pool2d", format!("[channels, height, width] that a window of {kernel} fits"), x);
@@ -74,21 +74,21 @@ pub fn pool2d(x: &[usize], kernel: usize, stride: usize, padding: usize) -> Resu
     Ok(vec![channels, places(height)?, places(width)?])
 }
 
-/// Checks the channel parameters of [`Tensor::batch_norm`](crate::Tensor::batch_norm).
+/// Checks the channel parameters of [`Tensor::batch_norm`](crate::Tensor::batch_norm), and returns the shape.
 pub fn batch_norm(x: &[usize], params: [&[usize]; 4]) -> Result<Vec<usize>> {
     let &[channels, _, _] = x else { return Err(Error::shape("batch_norm", "[channels, height, width]", x)) };
     params.iter().try_for_each(|p| same("batch_norm", &[channels], p))?;
     Ok(x.to_vec())
 }
 
-/// Checks the parameters of a normalisation over the last axis.
+/// Checks the parameters of a normalization over the last axis, and returns the shape.
 pub fn norm(op: &'static str, x: &[usize], params: &[&[usize]]) -> Result<Vec<usize>> {
     let width = last(op, x)?;
     params.iter().try_for_each(|p| same(op, &[width], p))?;
     Ok(x.to_vec())
 }
 
-/// Checks `x` `[tokens, width]` against values of one `[width]` for each item.
+/// Checks `x` `[tokens, width]` against vectors `[width]`, one for each item, and returns the shape.
 pub fn modulation(op: &'static str, x: &[usize], vectors: [&[usize]; 2]) -> Result<Vec<usize>> {
     let &[tokens, width] = x else { return Err(Error::shape(op, "[tokens, width]", x)) };
     if tokens == 0 || width == 0 {
@@ -98,7 +98,7 @@ pub fn modulation(op: &'static str, x: &[usize], vectors: [&[usize]; 2]) -> Resu
     Ok(x.to_vec())
 }
 
-/// Result of [`Tensor::attention`](crate::Tensor::attention).
+/// Returns the shape of [`Tensor::attention`](crate::Tensor::attention).
 pub fn attention(query: &[usize], key: &[usize], value: &[usize]) -> Result<Vec<usize>> {
     if query.len() != 3 || query.contains(&0) {
         return Err(Error::shape("attention", "[tokens, heads, d], none of them 0", query));
@@ -108,7 +108,7 @@ pub fn attention(query: &[usize], key: &[usize], value: &[usize]) -> Result<Vec<
     Ok(query.to_vec())
 }
 
-/// Result of [`Tensor::embedding`](crate::Tensor::embedding).
+/// Returns the shape of [`Tensor::embedding`](crate::Tensor::embedding).
 pub fn embedding(x: &[usize], table: &[usize]) -> Result<Vec<usize>> {
     match (x, table) {
         (&[], &[_, width]) => Ok(vec![width]),
@@ -116,7 +116,7 @@ pub fn embedding(x: &[usize], table: &[usize]) -> Result<Vec<usize>> {
     }
 }
 
-/// Result of [`Tensor::sinusoids`](crate::Tensor::sinusoids).
+/// Returns the shape of [`Tensor::sinusoids`](crate::Tensor::sinusoids).
 pub fn sinusoids(x: &[usize], width: usize) -> Result<Vec<usize>> {
     match x {
         [] if width > 0 && width.is_multiple_of(2) => Ok(vec![width]),
@@ -124,7 +124,7 @@ pub fn sinusoids(x: &[usize], width: usize) -> Result<Vec<usize>> {
     }
 }
 
-/// Result of [`Tensor::swiglu`](crate::Tensor::swiglu).
+/// Returns the shape of [`Tensor::swiglu`](crate::Tensor::swiglu).
 pub fn swiglu(x: &[usize]) -> Result<Vec<usize>> {
     let width = last("swiglu", x)?;
     if !width.is_multiple_of(2) {
@@ -135,12 +135,12 @@ pub fn swiglu(x: &[usize]) -> Result<Vec<usize>> {
     Ok(dims)
 }
 
-/// Result of [`Tensor::softmax`](crate::Tensor::softmax).
+/// Returns the shape of [`Tensor::softmax`](crate::Tensor::softmax).
 pub fn softmax(x: &[usize]) -> Result<Vec<usize>> {
     last("softmax", x).map(|_| x.to_vec())
 }
 
-/// Result of [`Tensor::reshape`](crate::Tensor::reshape).
+/// Returns the shape of [`Tensor::reshape`](crate::Tensor::reshape).
 pub fn reshape(x: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
     let count = |d: &[usize]| d.iter().try_fold(1usize, |n, &k| n.checked_mul(k));
     match (count(x), count(dims)) {
@@ -149,7 +149,7 @@ pub fn reshape(x: &[usize], dims: &[usize]) -> Result<Vec<usize>> {
     }
 }
 
-/// Result of [`Tensor::permute`](crate::Tensor::permute).
+/// Returns the shape of [`Tensor::permute`](crate::Tensor::permute).
 pub fn permute(x: &[usize], order: &[usize]) -> Result<Vec<usize>> {
     let mut seen = order.to_vec();
     seen.sort_unstable();
@@ -159,7 +159,7 @@ pub fn permute(x: &[usize], order: &[usize]) -> Result<Vec<usize>> {
     Ok(order.iter().map(|&i| x[i]).collect())
 }
 
-/// Result of [`Tensor::concat`](crate::Tensor::concat).
+/// Returns the shape of [`Tensor::concat`](crate::Tensor::concat).
 pub fn concat(parts: &[&[usize]], axis: usize) -> Result<Vec<usize>> {
     let first = parts.first().ok_or_else(|| Error::shape("concat", "at least one part", 0))?;
     if axis >= first.len() {
@@ -176,7 +176,7 @@ pub fn concat(parts: &[&[usize]], axis: usize) -> Result<Vec<usize>> {
     Ok(dims)
 }
 
-/// Result of [`Tensor::slice`](crate::Tensor::slice).
+/// Returns the shape of [`Tensor::slice`](crate::Tensor::slice).
 pub fn slice(x: &[usize], axis: usize, start: usize, len: usize) -> Result<Vec<usize>> {
     let fits = |&n: &usize| len > 0 && start.checked_add(len).is_some_and(|end| end <= n);
     if !x.get(axis).is_some_and(fits) {
@@ -187,7 +187,7 @@ pub fn slice(x: &[usize], axis: usize, start: usize, len: usize) -> Result<Vec<u
     Ok(dims)
 }
 
-/// Result of each part of [`Tensor::chunk`](crate::Tensor::chunk).
+/// Returns the shape of each part of [`Tensor::chunk`](crate::Tensor::chunk).
 pub fn chunk(x: &[usize], n: usize, axis: usize) -> Result<Vec<usize>> {
     match x.get(axis) {
         Some(&size) if n > 0 && size > 0 && size.is_multiple_of(n) => slice(x, axis, 0, size / n),
@@ -195,7 +195,7 @@ pub fn chunk(x: &[usize], n: usize, axis: usize) -> Result<Vec<usize>> {
     }
 }
 
-/// Result of [`Tensor::mean`](crate::Tensor::mean).
+/// Returns the shape of [`Tensor::mean`](crate::Tensor::mean).
 pub fn mean(x: &[usize], axis: usize) -> Result<Vec<usize>> {
     if x.get(axis).is_none_or(|&n| n == 0) {
         return Err(Error::shape("mean", format!("an axis {axis}"), x));

@@ -1,11 +1,12 @@
 //! TinyDiT: a small class-conditional diffusion transformer on pixels.
 //!
-//! The modern layout follows DiT (Peebles and Xie, arXiv 2212.09748) with adaLN-zero, RMSNorm (arXiv 1910.07467), normalised queries
-//! and keys (arXiv 2302.05442), SwiGLU (arXiv 2002.05202), fixed 2-D sine-cosine positions, and a null class of its own for
-//! classifier-free guidance (arXiv 2207.12598). It predicts the clean image (JiT, arXiv 2511.13720).
+//! The modern layout follows DiT (Peebles and Xie, arXiv 2212.09748) with adaLN-zero. It has RMSNorm (arXiv 1910.07467), normalized
+//! queries and keys (arXiv 2302.05442), SwiGLU (arXiv 2002.05202), and fixed 2-D sine-cosine positions. A null class of its own
+//! serves classifier-free guidance (arXiv 2207.12598). It predicts the clean image (JiT, arXiv 2511.13720).
 //!
-//! The legacy layout is that of the Python project tiny-cats-model, mistakes included, because that is what its files mean: no
-//! positions, no null class, t unscaled, and an output whose patches are not put back in their places. It predicts a velocity.
+//! The legacy layout is that of the Python project tiny-cats-model. It keeps the project's mistakes, because its files depend on
+//! them: no positions, no null class, t unscaled, and an output whose patches are not moved back to their positions. It predicts a
+//! velocity.
 
 use std::sync::Arc;
 
@@ -16,26 +17,26 @@ use crate::{
     cost::{CostSummary, Counter},
 };
 
-/// Colour channels of every picture.
+/// Color channels of every image.
 pub const CHANNELS: usize = 3;
 /// Width of the sinusoidal time embedding.
 const SINUSOIDS: usize = 256;
 const EPS: f64 = 1e-6;
-/// The predecessor's LayerNorm kept PyTorch's default.
+/// tiny-cats-model kept the default of PyTorch's LayerNorm.
 const LEGACY_EPS: f64 = 1e-5;
 
-/// Which of the two layouts a network has.
+/// The layout of a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
-    /// The one to train.
+    /// The layout for new models.
     #[default]
     Modern,
-    /// The Python project's.
+    /// The layout of the Python project tiny-cats-model.
     Legacy,
 }
 
-/// What the network's output means.
+/// The quantity that the network predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PredictionType {
@@ -49,33 +50,34 @@ pub enum PredictionType {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TinyDitConfig {
-    /// Height and width of the picture, pixels.
+    /// Height and width of the image, in pixels.
     pub image_size: usize,
-    /// Height and width of a patch, pixels; one patch is one token.
+    /// Height and width of a patch, in pixels; one patch is one token.
     pub patch_size: usize,
     /// Width of the residual stream.
     pub width: usize,
     /// Number of blocks.
     pub depth: usize,
-    /// Attention heads; they divide the width.
+    /// Number of attention heads, a divisor of the width.
     pub heads: usize,
-    /// Hidden width of the feed-forward part.
+    /// Hidden width of the feed-forward layers.
     pub mlp_width: usize,
-    /// Number of classes, the null class not counted.
+    /// Number of classes, without the null class.
     pub classes: usize,
-    /// The layout.
+    /// Layout of the network.
     pub layout: Layout,
 }
 
-/// A named size: its name, width, depth and heads.
+/// The named sizes: name, width, depth and heads.
 pub const SIZES: [(&str, usize, usize, usize); 4] =
     [("nano", 128, 6, 4), ("tiny", 192, 8, 6), ("small", 256, 8, 8), ("base", 384, 12, 6)];
 
 impl TinyDitConfig {
-    /// A modern network of one of the [`SIZES`], with patches of an eighth of the picture: 64 tokens at every size.
+    /// Returns the modern network of one of the [`SIZES`]. A patch has an eighth of the image's side, which makes 64 tokens at
+    /// every size.
     ///
     /// # Errors
-    /// [`Error::Config`] for an unknown name or a picture size that 8 does not divide.
+    /// [`Error::Config`] for an unknown name, or an image size that is not a multiple of 8.
     pub fn named(name: &str, image_size: usize, classes: usize) -> Result<Self> {
         let names: Vec<&str> = SIZES.iter().map(|s| s.0).collect();
         let &(_, width, depth, heads) = SIZES.iter().find(|s| s.0 == name).ok_or_else(|| Error::Config {
@@ -104,7 +106,7 @@ impl TinyDitConfig {
         Ok(config)
     }
 
-    /// The Python project's network for pictures of 128 pixels.
+    /// Returns the network of the Python project tiny-cats-model for images of 128 px.
     pub fn legacy() -> Self {
         Self {
             image_size: 128,
@@ -118,8 +120,10 @@ impl TinyDitConfig {
         }
     }
 
+    /// Checks that the configuration describes a network, and not an absurdly large one.
+    ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that describes no network or an absurdly large one.
+    /// [`Error::Config`] with the first field that is out of bounds.
     pub fn validate(&self) -> Result<()> {
         let fail = |field, message: String| Err(Error::Config { field, message });
         let bounds = [
@@ -160,17 +164,17 @@ impl TinyDitConfig {
         Ok(())
     }
 
-    /// Number of patches.
+    /// Returns the number of patches.
     pub fn tokens(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
 
-    /// Sizes of a picture, `[channels, height, width]`.
+    /// Returns the sizes of an image, `[channels, height, width]`.
     pub fn image_dims(&self) -> [usize; 3] {
         [CHANNELS, self.image_size, self.image_size]
     }
 
-    /// What the network predicts.
+    /// Returns the quantity that the network predicts.
     pub fn prediction(&self) -> PredictionType {
         match self.layout {
             Layout::Modern => PredictionType::X,
@@ -178,15 +182,15 @@ impl TinyDitConfig {
         }
     }
 
-    /// The label that stands for "no class", where the network has one.
+    /// Returns the label of the null class, if the network has one.
     pub fn null_label(&self) -> Option<usize> {
         (self.layout == Layout::Modern).then_some(self.classes)
     }
 
-    /// Parameters and operations of one forward pass, by the cost reading.
+    /// Returns the parameters and operations of one forward pass, from the cost backend.
     ///
     /// # Errors
-    /// [`Error::Config`] as [`validate`](Self::validate).
+    /// As [`validate`](Self::validate).
     pub fn cost(&self) -> Result<CostSummary> {
         let mut counter = Counter::default();
         let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
@@ -195,10 +199,11 @@ impl TinyDitConfig {
         Ok(counter.summary())
     }
 
-    /// The most bytes that one training step of `batch` items has in use, besides weights and batch: see [`Counter::training_bytes`].
+    /// Returns the peak memory of one training step of `batch` items, in bytes, without weights and batch: see
+    /// [`Counter::training_bytes`].
     ///
     /// # Errors
-    /// [`Error::Config`] as [`validate`](Self::validate).
+    /// As [`validate`](Self::validate).
     pub fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
         let mut counter = Counter::training(batch, options);
         let model = TinyDit::new(self, &mut Scope::root(&mut counter))?;
@@ -215,8 +220,8 @@ impl std::fmt::Display for TinyDitConfig {
     }
 }
 
-/// The fixed sine-cosine embedding of a square grid, `[side², width]`: half of the width for the row, half for the column
-/// (MAE, arXiv 2111.06377).
+/// Computes the fixed sine-cosine embedding of a square grid, `[side², width]`. Half of the width is for the row, half for the
+/// column (MAE, arXiv 2111.06377).
 fn positions(side: usize, width: usize) -> Result<Array> {
     let quarter = width / 4;
     let mut data = Vec::with_capacity(side * side * width);
@@ -243,7 +248,8 @@ impl<T: Tensor> Linear<T> {
         Ok(Self { weight, bias, path: scope.path().to_owned() })
     }
 
-    /// Makes `out` gates, scales and shifts of the condition; none at first, and weight decay is not to take them away again.
+    /// Builds the layer that computes `out` gates, scales and shifts from the condition. Its weights begin as zeros, as in
+    /// adaLN-zero, and have no weight decay.
     fn modulation(mut scope: Scope<T>, out: usize, width: usize) -> Result<Self> {
         let weight = scope.param("weight", [out, width], Init::Zeros)?;
         let bias = Some(scope.param("bias", [out], Init::Zeros)?);
@@ -255,7 +261,7 @@ impl<T: Tensor> Linear<T> {
     }
 }
 
-/// A normalisation without parameters of its own, or LayerNorm with.
+/// RMSNorm without parameters, or LayerNorm with its own.
 enum Norm<T: Tensor> {
     Rms,
     Layer { weight: T::Param, bias: T::Param },
@@ -360,7 +366,7 @@ impl<T: Tensor> Block<T> {
         self.proj.forward(&q?.attention(&k?, &v?)?.reshape(&[tokens, width])?)
     }
 
-    /// `x` `[tokens, width]`, `condition` `[width]`, already through SiLU.
+    /// Applies the block to `x` `[tokens, width]`; `condition` `[width]` has already passed through SiLU.
     fn forward(&self, x: &T, condition: &T) -> Result<T> {
         let m = self.modulation.forward(condition)?.chunk(6, 0)?;
         let x = x.scoped(&format!("{}.attn", self.path));
@@ -371,7 +377,7 @@ impl<T: Tensor> Block<T> {
     }
 }
 
-/// The network, for one reading.
+/// The network, in one backend.
 pub struct TinyDit<T: Tensor> {
     config: TinyDitConfig,
     patch_weight: T::Param,
@@ -389,7 +395,7 @@ impl<T: Tensor> TinyDit<T> {
     /// Builds the network from the parameters of `scope`.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that describes no network, and those of the parameters' source.
+    /// [`Error::Config`] for a configuration that describes no network, and the errors of the parameters' source.
     pub fn new(config: &TinyDitConfig, scope: &mut Scope<T>) -> Result<Self> {
         config.validate()?;
         let (width, patch) = (config.width, config.patch_size);
@@ -427,7 +433,7 @@ impl<T: Tensor> TinyDit<T> {
         })
     }
 
-    /// `[channels, height, width]` → `[tokens, width]`.
+    /// Embeds the patches of an image: `[channels, height, width]` → `[tokens, width]`.
     fn patchify(&self, x: &T) -> Result<T> {
         let x = x.scoped("patch_embed.proj");
         let (size, patch, width) = (self.config.image_size, self.config.patch_size, self.config.width);
@@ -446,7 +452,7 @@ impl<T: Tensor> TinyDit<T> {
         }
     }
 
-    /// `[tokens, values of a patch]` → `[channels, height, width]`.
+    /// Assembles an image from its patches: `[tokens, values of a patch]` → `[channels, height, width]`.
     fn unpatchify(&self, x: &T) -> Result<T> {
         let x = x.scoped("final_layer.unpatchify");
         let (size, patch) = (self.config.image_size, self.config.patch_size);
@@ -460,8 +466,8 @@ impl<T: Tensor> TinyDit<T> {
         }
     }
 
-    /// One forward pass: `x` `[3, size, size]` in [−1, 1] where it is clean, `t` `[]` from 0 (noise) to 1 (image), `label` `[]` (whole
-    /// numbers) → what [`TinyDitConfig::prediction`] says, `[3, size, size]`.
+    /// Computes one forward pass. `x` is `[3, size, size]`, with clean images in [−1, 1]. `t` is `[]`, from 0 (noise) to 1 (image).
+    /// `label` is `[]`, a whole number. The result is `[3, size, size]`, the quantity that [`TinyDitConfig::prediction`] names.
     ///
     /// # Errors
     /// [`Error::Shape`] for inputs of other sizes.

@@ -1,4 +1,4 @@
-//! Weights as plain memory: what files hold and every reading starts from.
+//! Weights as plain memory: the contents of files, and the starting point of every backend.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,10 @@ pub struct Array {
 }
 
 impl Array {
+    /// Creates an array from its sizes and values.
+    ///
     /// # Errors
-    /// [`Error::Shape`] when `data` does not hold exactly as many values as `dims` multiply to.
+    /// [`Error::Shape`] if the number of values is not the product of `dims`.
     pub fn new(dims: impl Into<Vec<usize>>, data: Vec<f32>) -> Result<Self> {
         let dims = dims.into();
         match dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) {
@@ -22,31 +24,31 @@ impl Array {
         }
     }
 
-    /// The sizes of its axes; empty for a scalar.
+    /// Returns the sizes of all axes; empty for a scalar.
     pub fn dims(&self) -> &[usize] {
         &self.dims
     }
 
-    /// The values in row-major order.
+    /// Returns the values in row-major order.
     pub fn data(&self) -> &[f32] {
         &self.data
     }
 
-    /// The values in row-major order, to be changed in place.
+    /// Returns the values in row-major order, for changes in place.
     pub fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data
     }
 
-    /// The values, leaving the shape behind.
+    /// Returns the values without the shape.
     pub fn into_data(self) -> Vec<f32> {
         self.data
     }
 }
 
-/// Parameters by name; the name is the parameter's path in the model and its key in every file.
+/// Parameters by name. The name is the parameter's path in the model and its key in every file.
 pub type Weights = BTreeMap<String, Array>;
 
-/// The number of values in all of `weights`.
+/// Returns the number of values in all of `weights`.
 pub fn num_parameters(weights: &Weights) -> usize {
     weights.values().map(|a| a.data.len()).sum()
 }

@@ -1,4 +1,4 @@
-//! The command line.
+//! The program `tiny-cats`.
 
 fn main() -> std::process::ExitCode {
     tiny_cats::cli::main()

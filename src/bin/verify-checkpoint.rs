@@ -1,4 +1,4 @@
-//! `verify-checkpoint PATH`: is this file whole, is it the network that it says it is, and does it compute?
+//! `verify-checkpoint PATH`: checks that a checkpoint is intact, matches its network, and computes.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -12,7 +12,7 @@ use tiny_cats::{
 };
 use tiny_cats_export::escaped;
 
-/// Verifies a checkpoint: format, network, names and shapes, finite numbers, a forward pass, and the ONNX file beside it.
+/// Verifies a checkpoint: format, network, names and shapes, finite numbers, a forward pass, and the ONNX file next to it.
 #[derive(Parser)]
 #[command(
     version,
@@ -20,25 +20,25 @@ use tiny_cats_export::escaped;
     some of what its model needs had to be assumed."
 )]
 struct Args {
-    /// The file: a released model, a training state, or a file of PyTorch
+    /// Checkpoint: a released model, a training state, or a PyTorch file
     #[arg(required_unless_present = "checkpoint")]
     path: Option<PathBuf>,
-    /// The same, by name
+    /// The same as PATH, as a flag
     #[arg(long, value_name = "PATH", conflicts_with = "path")]
     checkpoint: Option<PathBuf>,
-    /// The ONNX file to compare with [default: the one of the same name beside it, if any]
+    /// ONNX file to compare with [default: the one of the same name beside it, if any]
     #[arg(long, value_name = "PATH")]
     onnx: Option<PathBuf>,
     /// Compare with no ONNX file
     #[arg(long, conflicts_with = "onnx")]
     skip_onnx: bool,
-    /// Which weights [default: ema of our own training, raw of others']
+    /// Weights to verify [default: ema of our own training, raw of others']
     #[arg(long)]
     weights: Option<WeightsKind>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
-    /// Where to compute
+    /// Device to compute on
     #[arg(long, default_value = "cpu")]
     device: DeviceKind,
     #[command(flatten)]
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         (None, true) => Onnx::Skip,
         (None, false) => Onnx::Beside,
     };
-    // clap asks for one of the two.
+    // clap requires one of the two.
     let path = args.path.or(args.checkpoint).unwrap_or_default();
     let report = verify(&path, &VerifyOptions { selection, onnx, device, overrides: args.given.into() });
     if args.json {

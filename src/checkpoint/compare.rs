@@ -1,26 +1,26 @@
-//! Whether an ONNX file holds the weights of a checkpoint.
+//! Compares the weights in an ONNX file with those of a checkpoint.
 
 use serde::Serialize;
 use tiny_cats_models::{Array, Weights};
 
-/// How far a value may be from the checkpoint's, as a part of it: what folding a batch normalisation rounds.
+/// The largest relative error of a value. Folding a batch normalization rounds by this much.
 const RELATIVE: f32 = 1e-4;
-/// The same, as a part of the root mean square of the tensor.
+/// The largest error of a value, relative to the root mean square of its tensor.
 const SCALE: f32 = 1e-6;
 
-/// The weights of a checkpoint that were looked for in a file.
+/// The result of comparing a checkpoint's weights with those in an ONNX file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WeightsComparison {
-    /// How many tensors were found.
+    /// Number of tensors that were found.
     pub found: usize,
-    /// How many there are.
+    /// Number of tensors in the checkpoint.
     pub total: usize,
-    /// Those that differ, one line each.
+    /// The tensors that differ, one line each.
     #[serde(skip)]
     pub differences: Vec<String>,
 }
 
-/// Compares `expected` with the tensors that `held` has under the same names. One that is missing is a difference.
+/// Compares `expected` with the tensors that `held` has under the same names. A missing tensor is a difference.
 pub(super) fn by_name(expected: &Weights, held: &Weights) -> WeightsComparison {
     let mut compared = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
     for (name, array) in expected {
@@ -42,9 +42,10 @@ pub(super) fn by_name(expected: &Weights, held: &Weights) -> WeightsComparison {
     compared
 }
 
-/// Compares `expected` with what another program's file holds, whose tensors may have other names or be transposed: a matrix or kernel
-/// that is not there by name is looked for by its values. One of which more than half of the values are found differs; one that is not
-/// found at all was computed into something else, and is not compared.
+/// Compares `expected` with another program's file, whose tensors may have other names or be transposed.
+///
+/// A matrix or kernel that is not found by name is searched by its values. If more than half of its values are found, the tensor differs.
+/// If none is found, it counts as folded into another tensor, and is not compared.
 pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsComparison {
     let mut compared = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
     for (name, array) in expected {
@@ -70,7 +71,7 @@ pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsComparison 
     compared
 }
 
-/// How two tensors differ.
+/// The difference between two tensors.
 struct TensorDifference {
     count: usize,
     total: usize,
@@ -82,7 +83,7 @@ fn difference(name: &str, differing: &TensorDifference) -> Option<String> {
     (*count > 0).then(|| format!("{name}: {count} of {total} values differ, by up to {largest:.2e}"))
 }
 
-/// Whether `found` has the shape of `expected`, and if it is transposed.
+/// Returns whether `found` must be transposed to have the shape of `expected`; `None` if neither shape fits.
 fn fits(expected: &Array, found: &Array) -> Option<bool> {
     match (expected.dims(), found.dims()) {
         (a, b) if a == b => Some(false),
@@ -103,7 +104,7 @@ fn differing(expected: &Array, found: &Array, transposed: bool) -> TensorDiffere
     for (i, a) in expected.data().iter().enumerate() {
         let b = found.data()[if transposed { i % columns * rows + i / columns } else { i }];
         let error = (a - b).abs();
-        // Where either is NaN, so is the error.
+        // The error is NaN where either value is.
         if error.is_nan() || error > scale + RELATIVE * a.abs() {
             differing.count += 1;
             differing.largest = differing.largest.max(if error.is_nan() { f32::INFINITY } else { error });
@@ -154,7 +155,7 @@ mod tests {
             found.differences,
             ["a.weight (MatMul_1 in the file): 1 of 24 values differ, by up to 1.40e-1"]
         );
-        // What the exporter computed into something else.
+        // A tensor that the exporter folded into another one.
         let found = by_value(&expected, &weights(&[("x", &array(&[6, 4], 9)), ("b.weight", &b)]));
         assert_eq!((found.found, found.differences.len()), (1, 0));
         let mut broken = a.clone();

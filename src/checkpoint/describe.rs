@@ -1,4 +1,4 @@
-//! What a program must know to use a checkpoint's model: what the file says, what its weights imply, and what is left to assume.
+//! Model descriptions: from the file's metadata, else from its weights, else by assumption.
 
 use std::fmt;
 
@@ -8,37 +8,37 @@ use tiny_cats_models::{Head, Layout, ResNetConfig, TinyDitConfig, Weights, tiny_
 
 use super::{Checkpoint, ErrorKind};
 
-/// The size of pictures that the Python project's classifiers, and torchvision's, are trained on.
+/// The image size that the Python project's and torchvision's classifiers are trained on, in pixels.
 const RESNET_IMAGE_SIZE: usize = 224;
-/// The size of pictures that the Python project's generators draw, unless its configuration says otherwise.
+/// The default image size of the Python project's generators, in pixels.
 const LEGACY_IMAGE_SIZE: usize = 128;
-/// The width of a head in the Python project's generators, likewise.
+/// The default width of an attention head in the Python project's generators.
 const LEGACY_HEAD: usize = 64;
 const MAX_DEPTH: usize = 128;
-/// A ResNet's first convolution.
+/// The first convolution of a ResNet.
 const STEM: &str = "conv1.weight";
-/// A TinyDiT's first layer.
+/// The first layer of a TinyDiT.
 const PATCHES: &str = "patch_embed.proj.weight";
-/// A TinyDiT's classes, one row each.
+/// The class embedding of a TinyDiT, one row per class.
 pub(super) const CLASSES: &str = "breed_embedder.embedding.weight";
 
-/// What the user says about a model whose file may not say it; it overrides the file.
+/// Values by the user for a model whose file may lack them; they override the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelOverrides {
-    /// Side of the square pictures, in pixels.
+    /// Side of the square images, in pixels.
     pub image_size: Option<usize>,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: Option<usize>,
-    /// The names of the classes, in the order of their labels.
+    /// Class names, in the order of their labels.
     pub classes: Option<Vec<String>>,
 }
 
-/// A value that neither the file nor its weights say.
+/// A value that neither the file nor its weights contain.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Assumption {
     /// The field of [`ModelOverrides`] that sets it.
     pub field: &'static str,
-    /// The value that is used instead.
+    /// The assumed value.
     pub value: String,
 }
 
@@ -48,21 +48,23 @@ impl fmt::Display for Assumption {
     }
 }
 
-/// A model's description, and how far it can be relied on.
+/// A model's description, with the assumptions in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDescription {
-    /// What a program must know to use the model.
+    /// The metadata that a program needs to use the model.
     pub meta: ModelMeta,
-    /// What of that had to be assumed; none where the file is of our trainer or of tiny-cats-model's trainers.
+    /// The assumed values; empty for files of our trainer and of tiny-cats-model's trainers.
     pub assumed: Vec<Assumption>,
 }
 
 impl Checkpoint {
-    /// What a program must know to use the model: what `given` says, else what the file says, else what the names and shapes of its weights
-    /// imply, else what the Python project tiny-cats-model would mean by them, which is listed as assumed.
+    /// Describes the model, so that a program can use it.
+    ///
+    /// Each value is from `given`, else from the file, else from the names and shapes of the weights. Else it is the default of the Python
+    /// project tiny-cats-model, listed as assumed.
     ///
     /// # Errors
-    /// When the weights are of no network that is known, or the file or `given` contradicts them.
+    /// If the weights are of no known network, or the file or `given` contradicts them.
     pub fn describe(&self, given: &ModelOverrides) -> Result<ModelDescription, ErrorKind> {
         let mut assumed = Vec::new();
         let said = ForeignConfig::new(self.config.as_ref());
@@ -90,12 +92,12 @@ impl Checkpoint {
             }
             meta.classes.clone_from(names);
         } else if self.own_meta.is_none() {
-            // A network of as many classes as the Python project's has its class names; another one has numbers, which say nothing.
+            // A network with as many classes as the Python project's has its class names. Another one has numbers for names.
             if let Some(names) = said.class_names(classes) {
                 meta.classes = names;
             } else if classes == PREDECESSOR_CLASSES.len() {
                 meta.classes = PREDECESSOR_CLASSES.map(String::from).to_vec();
-                // Of the keys that its trainer of generators writes, no other project's has this one.
+                // Only the Python project's trainer of generators writes this key.
                 let theirs = self.is_predecessor || said.number(&["embed_dim"]).is_some();
                 if !theirs {
                     assume(
@@ -106,7 +108,7 @@ impl Checkpoint {
                 }
             }
         }
-        // Checks the sizes and names, wherever they are from.
+        // Sizes and names are checked wherever they came from.
         let meta = super::released::parse_meta(&meta.to_json())?;
         Ok(ModelDescription { meta, assumed })
     }
@@ -117,11 +119,11 @@ fn assume(assumed: &mut Vec<Assumption>, field: &'static str, value: impl fmt::D
 }
 
 fn numbered(classes: usize) -> Vec<String> {
-    // More than any file may have; the check that follows says so.
+    // Longer than any file may have, so that the check of the caller reports it.
     (0..classes.min(1 << 16)).map(|i| i.to_string()).collect()
 }
 
-/// What our own file says, but for what the user does. Pictures of another size are another network for a TinyDiT.
+/// Applies the user's overrides to our own file's metadata. For a TinyDiT, another image size is another network.
 fn with_overrides(mut meta: ModelMeta, given: &ModelOverrides) -> Result<ModelMeta, ErrorKind> {
     if let Some(size) = given.image_size {
         let classes = std::mem::take(&mut meta.classes);
@@ -146,7 +148,7 @@ fn with_overrides(mut meta: ModelMeta, given: &ModelOverrides) -> Result<ModelMe
     Ok(meta)
 }
 
-/// Recognises a network by the names and shapes of its weights.
+/// Recognizes a network by the names and shapes of its weights.
 fn infer(
     weights: &Weights,
     said: &ForeignConfig,
@@ -167,8 +169,9 @@ fn infer(
     }
 }
 
-/// A ResNet by its blocks, its first convolution and its head: torchvision's or of the Python project. Without a head, or with another
-/// one, it has no classes; it is not validated.
+/// Infers a ResNet, torchvision's or the Python project's, from its blocks, first convolution and head.
+///
+/// Without a head, or with another kind of head, it has no classes. The configuration is not validated.
 pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, ErrorKind> {
     let has = |name: &str| weights.contains_key(name);
     let first = |name: &str| weights.get(name).and_then(|array| array.dims().first()).copied().unwrap_or(0);
@@ -205,7 +208,7 @@ pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, ErrorKind> {
     Ok(ResNetConfig { depth, width: first(STEM), classes, head, batch_norm: has("bn1.running_mean") })
 }
 
-/// A TinyDiT of either layout; it is not validated.
+/// Infers a TinyDiT of either layout. The configuration is not validated.
 fn tiny_dit(
     weights: &Weights,
     said: &ForeignConfig,
@@ -251,7 +254,7 @@ fn tiny_dit(
             ));
         }
     }
-    // No weight depends on the picture's size.
+    // No weight depends on the image size.
     let image_size = given.image_size.or_else(|| said.image_size()).unwrap_or_else(|| {
         let size = if layout == Layout::Modern { 8 * patch_size } else { LEGACY_IMAGE_SIZE };
         assume(assumed, "image_size", size);
@@ -260,7 +263,7 @@ fn tiny_dit(
     let told = given.heads.or_else(|| said.number(&["num_heads", "heads", "n_heads", "n_head"]));
     let heads = match (told, layout) {
         (Some(heads), _) => heads,
-        // The weights of queries and keys are normalised over a head's width.
+        // The weights of the query and key normalization have the width of a head.
         (None, Layout::Modern) => width.checked_div(first("blocks.0.attn.q_norm.weight")?).unwrap_or(0),
         (None, Layout::Legacy) => {
             let heads = if width.is_multiple_of(LEGACY_HEAD) { width / LEGACY_HEAD } else { 6 };
@@ -271,9 +274,9 @@ fn tiny_dit(
     Ok(TinyDitConfig { image_size, patch_size, width, depth, heads, mlp_width, classes, layout })
 }
 
-/// What other programs write about a network beside its weights: dictionaries within dictionaries, numbers as numbers or texts.
+/// A network's configuration as other programs write it beside the weights: nested dictionaries, with numbers as numbers or text.
 struct ForeignConfig<'a> {
-    /// The outer ones first.
+    /// The dictionaries, outer ones first.
     dictionaries: Vec<&'a Map<String, Json>>,
 }
 
@@ -296,7 +299,7 @@ impl<'a> ForeignConfig<'a> {
         found.find_map(read)
     }
 
-    /// The first whole number that goes by one of `names`.
+    /// The first whole number whose key is one of `names`.
     fn number(&self, names: &[&str]) -> Option<usize> {
         self.find(names, whole)
     }
@@ -310,13 +313,13 @@ impl<'a> ForeignConfig<'a> {
         self.find(&["image_size", "img_size", "input_size", "resolution"], side)
     }
 
-    /// The names of `count` classes.
+    /// The names of the `count` classes.
     fn class_names(&self, count: usize) -> Option<Vec<String>> {
         let text = |value: &Json| value.as_str().filter(|name| is_class_name(name)).map(str::to_owned);
         let names = |value: &Json| -> Option<Vec<String>> {
             let names: Vec<String> = match value {
                 Json::Array(names) => names.iter().map(text).collect::<Option<_>>()?,
-                // As torchvision's ImageFolder keeps them: the label by the name.
+                // torchvision's ImageFolder maps the class name to the label.
                 Json::Object(labels) => {
                     let mut labels: Vec<(usize, &String)> = labels
                         .iter()
@@ -335,7 +338,7 @@ impl<'a> ForeignConfig<'a> {
     }
 }
 
-/// A whole number, also as a real number or as text.
+/// Converts a JSON integer, a real number without a fraction, or text of one to a whole number.
 fn whole(value: &Json) -> Option<usize> {
     let real = |x: f64| ((0.0..=1e9).contains(&x) && x.fract() == 0.0).then_some(x as usize);
     match value {
@@ -385,7 +388,7 @@ mod tests {
         let told = NetworkConfig::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..legacy() });
         for said in [
             json!({"image_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 8}),
-            // As safetensors' metadata has it, nested, and as a configuration that went through floats.
+            // Flat as in safetensors metadata, nested, and with integers that were converted to floats.
             json!({"image_size": "64", "num_heads": "8", "format": "pt"}),
             json!({"lr": 1e-4, "model": {"name": "dit", "sizes": {"img_size": [64.0, 64.0], "heads": 8.0}}}),
         ] {
@@ -459,7 +462,7 @@ mod tests {
         weights.insert("layer1.0.conv2.weight".into(), conv(8, 8));
         assert!(describe(weights).contains("a wide ResNet"));
         assert!(describe(Weights::new()).contains("neither a TinyDiT's nor a ResNet's"));
-        // A first convolution of nothing, and no blocks.
+        // A first convolution with zero filters, and no blocks.
         let empty = |across| Array::new([0, 3, 7, across], Vec::new()).unwrap();
         assert!(describe(Weights::from([(STEM.into(), empty(7))])).contains("stages of [0, 0, 0, 0]"));
         assert!(describe(Weights::from([(PATCHES.into(), empty(7))])).contains("breed_embedder"));

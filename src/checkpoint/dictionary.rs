@@ -1,4 +1,4 @@
-//! Which dictionary of a file holds the weights, and under which names.
+//! Finds the dictionary of a file that holds the weights, and the prefix of their names.
 
 use std::{cmp::Reverse, fmt};
 
@@ -7,7 +7,7 @@ use super::{
     torch::{Tensor, Value},
 };
 
-/// The keys of dictionaries of weights, the likeliest first.
+/// Keys of dictionaries of weights, the likeliest first.
 const KEYS: [&str; 16] = [
     "model_state_dict",
     "ema_shadow_params",
@@ -26,30 +26,30 @@ const KEYS: [&str; 16] = [
     "weights",
     "params",
 ];
-/// Words of a key whose dictionary holds averages.
+/// Words in a key whose dictionary holds averaged weights.
 const AVERAGES: [&str; 4] = ["ema", "shadow", "swa", "averaged"];
-/// The beginnings of the keys of what is no model.
+/// Prefixes of keys whose dictionaries hold no model.
 const NON_MODEL_KEYS: [&str; 4] = ["opt", "sched", "lr_sched", "scaler"];
-/// What wrappers put before the names of a network's tensors.
+/// Prefixes that wrappers add to the names of a network's tensors.
 const PREFIXES: [&str; 7] = ["module.", "_orig_mod.", "model.", "net.", "encoder.", "backbone.", "network."];
-/// By these tensors a network is recognised: the first of a ResNet and of a TinyDiT.
+/// The tensors that identify a network: the first of a ResNet and of a TinyDiT.
 pub(super) const SIGNATURE_TENSORS: [&str; 2] = ["conv1.weight", "patch_embed.proj.weight"];
 const MAX_DEPTH: usize = 4;
-/// Of more dictionaries than this the others are passed over.
+/// The largest number of dictionaries that are considered; further ones are skipped.
 const MAX_DICTIONARIES: usize = 64;
-/// How many names a message lists.
+/// The largest number of names that a message lists.
 pub(super) const MAX_LISTED: usize = 12;
 
-/// Where in a file the weights are.
+/// The location of the weights in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WeightsLocation {
-    /// The keys that lead to the dictionary of the weights, such as `model.state_dict`; empty if they are not in one.
+    /// The keys that lead to the dictionary of the weights, such as `model.state_dict`; empty if they are at the top level.
     pub path: String,
-    /// What all names of the network begin with in the file, such as `module.`; [`Loaded`](super::Loaded) has them without it.
+    /// The prefix of the network's tensor names in the file, such as `module.`; [`Checkpoint`](super::Checkpoint) has them without it.
     pub prefix: String,
     /// The keys that lead to the other dictionaries of tensors, which were not used.
     pub others: Vec<String>,
-    /// The names of the tensors that do not begin with the prefix, which were not used.
+    /// The names of the tensors without the prefix, which were not used.
     pub left_out: Vec<String>,
 }
 
@@ -57,17 +57,19 @@ pub struct WeightsLocation {
 #[derive(Debug)]
 pub(super) struct Dictionary<'v> {
     pub(super) path: String,
-    /// Whether it holds averages, by its keys.
+    /// True if its keys say that it holds averaged weights.
     pub(super) averaged: bool,
     pub(super) prefix: &'v str,
     pub(super) left_out: Vec<&'v str>,
     pub(super) tensors: Vec<(&'v str, &'v Tensor)>,
-    /// What is not read: a tensor of a type that is not, or an object.
+    /// Entries that cannot be read: objects, and tensors of an unsupported type.
     pub(super) unsupported: Vec<(&'v str, &'v Value)>,
 }
 
-/// All dictionaries of tensors in a file, the likeliest first: those with the first tensor of a known network, then by their keys in the
-/// order of [`KEYS`], then the less nested, then the larger ones, then in the order of the file.
+/// All dictionaries of tensors in a file, the likeliest first.
+///
+/// Those with the first tensor of a known network come first. They are then sorted by their keys in the order of [`KEYS`], by less nesting,
+/// by more tensors, and by the order in the file.
 pub(super) fn dictionaries(root: &Value) -> Vec<Dictionary<'_>> {
     let mut found = Vec::new();
     collect(root, &mut Vec::new(), &mut found);
@@ -135,8 +137,8 @@ impl<'v> Dictionary<'v> {
     }
 }
 
-/// What the names of a network's tensors begin with, if wrappers put something before them: the shortest such beginning after which
-/// there is the first tensor of a known network.
+/// The prefix that wrappers add to the names of a network's tensors: the shortest that the first tensor of a known network has. Empty if
+/// there is none.
 pub(super) fn network_prefix<'a>(names: impl Iterator<Item = &'a str>) -> &'a str {
     let prefixes =
         names.flat_map(|name| SIGNATURE_TENSORS.iter().filter_map(move |first| name.strip_suffix(first)));
@@ -154,10 +156,10 @@ fn is_wrapped(mut prefix: &str) -> bool {
     prefix.is_empty()
 }
 
-/// Takes the prefix from a name, and what `DataParallel` and `torch.compile` put before it.
+/// Strips the prefix from a name, and then the prefixes of `DataParallel` and `torch.compile`.
 ///
 /// # Errors
-/// The name, when it does not begin with the prefix.
+/// The name, if it does not begin with the prefix.
 pub(super) fn strip<'a>(name: &mut &'a str, prefix: &str) -> Result<(), &'a str> {
     *name = name.strip_prefix(prefix).ok_or(*name)?;
     while let Some(rest) = name.strip_prefix("module.").or_else(|| name.strip_prefix("_orig_mod.")) {

@@ -1,4 +1,4 @@
-//! What can be wrong with a file.
+//! Errors of reading and writing checkpoints.
 
 use std::{
     io,
@@ -7,35 +7,35 @@ use std::{
 
 use tiny_cats_export::escaped;
 
-/// A checkpoint that could not be read or written: the file and what is wrong with it, in one line.
+/// A checkpoint that could not be read or written: the file and the reason, in one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {kind}", path.display())]
 pub struct Error {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The reason.
     pub kind: ErrorKind,
 }
 
-/// What is wrong with a checkpoint.
+/// The reason why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The system could not read or write it.
+    /// The operating system could not read or write the file.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A part of the file is not what its format asks for.
+    /// A part of the file violates its format.
     #[error("{}: {}", shown(field, 120), shown(message, 400))]
     Malformed {
-        /// The part: an archive's entry, a key, an offset in the pickle.
+        /// The part: an archive's entry, a key, or an offset in the pickle.
         field: String,
-        /// What was expected there, and what was found.
+        /// The expected and the found value.
         message: String,
     },
-    /// The content is of no format that is read.
+    /// The content is of no supported format.
     #[error("not a checkpoint: {found}; expected a safetensors file or a PyTorch zip file")]
     Unrecognised {
-        /// What the first bytes look like.
+        /// The apparent format, by the first bytes.
         found: &'static str,
     },
     /// A PyTorch file from before the zip format.
@@ -43,38 +43,38 @@ pub enum ErrorKind {
         "written in PyTorch's format from before 1.6; open it with PyTorch and `torch.save` it again, then it is read"
     )]
     LegacyTorch,
-    /// There is nothing to load.
+    /// The file holds no tensors.
     #[error("no tensors found{}", shown(found, 400))]
     NoTensors {
-        /// What was found instead, after a semicolon; may be empty.
+        /// The content that was found instead, after a semicolon; may be empty.
         found: String,
     },
-    /// A file of weights where the state of a training run is expected.
+    /// A file of weights where a training state is expected.
     #[error("{found}, not the state of a training run; --init begins a run with its weights")]
     NotAState {
-        /// What it is.
+        /// The kind of file that was found.
         found: &'static str,
     },
-    /// The weights that were asked for are not there.
+    /// The requested weights are not in the file.
     #[error("there are no {wanted} weights, only {found} ones")]
     NoSuchWeights {
-        /// `EMA` or `raw`.
+        /// The requested weights: `EMA` or `raw`.
         wanted: &'static str,
-        /// The ones in the file.
+        /// The weights in the file.
         found: &'static str,
     },
-    /// Another network than the one that is wanted.
+    /// The file holds another network than the expected one.
     #[error("holds a {found}; expected a {expected}")]
     OtherNetwork {
-        /// The file's.
+        /// The network in the file.
         found: String,
-        /// The one that is wanted.
+        /// The expected network.
         expected: String,
     },
-    /// A tensor that the network lacks, that is not the network's, or that is damaged: its name, and what is wrong with it.
+    /// A tensor is missing, superfluous or damaged: its name and the problem.
     #[error("{}", shown(.0, 400))]
     Misfit(String),
-    /// A tensor that the network needs, and whose numbers are not read.
+    /// A tensor that the network needs has an unsupported type.
     #[error(
         "{}: {}, which is not supported; expected numbers of type F64, F32, F16 or BF16",
         shown(name, 120),
@@ -83,18 +83,18 @@ pub enum ErrorKind {
     Unsupported {
         /// The tensor's name.
         name: String,
-        /// What it is: a type of number, or an object's class.
+        /// The type of its numbers, or the class of the object.
         found: String,
     },
-    /// The content was altered after it was written.
+    /// The content does not match its checksum.
     #[error("{}", tiny_cats_export::CHECKSUM_MISMATCH)]
     Checksum,
 }
 
-/// Results of reading and writing checkpoints.
+/// The result of reading or writing a checkpoint.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Text of a file for a message: without control characters, and cut to some `max` characters.
+/// Escapes control characters in a file's text and cuts it to about `max` characters, for a message.
 pub(super) fn shown(text: &str, max: usize) -> String {
     escaped(text, max).into_owned()
 }

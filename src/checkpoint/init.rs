@@ -1,4 +1,4 @@
-//! Weights that training begins with, from another model's file.
+//! Initial weights for training, from another model's file.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -12,24 +12,24 @@ use super::{
     open,
 };
 
-/// A file whose weights a network can begin with.
+/// A file whose weights can initialize a network.
 #[derive(Clone, Debug)]
 pub struct InitFile {
     path: std::path::PathBuf,
     loaded: Checkpoint,
 }
 
-/// What a network begins with.
+/// The initial weights of a network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InitialWeights {
-    /// Weights by name; parameters that are not among them begin as in a new network.
+    /// Weights by name; parameters that are not among them are initialized as in a new network.
     pub weights: Weights,
-    /// What the user should know of it: which tensors were skipped, which classes are new. One line each.
+    /// Notes for the user, one line each: which tensors were skipped, which classes are new.
     pub notes: Vec<String>,
 }
 
 impl InitFile {
-    /// Opens a file: our released models and training states, files of PyTorch and safetensors.
+    /// Opens a file: a released model, a training state, or a PyTorch or safetensors file.
     ///
     /// # Errors
     /// As [`open`].
@@ -41,7 +41,7 @@ impl InitFile {
         |problem| problem.at(&self.path)
     }
 
-    /// The names of the file's classes, if it says them.
+    /// The names of the file's classes, if it has them.
     fn classes(&self) -> Option<Vec<String>> {
         let described = self.loaded.describe(&ModelOverrides::default()).ok()?;
         let assumed = described.assumed.iter().any(|assumed| assumed.field == "classes");
@@ -49,23 +49,25 @@ impl InitFile {
         (!assumed && !numbered).then_some(described.meta.classes)
     }
 
-    /// Side of the pictures that the file says its network is for, in pixels; `None` where it would have to be assumed.
+    /// Side of the images that the file's network is for, in pixels; `None` if it would have to be assumed.
     pub fn image_size(&self) -> Option<usize> {
         let described = self.loaded.describe(&ModelOverrides::default()).ok()?;
         let assumed = described.assumed.iter().any(|assumed| assumed.field == "image_size");
         (!assumed && !self.loaded.is_predecessor).then_some(described.meta.image_size)
     }
 
-    /// The ResNet in the file as far as its body says: depth, width and whether batch normalisations are folded. It may have no classes.
+    /// The configuration of the file's ResNet, as far as its body implies it: depth, width, and whether batch normalizations are folded.
+    ///
+    /// It may have no classes. Any head, and any prefix of the tensor names, is accepted.
     ///
     /// # Errors
-    /// When the file holds no ResNet-18, 34 or 50, whatever its head and whatever prefix its names have.
+    /// If the file holds no ResNet-18, 34 or 50.
     pub fn resnet(&self) -> Result<ResNetConfig> {
         self.backbone().map(|body| body.config).map_err(self.at())
     }
 
     fn backbone(&self) -> Result<Backbone, ErrorKind> {
-        // The last of a body's stages: nothing else in a file has such a name.
+        // A tensor of the body's last stage; no other tensor has a name that ends in this.
         const LAST: &str = "layer4.0.conv1.weight";
         let mut prefixes: Vec<&str> =
             self.loaded.weights.keys().filter_map(|name| name.strip_suffix(LAST)).collect();
@@ -113,11 +115,13 @@ impl InitFile {
         Ok(Backbone { config, weights, head, skipped })
     }
 
-    /// The weights for a ResNet `config` of `classes` to begin with: the body, and of the head the rows of classes that the file knows by
-    /// name; rows of other classes begin as the mean of the file's. A head without such classes is skipped.
+    /// The initial weights of a ResNet `config` for `classes`.
+    ///
+    /// They are the body, and the rows of the head whose classes the file has by name. Rows of other classes are the mean of the file's
+    /// rows. A head without any such class is skipped.
     ///
     /// # Errors
-    /// When the file's body is another one.
+    /// If the file's body differs from that of `config`.
     pub fn classifier(&self, config: &ResNetConfig, classes: &[String]) -> Result<InitialWeights> {
         let Backbone { config: found, mut weights, head, mut skipped } =
             self.backbone().map_err(self.at())?;
@@ -158,10 +162,10 @@ impl InitFile {
         Ok(InitialWeights { weights, notes })
     }
 
-    /// The TinyDiT in the file.
+    /// The configuration of the file's TinyDiT.
     ///
     /// # Errors
-    /// When it holds none.
+    /// If the file holds no TinyDiT.
     pub fn tiny_dit(&self) -> Result<TinyDitConfig> {
         match self.loaded.describe(&ModelOverrides::default()).map_err(self.at())?.meta.config {
             NetworkConfig::TinyDit(config) => Ok(config),
@@ -172,15 +176,16 @@ impl InitFile {
         }
     }
 
-    /// The weights for a TinyDiT `config` of `classes` to begin with. Classes that the file knows by name keep their rows of the embedding;
-    /// others begin as the mean of the file's.
+    /// The initial weights of a TinyDiT `config` for `classes`.
     ///
-    /// A network of smaller pictures, in as many patches, is enlarged: each value of a patch becomes a square of equal ones, and weights that
-    /// read them are divided by how many there are. So what it makes of enlarged pictures is what it made of the small ones, enlarged
+    /// Classes that the file has by name keep their rows of the embedding; rows of other classes are the mean of the file's rows.
+    ///
+    /// A network for smaller images with the same number of patches is enlarged. Each value of a patch becomes a square of equal values,
+    /// and weights that read them are divided by their number. So its output for enlarged images is its output for the small ones, enlarged
     /// (Karras et al., arXiv 1710.10196, grow networks so).
     ///
     /// # Errors
-    /// When the file holds another network, or what it holds does not fit together.
+    /// If the file holds another network, or its contents are inconsistent.
     pub fn generator(&self, config: &TinyDitConfig, classes: &[String]) -> Result<InitialWeights> {
         let found = self.tiny_dit()?;
         let TinyDitConfig { image_size, patch_size, classes: count, .. } = *config;
@@ -206,7 +211,7 @@ impl InitFile {
         }
         let mut notes = Vec::new();
         let known = self.classes();
-        // A file without names is taken to have the same classes if it has as many.
+        // A file without class names is assumed to have the same classes if it has as many.
         let matched = match &known {
             Some(known) => match_classes(known, classes),
             None if found.classes == count => (0..count).map(Some).collect(),
@@ -214,7 +219,7 @@ impl InitFile {
         };
         let same = matched.iter().enumerate().all(|(i, row)| *row == Some(i)) && found.classes == count;
         if !same && let Some(table) = weights.get(CLASSES) {
-            // The null class stays the last row.
+            // The null class must stay the last row.
             let table = map_rows(table, &matched, usize::from(found.null_label().is_some()));
             weights.insert(CLASSES.into(), table);
             notes.extend(new_classes(&matched, classes));
@@ -225,23 +230,23 @@ impl InitFile {
 
 /// A ResNet without its head.
 struct Backbone {
-    /// Its classes mean nothing.
+    /// The configuration, whose classes have no meaning.
     config: ResNetConfig,
     weights: Weights,
-    /// The tensors of a head that is one linear layer, of any number of classes.
+    /// The tensors of a head that is one linear layer, for any number of classes.
     head: Weights,
-    /// Other tensors of the file.
+    /// The names of the file's other tensors.
     skipped: Vec<String>,
 }
 
-/// For each of `classes`, which of `known` has that name; case, spaces, `_` and `-` do not matter.
+/// For each of `classes`, the index of its name in `known`. Case, spaces, `_` and `-` are ignored.
 fn match_classes(known: &[String], classes: &[String]) -> Vec<Option<usize>> {
     let plain = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
     let rows: BTreeMap<String, usize> = known.iter().enumerate().map(|(i, name)| (plain(name), i)).collect();
     classes.iter().map(|name| rows.get(&plain(name)).copied()).collect()
 }
 
-/// The rows of `table` that `matched` names, the mean of all where it names none, and the last `kept` rows after them.
+/// Selects the rows of `table` in `matched`, with the mean of all rows for `None`, and appends the last `kept` rows.
 fn map_rows(table: &Array, matched: &[Option<usize>], kept: usize) -> Array {
     let rows = table.dims()[0];
     let width = table.data().len() / rows.max(1);
@@ -276,7 +281,7 @@ fn tensors(count: usize) -> String {
     if count == 1 { "1 tensor".into() } else { format!("{count} tensors") }
 }
 
-/// The first few of many names.
+/// Formats the first few of many names.
 fn listed<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 6;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
@@ -285,7 +290,7 @@ fn listed<S: AsRef<str>>(names: &[S]) -> String {
     shown.join(", ") + &more
 }
 
-/// Makes the weights of `small` those of `large`, whose patches are as many and larger.
+/// Converts the weights of `small` to those of `large`, which has the same number of larger patches.
 fn resize_patches(
     weights: &mut Weights,
     small: &TinyDitConfig,
@@ -293,7 +298,7 @@ fn resize_patches(
 ) -> Result<(), ErrorKind> {
     let (side, patch_size) = (small.patch_size, large.patch_size);
     let factor = patch_size / side;
-    // Where each value of a large patch, [3, height, width], is in the small one.
+    // For each value of a large patch, [3, height, width], the index of its source in the small patch.
     let from: Vec<usize> = (0..3 * patch_size * patch_size)
         .map(|i| {
             let (plane, row, column) =

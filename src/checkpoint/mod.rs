@@ -1,8 +1,8 @@
-//! Checkpoints: what files hold of a model.
+//! Checkpoints: files that hold the weights of a model.
 //!
-//! Three kinds are written: the [state of a training run](TrainingState), and a released model as
-//! [safetensors](write_safetensors) and for [PyTorch](write_torch). [`open`] reads these and the files of the Python project that this
-//! one succeeds. No file is trusted: sizes, counts, nesting and offsets are checked before anything is allocated.
+//! Three kinds are written: the [state of a training run](TrainingState), and a released model as [safetensors](write_safetensors) and for
+//! [PyTorch](write_torch). [`open`] reads these and the files of the Python project that this one succeeds. No file is trusted: sizes,
+//! counts, nesting and offsets are checked before memory is allocated.
 
 mod compare;
 mod describe;

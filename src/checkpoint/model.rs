@@ -1,4 +1,4 @@
-//! Opening any file as a model that can be computed.
+//! Opening a graph or a checkpoint as a model that can be computed.
 
 use std::{
     fs::File,
@@ -14,19 +14,19 @@ use super::{Assumption, ModelOverrides, WeightsSelection, open};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// A checkpoint.
+    /// An error of reading a checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] super::Error),
-    /// A graph.
+    /// An error of reading a graph.
     #[error(transparent)]
     Graph(#[from] tiny_cats_export::Error),
 }
 
-/// Opens a file as a model: an ONNX graph, or a checkpoint of any format that [`open`] reads. The content decides, not the name. Returns what
-/// had to be assumed about the model, too.
+/// Opens a file as a model: an ONNX graph, or a checkpoint of any format that [`open`] reads. The format is recognized by the content, not
+/// by the name. Also returns the assumptions about the model.
 ///
 /// # Errors
-/// When the file can't be read or is damaged, or its network is not known.
+/// If the file cannot be read or is damaged, or its network is unknown.
 pub fn open_model(path: &Path) -> Result<(Model, Vec<Assumption>), OpenError> {
     if !is_checkpoint(path).map_err(|e| super::ErrorKind::Io(e).at(path))? {
         return Ok((Model::open(path)?, Vec::new()));
@@ -37,10 +37,10 @@ pub fn open_model(path: &Path) -> Result<(Model, Vec<Assumption>), OpenError> {
     Ok((model, described.assumed))
 }
 
-/// Whether a file holds weights, as PyTorch's and safetensors' do, rather than a graph.
+/// True if a file holds weights, as PyTorch and safetensors files do, rather than a graph.
 ///
 /// # Errors
-/// When it can't be read.
+/// If it cannot be read.
 pub fn is_checkpoint(path: &Path) -> io::Result<bool> {
     let mut start = Vec::new();
     File::open(path)?.take(9).read_to_end(&mut start)?;

@@ -1,4 +1,4 @@
-//! Whether a file's weights fit a network.
+//! Compares a file's weights with the parameters of a network.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use tiny_cats_models::{Array, resnet::NUM_BATCHES_TRACKED};
 
 use super::{Checkpoint, ErrorKind};
 
-/// How the tensors differ from those that the network has.
+/// Lists the differences between the tensors and the network's parameters, one line each.
 pub(super) fn mismatches(loaded: &Checkpoint, network: &NetworkConfig) -> Result<Vec<String>, ErrorKind> {
     let specs = network.specs().map_err(|e| ErrorKind::malformed("network", e.to_string()))?;
     let mut lines = Vec::new();
@@ -27,7 +27,7 @@ pub(super) fn mismatches(loaded: &Checkpoint, network: &NetworkConfig) -> Result
     Ok(lines)
 }
 
-/// Says how many of a tensor's numbers are not finite, if any.
+/// A message with the number of a tensor's values that are not finite, if there are any.
 pub(super) fn not_finite(name: &str, array: &Array) -> Option<String> {
     let bad = array.data().iter().filter(|x| !x.is_finite()).count();
     (bad > 0).then(|| format!("{name}: {bad} of {} numbers are not finite", array.data().len()))

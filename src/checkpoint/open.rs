@@ -1,4 +1,4 @@
-//! Opening whatever holds weights.
+//! Opening files of weights, in every supported format.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,20 +22,20 @@ use super::{
     torch::{Tensor, TorchFile, Value},
 };
 
-/// Which of a checkpoint's weights are wanted.
+/// A choice among a checkpoint's weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightsSelection {
-    /// Those that the optimizer stepped.
+    /// The weights that the optimizer updates.
     Raw,
     /// Their exponential moving average.
     Ema,
-    /// What a released file holds, our own training's averages, the Python project's raw ones (its averages of short runs are still
-    /// near their beginning).
+    /// The weights of a released file, the averages of our own training, or the raw weights of the Python project. That project's averages
+    /// of short runs are still near their initial values.
     #[default]
     Default,
 }
 
-/// What was opened.
+/// The format of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
@@ -43,21 +43,21 @@ pub enum Format {
     ReleasedSafetensors,
     /// `NAME.pt` of a released model.
     ReleasedTorch,
-    /// [`TrainingState`].
+    /// A [`TrainingState`].
     TrainingState,
-    /// safetensors written by others.
+    /// A safetensors file written by another program.
     Safetensors,
-    /// `{model_state_dict, ema_shadow_params, config, ..}`.
+    /// A PyTorch file `{model_state_dict, ema_shadow_params, config, ..}`.
     TorchTraining,
-    /// `{model, ema_params, step, config}`.
+    /// A PyTorch file `{model, ema_params, step, config}`.
     TorchModel,
-    /// `{state_dict}`.
+    /// A PyTorch file `{state_dict}`.
     TorchStateDict,
-    /// Averages alone, such as `{shadow_params, step}`.
+    /// A PyTorch file of averages alone, such as `{shadow_params, step}`.
     TorchAverages,
-    /// Under other names, such as `{net}` or `{model: {state_dict}}`; [`Checkpoint::source`] has them.
+    /// A PyTorch file with other keys, such as `{net}` or `{model: {state_dict}}`; [`Checkpoint::source`] has them.
     TorchNested,
-    /// A dictionary of tensors and nothing else.
+    /// A PyTorch file that is a dictionary of tensors and nothing else.
     TorchBare,
 }
 
@@ -67,53 +67,55 @@ impl Format {
     }
 }
 
-/// A value that is not read.
+/// A value of an unsupported type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsupported {
-    /// What it is: a type of number or a class.
+    /// Its type of number or its class.
     pub kind: String,
     /// The sizes of its axes, if it is a tensor and they are known.
     pub dims: Vec<usize>,
 }
 
-/// The weights of a checkpoint, and what the file says about them.
+/// The weights of a checkpoint, and the file's metadata.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// What was opened.
+    /// The file's format.
     pub format: Format,
-    /// Whether its checksums were compared: SHA-256 in a safetensors file, CRC-32 in a PyTorch file. Of a PyTorch file whose checksums were not
-    /// computed, only lengths are compared.
+    /// The result of comparing its checksums: SHA-256 in a safetensors file, CRC-32 in a PyTorch file. If a PyTorch file has none, only
+    /// lengths are compared.
     pub integrity: Integrity,
-    /// Where in the file the weights are.
+    /// The location of the weights in the file.
     pub source: WeightsLocation,
-    /// Real-valued tensors by name, without the prefixes `module.` and `_orig_mod.` that PyTorch's wrappers add, and without the one that
-    /// [`source`](Self::source) tells.
+    /// Real-valued tensors by name. The prefixes `module.` and `_orig_mod.` of PyTorch's wrappers are removed, and so is that in
+    /// [`source`](Self::source).
     pub weights: Weights,
-    /// Integer and boolean tensors by name, such as batch normalisation's `num_batches_tracked`.
+    /// Integer and boolean tensors by name, such as batch normalization's `num_batches_tracked`.
     pub integers: BTreeMap<String, Vec<i64>>,
-    /// The names beside these whose values are not read. The network needs none of them.
+    /// Other entries by name, which have unsupported types. The network needs none of them.
     pub unsupported: BTreeMap<String, Unsupported>,
-    /// The classes and functions that a PyTorch file mentions and that are not read; see [`TorchFile::opaque`].
+    /// Unknown classes and functions that a PyTorch file mentions; see [`TorchFile::opaque`].
     pub opaque: Vec<String>,
-    /// Whether `weights` are averages.
+    /// True if `weights` are averages.
     pub averaged: bool,
-    /// What our own files say about the model; [`Checkpoint::describe`] knows more files.
+    /// The model's metadata, in our own files; [`Checkpoint::describe`] also handles other files.
     pub own_meta: Option<ModelMeta>,
-    /// What others' files say about it. Of a PyTorch file, what is called `config`, else `args`, `hparams`, `hyper_parameters` or `cfg`: a
-    /// dictionary, or an object's attributes. Of a safetensors file, its metadata.
+    /// The configuration in files of other programs. In a safetensors file it is the metadata.
+    ///
+    /// In a PyTorch file it is the dictionary or the object's attributes under `config`, else `args`, `hparams`, `hyper_parameters` or
+    /// `cfg`.
     pub config: Option<Json>,
-    /// Whether the trainer of the Python project's classifiers wrote it, which trains one kind of network on pictures of one size.
+    /// True if the Python project's trainer of classifiers wrote it. That trains one kind of network on images of one size.
     pub is_predecessor: bool,
-    /// How many steps it was trained, if the file says so.
+    /// The number of training steps, if the file has it.
     pub step: Option<u64>,
 }
 
-/// Opens a checkpoint: our released models and training states, the Python project's files in all their layouts, safetensors.
-/// The content decides, not the name.
+/// Opens a checkpoint: a released model, a training state, a safetensors file, or a file of the Python project in any of its layouts. The
+/// format is recognized by the content, not by the name.
 ///
 /// # Errors
-/// When the file is of no format that is read, was truncated or altered, holds no tensors, lacks the weights that are wanted, or has
-/// one that the network needs in a type that is not read.
+/// If the file is of no supported format, was truncated or altered, holds no tensors, or lacks the selected weights. Also if a tensor that
+/// the network needs has an unsupported type.
 pub fn open(path: &Path, selection: WeightsSelection) -> Result<Checkpoint> {
     read(path, selection).map_err(|p| p.at(path))
 }
@@ -138,7 +140,7 @@ fn read(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKin
     Ok(loaded)
 }
 
-/// Whether a file that begins with these bytes was written by PyTorch: a zip archive, before 1.6 a pickle of this number or a tar archive.
+/// True if a file with these first bytes is from PyTorch: a zip archive, or before 1.6 a pickle of this number or a tar archive.
 pub(super) fn is_torch(start: &[u8]) -> bool {
     matches!(start, [b'P', b'K', 3, 4, ..] | [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, ..])
         || start.get(257..262) == Some(b"ustar")
@@ -175,7 +177,8 @@ impl Checkpoint {
         }
     }
 
-    /// A file with one set of weights: released ones say in their provenance whether they are averages, others' are taken as raw.
+    /// Selects from a file with one set of weights. A released file's provenance tells if they are averages; other files' weights count as
+    /// raw.
     fn single_set(mut self, selection: WeightsSelection) -> Result<Self, ErrorKind> {
         let says = |meta: &ModelMeta| meta.provenance["weights"] == "ema";
         self.averaged = self.format.is_released() && self.own_meta.as_ref().is_some_and(says);
@@ -199,7 +202,7 @@ impl Checkpoint {
         }
     }
 
-    /// Refuses the file if what is not read is a tensor that the network needs. Which network that is, is found with zeros in its place.
+    /// Rejects the file if a tensor that the network needs has an unsupported type. The network is inferred with zeros in its place.
     fn refuse_unsupported(&mut self) -> Result<(), ErrorKind> {
         let unsupported = self.unsupported.iter().filter(|(name, _)| !self.weights.contains_key(*name));
         let mut left = MAX_PLACEHOLDERS;
@@ -225,7 +228,7 @@ impl Checkpoint {
             Ok(specs) => {
                 specs.into_iter().map(|spec| spec.name).find(|name| self.unsupported.contains_key(name))
             }
-            // Of no network, unless these would say of which.
+            // The network is unknown, unless these tensors would identify it.
             Err(_) => SIGNATURE_TENSORS
                 .iter()
                 .find(|first| self.unsupported.contains_key(**first))
@@ -238,7 +241,7 @@ impl Checkpoint {
     }
 }
 
-/// How many numbers in all stand in for those of tensors that are not read.
+/// The largest total of zeros that stand in for unsupported tensors.
 const MAX_PLACEHOLDERS: usize = 1 << 26;
 
 fn read_safetensors(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
@@ -254,7 +257,7 @@ fn read_safetensors(path: &Path, selection: WeightsSelection) -> Result<Checkpoi
         loaded.own_meta = Some(released::parse_meta(text)?);
         loaded.format = Format::ReleasedSafetensors;
     } else {
-        // Texts that are JSON, as some write a whole configuration, are read as such.
+        // Some programs write a whole configuration as JSON text.
         let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| Json::from(text.as_str()));
         let said = file.metadata.iter().map(|(key, text)| (key.clone(), value(text)));
         loaded.config = Some(said.collect());
@@ -357,7 +360,7 @@ fn read_torch(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, Er
     if format.is_released() { loaded.single_set(selection) } else { Ok(loaded) }
 }
 
-/// The running statistics of batch normalisations, of which no averages are kept: they are only among the raw tensors.
+/// The running statistics of batch normalizations. They are only among the raw tensors, because they are not averaged.
 fn statistics<'v>(raw: Option<&Dictionary<'v>>, ema: &Dictionary<'v>) -> Vec<(&'v str, &'v Tensor)> {
     let is_statistic =
         |name: &str| ["running_mean", "running_var", NUM_BATCHES_TRACKED].iter().any(|s| name.ends_with(s));
@@ -366,7 +369,7 @@ fn statistics<'v>(raw: Option<&Dictionary<'v>>, ema: &Dictionary<'v>) -> Vec<(&'
     tensors.filter(|(name, _)| is_statistic(name) && !averaged.contains(name)).collect()
 }
 
-/// What the file says of the network: a dictionary, or the attributes of an object such as `argparse.Namespace`.
+/// The network's configuration in the file: a dictionary, or the attributes of an object such as `argparse.Namespace`.
 fn configuration(root: &Value) -> Option<Json> {
     ["config", "args", "hparams", "hyper_parameters", "cfg"].iter().find_map(|key| match root.get(key)? {
         Value::Object { attributes, .. } if attributes.is_empty() => None,

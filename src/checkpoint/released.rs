@@ -1,4 +1,4 @@
-//! Released models: weights and what a program needs to use them.
+//! Released models: weights and the metadata that a program needs to use them.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -7,25 +7,26 @@ use tiny_cats_models::{Array, Weights, resnet::NUM_BATCHES_TRACKED};
 
 use super::{ErrorKind, Result, safetensors, torch, torch::Item};
 
-/// The torch dictionary's key for the weights.
+/// The key of the weights in the PyTorch dictionary.
 pub(super) const STATE_DICT: &str = "model_state_dict";
 
-/// Writes a released model as a safetensors file, atomically; [`open`](super::open) reads it. Equal models are equal bytes.
+/// Writes a released model as a safetensors file, atomically; [`open`](super::open) reads it. Equal models give equal bytes.
 ///
 /// # Errors
-/// When the file cannot be written; an older file of that name is then still there.
+/// If the file cannot be written; an older file of that name is then unchanged.
 pub fn write_safetensors(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<()> {
     let tensors: Vec<(String, &Array)> = weights.iter().map(|(name, array)| (name.clone(), array)).collect();
     let metadata = BTreeMap::from([(META_KEY, meta.to_json())]);
     safetensors::write(path, &metadata, &batch_counts(weights, meta), &tensors)
 }
 
-/// Writes a released model for PyTorch, atomically: `torch.load(path, weights_only=True)` gives a dictionary of `model_state_dict`,
-/// `config` (the network's kind and sizes), `classes`, and under [`META_KEY`] all that [`ModelMeta`] says, as JSON text.
-/// [`open`](super::open) reads it too. Equal models are equal bytes.
+/// Writes a released model for PyTorch, atomically. Equal models give equal bytes.
+///
+/// `torch.load(path, weights_only=True)` gives a dictionary of `model_state_dict`, `config` (the network's kind and sizes) and `classes`.
+/// It has the whole [`ModelMeta`] as JSON text under [`META_KEY`]. [`open`](super::open) reads it too.
 ///
 /// # Errors
-/// When the file cannot be written; an older file of that name is then still there.
+/// If the file cannot be written; an older file of that name is then unchanged.
 pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<()> {
     let tensors = weights.iter().map(|(name, array)| (name.clone(), Item::Tensor(array)));
     let counts = batch_counts(weights, meta).into_iter().map(|(name, n)| (name, Item::IntegerTensor(n)));
@@ -40,8 +41,8 @@ pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<(
     torch::write(path, &root)
 }
 
-/// How many batches each batch normalisation has seen, which PyTorch's strict loading asks for: as
-/// many as the steps of the training, where the provenance tells them.
+/// The number of batches that each batch normalization has processed, which PyTorch's strict loading requires. It is the number of training
+/// steps, if the provenance has it, else 0.
 fn batch_counts(weights: &Weights, meta: &ModelMeta) -> Vec<(String, i64)> {
     let (best, last) = (&meta.provenance["best"]["step"], &meta.provenance["schedule"]["steps"]);
     let steps = best.as_i64().or(last.as_i64()).unwrap_or(0);
@@ -49,7 +50,7 @@ fn batch_counts(weights: &Weights, meta: &ModelMeta) -> Vec<(String, i64)> {
     norms.map(|norm| (format!("{norm}.{NUM_BATCHES_TRACKED}"), steps)).collect()
 }
 
-/// Reads what [`ModelMeta::to_json`] wrote.
+/// Parses the output of [`ModelMeta::to_json`].
 pub(super) fn parse_meta(text: &str) -> Result<ModelMeta, ErrorKind> {
     ModelMeta::from_json(text, "").map_err(|e| match e {
         tiny_cats_export::Error::File { field, message, .. } => ErrorKind::malformed(field, message),

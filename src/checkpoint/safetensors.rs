@@ -1,9 +1,9 @@
-//! safetensors files, with a checksum.
+//! Reading and writing safetensors files, with a checksum.
 //!
-//! A file is the header's length (8 bytes, little-endian), the header (JSON: sizes, types and places of the tensors, and a map of
-//! strings called `__metadata__`), and the tensors' numbers without gaps. Written here, the header's keys are sorted, so that equal
-//! contents are equal bytes, and the metadata's `sha256` covers **all** bytes of the file, itself read as 64 zeros. Files without it
-//! are read too.
+//! A file is the header's length (8 bytes, little-endian), the header, and the tensors' numbers without gaps. The header is JSON: sizes,
+//! types and offsets of the tensors, and a map of strings called `__metadata__`. The files written here have sorted keys, so that equal
+//! contents give equal bytes. The `sha256` in their metadata covers **all** bytes of the file, with its own value read as 64 zeros. Files
+//! without it are read too.
 
 use std::{
     collections::BTreeMap,
@@ -22,36 +22,36 @@ use super::{
     tensor_data::{Dtype, TensorData, each_piece, elements},
 };
 
-/// A header is some 100 bytes a tensor; this is 150,000 of them.
+/// The largest header, in bytes. At about 100 bytes a tensor it holds 150,000 of them.
 const MAX_HEADER: u64 = 16 << 20;
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// A tensor's place in a file.
+/// A tensor's entry in the header.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) dims: Vec<usize>,
-    /// The type of its numbers, if it is one that is read.
+    /// The type of its numbers, if it is supported.
     pub(super) dtype: Option<Dtype>,
-    /// That type's name.
+    /// The name of its type.
     pub(super) kind: String,
     begin: u64,
     end: u64,
 }
 
-/// An open file whose header was read and holds together.
+/// An open file with a valid header.
 #[derive(Debug)]
 pub(super) struct SafetensorsFile {
     file: File,
-    /// The header's strings.
+    /// The header's metadata.
     pub(super) metadata: BTreeMap<String, String>,
-    /// In the order of the file.
+    /// The tensors, in the order of the file.
     pub(super) entries: Vec<Entry>,
     start: u64,
     checksum: Option<(Checksum, String)>,
 }
 
-/// A tensor that was read.
+/// A tensor with its values.
 #[derive(Clone, Debug)]
 pub(super) struct StoredTensor {
     pub(super) name: String,
@@ -60,7 +60,7 @@ pub(super) struct StoredTensor {
 }
 
 impl SafetensorsFile {
-    /// Reads and checks the header: every tensor has the bytes its sizes ask for, and together they fill the file.
+    /// Reads and checks the header: every tensor has as many bytes as its sizes require, and together they fill the file.
     pub(super) fn open(path: &Path) -> Result<Self, ErrorKind> {
         let mut file = File::open(path)?;
         let file_len = file.metadata()?.len();
@@ -110,13 +110,13 @@ impl SafetensorsFile {
         Ok(Self { file, metadata, entries, start, checksum })
     }
 
-    /// Whether damage to this file is always noticed.
+    /// True if the file has a checksum, so that any damage to it is detected.
     pub(super) fn has_checksum(&self) -> bool {
         self.checksum.is_some()
     }
 
-    /// Reads the tensors that `wanted` says yes to and whose type is read, in the order of the file. All of the file is read if there is
-    /// a checksum to check.
+    /// Reads the tensors of supported types that `wanted` accepts, in the order of the file. If there is a checksum, the whole file is
+    /// read.
     pub(super) fn read(mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<StoredTensor>, ErrorKind> {
         let mut piece = vec![0; CHUNK_BYTES];
         let mut stored = Vec::new();
@@ -181,7 +181,7 @@ impl Entry {
     }
 }
 
-/// The bits of one number of a type that is not read. Of a type that is not known either, tensors may have any length.
+/// The bits of one number of an unsupported type. `None` if the type is unknown; its tensors may have any length.
 fn unsupported_bits(kind: &str) -> Option<usize> {
     Some(match kind {
         "F4" => 4,
@@ -194,7 +194,7 @@ fn unsupported_bits(kind: &str) -> Option<usize> {
     })
 }
 
-/// Writes `path` atomically: `integers`, scalars, and `tensors` in the given order, and `metadata` and the checksum in the header.
+/// Writes `path` atomically: the scalars `integers`, then `tensors` in the given order. The header holds `metadata` and the checksum.
 ///
 /// # Errors
 /// Those of [`write_atomically`].
@@ -206,7 +206,7 @@ pub(super) fn write(
 ) -> Result<(), Error> {
     let mut header = Map::new();
     let mut at = 0;
-    // The longer numbers first: PyTorch reads none that lies across their size.
+    // Larger types go first: PyTorch cannot read a number at an offset that is not a multiple of its size.
     for (name, _) in integers {
         let end = at + size_of::<i64>();
         header.insert(name.clone(), json!({"dtype": "I64", "shape": [], "data_offsets": [at, end]}));
@@ -222,7 +222,7 @@ pub(super) fn write(
     strings.insert(Checksum::KEY, Checksum::PLACEHOLDER);
     header.insert("__metadata__".to_owned(), json!(strings));
     let mut header = Value::Object(header).to_string().into_bytes();
-    // The numbers begin at a multiple of 8, as readers that map the file into memory like it.
+    // The numbers start at a multiple of 8, for readers that map the file into memory.
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let write = |file: &mut BufWriter<&mut File>| -> Result<(), ErrorKind> {

@@ -1,4 +1,4 @@
-//! The state of a training run: all that is needed to go on exactly where it stopped, in one file.
+//! The training state: one file with everything that is needed to resume a run exactly where it stopped.
 
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
@@ -12,20 +12,20 @@ use super::{
     tensor_data::TensorData,
 };
 
-/// The metadata's key that makes a safetensors file a training state.
+/// The metadata key that marks a safetensors file as a training state.
 pub(super) const KEY: &str = "tiny-cats-state";
-/// The key of the state's `meta` for the model's own.
+/// The key of the model's metadata in the state's `meta`.
 pub(super) const MODEL: &str = "model";
 const VERSION: u64 = 1;
 const GROUPS: [&str; 5] = ["weights.", "ema.", "ema2.", "adam.m.", "adam.v."];
 
-/// Weights, their running mean, the optimizer's moments, and everything else as JSON.
+/// Weights, their moving averages, the optimizer's moments, and everything else as JSON.
 ///
-/// The file is a safetensors file with the tensors' names prefixed by `weights.`, `ema.`, `ema2.`, `adam.m.` and `adam.v.`; equal states
-/// are equal bytes, and damage to any byte is noticed.
+/// The file is a safetensors file. The tensors' names are prefixed by `weights.`, `ema.`, `ema2.`, `adam.m.` and `adam.v.`. Equal states
+/// give equal bytes, and damage to any byte is detected.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainingState {
-    /// The weights that the optimizer steps.
+    /// The weights that the optimizer updates.
     pub weights: Weights,
     /// Their exponential moving average; may be empty.
     pub ema: Weights,
@@ -35,16 +35,17 @@ pub struct TrainingState {
     pub moment1: Weights,
     /// Adam's second moments; may be empty.
     pub moment2: Weights,
-    /// Step, random streams, position in the data, schedule, best metric, resolved configuration, provenance: the trainer's. Under the
-    /// key `model` it holds a [`ModelMeta`](tiny_cats_export::ModelMeta), by which [`open`](super::open) knows the network.
+    /// The trainer's values: step, random streams, position in the data, schedule, best metric, resolved configuration, provenance.
+    ///
+    /// Its key `model` holds a [`ModelMeta`](tiny_cats_export::ModelMeta), from which [`open`](super::open) gets the network.
     pub meta: Value,
 }
 
 impl TrainingState {
-    /// Writes the file, atomically.
+    /// Writes the file atomically.
     ///
     /// # Errors
-    /// When it cannot be written; an older file of that name is then still there.
+    /// If it cannot be written; an older file of that name is then unchanged.
     pub fn save(&self, path: &Path) -> Result<()> {
         let groups = [&self.weights, &self.ema, &self.ema2, &self.moment1, &self.moment2];
         let tensors: Vec<(String, &Array)> = GROUPS
@@ -59,7 +60,7 @@ impl TrainingState {
     /// Reads the file.
     ///
     /// # Errors
-    /// When it cannot be read, is not a training state, or was truncated or altered.
+    /// If it cannot be read, is not a training state, or was truncated or altered.
     pub fn load(path: &Path) -> Result<Self> {
         let read = || {
             let mut start = Vec::new();
@@ -72,7 +73,7 @@ impl TrainingState {
         read().map_err(|p| p.at(path))
     }
 
-    /// Reads the groups of tensors that `wanted` names by their prefixes; the others stay empty.
+    /// Reads the groups of tensors with the prefixes in `wanted`; the others stay empty.
     pub(super) fn read(file: SafetensorsFile, wanted: &[&str]) -> Result<Self, ErrorKind> {
         let is_wanted = |name: &str| wanted.iter().any(|group| name.starts_with(group));
         if let Some(entry) = file.entries.iter().find(|e| e.dtype.is_none() && is_wanted(&e.name)) {
@@ -99,7 +100,7 @@ impl TrainingState {
 fn meta(file: &SafetensorsFile) -> Result<Value, ErrorKind> {
     let text =
         file.metadata.get(KEY).ok_or(ErrorKind::NotAState { found: "a safetensors file of weights" })?;
-    // Without a checksum the promise that all damage is noticed would not hold.
+    // Without a checksum, damage could go undetected.
     if !file.has_checksum() {
         return Err(ErrorKind::Checksum);
     }

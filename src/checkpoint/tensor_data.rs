@@ -1,4 +1,4 @@
-//! Numbers as files hold them.
+//! Number types of tensors in files, and conversion of their bytes.
 
 use half::{bf16, f16};
 
@@ -11,7 +11,7 @@ pub enum Dtype {
     F32,
     /// IEEE binary16.
     F16,
-    /// The upper half of a binary32.
+    /// bfloat16: the upper 16 bits of a binary32.
     BF16,
     /// Signed, 64 bits.
     I64,
@@ -27,12 +27,12 @@ pub enum Dtype {
     Bool,
 }
 
-/// The values of a tensor in row-major order: real ones rounded to `f32`, whole ones exact.
+/// The values of a tensor in row-major order. Real values are rounded to `f32`; integers are exact.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TensorData {
-    /// From f64, f32, f16 or bf16.
+    /// Real values, from f64, f32, f16 or bf16.
     Floats(Vec<f32>),
-    /// From integers and booleans.
+    /// Integers, also from booleans.
     Integers(Vec<i64>),
 }
 
@@ -50,7 +50,7 @@ impl Dtype {
         Dtype::Bool,
     ];
 
-    /// Bytes of one number.
+    /// The size of one number, in bytes.
     pub fn size(self) -> usize {
         match self {
             Dtype::F64 | Dtype::I64 => 8,
@@ -60,7 +60,7 @@ impl Dtype {
         }
     }
 
-    /// Its name in safetensors files.
+    /// The type's name in safetensors files.
     pub fn name(self) -> &'static str {
         match self {
             Dtype::F64 => "F64",
@@ -80,7 +80,7 @@ impl Dtype {
         Self::ALL.into_iter().find(|d| d.name() == name)
     }
 
-    /// An empty list for `n` numbers of this type.
+    /// Creates an empty list with the capacity for `n` numbers of this type.
     pub(super) fn empty_data(self, n: usize) -> TensorData {
         match self {
             Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => TensorData::Floats(Vec::with_capacity(n)),
@@ -88,7 +88,7 @@ impl Dtype {
         }
     }
 
-    /// Appends the numbers in `bytes` to `out`, which [`numbers`](Self::numbers) made; an incomplete last number is left out.
+    /// Appends the numbers in `bytes` to `out`, from [`empty_data`](Self::empty_data). An incomplete last number is ignored.
     pub(super) fn decode(self, bytes: &[u8], out: &mut TensorData) {
         fn extend<const N: usize, T>(out: &mut Vec<T>, bytes: &[u8], number: impl Fn([u8; N]) -> T) {
             out.extend(bytes.as_chunks::<N>().0.iter().map(|&b| number(b)));
@@ -108,7 +108,7 @@ impl Dtype {
     }
 }
 
-/// Hands the little-endian bytes of `values` to `write`, a piece at a time: no second copy of a large tensor is made.
+/// Passes the little-endian bytes of `values` to `write` in pieces, so that a large tensor is not copied as a whole.
 pub(super) fn each_piece<E>(values: &[f32], mut write: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
     let mut bytes = vec![0; 4 * values.len().min(1 << 16)];
     for piece in values.chunks(1 << 16) {
@@ -121,7 +121,7 @@ pub(super) fn each_piece<E>(values: &[f32], mut write: impl FnMut(&[u8]) -> Resu
     Ok(())
 }
 
-/// How many numbers a tensor of these sizes has, unless that is more than memory can address.
+/// The number of values in a tensor of these sizes; `None` if it overflows.
 pub(super) fn elements(dims: &[usize]) -> Option<usize> {
     dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }

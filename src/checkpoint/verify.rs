@@ -1,4 +1,4 @@
-//! Verifying that a checkpoint is whole, is the network it says it is, and computes.
+//! Verification of checkpoints: the file is undamaged, has the tensors of its network, and computes.
 
 use std::{
     fmt,
@@ -28,33 +28,33 @@ use super::{
 };
 
 const BATCH: usize = 2;
-/// The most bytes of a line of the report, which may hold a path.
+/// The longest line of the report in bytes; it may hold a path.
 const MAX_LINE: usize = 4200;
-/// What is said of a file without checksums.
+/// The message for a file without checksums.
 const UNCHECKED: &str = "unchecked: the file has no checksums, so damage may go unnoticed";
 
 /// The ONNX file to compare with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Onnx {
-    /// The one beside the checkpoint, `NAME.onnx`, if there is one.
+    /// `NAME.onnx` in the folder of the checkpoint, if it exists.
     #[default]
     Beside,
-    /// This one.
+    /// This file.
     File(PathBuf),
-    /// None.
+    /// No file.
     Skip,
 }
 
-/// How to verify.
+/// The options of [`verify`].
 #[derive(Clone, Debug)]
 pub struct VerifyOptions {
     /// The weights to verify.
     pub selection: WeightsSelection,
     /// The ONNX file to compare with.
     pub onnx: Onnx,
-    /// Where candle computes.
+    /// The device that candle computes on.
     pub device: Device,
-    /// What the file may not say about its model.
+    /// Values for what the file may lack about its model.
     pub overrides: ModelOverrides,
 }
 
@@ -69,52 +69,52 @@ impl Default for VerifyOptions {
     }
 }
 
-/// What was found. All is well if there are no `problems`; the other fields are filled as far as the verification came.
+/// The result of a verification. It succeeded if there are no `problems`; after a failure, later fields may be empty.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CheckpointReport {
     /// The checkpoint.
     pub path: PathBuf,
-    /// Each one line.
+    /// The problems, one line each.
     pub problems: Vec<String>,
     /// The file's format, in words.
     pub format: Option<String>,
-    /// Whether damage to the weights would have been noticed.
+    /// The result of the checksums: whether damage to the weights would have been detected.
     pub integrity: Option<Integrity>,
-    /// Where in the file the weights are, and what else is there, in words; none where there is nothing else.
+    /// The location of the weights in the file and the other contents, in words; `None` if there is nothing else.
     pub source: Option<String>,
     /// The classes that a PyTorch file mentions and that were not read.
     pub not_read: Vec<String>,
-    /// Whether the weights are averages.
+    /// True if the weights are averages.
     pub averaged: bool,
-    /// Training steps, if the file says so.
+    /// The number of training steps, if the file has it.
     pub step: Option<u64>,
     /// The network.
     pub network: Option<NetworkConfig>,
-    /// Side of its pictures, in pixels.
+    /// Side of the network's images, in pixels.
     pub image_size: Option<usize>,
-    /// What neither the file nor its weights say about the model: another value may be right.
+    /// The values that neither the file nor its weights contain, and that may be wrong.
     pub assumed: Vec<Assumption>,
     /// Number of tensors.
     pub tensors: usize,
-    /// Number of values in them.
+    /// Number of values in all tensors.
     pub parameters: usize,
-    /// Whether it is as networks begin: a TinyDiT's output layer all zero, a ResNet's running statistics those of no batch.
+    /// True if the network is as initialized: a TinyDiT's output layer is zero, or a ResNet has the running statistics of no batch.
     pub untrained: bool,
-    /// Least and greatest value of one forward pass.
+    /// Least and greatest output value of one forward pass.
     pub output_range: Option<[f32; 2]>,
     /// The ONNX file that was compared.
     pub onnx: Option<PathBuf>,
-    /// Whether damage to that file would have been noticed.
+    /// The result of that file's checksums.
     pub onnx_integrity: Option<Integrity>,
-    /// The weights that were looked for in that file.
+    /// The comparison of the weights with those in that file.
     pub weights_compared: Option<WeightsComparison>,
-    /// What that file's rounded weights change, if it stores weights as halves.
+    /// The effect of that file's rounded weights, if it stores them in half precision.
     pub rounding: Option<RoundingReport>,
-    /// What each runtime made of it.
+    /// The comparison with each runtime.
     pub runtimes: Vec<RuntimeComparison>,
 }
 
-/// A runtime against candle.
+/// A comparison of a runtime's output with candle's.
 #[derive(Clone, Debug, Serialize)]
 pub struct RuntimeComparison {
     /// The runtime's name.
@@ -123,9 +123,11 @@ pub struct RuntimeComparison {
     pub largest_difference: f32,
 }
 
-/// Verifies the checkpoint at `path`: its format, that its tensors are exactly the network's, that all are finite, one forward pass with
-/// candle, and the same with the ONNX file on every runtime present. A file that stores weights as halves must hold these weights rounded,
-/// compute what they give, and lose nothing by it.
+/// Verifies the checkpoint at `path`.
+///
+/// Checks its format, that its tensors are exactly the network's, and that all values are finite. Then runs one forward pass with candle,
+/// and the same pass of the ONNX file with every available runtime. An ONNX file in half precision must hold these weights rounded, compute
+/// their output, and lose no accuracy.
 pub fn verify(path: &Path, options: &VerifyOptions) -> CheckpointReport {
     let mut report = CheckpointReport { path: path.to_owned(), ..CheckpointReport::default() };
     if let Err(problem) = report.check(options) {
@@ -134,7 +136,7 @@ pub fn verify(path: &Path, options: &VerifyOptions) -> CheckpointReport {
     report
 }
 
-/// What a forward pass is given and gives: `x` `[batch, 3, size, size]`, `t` and `label` `[batch]`.
+/// The inputs and output of a forward pass: `x` `[batch, 3, size, size]`, `t` and `label` `[batch]`.
 struct ForwardPass {
     x: Array,
     t: Array,
@@ -143,7 +145,7 @@ struct ForwardPass {
 }
 
 impl CheckpointReport {
-    /// Whether all is well.
+    /// True if there are no problems.
     pub fn is_ok(&self) -> bool {
         self.problems.is_empty()
     }
@@ -159,7 +161,7 @@ impl CheckpointReport {
         self.tensors = loaded.weights.len();
         self.parameters = num_parameters(&loaded.weights);
         if loaded.format.is_torch() {
-            // Also the parts that were not needed: a damaged optimizer is a damaged file.
+            // Unused parts are checked too: a damaged optimizer is a damaged file.
             TorchFile::open(&self.path)
                 .and_then(|mut f| f.check(&self.path))
                 .map_err(|e| e.kind.to_string())?;
@@ -226,7 +228,7 @@ impl CheckpointReport {
             let compared = if ours {
                 compare::by_name(&held, &found)
             } else {
-                // PyTorch may have folded batch normalisations, or not.
+                // PyTorch may or may not have folded batch normalizations.
                 let [plain, folded] = [weights, &*held].map(|expected| compare::by_value(expected, &found));
                 if folded.found > plain.found { folded } else { plain }
             };
@@ -237,7 +239,7 @@ impl CheckpointReport {
         let mut inputs = Vec::new();
         for port in file.inputs() {
             inputs.push(match port.name.as_str() {
-                // A generator's, the Python project's name for that, and a classifier's of both.
+                // The input of our generators, of the Python project's, and of the classifiers of both.
                 "x" | "noise" | CLASSIFIER_INPUT => (port.name.as_str(), InputTensor::Floats(&pass.x)),
                 "t" | "timestep" => (port.name.as_str(), InputTensor::Floats(&pass.t)),
                 "label" | "breed" => (port.name.as_str(), InputTensor::Labels(&pass.labels)),
@@ -263,7 +265,7 @@ impl CheckpointReport {
                     self.problems.push(format!("{kind}: output of shape {found:?}, expected {expected:?}"));
                     continue;
                 }
-                // It lacks operators that PyTorch writes and we do not.
+                // candle-onnx lacks operators that PyTorch writes and our exporter does not.
                 Err(_) if kind == RuntimeKind::CandleOnnx && !ours => continue,
                 Err(e) => {
                     self.problems.push(e.to_string());
@@ -271,7 +273,7 @@ impl CheckpointReport {
                 }
             };
             let pairs = || pass.output.data().iter().zip(found.data());
-            // Counted by those that are near, because NaN is neither near nor far.
+            // Counts the values that are near, because NaN is neither near nor far.
             let scale = scale(pass.output.data());
             let near = pairs().filter(|(a, b)| (*a - *b).abs() <= TOLERANCE.allowed(**a, scale)).count();
             let far = found.data().len() - near;
@@ -288,7 +290,7 @@ impl CheckpointReport {
     }
 }
 
-/// Whether these are weights as a network begins with.
+/// True if the weights are as initialized.
 fn is_untrained(network: &NetworkConfig, weights: &Weights) -> bool {
     let all = |suffix: &str, value: f32| {
         let mut found = weights.iter().filter(|(name, _)| name.ends_with(suffix)).peekable();
@@ -302,7 +304,7 @@ fn is_untrained(network: &NetworkConfig, weights: &Weights) -> bool {
     }
 }
 
-/// One forward pass of fixed noise with candle.
+/// Runs one forward pass of fixed noise with candle.
 fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_models::Result<ForwardPass> {
     let size = meta.image_size;
     let noise = (0..BATCH as u64).flat_map(|i| random::noise(0, i, 3 * size * size)).collect();
@@ -343,7 +345,7 @@ impl Format {
 impl fmt::Display for CheckpointReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", escaped(&self.path.display().to_string(), usize::MAX))?;
-        // Names that a file from outside brought are among the texts.
+        // The text may contain names from an untrusted file.
         let mut line = |name: &str, text: String| writeln!(f, "  {name:<10} {}", escaped(&text, MAX_LINE));
         if let Some(format) = &self.format {
             line("format", format.clone())?;

@@ -1,4 +1,4 @@
-//! `tiny-cats classify`: tells the classes of pictures.
+//! `tiny-cats classify`: classifies images.
 
 use std::{
     io::Write,
@@ -14,40 +14,40 @@ use walkdir::WalkDir;
 use super::common::{ModelContext, Runtime, open_model};
 use crate::data::{is_ignored, printable};
 
-/// More files than anybody has patience for; a list of them fits into memory.
+/// The maximum number of files; a list of so many paths fits into memory.
 const MAX_FILES: usize = 1 << 20;
 
-/// What `tiny-cats classify` is called with.
+/// The arguments of `tiny-cats classify`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Pictures (PNG, JPEG or WebP), and folders, of which all files are taken but hidden ones and those of operating systems, such as
-    /// Thumbs.db; links to folders are not followed in them
+    /// Images (PNG, JPEG or WebP), and folders, of which all files are used except hidden ones and those of operating systems, such as
+    /// Thumbs.db; links to folders inside them are not followed
     #[arg(required = true, value_name = "IMAGE|DIR")]
     paths: Vec<PathBuf>,
     /// The model: .onnx, .safetensors or .pt [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// How many classes to tell of each picture, the most probable first [default: 3]
+    /// Number of classes to print for each image, the most probable first [default: 3]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Print a JSON array: of each file its path, and its most probable classes or an error
+    /// Print a JSON array: for each file its path, and its most probable classes or an error
     #[arg(long)]
     json: bool,
-    /// What computes them [default: native; tract for another program's file]
+    /// Runtime that computes the model [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Pictures computed at once; changes memory, not results
+    /// Images per batch; changes memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
 }
 
-/// A path that could not be classified, and why.
+/// A path that could not be classified, and the reason.
 type Skipped = (PathBuf, String);
 
-/// Runs it. What can't be classified is reported, and the others go on.
+/// Classifies the images. A file that cannot be classified is reported, and the others continue.
 ///
 /// # Errors
-/// When an argument makes no sense, the model cannot be used, or any file could not be classified.
+/// If an argument is invalid, the model cannot be used, or any file could not be classified.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
@@ -87,12 +87,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// What is told of the files.
+/// Collects or prints the results.
 struct Report {
     top_k: usize,
-    /// The items of the array, if that is to be printed.
+    /// The items of the JSON array, if one is printed.
     json: Option<Vec<Value>>,
-    /// That of the column of paths, in characters.
+    /// Width of the column of paths, in characters.
     width: usize,
     failed: usize,
 }
@@ -120,12 +120,13 @@ impl Report {
     }
 }
 
-/// A path as it can be printed.
+/// A path in printable form.
 fn shown(path: &Path) -> String {
     printable(path).display().to_string()
 }
 
-/// The files that are named, and those in named folders that are not ignored, folder by folder in the order of their names, and what can't be looked into.
+/// Finds the named files and, in named folders, all files that are not ignored, folder by folder and sorted by name. Also returns the paths
+/// that cannot be read.
 fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
     let (mut files, mut skipped) = (Vec::new(), Vec::new());
     for path in paths {

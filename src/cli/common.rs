@@ -17,22 +17,22 @@ use crate::{
     doctor::GET_CUDA,
 };
 
-/// Where to compute.
+/// The device to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceKind {
-    /// The first NVIDIA GPU where this program was built for it and finds one, else the processor.
+    /// The first NVIDIA GPU if this program was built with CUDA and finds one, else the CPU.
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// The first NVIDIA GPU.
     Cuda,
 }
 
 impl DeviceKind {
-    /// The device.
+    /// Opens the device.
     ///
     /// # Errors
-    /// When it is not there.
+    /// If the device is not available.
     pub fn device(self) -> anyhow::Result<Device> {
         match self {
             DeviceKind::Cpu => Ok(Device::Cpu),
@@ -54,10 +54,10 @@ impl DeviceKind {
         }
     }
 
-    /// The device of process `rank` of `count`, two or more: a GPU of its own, or the processor where that is asked for.
+    /// Opens the device of process `rank` of `count`, two or more: a GPU of its own, or the CPU if that is requested.
     ///
     /// # Errors
-    /// When there are fewer GPUs than processes.
+    /// If there are fewer GPUs than processes.
     pub fn device_for_rank(self, rank: usize, count: usize) -> anyhow::Result<Device> {
         if self == DeviceKind::Cpu || (self == DeviceKind::Cuda && !cfg!(feature = "cuda")) {
             return self.device();
@@ -72,29 +72,29 @@ impl DeviceKind {
     }
 }
 
-/// How many NVIDIA GPUs there are.
+/// The number of NVIDIA GPUs.
 #[cfg(feature = "cuda")]
 fn gpus() -> usize {
     use candle_core::cuda_backend::cudarc::driver::CudaContext;
     CudaContext::device_count().map_or(0, |count| usize::try_from(count).unwrap_or(0))
 }
 
-/// None that this program could use.
+/// Always 0, since this program was built without CUDA.
 #[cfg(not(feature = "cuda"))]
 fn gpus() -> usize {
     0
 }
 
-/// An NVIDIA GPU, by its number, or in one line why it cannot be used.
+/// Opens an NVIDIA GPU by its number; the error is one line.
 fn gpu(number: usize) -> Result<Device, String> {
-    // With RUST_BACKTRACE, candle's errors have where they came from in their further lines.
+    // With RUST_BACKTRACE, candle's errors carry a backtrace after their first line.
     Device::new_cuda(number).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
-/// Two times, `FROM,TO`.
+/// Parses two times, `FROM,TO`.
 ///
 /// # Errors
-/// When they are no times from 0 to 1, or the second is before the first.
+/// If they are not times from 0 to 1, or the second is before the first.
 pub fn interval(text: &str) -> Result<[f32; 2], String> {
     let times = text.split_once(',').and_then(|(from, to)| Some([from.parse().ok()?, to.parse().ok()?]));
     times
@@ -102,16 +102,16 @@ pub fn interval(text: &str) -> Result<[f32; 2], String> {
         .ok_or_else(|| "expected two times from 0 to 1, the earlier first, such as 0.1,0.9".into())
 }
 
-/// Which of a checkpoint's weights.
+/// The weights of a checkpoint to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum WeightsKind {
-    /// Those that the optimizer stepped.
+    /// The weights that the optimizer updated.
     Raw,
-    /// Their moving average.
+    /// Their exponential moving average.
     Ema,
 }
 
-/// What `--weights` asks for.
+/// The selection for the value of `--weights`.
 pub fn weights_selection(weights: Option<WeightsKind>) -> WeightsSelection {
     match weights {
         None => WeightsSelection::Default,
@@ -120,16 +120,16 @@ pub fn weights_selection(weights: Option<WeightsKind>) -> WeightsSelection {
     }
 }
 
-/// What a checkpoint may not say about its model.
+/// Facts about a model that a checkpoint may not state.
 #[derive(clap::Args, Clone, Debug)]
 pub struct OverrideArgs {
-    /// Side of the model's pictures in pixels, where the file does not say it
+    /// Height and width of the model's images in pixels, if the file does not state it
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// Attention heads of the network, where the file does not say it
+    /// Attention heads of the network, if the file does not state it
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
-    /// Names of the classes in the order of their labels, where the file does not say them
+    /// Names of the classes in the order of their labels, if the file does not state them
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
     classes: Option<Vec<String>>,
 }
@@ -140,10 +140,10 @@ impl From<OverrideArgs> for ModelOverrides {
     }
 }
 
-/// The exit code when a file does not say all that its model needs, and the rest was assumed.
+/// The exit code if a file does not state everything that its model needs, and the rest was assumed.
 pub const EXIT_ASSUMED: u8 = 3;
 
-/// Says on the standard error stream what had to be assumed about the model in `path`.
+/// Prints to standard error the values that were assumed for the model in `path`.
 pub fn warn_assumed(path: &Path, assumed: &[Assumption]) {
     for assumed in assumed {
         let flag = assumed.field.replace('_', "-");
@@ -154,7 +154,7 @@ pub fn warn_assumed(path: &Path, assumed: &[Assumption]) {
     }
 }
 
-/// Opens a file as a model: a graph, or a checkpoint of any format that is read. Says what had to be assumed.
+/// Opens a file as a model: a graph, or a checkpoint of any supported format. Prints the values that were assumed.
 ///
 /// # Errors
 /// Those of [`checkpoint::open_model`].
@@ -164,9 +164,9 @@ pub fn open_model(path: &Path) -> anyhow::Result<Model> {
     Ok(model)
 }
 
-/// Results of computing with a model.
+/// Adds the name of a model's file to the errors of computing with it.
 pub trait ModelContext<T> {
-    /// Names the model's file in an error that does not. Without a file, the model is the one that comes with this program.
+    /// Adds the model's file to an error that does not name it. Without a file, the model is the one that comes with this program.
     ///
     /// # Errors
     /// Those of the result.
@@ -186,7 +186,7 @@ impl<T, E: Into<anyhow::Error>> ModelContext<T> for Result<T, E> {
     }
 }
 
-/// Says which pictures were left out. Their names may come from an index, which may be of anybody.
+/// Prints the images that were skipped. Their names may come from an untrusted index, hence they are escaped.
 pub fn warn_skipped(skipped: &[(PathBuf, String)]) {
     for (path, why) in skipped {
         logging::eprint_and_log(&format!(
@@ -197,32 +197,32 @@ pub fn warn_skipped(skipped: &[(PathBuf, String)]) {
     }
 }
 
-/// Says which images are there more than once, in several classes for example.
+/// Prints the images that occur more than once, in several classes for example.
 pub fn warn_duplicates(data: &Dataset) {
     data.duplicate_lines().iter().for_each(|line| logging::eprint_and_log(&escaped(line, usize::MAX)));
 }
 
-/// Writes JSON that people read, too.
+/// Writes formatted JSON to a file.
 ///
 /// # Errors
-/// Naming the file, when it cannot be written.
+/// If the file cannot be written; the error names it.
 pub fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
     let text = pretty_json(value)?;
     write_atomically(path, |w| w.write_all(text.as_bytes())).with_context(|| path.display().to_string())
 }
 
-/// JSON that people read, too.
+/// Formats JSON for people to read.
 ///
 /// # Errors
-/// None that a [`Value`] has.
+/// Never for a [`Value`].
 pub fn pretty_json(value: &Value) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// Prints `text`; `print!` panics when a reader such as `head` has had enough.
+/// Prints `text` to standard output. Unlike `print!`, it does not panic when a reader such as `head` closes the pipe.
 ///
 /// # Errors
-/// When nobody reads it.
+/// If standard output cannot be written.
 pub fn print(text: &str) -> anyhow::Result<()> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
@@ -230,11 +230,11 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// The runtimes that `--runtime` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Runtime {
-    /// Embedded: our own kernels, for models of ours.
+    /// Embedded: our own kernels, for models of tiny-cats.
     Native,
     /// Embedded: pure Rust, for any ONNX file.
     Tract,
-    /// ONNX Runtime, found when used.
+    /// ONNX Runtime; its library is located when it is used.
     Ort,
     /// The definition itself, with the file's weights.
     Candle,

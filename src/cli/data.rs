@@ -1,4 +1,4 @@
-//! `tiny-cats data`: makes training data, and looks at it.
+//! `tiny-cats data`: prepares and inspects training data.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::data::{
 };
 use crate::plural::pluralize;
 
-/// What `tiny-cats data` is called with.
+/// The arguments of `tiny-cats data`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,45 +22,45 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
-    /// Decodes all pictures of class folders, splits them into train, val and test, and writes down what training is to use.
+    /// Decodes all images of class folders, splits them into train, val and test, and writes the index that training uses.
     Index(Index),
-    /// Says what the pictures of class folders are like.
+    /// Prints statistics of the images in class folders.
     Stats(StatsArgs),
-    /// Makes class folders of pictures of one size, of class folders or of the archives of the Oxford-IIIT Pet data set.
+    /// Creates class folders of images of one size from class folders or from the archives of the Oxford-IIIT Pet data set.
     Prepare(PrepareArgs),
-    /// Draws synthetic cats of 12 breeds, and things that are not cats, into class folders.
+    /// Generates synthetic cats of 12 breeds, and things that are not cats, in class folders.
     Synth(Synth),
-    /// Lists the files of decoded pictures that training keeps, or deletes them.
+    /// Lists or deletes the files of decoded images that training caches.
     Cache(CacheArgs),
-    /// Fetches the photographs and annotations of the Oxford-IIIT Pet Dataset.
+    /// Downloads the photographs and annotations of the Oxford-IIIT Pet Dataset.
     #[cfg(feature = "download")]
     Download(super::download::Args),
 }
 
 #[derive(clap::Args, Debug)]
 struct Index {
-    /// Folder of class folders of pictures, or of folders train, val and test of class folders
+    /// Folder of class folders of images, or of folders train, val and test of class folders
     dir: PathBuf,
-    /// Where the index is written; unset, index.json in the folder, where training finds it
+    /// File to write the index to; unset, index.json in the folder, where training finds it
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Shares of train, val and test [default: 80,10,10, or what is in folders train, val and test]. Series of numbered files are cut
-    /// into stretches, so that neighbours stay together
+    /// Shares of train, val and test [default: 80,10,10, or what is in folders train, val and test]. Series of numbered files are split
+    /// into runs, so that neighbors stay together
     #[arg(long, value_name = "SHARES")]
     split: Option<Shares>,
-    /// Keep from training what this index of a smaller folder keeps from it, whatever it is called here, and nothing else
+    /// Hold out exactly the images that this index of a smaller folder holds out, whatever their names are here
     #[arg(long, value_name = "INDEX", conflicts_with = "split")]
     held_out: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]
 struct StatsArgs {
-    /// Folder of class folders of pictures, or an index of one
+    /// Folder of class folders of images, or an index of one
     data: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Write a contact sheet with pictures of each class
+    /// Write a contact sheet with images of each class
     #[arg(long, value_name = "PNG")]
     sheet: Option<PathBuf>,
 }
@@ -69,55 +69,55 @@ struct StatsArgs {
 struct PrepareArgs {
     /// Folder of class folders, or the one that the archives of the Oxford-IIIT Pet data set were unpacked to
     source: PathBuf,
-    /// The folder to write, new or empty
+    /// Folder to write, new or empty
     output: PathBuf,
-    /// Which part of each photograph is kept
+    /// Part of each photograph to keep
     #[arg(long, value_enum)]
     crop: Crop,
-    /// Width and height of the squares, or the shorter side where nothing is cropped, in pixels
+    /// Width and height of the squares, or the shorter side if nothing is cropped, in pixels
     #[arg(long, value_name = "PIXELS")]
     size: u32,
-    /// Boxes around heads: a CSV file with columns file, xmin, ymin, xmax and ymax, or a folder of PASCAL VOC's XML files; unset,
-    /// heads.csv or annotations/xmls in the source
+    /// Boxes around heads: a CSV file with columns file, xmin, ymin, xmax and ymax, or a folder of PASCAL VOC XML files; unset, heads.csv
+    /// or annotations/xmls in the source
     #[arg(long, value_name = "FILE|DIR")]
     boxes: Option<PathBuf>,
-    /// Make the dogs of the Oxford-IIIT Pet data set the class `other`, instead of leaving them out
+    /// Add the dogs of the Oxford-IIIT Pet data set as the class `other`, instead of leaving them out
     #[arg(long)]
     other: bool,
-    /// How pictures are written
+    /// Format of the written images
     #[arg(long, value_enum, default_value_t = Encoding::Jpeg)]
     encoding: Encoding,
 }
 
 #[derive(clap::Args, Debug)]
 struct Synth {
-    /// The folder to write: new, empty, or one of synthetic pictures, which are replaced
+    /// Folder to write: new, empty, or one of synthetic images, which are replaced
     dir: PathBuf,
-    /// Pictures in each of the 13 classes
+    /// Images in each of the 13 classes
     #[arg(long, default_value_t = 40, value_name = "N")]
     per_class: u32,
-    /// Width and height of each picture in pixels
+    /// Width and height of each image in pixels
     #[arg(long, default_value_t = 64)]
     size: u32,
-    /// The same seed gives the same pictures
+    /// Random seed; the same seed gives the same images
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
 #[derive(clap::Args, Debug)]
 struct CacheArgs {
-    /// The folder; unset, TINY_CATS_CACHE, or tiny-cats in the system's folder for caches
+    /// The cache folder; unset, TINY_CATS_CACHE, or tiny-cats in the system's folder for caches
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Delete them; the next training decodes its pictures again
+    /// Delete the files; the next training decodes its images again
     #[arg(long)]
     clear: bool,
 }
 
-/// Runs it.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// When an argument is out of range, there is no picture that can be used, or something can't be written.
+/// If an argument is out of range, no image can be used, or a file cannot be written.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Index(args) => index(&args),
@@ -272,7 +272,7 @@ fn summary(pictures: usize, classes: usize, left_out: usize) -> String {
     format!("{} in {}, {left_out} left out", pluralize(pictures, "picture"), pluralize(classes, "class"))
 }
 
-/// What is called after each of so many pictures.
+/// A callback that advances `bar` after each image; it takes the total number of images.
 fn advance(bar: &ProgressBar) -> impl Fn(u64) + Sync {
     |all| {
         bar.set_length(all);
@@ -280,7 +280,7 @@ fn advance(bar: &ProgressBar) -> impl Fn(u64) + Sync {
     }
 }
 
-/// A table of classes and parts.
+/// Prints a table of the number of images by class and part.
 fn print_counts(counts: &[ClassCount]) {
     let width = counts.iter().map(|count| count.name.chars().count()).max().unwrap_or(0).max(5);
     let line = |name: &str, columns: [String; 4]| {

@@ -1,4 +1,4 @@
-//! `tiny-cats doctor`: what this machine and this program can do.
+//! `tiny-cats doctor`: reports what this machine and this program can do.
 
 use std::{fmt::Write as _, io::Write as _};
 
@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use crate::doctor::{Capacity, Cuda, DoctorReport, Runtime, inspect};
 
-/// What `tiny-cats doctor` is called with.
+/// The arguments of `tiny-cats doctor`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Print the report as JSON
@@ -14,14 +14,14 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs it.
+/// Prints the report.
 ///
 /// # Errors
-/// When the embedded runtime draws no picture.
+/// If the embedded runtime cannot generate an image.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = inspect()?;
     let said = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { text(&report)? };
-    // Not print!, which panics when a reader such as head has had enough.
+    // `print!` panics when a reader such as head closes the pipe.
     std::io::stdout().write_all(said.as_bytes())?;
     if !report.ok {
         bail!("the embedded runtime does not work");
@@ -82,7 +82,7 @@ fn about(runtime: &Runtime) -> String {
 }
 
 fn advice(error: &str, fix: Option<&str>) -> String {
-    // Some errors say it themselves.
+    // Some errors contain the fix already.
     match fix.filter(|fix| !error.contains(fix)) {
         Some(fix) => format!("{error}; to get it: {fix}"),
         None => error.to_owned(),

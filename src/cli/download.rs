@@ -1,4 +1,4 @@
-//! `tiny-cats data download`: fetches photographs to train on.
+//! `tiny-cats data download`: downloads photographs to train on.
 
 use std::{
     path::PathBuf,
@@ -9,13 +9,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::download::{Archive, Event, OXFORD_PETS, OXFORD_PETS_URL, RetryPolicy, download};
 
-/// What `tiny-cats data download` is called with.
+/// The arguments of `tiny-cats data download`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Where to put the archives, and the folders images and annotations
+    /// Folder for the archives, and for the folders images and annotations
     #[arg(default_value = "data/oxford-pets")]
     dir: PathBuf,
-    /// A mirror: an address that has images.tar.gz and annotations.tar.gz below it
+    /// Mirror: a URL that has images.tar.gz and annotations.tar.gz below it
     #[arg(long, value_name = "URL", default_value = OXFORD_PETS_URL)]
     from: String,
 }
@@ -25,10 +25,10 @@ The Oxford-IIIT Pet Dataset, https://www.robots.ox.ac.uk/~vgg/data/pets
 by O. M. Parkhi, A. Vedaldi, A. Zisserman and C. V. Jawahar (Cats and Dogs, CVPR 2012)
 Licence: CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0. Its owners keep the copyright of the photographs.";
 
-/// Runs it.
+/// Downloads and unpacks the data set.
 ///
 /// # Errors
-/// When the files can't be fetched, are not the ones that are meant, or can't be written.
+/// If the files cannot be downloaded, differ from the pinned checksums, or cannot be written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     eprintln!("{NOTICE}");
     let mut report = Report::new()?;
@@ -41,15 +41,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How often a line is written where there is no terminal to draw a bar on.
+/// The interval between progress lines if there is no terminal for a bar.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-/// A bar on a terminal, and a line now and then elsewhere.
+/// Reports progress: a bar on a terminal, and a line at intervals elsewhere.
 struct Report {
     bar: ProgressBar,
     known: ProgressStyle,
     unknown: ProgressStyle,
-    /// What the bar is about: an archive, and whether it is being unpacked.
+    /// The subject of the bar: an archive, and true if it is being unpacked.
     current: Option<(&'static str, bool)>,
     next_line: Instant,
 }
@@ -73,7 +73,7 @@ impl Report {
         match event {
             Event::Fetching(done, total) => self.position(name, false, *done, *total),
             Event::Unpacking(done, total) => self.position(name, true, *done, Some(*total)),
-            Event::RecomputeFn(reason, wait) => {
+            Event::Retry(reason, wait) => {
                 self.line(&format!("{name}.tar.gz: {reason}; again in {:.0} s", wait.as_secs_f64()));
             }
             Event::Ready { files, bytes, before } => {
@@ -92,7 +92,7 @@ impl Report {
             };
             let message = format!("{action} {name}.tar.gz");
             self.bar = bar.with_style(style.clone()).with_message(message).with_position(done);
-            // What was there before does not count as speed.
+            // Bytes that were downloaded before do not count toward the speed.
             self.bar.reset_eta();
             self.next_line = Instant::now();
         }
@@ -104,7 +104,7 @@ impl Report {
         }
     }
 
-    /// A line instead of the bar; the next position brings a new one.
+    /// Prints a line instead of the bar; the next position starts a new bar.
     fn line(&mut self, line: &str) {
         self.current = None;
         self.bar.finish_and_clear();

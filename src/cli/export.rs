@@ -12,25 +12,25 @@ use tiny_cats_export::{
 use super::common::{EXIT_ASSUMED, ModelContext, OverrideArgs, WeightsKind, warn_assumed, weights_selection};
 use crate::checkpoint;
 
-/// What `tiny-cats export` is called with.
+/// The arguments of `tiny-cats export`.
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Exit codes: 0 if the file was written and verified, 1 if not, 2 for a wrong usage, 3 if it was written and verified, \
     but some of what its model needs had to be assumed."
 )]
 pub struct Args {
-    /// A released model, a training state, or a file of PyTorch
+    /// Released model, training state, or PyTorch file
     checkpoint: PathBuf,
-    /// The ONNX file to write [default: the checkpoint's name with .onnx]
+    /// ONNX file to write [default: the checkpoint's name with .onnx]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Version of ONNX's operator set
     #[arg(long, default_value_t = DEFAULT_OPSET)]
     opset: u32,
-    /// Which weights [default: ema of our own training, raw of others']
+    /// Weights to export [default: ema of our own training, raw of others']
     #[arg(long, value_enum)]
     weights: Option<WeightsKind>,
-    /// Store weights as halves: half the size, computed in f32
+    /// Store weights in half precision: half the size, computed in f32
     #[arg(long)]
     f16: bool,
     /// Verify the file on every runtime present; this is always done
@@ -43,10 +43,10 @@ pub struct Args {
     given: OverrideArgs,
 }
 
-/// Runs it. The exit code is [`EXIT_ASSUMED`] if the checkpoint does not say all that its model needs.
+/// Exports the checkpoint. The exit code is [`EXIT_ASSUMED`] if the checkpoint does not state everything that its model needs.
 ///
 /// # Errors
-/// When the checkpoint cannot be read, the file cannot be written, or a runtime disagrees with the definition; then no file is left.
+/// If the checkpoint cannot be read, the file cannot be written, or a runtime's outputs differ from the definition's; then no file is left.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let loaded = checkpoint::open(&args.checkpoint, weights_selection(args.weights))?;
     let described =

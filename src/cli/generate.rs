@@ -1,4 +1,4 @@
-//! `tiny-cats generate`: draws cats.
+//! `tiny-cats generate`: generates images of cats.
 
 use std::{
     io::IsTerminal,
@@ -21,51 +21,51 @@ use super::{
     writable::{check_writable, check_writable_folder},
 };
 
-/// What `tiny-cats generate` is called with.
+/// The arguments of `tiny-cats generate`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The model: .onnx, .safetensors or .pt [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// A breed by name, or all in turn
+    /// Breed by name, or all in turn
     #[arg(long, default_value = "all", value_name = "NAME")]
     breed: String,
-    /// How many pictures
+    /// Number of images
     #[arg(short = 'n', long = "count", default_value_t = 16, value_name = "N")]
     count: usize,
-    /// Steps from noise to picture [default: what the model advises, 20]
+    /// Steps from noise to image [default: what the model advises, 20]
     #[arg(long)]
     steps: Option<usize>,
-    /// How a step is taken: heun, euler or midpoint [default: what the model advises, heun]
+    /// Sampler: heun, euler or midpoint [default: what the model advises, heun]
     #[arg(long)]
     sampler: Option<Sampler>,
-    /// Weight of classifier-free guidance; 1 is none [default: what the model advises, 2.0]
+    /// Weight of classifier-free guidance; 1 disables it [default: what the model advises, 2.0]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
-    /// Times that guidance holds for, from 0 (noise) to 1 (picture) [default: what the model advises]
+    /// Times at which guidance applies, from 0 (noise) to 1 (image) [default: what the model advises]
     #[arg(long, value_name = "FROM,TO", value_parser = interval)]
     cfg_interval: Option<[f32; 2]>,
-    /// The same seed gives the same pictures
+    /// Random seed; the same seed gives the same images
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What computes them [default: native; tract for another program's file]
+    /// Runtime that computes the model [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Pictures drawn at once; changes memory, not pictures
+    /// Images generated at once; changes memory, not images
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// Show each picture coming out of noise, in a row of so many frames
+    /// Show each image emerging from noise, in a row of N frames
     #[arg(long, value_name = "N")]
     frames: Option<usize>,
-    /// A PNG for the labelled grid, or a folder for one PNG each
+    /// PNG file for the labeled grid, or a folder for one PNG per image
     #[arg(short, long, default_value = "cats.png", value_name = "PATH")]
     output: PathBuf,
 }
 
-/// Runs it.
+/// Generates the images and writes them.
 ///
 /// # Errors
-/// When an argument makes no sense, the model cannot be used, or the picture cannot be written.
+/// If an argument is invalid, the model cannot be used, or an image cannot be written.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let folder = is_folder(&args.output);
@@ -133,7 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each picture of a request at `frames` moments, the first of which is noise and the last the picture.
+/// Each image of a request at `frames` moments, from noise to the finished image.
 fn denoising_frames(
     generator: &mut Generator,
     request: &Request,
@@ -164,7 +164,7 @@ fn is_folder(path: &Path) -> bool {
     path.is_dir() || path.to_string_lossy().ends_with(std::path::MAIN_SEPARATOR)
 }
 
-/// Writes one picture to a file of its own.
+/// Writes one image to its own file.
 fn write_to(folder: &Path, picture: &GeneratedImage) -> anyhow::Result<()> {
     let name = format!("{}_seed{}_{:04}.png", picture.class, picture.seed, picture.index);
     let path = folder.join(name);

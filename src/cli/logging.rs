@@ -1,7 +1,7 @@
-//! Who hears what: warnings on the console, above a progress bar; what was said, and more, in log files that come and go.
+//! Logging: warnings on the console, above a progress bar; printed lines and more in log files, which can be added at any time.
 //!
-//! One subscriber is set up when the program starts; log files are added when they are known. What a person reads on the console anyway
-//! goes through [`say`] and [`note`]: it is printed once, and is once in each file.
+//! One subscriber is set up when the program starts. Log files are added when their paths are known. Lines for the user go through
+//! [`print_and_log`] and [`eprint_and_log`]: they are printed once, and logged once to each file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -21,33 +21,33 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// The target of what was printed already, which the console does not show again.
+/// The target of lines that were printed already; the console layer skips it.
 const PRINTED_TARGET: &str = "tiny_cats::said";
-/// The target of what other files have already, and the run's is to have, too.
+/// The target of lines that other files have already, and that only the run's file still needs.
 const REPLAYED_TARGET: &str = "tiny_cats::said::earlier";
-/// What is heard where `RUST_LOG` says nothing; of others only what went wrong.
+/// The console's filter without `RUST_LOG`; of other crates only errors.
 const CONSOLE: &str = "error,tiny_cats=warn,tiny_cats::serve=info,tiny_cats::init=info,tiny_cats_export=warn,tiny_cats_models=warn";
 const FILES: &str = "warn,tiny_cats=info,tiny_cats_export=info,tiny_cats_models=info";
 
-/// How a line of a log file looks.
+/// The format of a log file's lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Time, level and text.
     #[default]
     Text,
-    /// One JSON object.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where it is written.
+/// The destinations of lines.
 struct State {
-    /// Nothing is printed, unless `RUST_LOG` asks for it.
+    /// True if only what `RUST_LOG` requests is printed.
     quiet: bool,
     /// The progress bar that lines are printed above.
     bar: Option<WeakProgressBar>,
-    /// The file that the user asked for.
+    /// The file of `--log-file`.
     user_file: Option<LogFile>,
-    /// The file in the folder of the run that is on.
+    /// The log file in the folder of the current run.
     run: Option<LogFile>,
 }
 
@@ -55,7 +55,7 @@ struct LogFile {
     path: PathBuf,
     file: File,
     format: Format,
-    /// The last write failed, perhaps in the middle of a line.
+    /// True if the last write failed, perhaps in the middle of a line.
     write_failed: bool,
 }
 
@@ -65,8 +65,8 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sets logging up, for this process. `RUST_LOG=tiny_cats=debug` shows what happens inside; without it the console shows warnings, and
-/// files have what was said, too. Times are in UTC.
+/// Initializes logging for this process. `RUST_LOG=tiny_cats=debug` adds debug messages; without it the console shows warnings, and files
+/// also have the printed lines. Times are in UTC.
 pub fn init() {
     let console = EnvFilter::new(rust_log().unwrap_or_else(|| CONSOLE.into()));
     let console = fmt::layer()
@@ -88,27 +88,27 @@ pub fn init() {
         .init();
 }
 
-/// What `RUST_LOG` says, if it says anything.
+/// The value of `RUST_LOG`, unless it is unset or empty.
 fn rust_log() -> Option<String> {
     std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty())
 }
 
-/// What `RUST_LOG` silences on the console is in the files all the same.
+/// The filter of log files: a `RUST_LOG` that silences the console does not silence them.
 fn file_filter<S>() -> impl Filter<S> {
     EnvFilter::new(FILES).or(EnvFilter::new(rust_log().unwrap_or_else(|| "off".into())))
 }
 
-/// Writes to the file at `path` from now on, too, after what is in it.
+/// Appends further log lines to the file at `path`.
 ///
 /// # Errors
-/// When it cannot be opened for writing.
+/// If the file cannot be opened for writing.
 pub fn add_file(path: &Path, format: Format) -> io::Result<()> {
     let file = LogFile::open(path, format)?;
     state().user_file = Some(file);
     Ok(())
 }
 
-/// Writes to the file at `path`, in the folder of a run, instead of that of the run before. That it cannot be opened is a warning.
+/// Appends further log lines to the file at `path`, in a run's folder, instead of that of the previous run. Warns if it cannot be opened.
 pub fn add_run_file(path: &Path, format: Format) {
     match LogFile::open(path, format) {
         Ok(file) => state().run = Some(file),
@@ -116,23 +116,23 @@ pub fn add_run_file(path: &Path, format: Format) {
     }
 }
 
-/// Prints nothing from now on but what `RUST_LOG` asks for: another process speaks for this one.
+/// Prints only what `RUST_LOG` requests from now on, because another process prints for this one.
 pub fn set_quiet() {
     state().quiet = true;
 }
 
-/// Prints all lines above `bar` for as long as it is there.
+/// Prints all lines above `bar` for as long as the bar exists.
 pub fn set_progress_bar(bar: &ProgressBar) {
     state().bar = Some(bar.downgrade());
 }
 
-/// Prints a line on the standard output and logs it.
+/// Prints a line to standard output and logs it.
 pub fn print_and_log(line: &str) {
     suspend_bar(|| writeln!(io::stdout(), "{line}"));
     log(line);
 }
 
-/// Prints a line on the standard error stream and logs it.
+/// Prints a line to standard error and logs it.
 pub fn eprint_and_log(line: &str) {
     suspend_bar(|| writeln!(io::stderr(), "{line}"));
     log(line);
@@ -143,7 +143,7 @@ pub fn log(line: &str) {
     tracing::info!(target: PRINTED_TARGET, "{line}");
 }
 
-/// Logs to the file of the run alone what was logged before there was one.
+/// Logs only to the run's file a line that was logged before that file existed.
 pub fn log_to_run(line: &str) {
     tracing::info!(target: REPLAYED_TARGET, "{line}");
 }
@@ -154,7 +154,7 @@ pub fn log_fatal(line: &str) {
     tracing::error!(target: PRINTED_TARGET, "{line}");
 }
 
-/// Runs `print` while the bar is out of its way. That nobody listens any more (`| head`) stops nothing.
+/// Runs `print` while the progress bar is hidden. A closed pipe (`| head`) is ignored.
 fn suspend_bar(print: impl FnOnce() -> io::Result<()>) {
     let (quiet, bar) = {
         let state = state();
@@ -175,7 +175,7 @@ impl LogFile {
         Ok(Self { path: path.to_owned(), file, format, write_failed: false })
     }
 
-    /// A full disk will stop the run where it matters; here it is said once.
+    /// Writes a line; returns a warning for the first failure only, since a full disk stops the run where it matters.
     fn write(&mut self, line: &[u8]) -> Option<String> {
         let whole = if self.write_failed { [b"\n", line].concat() } else { line.to_owned() };
         match self.file.write_all(&whole) {
@@ -209,7 +209,7 @@ impl Write for Console {
     }
 }
 
-/// The files of one format.
+/// The log files of one format.
 #[derive(Clone, Copy)]
 struct Files {
     format: Format,
@@ -225,7 +225,7 @@ impl Write for Files {
             let files = asked.into_iter().chain(run);
             files.filter(|f| f.format == self.format).filter_map(|f| f.write(line)).collect()
         };
-        // Printed, not logged: logging is what fails.
+        // Printed, not logged: logging is what failed.
         failures.iter().for_each(|failure| suspend_bar(|| writeln!(io::stderr(), "{failure}")));
         Ok(line.len())
     }

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand.
+//! The command line: one module for each subcommand.
 
 use std::process::ExitCode;
 
@@ -26,7 +26,7 @@ mod table;
 pub mod train;
 mod writable;
 
-/// Trains small image models, writes them as ONNX, proves that the file is the model, and runs it anywhere.
+/// Trains small image models, exports them as verified ONNX, and runs them anywhere.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -36,35 +36,34 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Draws cats.
+    /// Generates images of cats.
     Generate(generate::Args),
-    /// Tells the breeds of cats in pictures.
+    /// Classifies images by the breed of cat.
     Classify(classify::Args),
-    /// Makes training data.
+    /// Prepares training data.
     Data(data::Args),
     /// Trains a model.
     Train(train::Args),
-    /// Says what a training takes before it is begun: memory, time and money.
+    /// Estimates the memory, time and cost of a training before it starts.
     Plan(plan::Args),
-    /// Says how good a trained model is.
+    /// Evaluates a trained model.
     Eval(eval::Args),
-    /// Serves models by HTTP, and the web demo.
+    /// Serves models and the web demo over HTTP.
     #[cfg(feature = "serve")]
     Serve(serve::Args),
-    /// Writes a checkpoint as ONNX, and verifies the file on every runtime.
+    /// Exports a checkpoint as ONNX, and verifies the file on every runtime.
     Export(export::Args),
-    /// Lists runs, and shows one.
+    /// Lists runs, or shows one.
     Runs(runs::Args),
-    /// Trains with many settings, and says which are best.
+    /// Trains with many settings, and ranks the results.
     Sweep(sweep::Args),
-    /// Trains on rented GPUs, at Modal.
+    /// Trains on rented GPUs at Modal.
     Cloud(cloud::Args),
-    /// Says what this machine and this program can do, what is missing, and how to get it.
+    /// Reports what this machine and this program can do, what is missing, and how to get it.
     Doctor(doctor::Args),
 }
 
-/// Runs the command that the program was called with. An error is one line on the standard error stream and exit code 1;
-/// a wrong usage has exit code 2.
+/// Runs the command of the program's arguments. An error is one line on standard error and exit code 1. Wrong usage has exit code 2.
 pub fn main() -> ExitCode {
     train::catch_signals();
     panic::install_hook();
@@ -94,7 +93,7 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| fail(&error))
 }
 
-/// The command line, whose defaults a configuration may have changed.
+/// Parses the command line, whose defaults a configuration may have changed.
 fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
     let arguments: Vec<_> = std::env::args_os().collect();
     let command = train::config::with_defaults(Cli::command(), &arguments)?;
@@ -104,7 +103,7 @@ fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    // Nobody reads the output any more, as behind `| head`: there is nobody to tell, and nothing is wrong.
+    // A reader such as `| head` has closed the pipe: that is no error, and nobody would read a message.
     let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
     if error.downcast_ref().is_some_and(closed) {
         return ExitCode::SUCCESS;
@@ -113,8 +112,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The error and its causes, those left out that it has named already; of one that brings a backtrace, its first line. What a file or a
-/// name may have brought into it is escaped.
+/// The error and its causes on one line, without causes that it names already. Of an error with a backtrace, only the first line is used.
+/// Text from files and names is escaped.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -127,5 +126,5 @@ fn one_line(error: &anyhow::Error) -> String {
     escaped(&line, MAX_ERROR_BYTES).into_owned()
 }
 
-/// The most bytes of an error's text that are shown; what comes from a file may be long.
+/// The maximum length of a printed error in bytes, since text from a file may be long.
 const MAX_ERROR_BYTES: usize = 560;

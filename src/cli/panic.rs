@@ -1,20 +1,20 @@
-//! What a person sees when something goes wrong that no code expected: one line.
+//! The panic hook: one line for an unexpected error.
 
 use std::{backtrace, io::Write, panic, process};
 
 use tiny_cats_export::excerpt;
 
-/// Where to report a fault of this program.
+/// The page to report bugs at.
 const ISSUES_URL: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
 
-/// Shows a panic as one line that asks for a report; with `RUST_BACKTRACE` the backtrace follows. Ends the process quietly when nobody reads
-/// the standard output any more, as behind `| head`, and with one line when it cannot be written.
+/// Installs a hook that prints a panic as one line that asks for a report; with `RUST_BACKTRACE` the backtrace follows. If standard output
+/// is closed, as behind `| head`, the process ends silently. If it cannot be written for another reason, the process ends with one line.
 pub fn install_hook() {
     panic::set_hook(Box::new(|info| {
         let payload = info.payload();
         let text = payload.downcast_ref::<&str>().copied();
         let message = text.or_else(|| payload.downcast_ref().map(String::as_str)).unwrap_or("no message");
-        // `println!` panics with this text where others return an error.
+        // `println!` panics with this text where other functions return an error.
         if let Some(reason) = message.strip_prefix("failed printing to ") {
             let broken = reason.contains("Broken pipe") || reason.contains("os error 232");
             if !broken {

@@ -1,4 +1,4 @@
-//! `tiny-cats plan`: what a training takes, said before it is begun.
+//! `tiny-cats plan`: estimates what a training takes before it starts.
 
 use std::{
     fmt::Write as _,
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// What `tiny-cats plan` is called with.
+/// The arguments of `tiny-cats plan`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -35,9 +35,9 @@ pub struct Args {
 enum Command {
     /// Plans a training, with the flags of `tiny-cats train`.
     Train(Train),
-    /// Prints what an hour costs.
+    /// Prints the hourly prices.
     Prices {
-        /// A price list to take instead of the program's, as TOML
+        /// TOML price list to use instead of the built-in one
         #[arg(long, value_name = "FILE")]
         prices: Option<PathBuf>,
         /// Print JSON
@@ -66,7 +66,7 @@ struct TaskArgs<T: clap::Args> {
     train: T,
     #[command(flatten)]
     gpu_args: GpuArgs,
-    /// Train for 20 steps on this machine, on synthetic cats, and say how long all of it would take here
+    /// Train for 20 steps on this machine, on synthetic cats, and print how long the whole run would take here
     #[arg(long, help_heading = "Plan")]
     calibrate: bool,
     /// Print JSON
@@ -74,40 +74,39 @@ struct TaskArgs<T: clap::Args> {
     json: bool,
 }
 
-/// On what a training is planned.
+/// The GPUs, prices and data that a training is planned for.
 #[derive(clap::Args, Clone, Debug)]
 pub struct GpuArgs {
-    /// GPUs as Modal calls them, separated by commas, the first being preferred; several of a kind as A100:4 [default: all; of these, `cloud
+    /// GPUs by Modal's names, separated by commas, the preferred one first; several of a kind as A100:4 [default: all; of these, `cloud
     /// train` takes the cheapest that is done overnight]
     #[arg(long, value_delimiter = ',', value_name = "GPU", help_heading = "Plan")]
     pub gpu: Vec<String>,
-    /// A price list to take instead of the program's, as TOML
+    /// TOML price list to use instead of the built-in one
     #[arg(long, value_name = "FILE", help_heading = "Plan")]
     pub prices: Option<PathBuf>,
-    /// Pictures in all, where the data is not on this machine
+    /// Total number of images, if the data is not on this machine
     #[arg(long, value_name = "N", help_heading = "Plan")]
     pub pictures: Option<usize>,
-    /// Classes, where the data is not on this machine
+    /// Number of classes, if the data is not on this machine
     #[arg(long, value_name = "N", help_heading = "Plan")]
     pub classes: Option<usize>,
 }
 
-/// Pictures of the data that `download` and `prepare` make of the Oxford-IIIT Pet Dataset: heads for the generator, whole photographs with
-/// dogs as another class for the classifier.
+/// Classes and images of the cat heads that `download` and `prepare` make of the Oxford-IIIT Pet Dataset, for the generator.
 pub const HEADS: [usize; 2] = [BREEDS.len(), 1_082];
-/// See [`HEADS`].
+/// Classes and images of the whole photographs in the same data set, with dogs as another class, for the classifier.
 pub const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
 
-/// More than anybody has.
+/// The maximum of `--pictures`; no data set is larger.
 const MAX_IMAGES: usize = 1 << 32;
 
-/// Steps that `--calibrate` takes the time of.
+/// The number of steps that `--calibrate` measures.
 const CALIBRATION_STEPS: u64 = 20;
 
-/// Runs it.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// When a setting makes no sense, or nothing can be planned.
+/// If a setting is invalid, or nothing can be planned.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Prices { prices, json } => print(&list(&load(prices.as_deref())?, *json)?),
@@ -129,10 +128,10 @@ fn load(prices: Option<&Path>) -> anyhow::Result<Prices> {
 }
 
 impl GpuArgs {
-    /// The GPUs that were asked for, or one of each kind.
+    /// The requested GPUs, or one of each kind.
     ///
     /// # Errors
-    /// When there is no such GPU.
+    /// If there is no such GPU.
     pub fn gpus(&self) -> anyhow::Result<Vec<Gpu>> {
         if self.gpu.is_empty() {
             return Ok(gpu_models().iter().map(Gpu::one).collect());
@@ -143,15 +142,15 @@ impl GpuArgs {
     /// The price list.
     ///
     /// # Errors
-    /// When it makes no sense.
+    /// If the price list is invalid.
     pub fn prices(&self) -> anyhow::Result<Prices> {
         load(self.prices.as_deref())
     }
 
-    /// How many pictures there are: as was said, or as they are here, or `usual` classes and pictures; and a line about it.
+    /// The number of images, and a line that describes it: from the flags, or counted in `data`, or `usual` classes and images.
     ///
     /// # Errors
-    /// When the data is there and cannot be read.
+    /// If the data exists and cannot be read.
     pub fn pictures(&self, data: &Path, usual: [usize; 2]) -> anyhow::Result<(ImageCounts, String)> {
         let said = self.classes.is_some() || self.pictures.is_some();
         if !said && data.exists() {
@@ -347,7 +346,7 @@ fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
     table(&head, &rows)
 }
 
-/// The rules that the figures are made by.
+/// The rules behind the figures.
 fn footnotes(settings: &CloudSettings, prices: &Prices, estimates: &[Estimate]) -> String {
     let mut out = String::new();
     let (container, most) = (settings.container, settings.time.longest_attempt_s / 3600.0);
@@ -455,12 +454,12 @@ fn bytes(bytes: u64) -> String {
     quantity((bytes as f64).max(1e6)) + "B"
 }
 
-/// Hours as people say them.
+/// Formats hours for people.
 pub fn hours(hours: f64) -> String {
     if hours < 1.0 { format!("{:.0} min", (60.0 * hours).ceil()) } else { format!("{hours:.1} h") }
 }
 
-/// Dollars as people say them.
+/// Formats dollars for people.
 pub fn money(dollars: f64) -> String {
     format!("${dollars:.2}")
 }

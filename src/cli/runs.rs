@@ -1,4 +1,4 @@
-//! `tiny-cats runs`: lists runs, and shows one.
+//! `tiny-cats runs`: lists runs, or shows one.
 
 use std::{
     fmt::Write as _,
@@ -26,21 +26,21 @@ use crate::{
     },
 };
 
-/// The end of `metrics.jsonl` in which the last loss is looked for: some hundreds of lines.
+/// The length of the end of `metrics.jsonl` that is searched for the last loss: some hundreds of lines.
 const TAIL_BYTES: u64 = 64 << 10;
-/// Where there is no terminal that has a width.
+/// The width without a terminal, in characters.
 const WIDTH: usize = 80;
-/// What is printed of a text that a file holds.
+/// The maximum number of printed characters of a text from a file.
 const MAX_TEXT: usize = 200;
-/// What stands for the newest run.
+/// The name that stands for the newest run.
 const LATEST: &str = "latest";
 
-/// What `tiny-cats runs` is called with.
+/// The arguments of `tiny-cats runs`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Where the runs lie
+    /// Folder of the runs
     #[arg(long, default_value = RUNS, value_name = "DIR", global = true)]
     runs_dir: PathBuf,
     /// Print JSON
@@ -52,16 +52,16 @@ pub struct Args {
 enum Command {
     /// Shows a run: its record, its configuration, its best evaluations and its loss curve.
     Show {
-        /// The run: `latest`, its id, or as much of the id's beginning or end as no other run has
+        /// The run: `latest`, its ID, or a prefix or suffix of the ID that no other run has
         #[arg(default_value = LATEST)]
         id: String,
     },
 }
 
-/// Runs it.
+/// Lists the runs, or shows one.
 ///
 /// # Errors
-/// When the folder can't be read or there is no such run. A run that cannot be read is a line of the list.
+/// If the folder cannot be read or there is no such run. A run that cannot be read is a line of the list.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let said = match &args.command {
         None => {
@@ -84,13 +84,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 struct RunSummary {
     folder: PathBuf,
     id: String,
-    /// The record, or why there is none.
+    /// The record, or why it cannot be read.
     record: Result<RunRecord, String>,
-    /// `killed` and `broken` are found out here; the others are the record's.
+    /// The status in the record; `killed` and `broken` are determined here.
     status: &'static str,
-    /// The last loss of a step that was logged.
+    /// The loss of the last logged step.
     loss: Option<Point>,
-    /// The running mean of the loss beside it, as training shows it; runs of earlier versions have none.
+    /// The running mean of the loss at that step, as training prints it; runs of earlier versions have none.
     mean_loss: Option<Point>,
 }
 
@@ -113,7 +113,7 @@ impl RunSummary {
         Self { folder, id, record, status, loss, mean_loss }
     }
 
-    /// The newest sample grid, from where the program was called.
+    /// The newest sample grid, relative to the working directory.
     fn sample(&self) -> Option<PathBuf> {
         Some(self.folder.join(self.record.as_ref().ok()?.sample.as_ref()?))
     }
@@ -136,7 +136,7 @@ fn name(folder: &Path) -> String {
     folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The folders in which runs are looked for, by name; none where nothing has been trained yet.
+/// The folders that may hold runs, sorted by name; none if `root` does not exist.
 fn folders(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(root) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -159,11 +159,11 @@ fn list(root: &Path) -> anyhow::Result<Vec<RunSummary>> {
     Ok(runs)
 }
 
-/// The folder of a run by its id, or as much of it as no other has.
+/// Finds the folder of a run by its ID, or by a unique prefix or suffix of it.
 fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
     let folders = folders(root)?;
     if id == LATEST {
-        // Only the name counts, and only if there is such a run.
+        // The link is used only for its name, and only if there is such a run.
         let named = latest(root);
         let latest = folders.iter().find(|folder| Some(name(folder)) == named).cloned();
         let newest = || Some(list(root).ok()?.pop()?.folder);
@@ -192,9 +192,9 @@ fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Seconds since 1970 as a time that people read.
+/// Formats seconds since 1970 for people.
 fn time(seconds: u64) -> String {
-    // Later years than 9999 have no such form.
+    // Years after 9999 have no such form.
     let time = (seconds < 253_402_300_800).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     time.map_or_else(
         || "unknown".to_owned(),
@@ -235,7 +235,7 @@ fn runs_table(runs: &[RunSummary], root: &Path) -> String {
     let mut said = String::new();
     for (line, run) in table(&head, &rows).lines().zip(std::iter::once(None).chain(runs.iter().map(Some))) {
         said += line;
-        // Why it is broken takes the place of all that is not known.
+        // The reason why the run is broken replaces the unknown columns.
         if let Some(Err(error)) = run.map(|run| &run.record) {
             let _ = write!(said, ": {}", clean(error, MAX_TEXT));
         }
@@ -254,7 +254,7 @@ fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
     let config = read_bounded(&run.folder.join(CONFIGURATION))
         .ok()
         .map(|text| String::from_utf8_lossy(&text).into_owned());
-    // The better of what increases, where the name says that it does.
+    // A metric whose goal is unknown is minimized.
     let goal = |name: &str| Goal::of(name).unwrap_or(Goal::Min);
     let best =
         metrics.evaluations().filter_map(|(name, points)| Some((name, best(points, goal(name))?, points)));
@@ -319,7 +319,7 @@ fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
     Ok(out)
 }
 
-/// What its record says.
+/// Prints the record of a run.
 fn about(out: &mut String, run: &RunSummary) -> std::fmt::Result {
     let Ok(record) = &run.record else { return Ok(()) };
     let mut row = |name: &str, text: &str| {

@@ -25,7 +25,7 @@ use crate::{
     signals,
 };
 
-/// What `tiny-cats serve` is called with.
+/// The arguments of `tiny-cats serve`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The generator, .onnx or .safetensors [default: the one that comes with this program]
@@ -40,66 +40,66 @@ pub struct Args {
     /// Serve no classifier
     #[arg(long, conflicts_with = "classifier")]
     no_classifier: bool,
-    /// What computes them [default: native; tract for another program's file]
+    /// Runtime that computes the models [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// The address to listen at; others than this machine reach it at 0.0.0.0 or ::
+    /// IP address to listen on; 0.0.0.0 or :: also accepts connections from other machines
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     host: IpAddr,
-    /// The port to listen at; 0 is any that is free
+    /// Port to listen on; 0 picks a free one
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// The web demo, as `npm run build` makes it in web-demo/dist [default: the one in this program, if it was built with it]
+    /// Folder of the web demo, as `npm run build` writes it to web-demo/dist [default: the one in this program, if it was built with it]
     #[arg(long, value_name = "DIR")]
     web: Option<PathBuf>,
-    /// Serve the API alone
+    /// Serve only the API
     #[arg(long, conflicts_with = "web")]
     no_web: bool,
-    /// A file with the token that clients of the API must send; TINY_CATS_TOKEN does the same. The web demo needs none: it computes in
-    /// the browser
+    /// File with the token that clients of the API must send; TINY_CATS_TOKEN does the same. The web demo needs none: it computes in the
+    /// browser
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// A name that clients may call this machine by, besides localhost, while it listens to itself alone: that of a proxy before it, for
-    /// instance; may be repeated. It keeps pages from reaching the server by a name of their own
+    /// Host name that requests may use besides localhost while the server listens on this machine only, such as a proxy's; may be repeated.
+    /// Other names are refused, so that no web page reaches the server through a name of its own
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// An origin whose pages may use the API, such as `https://example.org`; may be repeated [default: none]
+    /// Origin whose pages may use the API, such as `https://example.org`; may be repeated [default: none]
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
-    /// Pictures that share an evaluation of a network
+    /// Maximum images that share an evaluation of a network
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_batch: u16,
-    /// Milliseconds for which a picture to be classified may wait for others to share its evaluation. Pictures that are drawn join
-    /// others without waiting
+    /// Milliseconds that an image to classify may wait for others to share its evaluation. Images to generate join the next evaluation
+    /// without waiting
     #[arg(long, default_value_t = 5, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=10_000))]
     max_wait: u64,
-    /// Pictures that are admitted and not finished, for each model; more are answered 429
+    /// Maximum images admitted and not finished, for each model; further requests are answered with 429
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     queue: u32,
-    /// Pictures of one request [default: 64, or --queue where that is less]
+    /// Maximum images per request [default: 64, or --queue where that is less]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_count: Option<u32>,
-    /// Steps of one request
+    /// Maximum steps per request
     #[arg(long, default_value_t = 250, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_steps: u32,
-    /// Seconds that a request may take; after a signal the server waits that long for those at work
+    /// Seconds that a request may take; after a signal the server waits that long for unfinished requests
     #[arg(long, default_value_t = 60, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
-    /// MiB of a request's body
+    /// Maximum MiB of a request's body
     #[arg(long, default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1024))]
     max_body: u64,
-    /// Millions of pixels of a photograph; all of one request may have four times as many
+    /// Maximum pixels of a photograph, in millions; all photographs of one request may have four times as many
     #[arg(long, default_value_t = 24, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=210))]
     max_megapixels: u64,
-    /// Connections that are open at the same time
+    /// Maximum open connections
     #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_connections: u32,
 }
 
-/// Serves until a signal asks it to stop.
+/// Serves until a signal stops the server.
 ///
 /// # Errors
-/// When an argument makes no sense, the address is taken, or a model cannot be used or does not compute what its definition does.
+/// If an argument is invalid, the address is in use, a model cannot be used, or its outputs differ from its definition's.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     if args.no_generator && args.no_classifier && args.no_web {
@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true => None,
         false => Some(open(args.classifier.as_deref(), "resnet18-breeds", pretrained::CLASSIFIER)?),
     };
-    // Names stand in addresses and metrics.
+    // Names are part of URLs and metrics, so the two must differ.
     let classifier = classifier.map(|(name, model)| match &generator {
         Some((other, _)) if *other == name => (format!("{name}-classifier"), model),
         _ => (name, model),
@@ -134,7 +134,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 "anybody who reaches this address can use the API: --token-file asks them for a token",
             );
         }
-        // Printed at once, so that whoever began this knows the port; what comes before it is ready is answered so.
+        // Printed at once, so that the parent process learns the port; API requests before the server is ready are answered with 503.
         print_and_log(&format!("listening at http://{address}/"));
         server.when_ready(move || {
             eprint_and_log(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()))
@@ -185,7 +185,7 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     })
 }
 
-/// The token that clients must send, if there is one: never an argument, which every user of the machine can see.
+/// Reads the token that clients must send, if there is one. It is never an argument, since every user of the machine can see those.
 fn token(file: Option<&Path>) -> anyhow::Result<Option<String>> {
     let (token, place) = match (file, std::env::var("TINY_CATS_TOKEN")) {
         (Some(path), _) => (
@@ -194,7 +194,7 @@ fn token(file: Option<&Path>) -> anyhow::Result<Option<String>> {
         ),
         (None, Ok(token)) => (token, "TINY_CATS_TOKEN".to_owned()),
         (None, Err(VarError::NotPresent)) => return Ok(None),
-        // To go on without one would open what somebody wanted closed.
+        // Ignoring the variable would open a server that was meant to be protected.
         (None, Err(VarError::NotUnicode(_))) => bail!("TINY_CATS_TOKEN: expected text"),
     };
     let token = token.trim();
@@ -204,18 +204,18 @@ fn token(file: Option<&Path>) -> anyhow::Result<Option<String>> {
     Ok(Some(token.to_owned()))
 }
 
-/// The model in a file, or the one that comes with this program, and its name.
+/// Opens the model in a file, or the one that comes with this program, and names it.
 fn open(path: Option<&Path>, name: &str, bytes: &'static [u8]) -> anyhow::Result<NamedModel> {
     let Some(path) = path else {
         return Ok((name.to_owned(), Model::from_bytes(bytes.to_vec(), &format!("the pretrained {name}"))?));
     };
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    // It becomes part of a URL and of metrics.
+    // The name becomes part of a URL and of metrics.
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' };
     Ok((stem.chars().map(plain).collect(), open_model(path)?))
 }
 
-/// The first signal asks the server to stop; the second ends the process.
+/// Stops the server at the first signal, and ends the process at the second.
 fn listen_for_signals(stop: &Arc<tokio::sync::Notify>) -> anyhow::Result<()> {
     let mut signals = Signals::new(signals::stop_signals()).context("signals")?;
     let stop = stop.clone();

@@ -25,9 +25,9 @@ use crate::{
     train::folder::RUNS,
 };
 
-/// What is printed of a text that a file holds.
+/// The maximum number of printed characters of a text from a file.
 const MAX_TEXT: usize = 200;
-/// The exit code of a file that makes no sense, as of arguments that make none.
+/// The exit code of an invalid file, the same as that of wrong usage.
 const EXIT_USAGE: u8 = 2;
 
 const FILE_FORMAT: &str = r#"The file:
@@ -50,26 +50,26 @@ Called again, it passes over what is finished and goes on with the rest. `tiny-c
 
 Exit codes: 0 when at least one job has finished, 1 when none has, 2 for a wrong usage or an invalid file, 75 when it was stopped and can go on."#;
 
-/// What `tiny-cats sweep` is called with.
+/// The arguments of `tiny-cats sweep`.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = FILE_FORMAT)]
 pub struct Args {
-    /// What is trained, and which settings are tried; --help describes it
+    /// TOML file that states what to train and which settings to try; --help describes it
     #[arg(value_name = "FILE.toml")]
     file: PathBuf,
-    /// Where runs lie
+    /// Folder of the runs
     #[arg(long, default_value = RUNS, value_name = "DIR")]
     runs_dir: PathBuf,
     /// Print the jobs, and run none
     #[arg(long)]
     dry_run: bool,
-    /// Note what the jobs' folders hold, and run none: for jobs that were run elsewhere
+    /// Collect the results from the jobs' folders, and run none: for jobs that ran elsewhere
     #[arg(long, conflicts_with_all = ["dry_run", "retry_failed"])]
     collect: bool,
-    /// Try jobs again that have failed
+    /// Run failed jobs again
     #[arg(long)]
     retry_failed: bool,
-    /// Print the outcome as JSON; a line for each job goes to the standard error stream
+    /// Print the results as JSON; a line for each job goes to standard error
     #[arg(long)]
     json: bool,
     /// Run this program for the jobs instead of this one
@@ -77,10 +77,10 @@ pub struct Args {
     program: Option<PathBuf>,
 }
 
-/// Runs it.
+/// Runs the jobs that have not finished, and prints the results.
 ///
 /// # Errors
-/// When a job cannot be begun, or none has finished. A file that makes no sense is exit code 2.
+/// If a job cannot be started, or none has finished. An invalid file has exit code 2.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (sweep, jobs) = match load(&args.file) {
         Ok(loaded) => loaded,
@@ -123,7 +123,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         SweepEvent::Ended(i, outcome) => {
             let line = format!("[{}/{all}] {}", i + 1, outcome_line(&sweep, outcome));
-            // That nobody reads it any more is no reason to stop.
+            // A closed pipe is no reason to stop.
             bar.suspend(|| {
                 let _ = if args.json {
                     writeln!(std::io::stderr(), "{line}")
@@ -140,10 +140,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     print_outcome(&sweep, &end, args.json)
 }
 
-/// A sweep's file and its jobs, all of which `train` takes.
+/// Loads a sweep's file and its jobs, and checks that `train` accepts all of them.
 ///
 /// # Errors
-/// When it makes no sense.
+/// If the file or a job is invalid.
 pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
     let sweep = Sweep::load(file)?;
     sweep.check_keys(&flags(sweep.task.name()))?;
@@ -154,10 +154,10 @@ pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
     Ok((sweep, jobs))
 }
 
-/// Says what became of the jobs.
+/// Prints the results of the jobs.
 ///
 /// # Errors
-/// When none has finished.
+/// If no job has finished, or standard output cannot be written.
 pub fn print_outcome(sweep: &Sweep, end: &SweepResult, json: bool) -> anyhow::Result<ExitCode> {
     let all = end.state.jobs.len();
     print(&if json { pretty_json(&report(sweep, end))? } else { ranking(sweep, end) })?;
@@ -187,10 +187,10 @@ fn flags(task: &str) -> Vec<String> {
     names.collect()
 }
 
-/// What `train` makes of a job.
+/// Parses a job as arguments of `train`.
 ///
 /// # Errors
-/// When it would refuse it.
+/// If `train` would refuse them.
 pub fn train_args(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args> {
     let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
     let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
@@ -199,7 +199,7 @@ pub fn train_args(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(Cli { command: Command::Train(args) }) => {
-            // Not with the job's settings: what is refused may be a password among them.
+            // The error does not repeat the job's settings, since one of them may be a password.
             args.validate().with_context(|| sweep.path.display().to_string())?;
             Ok(args)
         }
@@ -212,7 +212,7 @@ pub fn train_args(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args
     }
 }
 
-/// What differs, on one line.
+/// The settings that differ between jobs, on one line.
 fn settings<'a>(settings: impl Iterator<Item = (&'a String, &'a Setting)>) -> String {
     let each = settings.map(|(key, value)| format!("{key}={}", clean(&value.to_string(), 60)));
     each.collect::<Vec<_>>().join(" ")
@@ -229,7 +229,7 @@ fn plan(sweep: &Sweep, jobs: &[Job]) -> String {
     format!("{}\n{all}: tiny-cats {}\n", table(&head, &rows).trim_end(), shared(jobs))
 }
 
-/// The arguments that all jobs have.
+/// The arguments that all jobs share.
 fn shared(jobs: &[Job]) -> String {
     let Some(first) = jobs.first() else { return String::new() };
     let shared =
@@ -237,7 +237,7 @@ fn shared(jobs: &[Job]) -> String {
     clean(&shared.map(String::as_str).collect::<Vec<_>>().join(" "), 5 * MAX_TEXT)
 }
 
-/// What became of a job, on one line.
+/// The result of a job, on one line.
 fn outcome_line(sweep: &Sweep, outcome: &Outcome) -> String {
     let mut line = format!("{}  {}", settings(outcome.settings.iter()), outcome.status.name());
     match (&outcome.error, outcome.metric) {
@@ -250,7 +250,7 @@ fn outcome_line(sweep: &Sweep, outcome: &Outcome) -> String {
     line + &format!("  {:.0} s", outcome.seconds)
 }
 
-/// The outcomes as a table, the best first.
+/// A table of the results, the best first.
 fn ranking(sweep: &Sweep, end: &SweepResult) -> String {
     let keys = sweep.space.keys().map(String::as_str);
     let head: Vec<&str> = keys.chain([sweep.metric.as_str(), "step", "status", "job", "error"]).collect();

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::data::printable;
 
-/// A table of aligned columns, two blanks between them, with a line of headings. Columns of which every entry is a number, or nothing, are
-/// aligned to the right.
+/// Formats a table of aligned columns, separated by two spaces, with a line of headings. Columns in which every entry is a number or empty
+/// are aligned to the right.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |text: &str| text.chars().count();
     let column = |i: usize| rows.iter().filter_map(move |row| row.get(i));
@@ -27,7 +27,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     line(&mut head.iter().copied()) + &body
 }
 
-/// Text of a file as it can be printed: on one line, at most `most` characters, without control characters.
+/// Text from a file in printable form: on one line, at most `most` characters, without control characters.
 pub fn clean(text: &str, most: usize) -> String {
     let short: String = text.chars().take(most).collect();
     let more = if text.chars().nth(most).is_some() { "…" } else { "" };

@@ -1,4 +1,4 @@
-//! Whether a command will be able to write what takes long to compute, before it begins.
+//! Checks that outputs can be written before a long computation starts.
 
 use std::{
     io::{self, Write},
@@ -8,33 +8,33 @@ use std::{
 use anyhow::{Context, bail};
 use tiny_cats_export::strip_temp_name;
 
-/// What is written to see whether anything can be: a block, which a full disk has no room for.
+/// Bytes written as a probe: one block, so that a full disk is noticed.
 const PROBE: [u8; 4096] = [0; 4096];
 
-/// The nearest folder of `folder`'s parents that is there, which may be itself; what is in its place, if that is no folder.
+/// The nearest existing path among `folder` and its parents. It may be a file that is in the way.
 fn nearest_existing(folder: &Path) -> PathBuf {
-    // Without a separator at the end, by which a file would not be found.
+    // Removes a trailing separator, which would hide a file in the folder's place.
     let folder: PathBuf = folder.components().collect();
     let parents = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
     let there = parents.into_iter().find(|path| path.symlink_metadata().is_ok());
     there.unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Looks whether files can be written in `folder`, which need not be there yet: in the nearest of its parents that is. Leaves nothing.
+/// Checks that files can be written in `folder`, or in its nearest existing parent. Leaves no file.
 ///
 /// # Errors
-/// When none can be written: a file is in the way, rights are missing, or the disk is full.
+/// If a file is in the way, permissions are missing, or the disk is full.
 pub fn check_can_write(folder: &Path) -> io::Result<()> {
-    // It has no name, so that nothing of it is left by a process that is killed.
+    // The file has no name, so nothing is left if the process is killed.
     let mut file = tempfile::tempfile_in(nearest_existing(folder)).map_err(strip_temp_name)?;
     file.write_all(&PROBE)?;
     file.sync_all()
 }
 
-/// Looks whether a file of this `extension` can be written to `path`, which the user gave by `flag`.
+/// Checks that a file with this `extension` can be written to `path`, the value of `flag`.
 ///
 /// # Errors
-/// When the name ends otherwise, its folder is not there, or nothing can be written in it.
+/// If the extension differs, the folder does not exist, or nothing can be written in it.
 pub fn check_writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> {
     if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case(extension)) {
         bail!("{flag} {}: expected a name that ends in .{extension}", path.display());
@@ -46,10 +46,10 @@ pub fn check_writable(flag: &str, path: &Path, extension: &str) -> anyhow::Resul
     check_can_write(folder).with_context(|| write_error(flag, path))
 }
 
-/// Looks whether files can be written in the folder `path`, which the user gave by `flag` and which need not be there yet.
+/// Checks that files can be written in the folder `path`, the value of `flag`. It need not exist yet.
 ///
 /// # Errors
-/// When they cannot.
+/// If they cannot be written.
 pub fn check_writable_folder(flag: &str, path: &Path) -> anyhow::Result<()> {
     check_can_write(path).with_context(|| write_error(flag, path))
 }
@@ -58,10 +58,10 @@ fn write_error(flag: &str, path: &Path) -> String {
     format!("{flag} {}: cannot write there", path.display())
 }
 
-/// Looks whether `bytes` have room in `folder`, which need not be there yet.
+/// Checks that the disk of `folder`, which need not exist yet, has `bytes` free.
 ///
 /// # Errors
-/// When there is less room, or nobody can say.
+/// If it has less free space, or the free space is unknown.
 pub fn check_free_space(folder: &Path, bytes: u64) -> io::Result<()> {
     let free = fs4::available_space(nearest_existing(folder))?;
     if free >= bytes {

@@ -1,4 +1,4 @@
-//! The app at Modal: where its files are.
+//! The location of the Modal app's files.
 
 use std::{
     io,
@@ -9,10 +9,10 @@ use tiny_cats_export::write_atomically;
 
 use crate::data::Cache;
 
-/// Where the app's file is in a clone.
+/// The app's file in a clone of the repository.
 const FILE: &str = "deploy/modal/app.py";
 
-/// The app's files, for who has the program alone.
+/// The app's files, for users who have only the program.
 const FILES: [(&str, &str); 4] = [
     ("app.py", include_str!("../../deploy/modal/app.py")),
     ("options.py", include_str!("../../deploy/modal/options.py")),
@@ -20,24 +20,26 @@ const FILES: [(&str, &str); 4] = [
     ("settings.toml", include_str!("../../deploy/modal/settings.toml")),
 ];
 
-/// The environment variable that names the program to take into the image.
+/// The environment variable with the path of the program for the container image.
 pub const BINARY: &str = "TINY_CATS_BINARY";
 
-/// The app's file.
+/// The app's file and the program that it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModalApp {
-    /// Where it is.
+    /// The path of the app's file.
     pub file: PathBuf,
-    /// The program that is taken into the image; none where it is built there, from the clone that the file is in.
+    /// The program for the container image; `None` if the image is built from the clone that contains the file.
     pub program: Option<PathBuf>,
 }
 
 impl ModalApp {
-    /// That of the clone that `folder` is in, or else the one that this program brings, written where caches are. The program for the image
-    /// is the one that [`BINARY`] names, or where there is no clone to build it from this one.
+    /// Finds the app of the clone that contains `folder`, or else writes the embedded files to the cache folder.
+    ///
+    /// The program for the container image is the one that [`BINARY`] names. Without a clone to build it from, it is by default this
+    /// program, if it computes on GPUs.
     ///
     /// # Errors
-    /// When it cannot be written, or there is no program that computes on GPUs.
+    /// Returns an error if the files cannot be written, or if there is no program that computes on GPUs.
     pub fn find(folder: &Path) -> io::Result<Self> {
         let named = std::env::var_os(BINARY).filter(|name| !name.is_empty()).map(PathBuf::from);
         let clones = folder.ancestors().filter(|folder| folder.join("Cargo.toml").is_file());

@@ -1,4 +1,4 @@
-//! Training on rented GPUs, at Modal.
+//! Training on rented GPUs at Modal: its command line, the app's files and settings, and records of runs.
 
 mod app;
 pub mod modal;

@@ -1,4 +1,4 @@
-//! Modal's command line, which does all that there is to do there. It keeps the token; this program never sees it.
+//! Modal's command line, which does all work at Modal. It keeps the token; this program never sees it.
 
 use std::{
     io,
@@ -7,49 +7,49 @@ use std::{
 
 use super::{ModalApp, app::BINARY};
 
-/// The oldest client that the app was written for.
+/// The oldest client that the app supports.
 const MIN_VERSION: [u32; 2] = [1, 6];
 const PROGRAM: &str = "modal";
 
-/// Why Modal could not be asked.
+/// An error of Modal's command line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no such program.
+    /// The program `modal` is not installed.
     #[error("the program modal is not found: pip install 'modal>={}.{}'", MIN_VERSION[0], MIN_VERSION[1])]
     Missing,
-    /// It is too old.
+    /// The program `modal` is too old.
     #[error("modal {0} is too old: pip install --upgrade 'modal>={1}.{2}'", found, MIN_VERSION[0], MIN_VERSION[1])]
     Old {
         /// Its version.
         found: String,
     },
-    /// Nobody is logged in.
+    /// The user is not logged in.
     #[error("modal: nobody is logged in: modal token new")]
     Token,
-    /// Its servers are not reached.
+    /// Modal's servers cannot be reached.
     #[error("modal: its servers cannot be reached from here; is there a network?")]
     Network,
-    /// What was asked for is not there.
+    /// A file, volume or other object does not exist.
     #[error("modal: {0}")]
     NotFound(String),
-    /// Anything else.
+    /// Any other error.
     #[error("modal {command}: {message}")]
     Failed {
-        /// What it was called with, the first words.
+        /// The first words of the arguments.
         command: String,
-        /// What it said last.
+        /// The last line of its output.
         message: String,
     },
 }
 
-/// What came of asking Modal.
+/// The result of a call of Modal.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Modal's version, if it is new enough.
+/// Returns Modal's version if it is new enough.
 ///
 /// # Errors
-/// When it is not there, or too old.
+/// Returns an error if `modal` is missing or too old.
 pub fn version() -> Result<String> {
     let said = run_captured(&["--version"])?;
     let said = String::from_utf8_lossy(&said);
@@ -59,18 +59,18 @@ pub fn version() -> Result<String> {
     if found < MIN_VERSION { Err(Error::Old { found: version }) } else { Ok(version) }
 }
 
-/// What `modal ARGUMENTS` prints.
+/// Calls `modal ARGUMENTS` and returns its output.
 ///
 /// # Errors
-/// When it fails, as far as what it says tells why.
+/// Returns the error that `modal` reports if it fails.
 pub fn run_captured(arguments: &[&str]) -> Result<Vec<u8>> {
     output(command(arguments), arguments)
 }
 
-/// What `modal run APP ARGUMENTS` prints.
+/// Calls `modal run APP ARGUMENTS` and returns its output.
 ///
 /// # Errors
-/// As [`ask`].
+/// Returns errors as [`run_captured`] does.
 pub fn run_app_captured(app: &ModalApp, arguments: &[&str]) -> Result<Vec<u8>> {
     let file = app.file.to_string_lossy();
     let arguments = [&["run", &file], arguments].concat();
@@ -85,18 +85,18 @@ fn output(mut command: Command, arguments: &[&str]) -> Result<Vec<u8>> {
     Err(parse_error(arguments, &String::from_utf8_lossy(&output.stderr), output.status))
 }
 
-/// Runs `modal ARGUMENTS` before the user's eyes.
+/// Calls `modal ARGUMENTS` with this program's terminal.
 ///
 /// # Errors
-/// When it cannot be begun.
+/// Returns an error if `modal` cannot be started.
 pub fn run(arguments: &[&str]) -> Result<ExitStatus> {
     command(arguments).status().map_err(|e| spawn_error(arguments, &e))
 }
 
-/// Runs `modal ARGUMENTS`, which are about the app, before the user's eyes.
+/// Calls `modal ARGUMENTS`, which concern the app, with this program's terminal.
 ///
 /// # Errors
-/// As [`run`].
+/// Returns errors as [`run`] does.
 pub fn run_app(app: &ModalApp, arguments: &[&str]) -> Result<ExitStatus> {
     app_command(app, arguments).status().map_err(|e| spawn_error(arguments, &e))
 }
@@ -111,7 +111,7 @@ fn app_command(app: &ModalApp, arguments: &[&str]) -> Command {
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
-    // Messages are not to be broken into lines.
+    // A wide terminal keeps messages on one line.
     command.args(arguments).env("COLUMNS", "1000");
     command
 }
@@ -127,7 +127,7 @@ fn first_words(arguments: &[&str]) -> String {
     arguments.iter().take(2).copied().collect::<Vec<_>>().join(" ")
 }
 
-/// What its messages mean.
+/// Classifies the messages of a failed call.
 fn parse_error(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
     let lower = said.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
@@ -152,11 +152,11 @@ fn parse_error(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
     Error::Failed { command: first_words(arguments), message }
 }
 
-/// A line as it can be shown: without the frame that is drawn around it, and without what may be a token.
+/// Makes a line printable: without the frame around it, and without anything that may be a token.
 fn clean(line: &str) -> String {
     let line = line.trim_matches(|c: char| c.is_whitespace() || ('\u{2500}'..='\u{257f}').contains(&c));
     let line = line.trim_start_matches("Error: ");
-    // Tokens begin so, wherever they stand.
+    // Tokens start like this anywhere in a word.
     let secret = |word: &str| {
         ["ak-", "as-"].iter().flat_map(|prefix| word.match_indices(prefix)).any(|(at, _)| {
             let begins = !word[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
@@ -179,7 +179,7 @@ mod tests {
     fn what_modal_says_is_understood_and_no_token_is_repeated() {
         let why =
             |said: &str| parse_error(&["volume", "ls", "x"], said, ExitStatus::from_raw(256)).to_string();
-        // As the client 1.6.4 says it.
+        // Messages of the client 1.6.4.
         let missing =
             "Error: Token missing. Could not authenticate client. If you have token credentials, see";
         assert!(why(missing).ends_with("modal token new"));

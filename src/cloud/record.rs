@@ -1,4 +1,4 @@
-//! What a run in the cloud left about where it ran: `cloud.json` in its folder, which the app at Modal writes.
+//! The record of a run in the cloud, `cloud.json` in its folder, which the Modal app writes.
 
 use std::path::Path;
 
@@ -9,35 +9,35 @@ use crate::train::{Error, Result, folder::read_bounded};
 /// The file in a run's folder.
 pub const RECORD: &str = "cloud.json";
 
-/// Where a run ran, and what it cost. What an older or newer app does not say is empty.
+/// The location, status and cost of a run in the cloud. Fields that an older or newer app does not write are empty.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct CloudRecord {
-    /// Whose machines.
+    /// The cloud provider.
     pub provider: String,
-    /// The call that worked on it last.
+    /// The id of the last call that worked on the run.
     pub call: String,
-    /// Where they stand, if that was asked for or told.
+    /// The region, if it was requested or is known.
     pub region: Option<String>,
     /// `running`, `finished`, `failed` or `stopped`.
     pub status: String,
-    /// The error that ended it.
+    /// The error that ended the run.
     pub error: Option<String>,
-    /// The GPUs that were asked for.
+    /// The requested GPUs.
     pub gpu: Option<String>,
-    /// Dollars an hour of the last container.
+    /// Price of the last container in dollars per hour.
     pub price_per_hour: Option<f64>,
-    /// What it may cost.
+    /// Maximum cost in dollars.
     pub max_cost: Option<f64>,
-    /// Every container that worked on it.
+    /// All containers that worked on the run.
     pub attempts: Vec<Attempt>,
-    /// How many of them were taken away.
+    /// Number of preempted containers.
     pub preemptions: u64,
-    /// Seconds that are paid for.
+    /// Billed seconds.
     pub seconds: f64,
-    /// Dollars; `None` where a price is not known.
+    /// Cost in dollars; `None` if a price is not known.
     pub dollars: Option<f64>,
-    /// When its container was last seen to work, in seconds since 1970.
+    /// The last heartbeat of its container, in seconds since 1970.
     pub heartbeat: Option<f64>,
 }
 
@@ -45,21 +45,21 @@ pub struct CloudRecord {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Attempt {
-    /// When it began, in seconds since 1970.
+    /// Start time in seconds since 1970.
     pub begun: f64,
-    /// When it ended; `None` while it works.
+    /// End time in seconds since 1970; `None` while it works.
     pub ended: Option<f64>,
-    /// What its GPU calls itself.
+    /// The name that the GPU reports.
     pub gpu: Option<String>,
-    /// How it ended: `finished`, `preempted`, `timed out`, `failed`, `budget`, `lost`.
+    /// Its outcome: `finished`, `preempted`, `timed out`, `failed`, `budget`, `lost`.
     pub outcome: String,
 }
 
 impl CloudRecord {
-    /// That in a run's folder, if there is one.
+    /// Reads the record in a run's folder, if there is one.
     ///
     /// # Errors
-    /// When there is one that cannot be read.
+    /// Returns an error if there is one that cannot be read.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(RECORD);
         if !path.is_file() {
@@ -68,10 +68,10 @@ impl CloudRecord {
         Self::parse(&path, &read_bounded(&path)?).map(Some)
     }
 
-    /// Reads the text of one, of the file at `path`.
+    /// Parses the text of the record at `path`.
     ///
     /// # Errors
-    /// When it is none.
+    /// Returns an error if the text is not a record.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let broken = |e: serde_json::Error| Error::Resume {
             path: path.to_owned(),
@@ -83,14 +83,15 @@ impl CloudRecord {
         serde_json::from_slice(text).map_err(broken)
     }
 
-    /// How it stands at `now`, in seconds since 1970: as it says, or `lost`, where it was said to run and nobody has been seen to for ten
-    /// heartbeats of `heartbeat_s`.
+    /// Returns the status at `now`, in seconds since 1970.
+    ///
+    /// It is the recorded status, or `lost` for a running run without a sign of life for ten heartbeats of `heartbeat_s` seconds.
     pub fn status_at(&self, now: f64, heartbeat_s: f64) -> &str {
         let silent = |heartbeat: f64| now - heartbeat > 10.0 * heartbeat_s;
         if self.status == "running" && self.heartbeat.is_some_and(silent) { "lost" } else { &self.status }
     }
 
-    /// Where it ran and what became of it, in one line.
+    /// Summarizes location, attempts and cost in one line.
     pub fn line(&self) -> String {
         let gpu = self.attempts.iter().rev().find_map(|attempt| attempt.gpu.as_deref());
         let gpu = gpu.or(self.gpu.as_deref()).unwrap_or("no GPU known");

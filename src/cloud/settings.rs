@@ -1,66 +1,66 @@
-//! What the app at Modal goes by: the same file that it reads itself.
+//! Settings of the Modal app, from the file that the app reads itself.
 
 use serde::Deserialize;
 
-/// `deploy/modal/settings.toml`, as far as it matters here. The default is the file.
+/// The parts of `deploy/modal/settings.toml` that this program uses. The default is that file.
 #[derive(Clone, Debug, Deserialize)]
 pub struct CloudSettings {
-    /// What is called how.
+    /// Names of the app and its volumes.
     pub app: App,
-    /// What a container has besides GPUs.
+    /// Resources of a container besides GPUs.
     pub container: Container,
-    /// How long things may take.
+    /// Time limits.
     pub time: Time,
-    /// How often an attempt that failed is made again.
+    /// Retries of failed attempts.
     pub retries: Retries,
-    /// What makes things dearer.
+    /// Surcharges.
     pub price: Price,
 }
 
-/// What makes things dearer.
+/// Surcharges.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Price {
-    /// In a region that is asked for, so many times.
+    /// Factor on the price in a requested region.
     pub region: f64,
 }
 
-/// Names.
+/// Names of the app and its volumes.
 #[derive(Clone, Debug, Deserialize)]
 pub struct App {
-    /// Of the app.
+    /// The name of the app.
     pub name: String,
-    /// Of the volume with pictures.
+    /// The name of the volume with images.
     pub data_volume: String,
-    /// Of the volume with runs.
+    /// The name of the volume with runs.
     pub output_volume: String,
 }
 
-/// What a container has besides GPUs.
+/// Resources of a container besides GPUs.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Container {
-    /// Cores.
+    /// Number of CPU cores.
     pub cpu: f64,
     /// Memory, in MiB.
     pub memory_mib: f64,
 }
 
-/// Durations, in seconds.
+/// Durations in seconds.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Time {
-    /// No attempt may have a longer timeout.
+    /// Maximum timeout of an attempt.
     pub longest_attempt_s: f64,
-    /// The engine stops by itself so long before the timeout.
+    /// Time before the timeout at which training stops by itself.
     pub stop_before_s: f64,
-    /// A container that works says so that often.
+    /// Interval of a container's heartbeats.
     pub heartbeat_s: f64,
 }
 
-/// Attempts after the first.
+/// Number of attempts after the first.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Retries {
-    /// Unless it is said otherwise.
+    /// The default.
     pub default: u64,
-    /// At most.
+    /// The maximum.
     pub most: u64,
 }
 

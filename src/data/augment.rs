@@ -1,40 +1,40 @@
-//! Changes to a training picture that leave it what it is.
+//! Random augmentation of training images.
 
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::random::{Purpose, Stream};
 
 use super::View;
 
-/// How much training pictures are changed. Each level does what the one before it does, by the same random numbers, and more.
+/// The strength of the augmentation of training images. Each level adds to the one before it, with the same random numbers.
 ///
-/// A classifier is to overlook how a photograph was taken, so it is shown many ways ([`View::for_classifier`]). A generator draws what it
-/// is shown: changes *leak* into its pictures unless the data are as likely to show the changed picture as the unchanged one (Karras et al.
-/// 2020, arXiv 2006.06676, section 2.2). Its changes ([`View::for_generator`]) are therefore such as lie within what photographs of the
-/// same cats differ by anyway, and never show what no photograph shows: no border, neither black nor mirrored.
+/// A classifier must ignore how a photograph was taken, so its images vary much ([`View::for_classifier`]). A generator learns the
+/// distribution of its images. Augmentation *leaks* into its output unless the data are as likely to show the augmented image as the
+/// original (Karras et al. 2020, arXiv 2006.06676, section 2.2). Its augmentation ([`View::for_generator`]) therefore stays within the
+/// variation among photographs of the same cats. It never shows what no photograph shows: no border, neither black nor mirrored.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum AugmentLevel {
-    /// Not at all.
+    /// No augmentation.
     None,
-    /// Half of them are mirrored.
+    /// Mirrors half of the images.
     Basic,
-    /// Besides, a part is shown, at a place and of a size drawn for each.
+    /// Also shows only a part of each image, of random size and position.
     Medium,
-    /// Besides, it is tilted and its colours vary.
+    /// Also tilts the image and varies its colors.
     #[default]
     Full,
 }
 
-/// How colours are changed.
+/// A change of colors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ColorJitter {
-    /// What is added to each value.
+    /// The value that is added to each channel.
     pub brightness: f32,
-    /// By how much values are scaled.
+    /// The factor of each channel.
     pub contrast: f32,
-    /// By how much the distance of values from grey is scaled.
+    /// The factor of each channel's distance from gray.
     pub saturation: f32,
 }
 
@@ -64,7 +64,7 @@ impl ColorJitter {
     }
 }
 
-/// The random numbers of one picture.
+/// The random numbers for one image.
 struct AugmentRng(Stream);
 
 impl AugmentRng {
@@ -90,14 +90,15 @@ impl AugmentRng {
 }
 
 impl View {
-    /// What a generator is shown of a square picture of `side` pixels at `position` (of [`Order`](super::Order)); it depends on nothing
-    /// else but the seed.
+    /// The view of a square image of `side` pixels at `position` (of [`Order`](super::Order)) for a generator. It depends on nothing else
+    /// but the seed.
     ///
     /// - [`AugmentLevel::Basic`] mirrors: a mirrored cat is a cat.
-    /// - [`AugmentLevel::Medium`] shows a square of 90 to 100 % of the side, so that the picture is enlarged and shifted by less than heads differ
-    ///   in size and place where they were cut out by their boxes.
-    /// - [`AugmentLevel::Full`] tilts that square by up to 5°, as heads are held, but never so far that a corner leaves the picture; brightness,
-    ///   contrast and saturation vary by up to 4 %, as exposure does. More would blur what tells a Russian Blue from a Bombay.
+    /// - [`AugmentLevel::Medium`] shows a square of 90 to 100 % of the side. This enlarges and shifts the image by less than heads differ
+    ///   in size and position where they were cropped by their boxes.
+    /// - [`AugmentLevel::Full`] tilts that square by up to 5°, as heads are held, but never so far that a corner leaves the image.
+    ///   Brightness, contrast and saturation vary by up to 4 %, as exposure does. More would blur the difference between a Russian Blue and
+    ///   a Bombay.
     pub fn for_generator(level: AugmentLevel, seed: u64, position: u64, side: u32) -> Self {
         const MIN_SCALE: f32 = 0.9;
         let mut draw = AugmentRng::new(seed, position);
@@ -108,7 +109,7 @@ impl View {
         if level >= AugmentLevel::Medium {
             let side = side as f32;
             let part = draw.range(MIN_SCALE, 1.0);
-            // In shares of the room that is left, so that tilting takes from the room and not from the part.
+            // In fractions of the remaining room, so that tilting reduces the room and not the part.
             let place = [draw.range(-0.5, 0.5), draw.range(-0.5, 0.5)];
             let mut room = 1.0 - part;
             if level == AugmentLevel::Full {
@@ -125,13 +126,13 @@ impl View {
         view
     }
 
-    /// What a classifier is shown of a photograph of this width and height at `position` (of [`Order`](super::Order)); it depends on
-    /// nothing else but the seed.
+    /// The view of a photograph of this width and height at `position` (of [`Order`](super::Order)) for a classifier. It depends on nothing
+    /// else but the seed.
     ///
-    /// - [`AugmentLevel::None`] shows the middle `side` pixels, [`AugmentLevel::Basic`] mirrors half of them.
-    /// - [`AugmentLevel::Medium`] shows instead a part of 30 to 100 % of the area with an aspect of 3:4 to 4:3 (arXiv 1409.4842).
-    /// - [`AugmentLevel::Full`] tilts that part by up to 10° and shifts it by up to 5 % of its sides; what of it then lies outside of the
-    ///   photograph is mirrored at its border. Brightness, contrast and saturation vary by up to 30 %.
+    /// - [`AugmentLevel::None`] shows the middle `side` pixels; [`AugmentLevel::Basic`] mirrors half of them.
+    /// - [`AugmentLevel::Medium`] shows instead a part of 30 to 100 % of the area with an aspect ratio of 3:4 to 4:3 (arXiv 1409.4842).
+    /// - [`AugmentLevel::Full`] tilts that part by up to 10° and shifts it by up to 5 % of its sides. Outside of the photograph, it is
+    ///   mirrored at the border. Brightness, contrast and saturation vary by up to 30 %.
     pub fn for_classifier(
         level: AugmentLevel,
         seed: u64,
@@ -177,7 +178,7 @@ mod tests {
     const LEVELS: [AugmentLevel; 4] =
         [AugmentLevel::None, AugmentLevel::Basic, AugmentLevel::Medium, AugmentLevel::Full];
 
-    /// The corners of what a view shows.
+    /// The corners of the part that a view shows.
     fn corners(view: &View) -> [[f32; 2]; 4] {
         [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]].map(|[x, y]| {
             let (x, y) = (x * view.extent[0], y * view.extent[1]);

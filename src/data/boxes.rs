@@ -1,4 +1,4 @@
-//! Boxes around heads, from a CSV file or from the XML files that the PASCAL VOC and Oxford-IIIT Pet data sets come with.
+//! Head boxes, from a CSV file or from the XML files of the PASCAL VOC and Oxford-IIIT Pet data sets.
 
 use std::{
     collections::HashMap,
@@ -14,34 +14,34 @@ use super::{
     scan::{self, name},
 };
 
-/// Longer CSV files are not read.
+/// The largest CSV file that is read, in bytes.
 const MAX_CSV_BYTES: u64 = 64 << 20;
-/// Longer XML files are not read.
+/// The largest XML file that is read, in bytes.
 const MAX_XML_BYTES: u64 = 1 << 20;
-/// XML files of more nodes are not read.
+/// The largest number of nodes in an XML file that is read.
 const MAX_XML_NODES: u32 = 10_000;
-/// The side of the part around a head, in sides of the head's box.
+/// The side of the square around a head, relative to the longer side of its box.
 const CROP_SCALE: f64 = 1.6;
-/// By how much the aspects of a picture and of the one that a box was drawn in may differ.
+/// The largest relative difference between an image's aspect ratio and that of the image which its box was annotated on.
 const ASPECT_TOLERANCE: f64 = 0.02;
 
 /// A box around a head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct HeadBox {
-    /// Left, upper, right and lower edge in pixels.
+    /// Left, upper, right and lower edge, in pixels.
     edges: [f64; 4],
-    /// Width and height of the picture that it was drawn in, where that is known.
+    /// Width and height of the annotated image, if known.
     of: Option<[f64; 2]>,
 }
 
-/// The boxes of many pictures.
+/// The head boxes of many images, or why a box cannot be used.
 pub(super) struct Boxes(HashMap<String, std::result::Result<HeadBox, String>>);
 
 impl Boxes {
     /// Reads a CSV file with columns `file`, `xmin`, `ymin`, `xmax` and `ymax` (others are ignored), or the `.xml` files of a folder.
     ///
     /// # Errors
-    /// When there is no such file or folder, or none of these in it. A broken row or XML file concerns its own picture only.
+    /// If there is no such file or folder, or it has no boxes. An invalid row or XML file affects its own image only.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let mut boxes = Self(HashMap::new());
         if path.is_dir() {
@@ -57,15 +57,15 @@ impl Boxes {
         Ok(boxes)
     }
 
-    /// The box of the picture `path`, from the data folder, or why it can't be used; `None` when it has none. A box belongs to the
-    /// pictures with its path, its file name, or its name without extension, in this order.
+    /// The box of the image `path`, from the data folder, or why it cannot be used; `None` if it has none. A box belongs to the images with
+    /// its path, its file name, or its name without extension, in this order.
     pub(super) fn of(&self, path: &Path) -> Option<std::result::Result<HeadBox, String>> {
         let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
         let keys = [name(path), part(path.file_name()), part(path.file_stem())];
         keys.iter().find_map(|key| self.0.get(key)).cloned()
     }
 
-    /// Of several boxes of one picture the largest counts.
+    /// Adds a box; the largest of an image's boxes is kept.
     fn add(&mut self, key: String, head: std::result::Result<HeadBox, String>) {
         let larger = match (self.0.get(&key), &head) {
             (Some(Ok(earlier)), Ok(head)) => head.area() > earlier.area(),
@@ -125,7 +125,7 @@ impl Boxes {
     }
 }
 
-/// The largest box in an annotation as PASCAL VOC has them.
+/// The largest box in an annotation of the PASCAL VOC format.
 fn read_xml(path: &Path) -> std::result::Result<HeadBox, String> {
     let about = |e: std::io::Error| format!("not readable: {e}");
     if !fs::metadata(path).map_err(about)?.is_file() {
@@ -166,7 +166,8 @@ impl HeadBox {
         (right - left) * (bottom - top)
     }
 
-    /// The square around the head in a picture of `width` and `height`: x, y, side. It is moved inside, and no larger than the picture.
+    /// The square around the head in an image of `width` and `height`: x, y, side. It is moved inside, and is at most as large as the
+    /// image.
     pub(super) fn square(&self, [width, height]: [u32; 2]) -> std::result::Result<[u32; 3], String> {
         let (w, h) = (f64::from(width), f64::from(height));
         let [x, y] = match self.of {
@@ -184,7 +185,7 @@ impl HeadBox {
         let (left, top, right, bottom) = (left * x, top * y, right * x, bottom * y);
         let (across, down) = ((left + right) / 2.0, (top + bottom) / 2.0);
         let sound = left < right && top < bottom && (0.0..=w).contains(&across) && (0.0..=h).contains(&down);
-        // A corner pixel has no head: these are shares of width and height.
+        // No head is within the corner pixel: these are fractions of width and height.
         if self.edges.iter().all(|&edge| edge <= 1.0) {
             let [left, top, right, bottom] = self.edges;
             return Err(format!(
@@ -230,7 +231,7 @@ mod tests {
             [5.0, 5.0, 5.0, 9.0],
         ] {
             let square = head(edges).square([100, 100]);
-            // However large, a box in the picture gives a part of the picture.
+            // Any box in the image gives a part of the image, however large it is.
             assert!(square.is_err() || square == Ok([0, 0, 100]), "{edges:?}: {square:?}");
         }
     }

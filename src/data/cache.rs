@@ -1,10 +1,12 @@
-//! Files of decoded pictures, so that each is decoded once and not once a run.
+//! Cache files of decoded images, so that each image is decoded once and not once per run.
 //!
-//! A file is named by what it is made of, form and SHA-256 of each picture in order, so that it never has to be brought up to date: what
-//! is wanted is there, or is not. It holds the pictures' pixels, then a CRC-32C of each picture's pixels (4 bytes each, little-endian), then
-//! JSON that says which could not be decoded and why, then a trailer with lengths and a checksum over all but the pixels. Where each
-//! picture's pixels are follows from the data set. Programs map it into memory: what of it is in use is in the system's page cache, which
-//! is shared by all runs and given up when memory is short. So a picture's checksum is verified when the picture is first used, not before.
+//! A file is named by its content: the form, and the SHA-256 of each image in order. So it never needs an update; it exists or not. It
+//! holds the images' pixels, then a CRC-32C of each image's pixels (4 bytes each, little-endian). Then follows JSON with the images that
+//! could not be decoded and the reasons, then a trailer with lengths and a checksum over all but the pixels. The offset of each image's
+//! pixels follows from the data set.
+//!
+//! Programs map the file into memory. The parts in use are in the system's page cache, which all runs share and which is dropped when
+//! memory is short. So an image's checksum is verified when the image is first used, not before.
 
 use std::{
     env,
@@ -20,21 +22,21 @@ use tiny_cats_export::strip_temp_name;
 
 use super::{Error, Result, index::hex};
 
-/// Where decoded pictures are kept.
+/// The location of decoded images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
-    /// In the folder that `TINY_CATS_CACHE` names; unset, in `tiny-cats` in the folder that the system has for caches, which on Linux is
-    /// `XDG_CACHE_HOME` or `~/.cache`; without any, in memory.
+    /// Files in the folder `TINY_CATS_CACHE`. If that is unset, in `tiny-cats` in the system's folder for caches, which on Linux is
+    /// `XDG_CACHE_HOME` or `~/.cache`. If there is none, in memory.
     #[default]
     Default,
-    /// In files in this folder.
+    /// Files in this folder.
     At(PathBuf),
-    /// In this program's memory, until it ends.
+    /// This program's memory, until it ends.
     Memory,
 }
 
 impl Cache {
-    /// The folder, if there is to be one.
+    /// The folder of the files; `None` for memory.
     pub fn folder(&self) -> Option<PathBuf> {
         match self {
             Self::Default => {
@@ -48,7 +50,7 @@ impl Cache {
 
 fn default_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let caches = || {
-        // The XDG base directory specification: a path that is not absolute is to be ignored.
+        // The XDG base directory specification: a relative path must be ignored.
         let named = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
         named.or_else(|| {
             if cfg!(windows) {
@@ -63,30 +65,30 @@ fn default_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf>
 
 const EXTENSION: &str = "pixels";
 const TEMP_PREFIX: &str = ".writing-";
-/// What nobody has written to for so long belongs to a program that was killed.
+/// The age after which an unfinished file is considered abandoned by a killed program.
 const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
-/// Reasons why pictures could not be decoded are not read beyond this.
+/// The largest size of the decoding errors in a file, in bytes.
 const MAX_REASON_BYTES: u64 = 1 << 28;
-/// What is left free on a disk.
+/// The space that is left free on a disk, in bytes.
 const MIN_FREE_BYTES: u64 = 64 << 20;
 
-/// A file of decoded pictures, or what is left of one that was not finished.
+/// A file of decoded images, finished or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheFile {
-    /// The file.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Its length.
+    /// Its length, in bytes.
     pub bytes: u64,
-    /// When it was written.
+    /// The time of its last change.
     pub written: Option<SystemTime>,
-    /// Whether it is whole; what is not may be being written by another program at this moment.
+    /// True if it is complete; another program may still be writing an incomplete file.
     pub finished: bool,
 }
 
-/// The files of decoded pictures in `folder`, sorted by name; other files are none of ours. A folder that is not there has none.
+/// Lists the cache files in `folder`, sorted by name; other files are ignored. A missing folder has none.
 ///
 /// # Errors
-/// When the folder can't be read.
+/// If the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<CacheFile>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -96,7 +98,7 @@ pub fn list(folder: &Path) -> Result<Vec<CacheFile>> {
     for entry in entries {
         let path = entry.map_err(Error::io(folder))?.path();
         let Some(finished) = path.file_name().and_then(|name| finished(name.to_str()?)) else { continue };
-        // It may be gone by now.
+        // The file may have been deleted in the meantime.
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if metadata.is_file() {
             files.push(CacheFile {
@@ -111,11 +113,12 @@ pub fn list(folder: &Path) -> Result<Vec<CacheFile>> {
     Ok(files)
 }
 
-/// Deletes the files of decoded pictures in `folder`, and returns them. Programs that use them now are not disturbed, but for those that
-/// are writing one, which will keep their pictures in memory.
+/// Deletes the cache files in `folder`, and returns them.
+///
+/// Programs that use the files continue to do so. Programs that are writing a file will keep their images in memory.
 ///
 /// # Errors
-/// When one can't be deleted.
+/// If a file cannot be deleted.
 pub fn clear(folder: &Path) -> Result<Vec<CacheFile>> {
     let files = list(folder)?;
     for file in &files {
@@ -131,7 +134,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a file of this name is one of decoded pictures, and finished.
+/// Returns whether the cache file of this name is finished; `None` if it is not a cache file.
 fn finished(name: &str) -> Option<bool> {
     if name.starts_with(TEMP_PREFIX) && name.ends_with(&format!(".{EXTENSION}")) {
         return Some(false);
@@ -143,19 +146,19 @@ fn finished(name: &str) -> Option<bool> {
     sound.then_some(true)
 }
 
-/// What a file is made of.
+/// The identity of a cache file.
 pub(super) struct CacheKey {
-    /// The beginning of its name.
+    /// The prefix of its name.
     pub kind: String,
     /// SHA-256 over everything that its pixels depend on.
     pub hash: [u8; 32],
-    /// How many bytes of pixels there are.
+    /// Number of bytes of pixels.
     pub pixels: u64,
-    /// How many pictures they are of.
+    /// Number of images.
     pub pictures: u64,
 }
 
-/// The end of a file. It is written last, so that what is cut off has none.
+/// The end of a file. It is written last, so that a truncated file has none.
 struct Trailer {
     hash: [u8; 32],
     pixels: u64,
@@ -164,11 +167,11 @@ struct Trailer {
 }
 
 impl Trailer {
-    /// Of this version of the format; files without checksums of their pictures had another.
+    /// The magic number of this version of the format; files without checksums of their images had another.
     const MAGIC: &[u8; 16] = b"tiny-cats pixel2";
     const LEN: u64 = 16 + 32 + 8 + 8 + 8 + 4;
 
-    /// With a checksum (CRC-32C) over itself and `before`, the checksums and reasons that stand before it.
+    /// The trailer's bytes, with a checksum (CRC-32C) over them and `before`: the checksums and reasons that precede it.
     fn bytes(&self, before: &[u8]) -> Vec<u8> {
         let mut bytes = Self::MAGIC.to_vec();
         bytes.extend(self.hash);
@@ -180,51 +183,51 @@ impl Trailer {
     }
 }
 
-/// The checksum of a picture's pixels.
+/// The checksum of an image's pixels.
 pub(super) fn checksum(pixels: &[u8]) -> u32 {
     crc32c::crc32c(pixels)
 }
 
-/// What a file says of its pictures.
+/// The checksums and decoding errors in a cache file.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct CacheIndex {
-    /// The [checksum] of each picture's pixels; of one that could not be decoded, 0.
+    /// The [checksum] of each image's pixels; 0 if it could not be decoded.
     pub sums: Vec<u32>,
-    /// Which pictures could not be decoded, in order, and why.
+    /// The images that could not be decoded, in order, and the reasons.
     pub reasons: DecodeErrors,
 }
 
-/// Which pictures could not be decoded, by number, and why.
+/// The images that could not be decoded, by index, and the reasons.
 pub(super) type DecodeErrors = Vec<(usize, String)>;
 
-/// Bytes of a file in memory.
+/// A file that is mapped into memory.
 pub(super) struct MappedFile {
     map: Mmap,
-    /// Deleted when it is no longer needed, because it was not put at its place; after the map, which some systems want gone by then.
+    /// A file that was not moved to its final name and is deleted after use. It is dropped after the map, as some systems require.
     _temporary: Option<TempPath>,
 }
 
 impl MappedFile {
     fn new(file: &File, temporary: Option<TempPath>) -> io::Result<Self> {
-        // SAFETY: the file is in the user's own cache folder under a name that this program gave it, and is never written to once it is
-        // finished; whoever changes or cuts it nevertheless can do anything else to the user's programs too.
+        // SAFETY: the file is in the user's own cache folder under a name that this program gave it, and is not written to after it is
+        // finished. A process that changes or truncates it nevertheless could do anything else to the user's programs too.
         let map = unsafe { Mmap::map(file)? };
         Ok(Self { map, _temporary: temporary })
     }
 
-    /// The pixels.
+    /// The bytes of the file, which start with the pixels.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.map
     }
 }
 
 impl CacheKey {
-    /// Where the file of these pictures is in `folder`.
+    /// The path of the cache file in `folder`.
     pub(super) fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("{}-{}.{EXTENSION}", self.kind, hex(&self.hash)))
     }
 
-    /// The file of these pictures in `folder`; `None` where there is none, and why there is none where one is not what it should be.
+    /// Opens the cache file in `folder`; `None` if there is none, with the reason if it is invalid.
     pub(super) fn open(
         &self,
         folder: &Path,
@@ -246,7 +249,7 @@ impl CacheKey {
             return Err(about(&format!("{} bytes, expected {fixed} or a few more", metadata.len())));
         };
         let mapped = MappedFile::new(&file, None).map_err(|e| about(&e.to_string()))?;
-        // The pixels may be many: each picture's are verified when they are first used.
+        // There may be many pixels: those of each image are verified when they are first used.
         let end = &mapped.bytes()[self.pixels as usize..];
         let (before, trailer) = end.split_at((sums + reasons) as usize);
         if trailer != self.trailer(reasons).bytes(before) {
@@ -262,11 +265,13 @@ impl CacheKey {
         Trailer { hash: self.hash, pixels: self.pixels, pictures: self.pictures, reasons }
     }
 
-    /// Makes the file of these pictures in `folder`. `write` is to write the pixels, and returns what the file is to say of the pictures, and
-    /// whether that will be the same next time; if not, the file is used now and then deleted.
+    /// Creates the cache file in `folder`.
     ///
-    /// It is written to a temporary name beside its place, synced, and renamed: several programs may do so at the same time, and of one
-    /// that is killed nothing is left that is used.
+    /// `write` writes the pixels. It returns the file's index, and whether the result would be the same next time; if not, the file is used
+    /// now and then deleted.
+    ///
+    /// The file is written to a temporary name in the same folder, synced, and renamed. So several programs may create it at the same time,
+    /// and a killed program leaves no file that is used.
     pub(super) fn create(
         &self,
         folder: &Path,
@@ -305,30 +310,30 @@ impl CacheKey {
         file.sync_all()?;
         match temporary.persist(self.path(folder)) {
             Ok(file) => Ok((MappedFile::new(&file, None)?, contents)),
-            // Some systems do not replace a file that another program has mapped; it is the same.
+            // Some systems do not replace a file that another program has mapped; that file is the same.
             Err(error) => Ok((mapped(error.file)?, contents)),
         }
     }
 }
 
-/// Deletes what programs that were killed left behind.
+/// Deletes the unfinished files of killed programs.
 fn remove_abandoned(folder: &Path) {
     let old = |file: &CacheFile| {
         file.written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > ABANDONED_AFTER)
     };
     for file in list(folder).unwrap_or_default().iter().filter(|file| !file.finished && old(file)) {
-        // It is in nobody's way.
+        // A remaining file does no harm.
         let _ = remove(&file.path);
     }
 }
 
-/// Writes all of `bytes` at `offset`; several threads may do so at the same time at different places.
+/// Writes all of `bytes` at `offset`; several threads may write at different offsets at the same time.
 #[cfg(unix)]
 pub(super) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
-/// Writes all of `bytes` at `offset`; several threads may do so at the same time at different places.
+/// Writes all of `bytes` at `offset`; several threads may write at different offsets at the same time.
 #[cfg(windows)]
 pub(super) fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! Pixels in a file of the cache, each picture verified when it is first used.
+//! Images in a cache file, each verified when it is first used.
 
 use std::{
     collections::HashMap,
@@ -19,17 +19,17 @@ use super::{
     printable,
 };
 
-/// Decoded pictures in a mapped file. One whose checksum does not match is decoded again.
+/// Decoded images in a mapped file. An image whose checksum does not match is decoded again.
 pub(super) struct Cached {
     mapped: MappedFile,
-    /// The file, deleted as soon as a picture in it is found to be damaged, so that the next run writes it again.
+    /// The file. It is deleted as soon as a damaged image is found, so that the next run writes it again.
     path: PathBuf,
     pictures: Vec<Checked>,
-    /// Pixels of damaged pictures.
+    /// The pixels of damaged images, by index.
     restored: Mutex<HashMap<usize, Arc<[u8]>>>,
 }
 
-/// The checksum of a picture, and whether it is known to match.
+/// The checksum of an image, and whether it was compared.
 struct Checked {
     sum: u32,
     state: AtomicU8,
@@ -39,11 +39,11 @@ const UNUSED: u8 = 0;
 const VERIFIED: u8 = 1;
 const DAMAGED: u8 = 2;
 
-/// A picture's bytes.
+/// The bytes of an image.
 pub(super) enum ImageBytes<'a> {
-    /// In the file or in memory.
+    /// Bytes in the file or in memory.
     Borrowed(&'a [u8]),
-    /// Decoded again.
+    /// Bytes that were decoded again.
     Restored(Arc<[u8]>),
 }
 
@@ -59,17 +59,17 @@ impl Deref for ImageBytes<'_> {
 }
 
 impl Cached {
-    /// The pictures with these checksums in `mapped`, which is the file `path`.
+    /// Creates a reader of the images with these checksums in `mapped`, which is the file `path`.
     pub(super) fn new(mapped: MappedFile, path: PathBuf, sums: impl Iterator<Item = u32>) -> Self {
         let pictures = sums.map(|sum| Checked { sum, state: AtomicU8::new(UNUSED) }).collect();
         Self { mapped, path, pictures, restored: Mutex::default() }
     }
 
-    /// The bytes of picture `index`, which are at `offset` and of `size`, a width and a height. If they are damaged, `decode` is to decode
-    /// the picture from its `source` again.
+    /// The bytes of image `index`, which start at `offset` and have `size`, a width and a height. If they are damaged, `decode` decodes the
+    /// image from its `source` again.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when that gives no picture, or another one.
+    /// [`Error::Damaged`] if that fails or gives another image.
     pub(super) fn picture(
         &self,
         index: usize,
@@ -85,7 +85,7 @@ impl Cached {
         if state.load(Ordering::Relaxed) == VERIFIED {
             return Ok(ImageBytes::Borrowed(bytes));
         }
-        // Locked while it decodes, so that several threads do not decode the same picture.
+        // The lock is held while decoding, so that several threads do not decode the same image.
         let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = restored.get(&index) {
             return Ok(ImageBytes::Restored(bytes.clone()));
@@ -103,14 +103,14 @@ impl Cached {
             self.path.display(),
             printable(source).display()
         );
-        // Where that fails, the next run finds the damage again.
+        // If that fails, the next run finds the damage again.
         let _ = fs::remove_file(&self.path);
         restored.insert(index, again.clone());
         Ok(ImageBytes::Restored(again))
     }
 }
 
-/// How many bytes a picture of `size`, a width and a height, has.
+/// The number of bytes of an image of `size`, a width and a height.
 pub(super) fn byte_len([width, height]: [u32; 2]) -> usize {
     3 * width as usize * height as usize
 }

@@ -1,4 +1,4 @@
-//! A folder of class folders of pictures.
+//! Data sets: a folder with one folder of images for each class.
 
 use std::{
     collections::HashMap,
@@ -15,53 +15,55 @@ use super::{
     split::series,
 };
 
-/// A file that is a picture.
+/// An image file of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFile {
-    /// Where it is, from the data folder: the folder of its class, then its name; before them `train`, `val` or `test`, where there are
-    /// such folders.
+    /// The path from the data folder: the folder of its class and its name, after `train`, `val` or `test` if there are such folders.
     pub path: PathBuf,
     /// The index of its class.
     pub label: u32,
     /// The part of the data that it is in.
     pub split: Split,
-    /// Width and height in pixels, upright.
+    /// Width and height in pixels, in upright orientation.
     pub size: [u32; 2],
-    /// How long the file is.
+    /// The size of the file, in bytes.
     pub bytes: u64,
     /// The SHA-256 of the file.
     pub sha256: [u8; 32],
 }
 
-/// What is in a data folder: each folder in it is a class, each picture in that an example. The class folders may be in folders `train`,
+/// The contents of a data folder: each folder in it is a class, each image in that an example. The class folders may be in folders `train`,
 /// `val` (also `valid` or `validation`) and `test`, which then are the parts of the data.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The data folder.
     pub root: PathBuf,
-    /// The index that this was read from; `None` when the folder was looked through.
+    /// The index that this was read from; `None` if the folder was scanned.
     pub index: Option<PathBuf>,
-    /// How the pictures were split, unless folders say what is in which part.
+    /// The proportions of the split, unless folders define it.
     pub shares: Shares,
-    /// The names of the classes, sorted, `other` last.
+    /// The names of the classes, sorted, with `other` last.
     pub classes: Vec<String>,
-    /// The pictures, sorted by label, then by path.
+    /// The images, sorted by label, then by path.
     pub files: Vec<ImageFile>,
-    /// What was left out, from the data folder, and why.
+    /// The skipped files and folders, by their path from the data folder, and the reasons.
     pub skipped: Vec<(PathBuf, String)>,
-    /// SHA-256, in hexadecimal, over path, length, SHA-256 and split of each picture: the identity of the data.
+    /// SHA-256, in hexadecimal, over path, length, SHA-256 and split of each image: the identity of the data.
     pub fingerprint: String,
 }
 
 impl Dataset {
-    /// Opens an index that [`Dataset::index`] wrote, or a folder: by the `index.json` in it, or else by looking through it. Content decides
-    /// what is a picture, not the name of a file. Hidden files, those of operating systems, such as `Thumbs.db`, and class folders without a
-    /// picture are left out, as are links out of the folder, what is no PNG, JPEG or WebP picture or is broken, and what has changed since
-    /// it was indexed: see [`Dataset::skipped`]. Of identical files of one class one is used; see [`Dataset::repeated`] for those of
-    /// several classes. An index is taken as it is: one that names a file and its copy has both.
+    /// Opens an index that [`Dataset::index`] wrote, or a folder: by the `index.json` in it, or else by scanning it.
+    ///
+    /// Images are recognized by their content, not by their names. Files that are not PNG, JPEG or WebP images, or are damaged, are
+    /// skipped. So are links out of the folder, and files that changed since they were indexed: see [`Dataset::skipped`]. Hidden files,
+    /// those of operating systems, such as `Thumbs.db`, and class folders without an image are left out, too.
+    ///
+    /// Of identical files in one class, one is used; [`Dataset::duplicates`] has those in several classes. An index is not filtered: if it
+    /// lists a file and its copy, the data set has both.
     ///
     /// # Errors
-    /// When the folder can't be read, has no class folders or not one usable picture, or the index is broken.
+    /// If the folder cannot be read, or has no class folders or no usable image, or if the index is invalid.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let index = path.join(INDEX);
@@ -76,15 +78,15 @@ impl Dataset {
         }
     }
 
-    /// Whether the class folders of `root` are in folders `train`, `val` and `test`, which say what is in which part.
+    /// True if the class folders of `root` are in folders `train`, `val` and `test`, which define the split.
     ///
     /// # Errors
-    /// When the folder can't be read.
+    /// If the folder cannot be read.
     pub fn is_split_by_folders(root: &Path) -> Result<bool> {
         scan::is_split_by_folders(root)
     }
 
-    /// Makes classes of the folders in which there are pictures, and splits each.
+    /// Makes a class of each folder that has images, and splits its images.
     pub(super) fn assemble(
         root: &Path,
         found: FolderScan,
@@ -129,12 +131,12 @@ impl Dataset {
         Ok(Self { root: root.to_path_buf(), index: None, shares, classes, files, skipped, fingerprint })
     }
 
-    /// The pictures of one part, with the same classes and labels; it may be that there are none. Its fingerprint is its own.
+    /// The images of one part, with the same classes and labels; possibly none. Its fingerprint is its own.
     pub fn part(&self, split: Split) -> Self {
         self.parts(&[split])
     }
 
-    /// The pictures of some parts, as of [one](Self::part).
+    /// The images of some parts, as in [`part`](Self::part).
     pub fn parts(&self, splits: &[Split]) -> Self {
         let files: Vec<ImageFile> =
             self.files.iter().filter(|p| splits.contains(&p.split)).cloned().collect();
@@ -143,7 +145,7 @@ impl Dataset {
         Self { root, index, shares: self.shares, classes, files, skipped: Vec::new(), fingerprint }
     }
 
-    /// The bytes of a picture, or why they can't be had.
+    /// Reads the bytes of an image, or returns why that failed.
     pub(super) fn read(&self, picture: &ImageFile) -> std::result::Result<Vec<u8>, String> {
         decode::read(&self.root.join(&picture.path))
     }
@@ -156,8 +158,8 @@ impl ImageFile {
     }
 }
 
-/// Leaves one of identical files of one class. Where folders say what is in which part, it is the one in `test` or else in `val`: what
-/// measures a model stays whole. Otherwise it is the one of the longest series, so that its neighbours stay together.
+/// Keeps one of the identical files in one class. If folders define the split, it is the one in `test`, else in `val`, so that the
+/// evaluation data stay complete. Otherwise it is the one in the longest series, so that its neighbors stay together.
 fn drop_duplicates(files: &mut Vec<ImageFile>, skipped: &mut Vec<(PathBuf, String)>) {
     let of_series = |picture: &ImageFile| {
         (picture.path.parent().map(Path::to_owned), series(picture.name()).0.to_owned())
@@ -186,8 +188,8 @@ fn drop_duplicates(files: &mut Vec<ImageFile>, skipped: &mut Vec<(PathBuf, Strin
     *files = left;
 }
 
-/// Puts an image that is in several classes into one part, the earliest that it is in: a model that was trained on it is not measured
-/// by it.
+/// Puts an image that is in several classes into one part, the earliest that it is in. So a model is not evaluated on an image that it was
+/// trained on.
 fn keep_identical_together(files: &mut [ImageFile]) {
     let mut earliest: HashMap<[u8; 32], Split> = HashMap::new();
     for picture in files.iter() {
@@ -210,14 +212,14 @@ pub(super) fn fingerprint(files: &[ImageFile]) -> String {
     hex(&hash.finalize())
 }
 
-/// What is known of a usable picture.
+/// The properties of a usable image.
 pub(super) struct FileInfo {
     pub size: [u32; 2],
     pub bytes: u64,
     pub sha256: [u8; 32],
 }
 
-/// Looks at the header of a picture; why it is not usable.
+/// Reads the header of an image, or returns why the image is not usable.
 fn examine(path: &Path) -> std::result::Result<FileInfo, String> {
     let bytes = decode::read(path)?;
     let size = decode::check(&bytes)?;
@@ -258,7 +260,7 @@ mod tests {
         huge[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
         let mut many = png.clone();
         many[16..24].copy_from_slice(&[0, 0, 0x7f, 0xff, 0, 0, 0x7f, 0xff]);
-        // The checksum of the header must hold for its size to be believed.
+        // The size in the header is only used if the header's checksum matches.
         let crc = png_crc(&many[12..29]);
         many[29..33].copy_from_slice(&crc.to_be_bytes());
         let bad: [(&str, &[u8], &str); 9] = [
@@ -358,7 +360,7 @@ mod tests {
         assert_eq!(prints.len(), 4);
         assert_eq!(all.parts(&[Split::Validation, Split::Test]).files.len(), 2);
         assert_eq!(all.parts(&Split::ALL).fingerprint, all.fingerprint);
-        // What is in which part is a part of the identity, too.
+        // The split is a part of the identity, too.
         let mut moved = all.files.clone();
         moved[0].split = Split::Test;
         assert_ne!(fingerprint(&moved), all.fingerprint);
@@ -404,7 +406,7 @@ mod tests {
             put(dir.path(), &format!("B/cat_{number}.png"), &image(60 + number));
         }
         let before = Dataset::open(dir.path()).unwrap();
-        // Copies of one class, one of which comes before the others in the alphabet.
+        // Copies in one class, one of which is alphabetically before the others.
         for (copy, side) in
             [("A/a copy.png", 20), ("A/zzz.png", 20), ("A/cat_19 (x).png", 39), ("B/_1.png", 60)]
         {
@@ -412,14 +414,14 @@ mod tests {
         }
         let data = Dataset::open(dir.path()).unwrap();
         let files = |data: &Dataset| data.files.iter().map(|p| (p.path.clone(), p.split)).collect::<Vec<_>>();
-        // What is in a series stays there, in the part that it was in.
+        // Files in a series stay there, in their part.
         assert_eq!((files(&data), &data.fingerprint), (files(&before), &before.fingerprint));
         assert_eq!((data.duplicate_lines(), data.skipped.len()), (vec![], 4));
         let said = |name: &str| &data.skipped.iter().find(|(path, _)| path.ends_with(name)).unwrap().1;
         assert_eq!(said("zzz.png"), "the same image as A/cat_0.png");
         assert_eq!(said("_1.png"), "the same image as B/cat_0.png");
 
-        // In two classes: both stay, in one part, and are said.
+        // In two classes: both stay, in one part, and are reported.
         put(dir.path(), "B/from A.png", &image(20 + 19));
         let data = Dataset::open(dir.path()).unwrap();
         assert_eq!(data.files.len(), 41);
@@ -451,7 +453,7 @@ mod tests {
         {
             put(root, name, &image(10 + i as u32));
         }
-        // A copy of what is in the test part is not trained on, though it is the first.
+        // A copy of a file in the test part is not trained on, though it comes first.
         put(root, "train/A/0.png", &image(14));
         put(root, "test/notes.txt", b"text");
         put(root, "extra/A/1.png", &image(30));
@@ -483,14 +485,14 @@ mod tests {
         check(&opened);
         assert_eq!((opened.skipped, opened.fingerprint), (vec![], data.fingerprint));
 
-        // Classes that are called so are classes.
+        // Folders of these names with images in them are classes.
         let classes = tempfile::tempdir().unwrap();
         for (i, name) in ["train/1.png", "test/1.png", "bus/1.png"].into_iter().enumerate() {
             put(classes.path(), name, &image(10 + i as u32));
         }
         assert!(!Dataset::is_split_by_folders(classes.path()).unwrap());
         assert_eq!(Dataset::open(classes.path()).unwrap().classes, ["bus", "test", "train"]);
-        // One part alone will do.
+        // One part alone is enough.
         let alone = tempfile::tempdir().unwrap();
         put(alone.path(), "train/A/1.png", &image(10));
         let data = Dataset::open(alone.path()).unwrap();

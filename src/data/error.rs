@@ -7,143 +7,143 @@ use tiny_cats_export::excerpt;
 
 use super::printable;
 
-/// What can go wrong with data.
+/// An error of reading or writing data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder can't be read or written.
+    /// A file or folder cannot be read or written.
     #[error("{}: {error}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// A data folder has no folder in it that could be a class.
+    /// A data folder has no folder that could be a class.
     #[error("{}: there are no class folders; expected one folder a class, with pictures in it", path.display())]
     NoClasses {
         /// The data folder.
         path: PathBuf,
     },
-    /// A folder has in it what was unpacked from the archives of the Oxford-IIIT Pet data set: all breeds in one folder.
+    /// A folder holds the unpacked archives of the Oxford-IIIT Pet data set: all breeds in one folder.
     #[error("{0}: there are no class folders but `images` and `annotations` of the Oxford-IIIT Pet data set; make class folders of them with `tiny-cats data prepare {0} NEW_FOLDER --crop centre --size 160`", path.display())]
     Oxford {
-        /// The folder in which `images` is.
+        /// The folder that contains `images`.
         path: PathBuf,
     },
-    /// An index can't be used or written.
+    /// An index cannot be used or written.
     #[error("{}: {reason}", path.display())]
     Index {
         /// The file.
         path: PathBuf,
-        /// Why, in one line.
+        /// The reason, in one line.
         reason: String,
     },
-    /// There are class folders, but not one picture that can be used.
+    /// There are class folders, but no usable image.
     #[error("{}: there is no usable picture; expected PNG, JPEG or WebP files in class folders{first}", path.display())]
     NoPictures {
         /// The data folder.
         path: PathBuf,
-        /// An example of what is there instead, ready to be appended; may be empty.
+        /// An example of a skipped file, ready to be appended; may be empty.
         first: String,
     },
-    /// More pictures than labels and positions can count.
+    /// There are more images than labels and positions can count.
     #[error("{}: there are {count} pictures; at most {most} can be used", path.display())]
     TooMany {
         /// The data folder.
         path: PathBuf,
-        /// How many there are.
+        /// The number of images.
         count: usize,
-        /// How many there may be.
+        /// The largest number of images.
         most: usize,
     },
-    /// A number that makes no sense.
+    /// A number is out of its range.
     #[error("{name} is {value}; expected {low} to {high}")]
     OutOfRange {
-        /// What the number is.
+        /// The name of the number.
         name: &'static str,
-        /// The number.
+        /// The number that was found.
         value: u64,
-        /// The smallest that is allowed.
+        /// The smallest valid number.
         low: u64,
-        /// The largest that is allowed.
+        /// The largest valid number.
         high: u64,
     },
-    /// The pictures do not fit into memory.
+    /// The images do not fit into memory.
     #[error("{count} pictures of {size} x {size} do not fit into memory")]
     Memory {
-        /// How many pictures.
+        /// The number of images.
         count: usize,
-        /// Their width and height.
+        /// Their width and height, in pixels.
         size: u32,
     },
-    /// A folder to be written is in use for something else.
+    /// An output folder holds other files.
     #[error("{}: there is something in it that would be lost, {}; expected an empty folder or one of synthetic pictures", folder.display(), stray.display())]
     Occupied {
         /// The folder.
         folder: PathBuf,
-        /// What is there.
+        /// One of the other files.
         stray: PathBuf,
     },
-    /// A folder to be written is not empty.
+    /// An output folder is not empty.
     #[error("{}: expected a new or an empty folder, found {} in it", folder.display(), stray.display())]
     NotEmpty {
         /// The folder.
         folder: PathBuf,
-        /// What is there.
+        /// One of the files in it.
         stray: PathBuf,
     },
-    /// A folder would be written into the folder that it is made of.
+    /// An output folder is inside the input folder.
     #[error("{}: is in {}, which it is made of; expected a folder elsewhere", folder.display(), from.display())]
     InSource {
         /// The folder.
         folder: PathBuf,
-        /// What it is made of.
+        /// The input folder.
         from: PathBuf,
     },
-    /// Head boxes are needed, or those that are there can't be used.
+    /// Head boxes are missing or cannot be used.
     #[error("{}: {reason}", path.display())]
     Boxes {
         /// The file or folder.
         path: PathBuf,
-        /// Why, in one line.
+        /// The reason, in one line.
         reason: String,
     },
-    /// A picture's decoded pixels are damaged in the cache, and decoding it again does not give them.
+    /// An image's pixels are damaged in the cache, and decoding it again does not restore them.
     #[error("{}: its pixels in {} are damaged, and it can't be decoded again: {reason}", path.display(), cache.display())]
     Damaged {
-        /// The picture.
+        /// The image.
         path: PathBuf,
-        /// The file of the cache.
+        /// The cache file.
         cache: PathBuf,
-        /// Why it can't be decoded.
+        /// The reason why it cannot be decoded.
         reason: String,
     },
-    /// A picture could not be written.
+    /// An image could not be written.
     #[error("{}: can't write a picture: {reason}", folder.display())]
     Write {
         /// The folder.
         folder: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// The result of what can fail with [`Error`].
+/// The result of reading or writing data.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Whether the same may well succeed later: a disk or a network that did not answer.
+    /// True if a retry may succeed: a disk or a network did not respond.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Io { error, .. } if is_transient_io(error))
     }
 
-    /// Makes an [`io::Error`] at `path` one of ours.
+    /// Converts an [`io::Error`] at `path`.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Self::Io { path: path.to_path_buf(), error }
     }
 
-    /// Of the data folder `path` nothing can be used; `skipped` is what there was.
+    /// The error for a data folder `path` without usable images; `skipped` are its files.
     pub(crate) fn no_pictures(path: &Path, skipped: &[(PathBuf, String)]) -> Self {
         let first = match skipped.first() {
             Some((path, reason)) => format!("; {} is {}", printable(path).display(), excerpt(reason)),
@@ -153,10 +153,10 @@ impl Error {
     }
 }
 
-/// Whether an error of the operating system may pass by itself.
+/// True if an error of the operating system may be transient.
 pub(crate) fn is_transient_io(error: &io::Error) -> bool {
     use io::ErrorKind;
-    // EIO and ESTALE, which have no kind of their own everywhere: a disk that failed, a network file system that went away.
+    // EIO and ESTALE do not have an `ErrorKind` everywhere: a failed disk, and a network file system that disconnected.
     let (eio, estale) = (5, 116);
     matches!(
         error.kind(),

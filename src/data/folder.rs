@@ -1,4 +1,4 @@
-//! Folders that are there whole or not at all.
+//! Writing of folders, completely or not at all.
 
 use std::{
     fs,
@@ -9,11 +9,11 @@ use tiny_cats_export::strip_temp_name;
 
 use super::{Error, Result};
 
-/// Has `fill` write into a new folder, which then takes the place of `folder`. When it fails, `folder` is what it was, and nothing else is
-/// left behind. Whether what is at `folder` may be replaced is for the caller to know.
+/// Calls `fill` to write into a new folder, which then replaces `folder`. If that fails, `folder` is unchanged, and nothing else is left
+/// behind. The caller must check that `folder` may be replaced.
 ///
 /// # Errors
-/// Those of `fill` and of making and renaming folders.
+/// Those of `fill` and of creating and renaming folders.
 pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let (folder, exists) = existing(folder)?;
     let parent = match folder.parent() {
@@ -31,7 +31,7 @@ pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -
     }
     if let Err(error) = fs::rename(&new, &folder) {
         if exists && fs::rename(&old, &folder).is_err() {
-            // What was there could not be put back: at least keep it.
+            // The old folder could not be moved back: at least keep it.
             let _ = work.keep();
         }
         return Err(Error::io(&folder)(error));
@@ -39,7 +39,7 @@ pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -
     Ok(filled)
 }
 
-/// `folder` free of links, and whether it is there.
+/// The path of `folder` without links, and whether it exists.
 pub(super) fn existing(folder: &Path) -> Result<(PathBuf, bool)> {
     if folder.try_exists().map_err(Error::io(folder))? {
         Ok((fs::canonicalize(folder).map_err(Error::io(folder))?, true))

@@ -1,4 +1,4 @@
-//! All pictures of a data set, decoded once, as bytes that batches are made of.
+//! All images of a data set, decoded once, as the bytes that batches are made from.
 
 use std::{
     io,
@@ -20,20 +20,20 @@ use super::{
     view::Bytes,
 };
 
-/// To be raised whenever pixels change that a file of the cache may hold.
+/// The version of the decoded pixels. It must be increased whenever pixels in a cache file would change.
 const VERSION: u32 = 2;
 
-/// What is made of a picture.
+/// The way in which an image is resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ResizeMode {
-    /// The middle square, with so many pixels on each side.
+    /// The middle square, with this many pixels on each side.
     Square(u32),
-    /// All of it (but see [`resize_short_side`]), with so many pixels on the shorter side.
+    /// The whole image (but see [`resize_short_side`]), with this many pixels on the shorter side.
     ShortSide(u32),
 }
 
 impl ResizeMode {
-    /// What files of it are called.
+    /// The prefix of the cache files' names.
     fn kind(self) -> String {
         match self {
             Self::Square(size) => format!("squares-{size}"),
@@ -41,7 +41,7 @@ impl ResizeMode {
         }
     }
 
-    /// Width and height of what is made of a picture of `size`, a width and a height.
+    /// Width and height of the result for an image of `size`, a width and a height.
     fn of(self, size: [u32; 2]) -> [u32; 2] {
         match self {
             Self::Square(side) => [side; 2],
@@ -59,11 +59,11 @@ impl ResizeMode {
     }
 }
 
-/// Why there are no pixels of a picture.
+/// The reason why an image has no pixels.
 enum DecodeFailure {
-    /// It can't be decoded, and never will be.
+    /// The image cannot be decoded, now or later.
     Broken(String),
-    /// Its file is not what it was.
+    /// The file has changed or cannot be read.
     Changed(String),
 }
 
@@ -72,12 +72,12 @@ enum Pixels {
     Memory(Vec<u8>),
 }
 
-/// The pictures of a data set as bytes, in memory or in a file that is mapped.
+/// The images of a data set as bytes, in memory or in a mapped file.
 pub struct ImageStore {
     pixels: Pixels,
     root: PathBuf,
     form: ResizeMode,
-    /// Width and height of each picture, and where its bytes begin: row, column, channel.
+    /// Width and height of each image, and the offset of its bytes, which are ordered by row, column, channel.
     layout: Vec<([u32; 2], usize)>,
     labels: Vec<u32>,
     paths: Vec<PathBuf>,
@@ -85,19 +85,19 @@ pub struct ImageStore {
     pub classes: Vec<String>,
     /// The fingerprint of the data set.
     pub fingerprint: String,
-    /// What could not be decoded, from the data folder, and why.
+    /// The images that could not be decoded, by their path from the data folder, and the reasons.
     pub skipped: Vec<(PathBuf, String)>,
-    /// What the user should know about the cache: that a file in it was damaged, or that there can't be one. A line each.
+    /// Notes about the cache for the user, one line each: a file in it was damaged, or none could be written.
     pub notes: Vec<String>,
 }
 
-/// The pictures of a data set as squares of one size.
+/// The images of a data set as squares of one size.
 pub struct Images {
     size: u32,
     pictures: ImageStore,
 }
 
-/// The pictures of a data set, each with its own shape.
+/// The images of a data set, each with its own shape.
 pub struct Photos(ImageStore);
 
 impl ImageStore {
@@ -191,41 +191,41 @@ impl ImageStore {
         Ok(Self { pixels, root, form, layout: kept, labels, paths, classes, fingerprint, skipped, notes })
     }
 
-    /// How many pictures there are; never none.
+    /// The number of images; at least one.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// The class of picture `index`, which must be less than [`ImageStore::len`].
+    /// The class of image `index`, which must be less than [`ImageStore::len`].
     pub fn label(&self, index: usize) -> u32 {
         self.labels[index]
     }
 
-    /// The labels of all pictures.
+    /// The labels of all images.
     pub fn labels(&self) -> &[u32] {
         &self.labels
     }
 
-    /// Where picture `index` is, from the data folder.
+    /// The path of image `index` from the data folder.
     pub fn path(&self, index: usize) -> &Path {
         &self.paths[index]
     }
 
-    /// Width and height of picture `index`.
+    /// Width and height of image `index`.
     pub fn dimensions(&self, index: usize) -> (u32, u32) {
         let [width, height] = self.layout[index].0;
         (width, height)
     }
 
-    /// Writes what `view` shows of picture `index` into the `3 · size²` values of `out`: channel, row, column, from −1 (black) to 1.
-    /// Between pixels it is interpolated linearly.
+    /// Writes the part of image `index` that `view` shows into `out`, `[3, size, size]`, with values from −1 (black) to 1. Values between
+    /// pixels are interpolated linearly.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when its pixels in the cache are damaged and it can't be decoded again.
+    /// [`Error::Damaged`] if its pixels in the cache are damaged and it cannot be decoded again.
     ///
     /// # Panics
-    /// When there is no such picture, or `out` has another length.
+    /// If there is no such image, or `out` has another length.
     pub fn fill(&self, index: usize, view: &View, size: usize, out: &mut [f32]) -> Result<()> {
         let ([width, height], _) = self.layout[index];
         let bytes = self.bytes(index)?;
@@ -246,8 +246,8 @@ impl ImageStore {
     }
 }
 
-/// Decodes `chosen` with all cores and hands the bytes of each to `put`, with its place. In memory is one picture a thread. Returns the
-/// pictures' checksums, which are missing, in order, and whether they always will be.
+/// Decodes `chosen` with all cores and passes the bytes of each image to `put`, with its place. Each thread has one image in memory.
+/// Returns the images' checksums and decoding errors, in order, and whether these would be the same next time.
 fn decode_all<P: Send>(
     data: &Dataset,
     form: ResizeMode,
@@ -283,7 +283,7 @@ fn decode_one(
     picture: &ImageFile,
 ) -> std::result::Result<RgbImage, DecodeFailure> {
     let bytes = data.read(picture).map_err(DecodeFailure::Changed)?;
-    // What is kept under the name of a content must be of that content.
+    // The name of the cache file depends on the digest, so the pixels must be of that content.
     if <[u8; 32]>::from(Sha256::digest(&bytes)) != picture.sha256 {
         return Err(DecodeFailure::Changed("changed since the data were opened".to_string()));
     }
@@ -309,12 +309,13 @@ fn hash(form: ResizeMode, chosen: &[&ImageFile]) -> [u8; 32] {
 }
 
 impl Images {
-    /// Decodes the pictures of `data`, turned upright, the middle square of each resized (Lanczos) to `size` × `size`, 8 to 1024, or takes
-    /// them from `cache`. With a limit, that many of them, evenly spread. Pictures that break on the way are left out: see
-    /// [`ImageStore::skipped`].
+    /// Decodes the images of `data`, or takes them from `cache`. They are turned upright, and the middle square of each is resized
+    /// (Lanczos) to `size` × `size`, 8 to 1024 pixels.
+    ///
+    /// With a limit, that many evenly spread images are loaded. Images that cannot be decoded are skipped: see [`ImageStore::skipped`].
     ///
     /// # Errors
-    /// When `size` is out of range, memory is too small, or no picture is left.
+    /// If `size` is out of range, memory is too small, or no image is left.
     pub fn load(data: &Dataset, size: u32, limit: Option<usize>, cache: &Cache) -> Result<Self> {
         if !(8..=1024).contains(&size) {
             return Err(Error::OutOfRange { name: "image size", value: size.into(), low: 8, high: 1024 });
@@ -322,19 +323,20 @@ impl Images {
         Ok(Self { size, pictures: ImageStore::load(data, ResizeMode::Square(size), limit, cache)? })
     }
 
-    /// Width and height of each picture.
+    /// Width and height of each image, in pixels.
     pub fn size(&self) -> u32 {
         self.size
     }
 }
 
 impl Photos {
-    /// Decodes the pictures of `data`, turned upright, each resized (triangle filter, what PyTorch calls antialiased bilinear) so that
-    /// its short side has `short` pixels, or takes them from `cache`. With a limit, that many of them, evenly spread. Pictures that break
-    /// on the way are left out: see [`ImageStore::skipped`].
+    /// Decodes the images of `data`, or takes them from `cache`. They are turned upright and resized (triangle filter, which PyTorch calls
+    /// antialiased bilinear) so that the short side has `short` pixels.
+    ///
+    /// With a limit, that many evenly spread images are loaded. Images that cannot be decoded are skipped: see [`ImageStore::skipped`].
     ///
     /// # Errors
-    /// When `short` is out of range (8 to 2048), memory is too small, or there is no picture that can be used.
+    /// If `short` is out of range (8 to 2048 pixels), memory is too small, or there is no usable image.
     pub fn load(data: &Dataset, short: u32, limit: Option<usize>, cache: &Cache) -> Result<Self> {
         if !(8..=2048).contains(&short) {
             return Err(Error::OutOfRange { name: "short side", value: short.into(), low: 8, high: 2048 });
@@ -359,7 +361,7 @@ impl Deref for Photos {
     }
 }
 
-/// All files, or as many as `limit` says, evenly spread; at least one where there is one.
+/// All files, or `limit` of them, evenly spread; at least one if there is one.
 pub(crate) fn evenly_spaced(files: &[ImageFile], limit: Option<usize>) -> Vec<&ImageFile> {
     let all = files.len();
     let count = limit.map_or(all, |limit| limit.max(1).min(all));
@@ -412,7 +414,7 @@ mod tests {
 
     #[test]
     fn pictures_are_turned_upright_cropped_to_the_middle_and_laid_on_white() {
-        // Stored lying: its top is red, and orientation 6 says that its left side is the top.
+        // Stored sideways: its top is red, and orientation 6 means that its left side is the top.
         let lying =
             RgbImage::from_fn(16, 32, |_, y| if y < 16 { Rgb([250, 0, 0]) } else { Rgb([0, 0, 250]) });
         let mut jpeg = Vec::new();
@@ -427,7 +429,7 @@ mod tests {
         let images = memory(&data, None).unwrap();
         let mut out = vec![0.0; 192];
         images.fill(0, &View::all((8, 8)), 8, &mut out).unwrap();
-        // Turned clockwise, what was at the top is at the right.
+        // After a clockwise rotation, the top is at the right.
         assert!(out[..64].chunks(8).all(|row| row[0] < -0.9 && row[7] > 0.9), "{:?}", &out[..64]);
         images.fill(1, &View::all((8, 8)), 8, &mut out).unwrap();
         assert!(out.iter().all(|&value| value == 1.0));
@@ -449,7 +451,7 @@ mod tests {
         assert!(Images::load(&data, 7, None, &Cache::Memory).is_err());
     }
 
-    /// Ten pictures of several shapes, the last of which breaks behind its header.
+    /// Ten images of several shapes, the last of which is damaged after its header.
     fn mixed() -> (tempfile::TempDir, Dataset) {
         let picture =
             |i: u32| RgbImage::from_fn(9 + i * 3, 30 - i * 2, |x, y| Rgb([(x * y) as u8, y as u8, i as u8]));
@@ -461,10 +463,10 @@ mod tests {
         folder(&named)
     }
 
-    /// Size, label, path and bytes of a picture.
+    /// Size, label, path and bytes of an image.
     type Shown = ((u32, u32), u32, PathBuf, Vec<u8>);
 
-    /// Everything that a network could see of pictures.
+    /// Everything that a network could see of the images.
     fn shown(pictures: &ImageStore) -> Vec<Shown> {
         let of = |i: usize| {
             (
@@ -510,7 +512,7 @@ mod tests {
             assert_eq!(load(&at, square), expected);
             assert_eq!(names(&folder.path().join("a/b")), before);
         }
-        // One file for each form, and nothing else; what is in them has nothing to do with when or where they were made.
+        // One file for each form, and nothing else; its content does not depend on when or where it was made.
         let other = tempfile::tempdir().unwrap();
         Photos::load(&data, 16, None, &Cache::At(other.path().into())).unwrap();
         let (all, again) = (names(&folder.path().join("a/b")), names(other.path()));
@@ -532,7 +534,7 @@ mod tests {
         assert_eq!(count(&data, 8, None), 1);
         assert_eq!(count(&data, 9, None), 2);
         assert_eq!(count(&data, 8, Some(5)), 3);
-        // Names and classes are none of it.
+        // The cache does not depend on names and classes.
         std::fs::rename(dir.path().join("A"), dir.path().join("B")).unwrap();
         let renamed = Dataset::open(dir.path()).unwrap();
         assert_ne!(renamed.fingerprint, data.fingerprint);
@@ -556,7 +558,7 @@ mod tests {
         let mut bad: Vec<Vec<u8>> =
             [0, 1, 100, end / 2, end - 300, end - 1].iter().map(|&len| good[..len].to_vec()).collect();
         bad.push([&good[..], b"x"].concat());
-        // Of the checksums, the reasons and the trailer each bit counts.
+        // Every bit of the checksums, the reasons and the trailer matters.
         for place in (end - 76 - 20 - 40..end).step_by(3) {
             let mut bytes = good.clone();
             bytes[place] ^= 1 << (place % 8);
@@ -589,13 +591,13 @@ mod tests {
             std::fs::write(&path, &bytes).unwrap();
             let photos = load();
             assert!(photos.notes.is_empty() && shown(&photos) == expected);
-            // Once more, as in the next epoch.
+            // Again, as in the next epoch.
             assert!(shown(&photos) == expected);
             assert!(names(folder.path()).is_empty());
             drop(photos);
             assert!(shown(&load()) == expected && std::fs::read(&path).unwrap() == good);
         }
-        // Where the picture is gone or another one by now, nothing is guessed.
+        // If the image is missing or has changed by now, it is an error.
         let mut bytes = good.clone();
         bytes[0] ^= 1;
         for change in ["gone", "another"] {
@@ -622,7 +624,7 @@ mod tests {
         let images = Images::load(&data, 8, None, &Cache::At(file)).unwrap();
         assert!(shown(&images) == expected);
         assert!(images.notes.len() == 1 && images.notes[0].contains("kept in memory"), "{:?}", images.notes);
-        // A disk that is full in the middle leaves nothing behind.
+        // A disk that becomes full during writing leaves nothing behind.
         let key = CacheKey { kind: "squares-8".into(), hash: [0; 32], pixels: 1 << 20, pictures: 1 };
         let full = |file: &std::fs::File| {
             write_at(file, &[1; 1 << 16], 1 << 10)?;
@@ -630,7 +632,7 @@ mod tests {
         };
         let folder = elsewhere.path().join("folder");
         assert!(key.create(&folder, full).is_err() && names(&folder).is_empty());
-        // One that is too small is left alone.
+        // Nothing is written to a disk that is too small.
         let key = CacheKey { pixels: u64::MAX / 2, ..key };
         assert!(key.create(&folder, |_| panic!("written to")).is_err() && names(&folder).is_empty());
     }
@@ -650,7 +652,7 @@ mod tests {
         assert!(names(folder.path()).is_empty());
         std::fs::write(&path, before).unwrap();
         assert_eq!(Images::load(&data, 8, None, &cache).unwrap().len(), 9);
-        // An index that says another size of a picture is not believed.
+        // A wrong size in an index is detected.
         let mut lying = data;
         lying.files[0].size = [300, 2];
         let photos = Photos::load(&lying, 8, None, &cache).unwrap();

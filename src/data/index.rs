@@ -1,7 +1,7 @@
-//! The file that says what is in a data folder, once everything in it has been decoded.
+//! The index of a data folder: a file that lists its contents after every image was decoded.
 //!
-//! It is JSON with one picture a line, sorted, without times, so that two of them can be compared line by line. Like any file it may come
-//! from somebody else: nothing in it leads out of its folder, and a picture that is not the one that was indexed is not used.
+//! It is JSON with one image a line, sorted, without times, so that two indexes can be compared line by line. Like any file, it may be from
+//! an untrusted source. No path in it leads out of its folder, and an image that differs from the indexed one is not used.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,17 +28,17 @@ pub const INDEX: &str = "index.json";
 
 const FORMAT: &str = "tiny-cats index";
 const VERSION: u32 = 1;
-/// Longer files are not read.
+/// The largest index that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
 const REINDEX_HINT: &str = "run `tiny-cats data index` again";
 
-/// What the file holds.
+/// The content of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct IndexFile {
     format: String,
     version: u32,
-    /// The data folder, from the folder of the index.
+    /// The path of the data folder from the folder of the index.
     folder: PathBuf,
     split: Shares,
     classes: Vec<String>,
@@ -46,7 +46,7 @@ struct IndexFile {
     skipped: Vec<SkippedEntry>,
 }
 
-/// A picture. Its class is the folder that it is in.
+/// An image. Its class is the folder that it is in.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -76,7 +76,7 @@ struct SkippedEntry {
     reason: String,
 }
 
-/// An index that was read. Whether the folder is still what it says has not been looked at.
+/// An index that was read, but not compared with the folder.
 struct Index {
     folder: PathBuf,
     classes: Vec<String>,
@@ -86,15 +86,17 @@ struct Index {
 }
 
 impl Dataset {
-    /// Decodes every picture of the folder `root`, splits them by `shares`, unless the folder has its class folders in `train`, `val` and
-    /// `test`, and writes the index `file`. With the index `held_out`, what that one keeps
-    /// from training is kept from it here too, known by its content, and all else is for training, whatever `shares` says. Pictures that an
-    /// earlier index at `file` knows by their SHA-256 are not decoded again. `progress` is called, from several threads, with the number of
-    /// all files after each.
+    /// Decodes every image of the folder `root`, splits them, and writes the index `file`.
+    ///
+    /// Images are split by `shares`, unless the folder has its class folders in `train`, `val` and `test`. With the index `held_out`,
+    /// images that it keeps from training are kept from it here too, recognized by their content. All others are then for training,
+    /// whatever `shares` is. Images whose SHA-256 is in an earlier index at `file` are not decoded again.
+    ///
+    /// `progress` is called from several threads, after each file, with the total number of files.
     ///
     /// # Errors
-    /// Those of [`Dataset::open`] on a folder without index; when something else than an index is at `file`, or it can't be written; when
-    /// `held_out` is no index, or keeps nothing from training that is in the folder.
+    /// Those of [`Dataset::open`] on a folder without index. If another file than an index is at `file`, or it cannot be written. If
+    /// `held_out` is no index, or keeps no image of the folder from training.
     pub fn index(
         root: &Path,
         file: &Path,
@@ -124,7 +126,7 @@ impl Dataset {
         Ok(data)
     }
 
-    /// Splits the pictures as the index that was read from `of` does, those that it does not know being for training.
+    /// Splits the images as in the index that was read from `of`; images that are not in it are for training.
     fn hold_out(&mut self, of: &Path, index: Index) -> Result<()> {
         let mut held: HashMap<[u8; 32], Split> = HashMap::new();
         for picture in index.pictures.iter().filter(|picture| picture.split != Split::Train) {
@@ -143,7 +145,7 @@ impl Dataset {
         Ok(())
     }
 
-    /// The pictures of the index `file` that are still what was indexed. What has changed since is in [`Dataset::skipped`].
+    /// Opens the images of the index `file` that have not changed since; [`Dataset::skipped`] has the others.
     pub(super) fn open_index(file: &Path) -> Result<Self> {
         let index = read(file)?;
         let FolderScan { files, skipped: astray, .. } = scan::scan(&index.folder)?;
@@ -216,7 +218,7 @@ impl Dataset {
 }
 
 impl IndexFile {
-    /// One line for each element of a list.
+    /// Writes one line for each element of a list.
     fn write(&self, w: &mut impl Write) -> io::Result<()> {
         write!(w, "{{\n\"format\": ")?;
         serde_json::to_writer(&mut *w, &self.format)?;
@@ -231,7 +233,7 @@ impl IndexFile {
     }
 }
 
-/// A field that is a list with each element on its own line.
+/// Writes a list field with each element on its own line.
 pub(super) fn list<T: Serialize>(w: &mut impl Write, name: &str, all: &[T]) -> io::Result<()> {
     write!(w, ",\n\"{name}\": [")?;
     for (i, one) in all.iter().enumerate() {
@@ -241,7 +243,7 @@ pub(super) fn list<T: Serialize>(w: &mut impl Write, name: &str, all: &[T]) -> i
     w.write_all(b"]")
 }
 
-/// How an index at `file` names the folder `root`.
+/// The path of the folder `root` in an index at `file`.
 fn folder_from(file: &Path, root: &Path) -> Result<PathBuf> {
     let beside = match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -258,7 +260,7 @@ fn folder_from(file: &Path, root: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Size, length and SHA-256 of a picture that can be decoded.
+/// Size, length and SHA-256 of an image that can be decoded.
 fn decode_entry(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result::Result<FileInfo, String> {
     let bytes = decode::read(path)?;
     let sha256 = Sha256::digest(&bytes).into();
@@ -280,7 +282,7 @@ fn other_version(version: u32) -> String {
     format!("is of version {version}; expected {VERSION}; {REINDEX_HINT}")
 }
 
-/// Reads an index, believing nothing.
+/// Reads an index and validates every field.
 fn read(file: &Path) -> Result<Index> {
     let invalid =
         |reason: String| Error::Index { path: file.to_path_buf(), reason: excerpt(&reason).into_owned() };
@@ -288,7 +290,7 @@ fn read(file: &Path) -> Result<Index> {
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
         return Err(invalid(format!("expected a file of at most {} MiB", MAX_BYTES >> 20)));
     }
-    // Read piece by piece: of a million pictures the text alone would take 200 MB.
+    // Read piece by piece: for a million images the text alone would take 200 MB.
     let text = || Ok(BufReader::new(File::open(file).map_err(Error::io(file))?.take(MAX_BYTES)));
     let contents: IndexFile = match serde_json::from_reader(text()?) {
         Ok(contents) => contents,
@@ -369,7 +371,7 @@ impl IndexFile {
     }
 }
 
-/// `path` if it is `FOLDER/FILE` on this system, perhaps in a folder such as `train`, and nothing else.
+/// Returns `path` if it is `FOLDER/FILE` on this system, perhaps in a folder such as `train`.
 fn inside(path: &str) -> Option<PathBuf> {
     let (part, path) = match path.split_once('/')? {
         (part, rest) if rest.contains('/') => (Some(part), rest),
@@ -448,7 +450,7 @@ mod tests {
             assert_eq!(pictures.count(), 24, "one picture a line");
         }
         assert_eq!(Dataset::open(dir.path()).unwrap().index, Some(inside));
-        // A folder moves with the index in it.
+        // A folder can be moved with the index in it.
         let moved = elsewhere.path().join("moved");
         fs::rename(dir.path(), &moved).unwrap();
         assert_eq!(Dataset::open(&moved).unwrap().fingerprint, scanned.fingerprint);
@@ -463,7 +465,7 @@ mod tests {
         let counts: Vec<_> = half.counts().iter().map(|c| [c.train, c.val, c.test]).collect();
         assert_eq!(counts, [[6, 6, 0], [6, 6, 0]]);
         assert_eq!(Dataset::open(dir.path()).unwrap().counts(), half.counts());
-        // What the index says of a content is believed as long as the content is there.
+        // The size in an index is used as long as the content is the same.
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, text.replacen("\"width\":8", "\"width\":7", 1)).unwrap();
         assert_eq!(index(dir.path(), &file).files[0].size, [7, 8]);
@@ -476,7 +478,7 @@ mod tests {
         let (dir, more) = (folder(), tempfile::tempdir().unwrap());
         let file = dir.path().join(INDEX);
         let before = index(dir.path(), &file);
-        // The same contents by other names, which would be split otherwise, and new ones.
+        // The same contents under other names, which would be split otherwise, and new ones.
         for number in 0..12 {
             put(more.path(), &format!("A/z_{number}.png"), 200 + number);
             for (class, old) in [("A", number), ("other", 100 + number)] {
@@ -494,7 +496,7 @@ mod tests {
         }
         let opened = Dataset::open(more.path()).unwrap();
         assert_eq!((&opened.files, &opened.fingerprint), (&both.files, &both.fingerprint));
-        // Where nothing would be held out, the index that is there stays.
+        // If nothing would be held out, the existing index stays.
         let written = fs::read(&to).unwrap();
         let all = dir.path().join("all.json");
         Dataset::index(dir.path(), &all, "1,0,0".parse().unwrap(), None, |_| {}).unwrap();
@@ -504,7 +506,7 @@ mod tests {
         assert_eq!(fs::read(&to).unwrap(), written);
     }
 
-    /// As an earlier version wrote them: a run that was begun by one goes on.
+    /// As an earlier version wrote them: a run that started with one can resume.
     #[test]
     fn an_index_that_has_copies_is_taken_as_it_is_and_says_so() {
         let dir = folder();
@@ -519,7 +521,7 @@ mod tests {
         assert_eq!((opened.files.len(), before.files.len()), (25, 24));
         let said = "the same image twice in the index: A/a_0.png (train), A/copy.png (test); run `tiny-cats data index` again";
         assert_eq!(opened.duplicate_lines(), [said]);
-        // What it held out of training once is held out under any name.
+        // An image that it held out of training is held out under any name.
         let more = tempfile::tempdir().unwrap();
         put(more.path(), "A/x.png", 0);
         put(more.path(), "A/y.png", 0);
@@ -528,7 +530,7 @@ mod tests {
         let held = Dataset::index(more.path(), &to, Shares::default(), Some(&file), |_| {}).unwrap();
         let splits: Vec<_> = held.files.iter().map(|p| (name(&p.path), p.split)).collect();
         assert_eq!(splits, [("A/x.png".to_owned(), Split::Test), ("A/z.png".to_owned(), Split::Train)]);
-        // Indexed again, it has each once.
+        // Indexed again, it has each image once.
         let again = index(dir.path(), &file);
         assert_eq!((again.files, again.fingerprint), (before.files, before.fingerprint));
     }
@@ -555,7 +557,7 @@ mod tests {
         assert!(said("A/a_2.png").contains("empty"));
         assert!(said("A/c.png").contains("not in the index, like 1 other;"));
         assert_eq!(now.skipped.len(), 4);
-        // Its split is that of the index, whatever is left.
+        // The split is that of the index, whatever images are left.
         assert!(now.files.iter().all(|picture| before.files.contains(picture)));
     }
 
@@ -602,7 +604,7 @@ mod tests {
             fs::write(&file, good.replacen(from, to, 1)).unwrap();
             let error = Dataset::open(dir.path()).unwrap_err().to_string();
             assert!(error.contains(INDEX) && error.contains(says) && !error.contains('\n'), "{to}: {error}");
-            // Nor is it written over: it may be somebody else's.
+            // Nor is it overwritten: it may be another program's file.
             assert!(Dataset::index(dir.path(), &file, Shares::default(), None, |_| {}).is_err());
         }
         for text in ["", "[]", "nothing", "{\"format\":", &"[".repeat(100_000)] {

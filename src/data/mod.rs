@@ -1,4 +1,4 @@
-//! Pictures: folders of them, in memory, in order, and drawn by rule.
+//! Images: data sets in folders and in memory, their order and augmentation, and synthetic images.
 
 mod augment;
 mod boxes;
@@ -38,7 +38,7 @@ pub use stats::{ClassCount, Stats, ValueRange};
 pub use view::View;
 pub(crate) use view::mirrored;
 
-/// The breeds that there are synthetic pictures of and released weights for, in the order of their labels.
+/// The breeds of the synthetic images and the released weights, in the order of their labels.
 pub const BREEDS: [&str; 12] = [
     "Abyssinian",
     "Bengal",
@@ -54,5 +54,5 @@ pub const BREEDS: [&str; 12] = [
     "Sphynx",
 ];
 
-/// The class of what is not a cat, in any case of letters; its label is always the last.
+/// The name of the class of images without a cat, in any case of letters; its label is always the last.
 pub const OTHER: &str = "other";

@@ -4,37 +4,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tiny_cats_models::random::{Purpose, Stream};
 
-/// An endless order of `len` pictures: each epoch has each of them once, and is shuffled by a stream of its own. What comes at a
-/// position depends on the seed and the position alone, so that the number of pictures drawn so far is all there is to resume.
+/// An endless order of `len` images: each epoch has each of them once, and is shuffled by its own random stream. The image at a position
+/// depends on the seed and the position alone. So the number of images taken so far is all that is needed to resume.
 #[derive(Debug)]
 pub struct Order {
     seed: u64,
     len: u32,
-    /// The epochs that were needed last, and what comes in them. Two, since batches around the end of an epoch are made at the same time
-    /// by several threads: with one, each of them would shuffle the other's away.
+    /// The two epochs that were used last, and their images. At the end of an epoch several threads make batches of both. With one entry,
+    /// each thread would discard the other's epoch.
     shuffled: Mutex<[Option<Epoch>; 2]>,
 }
 
-/// The number of an epoch, and what comes in it.
+/// The number of an epoch, and its images in order.
 type Epoch = (u64, Arc<[u32]>);
 
 impl Order {
-    /// The order of `len` pictures under `seed`.
+    /// Creates the order of `len` images for `seed`.
     ///
     /// # Panics
-    /// When `len` is 0.
+    /// If `len` is 0.
     pub fn new(seed: u64, len: u32) -> Self {
         assert!(len > 0, "there is no order of nothing");
         Self { seed, len, shuffled: Mutex::default() }
     }
 
-    /// The index of the picture at `position`, the number of pictures drawn before it. Quick while positions stay in one epoch.
+    /// The index of the image at `position`, the number of images before it. Fast while positions stay in one epoch.
     pub fn at(&self, position: u64) -> usize {
         let (epoch, offset) = (position / u64::from(self.len), position % u64::from(self.len));
         self.epoch(epoch)[offset as usize] as usize
     }
 
-    /// The indices of the `len` pictures from `position` on.
+    /// The indices of the `len` images that start at `position`.
     pub fn range(&self, position: u64, len: usize) -> Vec<usize> {
         let mut range = Vec::with_capacity(len);
         while range.len() < len {
@@ -47,7 +47,7 @@ impl Order {
     }
 
     fn epoch(&self, epoch: u64) -> Arc<[u32]> {
-        // A panic elsewhere leaves whole permutations.
+        // A panic elsewhere leaves complete permutations.
         let mut shuffled = self.shuffled.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, order)) = shuffled.iter().flatten().find(|known| known.0 == epoch) {
             return order.clone();

@@ -1,4 +1,4 @@
-//! Class folders of pictures of one size, from class folders of photographs or from the archives of the Oxford-IIIT Pet data set.
+//! Makes class folders of images of one size, from class folders of photographs or the Oxford-IIIT Pet data set's archives.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -21,11 +21,11 @@ use super::{
     split,
 };
 
-/// The file that says of a folder what was made of what.
+/// The file that lists the output images of a folder and their sources.
 const PREPARED: &str = "PREPARED.json";
-/// The file that says where pictures are from and under which licence; it goes where they go.
+/// The file with the source and license of the images; it is copied along with them.
 const SOURCE: &str = "SOURCE.md";
-/// A longer one is not passed on.
+/// The largest source file that is copied, in bytes.
 const MAX_SOURCE_BYTES: u64 = 1 << 20;
 const OXFORD: &str = "\
 # Where these pictures are from
@@ -38,78 +38,78 @@ Attribution-ShareAlike 4.0 International licence (CC BY-SA 4.0, https://creative
 the copyright of each photograph remains with its owner. Keep this file with them.
 ";
 
-/// Which part of a photograph is kept.
+/// The part of a photograph that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Crop {
     /// The square around the head, of 1.6 times the longer side of its box, moved inside the photograph.
-    HeadBox,
+    Head,
     /// The largest square in the middle.
     #[value(alias = "center")]
     Centre,
-    /// All of it; the shorter side gets the size.
+    /// The whole photograph; the shorter side gets the size.
     None,
 }
 
-/// How pictures are written.
+/// The file format of the output images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
-    /// With quality 92 and full colour resolution.
+    /// JPEG of quality 92 with full color resolution.
     #[default]
     Jpeg,
-    /// Without loss.
+    /// PNG, lossless.
     Png,
 }
 
-/// What to make.
+/// The settings of a preparation.
 #[derive(Clone, Debug)]
 pub struct Prepare {
-    /// Which part is kept.
+    /// The part of each photograph that is kept.
     pub crop: Crop,
     /// Width and height of the squares, or of the shorter side, in pixels: 8 to 1024.
     pub size: u32,
-    /// A CSV file or a folder of XML files with a box around each head; unset, what comes with the photographs.
+    /// A CSV file or a folder of XML files with a box around each head; if unset, the boxes that come with the photographs.
     pub boxes: Option<PathBuf>,
-    /// Whether the dogs of the Oxford-IIIT Pet data set become the class `other`, or are left out.
+    /// True if the dogs of the Oxford-IIIT Pet data set become the class `other`; otherwise they are skipped.
     pub other: bool,
-    /// How pictures are written.
+    /// The file format of the output images.
     pub encoding: Encoding,
 }
 
-/// What was made.
+/// The result of a preparation.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    /// How many pictures of each class there are.
+    /// The number of images of each class.
     pub classes: BTreeMap<String, usize>,
-    /// What was left out, from the folder of the photographs, and why.
+    /// The skipped files, by their path from the folder of the photographs, and the reasons.
     pub skipped: Vec<(PathBuf, String)>,
-    /// How many photographs of dogs were left out as such.
+    /// The number of photographs of dogs that were skipped.
     pub dogs: usize,
-    /// The index that said which photographs there are; `None` when the folder was looked through.
+    /// The index that listed the photographs; `None` if the folder was scanned.
     pub index: Option<PathBuf>,
 }
 
-/// A line of the list of what was made of what.
+/// An output image and its source, one line of the list.
 #[derive(Serialize)]
 struct PreparedImage {
     file: String,
     from: String,
     sha256: String,
-    /// x, y, width and height of what was kept.
+    /// x, y, width and height of the part that was kept.
     part: [u32; 4],
 }
 
-/// A photograph to be prepared.
+/// A photograph to prepare.
 struct SourceImage {
-    /// Where it is, from the folder of the photographs.
+    /// Its path from the folder of the photographs.
     from: PathBuf,
     class: String,
-    /// The folder that it goes to: that of its class, in `train`, `val` or `test` where there are such folders.
+    /// The output folder: that of its class, in `train`, `val` or `test` if there are such folders.
     folder: PathBuf,
 }
 
-/// The photographs.
+/// The photographs to prepare.
 struct SourceImages {
     files: Vec<SourceImage>,
     skipped: Vec<(PathBuf, String)>,
@@ -120,13 +120,14 @@ struct SourceImages {
 }
 
 impl Prepare {
-    /// Makes `output`, which must be new or empty, of the photographs in `input`: class folders (or an index of them), or the folder that
-    /// the archives of the Oxford-IIIT Pet data set were unpacked to, where breeds are read off the names of files. Photographs without a
-    /// box are left out when heads are asked for. `progress` is called, from several threads, with the number of all photographs after
-    /// each.
+    /// Makes `output`, which must be new or empty, from the photographs in `input`.
+    ///
+    /// `input` is class folders (or an index of them), or the folder that the archives of the Oxford-IIIT Pet data set were unpacked to.
+    /// There, the names of files determine the breeds. With [`Crop::Head`], photographs without a box are skipped. `progress` is called
+    /// from several threads, after each photograph, with the total number of photographs.
     ///
     /// # Errors
-    /// When a setting makes no sense, there is nothing to read, or `output` is in use or can't be written; it is then as it was.
+    /// If a setting is invalid, there is nothing to read, or `output` is in use or cannot be written; it is then unchanged.
     pub fn run(&self, input: &Path, output: &Path, progress: impl Fn(u64) + Sync) -> Result<Prepared> {
         if !(8..=1024).contains(&self.size) {
             return Err(Error::OutOfRange { name: "size", value: self.size.into(), low: 8, high: 1024 });
@@ -138,13 +139,13 @@ impl Prepare {
         };
         check_output_free(output, &root)?;
         let boxes = match (self.crop, &self.boxes) {
-            (Crop::HeadBox, Some(path)) => Some(Boxes::read(path)?),
-            (Crop::HeadBox, None) if !photographs.boxes.exists() => {
+            (Crop::Head, Some(path)) => Some(Boxes::read(path)?),
+            (Crop::Head, None) if !photographs.boxes.exists() => {
                 let reason = "there is no such file or folder; say where the boxes of heads are with --boxes"
                     .to_string();
                 return Err(Error::Boxes { path: photographs.boxes, reason });
             }
-            (Crop::HeadBox, None) => Some(Boxes::read(&photographs.boxes)?),
+            (Crop::Head, None) => Some(Boxes::read(&photographs.boxes)?),
             _ => None,
         };
         folder::replace(output, |new| {
@@ -174,7 +175,7 @@ impl Prepare {
                         made.push(one);
                     }
                     Err(reason) => {
-                        // Of a class without a picture no folder is left; any other is not empty, and stays.
+                        // This removes the folder of a class without images; any other is not empty, so that it stays.
                         let _ = fs::remove_dir(new.join(folder));
                         skipped.push((from, reason));
                         gone.insert(class);
@@ -195,8 +196,8 @@ impl Prepare {
         })
     }
 
-    /// Where the new files are to be. A name that an earlier one has already, on any system, gets `_` appended, which leaves its series
-    /// and its number what they are.
+    /// The paths of the output images. A name that is taken already, on any system, gets `_` appended, which does not change its series and
+    /// number.
     fn names(&self, files: &[SourceImage]) -> Vec<String> {
         let extension = match self.encoding {
             Encoding::Jpeg => "jpg",
@@ -214,7 +215,7 @@ impl Prepare {
             .collect()
     }
 
-    /// What `file`, made of the photograph `from`, is to hold.
+    /// The content of `file`, made from the photograph `from`.
     fn make(
         &self,
         root: &Path,
@@ -236,7 +237,7 @@ impl Prepare {
         Ok((bytes, PreparedImage { file, from, sha256: hex(&Sha256::digest(&photograph)), part }))
     }
 
-    /// The part of a picture of this width and height that is kept, and the size that it gets.
+    /// The part of an image of this width and height that is kept, and its output size.
     fn part(
         &self,
         [width, height]: [u32; 2],
@@ -244,7 +245,7 @@ impl Prepare {
     ) -> std::result::Result<([u32; 4], [u32; 2]), String> {
         let side = width.min(height);
         Ok(match (self.crop, head) {
-            (Crop::HeadBox, Some(head)) => {
+            (Crop::Head, Some(head)) => {
                 let [x, y, side] = head.square([width, height])?;
                 ([x, y, side, side], [self.size; 2])
             }
@@ -295,7 +296,7 @@ impl Prepare {
     }
 }
 
-/// Nothing must be at `output`, or an empty folder, and not in the folder that it is made of.
+/// Checks that `output` is new or empty, and not in the input folder.
 fn check_output_free(output: &Path, root: &Path) -> Result<()> {
     let (folder, exists) = folder::existing(output)?;
     if exists && let Some(stray) = fs::read_dir(&folder).map_err(Error::io(output))?.next() {
@@ -330,7 +331,7 @@ impl SourceImages {
         }
     }
 
-    /// Cats are the files whose names begin with a capital letter.
+    /// Lists the photographs of the Oxford-IIIT Pet data set. Names of cats' files start with a capital letter.
     fn from_oxford(root: &Path, other: bool) -> Result<Self> {
         let inside = fs::canonicalize(root).map_err(Error::io(root))?;
         let (mut files, mut skipped, mut dogs) = (Vec::new(), Vec::new(), 0);
@@ -370,7 +371,7 @@ mod tests {
         Prepare { crop, size: 16, boxes: None, other: false, encoding: Encoding::Png }
     }
 
-    /// A picture in which red is the column and green the row.
+    /// An image in which red is the column and green the row.
     fn put(root: &Path, name: &str, width: u32, height: u32) {
         let path = root.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -411,7 +412,7 @@ mod tests {
             let picture = pictures.iter().find(|picture| picture["from"] == from).unwrap();
             picture["part"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
         };
-        let (output, prepared) = made(Crop::HeadBox);
+        let (output, prepared) = made(Crop::Head);
         assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
         assert_eq!(
             prepared.skipped,
@@ -456,7 +457,7 @@ mod tests {
             assert!(error.contains("tiny-cats data prepare") && !error.contains('\n'), "{error}");
         }
         let (heads, all) = (dir.path().join("heads"), dir.path().join("all"));
-        let prepared = prepare(Crop::HeadBox).run(&input, &heads, |_| {}).unwrap();
+        let prepared = prepare(Crop::Head).run(&input, &heads, |_| {}).unwrap();
         assert_eq!((prepared.classes.values().sum::<usize>(), prepared.dogs), (2, 1));
         assert_eq!(
             files(&heads),
@@ -487,7 +488,7 @@ mod tests {
         assert_eq!(prepared.classes, [("A".to_string(), 2), ("B".to_string(), 1)].into());
         assert_eq!(prepared.skipped, []);
         assert_eq!(files(&dir.path().join("out")), ["A/1.png", "A/1_.png", "B/1.png", PREPARED]);
-        // Their series and numbers are what they were.
+        // The series and number do not change.
         assert_eq!(split::series("1_.png"), ("", "1"));
     }
 
@@ -509,7 +510,7 @@ mod tests {
             "file,xmin,ymin,xmax,ymax\ntrain/A/1.png,4.5,4.25,12.5,12\nval/A/1.png,0.1,0.2,0.5,0.6\n",
         )
         .unwrap();
-        let heads = Prepare { boxes: Some(dir.path().join("heads.csv")), ..prepare(Crop::HeadBox) };
+        let heads = Prepare { boxes: Some(dir.path().join("heads.csv")), ..prepare(Crop::Head) };
         let prepared = heads.run(&input, &dir.path().join("heads"), |_| {}).unwrap();
         assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
         let said = (PathBuf::from("B"), "a class of which no picture is left".to_string());
@@ -531,13 +532,13 @@ mod tests {
         };
         fails(Prepare { size: 7, ..prepare(Crop::Centre) }, "out", "size is 7; expected 8 to 1024");
         fails(Prepare { size: 2000, ..prepare(Crop::Centre) }, "out", "size is 2000");
-        fails(prepare(Crop::HeadBox), "out", "--boxes");
-        fails(Prepare { boxes: Some(dir.path().join("no.csv")), ..prepare(Crop::HeadBox) }, "out", "no.csv");
-        fails(Prepare { boxes: Some(input.join("A")), ..prepare(Crop::HeadBox) }, "out", "no boxes");
+        fails(prepare(Crop::Head), "out", "--boxes");
+        fails(Prepare { boxes: Some(dir.path().join("no.csv")), ..prepare(Crop::Head) }, "out", "no.csv");
+        fails(Prepare { boxes: Some(input.join("A")), ..prepare(Crop::Head) }, "out", "no boxes");
         fails(prepare(Crop::Centre), "in", "expected a new or an empty folder, found A in it");
         fails(prepare(Crop::Centre), "in/deep/out", "which it is made of");
         fails(prepare(Crop::Centre), "in/A/1.png/out", "");
-        // Into an empty folder it can be written.
+        // An existing empty folder can be the output.
         fs::create_dir(dir.path().join("empty")).unwrap();
         prepare(Crop::Centre).run(&input, &dir.path().join("empty"), |_| {}).unwrap();
         assert!(dir.path().join("empty/A/1.png").exists());

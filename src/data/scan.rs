@@ -1,4 +1,4 @@
-//! What lies in a data folder.
+//! Scanning of data folders.
 
 use std::{
     collections::HashMap,
@@ -11,23 +11,26 @@ use tiny_cats_export::is_class_name;
 
 use super::{Error, OTHER, Result, Split};
 
-/// Labels are 32 bits wide, and so are positions in an order.
+/// The largest number of files: labels and positions in an order have 32 bits.
 const MAX_FILES: usize = u32::MAX as usize;
 
-/// The class folders of a data folder and the files in them; none has been opened yet.
+/// The class folders of a data folder and their files, none of which has been opened yet.
 pub(super) struct FolderScan {
-    /// The names of the class folders, sorted, `other` last.
+    /// The names of the class folders, sorted, with `other` last.
     pub classes: Vec<String>,
-    /// Class and path from the data folder of each file, sorted.
+    /// The class of each file and its path from the data folder, sorted.
     pub files: Vec<(usize, PathBuf)>,
-    /// Whether the class folders are in folders such as `train`, `val` and `test`, which say what is in which part.
+    /// True if the class folders are in folders such as `train`, `val` and `test`, which define the split.
     pub is_split_by_folders: bool,
-    /// What can be neither, and why.
+    /// Files and folders that are neither, and the reasons.
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// Looks through the folder `root`: class folders, or folders `train`, `val` and `test` of class folders. Hidden files and those of operating systems are left out. Links are followed inside of it, and only there: a data folder is whole
-/// in itself, and a link in an archive of somebody else can't name files of the user.
+/// Scans the folder `root`: class folders, or folders `train`, `val` and `test` of class folders. Hidden files and those of operating
+/// systems are ignored.
+///
+/// Links are only followed inside the folder: a data folder is self-contained, and a link in an untrusted archive must not name the user's
+/// files.
 pub(super) fn scan(root: &Path) -> Result<FolderScan> {
     let inside = fs::canonicalize(root).map_err(Error::io(root))?;
     let mut skipped = Vec::new();
@@ -36,7 +39,7 @@ pub(super) fn scan(root: &Path) -> Result<FolderScan> {
         return Err(Error::Oxford { path });
     }
     let split_by_folders = split_by_folders(root, &top);
-    // The name of each class folder's class, and its path.
+    // The class name of each class folder, and its path.
     let mut class_folders = Vec::new();
     for name in top {
         let path = PathBuf::from(&name);
@@ -83,7 +86,7 @@ pub(super) fn scan(root: &Path) -> Result<FolderScan> {
     Ok(FolderScan { classes, files, is_split_by_folders: split_by_folders, skipped })
 }
 
-/// The folders in `within`, a path from `root`, whose names classes can have.
+/// The folders in `within`, a path from `root`, whose names are valid for classes.
 fn folders(
     inside: &Path,
     root: &Path,
@@ -105,14 +108,14 @@ fn folders(
     Ok(folders)
 }
 
-/// Whether folders such as `train`, `val` and `test` in the folder `root` have the class folders in them.
+/// True if folders such as `train`, `val` and `test` in the folder `root` contain the class folders.
 pub(super) fn is_split_by_folders(root: &Path) -> Result<bool> {
     let inside = fs::canonicalize(root).map_err(Error::io(root))?;
     Ok(split_by_folders(root, &folders(&inside, root, Path::new(""), &mut Vec::new())?))
 }
 
-/// Whether the folders `top` of `root` are the parts of a split and not classes: there is one for training, with folders in it, and
-/// either another part or nothing else. A class may be called `train`: its folder has pictures in it.
+/// True if the folders `top` of `root` are the parts of a split and not classes. There must be one for training with folders in it, and
+/// either another part or nothing else. A class may be called `train`: its folder contains images.
 fn split_by_folders(root: &Path, top: &[String]) -> bool {
     let has_folders = |name: &String| {
         let names = list(&root.join(name)).unwrap_or_default();
@@ -135,8 +138,7 @@ fn oxford(inside: &Path, root: &Path) -> Option<PathBuf> {
     above.map(Path::to_path_buf)
 }
 
-/// Whether a file or folder of this name is hidden or one that an operating system keeps for itself, so that nobody means it when naming
-/// the folder that it is in.
+/// True if a file or folder of this name is hidden or an operating system's own, so that a user of the folder does not mean it.
 pub(crate) fn is_ignored(name: &OsStr) -> bool {
     let kept = ["Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r"];
     let bytes = name.as_encoded_bytes();
@@ -153,7 +155,7 @@ pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(names)
 }
 
-/// Why `path` must not be followed when it is a link. `inside` is the data folder, free of links.
+/// The reason why `path` must not be followed, if it is a link. `inside` is the data folder, free of links.
 pub(super) fn link_error(inside: &Path, path: &Path) -> Option<String> {
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
         return None;
@@ -173,7 +175,7 @@ pub(super) fn name(path: &Path) -> String {
     path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
-/// A name of any characters as one that can be printed.
+/// Escapes a name so that it can be printed.
 pub(crate) fn printable(name: &Path) -> PathBuf {
     tiny_cats_export::escaped(&name.to_string_lossy(), usize::MAX).into_owned().into()
 }

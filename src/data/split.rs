@@ -1,23 +1,23 @@
-//! Which pictures a model learns from, which choose the best of its states, and which measure it.
+//! Splits of a data set into training, validation and test images.
 //!
-//! Photographs with neighbouring numbers are often of one animal on one day, and a model that has seen the one knows the other. So a
-//! class is not shuffled but cut into stretches: each series of numbered files at two places at most. Identical images are never in two
-//! parts. A data folder whose class folders are in folders `train`, `val` and `test` is split already, and stays so.
+//! Photographs with neighboring numbers are often of one animal on one day, and a model that has seen one knows the other. So a class is
+//! not shuffled but cut into ranges: each series of numbered files at two places at most. Identical images are never in two parts. A data
+//! folder whose class folders are in folders `train`, `val` and `test` is split already, and stays so.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// The part of the data that a picture is in.
+/// The part of the data that an image is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Split {
-    /// The model learns from it.
+    /// Images that the model is trained on.
     #[serde(rename = "train")]
     Train,
-    /// It chooses among the states of a model.
+    /// Images that select the best state of a model.
     #[serde(rename = "val")]
     Validation,
-    /// It measures the chosen model, and is used for nothing else.
+    /// Images that measure the selected model, and are used for nothing else.
     #[serde(rename = "test")]
     Test,
 }
@@ -26,7 +26,7 @@ impl Split {
     /// All parts, in their order.
     pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
 
-    /// Its short name: `train`, `val` or `test`.
+    /// The short name: `train`, `val` or `test`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -35,7 +35,7 @@ impl Split {
         }
     }
 
-    /// The part that a folder of this name is for, in any case of letters: `train`, `val`, `valid`, `validation` or `test`.
+    /// The part for a folder of this name, in any case of letters: `train`, `val`, `valid`, `validation` or `test`.
     pub(super) fn from_folder_name(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "train" => Self::Train,
@@ -52,8 +52,7 @@ impl fmt::Display for Split {
     }
 }
 
-/// How much of the data is in each part, in the order of [`Split::ALL`]: 80, 10, 10 and 8, 1, 1 are the same. What is for training is
-/// not 0.
+/// The proportions of the parts, in the order of [`Split::ALL`]: 80, 10, 10 and 8, 1, 1 are the same. That for training is not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "[u32; 3]", into = "[u32; 3]")]
 pub struct Shares([u32; 3]);
@@ -82,7 +81,7 @@ impl TryFrom<[u32; 3]> for Shares {
     }
 }
 
-/// As on the command line: `80,10,10`.
+/// Parses the form of the command line: `80,10,10`.
 impl FromStr for Shares {
     type Err = String;
 
@@ -94,10 +93,10 @@ impl FromStr for Shares {
 }
 
 impl Shares {
-    /// The parts of the files of one class, by their names. It depends on nothing else.
+    /// The part of each file of one class. It depends on the names alone.
     ///
-    /// Series are cut one by one, those too short for a file of each part together as if they were one; training has the first
-    /// files of each, the test the last. Each count is within one file of its share, but a class of a few files has one in each part,
+    /// Each series is cut by itself. Those too short for a file in each part are cut together, like one series. Training has the first
+    /// files of each, the test the last. Each count is within one file of its proportion, but a class of a few files has one in each part,
     /// in training first.
     pub(super) fn split(self, names: &[&str]) -> Vec<Split> {
         let mut order: Vec<usize> = (0..names.len()).collect();
@@ -132,7 +131,7 @@ impl Shares {
         self.0.iter().map(|&share| u64::from(share)).sum()
     }
 
-    /// `count` files by the method of largest remainders, the earlier part first where they are equal.
+    /// Apportions `count` files by the method of largest remainders; of equal remainders, the earlier part comes first.
     fn apportion(self, count: usize) -> [usize; 3] {
         let exact = self.0.map(|share| count as u64 * u64::from(share));
         let mut counts = exact.map(|n| (n / self.total()) as usize);
@@ -143,7 +142,7 @@ impl Shares {
         counts
     }
 
-    /// Gives each part that has a share but no file one of the part with the most, never the only one of an earlier part.
+    /// Gives each empty part with a nonzero share a file of the largest part, but never the only file of an earlier part.
     fn fill_empty_splits(self, counts: &mut [usize; 3]) {
         for part in (0..3).filter(|&part| self.0[part] > 0) {
             if counts[part] == 0 {
@@ -157,8 +156,8 @@ impl Shares {
     }
 }
 
-/// The series that a file belongs to and its number in it, in decimal digits: (`pug_`, `12`) of `pug_12.jpg`, (`pug (`, `12`) of
-/// `pug (12).jpg`. A file without a number is a series of its own.
+/// The series of a file and its number in it, in decimal digits: (`pug_`, `12`) for `pug_12.jpg`, (`pug (`, `12`) for `pug (12).jpg`. A
+/// file without a number is a series of its own.
 pub(super) fn series(name: &str) -> (&str, &str) {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem });
     let stem = stem.trim_end_matches(|c: char| !c.is_alphanumeric());
@@ -166,7 +165,7 @@ pub(super) fn series(name: &str) -> (&str, &str) {
     stem.split_at(start)
 }
 
-/// What files of a class are sorted by: series, then number, however long.
+/// The sort key of a class's files: series, then number, which may be of any length.
 fn key(name: &str) -> (String, usize, String, String) {
     let (series, number) = series(name);
     let number = number.trim_start_matches('0');
@@ -239,7 +238,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&Shares::default()).unwrap(), "[80,10,10]");
     }
 
-    /// Classes of several series with gaps in their numbers, in no order.
+    /// Classes of several series with gaps in their numbers, in random order.
     fn drawn(stream: &mut Stream) -> Vec<String> {
         let mut names = Vec::new();
         for series in 0..1 + stream.below(5) {

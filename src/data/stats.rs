@@ -1,4 +1,4 @@
-//! What a data set is like, in numbers and in one picture.
+//! Statistics and a contact sheet of a data set.
 
 use std::collections::HashMap;
 
@@ -9,63 +9,63 @@ use tiny_cats_export::{decode, grid};
 
 use super::{Dataset, Error, ImageFile, Result, scan::name};
 
-/// Pictures of a class on a contact sheet.
+/// Images of a class on a contact sheet.
 const COLUMNS: usize = 8;
-/// Classes on a contact sheet; it shows no more.
+/// The largest number of classes on a contact sheet.
 const MAX_ROWS: usize = 64;
 
-/// What a data set is like.
+/// The statistics of a data set.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stats {
     /// The identity of the data.
     pub fingerprint: String,
     /// The classes, in the order of their labels.
     pub classes: Vec<ClassCount>,
-    /// All pictures.
+    /// Number of images.
     pub pictures: usize,
-    /// The length of all files together.
+    /// Total size of all files, in bytes.
     pub bytes: u64,
-    /// Shorter sides in pixels.
+    /// The images' shorter sides, in pixels.
     pub short_side: ValueRange,
-    /// Widths divided by heights.
+    /// The images' aspect ratios, width divided by height.
     pub aspect: ValueRange,
-    /// The mean of red, green and blue from 0 (black) to 1, where each picture counts the same, whatever its size.
+    /// The mean of red, green and blue, from 0 (black) to 1. Each image has the same weight, whatever its size.
     pub mean: [f64; 3],
-    /// The standard deviation of red, green and blue, likewise.
+    /// The standard deviation of red, green and blue, with the same weights.
     pub std: [f64; 3],
-    /// Identical files, in several classes. Those of one class are not among the pictures, but in `skipped`; an index that was written
-    /// by an earlier version may have them.
+    /// Identical files in several classes. Those in one class are not counted as images, but are in `skipped`. An index by an earlier
+    /// version may have them.
     pub duplicates: Vec<Vec<String>>,
-    /// What was left out, and why.
+    /// The skipped files, and the reasons.
     pub skipped: Vec<(String, String)>,
 }
 
-/// How many pictures of a class are in each part.
+/// The number of a class's images in each part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ClassCount {
-    /// The class.
+    /// The name of the class.
     pub name: String,
-    /// For training.
+    /// Training images.
     pub train: usize,
-    /// For choosing a model.
+    /// Validation images.
     pub val: usize,
-    /// For measuring it.
+    /// Test images.
     pub test: usize,
 }
 
-/// The smallest, the middle one, and the largest of some values.
+/// The minimum, median and maximum of some values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ValueRange {
-    /// The smallest.
+    /// The minimum.
     pub min: f64,
-    /// Half of the values are not larger; of an even number, the larger of the two in the middle.
+    /// The median; for an even number of values, the larger of the two in the middle.
     pub median: f64,
-    /// The largest.
+    /// The maximum.
     pub max: f64,
 }
 
 impl ValueRange {
-    /// `None` of no values.
+    /// The range of `values`; `None` if there are none.
     fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
@@ -74,7 +74,7 @@ impl ValueRange {
 }
 
 impl Dataset {
-    /// How many pictures of each class are in each part, in the order of their labels.
+    /// The number of images of each class in each part, in the order of their labels.
     pub fn counts(&self) -> Vec<ClassCount> {
         let mut counts = vec![[0; 3]; self.classes.len()];
         for picture in &self.files {
@@ -84,7 +84,7 @@ impl Dataset {
         named.map(|(name, [train, val, test])| ClassCount { name, train, val, test }).collect()
     }
 
-    /// The pictures whose files are equal, in the order of the first of each.
+    /// Groups of images with identical files, in the order of the first of each.
     pub fn duplicates(&self) -> Vec<Vec<&ImageFile>> {
         let mut places: HashMap<[u8; 32], usize> = HashMap::new();
         let mut groups: Vec<Vec<&ImageFile>> = Vec::new();
@@ -99,7 +99,7 @@ impl Dataset {
         groups
     }
 
-    /// A line for each image that is there more than once, with its files: in several classes, or by an index of an earlier version in one.
+    /// A line for each image with duplicates, which lists its files: in several classes or, by an index of an earlier version, in one.
     pub fn duplicate_lines(&self) -> Vec<String> {
         let line = |group: Vec<&ImageFile>| {
             let files: Vec<String> =
@@ -116,11 +116,11 @@ impl Dataset {
         self.duplicates().into_iter().map(line).collect()
     }
 
-    /// Decodes all pictures; those that break on the way are in [`Stats::skipped`] and count nowhere. `progress` is called, from several
-    /// threads, with the number of all pictures after each.
+    /// Decodes all images and computes their statistics. Images that cannot be decoded are in [`Stats::skipped`] and are not counted.
+    /// `progress` is called from several threads, after each image, with the total number of images.
     ///
     /// # Errors
-    /// When all of them break.
+    /// If no image can be decoded.
     pub fn stats(mut self, progress: impl Fn(u64) + Sync) -> Result<Stats> {
         let all = self.files.len() as u64;
         let moments: Vec<_> = (self.files.par_iter())
@@ -169,8 +169,8 @@ impl Dataset {
         })
     }
 
-    /// A contact sheet: a row of pictures of each class, evenly spread over it, the middle square of each with `size` × `size` pixels.
-    /// At most 64 classes are shown, and pictures that break are left blank.
+    /// Makes a contact sheet: a row of evenly spread images of each class, the middle square of each with `size` × `size` pixels. It shows
+    /// at most 64 classes; images that cannot be decoded are left blank.
     pub fn sheet(&self, size: u32) -> RgbImage {
         let rows: Vec<&[ImageFile]> = self.files.chunk_by(|a, b| a.label == b.label).take(MAX_ROWS).collect();
         let chosen: Vec<Option<&ImageFile>> = (rows.iter())
@@ -194,7 +194,7 @@ impl Dataset {
     }
 }
 
-/// For each channel the mean of its values, from 0 to 1, and of their squares.
+/// The mean of each channel's values, from 0 to 1, and of their squares.
 fn moments(picture: &RgbImage) -> [[f64; 2]; 3] {
     let mut sums = [[0u64; 2]; 3];
     for pixel in picture.pixels() {

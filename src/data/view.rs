@@ -1,27 +1,27 @@
-//! What of a picture is shown, and how.
+//! Views: the part of an image that a network sees, and its transform.
 
 use super::ColorJitter;
 
-/// A part of a picture, perhaps tilted and mirrored, its colours perhaps changed.
+/// A part of an image, optionally tilted, mirrored, and with changed colors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct View {
-    /// Left and upper edge of the part before it is tilted, in pixels of the picture.
+    /// Left and upper edge of the part before it is tilted, in pixels of the image.
     pub origin: [f32; 2],
-    /// Width and height of the part, likewise.
+    /// Width and height of the part, in pixels of the image.
     pub extent: [f32; 2],
-    /// The angle by which the part is tilted about its middle, in radians; what is shown appears to be tilted the other way.
+    /// The angle by which the part is tilted about its middle, in radians; the result appears tilted the other way.
     pub tilt: f32,
-    /// Whether what is shown is mirrored.
+    /// True if the result is mirrored.
     pub flip: bool,
-    /// How its colours are changed.
+    /// The change of its colors.
     pub color: ColorJitter,
 }
 
-/// Weights are whole numbers of this part of a pixel. Sums of bytes by such weights are exact in 24 bits, hence in f32: a constant stays a
-/// constant, nothing leaves the range of the pixels it is between, and no order of summing gives anything else.
+/// The number of subpixels per pixel, in which weights are integers. Sums of bytes with such weights are exact in 24 bits, hence in f32. So
+/// a constant stays constant, no result leaves the range of its pixels, and the order of summation does not matter.
 const SUBPIXELS: u32 = 256;
 
-/// A picture as bytes, row by row, three to a pixel.
+/// An image as bytes, row by row, three per pixel.
 #[derive(Clone, Copy)]
 pub(super) struct Bytes<'a> {
     pub bytes: &'a [u8],
@@ -29,7 +29,7 @@ pub(super) struct Bytes<'a> {
     pub height: usize,
 }
 
-/// Two neighbouring pixels along an axis, and the weight of the second in [`SUBPIXELS`].
+/// Two neighboring pixels along an axis, and the weight of the second in [`SUBPIXELS`].
 #[derive(Clone, Copy)]
 struct Tap {
     first: usize,
@@ -38,7 +38,7 @@ struct Tap {
 }
 
 impl Tap {
-    /// The pixels that `place` is between, of an axis of `len`, on which pixel 0 is at 0.
+    /// The pixels on both sides of `place` on an axis of `len` pixels, of which pixel 0 is at 0.
     fn new(place: f32, len: usize) -> Self {
         let parts = to_subpixels(place);
         let pixel = parts.div_euclid(SUBPIXELS as i32);
@@ -47,36 +47,36 @@ impl Tap {
     }
 }
 
-/// `place` in [`SUBPIXELS`] of a pixel, to the nearest.
+/// Rounds `place` to the nearest [`SUBPIXELS`] of a pixel.
 fn to_subpixels(place: f32) -> i32 {
     let parts = place * SUBPIXELS as f32 + 0.5;
-    // Rounded down; `f32::floor` is a function call on the processors that programs are built for by default.
+    // Rounded down by hand: `f32::floor` is a function call on the CPUs that programs are built for by default.
     let whole = parts as i32;
     whole.saturating_sub(i32::from(whole as f32 > parts))
 }
 
-/// The pixel that is seen at `pixel` when those of an axis of `len` are mirrored at its ends, the last ones included, again and again.
+/// The index of the pixel at `pixel` if an axis of `len` pixels is mirrored repeatedly at its ends, which include the last pixels.
 pub(crate) fn mirrored(pixel: i32, len: usize) -> usize {
     let place = i64::from(pixel).rem_euclid(2 * len as i64) as usize;
     if place < len { place } else { 2 * len - 1 - place }
 }
 
 impl View {
-    /// All of a picture of this width and height, unchanged.
+    /// The whole of an image of this width and height, unchanged.
     pub fn all((width, height): (u32, u32)) -> Self {
         let extent = [width as f32, height as f32];
         Self { origin: [0.0; 2], extent, tilt: 0.0, flip: false, color: ColorJitter::default() }
     }
 
-    /// The middle square of `side` pixels, unchanged, of a picture of this width and height.
+    /// The middle square of `side` pixels, unchanged, of an image of this width and height.
     pub fn center((width, height): (u32, u32), side: u32) -> Self {
         let side = side.min(width).min(height);
         let origin = [width, height].map(|n| ((n - side) / 2) as f32);
         Self { origin, ..Self::all((side, side)) }
     }
 
-    /// Writes what is shown of `picture` into the `3 · size²` values of `out`: channel, row, column, from −1 (black) to 1. Between pixels
-    /// it is interpolated linearly; beyond its borders the picture is mirrored.
+    /// Writes the view of `picture` into `out`, `[3, size, size]`, with values from −1 (black) to 1. Values between pixels are interpolated
+    /// linearly; beyond its borders the image is mirrored.
     pub(super) fn fill(&self, picture: Bytes, size: usize, out: &mut [f32]) {
         assert_eq!(out.len(), 3 * size * size, "the place for a picture has the wrong size");
         if self.tilt == 0.0 {
@@ -90,7 +90,7 @@ impl View {
         self.color.apply(out);
     }
 
-    /// Left and upper edge when what is shown are the pixels themselves.
+    /// The left and upper edge if the view shows unscaled pixels.
     fn whole_pixels(&self, picture: Bytes, size: usize) -> Option<[usize; 2]> {
         let [left, top] = self.origin.map(|edge| edge as usize);
         let whole = self.extent == [size as f32; 2] && self.origin == [left as f32, top as f32];
@@ -111,7 +111,7 @@ impl View {
         }
     }
 
-    /// What is not tilted: between rows first, for all columns at once, then between columns.
+    /// Renders a view without tilt: interpolates between rows first, for all columns at once, then between columns.
     fn straight(&self, picture: Bytes, size: usize, out: &mut [f32]) {
         let taps = |axis: usize, len: usize| -> Vec<Tap> {
             let step = self.extent[axis] / size as f32;
@@ -128,7 +128,7 @@ impl View {
         for tap in &mut columns {
             (tap.first, tap.second) = ((tap.first - low) * 3, (tap.second - low) * 3);
         }
-        // At most 255 · 256.
+        // At most 255 · 256, which fits into 16 bits.
         let mut mixed = vec![0u16; (high + 1 - low) * 3];
         let (red, rest) = out.split_at_mut(size * size);
         let (green, blue) = rest.split_at_mut(size * size);
@@ -177,7 +177,8 @@ impl View {
 }
 
 impl Bytes<'_> {
-    /// The pixel at a place, across and down in [`SUBPIXELS`] of a pixel, that may be between pixels or outside; in `1 / PARTS²`.
+    /// Interpolates at a point, across and down in [`SUBPIXELS`] of a pixel, that may be outside of the image. The result is in
+    /// `1 / SUBPIXELS²`.
     #[inline]
     fn interpolate(&self, [x, y]: [i32; 2]) -> [f32; 3] {
         const BITS: u32 = SUBPIXELS.ilog2();
@@ -185,7 +186,7 @@ impl Bytes<'_> {
         let weights = [x, y].map(|parts| (parts as u32 % SUBPIXELS) as f32);
         if left < self.width - 1 && top < self.height - 1 {
             let from = (top * self.width + left) * 3;
-            // All of both pixels and of both below, and a byte of the pixels behind them, if there are any.
+            // Both pixels and both below, and one byte of the pixels behind them, if there are any.
             let (upper, lower) = (
                 self.bytes.get(from..from + 7),
                 self.bytes.get(from + self.width * 3..from + self.width * 3 + 7),
@@ -211,7 +212,8 @@ fn four(bytes: &[u8], from: usize) -> [f32; 4] {
     bytes.map(f32::from)
 }
 
-/// What is between two pixels and the two below them, whose weights in [`SUBPIXELS`], across and down, are `weights`; in `1 / PARTS²`.
+/// Interpolates between two pixels and the two below them by `weights` in [`SUBPIXELS`], across and down. The result is in
+/// `1 / SUBPIXELS²`.
 #[inline]
 fn mix([upper, lower]: [[[f32; 4]; 2]; 2], [across, down]: [f32; 2]) -> [f32; 3] {
     let along = |[a, b]: [[f32; 4]; 2], weight: f32| -> [f32; 4] {
@@ -222,7 +224,7 @@ fn mix([upper, lower]: [[[f32; 4]; 2]; 2], [across, down]: [f32; 2]) -> [f32; 3]
     [r, g, b]
 }
 
-/// From sums of bytes by weights of [`SUBPIXELS`] in two directions to −1 for black and 1 for white.
+/// Scales sums of bytes with weights of [`SUBPIXELS`] in two directions to a range from −1 (black) to 1 (white).
 fn scale(values: &mut [f32]) {
     const ONE: f32 = 1.0 / (SUBPIXELS * SUBPIXELS) as f32;
     values.iter_mut().for_each(|value| *value = *value * ONE / 127.5 - 1.0);
@@ -255,7 +257,7 @@ mod tests {
         assert_eq!(tiny_cats_export::to_rgb(&plain, 8), middle);
         let flipped = fill(&picture, &View { flip: true, ..view }, 8);
         assert_eq!(tiny_cats_export::to_rgb(&flipped, 8), imageops::flip_horizontal(&middle));
-        // By any of the three ways.
+        // All three implementations must agree.
         let mut out = vec![0.0; 192];
         let bytes = Bytes { bytes: picture.as_raw(), width: 12, height: 8 };
         for (view, expected) in [(view, &plain), (View { flip: true, ..view }, &flipped)] {
@@ -310,7 +312,7 @@ mod tests {
                     [square, View::for_classifier(level, 3, position, (width, height), side)]
                 })
                 .collect();
-            // Far outside, and larger than the picture.
+            // Far outside, and larger than the image.
             let mut far = views[views.len() - 1];
             far.origin = [stream.normal() as f32 * 300.0, stream.normal() as f32 * 300.0];
             far.extent = [1.0 + stream.below(200) as f32; 2];

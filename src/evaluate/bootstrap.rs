@@ -1,4 +1,4 @@
-//! How sure a figure is.
+//! Confidence intervals.
 
 use serde::Serialize;
 use tiny_cats_models::random::{Purpose, Stream};
@@ -7,10 +7,10 @@ use super::{Error, Result};
 
 /// The 97.5 % quantile of the standard normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
-/// More resamples say nothing more.
+/// The largest number of resamples; more do not improve an interval.
 const MAX_RESAMPLES: usize = 100_000;
 
-/// The 95 % interval of a share of which `part` of `of` were counted (Wilson 1927), which holds for few pictures too.
+/// The 95 % interval of a proportion of `part` in `of` (Wilson 1927), which also holds for few images.
 pub fn wilson_interval(part: u32, of: u32) -> [f64; 2] {
     let n = f64::from(of);
     if of == 0 {
@@ -22,26 +22,26 @@ pub fn wilson_interval(part: u32, of: u32) -> [f64; 2] {
     [center - half, center + half]
 }
 
-/// How much a figure varies from sample to sample, by the bootstrap (Efron 1979): both sets of pictures are drawn anew, with
-/// replacement, and the figure computed again.
+/// The sampling variation of a metric, by the bootstrap (Efron 1979): both sets of images are resampled with replacement, and the metric is
+/// computed again.
 ///
-/// A resample has fewer different pictures than the sample, and a figure that depends on their number, as the Fréchet distance does, is
-/// larger for it. So the percentiles are of the resamples' deviations from their own mean: the interval is that of the figure for as many
-/// pictures, not of its limit for infinitely many.
+/// A resample has fewer different images than the sample. A metric that depends on their number, as the Fréchet distance does, is larger
+/// for it. So the percentiles are of the resamples' deviations from their own mean. The interval is that of the metric for this number of
+/// images, not of its limit for infinitely many.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
-    /// The figure plus the 2.5 % quantile of the resamples' deviations from their mean.
+    /// The metric plus the 2.5 % quantile of the resamples' deviations from their mean.
     pub low: f64,
-    /// The figure plus their 97.5 % quantile.
+    /// The metric plus their 97.5 % quantile.
     pub high: f64,
-    /// By how much the resamples' mean is above the figure: about as much as the figure is above its limit for infinitely many pictures.
+    /// The resamples' mean minus the metric. The metric exceeds its limit for infinitely many images by about as much.
     pub bias: f64,
-    /// How many resamples.
+    /// The number of resamples.
     pub resamples: usize,
 }
 
 impl Interval {
-    /// Of the resamples of a figure; none of fewer than two.
+    /// The interval from the resamples of a metric; `None` if there are fewer than two.
     pub(super) fn new(figure: f64, mut resampled: Vec<f64>) -> Option<Self> {
         if resampled.len() < 2 {
             return None;
@@ -53,7 +53,7 @@ impl Interval {
     }
 }
 
-/// The value below which this share of sorted numbers, at least one, lies; linear between neighbours, as NumPy's default is.
+/// The quantile `share` of sorted numbers, at least one; linear between neighbors, as NumPy's default is.
 pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let low = place as usize;
@@ -61,7 +61,7 @@ pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[low] + (sorted[high] - sorted[low]) * place.fract()
 }
 
-/// How often each of `n` pictures is in resample number `number`; `side` tells the two sets apart.
+/// The multiplicity of each of `n` images in resample number `number`; `side` distinguishes the two sets.
 pub(super) fn resample(seed: u64, number: usize, side: u64, n: usize) -> Vec<f64> {
     let mut stream = Stream::new(seed, Purpose::Evaluation, 2 * number as u64 + side);
     let mut counts = vec![0.0; n];
@@ -71,8 +71,10 @@ pub(super) fn resample(seed: u64, number: usize, side: u64, n: usize) -> Vec<f64
     counts
 }
 
+/// Checks the number of resamples.
+///
 /// # Errors
-/// [`Error::Setting`] for more resamples than anybody has patience for.
+/// [`Error::Setting`] if there are too many.
 pub(super) fn check_resamples(resamples: usize) -> Result<()> {
     if resamples <= MAX_RESAMPLES {
         return Ok(());

@@ -1,67 +1,67 @@
-//! Whether a classifier is right as often as it says.
+//! Calibration of a classifier: the agreement of its confidence with its accuracy.
 
 use serde::Serialize;
 
-/// Intervals of confidence, of equal width.
+/// The number of confidence intervals, which have equal width.
 pub const BINS: usize = 15;
 
-/// The pictures that a classifier was about as sure of.
+/// The images with similar confidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Bin {
-    /// How many.
+    /// Number of images.
     pub pictures: u32,
-    /// How many of them were taken for what they are.
+    /// Number of correctly classified images.
     pub correct: u32,
-    /// The sum of the highest probabilities.
+    /// Sum of the highest probabilities.
     sum: f64,
 }
 
 impl Bin {
-    /// The mean of the highest probabilities; none where there are no pictures.
+    /// The mean of the highest probabilities; `None` if there are no images.
     pub fn confidence(&self) -> Option<f64> {
         (self.pictures > 0).then(|| self.sum / f64::from(self.pictures))
     }
 
-    /// The share of pictures that were taken for what they are; none where there are no pictures.
+    /// The fraction of correctly classified images; `None` if there are no images.
     pub fn accuracy(&self) -> Option<f64> {
         (self.pictures > 0).then(|| f64::from(self.correct) / f64::from(self.pictures))
     }
 }
 
-/// Pictures by how sure a classifier was of them (Guo et al. 2017, arXiv 1706.04599).
+/// Images by the classifier's confidence (Guo et al. 2017, arXiv 1706.04599).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Calibration {
-    /// Bin `i` of [`BINS`] has the pictures whose highest probability is more than `i / BINS` and at most `(i + 1) / BINS`.
+    /// Bin `i` of [`BINS`] has the images whose highest probability is more than `i / BINS` and at most `(i + 1) / BINS`.
     pub bins: [Bin; BINS],
     log_likelihood: f64,
 }
 
 impl Calibration {
-    /// Counts a picture that was taken for something with probability `confidence`, rightly or not, and that is what it is with
-    /// probability `of_truth`.
+    /// Adds an image whose highest probability is `confidence`, for the correct class or not. `of_truth` is the probability of the true
+    /// class.
     pub fn add(&mut self, confidence: f64, correct: bool, of_truth: f64) {
         let bin = ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
         let bin = &mut self.bins[bin];
         bin.pictures += 1;
         bin.correct += u32::from(correct);
         bin.sum += confidence;
-        // A probability too small for a number is still none that is impossible.
+        // A probability that underflows to 0 must not give an infinite loss.
         self.log_likelihood += of_truth.max(f64::MIN_POSITIVE).ln();
     }
 
-    /// Pictures counted.
+    /// The number of images.
     pub fn total(&self) -> u32 {
         self.bins.iter().map(|bin| bin.pictures).sum()
     }
 
-    /// The expected calibration error: the mean over pictures of the difference, in each bin, between the share that was right and the mean
-    /// confidence. 0 of none.
+    /// The expected calibration error: the absolute difference between accuracy and mean confidence in each bin, averaged over images. 0 if
+    /// there are none.
     pub fn expected_calibration_error(&self) -> f64 {
         let gap = |bin: &Bin| (f64::from(bin.correct) - bin.sum).abs();
         self.bins.iter().map(gap).sum::<f64>() / f64::from(self.total().max(1))
     }
 
-    /// The mean of −ln p of what pictures are; 0 of none.
+    /// The mean of −ln p of the images' true classes; 0 if there are none.
     pub fn negative_log_likelihood(&self) -> f64 {
         -self.log_likelihood / f64::from(self.total().max(1))
     }

@@ -1,4 +1,4 @@
-//! What a classifier makes of pictures whose classes are known.
+//! Evaluation of a classifier on labeled images.
 
 use std::fmt;
 
@@ -7,29 +7,29 @@ use tiny_cats_export::Prediction;
 
 use super::{Calibration, Confusion, wilson_interval};
 
-/// How many of the most probable classes may have the right one among them.
+/// The k of the top-k accuracy.
 const TOP: usize = 3;
 
-/// A classifier's predictions, counted one by one: it takes no more memory for more pictures.
+/// Statistics of a classifier's predictions. Their size does not depend on the number of images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Classification {
-    /// What is taken for what.
+    /// The confusion matrix.
     pub confusion: Confusion,
-    /// How far the probabilities can be believed.
+    /// The calibration of the probabilities.
     pub calibration: Calibration,
     among_top: u32,
 }
 
 impl Classification {
-    /// Of nothing yet.
+    /// Creates empty statistics.
     pub fn new(classes: &[String]) -> Self {
         Self { confusion: Confusion::new(classes), calibration: Calibration::default(), among_top: 0 }
     }
 
-    /// Counts what a picture of class `truth` is taken for.
+    /// Adds the prediction for an image of class `truth`.
     ///
     /// # Panics
-    /// When a label is not less than the number of classes.
+    /// If a label is not less than the number of classes.
     pub fn add(&mut self, truth: usize, prediction: &Prediction) {
         let Some(best) = prediction.candidates.first() else { return };
         self.confusion.add(truth, best.label);
@@ -39,17 +39,17 @@ impl Classification {
         self.calibration.add(best.probability, best.label == truth, of_truth);
     }
 
-    /// Pictures counted.
+    /// The number of images.
     pub fn total(&self) -> u32 {
         self.confusion.total()
     }
 
-    /// Pictures whose class is among the three most probable.
+    /// The number of images whose class is among the three most probable.
     pub fn top_k_correct(&self) -> u32 {
         self.among_top
     }
 
-    /// All of it, for programs.
+    /// All statistics as JSON.
     pub fn report(&self) -> Value {
         let Self { confusion, calibration, .. } = self;
         let share = |part| f64::from(part) / f64::from(self.total().max(1));

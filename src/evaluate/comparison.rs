@@ -1,4 +1,4 @@
-//! All measures of how near drawn pictures are to real ones.
+//! All metrics of the similarity of generated and real images.
 
 use serde::Serialize;
 use tiny_cats_models::random::{Purpose, Stream};
@@ -8,50 +8,50 @@ use super::{
     Result, density_coverage, frechet_distance, frechet_interval, kernel_distance, precision_recall,
 };
 
-/// Pictures in a subset of the kernel distance, or as many as there are.
+/// Images in a subset of the kernel distance, unless there are fewer.
 const SUBSET: usize = 1000;
 const SUBSETS: usize = 100;
-/// The number of the stream that halves are drawn from, away from those of resamples and subsets.
+/// The number of the random stream for halves, far from those for resamples and subsets.
 const HALVES_STREAM: u64 = 1 << 48;
 
-/// How [`compare`] compares.
+/// The options of [`compare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct CompareOptions {
-    /// Resamples for the Fréchet distance's interval; they take time with the number of features cubed.
+    /// Resamples for the Fréchet distance's interval. Their time grows with the cube of the number of features.
     pub frechet_resamples: usize,
     /// Resamples for the kernel distance's interval.
     pub kernel_resamples: usize,
-    /// Which resamples and subsets.
+    /// The seed of resamples and subsets.
     pub seed: u64,
 }
 
-/// How near two sets of pictures are.
+/// The metrics of two sets of images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// How many real pictures.
+    /// Number of real images.
     pub real: usize,
-    /// How many drawn ones.
+    /// Number of generated images.
     pub drawn: usize,
-    /// Numbers that stand for each picture.
+    /// Number of features of each image.
     pub features: usize,
     /// The [Fréchet distance](frechet_distance).
     pub frechet: f64,
-    /// Its interval; none without resamples.
+    /// Its interval; `None` without resamples.
     pub frechet_interval: Option<Interval>,
     /// The [kernel distance](kernel_distance).
     pub kernel: Kernel,
-    /// Improved precision and recall; none for too few pictures.
+    /// Improved precision and recall; `None` if there are too few images.
     pub precision_recall: Option<PrecisionRecall>,
-    /// Density and coverage; none for too few pictures.
+    /// Density and coverage; `None` if there are too few images.
     pub density_coverage: Option<DensityCoverage>,
-    /// What to mind in reading these, a line each.
+    /// Warnings about the interpretation of these metrics, one line each.
     pub warnings: Vec<String>,
 }
 
-/// Compares two sets of pictures by their features.
+/// Compares two sets of images by their features.
 ///
 /// # Errors
-/// As [`frechet_distance`] and [`kernel_distance`]: fewer than two pictures on a side, features of different kinds or too many of them, too
+/// As [`frechet_distance`] and [`kernel_distance`]: fewer than two images on a side, features of different kinds or too many of them, too
 /// many resamples.
 pub fn compare(real: &Features, drawn: &Features, options: &CompareOptions) -> Result<Comparison> {
     let fewest = real.len().min(drawn.len());
@@ -96,11 +96,10 @@ pub fn compare(real: &Features, drawn: &Features, options: &CompareOptions) -> R
     })
 }
 
-/// Two random halves of a set, without a picture in common: how near they are is about as near as drawn pictures can come, for half as
-/// many pictures.
+/// Two random disjoint halves of a set. Their distance is about the lowest that generated images can reach, for half as many images.
 ///
 /// # Errors
-/// [`Shape`](super::Error::Shape) for a single picture.
+/// [`Shape`](super::Error::Shape) if there is only one image.
 pub fn random_halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
     let order = Stream::new(seed, Purpose::Evaluation, HALVES_STREAM).permutation(features.len());
     let order: Vec<usize> = order.into_iter().map(|index| index as usize).collect();
@@ -108,8 +107,8 @@ pub fn random_halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
     Ok([features.select(a)?, features.select(b)?])
 }
 
-/// How many pictures of each class to draw, `total` in all, so that they are in proportion to `counts`: by the method of largest
-/// remainders, the earlier class first where they are equal. All 0 when all counts are.
+/// The number of images to generate for each class, `total` in all, in proportion to `counts`. Uses the method of largest remainders; of
+/// equal remainders, the earlier class comes first. All are 0 if all counts are.
 pub fn proportional(counts: &[usize], total: usize) -> Vec<usize> {
     let all: u128 = counts.iter().map(|&count| count as u128).sum();
     if all == 0 {

@@ -1,4 +1,4 @@
-//! What a classifier takes for what.
+//! Confusion matrices of classifiers.
 
 use std::fmt;
 
@@ -8,68 +8,68 @@ use tiny_cats_export::{draw_text, text_size};
 
 use super::wilson_interval;
 
-/// How often pictures of each class were taken for each class.
+/// The number of images of each true class by predicted class.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Confusion {
     /// The names of the classes, in the order of their labels.
     pub classes: Vec<String>,
-    /// One row for each true class, with the number of its pictures that were taken for each class.
+    /// One row for each true class, with the number of its images for each predicted class.
     pub counts: Vec<Vec<u32>>,
 }
 
 impl Confusion {
-    /// Of nothing yet.
+    /// Creates an empty matrix.
     pub fn new(classes: &[String]) -> Self {
         Self { classes: classes.to_vec(), counts: vec![vec![0; classes.len()]; classes.len()] }
     }
 
-    /// Counts a picture.
+    /// Adds an image.
     ///
     /// # Panics
-    /// When a label is not less than the number of classes.
+    /// If a label is not less than the number of classes.
     pub fn add(&mut self, truth: usize, predicted: usize) {
         self.counts[truth][predicted] += 1;
     }
 
-    /// Pictures counted.
+    /// The number of images.
     pub fn total(&self) -> u32 {
         self.counts.iter().flatten().sum()
     }
 
-    /// Pictures that were taken for what they are.
+    /// The number of correctly classified images.
     pub fn correct(&self) -> u32 {
         (0..self.classes.len()).map(|i| self.counts[i][i]).sum()
     }
 
-    /// The share of pictures that were taken for what they are; 0 of none.
+    /// The fraction of correctly classified images; 0 if there are none.
     pub fn accuracy(&self) -> f64 {
         share(self.correct(), self.total())
     }
 
-    /// The 95 % interval of the accuracy (Wilson 1927), which holds for few pictures too.
+    /// The 95 % interval of the accuracy (Wilson 1927), which also holds for few images.
     pub fn interval(&self) -> [f64; 2] {
         wilson_interval(self.correct(), self.total())
     }
 
-    /// The share of a class's pictures that were taken for it; none where there are no pictures of it.
+    /// The fraction of a class's images that are predicted as that class; `None` if it has no images.
     pub fn recall(&self, class: usize) -> Option<f64> {
         let of = self.counts[class].iter().sum();
         (of > 0).then(|| share(self.counts[class][class], of))
     }
 
-    /// The share of the pictures taken for a class that are of it; none where no picture was.
+    /// The fraction of the images predicted as a class that are of that class; `None` if there are none.
     pub fn precision(&self, class: usize) -> Option<f64> {
         let of = self.counts.iter().map(|row| row[class]).sum();
         (of > 0).then(|| share(self.counts[class][class], of))
     }
 
-    /// The mean of the classes' recalls, which no class dominates by its size.
+    /// The mean of the classes' recalls, in which each class has the same weight.
     pub fn mean_recall(&self) -> f64 {
         let recalls: Vec<f64> = (0..self.classes.len()).filter_map(|i| self.recall(i)).collect();
         recalls.iter().sum::<f64>() / recalls.len().max(1) as f64
     }
 
-    /// The matrix as a picture: a row for each true class, darker for larger shares of its pictures.
+    /// Renders the matrix: a row for each true class, darker for larger fractions of its images.
     pub fn picture(&self) -> RgbImage {
         const CELL: u32 = 44;
         const SPACE: u32 = 10;
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!((c.recall(0), c.recall(1), c.recall(2)), (Some(0.8), Some(0.75), None));
         assert_eq!((c.precision(0), c.precision(1), c.precision(2)), (Some(8.0 / 9.0), Some(0.6), None));
         assert!((c.mean_recall() - 0.775).abs() < 1e-12);
-        // As statsmodels' proportion_confint(11, 14, method="wilson") says.
+        // From statsmodels: proportion_confint(11, 14, method="wilson").
         let [low, high] = c.interval();
         assert!((low - 0.524_127).abs() < 1e-4 && (high - 0.924_286).abs() < 1e-4, "{low} to {high}");
         let nothing = Confusion::new(&["A".into()]);
@@ -188,7 +188,7 @@ mod tests {
             picture.get_pixel(cell(predicted), cell(truth)).0[0]
         };
         assert!(at(0, 0) < at(1, 1) && at(1, 1) < at(0, 1) && at(0, 1) < at(0, 2));
-        // A class without pictures is empty, and every name is there to read.
+        // A class without images has an empty row, and every name is readable.
         assert_eq!(at(2, 2), at(0, 2));
     }
 }

@@ -1,44 +1,44 @@
-//! Why nothing can be said about a network.
+//! Errors of evaluation.
 
-/// What can be wrong with what is to be measured.
+/// An error of evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Features with something that is no finite number in them.
+    /// A feature is not a finite number.
     #[error("features: those of picture {row} hold something that is no finite number")]
     NotFinite {
-        /// The first picture with such a number.
+        /// The first image with such a feature.
         row: usize,
     },
-    /// Features of another shape than they should have.
+    /// Features have another shape than expected.
     #[error("features: expected {expected}, found {found}")]
     Shape {
-        /// What was expected.
+        /// The expected shape.
         expected: String,
-        /// What was found.
+        /// The shape that was found.
         found: String,
     },
-    /// Too few pictures for a measure.
+    /// There are too few images for a metric.
     #[error("{measure}: expected at least {expected} pictures on each side, found {found}")]
     TooFew {
-        /// The measure.
+        /// The metric.
         measure: &'static str,
-        /// The fewest that it is defined for.
+        /// The fewest images that it is defined for.
         expected: usize,
-        /// How many there are.
+        /// The number of images.
         found: usize,
     },
-    /// A setting that makes no sense.
+    /// A setting is invalid.
     #[error("{setting}: {message}")]
     Setting {
-        /// The setting.
+        /// The name of the setting.
         setting: &'static str,
-        /// What was expected, and what was found.
+        /// The expected and the found value.
         message: String,
     },
 }
 
-/// The result of what can fail with [`Error`].
+/// The result of an evaluation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

@@ -1,13 +1,13 @@
-//! What a network sees in pictures, as numbers.
+//! Features of images.
 
 use nalgebra::DMatrix;
 
 use super::{Error, Result};
 
-/// More numbers for one picture than these are refused, before anything grows with their square.
+/// The largest number of features of one image. This check precedes any allocation that grows with its square.
 pub const MAX_FEATURES: usize = 1 << 16;
 
-/// Features of pictures, `[pictures, dims]`: a row of finite numbers for each.
+/// Features of images, `[images, dims]`: a row of finite numbers for each image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Features {
     dims: usize,
@@ -15,10 +15,10 @@ pub struct Features {
 }
 
 impl Features {
-    /// Of `data.len() / dims` pictures, one row after the other.
+    /// Creates the features of `data.len() / dims` images, one row after the other.
     ///
     /// # Errors
-    /// [`Error::Shape`] when there is no whole number of rows, at least one, of 1 to [`MAX_FEATURES`] numbers; [`Error::NotFinite`].
+    /// [`Error::Shape`] if there is not an integral number of rows, at least one, of 1 to [`MAX_FEATURES`] numbers; [`Error::NotFinite`].
     pub fn new(dims: usize, data: Vec<f32>) -> Result<Self> {
         if !(1..=MAX_FEATURES).contains(&dims) {
             return Err(Error::shape(format!("1 to {MAX_FEATURES} numbers for each picture"), dims));
@@ -33,44 +33,44 @@ impl Features {
         }
     }
 
-    /// How many pictures there are; never none.
+    /// The number of images; at least one.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
         self.data.len() / self.dims
     }
 
-    /// How many numbers there are for each.
+    /// The number of features of each image.
     pub fn dims(&self) -> usize {
         self.dims
     }
 
-    /// Those of picture `index`.
+    /// The features of image `index`.
     ///
     /// # Panics
-    /// When there is no such picture.
+    /// If there is no such image.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.dims..(index + 1) * self.dims]
     }
 
-    /// Those of some of the pictures, in this order.
+    /// The features of some of the images, in this order.
     ///
     /// # Errors
-    /// [`Error::Shape`] when there are none of them.
+    /// [`Error::Shape`] if `indices` is empty.
     ///
     /// # Panics
-    /// When there is no such picture.
+    /// If there is no such image.
     pub fn select(&self, indices: &[usize]) -> Result<Self> {
         Self::new(self.dims, indices.iter().flat_map(|&index| self.row(index)).copied().collect())
     }
 
-    /// Those of pictures `from` to `to`, each a column, in f64.
+    /// The features of images `from` to `to`, one column each, in f64.
     pub(super) fn columns(&self, from: usize, to: usize) -> DMatrix<f64> {
         let values = self.data[from * self.dims..to * self.dims].iter().map(|&value| f64::from(value));
         DMatrix::from_iterator(self.dims, to - from, values)
     }
 }
 
-/// That two sets can be compared by `measure`: of the same kind, and `least` pictures or more in each.
+/// Checks that `measure` can compare two sets: features of the same kind, and at least `least` images in each.
 pub(super) fn check_comparable(
     a: &Features,
     b: &Features,
@@ -91,7 +91,7 @@ pub(super) mod tests {
     use super::*;
     use tiny_cats_models::random::{Purpose, Stream};
 
-    /// Normal numbers, `shift` added to each.
+    /// Normal random numbers, with `shift` added to each.
     pub fn normal(stream: u64, rows: usize, dims: usize, shift: f32) -> Features {
         let numbers = Stream::new(9, Purpose::Evaluation, stream).normals(rows * dims);
         Features::new(dims, numbers.into_iter().map(|v| v + shift).collect()).unwrap()

@@ -9,14 +9,14 @@ use super::{
     features::check_comparable,
 };
 
-/// Means and covariances are summed in so many parts, one after the other within each: a fixed number, whatever the threads.
+/// The number of parts in which means and covariances are summed, sequentially within each. It is fixed, whatever the number of threads.
 const PARTS: usize = 8;
-/// Pictures that are multiplied at once.
+/// The number of images that are multiplied at once.
 const CHUNK: usize = 256;
-/// Features of which a covariance is computed; it has the square of them as entries.
+/// The largest number of features; a covariance has the square of it as entries.
 const MAX_COVARIANCE_FEATURES: usize = 4096;
 
-/// Mean and covariance of features.
+/// The mean and covariance of features.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
     mean: DVector<f64>,
@@ -24,15 +24,15 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Those of a sample: the sum of squared deviations is divided by the number of pictures less one.
+    /// The moments of a sample: the sum of squared deviations is divided by the number of images minus one.
     ///
     /// # Errors
-    /// [`Error::TooFew`] for a single picture, [`Error::Shape`] for more than 4096 features.
+    /// [`Error::TooFew`] if there is only one image, [`Error::Shape`] if there are more than 4096 features.
     pub fn new(features: &Features) -> Result<Self> {
         Self::weighted(features, &vec![1.0; features.len()])
     }
 
-    /// The same, each picture counted as often as `weights` says.
+    /// The moments of a sample with each image repeated `weights` times.
     fn weighted(features: &Features, weights: &[f64]) -> Result<Self> {
         let (n, dims) = (features.len(), features.dims());
         if n < 2 {
@@ -77,12 +77,14 @@ impl Moments {
         Ok(Self { mean, covariance: product / (total - 1.0) })
     }
 
-    /// The Fréchet (2-Wasserstein) distance, squared, of two normal distributions with these moments:
-    /// ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½. With Σ₁ = LLᵀ the eigenvalues of Σ₁Σ₂ are, but for zeros, those of the symmetric
-    /// LᵀΣ₂L, which are real and, but for rounding, not negative.
+    /// The squared Fréchet (2-Wasserstein) distance of two normal distributions with these moments: ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr
+    /// (Σ₁Σ₂)^½.
+    ///
+    /// With Σ₁ = LLᵀ, the eigenvalues of Σ₁Σ₂ are those of the symmetric LᵀΣ₂L, except for zeros. These are real and, except for rounding,
+    /// not negative.
     ///
     /// # Errors
-    /// [`Error::Shape`] for features of different kinds.
+    /// [`Error::Shape`] if the features are of different kinds.
     pub fn distance(&self, other: &Self) -> Result<f64> {
         let (dims, found) = (self.mean.len(), other.mean.len());
         if dims != found {
@@ -97,8 +99,8 @@ impl Moments {
     }
 }
 
-/// A matrix L with as many columns as the covariance has rank, and LLᵀ the covariance: Cholesky's decomposition, in which the largest
-/// remaining variance comes next until only rounding errors are left. There is always one, and nothing has to converge.
+/// A matrix L with as many columns as the covariance has rank, and LLᵀ the covariance. This is Cholesky's decomposition, in which the
+/// largest remaining variance comes next until only rounding errors remain. It always exists, and nothing has to converge.
 fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
     let dims = covariance.nrows();
     let mut remaining: Vec<f64> = covariance.diagonal().iter().copied().collect();
@@ -114,7 +116,7 @@ fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
         let mut column: DVector<f64> = (covariance.column(next) - explained) / remaining[next].sqrt();
         column[next] = remaining[next].sqrt();
         for (i, (left, value)) in remaining.iter_mut().zip(column.iter_mut()).enumerate() {
-            // What has been a pivot is explained, but for rounding.
+            // A former pivot has no remaining variance, except for rounding.
             if *left == f64::NEG_INFINITY {
                 *value = 0.0;
             } else if i == next {
@@ -129,10 +131,10 @@ fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
     factor.resize_horizontally(rank, 0.0)
 }
 
-/// The sum of the square roots of a symmetric matrix's positive eigenvalues: those of the tridiagonal matrix that it is similar to, each by
-/// bisection (Givens 1954), which ends after a known number of steps whatever the matrix.
+/// The sum of the square roots of a symmetric matrix's positive eigenvalues. They are those of the tridiagonal matrix that it is similar
+/// to. Each is found by bisection (Givens 1954), which takes a fixed number of steps for any matrix.
 fn roots(symmetric: DMatrix<f64>) -> f64 {
-    /// Halvings of an interval from 0 to a bound of all eigenvalues: below it all is rounding.
+    /// Bisections of an interval from 0 to a bound of all eigenvalues; smaller values are rounding errors.
     const HALVINGS: usize = 64;
     let largest = symmetric.amax();
     if largest <= 0.0 {
@@ -153,7 +155,7 @@ fn roots(symmetric: DMatrix<f64>) -> f64 {
     };
     let bound = (0..n).map(reach).fold(0.0, f64::max);
     let squares: Vec<f64> = std::iter::once(0.0).chain(beside.iter().map(|b| b * b)).collect();
-    // By Sylvester's law of inertia the pivots of T − xI have as many negative ones as there are eigenvalues below x.
+    // By Sylvester's law of inertia, T − xI has as many negative pivots as there are eigenvalues below x.
     let below = |x: f64| {
         let (mut pivot, mut count) = (1.0, 0);
         for (d, square) in diagonal.iter().zip(&squares) {
@@ -176,21 +178,24 @@ fn roots(symmetric: DMatrix<f64>) -> f64 {
     (0..n).map(root).sum::<f64>() * largest.sqrt()
 }
 
-/// The Fréchet distance of two sets of pictures. It depends on how many there are: it compares with others for as many pictures only,
-/// and with fewer pictures than features it says more about the number of pictures than about them.
+/// The Fréchet distance of two sets of images.
+///
+/// It depends on the number of images, so it is only comparable for equal numbers. With fewer images than features it says more about their
+/// number than about the images.
 ///
 /// # Errors
-/// [`Error::TooFew`] for fewer than two pictures on a side, [`Error::Shape`] for features of different kinds or more than 4096.
+/// [`Error::TooFew`] if there are fewer than two images on a side, [`Error::Shape`] if the features are of different kinds or more than
+/// 4096.
 pub fn frechet_distance(real: &Features, generated: &Features) -> Result<f64> {
     check_comparable(real, generated, "Fréchet distance", 2)?;
     Moments::new(real)?.distance(&Moments::new(generated)?)
 }
 
-/// The interval of the [distance](frechet_distance) from `resamples` resamples; none of fewer than two. Takes time with the number of
-/// features cubed.
+/// The interval of the [distance](frechet_distance) from `resamples` resamples; `None` if there are fewer than two. The time grows with the
+/// cube of the number of features.
 ///
 /// # Errors
-/// As [`frechet_distance`], and [`Error::Setting`] for too many resamples.
+/// As [`frechet_distance`], and [`Error::Setting`] if there are too many resamples.
 pub fn frechet_interval(
     real: &Features,
     generated: &Features,
@@ -220,7 +225,7 @@ mod tests {
 
     #[test]
     fn it_is_a_distance() {
-        // With fewer pictures than features too, where covariances are singular.
+        // Also with fewer images than features, where covariances are singular.
         for (n, m, dims) in [(60, 40, 6), (5, 9, 12), (2, 2, 3), (700, 300, 1)] {
             let (a, b) = (normal(1, n, dims, 0.0), normal(2, m, dims, 0.5));
             let (ab, ba) = (frechet_distance(&a, &b).unwrap(), frechet_distance(&b, &a).unwrap());
@@ -243,7 +248,7 @@ mod tests {
         assert!((distance - 28.0).abs() < 1e-5, "{distance}");
     }
 
-    /// Against nalgebra's iteration, on well and badly conditioned matrices, and where all is known.
+    /// Compares with nalgebra's iteration on well and badly conditioned matrices, and with known results.
     #[test]
     fn factors_and_roots_are_those_of_the_matrix() {
         for (n, dims) in [(40, 12), (5, 12), (2, 9), (30, 1), (3, 2)] {
@@ -261,7 +266,7 @@ mod tests {
             assert!((roots(DMatrix::identity(n, n) * 9.0) - 3.0 * n as f64).abs() < 1e-9);
         }
         assert_eq!(factor(&DMatrix::zeros(4, 4)).ncols(), 0);
-        // All pictures alike, and alike but for one number.
+        // All images equal, and all equal except for one number.
         let alike = Features::new(30, vec![0.5; 30 * 40]).unwrap();
         assert_eq!(frechet_distance(&alike, &alike).unwrap(), 0.0);
         let mut numbers = vec![0.5; 30 * 40];
@@ -300,7 +305,7 @@ mod tests {
         assert!(said(&two, &normal(1, 2, 4, 0.0)).contains("expected 3 numbers for each picture, found 4"));
         assert!(said(&normal(1, 2, 5000, 0.0), &normal(2, 2, 5000, 0.0)).contains("at most 4096"));
         assert!(frechet_interval(&two, &two, usize::MAX, 0).is_err());
-        // The largest and smallest numbers that there are.
+        // The largest and smallest possible numbers.
         let huge = Features::new(2, vec![3e38, -3e38, -3e38, 3e38, 1e38, 0.0]).unwrap();
         let tiny = Features::new(2, vec![1e-44, 0.0, 0.0, 1e-44]).unwrap();
         assert!(frechet_distance(&huge, &tiny).unwrap().is_finite());

@@ -1,5 +1,5 @@
-//! Whether a generator is good enough to be released. Each criterion holds what it draws against what something worthless would give:
-//! noise, chance, a blur, copies of what it learned from, a file that computes something else.
+//! The release gate: criteria for releasing a generator. Each compares the generated images with those of a worthless generator: noise,
+//! chance, a blur, copies of the training data, or a file that computes something else.
 
 use std::{fmt, io};
 
@@ -14,99 +14,99 @@ use super::{
 };
 use crate::data::mirrored;
 
-/// PNG takes less than this share of the bytes of a grid; of noise that varies as much as photographs do, it takes more.
+/// The largest PNG size of a grid, as a fraction of its uncompressed bytes. Noise that varies as much as photographs do exceeds it.
 pub const MAX_COMPRESSED_SHARE: f64 = 0.8;
-/// The breed that was asked for is found in drawn pictures at least this often, as a share of how often that of real ones is.
+/// The smallest rate at which the requested breed is recognized in generated images, relative to the rate for real images.
 pub const MIN_BREED_RATE: f64 = 0.5;
-/// The standard deviation of the blur that drawn pictures are to be better than, in pixels of the generator.
+/// The standard deviation of the blur that generated images must surpass, in pixels of the generator.
 pub const BLUR_SIGMA_PX: f64 = 2.0;
 /// Resamples for the kernel distances' intervals.
 const RESAMPLES: usize = 200;
 
-/// What was found by one criterion.
+/// The result of one criterion.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Criterion {
-    /// Its name.
+    /// The name of the criterion.
     pub name: &'static str,
-    /// The figure that is judged; none where there is none.
+    /// The figure that is compared; `None` if it cannot be computed.
     pub value: Option<f64>,
-    /// What it is judged by.
+    /// The bound that it is compared with.
     pub bound: f64,
-    /// On which side of the bound it is to be.
+    /// The side of the bound on which it must be.
     pub expected: BoundKind,
-    /// Whether it is.
+    /// True if it is on that side.
     pub passed: bool,
-    /// What the figure is made of.
+    /// The values that the figure is computed from.
     pub detail: Detail,
 }
 
-/// On which side of its bound a figure is to be.
+/// The side of a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BoundKind {
-    /// Below it.
+    /// Below the bound.
     Less,
-    /// At it or above.
+    /// At the bound or above.
     AtLeast,
 }
 
-/// What the figure of a criterion is made of.
+/// The values that the figure of a criterion is computed from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Detail {
-    /// How well PNG compresses pictures: the share of their bytes that it takes.
+    /// PNG sizes of images, as fractions of their uncompressed bytes.
     Compression {
-        /// How many pictures are in the grid.
+        /// Number of images in the grid.
         pictures: usize,
-        /// The share for a grid of as many held-out photographs.
+        /// The fraction for a grid of as many held-out photographs.
         held_out: f64,
     },
-    /// How often the breed is found.
+    /// Rates at which the breed is recognized.
     Breeds {
-        /// In drawn pictures.
+        /// The rate in generated images.
         drawn: Rate,
-        /// In held-out photographs of as many pixels.
+        /// The rate in held-out photographs of as many pixels.
         held_out: Rate,
     },
     /// Kernel distances to the held-out photographs.
     Kernel {
-        /// Of drawn pictures.
+        /// The distance of the generated images.
         drawn: Distance,
-        /// Of the training photographs, blurred.
+        /// The distance of the training photographs, blurred.
         blurred: Distance,
-        /// Of the training photographs as they are: about the best that can be expected.
+        /// The distance of the training photographs, unchanged: about the best that can be expected.
         training: Distance,
         /// The blur's standard deviation, in pixels of the generator.
         sigma: f64,
     },
     /// Distances to the nearest training photograph, mirrored or not: root mean squares of differences of values in [−1, 1].
     Nearest {
-        /// Of drawn pictures.
+        /// The distances of the generated images.
         drawn: DistanceSummary,
-        /// Of held-out photographs.
+        /// The distances of held-out photographs.
         held_out: DistanceSummary,
-        /// How many training photographs there are.
+        /// Number of training photographs.
         training: usize,
     },
-    /// How far runtimes are from the definition.
+    /// Differences between the runtimes and the definition.
     Runtimes {
-        /// Those that the file was compared on.
+        /// The runtimes that the file was compared on.
         runtimes: Vec<RuntimeReport>,
-        /// Those that it was not compared on.
+        /// The runtimes that were skipped.
         skipped: Vec<String>,
-        /// What is wrong, in one line; none where nothing is.
+        /// The failures, in one line; `None` if there are none.
         failures: Option<String>,
     },
 }
 
-/// How often the breed was found.
+/// A rate at which the breed is recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Rate {
-    /// In how many pictures.
+    /// Number of images in which it is recognized.
     pub correct: u32,
-    /// Of how many.
+    /// Number of images.
     pub pictures: u32,
-    /// The share of them.
+    /// The fraction of images in which it is recognized.
     pub share: f64,
     /// Its 95 % interval (Wilson 1927).
     pub interval: [f64; 2],
@@ -115,22 +115,22 @@ pub struct Rate {
 /// A [kernel distance](kernel_distance).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Distance {
-    /// Unbiased, of all pictures.
+    /// The unbiased estimate from all images.
     pub distance: f64,
-    /// How much it varies; none for few pictures.
+    /// Its interval; `None` if there are too few images.
     pub interval: Option<Interval>,
 }
 
-/// How distances are spread.
+/// The distribution of some distances.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct DistanceSummary {
-    /// Of how many pictures.
+    /// Number of images.
     pub pictures: usize,
-    /// Half of them are nearer.
+    /// The median distance.
     pub median: f64,
     /// Its 95 % interval, by the bootstrap.
     pub interval: [f64; 2],
-    /// 5 % of them are nearer.
+    /// The 5 % quantile of the distances.
     pub percentile_5: f64,
 }
 
@@ -144,8 +144,8 @@ impl Criterion {
     }
 }
 
-/// That pictures are no noise, which does not compress: the bytes that PNG takes for a grid of them, as [`grid`] shows them, without labels,
-/// as a share of their own. A grid of as many of `held_out` is measured for comparison.
+/// Checks that images are not noise, which does not compress: the PNG size of a [`grid`] of them without labels, as a fraction of its
+/// uncompressed bytes. A grid of as many of `held_out` is measured for comparison.
 ///
 /// # Errors
 /// Those of encoding.
@@ -158,15 +158,15 @@ pub fn compression(drawn: &[RgbImage], held_out: &[RgbImage]) -> io::Result<Crit
             .sum::<f64>();
         Ok(png(&grid(pictures, columns, None))?.len() as f64 / bytes)
     };
-    // Evenly spread, so that they are of all breeds.
+    // Evenly spread, so that all breeds are included.
     let count = drawn.len().min(held_out.len());
     let few: Vec<RgbImage> = (0..count).map(|i| held_out[i * held_out.len() / count].clone()).collect();
     let detail = Detail::Compression { pictures: drawn.len(), held_out: share(&few)? };
     Ok(Criterion::new("compression", Some(share(drawn)?), BoundKind::Less, MAX_COMPRESSED_SHARE, detail))
 }
 
-/// That breeds can be told from drawn pictures: how often a classifier finds the one that was asked for, against how often it finds that
-/// of real pictures. One that finds none there is no judge, and nothing passes.
+/// Checks that breeds are recognizable in generated images: the rate at which a classifier recognizes the requested breed, relative to its
+/// rate for real images. If the classifier recognizes none there, the criterion fails.
 pub fn breeds(drawn: &Confusion, held_out: &Confusion) -> Criterion {
     let rate = |of: &Confusion| Rate {
         correct: of.correct(),
@@ -179,11 +179,12 @@ pub fn breeds(drawn: &Confusion, held_out: &Confusion) -> Criterion {
     Criterion::new("breed as asked", value, BoundKind::AtLeast, MIN_BREED_RATE * held_out.accuracy(), detail)
 }
 
-/// That drawn pictures are nearer to held-out photographs than a blur is: by the [kernel distance](kernel_distance) of features to those
-/// of `held_out`.
+/// Checks that generated images are nearer to held-out photographs than blurred images are, by the [kernel distance](kernel_distance) of
+/// features to those of `held_out`.
 ///
 /// # Errors
-/// [`TooFew`](super::Error::TooFew) for fewer than two pictures of a kind, [`Shape`](super::Error::Shape) for features of different kinds.
+/// [`TooFew`](super::Error::TooFew) if there are fewer than two images of a kind, [`Shape`](super::Error::Shape) if the features are of
+/// different kinds.
 pub fn kernel(
     held_out: &Features,
     drawn: &Features,
@@ -191,7 +192,7 @@ pub fn kernel(
     training: &Features,
     seed: u64,
 ) -> Result<Criterion> {
-    // What subsets would add is not asked for.
+    // Subsets are not needed, so that their number is minimal.
     let distance = |of: &Features| -> Result<Distance> {
         let found = kernel_distance(held_out, of, (1, 2), RESAMPLES, seed)?;
         Ok(Distance { distance: found.distance, interval: found.interval })
@@ -202,12 +203,14 @@ pub fn kernel(
     Ok(Criterion::new("kernel distance", Some(value), BoundKind::Less, bound, detail))
 }
 
-/// That pictures of the training data are not repeated: drawn pictures are in the median as far from the nearest one as held-out
-/// photographs are. All features are pixels; `training` are the photographs and perhaps their mirror images. How sure the medians are is
-/// told, by the bootstrap, and does not count.
+/// Checks that images of the training data are not repeated: generated images must be as far from the nearest one as held-out photographs
+/// are, in the median.
+///
+/// All features are pixels; `training` are the photographs and, optionally, their mirror images. The bootstrap intervals of the medians are
+/// reported, but do not affect the result.
 ///
 /// # Errors
-/// As [`memorisation`].
+/// As [`memorization()`].
 pub fn nearest(
     training: &[&Features],
     drawn: &Features,
@@ -241,8 +244,8 @@ pub fn nearest(
     ))
 }
 
-/// That the file draws the same on every runtime that is present: by what verification with whole trajectories found. The figure is the
-/// least peak signal-to-noise ratio of a trajectory, in dB; all else that verification demands must hold, too.
+/// Checks that the file generates the same images on every available runtime, by the result of verifying whole trajectories. The figure is
+/// the lowest peak signal-to-noise ratio of a trajectory, in dB; all other requirements of verification must hold, too.
 pub fn runtimes(found: tiny_cats_export::Result<VerificationReport>) -> Criterion {
     let (value, detail) = match found {
         Ok(report) => {
@@ -262,14 +265,14 @@ pub fn runtimes(found: tiny_cats_export::Result<VerificationReport>) -> Criterio
     Criterion { passed: judged.passed && !failed, ..judged }
 }
 
-/// `picture`, blurred by a Gaussian with standard deviation `sigma` in pixels, more than 0, cut off at four of them; beyond its borders
-/// it is mirrored. As SciPy's `gaussian_filter` does by default.
+/// Blurs `picture` with a Gaussian of standard deviation `sigma` in pixels, more than 0, truncated at four of them. Beyond its borders the
+/// image is mirrored, as in SciPy's `gaussian_filter` by default.
 pub fn blur(picture: &RgbImage, sigma: f64) -> RgbImage {
     let radius = (4.0 * sigma).round() as i32;
     let weights: Vec<f64> =
         (-radius..=radius).map(|i| (-0.5 * (f64::from(i) / sigma).powi(2)).exp()).collect();
     let sum: f64 = weights.iter().sum();
-    // Along an axis of `len` places that are `stride` values apart.
+    // Blurs along an axis of `len` positions that are `stride` values apart.
     let along = |values: &[f64], len: usize, stride: usize| -> Vec<f64> {
         let value = |at: usize| {
             let place = at / stride % len;
@@ -290,7 +293,7 @@ pub fn blur(picture: &RgbImage, sigma: f64) -> RgbImage {
 }
 
 impl fmt::Display for Criterion {
-    /// In one line what was found, and what was expected.
+    /// Formats the found and the expected values in one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.name)?;
         match &self.detail {
@@ -355,7 +358,7 @@ impl fmt::Display for DistanceSummary {
     }
 }
 
-/// A kernel distance × 1000, with its interval.
+/// Formats a kernel distance × 1000, with its interval.
 fn times_thousand(kernel: &Distance) -> String {
     let interval = |Interval { low, high, .. }: Interval| format!(" ({:.2} to {:.2})", 1e3 * low, 1e3 * high);
     format!("{:.2}{}", 1e3 * kernel.distance, kernel.interval.map_or_else(String::new, interval))
@@ -370,7 +373,7 @@ mod tests {
     use super::*;
     use crate::evaluate::features::tests::normal;
 
-    /// Pictures of 32 px of normal noise, as bytes, with this deviation around grey.
+    /// Images of 32 px of normal noise, as bytes, with this deviation around gray.
     fn noise(deviation: f32, count: usize) -> Vec<RgbImage> {
         let mut stream = Stream::new(1, Purpose::Evaluation, 0);
         let mut picture = || {
@@ -407,7 +410,7 @@ mod tests {
             less.to_string().starts_with("breed as asked: 29.0 % (21.0 to 38.5 %) of 100 drawn"),
             "{less}"
         );
-        // Who finds no breed at all would be content with anything.
+        // A classifier that recognizes no breed at all would accept anything.
         for (drawn, real) in [((0, 9), (0, 9)), ((9, 0), (0, 9)), ((0, 0), (9, 0))] {
             let none = of(confusion(drawn.0, drawn.1), real);
             assert!(!none.passed && none.value.is_none(), "{none}");
@@ -434,7 +437,7 @@ mod tests {
         assert!(!copies.passed && copies.value == Some(0.0), "{copies}");
         let farther = normal(3, 60, 16, 1.0);
         assert!(nearest(&[&training], &farther, &held_out, 0).unwrap().passed);
-        // What is held out is exactly as far away as itself.
+        // Held-out images are exactly as far away as themselves.
         assert!(nearest(&[&training], &held_out, &held_out, 0).unwrap().passed);
         let Detail::Nearest { drawn, .. } = nearest(&[&training], &drawn, &held_out, 0).unwrap().detail
         else {

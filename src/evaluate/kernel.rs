@@ -11,36 +11,38 @@ use super::{
     features::check_comparable,
 };
 
-/// Pictures whose kernel with all others is in memory at once, for each thread.
+/// The number of images whose kernel with all others is in memory at once, for each thread.
 const CHUNK: usize = 64;
-/// More subsets than anybody has patience for.
+/// The largest number of subsets, which bounds the time.
 const MAX_SUBSETS: usize = 10_000;
-/// Numbers of the streams that subsets are drawn from, away from those of resamples.
+/// The first number of the random streams for subsets, far from those for resamples.
 const SUBSETS: u64 = 1 << 32;
 
-/// The squared maximum mean discrepancy with the kernel k(x, y) = (x·y / dims + 1)³, unbiased: about 0, and below it as often as above,
-/// when both sets are from one distribution.
+/// The squared maximum mean discrepancy with the kernel k(x, y) = (x·y / dims + 1)³. It is unbiased: if both sets are from one
+/// distribution, it is about 0, and below it as often as above.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Kernel {
-    /// The estimate from all pictures.
+    /// The estimate from all images.
     pub distance: f64,
-    /// Its interval; none without resamples. A picture that is twice in a resample is not paired with itself, which would be a bias.
+    /// Its interval; `None` without resamples. Copies of an image in a resample are not paired with each other, which would be a bias.
     pub interval: Option<Interval>,
-    /// The mean over subsets, as it is usually reported.
+    /// The mean over subsets, which is usually reported.
     pub subset_mean: f64,
-    /// The standard deviation over subsets, as it is usually reported. It is that of a subset, not of the mean.
+    /// The standard deviation over subsets, which is usually reported. It is that of a subset, not of the mean.
     pub subset_deviation: f64,
-    /// How many subsets, drawn without replacement from each side.
+    /// The number of subsets, sampled without replacement from each side.
     pub subsets: usize,
-    /// Pictures in a subset, of each side.
+    /// Images in a subset, of each side.
     pub subset_size: usize,
 }
 
-/// The kernel distance of two sets of pictures; `subsets` of `subset_size` of each are drawn by `seed`, and `resamples` for the interval.
+/// The kernel distance of two sets of images. By `seed`, `subsets` of `subset_size` images of each set are sampled, and `resamples` for the
+/// interval.
 ///
 /// # Errors
-/// [`Error::TooFew`] for fewer than two pictures on a side, [`Error::Shape`] for features of different kinds, [`Error::Setting`] for
-/// subsets of fewer than two pictures or of more than there are, for no subsets, and for too many of them or of resamples.
+/// [`Error::TooFew`] if there are fewer than two images on a side, [`Error::Shape`] if the features are of different kinds.
+/// [`Error::Setting`] if there are no subsets, if they have fewer than two images or more than there are, or if there are too many subsets
+/// or resamples.
 pub fn kernel_distance(
     real: &Features,
     generated: &Features,
@@ -59,7 +61,7 @@ pub fn kernel_distance(
         let message = format!("expected 1 to {MAX_SUBSETS}, found {subsets}");
         return Err(Error::Setting { setting: "subsets", message });
     }
-    // All estimates are quadratic forms of the same kernel, with the pictures counted differently: a column for each.
+    // All estimates are quadratic forms of the same kernel with different counts of the images: a column for each.
     let counts = |side, n: usize| {
         let mut columns = vec![vec![1.0; n]];
         columns.extend((0..subsets).map(|number| subset(seed, number, side, n, subset_size)));
@@ -89,7 +91,7 @@ pub fn kernel_distance(
     })
 }
 
-/// Which of `n` pictures are in subset `number`: 1 for those that are, 0 for the others.
+/// Selects the images in subset `number`: 1 for those of the `n` images that are in it, 0 for the others.
 fn subset(seed: u64, number: usize, side: u64, n: usize, size: usize) -> Vec<f64> {
     let mut stream = Stream::new(seed, Purpose::Evaluation, SUBSETS + 2 * number as u64 + side);
     let mut chosen = vec![0.0; n];
@@ -105,7 +107,7 @@ fn kernel(product: f64, dims: usize) -> f64 {
     base * base * base
 }
 
-/// For each column of counts the mean of the kernel over pairs of different pictures of one set.
+/// For each column of counts, the mean of the kernel over pairs of different images of one set.
 fn within(features: &Features, counts: &DMatrix<f64>) -> Vec<f64> {
     let itself: Vec<f64> = (0..features.len())
         .map(|i| {
@@ -121,15 +123,15 @@ fn within(features: &Features, counts: &DMatrix<f64>) -> Vec<f64> {
             pairs += count * count;
         }
         let total: f64 = counts.iter().sum();
-        // Where a resample is one picture many times, there are no pairs, and nothing to tell.
+        // A resample that is one image many times has no pairs, and no estimate.
         let pairs = total * total - pairs;
         if pairs > 0.0 { (all - same) / pairs } else { 0.0 }
     };
     all.into_iter().zip(counts.as_slice().chunks(features.len())).map(of_column).collect()
 }
 
-/// For each column i of counts Σ a_ji b_ki k(x_j, y_k), over the pictures j of one set and k of the other. The kernel of a few pictures
-/// with all others is in memory at a time.
+/// For each column i of counts Σ a_ji b_ki k(x_j, y_k), over the images j of one set and k of the other. At any time, the kernel of only a
+/// few images with all others is in memory.
 fn quadratic_forms(x: &Features, a: &DMatrix<f64>, y: &Features, b: &DMatrix<f64>) -> Vec<f64> {
     let chunks: Vec<usize> = (0..x.len()).step_by(CHUNK).collect();
     let parts: Vec<Vec<f64>> = (chunks.into_par_iter())
@@ -162,7 +164,7 @@ mod tests {
         (0..features.len()).map(|i| features.row(i)).collect()
     }
 
-    /// As the definition has it, pair by pair.
+    /// The definition, pair by pair.
     fn by_definition(x: &[&[f32]], y: &[&[f32]]) -> f64 {
         let k = |a: &[f32], b: &[f32]| {
             let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();

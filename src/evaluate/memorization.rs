@@ -1,4 +1,4 @@
-//! Whether drawn pictures are pictures that the generator learned from.
+//! Detection of memorization: generated images that repeat training images.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -7,46 +7,46 @@ use super::{
     Error, Features, Result, bootstrap::quantile, features::check_comparable, neighbors::squared_distance,
 };
 
-/// The share of pictures of the training data that count as near to another one of it.
+/// The fraction of training images that count as near to another one.
 const NEAR_QUANTILE: f64 = 0.05;
-/// A picture is a copy if it is this much nearer to one training picture than to the [`COPY_NEIGHBORS`] nearest on average (Carlini et al. 2023,
-/// arXiv 2301.13188, section 4.2).
+/// The ratio below which an image is a copy: its distance to the nearest training image, divided by the mean distance to the
+/// [`COPY_NEIGHBORS`] nearest (Carlini et al. 2023, arXiv 2301.13188, section 4.2).
 const COPY_RATIO: f64 = 0.5;
-/// How many training pictures, the nearest included, a copy is compared with.
+/// The number of training images, including the nearest, that a copy is compared with.
 pub const COPY_NEIGHBORS: usize = 50;
 
-/// The training picture that a picture is nearest to.
+/// The training image that is nearest to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Nearest {
-    /// Its number.
+    /// The index of the training image.
     pub index: usize,
-    /// How far away it is (Euclidean).
+    /// The Euclidean distance.
     pub distance: f64,
 }
 
-/// How near drawn pictures come to training pictures.
+/// The distances of generated images to training images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Memorization {
-    /// The share of drawn pictures that are no farther from a training picture than `threshold`. It is about 5 % where pictures are drawn
-    /// as the training pictures were, and much more where they are repeated; but also where they are smooth or grey, for such pictures
+    /// The fraction of generated images that are at most `threshold` from a training image. It is about 5 % if generated and training
+    /// images are from one distribution, and much more if training images are repeated. It is also more for smooth or gray images, which
     /// are near to all others.
     pub share: f64,
-    /// The share of drawn pictures that are at most half as far from one training picture as from the [`COPY_NEIGHBORS`] nearest on average, which
-    /// smooth pictures are not.
+    /// The fraction of generated images that are at most half as far from one training image as from the [`COPY_NEIGHBORS`] nearest on
+    /// average. Smooth images are not.
     pub copied: f64,
-    /// The distance within which the nearest 5 % of training pictures have another one.
+    /// The distance within which the nearest 5 % of training images have another one.
     pub threshold: f64,
-    /// The median of the drawn pictures' distances to the nearest training picture.
+    /// The median distance of generated images to the nearest training image.
     pub median: f64,
-    /// The same of training pictures and the nearest others.
+    /// The median distance of training images to the nearest other one.
     pub training_median: f64,
-    /// For each drawn picture the nearest training picture.
+    /// The nearest training image of each generated image.
     #[serde(skip)]
     pub nearest: Vec<Nearest>,
 }
 
 impl Memorization {
-    /// Numbers of drawn pictures, those nearest to a training picture first.
+    /// The indices of generated images, those nearest to a training image first.
     pub fn closest(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.nearest.len()).collect();
         order.sort_by(|&a, &b| self.nearest[a].distance.total_cmp(&self.nearest[b].distance));
@@ -54,12 +54,13 @@ impl Memorization {
     }
 }
 
-/// Compares drawn pictures with those that the generator learned from. `training` are variants of the training pictures, such as
-/// themselves and their mirror images, in the same order: the nearest of all variants counts, and a training picture is compared with
-/// all variants of the others.
+/// Compares generated images with the training images.
+///
+/// `training` has variants of the training images, such as themselves and their mirror images, in the same order. The nearest of all
+/// variants counts, and a training image is compared with all variants of the others.
 ///
 /// # Errors
-/// [`Error::TooFew`] for a single training picture, [`Error::Shape`] for no variant or features of different kinds or numbers.
+/// [`Error::TooFew`] if there is only one training image, [`Error::Shape`] if there is no variant, or features differ in kind or number.
 pub fn memorization(training: &[&Features], generated: &Features) -> Result<Memorization> {
     let Some((first, others)) = training.split_first() else {
         return Err(Error::shape("training pictures", "none"));
@@ -122,7 +123,7 @@ mod tests {
         let fresh = memorization(&[&training], &new).unwrap();
         assert!(fresh.share < 0.12 && fresh.copied == 0.0, "{fresh:?}");
         assert!((fresh.median / fresh.training_median - 1.0).abs() < 0.1);
-        // Every second one is a copy, a little changed.
+        // Every second one is a slightly changed copy.
         let mixed: Vec<f32> = (0..120)
             .flat_map(|i| {
                 let (row, change) =

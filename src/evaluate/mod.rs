@@ -1,8 +1,10 @@
-//! How good a trained network is: what a classifier takes for what and how far its probabilities can be believed; how near the pictures
-//! that a generator draws are to real ones, and whether it merely repeats those that it learned from.
+//! Evaluation of trained networks.
 //!
-//! What compares pictures works on their [`Features`] and on nothing else. Sums are taken in f64 over fixed pieces in a fixed order,
-//! so that results repeat bit for bit on one processor, whatever the number of threads.
+//! For classifiers: the confusion matrix and the calibration of the probabilities. For generators: the similarity of generated and real
+//! images, and whether they merely repeat training images.
+//!
+//! Comparisons of images use their [`Features`] and nothing else. Sums are taken in f64 over fixed pieces in a fixed order, so that results
+//! repeat bit for bit on one CPU, whatever the number of threads.
 
 mod bootstrap;
 mod calibration;

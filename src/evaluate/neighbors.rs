@@ -1,45 +1,47 @@
-//! What nearest neighbours say about two sets of pictures: precision and recall, density and coverage.
+//! Metrics of two sets of images by nearest neighbors: precision and recall, density and coverage.
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Features, Result, features::check_comparable};
 
-/// Neighbours for precision and recall, as their authors advise.
+/// Number of neighbors for precision and recall, as their authors recommend.
 pub const PRECISION_NEIGHBORS: usize = 3;
-/// Neighbours for density and coverage, as their authors advise.
+/// Number of neighbors for density and coverage, as their authors recommend.
 pub const DENSITY_NEIGHBORS: usize = 5;
 
-/// Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991). A picture is in the manifold of a set if it is no farther
-/// from one of the set's pictures than that one's k-th nearest neighbour in the set. Both depend on the numbers of pictures, and mean most
-/// where these are equal.
+/// Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+///
+/// Each image of a set has a ball that reaches to its k-th nearest neighbor in the set. An image is in the manifold of the set if it is in
+/// one of these balls. Both metrics depend on the numbers of images, and are most meaningful if these are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PrecisionRecall {
-    /// The share of drawn pictures in the manifold of the real ones: how many could be real.
+    /// The fraction of generated images in the manifold of the real ones: how many could be real.
     pub precision: f64,
-    /// The share of real pictures in the manifold of the drawn ones: how many could have been drawn.
+    /// The fraction of real images in the manifold of the generated ones: how many could have been generated.
     pub recall: f64,
-    /// k.
+    /// The number of neighbors, k.
     pub neighbours: usize,
 }
 
-/// Density and coverage (Naeem et al. 2020, arXiv 2002.09797): precision and recall by the manifold of the real pictures alone, and with
-/// less weight on outliers.
+/// Density and coverage (Naeem et al. 2020, arXiv 2002.09797): like precision and recall, but by the manifold of the real images alone, and
+/// less sensitive to outliers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct DensityCoverage {
-    /// In how many balls of real pictures, each as large as the distance to its k-th nearest neighbour, a drawn picture lies on average,
-    /// divided by k: about 1 where both sets are from one distribution, and not bounded by that.
+    /// The mean number of real images' balls that a generated image is in, divided by k. Each ball reaches to the image's k-th nearest
+    /// neighbor. It is about 1 if both sets are from one distribution, and may exceed that.
     pub density: f64,
-    /// The share of real pictures with a drawn picture in their ball.
+    /// The fraction of real images with a generated image in their ball.
     pub coverage: f64,
-    /// k.
+    /// The number of neighbors, k.
     pub neighbours: usize,
 }
 
-/// Improved precision and recall with balls that reach to the `k`-th nearest neighbour, and include it.
+/// Improved precision and recall with balls that reach to the `k`-th nearest neighbor, and include it.
 ///
 /// # Errors
-/// [`TooFew`](super::Error::TooFew) for `k` pictures or fewer on a side, [`Shape`](super::Error::Shape) for features of different kinds.
+/// [`TooFew`](super::Error::TooFew) if there are `k` images or fewer on a side, [`Shape`](super::Error::Shape) if the features are of
+/// different kinds.
 pub fn precision_recall(real: &Features, generated: &Features, k: usize) -> Result<PrecisionRecall> {
     check_comparable(real, generated, "precision and recall", k.max(1).saturating_add(1))?;
     let (of_real, of_drawn) = (radii(real, k), radii(generated, k));
@@ -50,7 +52,7 @@ pub fn precision_recall(real: &Features, generated: &Features, k: usize) -> Resu
     })
 }
 
-/// The share of `pictures` in the ball of some picture of `manifold`.
+/// The fraction of `pictures` in the ball of some image of `manifold`.
 fn inside(pictures: &Features, manifold: &Features, radii: &[f64]) -> f64 {
     let in_some = |&i: &usize| {
         (0..manifold.len()).any(|j| squared_distance(pictures.row(i), manifold.row(j)) <= radii[j])
@@ -59,7 +61,7 @@ fn inside(pictures: &Features, manifold: &Features, radii: &[f64]) -> f64 {
     count as f64 / pictures.len() as f64
 }
 
-/// Density and coverage with balls that reach to the `k`-th nearest neighbour, without it, as in the authors' program.
+/// Density and coverage with balls that reach to the `k`-th nearest neighbor, without it, as in the authors' program.
 ///
 /// # Errors
 /// As [`precision_recall`].
@@ -82,7 +84,7 @@ pub fn density_coverage(real: &Features, generated: &Features, k: usize) -> Resu
     })
 }
 
-/// The squared distance of each picture to its `k`-th nearest among the others; there are more than `k`.
+/// The squared distance of each image to its `k`-th nearest among the others; there are more than `k`.
 fn radii(features: &Features, k: usize) -> Vec<f64> {
     let radius = |i: usize| {
         let others = (0..features.len()).filter(|&j| j != i);
@@ -121,7 +123,7 @@ mod tests {
             let own = precision_recall(&a, &a, k).unwrap();
             assert_eq!((own.precision, own.recall), (1.0, 1.0));
             assert_eq!(density_coverage(&a, &a, k).unwrap().coverage, 1.0);
-            // Each ball holds its own picture and k − 1 others.
+            // Each ball holds its own image and k − 1 others.
             assert!((density_coverage(&a, &a, k).unwrap().density - 1.0).abs() < 1e-12);
             let apart = precision_recall(&a, &far, k).unwrap();
             assert_eq!((apart.precision, apart.recall), (0.0, 0.0));

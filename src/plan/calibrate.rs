@@ -1,4 +1,4 @@
-//! How fast this machine trains.
+//! Measurement of this machine's training speed.
 
 use std::time::Instant;
 
@@ -15,35 +15,35 @@ use crate::{
     },
 };
 
-/// Steps before the clock starts.
+/// Steps before the measurement starts.
 const WARM_UP: u64 = 3;
-/// Synthetic pictures that batches are made of, at least.
+/// Minimum number of synthetic images in the training data.
 const IMAGES: usize = 100;
 
-/// Batches that are prepared to see how long that takes.
+/// Batches that are prepared to measure preparation.
 const PREPARED_BATCHES: u64 = 8;
 
-/// What was measured.
+/// The measured speed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Calibration {
-    /// Seconds of a step, the median; its pictures are drawn ahead, as in training.
+    /// Median seconds of a step; its images are prepared ahead, as in training.
     pub step_seconds: f64,
-    /// Floating-point operations a second.
+    /// Floating-point operations per second.
     pub flops: f64,
-    /// Pictures in the micro-batch that was measured.
+    /// Images in the measured micro-batch.
     pub batch: usize,
-    /// Steps that were measured.
+    /// Number of measured steps.
     pub steps: u64,
-    /// Nanoseconds that one of the processor's threads takes to prepare a value of a picture: pixels are looked up, changed and mixed with
-    /// noise.
+    /// Nanoseconds in which one CPU thread prepares a value of an image: resampling, augmentation and mixing with noise.
     pub prepare_ns: f64,
 }
 
-/// Trains on synthetic cats on `device` as `workload` says, and takes the time of `steps` steps. `observe` is told how many are done, of
-/// how many.
+/// Trains `workload` on synthetic cats on `device` and measures `steps` steps.
+///
+/// `observe` receives the number of steps done and their total.
 ///
 /// # Errors
-/// When it cannot be trained, for want of memory for instance.
+/// Returns an error if training fails, for example for lack of memory.
 pub fn calibrate(
     workload: &Workload,
     device: &Device,
@@ -74,7 +74,7 @@ pub fn calibrate(
             1.0,
         )?;
         drop(params);
-        // The norm is read back from the device, so that what was launched is done.
+        // Reading the norm from the device waits for the launched kernels.
         optimizer.step(&learnt, StepOptions { rate: 1e-4, before: step, scale: 1.0 })?;
         if step >= WARM_UP {
             times.push(start.elapsed().as_secs_f64());
@@ -87,7 +87,7 @@ pub fn calibrate(
     for turn in 0..PREPARED_BATCHES {
         batches.batch(turn * batch as u64, batch)?;
     }
-    // They are prepared by all threads at once.
+    // All threads prepare a batch together.
     let threads = rayon::current_num_threads() as f64;
     let values = (PREPARED_BATCHES * (batch * workload.values()) as u64) as f64;
     let prepare_ns = start.elapsed().as_secs_f64() * 1e9 * threads / values;
@@ -96,7 +96,7 @@ pub fn calibrate(
     Ok(Calibration { step_seconds, flops: flops / step_seconds, batch, steps, prepare_ns })
 }
 
-/// The task, on pictures that are drawn for it.
+/// Makes the task with synthetic images.
 fn task(workload: &Workload, folder: &std::path::Path, device: &Device) -> Result<Box<dyn Task>> {
     let (side, augmentation, seed) = (workload.side as u32, workload.augmentation, 0);
     let data = folder.join("cats");

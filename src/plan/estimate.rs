@@ -1,4 +1,4 @@
-//! How long a training takes on a GPU, and what that costs.
+//! Estimates of duration and cost of training on a GPU.
 
 use serde::Serialize;
 use tiny_cats_models::{NetworkConfig, Precision};
@@ -6,24 +6,24 @@ use tiny_cats_models::{NetworkConfig, Precision};
 use super::{Gpu, Prices, Result, SpeedSource, Workload, assumptions, gpu::launch_s};
 use crate::cloud::CloudSettings;
 
-/// Whether a training can be done on a GPU.
+/// The feasibility of training on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Feasibility {
-    /// It can.
+    /// The training fits.
     Fits,
-    /// The card does not compute in bf16.
+    /// The GPU does not compute in bf16.
     NoBf16,
-    /// A micro-batch is too large for its memory.
+    /// A micro-batch is too large for the GPU's memory.
     TooLarge,
-    /// The micro-batch cannot be divided among so many.
+    /// The micro-batch cannot be divided among the GPUs.
     Indivisible,
-    /// It takes more attempts than there may be.
+    /// The training takes more attempts than allowed.
     TooLong,
 }
 
 impl Feasibility {
-    /// Why it cannot, and what helps.
+    /// The reason, and what helps.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Fits => "",
@@ -35,49 +35,49 @@ impl Feasibility {
     }
 }
 
-/// What a step waits for.
+/// The bottleneck of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bottleneck {
     /// The GPU's arithmetic.
     Arithmetic,
-    /// The launching of its kernels.
+    /// The launches of its kernels.
     Launches,
-    /// The container's cores, which prepare pictures.
+    /// The container's cores, which prepare images.
     Pictures,
 }
 
-/// A training on a GPU.
+/// An estimate of training on a GPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
-    /// The GPU, as Modal writes it.
+    /// The GPU in Modal's notation.
     #[serde(serialize_with = "as_text")]
     pub gpu: Gpu,
-    /// Whether it can be done there.
+    /// The feasibility there.
     pub verdict: Feasibility,
-    /// The largest micro-batch that fits; of several GPUs, on all together.
+    /// The largest micro-batch that fits, on all GPUs together.
     pub largest_batch: usize,
-    /// Floating-point operations a second.
+    /// Floating-point operations per second.
     pub flops: f64,
-    /// Where that figure is from.
+    /// The source of that figure.
     pub source: SpeedSource,
-    /// Steps a second.
+    /// Steps per second.
     pub steps_per_second: f64,
-    /// What they wait for.
+    /// The bottleneck of a step.
     pub limit: Bottleneck,
-    /// Seconds of computing, without starts.
+    /// Seconds of computing, without container starts.
     pub computing_s: f64,
-    /// Hours that are paid for if nothing goes wrong.
+    /// Billed hours without preemptions.
     pub hours: f64,
-    /// Hours that are paid for with as many preemptions as are to be expected.
+    /// Billed hours with the expected number of preemptions.
     pub expected_hours: f64,
-    /// Attempts that it takes if nothing goes wrong: none may be longer than Modal lets it.
+    /// Number of attempts without failures; Modal limits the length of each.
     pub attempts: u64,
-    /// Seconds after which an attempt is ended.
+    /// Timeout of an attempt in seconds.
     pub timeout_s: u64,
-    /// Attempts besides the first that there may be.
+    /// Maximum number of attempts after the first.
     pub retries: u64,
-    /// Dollars an hour; `None` where the GPU has no price.
+    /// Price in dollars per hour; `None` if the GPU has no price.
     pub hourly: Option<f64>,
 }
 
@@ -86,21 +86,21 @@ fn as_text<S: serde::Serializer>(gpu: &Gpu, to: S) -> std::result::Result<S::Ok,
 }
 
 impl Estimate {
-    /// Dollars if nothing goes wrong.
+    /// Cost in dollars without preemptions.
     pub fn dollars(&self) -> Option<f64> {
         Some(self.hourly? * self.hours)
     }
 
-    /// Dollars with the preemptions that are to be expected.
+    /// Cost in dollars with the expected preemptions.
     pub fn expected_dollars(&self) -> Option<f64> {
         Some(self.hourly? * self.expected_hours)
     }
 }
 
-/// What `workload` takes on `gpu`, in containers as `settings` says, with `prices`.
+/// Estimates `workload` on `gpu` in containers of `settings` with `prices`.
 ///
 /// # Errors
-/// When there is no such network.
+/// Returns an error if the network's settings are not valid.
 pub fn estimate(
     workload: &Workload,
     gpu: &Gpu,
@@ -117,7 +117,7 @@ pub fn estimate(
     let (one, source) = gpu.model.speed(kind, precision);
     let count = gpu.count as f64;
     let flops = one * if gpu.count == 1 { 1.0 } else { count * assumptions::MULTI_GPU_EFFICIENCY };
-    // The processor launches kernels and prepares pictures while the GPU computes: the slowest of the three sets the pace.
+    // The CPU launches kernels and prepares images while the GPU computes: the slowest of the three sets the pace.
     let values = workload.items() as f64 * workload.values() as f64;
     let paces = [
         demand.step_flops as f64 / flops,
@@ -171,19 +171,21 @@ pub fn estimate(
     })
 }
 
-/// How many attempts of `timeout_s` seconds it takes to compute for `computing_s`: each begins anew, and stops before it is ended.
+/// Number of attempts of `timeout_s` seconds that compute for `computing_s` seconds: each starts up, and stops before its timeout.
 pub fn attempts(computing_s: f64, timeout_s: f64, settings: &CloudSettings) -> u64 {
     let useful = (timeout_s - settings.time.stop_before_s - assumptions::START_S).max(1.0);
     (computing_s / useful).ceil().max(1.0) as u64
 }
 
-/// Which of `estimates` is the cheapest, which the fastest, and which is to be taken: the cheapest that is done
-/// [overnight](assumptions::OVERNIGHT_H), or else the fastest. What does not fit is none of them; what has no price is only the fastest.
+/// Returns the indices of the cheapest, the fastest and the recommended estimate.
+///
+/// The recommended one is the cheapest that is done [overnight](assumptions::OVERNIGHT_H), or else the fastest. Estimates that do not fit
+/// are ignored. Those without a price can only be the fastest.
 pub fn choose(estimates: &[Estimate]) -> Option<[usize; 3]> {
     let fitting = || (0..estimates.len()).filter(|&i| estimates[i].verdict == Feasibility::Fits);
     let hours = |i: &usize| estimates[*i].expected_hours;
     let dollars = |i: &usize| estimates[*i].expected_dollars().unwrap_or(f64::INFINITY);
-    // Of two that are alike by the one, the better by the other.
+    // Ties by one criterion are resolved by the other.
     let least = |among: &mut dyn Iterator<Item = usize>, by: &dyn Fn(&usize) -> f64| {
         let other = |i: &usize| hours(i) + dollars(i);
         among.min_by(|a, b| by(a).total_cmp(&by(b)).then(other(a).total_cmp(&other(b))))
@@ -272,7 +274,7 @@ mod tests {
             one.expected_hours > one.hours && one.attempts == 1 && one.retries == settings.retries.default
         );
         assert!(one.timeout_s as f64 >= one.expected_hours * 3600.0 * 1.2 && one.timeout_s < 86_400);
-        // A card's whole price is that of the GPU and of what the container has besides.
+        // The price of a container is that of the GPU and of the other resources.
         let hour = 2.10 + settings.container.cpu * 0.0472 + settings.container.memory_mib / 1024.0 * 0.008;
         assert!((one.dollars().unwrap() - one.hours * hour).abs() < 1e-9);
         let long = on(&Workload { steps: 2_000_000, ..small.clone() }, "A100");
@@ -283,7 +285,7 @@ mod tests {
                 && four.steps_per_second < 4.0 * one.steps_per_second
         );
         assert_eq!(on(&small, "RTX-PRO-6000").dollars(), None);
-        // Recomputing costs time, and saves memory.
+        // Recomputing costs time and saves memory.
         let again =
             on(&Workload { tape: TapeOptions { checkpoint: true, ..small.tape }, ..small.clone() }, "A100");
         assert!(again.hours > 1.2 * one.hours && again.hours < 1.4 * one.hours);
@@ -291,7 +293,7 @@ mod tests {
         assert_eq!((one.limit, attempts(one.computing_s, 86_400.0, &settings)), (Bottleneck::Arithmetic, 1));
         let useful = 3600.0 - settings.time.stop_before_s - assumptions::START_S;
         assert_eq!(attempts(2.5 * useful, 3600.0, &settings), 3);
-        // Pictures so large that the container's cores are slower than its GPU.
+        // Images so large that the container's cores are slower than its GPU.
         let [few, many] = [1, 2].map(|n| on(&workload("nano", 128, 256 * n, 10, Precision::Bf16), "H200"));
         assert_eq!(few.limit, Bottleneck::Pictures);
         assert!((few.steps_per_second / many.steps_per_second - 2.0).abs() < 1e-9);

@@ -1,4 +1,4 @@
-//! GPUs, as Modal calls them.
+//! GPU models by Modal's names, with their speed and memory.
 
 use std::{fmt, str::FromStr, sync::LazyLock};
 
@@ -8,7 +8,7 @@ use tiny_cats_models::Precision;
 use super::{Error, Result};
 use tiny_cats_export::closest;
 
-/// GPUs that one container may have.
+/// Maximum number of GPUs in a container.
 const MAX_GPUS: usize = 8;
 
 /// A figure for f32, and one for f16 and bf16.
@@ -20,34 +20,34 @@ pub struct PerPrecision {
 }
 
 impl PerPrecision {
-    /// That for products in `precision`.
+    /// Returns the figure for matrix products in `precision`.
     pub fn of(self, precision: Precision) -> f64 {
         if precision == Precision::F32 { self.f32 } else { self.half }
     }
 }
 
-/// A kind of GPU.
+/// A model of GPU.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct GpuModel {
-    /// What Modal calls it.
+    /// Modal's name.
     pub name: String,
-    /// What it is called besides.
+    /// Other names.
     #[serde(default)]
     pub aliases: Vec<String>,
-    /// Words of what it calls itself.
+    /// Words of the name that the device reports.
     pub device: String,
-    /// Memory that programs can have, in GiB.
+    /// Memory that programs can use, in GiB.
     pub memory_gib: f64,
-    /// Whether it computes in bf16.
+    /// True if it computes in bf16.
     pub bf16: bool,
-    /// Peak, in 10¹² floating-point operations a second.
+    /// Peak speed in 10¹² floating-point operations per second.
     pub tflops: PerPrecision,
     /// The share of the peak that training reaches: assumed.
     pub efficiency: PerPrecision,
 }
 
-/// A speed that was measured.
+/// A measured speed.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Measured {
@@ -56,10 +56,10 @@ struct Measured {
     /// `tiny-dit` or `resnet`.
     network: String,
     precision: Precision,
-    /// 10⁹ floating-point operations a second.
+    /// Speed in 10⁹ floating-point operations per second.
     gflops: f64,
     date: String,
-    /// How.
+    /// The method of the measurement.
     source: String,
 }
 
@@ -77,29 +77,29 @@ struct GpuCatalog {
 static CATALOG: LazyLock<GpuCatalog> =
     LazyLock::new(|| toml::from_str(include_str!("gpus.toml")).expect("the program's own list of GPUs"));
 
-/// All kinds, as the list has them: the slower ones first.
+/// All GPU models in the order of the list: the slower ones first.
 pub fn gpu_models() -> &'static [GpuModel] {
     &CATALOG.gpu
 }
 
-/// Where a speed is from.
+/// The source of a speed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpeedSource {
-    /// Nobody measured it: the peak times an assumed share.
+    /// Not measured: the peak times an assumed share.
     Assumed,
-    /// It was measured; how and when.
+    /// Measured, with method and date.
     Measured(String),
 }
 
 impl GpuModel {
-    /// Whether it is called so, in any case of letters.
+    /// True if `name` is one of its names; case does not matter.
     pub fn has_name(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
             || self.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
     }
 
-    /// Floating-point operations a second when a network of this kind is trained, and how that is known.
+    /// Returns the floating-point operations per second of training a network of this kind, and the source of that figure.
     pub(super) fn speed(&self, network: &str, precision: Precision) -> (f64, SpeedSource) {
         let fits =
             |row: &&Measured| row.gpu == self.name && row.network == network && row.precision == precision;
@@ -109,31 +109,31 @@ impl GpuModel {
         }
     }
 
-    /// Bytes that tensors may take.
+    /// Bytes that tensors may use.
     pub(super) fn bytes(&self) -> u64 {
         let gib = (self.memory_gib - CATALOG.context_gib) * (1.0 - CATALOG.gaps);
         (gib * f64::from(1 << 30)) as u64
     }
 }
 
-/// Seconds from one kernel's launch to the next.
+/// Seconds from one kernel launch to the next.
 pub(super) fn launch_s() -> f64 {
     CATALOG.launch_us * 1e-6
 }
 
-/// One or several GPUs of a kind, as Modal writes them: `A10`, `H100!`, `A100-80GB:4`.
+/// One or several GPUs of a model, in Modal's notation: `A10`, `H100!`, `A100-80GB:4`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpu {
-    /// The kind.
+    /// The model.
     pub model: &'static GpuModel,
-    /// How many.
+    /// The number of GPUs.
     pub count: usize,
-    /// What Modal is told.
+    /// The text that is passed to Modal.
     text: String,
 }
 
 impl Gpu {
-    /// One of them.
+    /// Makes a single GPU of `model`.
     pub fn one(model: &'static GpuModel) -> Self {
         Self { model, count: 1, text: model.name.clone() }
     }

@@ -1,8 +1,8 @@
-//! What a training takes, said before it is begun: memory, time and money.
+//! Estimates of the memory, time and cost of training before it starts.
 //!
-//! The [cost reading](tiny_cats_models::cost) of the network says how much is to be computed and kept ([`Workload::demand`]). A
-//! [card](Card) says how fast that goes and whether it fits, a [price list](Prices) what an hour costs; [`rules`] has the margins and
-//! what is assumed. Together they are an [`Estimate`].
+//! The [cost backend](tiny_cats_models::cost) determines how much the network computes and stores ([`Workload::requirements`]). A
+//! [`GpuModel`] gives the speed and the memory, and a [price list](Prices) the cost of an hour. [`assumptions`] holds the margins and
+//! assumptions. Together they result in an [`Estimate`].
 
 pub mod assumptions;
 mod calibrate;
@@ -17,19 +17,19 @@ pub use gpu::{Gpu, GpuModel, SpeedSource, gpu_models};
 pub use prices::Prices;
 pub use requirements::{Memory, Requirements, Workload};
 
-/// Why something cannot be planned.
+/// An error of planning.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No GPU is called so.
+    /// No GPU has this name.
     #[error("--gpu {name}: {message}")]
     Gpu {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What was expected.
+        /// A message with the expected names.
         message: String,
     },
-    /// A price list that makes no sense.
+    /// A price list that is not valid.
     #[error("{path}: {message}")]
     Prices {
         /// The file.
@@ -40,10 +40,10 @@ pub enum Error {
     /// A file that cannot be read, or a run that cannot be measured.
     #[error(transparent)]
     Train(#[from] crate::train::Error),
-    /// A network that is none.
+    /// A network whose settings are not valid.
     #[error(transparent)]
-    NetworkConfig(#[from] tiny_cats_models::Error),
+    Network(#[from] tiny_cats_models::Error),
 }
 
-/// Results of planning.
+/// The result of a planning function.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,4 +1,4 @@
-//! What an hour costs.
+//! Prices of GPUs, CPU cores and memory by the hour.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -11,26 +11,26 @@ use crate::{cloud::Container, data::printable, train::folder::read_bounded};
 
 const LISTED: &str = include_str!("prices.toml");
 
-/// Dollars an hour, of a day.
+/// A price list of a given date, in dollars per hour.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prices {
-    /// When they were seen.
+    /// The date of the prices.
     pub date: String,
-    /// Where.
+    /// Their source.
     pub source: String,
-    /// Of a core.
+    /// Price of a CPU core.
     pub cpu_core_hour: f64,
-    /// Of a GiB of memory.
+    /// Price of a GiB of memory.
     pub memory_gib_hour: f64,
-    /// Of GPUs, by name; some have no price.
+    /// Prices of GPUs by name; some have none.
     pub gpus: BTreeMap<String, f64>,
 }
 
 impl Prices {
-    /// Those that the program brings.
+    /// Returns the embedded price list.
     ///
     /// # Panics
-    /// Never: a test reads them.
+    /// Never panics, as a test parses the list.
     pub fn listed() -> Self {
         let empty = Self {
             date: String::new(),
@@ -42,10 +42,10 @@ impl Prices {
         empty.with(Path::new("prices.toml"), LISTED).expect("the program's own prices")
     }
 
-    /// Those of a file; what it does not say is as listed.
+    /// Reads a price file; missing prices are those of the embedded list.
     ///
     /// # Errors
-    /// When it cannot be read, or a field makes no sense.
+    /// Returns an error if the file cannot be read or a field is not valid.
     pub fn load(path: &Path) -> Result<Self> {
         let text = String::from_utf8(read_bounded(path)?);
         let text =
@@ -101,7 +101,7 @@ impl Prices {
         Ok(self)
     }
 
-    /// The same, `factor` times as dear.
+    /// Multiplies all prices by `factor`.
     pub fn scaled(mut self, factor: f64) -> Self {
         self.cpu_core_hour *= factor;
         self.memory_gib_hour *= factor;
@@ -109,7 +109,7 @@ impl Prices {
         self
     }
 
-    /// Dollars an hour of a container with these GPUs; `None` where they have no price.
+    /// Price of a container with these GPUs in dollars per hour; `None` if they have no price.
     pub fn hourly_price(&self, gpu: &Gpu, container: &Container) -> Option<f64> {
         let gpus = self.gpus.get(&gpu.model.name)? * gpu.count as f64;
         let memory = container.memory_mib / 1024.0;

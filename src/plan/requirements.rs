@@ -1,4 +1,4 @@
-//! How much a training computes and keeps.
+//! Computation and memory that training requires.
 
 use serde::Serialize;
 use tiny_cats_models::{NetworkConfig, TapeOptions, cost::CostSummary};
@@ -6,65 +6,65 @@ use tiny_cats_models::{NetworkConfig, TapeOptions, cost::CostSummary};
 use super::Result;
 use crate::data::AugmentLevel;
 
-/// A training, as far as it matters what it takes.
+/// The properties of a training that determine its requirements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
-    /// What is trained.
+    /// The network.
     pub network: NetworkConfig,
-    /// Side of the pictures that it is trained on.
+    /// Side of the training images in pixels.
     pub side: usize,
     /// Optimizer steps.
     pub steps: u64,
-    /// Pictures in a micro-batch.
+    /// Images in a micro-batch.
     pub batch: usize,
     /// Micro-batches in a step.
     pub accumulation: usize,
-    /// How gradients are computed.
+    /// The precision of gradients, and gradient checkpointing.
     pub tape: TapeOptions,
-    /// Moving averages of the weights.
+    /// Number of moving averages of the weights.
     pub averages: usize,
-    /// How pictures are changed.
+    /// The augmentation of training images.
     pub augmentation: AugmentLevel,
     /// Floating-point operations of all evaluations and sample grids of the run.
     pub eval_flops: f64,
 }
 
-/// What it takes.
+/// The requirements of a training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Requirements {
-    /// Values in all parameters, running statistics included.
+    /// Number of values in all parameters, running statistics included.
     pub parameters: u64,
     /// Floating-point operations of a step; a multiply-add counts as two.
     pub step_flops: u64,
-    /// Of all steps, evaluations and sample grids.
+    /// Floating-point operations of all steps, evaluations and sample grids.
     pub run_flops: f64,
-    /// Kernels that a step launches on a GPU, about.
+    /// Approximate number of kernel launches of a step on a GPU.
     pub launches: u64,
-    /// Memory that it has in use at most.
+    /// Peak memory.
     pub memory: Memory,
 }
 
-/// Memory, in bytes.
+/// Memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// The weights, in f32.
     pub weights: u64,
-    /// Their gradients.
+    /// The gradients of the parameters.
     pub gradients: u64,
     /// The optimizer's two moments.
     pub moments: u64,
     /// Moving averages of the weights.
     pub averages: u64,
-    /// Pictures and targets of a micro-batch.
+    /// Images and targets of a micro-batch.
     pub batch: u64,
-    /// What operations keep for their way back, and gradients on it.
+    /// Activations, and their gradients in the backward pass.
     pub activations: u64,
-    /// What the optimizer has in use for itself, when the activations are gone.
+    /// Temporary memory of the optimizer, after the activations are freed.
     pub workspace: u64,
 }
 
 impl Memory {
-    /// The most that is in use at once.
+    /// The peak.
     pub fn total(&self) -> u64 {
         let kept = [self.gradients, self.moments, self.averages, self.batch];
         let kept = kept.into_iter().fold(self.weights, u64::saturating_add);
@@ -72,27 +72,28 @@ impl Memory {
     }
 }
 
-/// Kernels of the optimizer's step: some for each of its two groups, and one or two for each parameter, which is copied to its place.
+/// Kernel launches of the optimizer step: some for each of its two groups, and one or two for each parameter, which is copied.
 const OPTIMIZER_LAUNCHES: u64 = 60;
-/// Copies of all parameters that candle's operations make in the optimizer's step on a GPU: the gradients in one piece, and terms of the
-/// update. A processor's kernel makes none.
+/// Copies of all parameters that candle's operations make in the optimizer step on a GPU.
+///
+/// These are the concatenated gradients and terms of the update. A CPU's kernel makes none.
 const OPTIMIZER_COPIES: u64 = 7;
 
 impl Workload {
-    /// Pictures in a step.
+    /// Images in an optimizer step.
     pub fn items(&self) -> u64 {
         (self.batch as u64).saturating_mul(self.accumulation as u64)
     }
 
-    /// Values of a picture.
+    /// Values of an image.
     pub fn values(&self) -> usize {
         3 * self.side * self.side
     }
 
-    /// What it takes on a GPU, or on a processor.
+    /// Computes the requirements on a GPU, or on a CPU if `gpu` is false.
     ///
     /// # Errors
-    /// When there is no such network.
+    /// Returns an error if the network's settings are not valid.
     pub fn requirements(&self, gpu: bool) -> Result<Requirements> {
         let ledger = self.network.cost(self.side)?;
         let step_flops = ledger.training_flops(self.tape.checkpoint).saturating_mul(self.items());
@@ -102,7 +103,7 @@ impl Workload {
         Ok(Requirements { parameters, step_flops, run_flops, launches, memory })
     }
 
-    /// The memory of steps of micro-batches of `batch`.
+    /// Computes the memory of steps with micro-batches of `batch`.
     pub(super) fn memory(&self, ledger: &CostSummary, batch: usize, gpu: bool) -> Result<Memory> {
         const F32: u64 = size_of::<f32>() as u64;
         let values = |trained_alone: bool| -> u64 {
@@ -113,7 +114,7 @@ impl Workload {
         let tape = if gpu { self.tape } else { self.tape.on_cpu() };
         let step = self.network.training_bytes(self.side, batch, tape)?;
         let picture = F32 * self.values() as u64;
-        // A generator's target is a picture, too.
+        // A generator's target is an image too.
         let pictures = if matches!(self.network, NetworkConfig::TinyDit(_)) { 2 } else { 1 };
         Ok(Memory {
             weights: all,
@@ -126,9 +127,9 @@ impl Workload {
         })
     }
 
-    /// The largest micro-batch whose steps take no more than `bytes` on a GPU; 0 where none does.
+    /// The largest micro-batch that needs at most `bytes` on a GPU, within 2 %; 0 if none does.
     pub(super) fn largest_batch(&self, ledger: &CostSummary, bytes: u64) -> Result<usize> {
-        /// More pictures than any step has.
+        /// More images than any step has.
         const MAX_BATCH: usize = 1 << 20;
         let fits = |batch| Ok::<_, super::Error>(self.memory(ledger, batch, true)?.total() <= bytes);
         let (mut least, mut most) = (0, 1);

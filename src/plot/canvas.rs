@@ -1,4 +1,4 @@
-//! Lines and axes.
+//! Drawing of lines, axes and text.
 
 use image::{Rgb, RgbImage};
 use tiny_cats_export::{draw_text, text_size};
@@ -6,13 +6,13 @@ use tiny_cats_export::{draw_text, text_size};
 pub const BACKGROUND: Rgb<u8> = Rgb([250, 249, 246]);
 pub const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
 const RULE: Rgb<u8> = Rgb([226, 223, 216]);
-/// Of letters.
+/// The scale of letters.
 pub const SCALE: u32 = 2;
 
-/// Lines may leave the plot by so many pixels: a dot on its edge is whole.
+/// The distance by which lines may leave the plot, in pixels, so that a dot on its edge is complete.
 const SLACK: f64 = 4.0;
 
-/// Where text stands at its point.
+/// The alignment of text at its point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
     Left,
@@ -20,18 +20,18 @@ pub enum Align {
     Right,
 }
 
-/// The values along one axis, from the least to the largest.
+/// The range of values along one axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Range {
     pub min: f64,
     pub max: f64,
-    /// By factors, not by differences.
+    /// True for a logarithmic scale.
     pub log: bool,
 }
 
 impl Range {
-    /// Of all finite `values`, with some air; by factors where they are positive and spread over more than one and a half decades, if
-    /// `may_log`. `None` of no values.
+    /// The range of all finite `values`, with a margin; `None` if there are none. If `may_log`, it is logarithmic for positive values that
+    /// span more than one and a half decades.
     pub fn of(values: impl Iterator<Item = f64>, may_log: bool) -> Option<Self> {
         let ends = |(min, max): (f64, f64), v: f64| (min.min(v), max.max(v));
         let (min, max) = values.filter(|v| v.is_finite()).fold((f64::INFINITY, f64::NEG_INFINITY), ends);
@@ -39,27 +39,27 @@ impl Range {
             return None;
         }
         if may_log && min > 0.0 && max / min > 30.0 {
-            // Twelve decades are enough to look at.
+            // More than twelve decades are not readable.
             let min = min.max(max * 1e-12);
             let air = (max / min).powf(0.04);
             return Some(Self { min: min / air, max: max * air, log: true });
         }
-        // Halves, so that the largest values of both signs have a finite difference.
+        // Halved first, so that the largest values of both signs have a finite difference.
         let spread = 2.0 * (max / 2.0 - min / 2.0);
         let size = min.abs().max(max.abs());
-        // What does not change has air to stand in.
+        // A constant gets a margin, too.
         let air = if spread > 1e-3 * size { 0.06 * spread } else { (0.1 * size).max(1e-9) };
         Some(Self { min: min - air, max: max + air, log: false })
     }
 
-    /// From 0 at the least value to 1 at the largest; beyond for what lies outside.
+    /// Maps the least value to 0 and the largest to 1; values outside map beyond.
     pub fn at(&self, value: f64) -> f64 {
         let by = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).ln() } else { v };
         let (min, max) = (by(self.min), by(self.max));
         (by(value) - min) / (max - min)
     }
 
-    /// Round values within it, some four to ten of them.
+    /// About four to ten round values in the range.
     pub fn ticks(&self) -> Vec<f64> {
         if self.log {
             let exponents = self.min.log10().floor() as i32..=self.max.log10().ceil() as i32;
@@ -80,7 +80,7 @@ impl Range {
     }
 }
 
-/// A number as short as it can be told from its neighbours.
+/// Formats a number with few digits.
 pub fn label(value: f64) -> String {
     let size = value.abs();
     if size < 1e-12 {
@@ -94,7 +94,7 @@ pub fn label(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// A number of steps.
+/// Formats a number of steps.
 pub fn count(value: f64) -> String {
     let short = |value: f64, unit: &str| format!("{}{unit}", label((value * 100.0).round() / 100.0));
     match value {
@@ -105,27 +105,27 @@ pub fn count(value: f64) -> String {
     }
 }
 
-/// A picture with a plot in it.
+/// An image with a plot.
 pub struct Canvas {
     pub picture: RgbImage,
-    /// Left, top, right, bottom of the plot.
+    /// Left, top, right and bottom edge of the plot, in pixels.
     frame: [f64; 4],
 }
 
 impl Canvas {
-    /// `width` × `height` pixels, with margins of so many pixels: left, top, right, bottom.
+    /// Creates an image of `width` × `height` pixels, with margins in pixels: left, top, right, bottom.
     pub fn new(width: u32, height: u32, [left, top, right, bottom]: [u32; 4]) -> Self {
         let frame = [left, top, width - right, height - bottom].map(f64::from);
         Self { picture: RgbImage::from_pixel(width, height, BACKGROUND), frame }
     }
 
-    /// The pixel of a point: both of 0 are the lower left corner of the plot, both of 1 the upper right one.
+    /// The pixel of a point: (0, 0) is the lower left corner of the plot, (1, 1) the upper right one.
     fn pixel(&self, [x, y]: [f64; 2]) -> [f64; 2] {
         let [left, top, right, bottom] = self.frame;
         [left + x * (right - left), bottom - y.clamp(-0.5, 1.5) * (bottom - top)]
     }
 
-    /// Mixes `colour` into a pixel of the plot.
+    /// Mixes `color` into a pixel of the plot.
     fn mix(&mut self, x: i64, y: i64, color: Rgb<u8>, share: f64) {
         let [left, top, right, bottom] = self.frame;
         let (fx, fy) = (x as f64, y as f64);
@@ -138,7 +138,7 @@ impl Canvas {
         }
     }
 
-    /// A line through `points`, so many pixels wide; one point is a dot.
+    /// Draws a line through `points`, `width` pixels wide; a single point is a dot.
     pub fn line(&mut self, points: &[[f64; 2]], width: f64, color: Rgb<u8>) {
         let pixels: Vec<[f64; 2]> = points.iter().map(|p| self.pixel(*p)).collect();
         if let [only] = pixels[..] {
@@ -149,7 +149,7 @@ impl Canvas {
         }
     }
 
-    /// Dots at `points`.
+    /// Draws dots at `points`.
     pub fn dots(&mut self, points: &[[f64; 2]], width: f64, color: Rgb<u8>) {
         for point in points {
             let at = self.pixel(*point);
@@ -157,7 +157,7 @@ impl Canvas {
         }
     }
 
-    /// All pixels nearer than half the width to the line from `a` to `b`, softly.
+    /// Draws an anti-aliased line from `a` to `b`.
     fn segment(&mut self, a: [f64; 2], b: [f64; 2], width: f64, color: Rgb<u8>) {
         let reach = width / 2.0 + 1.0;
         let along = [b[0] - a[0], b[1] - a[1]];
@@ -176,14 +176,14 @@ impl Canvas {
         }
     }
 
-    /// A vertical line from one height to another at `x`.
+    /// Draws a vertical line at `x` from one height to another.
     pub fn column(&mut self, x: f64, [low, high]: [f64; 2], color: Rgb<u8>) {
         let ([x, bottom], [_, top]) =
             (self.pixel([x, low.clamp(0.0, 1.0)]), self.pixel([x, high.clamp(0.0, 1.0)]));
         (top.round() as i64..=bottom.round() as i64).for_each(|y| self.mix(x.round() as i64, y, color, 0.5));
     }
 
-    /// The steps below, with a rule for each.
+    /// Draws the axis of steps at the bottom, with a grid line for each.
     pub fn draw_step_axis(&mut self, range: &Range) {
         for tick in range.ticks().into_iter().filter(|tick| tick.fract() == 0.0) {
             let x = range.at(tick);
@@ -195,7 +195,7 @@ impl Canvas {
         self.text("step", middle, bottom + 32.0, Align::Middle, TEXT_COLOR);
     }
 
-    /// The values at the left side, with a rule for each, or at the right side.
+    /// Draws an axis of values: at the left side with a grid line for each, or at the right side.
     pub fn draw_value_axis(&mut self, range: &Range, side: Align, color: Rgb<u8>) {
         for tick in range.ticks() {
             let y = range.at(tick);
@@ -214,7 +214,7 @@ impl Canvas {
         self.segment(a, b, 1.0, RULE);
     }
 
-    /// Text whose upper edge is at `y`.
+    /// Draws text whose upper edge is at `y`.
     pub fn text(&mut self, text: &str, x: f64, y: f64, align: Align, color: Rgb<u8>) {
         let width = f64::from(text_size(text, SCALE).0);
         let x = match align {

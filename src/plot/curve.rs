@@ -1,4 +1,4 @@
-//! The loss curve, of `metrics.jsonl`.
+//! The loss curve from `metrics.jsonl`.
 
 use std::{
     collections::BTreeMap,
@@ -14,13 +14,13 @@ use tiny_cats_export::text_size;
 use super::canvas::{Align, Canvas, Range, SCALE, TEXT_COLOR, label};
 use crate::train::metrics::LOSS;
 
-/// Points of the curve that are kept. When there are more, neighbours become one.
+/// The largest number of bins that are kept; if there are more, neighbors are merged.
 const MAX_BINS: usize = 2048;
-/// Measures that are drawn.
+/// The largest number of metrics in a plot.
 const MAX_SCORES: usize = 4;
-/// A line is not longer, but for one that is none of ours.
+/// The largest length of a line, in bytes; longer lines are not from this program.
 const MAX_LINE_BYTES: u64 = 1 << 16;
-/// Larger is as good as infinite.
+/// The limit above which a value counts as infinite.
 const LARGE: f64 = 1e300;
 
 const WIDTH: u32 = 960;
@@ -31,7 +31,7 @@ const BROKEN: Rgb<u8> = Rgb([200, 40, 40]);
 const SCORES: [Rgb<u8>; MAX_SCORES] =
     [Rgb([196, 98, 16]), Rgb([46, 125, 50]), Rgb([123, 31, 162]), Rgb([110, 90, 60])];
 
-/// The losses of some steps in a row.
+/// The losses of consecutive steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Bin {
     first: u64,
@@ -67,15 +67,16 @@ impl Bin {
     }
 }
 
-/// What a run's `metrics.jsonl` says, in bounded memory however long it is, which [`Metrics`](crate::train::metrics::Metrics) is not. It is
-/// read on where reading stopped; what is no line of ours is passed over.
+/// The curves of a run's `metrics.jsonl`, in bounded memory however long it is, unlike [`Metrics`](crate::train::metrics::Metrics).
+///
+/// Each read continues where the last one ended. Lines that this program did not write are skipped.
 #[derive(Clone, Debug)]
 pub struct LossCurve {
     path: PathBuf,
-    /// Bytes read.
+    /// Number of bytes that were read.
     offset: u64,
     bins: Vec<Bin>,
-    /// Lines in a bin.
+    /// Number of lines in a bin.
     per_bin: f64,
     /// Steps whose loss was not finite.
     broken: Vec<u64>,
@@ -83,7 +84,7 @@ pub struct LossCurve {
 }
 
 impl LossCurve {
-    /// Of the file at `path`, of which nothing is read yet.
+    /// Creates an empty curve for the file at `path`.
     pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -95,10 +96,10 @@ impl LossCurve {
         }
     }
 
-    /// Reads what is new in the file.
+    /// Reads the new lines of the file.
     ///
     /// # Errors
-    /// Those of reading; that there is no file is none.
+    /// Those of reading; a missing file is no error.
     pub fn read(&mut self) -> io::Result<()> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -115,7 +116,7 @@ impl LossCurve {
             line.clear();
             let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? as u64;
             let whole = line.ends_with(b"\n");
-            // The last line may be half written: it is read when it is whole.
+            // The last line may still be incomplete: it is read when it is complete.
             if read == 0 || (!whole && read < MAX_LINE_BYTES) {
                 return Ok(());
             }
@@ -132,7 +133,7 @@ impl LossCurve {
         let Some(step) = fields.get("step").and_then(Value::as_u64) else { return };
         if let Some(loss) = fields.get(LOSS) {
             self.rewind(step);
-            // What is not finite is written as null.
+            // A number that is not finite is written as null.
             match loss.as_f64().filter(|loss| loss.abs() < LARGE) {
                 Some(loss) => self.add(Bin::of(step, loss)),
                 None if self.broken.len() < MAX_BINS => self.broken.push(step),
@@ -160,7 +161,7 @@ impl LossCurve {
         }
     }
 
-    /// Forgets what was said of `step` and later ones, from before the run was resumed.
+    /// Removes the values of `step` and later ones, which are from before the run was resumed.
     fn rewind(&mut self, step: u64) {
         while self.bins.last().is_some_and(|bin| bin.first >= step) {
             self.bins.pop();
@@ -183,7 +184,7 @@ impl LossCurve {
         }
     }
 
-    /// The curve, with its title; `None` where there is nothing to draw.
+    /// Draws the curve with its title; `None` if it is empty.
     pub fn picture(&self, title: &str) -> Option<RgbImage> {
         let is_loss = |name: &str| name.contains(LOSS);
         let own = |name: &&String| is_loss(name);
@@ -250,7 +251,7 @@ impl LossCurve {
         Some(canvas.picture)
     }
 
-    /// The mean of each bin and its neighbours, some thirtieth of the run on either side.
+    /// The mean of each bin and its neighbors, about a thirtieth of the run in total.
     fn smooth(&self) -> Vec<f64> {
         let reach = self.bins.len() / 60;
         let sums = |f: fn(&Bin) -> f64| -> Vec<f64> {
@@ -262,7 +263,7 @@ impl LossCurve {
         };
         let (values, counts) = (sums(|bin| bin.sum), sums(|bin| bin.count));
         let mean = |i: usize| {
-            // Both ends at the same distance, so that the curve does not lag behind.
+            // Both ends are at the same distance, so that the curve does not lag.
             let reach = reach.min(i).min(self.bins.len() - 1 - i);
             let (from, to) = (i - reach, i + reach + 1);
             (values[to] - values[from]) / (counts[to] - counts[from])
@@ -287,7 +288,7 @@ mod tests {
         assert!((a - b).abs() <= 1e-9 * b.abs(), "{a}, expected {b}");
     }
 
-    /// However long the file is and in however many pieces it is read: bounded memory, and no line lost.
+    /// Memory is bounded and no line is lost, however long the file is and however many pieces it is read in.
     #[test]
     fn a_long_run_is_held_in_bounded_memory_and_every_line_counts() {
         let dir = tempfile::tempdir().unwrap();
@@ -308,11 +309,11 @@ mod tests {
         );
         assert_eq!(curve.bins.iter().map(|bin| bin.count).sum::<f64>(), 20_000.0);
         assert!(curve.bins.windows(2).all(|two| two[0].last < two[1].first));
-        // Resumed: the file was cut back, and goes on otherwise.
+        // Resumed: the file was truncated, and continues differently.
         fs::write(&path, lines(1..=100)).unwrap();
         curve.read().unwrap();
         assert_eq!((curve.bins.len(), curve.bins[99].last), (100, 100));
-        // And where it was not cut back, what was said last holds.
+        // If it was not truncated, the later value counts.
         fs::write(&path, lines((1..=150).chain(101..=120))).unwrap();
         curve.read().unwrap();
         assert_eq!((curve.bins.len(), curve.bins[119].last), (120, 120));
@@ -340,7 +341,7 @@ mod tests {
         assert!(curve.picture("strange").is_some());
     }
 
-    /// Whatever the numbers are, there is a picture of one size, with ink where the curve is.
+    /// Any numbers give an image of one size, with a visible curve.
     #[test]
     fn any_values_have_a_picture() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Sample grids over time.
+//! A strip of a run's sample grids over time.
 
 use std::{
     collections::BTreeMap,
@@ -12,34 +12,34 @@ use tiny_cats_export::{decode, text_size};
 
 use super::canvas::{Align, Canvas, SCALE, TEXT_COLOR, count};
 
-/// Grids that are shown at most, the newest besides.
+/// The largest number of grids in a strip, not counting the newest.
 const MAX_GRIDS: usize = 12;
-/// Pixels of a row.
+/// The largest width of a row, in pixels.
 const MAX_WIDTH: u32 = 1280;
 const MAX_HEIGHT: u32 = 160;
 const MARGIN: u32 = 6;
-/// A grid's file is not larger.
+/// The largest file of a grid, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The first rows of a run's sample grids, one below the other, of a bounded size however many there are.
+/// The first rows of a run's sample grids, one below the other; their number is bounded.
 #[derive(Clone, Debug)]
 pub struct Strip {
     folder: PathBuf,
-    /// The rows that are shown, by their steps.
+    /// The rows in the strip, by their steps.
     rows: BTreeMap<u64, RgbImage>,
 }
 
 impl Strip {
-    /// Of the grids `step_00000100.png` in `folder`.
+    /// Creates a strip of the grids `step_00000100.png` in `folder`.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), rows: BTreeMap::new() }
     }
 
-    /// The strip of all grids up to `step`: what is later is from before the run was resumed. `None` where there is none. What is no
-    /// picture is left out.
+    /// The strip of all grids up to `step`; later grids are from before the run was resumed. `None` if there is none. Files that are not
+    /// images are skipped.
     ///
     /// # Errors
-    /// Those of listing the folder; that there is none is none.
+    /// Those of listing the folder; a missing folder is no error.
     pub fn picture(&mut self, step: u64) -> io::Result<Option<RgbImage>> {
         let mut steps = Vec::new();
         match fs::read_dir(&self.folder) {
@@ -78,7 +78,7 @@ impl Strip {
         Ok(Some(canvas.picture))
     }
 
-    /// The first row of a grid, made small enough.
+    /// The first row of a grid, reduced to the largest size.
     fn row(&self, step: u64) -> Option<RgbImage> {
         let path = self.folder.join(format!("step_{step:08}.png"));
         let mut bytes = Vec::new();
@@ -98,8 +98,8 @@ fn step_of(path: &Path) -> Option<u64> {
     (digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// Of sorted `steps` the first, every second, fourth, eighth … so that there are not too many, and the last: what is shown once is shown
-/// for long.
+/// Selects the first, every second, fourth, eighth … of sorted `steps`, so that there are not too many, and the last. A selected step stays
+/// selected for long as steps are added.
 fn chosen(steps: &[u64]) -> Vec<u64> {
     let mut every = 1;
     while steps.len().div_ceil(every) > MAX_GRIDS {
@@ -112,7 +112,7 @@ fn chosen(steps: &[u64]) -> Vec<u64> {
     chosen
 }
 
-/// Top and height of the first row of pictures in a grid: of the first lines that are not all of the corner's colour.
+/// Top and height of the first row of images in a grid: the first lines that are not all of the corner's color.
 fn first_row(grid: &RgbImage) -> Option<[u32; 2]> {
     let paper = *grid.get_pixel_checked(0, 0)?;
     let empty = |y: &u32| (0..grid.width()).all(|x| *grid.get_pixel(x, *y) == paper);
@@ -154,7 +154,7 @@ mod tests {
         {
             fs::write(dir.path().join(name), text).unwrap();
         }
-        // Step 3000 is of a past that did not happen.
+        // Step 3000 is from before the run was resumed.
         let picture = strip.picture(2900).unwrap().unwrap();
         let rows: Vec<u64> = strip.rows.keys().copied().collect();
         assert!(rows[0] == 100 && rows[rows.len() - 1] == 2900 && rows.len() <= MAX_GRIDS + 1, "{rows:?}");

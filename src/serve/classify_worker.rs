@@ -1,4 +1,4 @@
-//! The classifier's thread: pictures of requests that come together are computed together.
+//! The classifier's worker thread: images of simultaneous requests are classified in one batch.
 
 use std::{
     sync::mpsc::RecvTimeoutError,
@@ -10,23 +10,23 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Problem, model_queue::WorkerContext};
 
-/// Pictures that one client waits for.
+/// Images that one client waits for.
 pub struct ClassifyJob {
-    /// The pictures, each made by the classifier's preprocessing.
+    /// The images, each preprocessed for the classifier.
     pub inputs: Vec<Vec<f32>>,
-    /// Where the answer goes. That nobody listens there any more ends the work.
+    /// The channel for the result. The job is canceled if its receiver is dropped.
     pub reply: oneshot::Sender<Result<Vec<Prediction>, Problem>>,
-    /// Their place in the queue.
+    /// The images' permits of the queue.
     pub room: OwnedSemaphorePermit,
 }
 
-/// A job, and what has been found.
+/// A job, and its predictions so far.
 struct ActiveJob {
     job: ClassifyJob,
     found: Vec<Prediction>,
 }
 
-/// Classifies up to `most` pictures at a time, for which the first waits no longer than `wait`, until nobody can ask any more.
+/// Classifies up to `most` images at a time until the queue is closed. The first image of a batch waits for others for at most `wait`.
 pub fn work(mut classifier: Classifier, context: WorkerContext<ClassifyJob>, most: usize, wait: Duration) {
     while let Some(mut open) = collect_batch(&context, most, wait) {
         while !open.is_empty() {
@@ -35,7 +35,7 @@ pub fn work(mut classifier: Classifier, context: WorkerContext<ClassifyJob>, mos
     }
 }
 
-/// The next jobs, whole: the first that comes, and those that come while there is room and time. `None` when there never will be one.
+/// Collects the next jobs, whole: the first to arrive, and those that follow while there is room and time. `None` if the queue is closed.
 fn collect_batch(
     context: &WorkerContext<ClassifyJob>,
     most: usize,
@@ -54,7 +54,7 @@ fn collect_batch(
     Some(jobs)
 }
 
-/// Evaluates the network once, for the next pictures that somebody waits for, and hands out what is complete.
+/// Evaluates the network once, for the next images of jobs that are not canceled, and sends the results of complete jobs.
 fn evaluate(
     classifier: &mut Classifier,
     context: &WorkerContext<ClassifyJob>,
@@ -103,7 +103,7 @@ fn evaluate(
         std::mem::take(open).into_iter().partition(|open| open.job.inputs.is_empty());
     *open = others;
     for ActiveJob { job, found } in complete {
-        // The place is free before the answer is there, so that whoever reads it may ask again.
+        // The permits are released before the result is sent, so that the client may send its next request at once.
         drop(job.room);
         let _ = job.reply.send(Ok(found));
     }

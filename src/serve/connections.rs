@@ -1,7 +1,7 @@
-//! Connections: accepted while there is room, closed when they are too slow, and brought to their end when the server stops.
+//! Connections: accepted while there is room, closed if they are too slow, and ended at shutdown.
 //!
-//! Where there is no more room, the connection that has waited longest for a request is closed for the new one, so that clients that
-//! open connections and ask for nothing keep nobody out.
+//! If there is no more room, the connection that has been idle longest is closed for the new one. So clients that open connections without
+//! sending requests keep nobody out.
 
 use std::{
     collections::BTreeMap,
@@ -30,21 +30,21 @@ use tower::ServiceExt;
 
 use super::Metrics;
 
-/// How long a client may take for a request's head, leave a connection idle, or not read what it is sent.
+/// The time in which a client must send a request's head, use an idle connection again, or read what it is sent.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a client that has asked for nothing yet may take when the server stops.
+/// The time that a client that has not sent a request yet gets at shutdown.
 const SHUTDOWN_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often it is said that connections cannot be accepted.
+/// The minimum time between two warnings that connections cannot be accepted.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// How long to wait before a connection is accepted again after that failed.
+/// The wait before the next attempt after a connection could not be accepted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// The connections that wait for a request.
 #[derive(Default)]
 struct IdleConnections {
-    /// By the order in which they began to wait; with the number of the next.
+    /// The connections in the order in which they became idle, and the number of the next.
     waiting: Mutex<(BTreeMap<u64, Arc<Notify>>, u64)>,
-    /// One more waits.
+    /// Notified when another connection becomes idle.
     more: Notify,
 }
 
@@ -53,7 +53,7 @@ impl IdleConnections {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes the connection that has waited longest, if one waits.
+    /// Closes the connection that has been idle longest; false if none is idle.
     fn close_one(&self) -> bool {
         let first = self.waiting().0.pop_first();
         first.is_some_and(|(_, close)| {
@@ -63,7 +63,7 @@ impl IdleConnections {
     }
 }
 
-/// A connection's place among those that wait for a request; it leaves when dropped.
+/// A connection's entry among the idle ones; it is removed when dropped.
 struct IdleEntry {
     idle: Arc<IdleConnections>,
     number: u64,
@@ -90,7 +90,7 @@ impl Drop for IdleEntry {
     }
 }
 
-/// Keeps a request's connection from being closed as one that waits, until its answer has been sent and this is dropped.
+/// Keeps a request's connection out of the idle ones until its response has been sent and this is dropped.
 #[derive(Clone)]
 pub struct ActiveRequest(#[expect(dead_code, reason = "its drop counts")] Arc<ResponseGuard>);
 
@@ -114,7 +114,7 @@ impl Drop for ResponseGuard {
     }
 }
 
-/// Serves until `stop`, then finishes what is under way for at most `grace`. Returns how many connections were cut after that.
+/// Serves until `stop`, then finishes active requests for at most `grace`. Returns the number of connections that were cut after that.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -130,7 +130,7 @@ pub async fn serve(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(CLIENT_TIMEOUT);
     let begin = |stream: TcpStream, room: OwnedSemaphorePermit| {
-        // Answers are small, and wait for nothing.
+        // Responses are small and should not be delayed.
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(CLIENT_TIMEOUT));
@@ -159,7 +159,7 @@ pub async fn serve(
                     pending::<()>().await;
                 }
             };
-            // A client that breaks off is no news.
+            // A client that disconnects is no error.
             tokio::select! {
                 _ = connection => {}
                 () = silent => {}
@@ -180,7 +180,7 @@ pub async fn serve(
                     }
                 }
                 Err(error) => {
-                    // Out of file descriptors, for instance; that may pass.
+                    // Such as too few file descriptors, which may be transient.
                     if !idle.close_one() && said.is_none_or(|said| said.elapsed() > WARN_INTERVAL) {
                         tracing::warn!("connections cannot be accepted: {error}");
                         said = Some(Instant::now());
@@ -194,7 +194,7 @@ pub async fn serve(
         () = accept_all => {}
         () = stop => {}
     }
-    // What the system has accepted for us has been accepted.
+    // Connections in the system's backlog count as accepted.
     while let Ok(place) = room.clone().try_acquire_owned()
         && let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await
     {
@@ -208,7 +208,7 @@ pub async fn serve(
     }
 }
 
-/// Room for a connection, for which one that waits is closed where there is none.
+/// Waits for a connection's permit, and closes an idle connection if there is none.
 async fn place(room: &Arc<Semaphore>, idle: &IdleConnections) -> Option<OwnedSemaphorePermit> {
     loop {
         if let Ok(place) = room.clone().try_acquire_owned() {

@@ -1,8 +1,8 @@
-//! The generator's thread: continuous batching.
+//! The generator's worker thread: continuous batching.
 //!
-//! Each evaluation of the network is shared by pictures of all requests, whatever their steps, samplers and guidance, one of each in turn
-//! while there are places. So a request that comes is served at the next evaluation, however long the others take: its pictures are set
-//! going, and some of another's stand still meanwhile. What nobody waits for any more, or whose time is over, is left.
+//! Images of all requests share each evaluation of the network, one of each request in turn while there is room. Their steps, samplers and
+//! guidance may differ. So a new request joins at the next evaluation, however long the others take, and images of another request pause
+//! meanwhile. The work of a client that disconnects, or whose time is over, is canceled.
 
 use std::{
     collections::VecDeque,
@@ -16,51 +16,51 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{Problem, model_queue::WorkerContext};
 
-/// Failures of the runtime in a row after which it is no use to go on.
+/// Consecutive failures of the runtime after which the worker ends.
 const MAX_FAILURES: usize = 3;
 
-/// Pictures that one client waits for.
+/// Images that one client waits for.
 pub struct GenerateJob {
-    /// How to draw them.
+    /// The settings of the images.
     pub request: Request,
-    /// Their classes.
+    /// The labels of the images' classes.
     pub labels: Vec<usize>,
-    /// The number of the first of them.
+    /// The index of the first image.
     pub first: u64,
-    /// When nobody waits for them any more.
+    /// The end of the request's time.
     pub deadline: Instant,
-    /// Where they go. That nobody listens there any more ends the work.
+    /// The channel for the result. The job is canceled if its receiver is dropped.
     pub reply: oneshot::Sender<Result<Vec<GeneratedImage>, Problem>>,
-    /// Where it is told how far they are; what does not fit is left out.
+    /// The channel for progress; an update that does not fit is dropped.
     pub steps: Option<mpsc::Sender<StepUpdate>>,
-    /// Their place in the queue.
+    /// The images' permits of the queue.
     pub room: OwnedSemaphorePermit,
 }
 
-/// How far a job is.
+/// The progress of a job.
 pub struct StepUpdate {
-    /// Steps taken, of all pictures.
+    /// Steps done, summed over all images.
     pub done: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub total: usize,
-    /// The pictures that took one: number and preview.
+    /// The images that advanced by a step: index and preview.
     pub previews: Vec<(u64, RgbImage)>,
 }
 
-/// A job, and how far it is.
+/// A job, and its progress.
 struct ActiveJob {
     job: GenerateJob,
-    /// Pictures begun.
+    /// Number of images started.
     started: usize,
     active: Vec<ActiveImage>,
     finished: Vec<GeneratedImage>,
-    /// Steps taken.
+    /// Steps done.
     done: usize,
 }
 
 struct ActiveImage {
     trajectory: Trajectory,
-    /// Its part of the time of the evaluations that it shared.
+    /// The image's share of the time of the evaluations that it was part of.
     spent: Duration,
 }
 
@@ -69,12 +69,12 @@ impl ActiveJob {
         Self { job, started: 0, active: Vec::new(), finished: Vec::new(), done: 0 }
     }
 
-    /// Pictures to be drawn.
+    /// The number of unfinished images.
     fn left(&self) -> usize {
         self.job.labels.len() - self.finished.len()
     }
 
-    /// Begins pictures until `share` are under way.
+    /// Starts images until `share` are active.
     fn begin(&mut self, share: usize, generator: &Generator) -> Result<(), Error> {
         while self.active.len() < share
             && let Some(&label) = self.job.labels.get(self.started)
@@ -88,7 +88,7 @@ impl ActiveJob {
     }
 
     fn answer(self, answer: Result<Vec<GeneratedImage>, Problem>) {
-        // The place is free before the answer is there, so that whoever reads it may ask again.
+        // The permits are released before the result is sent, so that the client may send its next request at once.
         drop(self.job.room);
         let _ = self.job.reply.send(answer);
     }
@@ -97,15 +97,15 @@ impl ActiveJob {
 struct GenerateWorker {
     generator: Generator,
     context: WorkerContext<GenerateJob>,
-    /// Pictures that share an evaluation.
+    /// Maximum images per evaluation.
     max_batch: usize,
-    /// The jobs, by turns.
+    /// The unfinished jobs, in turn.
     open: VecDeque<ActiveJob>,
-    /// Evaluations in a row that failed.
+    /// Consecutive evaluations that failed.
     failures: usize,
 }
 
-/// Draws up to `places` pictures at a time, until nobody can ask any more, or the runtime fails again and again.
+/// Generates up to `max_batch` images at a time, until the queue is closed or the runtime fails `MAX_FAILURES` times in a row.
 pub fn work(generator: Generator, context: WorkerContext<GenerateJob>, max_batch: usize) {
     let mut studio = GenerateWorker { generator, context, max_batch, open: VecDeque::new(), failures: 0 };
     while studio.failures < MAX_FAILURES && studio.take_jobs() {
@@ -116,7 +116,7 @@ pub fn work(generator: Generator, context: WorkerContext<GenerateJob>, max_batch
 }
 
 impl GenerateWorker {
-    /// Takes the jobs that have come, and waits for one where there is nothing to do. False when there never will be one.
+    /// Receives the new jobs, and waits for one if there is nothing to do. False if the queue is closed.
     fn take_jobs(&mut self) -> bool {
         if self.open.is_empty() {
             match self.context.jobs.recv() {
@@ -130,7 +130,7 @@ impl GenerateWorker {
         true
     }
 
-    /// Stops work that nobody waits for.
+    /// Cancels jobs whose client has disconnected or whose time is over.
     fn drop_abandoned(&mut self) {
         let (now, all) = (Instant::now(), std::mem::take(&mut self.open));
         for open in all {
@@ -144,7 +144,7 @@ impl GenerateWorker {
         }
     }
 
-    /// Evaluates the network once, for one picture of each job in turn while there are places.
+    /// Evaluates the network once, for one image of each job in turn while there is room.
     fn evaluate(&mut self) {
         let shares = shares(self.open.iter().map(ActiveJob::left), self.max_batch);
         let mut i = 0;
@@ -173,14 +173,14 @@ impl GenerateWorker {
             Ok(()) => {
                 self.failures = 0;
                 self.send_progress(&shares, &before);
-                // Where there are more jobs than places, others come first the next time.
+                // If there are more jobs than room, others come first the next time.
                 self.open.rotate_left(1);
             }
             Err(error) => self.fail(&error),
         }
     }
 
-    /// Tells those who want to know which pictures have taken a step.
+    /// Sends progress to the jobs that requested it.
     fn send_progress(&mut self, shares: &[usize], before: &[usize]) {
         let mut before = before.iter();
         for (open, share) in self.open.iter_mut().zip(shares) {
@@ -200,7 +200,7 @@ impl GenerateWorker {
         }
     }
 
-    /// An evaluation failed: of numbers that are none those are told whose they are, of another error all.
+    /// Handles a failed evaluation: non-finite values fail only the jobs that have them, any other error fails all.
     fn fail(&mut self, error: &Error) {
         tracing::error!("{}: {error}", self.context.name);
         let one = matches!(error, Error::NotFinite { .. });
@@ -218,7 +218,7 @@ impl GenerateWorker {
         }
     }
 
-    /// Hands out what is finished.
+    /// Sends the results of finished jobs.
     fn finish(&mut self) {
         for mut open in std::mem::take(&mut self.open) {
             let all = std::mem::take(&mut open.active);
@@ -248,7 +248,7 @@ impl GenerateWorker {
     }
 }
 
-/// How many places each gets who can use so many, when they get one each in turn while there are any.
+/// Divides `max_batch` among jobs that can use the `wanted` numbers, one each in turn.
 fn shares(wanted: impl Iterator<Item = usize>, max_batch: usize) -> Vec<usize> {
     let wanted: Vec<usize> = wanted.collect();
     let mut shares = vec![0; wanted.len()];
@@ -264,7 +264,7 @@ fn shares(wanted: impl Iterator<Item = usize>, max_batch: usize) -> Vec<usize> {
     shares
 }
 
-/// The pictures that share an evaluation.
+/// The images that share an evaluation.
 fn batch_images<'a>(
     open: &'a mut VecDeque<ActiveJob>,
     shares: &'a [usize],

@@ -1,4 +1,4 @@
-//! What happens to every request before and after its handler: its number, its time, its permission, its line in the log.
+//! Middleware for every request: ID, log line, metrics, access checks, and timeout.
 
 use std::{
     any::Any,
@@ -25,24 +25,24 @@ use subtle::ConstantTimeEq;
 
 use super::{AppState, Config, Metrics, Problem, connections::ActiveRequest};
 
-/// The header that has a request's number: the client's, if it sends one, else ours.
+/// The header for a request's ID: the client's, if it sends one, else a generated one.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_ID_LEN: usize = 128;
-/// The status of a request whose client has left, as nginx has it.
+/// The status of a request whose client disconnected, the same as nginx's.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Tells the log and the metrics of a request when its answer has been sent, or its client has left.
+/// Logs a request and records its metrics when its response has been sent, or its client has disconnected.
 struct RequestLog {
     metrics: Arc<Metrics>,
     id: HeaderValue,
     method: String,
-    /// What was asked for, without its query, which is nobody's business.
+    /// The requested path without its query, which may be private.
     path: String,
     /// The route, of which there are few.
     route: String,
     start: Instant,
     status: u16,
-    /// Nobody takes its connection for one that waits.
+    /// Keeps the request's connection from counting as idle.
     _busy: Option<ActiveRequest>,
 }
 
@@ -60,7 +60,7 @@ impl Drop for RequestLog {
     }
 }
 
-/// Numbers a request, and accounts for it.
+/// Gives a request an ID, and records it in the log and the metrics.
 pub async fn account(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let cut = |text: &str, most| text.chars().take(most).collect::<String>();
@@ -96,11 +96,11 @@ pub async fn account(State(app): State<Arc<AppState>>, mut request: Request, nex
     response.map(|body| Body::new(LoggedBody { body, account, status }))
 }
 
-/// The body of an answer: it is accounted for when it has been sent.
+/// The body of a response, which is logged when it has been sent.
 struct LoggedBody {
     body: Body,
     account: RequestLog,
-    /// The answer's; the account has it when all is sent.
+    /// The response's status; the log gets it when everything is sent.
     status: u16,
 }
 
@@ -128,7 +128,8 @@ impl http_body::Body for LoggedBody {
     }
 }
 
-/// Refuses a body that is declared to have more than `most` bytes, before any of it is read. One of undeclared length is read that far.
+/// Refuses a body whose declared length is more than `most` bytes, before any of it is read. A body of undeclared length is read up to
+/// that.
 pub async fn declared(State(most): State<usize>, request: Request, next: Next) -> Response {
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     match declared.and_then(|length| length.parse::<u64>().ok()).filter(|length| *length > most as u64) {
@@ -140,8 +141,8 @@ pub async fn declared(State(most): State<usize>, request: Request, next: Next) -
     }
 }
 
-/// Refuses what a page of another origin has a browser send: forms and files need no permission to be sent, and a name that leads to this
-/// machine makes any page one of the same origin.
+/// Refuses requests that a page of another origin makes a browser send. Forms and files need no permission to be sent, and a name that
+/// resolves to this machine makes any page same-origin.
 pub async fn reject_cross_origin(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let host = match host(&request) {
         Ok(host) => host,
@@ -156,7 +157,7 @@ pub async fn reject_cross_origin(State(app): State<Arc<AppState>>, request: Requ
     }
 }
 
-/// What the request calls this server, in lower case. Only HTTP/1.0 need not say it (RFC 9112, 3.2).
+/// The host that the request names, in lower case. Only HTTP/1.0 may leave it out (RFC 9112, section 3.2).
 fn host(request: &Request) -> Result<String, &'static str> {
     let mut all = request.headers().get_all(header::HOST).iter();
     let Some(host) = all.next() else {
@@ -172,7 +173,7 @@ fn host(request: &Request) -> Result<String, &'static str> {
     Ok(host.to_ascii_lowercase())
 }
 
-/// Why a request to `host` is none of a page of this server, or of a program.
+/// The reason to refuse a request to `host`; `None` if it comes from a page of this server or from a program.
 fn cross_origin_reason(config: &Config, host: &str, request: &Request) -> Option<String> {
     let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
     let shown = |text: &str| text.chars().take(100).collect::<String>();
@@ -187,7 +188,7 @@ fn cross_origin_reason(config: &Config, host: &str, request: &Request) -> Option
     (!known).then(|| format!("pages of {origin:?} may not use this server: --cors-origin lets them"))
 }
 
-/// Whether `host`, with or without a port, is a name of this machine for itself, or one of `others`.
+/// True if `host`, with or without a port, is a local name of this machine, or one of `others`.
 fn is_allowed_host(host: &str, others: &[String]) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -197,7 +198,7 @@ fn is_allowed_host(host: &str, others: &[String]) -> bool {
     name == "localhost" || address.is_ok() || others.iter().any(|other| other.eq_ignore_ascii_case(name))
 }
 
-/// What the client calls the request, if that can stand in a log; else a number of our own.
+/// The client's ID of the request, if it is safe to log; else a generated one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let harmless = |id: &&HeaderValue| {
@@ -208,12 +209,12 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         return id.clone();
     }
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    // The process's number, so that those of a server that was begun anew differ.
+    // The process ID makes the IDs of a restarted server differ.
     let id = format!("{:x}-{number:x}", std::process::id());
     HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
 }
 
-/// Lets those pass who know the token, where there is one.
+/// Refuses requests without the token, if there is one.
 pub async fn authenticate(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let Some(token) = &app.config.token else { return next.run(request).await };
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -221,7 +222,7 @@ pub async fn authenticate(State(app): State<Arc<AppState>>, request: Request, ne
         let (scheme, given) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| given.trim())
     });
-    // Of equal length, whatever was given, and compared in a time that tells nothing.
+    // Hashes have equal length and are compared in constant time, so that timing reveals nothing about the token.
     let hash = |text: &str| Sha256::digest(text.as_bytes());
     match given {
         Some(given) if bool::from(hash(given)[..].ct_eq(&hash(token)[..])) => next.run(request).await,
@@ -230,7 +231,7 @@ pub async fn authenticate(State(app): State<Arc<AppState>>, request: Request, ne
     }
 }
 
-/// Ends a request whose time is over, and with it its work.
+/// Ends a request at its timeout, which cancels its work.
 pub async fn enforce_timeout(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(app.config.timeout, next.run(request)).await {
         Ok(response) => response,
@@ -238,20 +239,20 @@ pub async fn enforce_timeout(State(app): State<Arc<AppState>>, request: Request,
     }
 }
 
-/// What is said when a request's time is over.
+/// The problem to report at a request's timeout.
 pub fn timeout_problem(app: &AppState) -> Problem {
     let detail = format!("not done in {} s", app.config.timeout.as_secs_f64());
     Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
 }
 
-/// A handler that panicked is an error of ours; others are served.
+/// The response if a handler panics; other requests are still served.
 pub fn panicked(what: Box<dyn Any + Send>) -> Response {
     let what = what.downcast_ref::<String>().map(String::as_str).or(what.downcast_ref::<&str>().copied());
     tracing::error!("a handler panicked: {}", what.unwrap_or("unknown"));
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "an error of the server").into_response()
 }
 
-/// For methods that a route does not know.
+/// The problem to report for methods that a route does not support.
 pub async fn method_not_allowed() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this address")
 }

@@ -1,4 +1,4 @@
-//! Figures for Prometheus.
+//! Metrics for Prometheus.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ struct ModelLabel {
     model: String,
 }
 
-/// All of them.
+/// All metrics.
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
@@ -86,33 +86,33 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A request of `path`, a route, was answered.
+    /// Records a request of the route `path`.
     pub fn record_request(&self, path: &str, status: u16, time: Duration) {
         self.requests.get_or_create(&RequestLabels { path: path.to_owned(), status }).inc();
         self.seconds.get_or_create(&PathLabel { path: path.to_owned() }).observe(time.as_secs_f64());
     }
 
-    /// The network was evaluated once for `n` pictures.
+    /// Records an evaluation of the network for `n` images.
     pub fn record_batch(&self, model: &str, n: usize) {
         self.batch.get_or_create(&ModelLabel { model: model.to_owned() }).observe(n as f64);
     }
 
-    /// `n` pictures are done.
+    /// Records `n` finished images.
     pub fn record_done(&self, model: &str, n: usize) {
         self.pictures.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 
-    /// `n` pictures will not be done.
+    /// Records `n` canceled images.
     pub fn record_canceled(&self, model: &str, n: usize) {
         self.cancelled.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 
-    /// A connection was opened (1) or closed (−1).
+    /// Records an opened (1) or closed (−1) connection.
     pub fn add_connections(&self, change: i64) {
         self.connections.inc_by(change);
     }
 
-    /// All of them in OpenMetrics' text format, with what is waiting for which model now.
+    /// All metrics in OpenMetrics' text format, with the number of `waiting` images of each model.
     pub fn text(&self, waiting: &[(&str, usize)]) -> String {
         for (model, n) in waiting {
             self.waiting.get_or_create(&ModelLabel { model: (*model).to_owned() }).set(*n as i64);

@@ -1,9 +1,9 @@
-//! The HTTP server: pictures and breeds for programs, the web demo for people.
+//! The HTTP server: an API that generates and classifies images, and the web demo.
 //!
-//! Each model has a thread of its own and a bounded queue before it (`lane`); the generator's batches continuously (`drawing`), the
-//! classifier's gathers what comes together (`classifying`). Handlers check what they are asked for, take a place in the queue, and
-//! wait. A handler that is dropped, because its client has left or its time is over, takes its work with it. No model is served before
-//! it is proved that its runtime computes what its definition computes.
+//! Each model has a worker thread and a bounded queue (`model_queue`). The generator's worker batches continuously (`generate_worker`), the
+//! classifier's batches simultaneous requests (`classify_worker`). Handlers validate the request, take permits of the queue, and wait. A
+//! handler is dropped if its client disconnects or its time is over, which cancels its work. No model is served before it is verified on
+//! the runtime that serves it.
 
 mod classify_worker;
 mod connections;
@@ -42,37 +42,37 @@ use metrics::Metrics;
 use model_queue::{ModelQueue, State};
 use problem::Problem;
 
-/// Bytes of all photographs that are being read.
+/// The maximum bytes of all photographs that are being read.
 const MAX_BODIES_BYTES: usize = 256 << 20;
 
-/// What may be asked for, by how many, and who may ask.
+/// The limits of requests, and the access to the server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen; port 0 is any that is free.
+    /// The address to listen on; port 0 picks a free one.
     pub address: SocketAddr,
-    /// What computes the models; `None` for the first that is built in.
+    /// The runtime of the models; `None` for the first that is built in.
     pub runtime: Option<RuntimeKind>,
-    /// Pictures that share an evaluation of a network.
+    /// Maximum images that share an evaluation of a network.
     pub max_batch: usize,
-    /// How long a picture to be classified may wait for others to share its evaluation.
+    /// The time that an image to classify may wait for others to share its evaluation.
     pub max_wait: Duration,
-    /// Pictures admitted and not finished, for each model; who asks for more is sent away.
+    /// Maximum images admitted and not finished, for each model; further requests are refused.
     pub queue: usize,
-    /// Pictures of one request, at most [`queue`](Self::queue).
+    /// Maximum images per request, at most [`queue`](Self::queue).
     pub max_count: usize,
-    /// Steps of one request.
+    /// Maximum steps per request.
     pub max_steps: usize,
-    /// How long a request may take, its body included.
+    /// The time that a request may take, its body included.
     pub timeout: Duration,
-    /// Bytes of a request's body.
+    /// Maximum bytes of a request's body.
     pub max_body: usize,
-    /// Pixels of a photograph; all of one request may have four times as many.
+    /// Maximum pixels of a photograph; all of one request may have four times as many.
     pub max_pixels: u64,
-    /// Connections that are open at the same time.
+    /// Maximum open connections.
     pub max_connections: usize,
-    /// What clients of the API must know, if anything.
+    /// The token that clients of the API must send, if any.
     pub token: Option<String>,
-    /// What clients may call this machine, where it listens to itself alone; `localhost` and addresses are known.
+    /// Host names that requests may use while the server listens on this machine only, besides `localhost` and IP addresses.
     pub hosts: Vec<String>,
     /// Origins whose pages may use the API.
     pub origins: Vec<HeaderValue>,
@@ -102,7 +102,7 @@ impl Default for Config {
     }
 }
 
-/// Where the web demo is.
+/// The location of the web demo.
 #[derive(Clone, Debug, Default)]
 pub enum WebDemo {
     /// In this program, if it was built with the feature `web-demo`.
@@ -110,14 +110,14 @@ pub enum WebDemo {
     Embedded,
     /// In a folder, such as `web-demo/dist`; it is read once.
     Folder(PathBuf),
-    /// Nowhere.
+    /// No web demo.
     None,
 }
 
-/// A model to be served, and its name.
+/// A model to serve, and its name.
 pub type NamedModel = (String, Model);
 
-/// What handlers share.
+/// The state that handlers share.
 struct AppState {
     config: Config,
     generator: Option<ModelQueue<generate_worker::GenerateJob>>,
@@ -125,11 +125,11 @@ struct AppState {
     metrics: Arc<Metrics>,
     site: site::Site,
     openapi: String,
-    /// Photographs that are decoded at the same time.
+    /// Permits to decode photographs, one for each at the same time.
     decoders: Arc<Semaphore>,
-    /// The large ones among them: one.
+    /// The single permit to decode a large photograph.
     large: Arc<Semaphore>,
-    /// KiB for photographs that are being read.
+    /// Permits for photographs that are being read, one for each KiB.
     memory: Arc<Semaphore>,
     stopping: AtomicBool,
 }
@@ -140,7 +140,7 @@ impl AppState {
         generator.chain(self.classifier.iter().map(|lane| (lane.name.as_str(), lane.state()))).collect()
     }
 
-    /// Waits until a model is no good, which is hoped to be for ever.
+    /// Waits until a model has failed, and returns the reason; normally never returns.
     async fn failed(&self) -> String {
         let generator = async {
             match &self.generator {
@@ -158,7 +158,7 @@ impl AppState {
     }
 }
 
-/// A server that listens and does not answer yet.
+/// A server that listens but does not answer yet.
 pub struct Server {
     listener: TcpListener,
     app: Arc<AppState>,
@@ -167,17 +167,17 @@ pub struct Server {
 /// How a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
-    /// All that was accepted was answered.
+    /// Every accepted request was answered.
     Finished,
-    /// Some connections were cut when their time was over.
+    /// This number of connections was closed at the end of their time.
     Cut(usize),
 }
 
 impl Server {
-    /// Listens, and begins to prove and load the models. Needs tokio's runtime.
+    /// Listens, and starts to verify and load the models. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When the address cannot be listened at, the web demo cannot be read, or the models are not what they should be.
+    /// If the server cannot listen on the address, the web demo cannot be read, or a model has the wrong task.
     pub async fn start(
         config: Config,
         generator: Option<NamedModel>,
@@ -236,15 +236,15 @@ impl Server {
         Ok(Self { listener, app: Arc::new(app) })
     }
 
-    /// Where it listens.
+    /// The address that the server listens on.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Those of the operating system.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Calls `then` when all models are proved and loaded; not at all if one is no good.
+    /// Calls `then` when all models are verified and loaded; never if one fails.
     pub fn when_ready(&self, then: impl FnOnce() + Send + 'static) {
         let app = self.app.clone();
         tokio::spawn(async move {
@@ -258,10 +258,10 @@ impl Server {
         });
     }
 
-    /// Answers until `stop`, then finishes what was accepted, for as long as a request may take.
+    /// Answers requests until `stop`, then finishes the accepted ones, for at most the timeout of a request.
     ///
     /// # Errors
-    /// When a model is no good.
+    /// If a model fails.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<Shutdown> {
         let Self { listener, app } = self;
         let router = router(&app);

@@ -1,4 +1,4 @@
-//! The way to a model: a bounded queue in front of a thread that owns it.
+//! A bounded queue in front of the worker thread that owns a model.
 
 use std::{
     sync::{
@@ -18,18 +18,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Metrics, Problem};
 
-/// How far a model is.
+/// The state of a model.
 #[derive(Clone, Debug)]
 pub enum State {
-    /// It is being proved and loaded.
+    /// It is being verified and loaded.
     Loading,
-    /// It computes what its definition computes, and is served.
+    /// It was verified, and is served.
     Ready(Arc<VerificationReport>),
-    /// It is no good.
+    /// It failed, for this reason.
     Failed(String),
 }
 
-/// What the thread knows about those who wait for it.
+/// A worker's view of its queue.
 pub struct WorkerContext<J> {
     pub jobs: mpsc::Receiver<J>,
     pub metrics: Arc<Metrics>,
@@ -39,7 +39,7 @@ pub struct WorkerContext<J> {
 }
 
 impl<J> WorkerContext<J> {
-    /// `n` pictures took `time` of the model's: what those who are sent away are told when to come again by.
+    /// Records that `n` images took `time` to compute; the time after which refused clients may retry follows from it.
     pub fn record_time(&self, time: Duration, n: usize) {
         let new = time.as_micros() as u64 / n.max(1) as u64;
         let old = self.time_per_item.load(Ordering::Relaxed);
@@ -48,29 +48,29 @@ impl<J> WorkerContext<J> {
     }
 }
 
-/// A model that computes in a thread of its own, and the queue before it.
+/// A model that computes in a worker thread, and the queue of its jobs.
 pub struct ModelQueue<J> {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// What its file says.
+    /// The metadata in the model's file.
     pub meta: ModelMeta,
-    /// What computes it.
+    /// The runtime that computes the model.
     pub runtime: RuntimeKind,
-    /// Whether its file carries a digest that it matches.
+    /// States if the file carries a matching digest.
     pub integrity: Integrity,
     jobs: mpsc::Sender<J>,
     permits: Arc<Semaphore>,
     capacity: usize,
-    /// Microseconds a picture.
+    /// Microseconds per image.
     time_per_item: Arc<AtomicU64>,
     state: watch::Receiver<State>,
 }
 
 impl<J: Send + 'static> ModelQueue<J> {
-    /// Starts the thread: it proves `model`, readies it by `load`, and then does what `work` does until nobody can ask any more.
+    /// Starts the worker: it verifies `model`, prepares it by `load`, and then calls `work`, which returns when the queue is closed.
     ///
     /// # Errors
-    /// When no thread can be begun.
+    /// If no thread can be started.
     pub fn start<L: 'static>(
         name: &str,
         model: Model,
@@ -123,7 +123,7 @@ impl<J: Send + 'static> ModelQueue<J> {
         })
     }
 
-    /// How far the model is. A thread that has ended, ended badly.
+    /// The state of the model. A worker that has ended counts as failed.
     pub fn state(&self) -> State {
         let state = self.state.borrow().clone();
         match state {
@@ -134,7 +134,7 @@ impl<J: Send + 'static> ModelQueue<J> {
         }
     }
 
-    /// Waits until the model is served; for ever if it is no good.
+    /// Waits until the model is served; forever if it has failed.
     pub async fn ready(&self) {
         let mut state = self.state.clone();
         if state.wait_for(|state| matches!(state, State::Ready(_))).await.is_err() {
@@ -142,7 +142,7 @@ impl<J: Send + 'static> ModelQueue<J> {
         }
     }
 
-    /// Waits until the model is no good, which is hoped to be for ever, and says why.
+    /// Waits until the model has failed, and returns the reason; normally never returns.
     pub async fn failed(&self) -> String {
         let mut state = self.state.clone();
         match state.wait_for(|state| matches!(state, State::Failed(_))).await.as_deref() {
@@ -151,18 +151,18 @@ impl<J: Send + 'static> ModelQueue<J> {
         }
     }
 
-    /// Whether anything would be admitted: worth asking before much is read.
+    /// Checks that a job would be admitted, before much is read.
     ///
     /// # Errors
-    /// 503 while the model is loaded, 429 when the queue is full.
+    /// 503 while the model is loading, 429 if the queue is full.
     pub fn check_accepting(&self) -> Result<(), Problem> {
         self.admit(1).map(drop)
     }
 
-    /// A place in the queue for `n` pictures, kept until it is dropped.
+    /// Takes the permits of `n` images, which return to the queue when dropped.
     ///
     /// # Errors
-    /// 503 while the model is loaded, 429 when the queue is full.
+    /// 503 while the model is loading, 429 if the queue is full.
     pub fn admit(&self, n: usize) -> Result<OwnedSemaphorePermit, Problem> {
         if !matches!(self.state(), State::Ready(_)) {
             let detail = format!("{} is not ready yet", self.name);
@@ -177,27 +177,27 @@ impl<J: Send + 'static> ModelQueue<J> {
         })
     }
 
-    /// Hands a job to the thread.
+    /// Sends a job to the worker.
     ///
     /// # Errors
-    /// 503 when it has died.
+    /// 503 if the worker has ended.
     pub fn send(&self, job: J) -> Result<(), Problem> {
         self.jobs.send(job).map_err(|_| worker_died(&self.name))
     }
 
-    /// Pictures that were admitted and are not finished.
+    /// The number of images admitted and not finished.
     pub fn waiting(&self) -> usize {
         self.capacity - self.permits.available_permits()
     }
 }
 
-/// What is said when a model's thread has dropped a job.
+/// The problem to report if a model's worker has dropped a job.
 pub fn worker_died(name: &str) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{name} has stopped working"))
 }
 
-/// Proves that the runtime computes what candle computes of the definition; of candle itself, that the file as a graph does on the first
-/// other runtime that is there.
+/// Verifies that the runtime's outputs match those of candle on the definition. For candle itself, the graph is verified on the first other
+/// runtime that is present.
 fn verify_model(model: &Model, runtime: RuntimeKind) -> Result<VerificationReport, Error> {
     let present = |kind: &RuntimeKind| kind.runs_graphs() && kind.version().is_ok();
     let other = || RuntimeKind::ALL.into_iter().find(present).unwrap_or(RuntimeKind::Tract);

@@ -1,11 +1,11 @@
-//! What the API takes and answers, as OpenAPI 3.1, with the limits and classes of this server.
+//! The API as OpenAPI 3.1, with the limits and classes of this server.
 
 use serde_json::{Map, Value, json};
 use tiny_cats_export::{ModelMeta, sample::MAX_GUIDANCE};
 
 use super::{Config, routes::MAX_SEED};
 
-/// The document. A task that no model does is not in it.
+/// The OpenAPI document. It omits tasks that no model performs.
 pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Option<&ModelMeta>) -> Value {
     let mut paths = Map::new();
     if let Some(meta) = generator {
@@ -125,7 +125,7 @@ fn generate(config: &Config, meta: &ModelMeta) -> Value {
     operation
 }
 
-/// The schema of a request for pictures.
+/// The schema of a request to generate images.
 fn generate_request_schema(config: &Config, meta: &ModelMeta) -> Value {
     let breeds: Vec<&str> = meta.classes.iter().map(String::as_str).chain(["all"]).collect();
     let advised = meta.generator().map(|task| task.sampler.clone()).unwrap_or_default();
@@ -166,7 +166,7 @@ fn generate_request_schema(config: &Config, meta: &ModelMeta) -> Value {
                 "type": "boolean", "default": false, "description": "Events while they are drawn, with format json.",
             },
         },
-        // A stream is JSON, and a PNG file one picture.
+        // A stream is JSON, and a PNG file holds one image.
         "anyOf": [
             { "properties": { "format": { "const": "json" } } },
             { "properties": { "format": { "const": "grid" }, "stream": { "const": false } } },
@@ -217,7 +217,7 @@ fn add_security(operation: &mut Value, config: &Config) {
     }
 }
 
-/// The good answer and the bad ones; those of every address are added.
+/// The responses: `ok`, the errors `statuses`, and the errors that every route has.
 fn responses(config: &Config, statuses: &[u16], guarded: bool, ok: Value) -> Value {
     let mut all = Map::from_iter([("200".to_owned(), ok)]);
     let token = (guarded && config.token.is_some()).then_some(401);

@@ -1,4 +1,4 @@
-//! What a client is told when something is wrong: RFC 9457's problem details.
+//! Errors as clients receive them: problem details (RFC 9457).
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -7,14 +7,14 @@ use axum::{
 use serde_json::json;
 use tiny_cats_export::{Error, excerpt};
 
-/// Why a request was not served.
+/// The reason why a request was not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     status: StatusCode,
-    /// The request's field that is wrong, if it is one.
+    /// The request's invalid field, if it is one.
     field: Option<String>,
     detail: String,
-    /// Seconds after which it is worth trying again.
+    /// Seconds after which a retry may succeed.
     retry_after: Option<u64>,
 }
 
@@ -23,7 +23,7 @@ impl Problem {
         Self { status, field: None, detail: excerpt(&detail.into()).into_owned(), retry_after: None }
     }
 
-    /// A field of the request makes no sense.
+    /// A problem with a field of the request: status 422.
     pub fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { field: Some(field.into()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
@@ -32,7 +32,7 @@ impl Problem {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// The details as they are sent.
+    /// The problem details as JSON.
     pub fn json(&self) -> serde_json::Value {
         let title = self.status.canonical_reason().unwrap_or("error");
         let mut json = json!({"title": title, "status": self.status.as_u16(), "detail": self.detail});

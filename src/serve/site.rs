@@ -1,6 +1,6 @@
-//! The web demo and the models for it: files in memory, found by their exact names.
+//! The web demo and its models: files in memory, found by their exact names.
 //!
-//! What the page's `models.json` lists are the models that this server serves, not those that the page was built with.
+//! The page's `models.json` lists the models that this server serves, not those that the page was built with.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,14 +22,14 @@ use walkdir::WalkDir;
 
 use super::{AppState, NamedModel, Problem, WebDemo};
 
-/// More than the demo and its models take.
+/// The maximum bytes of all files; the demo and its models take less.
 const MAX_BYTES: u64 = 512 << 20;
 const MAX_FILES: usize = 2000;
 
-/// What is at `/` where there is no demo.
+/// The page at `/` if there is no demo.
 const NO_DEMO: &str = include_str!("no-demo.html");
 
-/// Pages may compute on several threads only if they are isolated from others.
+/// Headers that isolate the page from others, which browsers require for threads.
 const ISOLATION: [(&str, &str); 4] = [
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-embedder-policy", "require-corp"),
@@ -37,7 +37,8 @@ const ISOLATION: [(&str, &str); 4] = [
     ("referrer-policy", "no-referrer"),
 ];
 
-/// The web demo as it was built: with the raw runtime left out, since it is there compressed, and without models, which the program has.
+/// The web demo as it was built. The uncompressed runtime is left out, since the compressed one is included; models are left out, since the
+/// program has them.
 #[cfg(feature = "web-demo")]
 #[derive(rust_embed::Embed)]
 #[folder = "web-demo/dist"]
@@ -48,14 +49,14 @@ struct Embedded;
 /// One file.
 pub struct Asset {
     content_type: &'static str,
-    /// Absent where only the compressed form is there.
+    /// The plain contents; `None` if only the compressed form exists.
     plain: Option<Bytes>,
     gzip: Option<Bytes>,
-    /// What the compressed form holds, where that is all there is and somebody wanted it plain.
+    /// The decompressed contents, if only the compressed form exists and a client requested the plain one.
     inflated: OnceLock<Option<Bytes>>,
-    /// The hash of the contents, or of their compressed form where that is all there is.
+    /// The SHA-256 of the contents, or of the compressed form if only that exists.
     hash: String,
-    /// The name changes with the contents.
+    /// True if the file's name changes with its contents.
     immutable: bool,
 }
 
@@ -68,7 +69,7 @@ impl Site {
     /// Reads the demo, and adds `models`.
     ///
     /// # Errors
-    /// When the folder is no web demo or is too large.
+    /// If the folder is not a web demo or is too large.
     pub fn new<'a>(demo: &WebDemo, models: impl Iterator<Item = &'a NamedModel>) -> anyhow::Result<Self> {
         let mut files = match demo {
             WebDemo::Folder(folder) => read(folder)?,
@@ -93,7 +94,7 @@ impl Site {
             let mut entry = json!({
                 "name": name, "kind": kind, "url": url, "bytes": graph.bytes().len(), "sha256": hash,
             });
-            // Cards and reports that the demo was built with speak of our model if they speak of the same bytes.
+            // Cards and reports in the built demo apply to a served model only if its bytes are the same.
             let same =
                 built["models"].as_array().into_iter().flatten().find(|m| m["sha256"] == hash.as_str());
             for (key, path) in same.into_iter().flat_map(|m| [("card", &m["card"]), ("report", &m["report"])])
@@ -121,7 +122,7 @@ impl Site {
     }
 }
 
-/// Everything in `folder`.
+/// Reads all files in `folder`.
 fn read(folder: &Path) -> anyhow::Result<HashMap<String, Bytes>> {
     let named = || folder.display().to_string();
     if !folder.join("index.html").is_file() {
@@ -176,7 +177,7 @@ fn assets(mut files: HashMap<String, Bytes>) -> HashMap<String, Asset> {
     let asset = |path: String| {
         let (plain, gzip) = (files.get(&path).cloned(), gzip.get(&path).cloned());
         let hash = sha256(plain.as_ref().or(gzip.as_ref()).map_or(&[], |bytes| &bytes[..]));
-        // The bundler's files are named by their contents, the runtime's folder by its version.
+        // The bundler's file names contain a hash of the contents, the runtime's folder name its version.
         let immutable = path.starts_with("assets/") || path.starts_with("ort-");
         let content_type = content_type(&path);
         (path, Asset { content_type, plain, gzip, inflated: OnceLock::new(), hash, immutable })
@@ -206,7 +207,7 @@ fn content_type(path: &str) -> &'static str {
     }
 }
 
-/// Answers what no route of the API does.
+/// Serves a file for a path that is no route of the API.
 pub async fn serve(State(app): State<Arc<AppState>>, request: Request) -> Response {
     let path = request.uri().path();
     let Some(asset) = app.site.get(path) else {
@@ -219,7 +220,7 @@ pub async fn serve(State(app): State<Arc<AppState>>, request: Request) -> Respon
     let mut response = if asset.is_ready(request.headers()) {
         asset.respond(request.headers(), request.method())
     } else {
-        // To decompress much takes its time.
+        // Decompression may take long.
         let (app, path, headers) = (app.clone(), path.to_owned(), request.headers().clone());
         let work = move || app.site.get(&path).map(|asset| asset.respond(&headers, request.method()));
         match tokio::task::spawn_blocking(work).await {
@@ -234,7 +235,7 @@ pub async fn serve(State(app): State<Arc<AppState>>, request: Request) -> Respon
 }
 
 impl Asset {
-    /// Whether an answer takes no time to make.
+    /// True if the response needs no decompression.
     fn is_ready(&self, headers: &HeaderMap) -> bool {
         let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
         let compressed = accepted.is_some_and(accepts_gzip) && !headers.contains_key(header::RANGE);
@@ -245,7 +246,7 @@ impl Asset {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let range = text(header::RANGE).filter(|_| *method == Method::GET);
         let accepts_gzip = text(header::ACCEPT_ENCODING).is_some_and(accepts_gzip);
-        // A part is one of the plain contents.
+        // A range refers to the plain contents.
         let gzip = self.gzip.as_ref().filter(|_| accepts_gzip && range.is_none());
         let etag = format!("\"{}{}\"", self.hash, if gzip.is_some() { "-gzip" } else { "" });
         let mut response = Response::builder()
@@ -294,7 +295,7 @@ impl Asset {
 }
 
 fn build_response(response: axum::http::response::Builder, body: Body) -> Response {
-    // All headers are text of our own.
+    // All headers are valid, since this program writes them.
     response.body(body).unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
@@ -311,8 +312,8 @@ fn accepts_gzip(accepted: &str) -> bool {
     weight("gzip").or_else(|| weight("*")).is_some_and(|weight: f32| weight > 0.0)
 }
 
-/// The part of `len` bytes that `range` asks for; `Some(None)` where there is no such part. What is no range of bytes, or several, is
-/// answered whole.
+/// Parses `range` for a file of `len` bytes; `Some(None)` if there is no such range. Other units and several ranges return `None`, and the
+/// whole file is served.
 fn parse_range(range: &str, len: usize) -> Option<Option<(usize, usize)>> {
     let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
     let number = |text: &str| text.trim().parse::<usize>();

@@ -1,12 +1,12 @@
-//! What can be wrong with a sweep.
+//! Errors of sweeps.
 
 use std::path::PathBuf;
 
-/// Why a sweep could not begin or go on.
+/// An error of a sweep.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A field of the file that makes no sense.
+    /// A field of the file that is not valid.
     #[error("{path}: {field}: {message}")]
     Field {
         /// The file.
@@ -16,25 +16,25 @@ pub enum Error {
         /// What was expected, and what was found.
         message: String,
     },
-    /// A file could not be read or written, or is none of what it should be.
+    /// A file could not be read or written, or has unexpected content.
     #[error("{path}: {message}")]
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         message: String,
     },
-    /// A run's file.
+    /// An error of a run's file.
     #[error(transparent)]
     Run(#[from] crate::train::Error),
 }
 
-/// Results of sweeps.
+/// The result of a sweep function.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(super) fn file(path: &std::path::Path, why: impl std::fmt::Display) -> Self {
-        // A parser's message has lines; the first says what, and the place.
+        // A parser's message has several lines; the first and the last have the place and the cause.
         let why = why.to_string();
         let mut lines = why.lines().filter(|line| !line.trim().is_empty());
         let (first, last) = (lines.next().unwrap_or_default(), lines.next_back());

@@ -1,4 +1,4 @@
-//! The file of a sweep: read, and refused where it makes no sense.
+//! Parsing and validation of a sweep's file.
 
 use std::{
     collections::BTreeMap,
@@ -13,19 +13,19 @@ use toml::{Table, Value};
 use super::{Error, Result};
 use crate::train::{folder::read_bounded, metrics::Goal};
 
-/// Keys that are swept or fixed.
+/// Maximum number of keys in a table.
 const MAX_KEYS: usize = 64;
-/// Values of one key.
+/// Maximum number of values of a key.
 const MAX_VALUES: usize = 1000;
-/// Values of a flag that takes several.
+/// Maximum number of values of a flag that takes several.
 const MAX_LIST_VALUES: usize = 64;
-/// Characters of a text.
+/// Maximum bytes of a text.
 const MAX_TEXT: usize = 1000;
-/// Flags that say where a job's files are, which is the sweep's business, or that have a field of their own.
+/// Flags that the sweep sets itself, as they determine a job's files, or that have a field of their own.
 const RESERVED: [&str; 10] =
     ["runs-dir", "output", "resume", "run-id", "config", "data", "help", "worker", "halvings", "deadline"];
 
-/// What is trained.
+/// The task that is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskKind {
@@ -45,23 +45,23 @@ impl TaskKind {
     }
 }
 
-/// A setting's value.
+/// The value of a setting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Setting {
-    /// A flag without a value, given or not.
+    /// A flag without a value, set or not.
     Switch(bool),
-    /// A whole number.
+    /// An integer.
     Whole(i64),
-    /// A number, finite.
+    /// A finite number.
     Number(f64),
-    /// Anything else.
+    /// Any other text.
     Text(String),
-    /// Several values of a flag that takes several, such as `ema-beta`; no lists themselves.
+    /// Several values of a flag that takes several, such as `ema-beta`; not nested.
     List(Vec<Setting>),
 }
 
-/// As on the command line, and as the same number is always written.
+/// Formats the value as on the command line; equal numbers always yield the same text.
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -77,87 +77,87 @@ impl fmt::Display for Setting {
     }
 }
 
-/// What a key may be.
+/// The values that a key may take.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SearchSpace {
-    /// One of these, of which no two are equal.
+    /// One of these values, which are distinct.
     Values(Vec<Setting>),
-    /// A whole number of a range.
+    /// An integer in a range.
     Whole {
-        /// The least.
+        /// The minimum.
         low: i64,
-        /// The greatest.
+        /// The maximum.
         high: i64,
-        /// Whether its logarithm is uniform.
+        /// True for a logarithmic scale.
         log: bool,
     },
-    /// A number of a range.
+    /// A number in a range.
     Number {
-        /// The least.
+        /// The minimum.
         low: f64,
-        /// The greatest.
+        /// The maximum.
         high: f64,
-        /// Whether its logarithm is uniform.
+        /// True for a logarithmic scale.
         log: bool,
     },
 }
 
-/// Which combinations are tried.
+/// The method that selects combinations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// Every one.
+    /// All combinations.
     Grid,
-    /// As many as asked, at random.
+    /// Random combinations.
     Random {
-        /// How many.
+        /// The number of jobs.
         jobs: usize,
-        /// The same seed draws the same.
+        /// The seed; equal seeds draw equal combinations.
         seed: u64,
     },
 }
 
-/// A sweep, as its file says it.
+/// A sweep, as defined by its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sweep {
-    /// Its file.
+    /// The path of the file.
     #[serde(skip)]
     pub path: PathBuf,
-    /// The file's name without extension: that of the sweep's folder.
+    /// The file's name without extension, which names the sweep's folder.
     pub name: String,
-    /// What is trained.
+    /// The task that is trained.
     pub task: TaskKind,
-    /// On which data; `None` for what `train` takes.
+    /// The folder of the data; `None` for the default of `train`.
     pub data: Option<String>,
-    /// A profile, or a file with settings.
+    /// A profile or a configuration file.
     pub config: Option<String>,
-    /// Which combinations.
+    /// The method that selects combinations.
     pub method: Method,
-    /// What decides.
+    /// The metric that ranks jobs.
     pub metric: String,
-    /// Which of it is better.
+    /// The direction in which the metric improves.
     pub goal: Goal,
-    /// Flags that all jobs have.
+    /// Flags with the same value in all jobs.
     pub fixed: BTreeMap<String, Setting>,
-    /// Flags that differ.
+    /// Flags that differ between jobs.
     pub space: BTreeMap<String, SearchSpace>,
 }
 
 impl Sweep {
-    /// Reads a file.
+    /// Reads a sweep's file.
     ///
     /// # Errors
-    /// When it cannot be read, or a field makes no sense.
+    /// Returns an error if the file cannot be read or a field is not valid.
     pub fn load(path: &Path) -> Result<Self> {
         let text = String::from_utf8(read_bounded(path)?).map_err(|e| Error::file(path, e))?;
         Self::parse(path, &text)
     }
 
-    /// Reads the text of a file.
+    /// Parses the text of a sweep's file.
     ///
     /// # Errors
-    /// When a field makes no sense.
+    /// Returns an error if a field is not valid.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let table: Table = text.parse().map_err(|e| Error::file(path, e))?;
         let mut fields = Fields { path, table };
@@ -218,10 +218,10 @@ impl Sweep {
         Ok(Self { path: path.to_owned(), name, task, data, config, method, metric, goal, fixed, space })
     }
 
-    /// Refuses keys that are none of `flags`, with the nearest that is.
+    /// Checks that all keys are in `flags`.
     ///
     /// # Errors
-    /// When there is such a key.
+    /// Returns an error with the closest flag for the first key that is not.
     pub fn check_keys(&self, flags: &[String]) -> Result<()> {
         let fixed = self.fixed.keys().map(|key| ("fixed", key));
         let space = self.space.keys().map(|key| ("sweep", key));
@@ -242,7 +242,7 @@ impl Sweep {
     }
 }
 
-/// The name of a sweep's folder: that of its file, with nothing in it that a folder cannot be called.
+/// The name of a sweep's folder: that of its file, if it is valid as a folder's name.
 fn name(path: &Path) -> Result<String> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let allowed = |c: char| c.is_alphanumeric() || "-_.,+=".contains(c);
@@ -259,13 +259,13 @@ fn expected(what: &str, found: Option<&str>) -> String {
     }
 }
 
-/// A value of the file as it can be shown.
+/// Escapes and shortens a value of the file for a message.
 fn truncate(text: &str) -> String {
     let short: String = text.escape_debug().take(40).collect();
     if short.len() < text.len() { format!("{short:?}…") } else { format!("{text:?}") }
 }
 
-/// What is left of a file's table.
+/// The fields of a file's table that are not parsed yet.
 struct Fields<'a> {
     path: &'a Path,
     table: Table,
@@ -297,7 +297,7 @@ impl Fields<'_> {
         }
     }
 
-    /// The entries of a table, each key a flag.
+    /// Takes a table, whose keys are flags.
     fn section(&mut self, field: &str) -> Result<Table> {
         let table = match self.table.remove(field) {
             None => Table::new(),
@@ -397,7 +397,7 @@ impl Fields<'_> {
             return Err(self.field_error(field, message));
         }
         Ok(match (low, high) {
-            // Beyond, not every whole number is one of the numbers that are drawn.
+            // Above 2⁵³ not every integer is an f64.
             (Some(Value::Integer(low)), Some(Value::Integer(high)))
                 if low.abs().max(high.abs()) < 1 << 53 =>
             {
@@ -422,7 +422,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Refuses what else is in a table.
+    /// Checks that no other fields are left in a table.
     fn check_known_fields(&self, field: &str, table: &Table, known: &[&str]) -> Result<()> {
         let Some(key) = table.keys().next() else { return Ok(()) };
         let near = closest(key, known.iter().copied())
@@ -431,7 +431,7 @@ impl Fields<'_> {
         Err(self.field_error(field, format!("expected {known}, found {}{near}", truncate(key))))
     }
 
-    /// Refuses what is left when all that is known was taken.
+    /// Checks that no unknown fields are left in the file.
     fn check_no_fields_left(&self, method: Method) -> Result<()> {
         const KNOWN: [&str; 10] =
             ["task", "data", "config", "method", "metric", "goal", "fixed", "sweep", "jobs", "seed"];

@@ -1,4 +1,4 @@
-//! A sweep as jobs.
+//! The jobs of a sweep.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,29 +9,32 @@ use tiny_cats_models::random::{Purpose, Stream};
 use super::{Method, Result, SearchSpace, Setting, Sweep};
 use crate::data::hex;
 
-/// More than anybody has patience for.
+/// Maximum number of jobs: far more than is practical.
 const MAX_JOBS: usize = 10_000;
-/// Characters of a job's name before its hash.
+/// Maximum characters of a job's name before its hash.
 const MAX_NAME_CHARS: usize = 80;
 
-/// One training of a sweep.
+/// One run of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// What differs, and eight hexadecimal digits of the hash of its arguments: `lr=0.0003-1f2e3d4c`. No two jobs have the same, and a
-    /// folder can be called so.
+    /// The differing settings and eight hexadecimal digits of the hash of its arguments: `lr=0.0003-1f2e3d4c`.
+    ///
+    /// It is unique in the sweep and valid as a folder's name.
     pub name: String,
-    /// What differs, by flag.
+    /// The settings that differ between jobs, by flag.
     pub settings: BTreeMap<String, Setting>,
-    /// What `tiny-cats` is called with, but for where its files go.
+    /// The arguments of `tiny-cats`, without the paths of its output.
     pub arguments: Vec<String>,
 }
 
 impl Sweep {
-    /// The jobs: of a grid every combination once, the last key's values next to each other; of a random sweep as many different ones as
-    /// asked. The same file has the same jobs in the same order.
+    /// Lists the jobs in an order that depends on the file only.
+    ///
+    /// A grid has every combination once; consecutive jobs differ in the last key first. A random sweep has as many distinct combinations
+    /// as requested.
     ///
     /// # Errors
-    /// When there are more than 10,000, or fewer different ones than asked.
+    /// Returns an error for more than 10,000 jobs, or fewer distinct combinations than requested.
     pub fn jobs(&self) -> Result<Vec<Job>> {
         let combinations = match self.method {
             Method::Grid => self.grid()?,
@@ -43,7 +46,7 @@ impl Sweep {
     fn grid(&self) -> Result<Vec<BTreeMap<String, Setting>>> {
         let mut all = vec![BTreeMap::new()];
         for (key, space) in &self.space {
-            // The file's reader lets no range into a grid.
+            // The parser refuses ranges in a grid.
             let SearchSpace::Values(values) = space else { continue };
             if all.len() * values.len() > MAX_JOBS {
                 return Err(self
@@ -66,7 +69,7 @@ impl Sweep {
         let seeds: Vec<(&String, &SearchSpace, u64)> =
             self.space.iter().map(|(key, space)| (key, space, seed_of(seed, key))).collect();
         let (mut all, mut seen) = (Vec::new(), BTreeSet::new());
-        // Of n combinations all are seen after some n ln n draws.
+        // All of n combinations are drawn after about n ln n draws.
         for index in 0..100 * jobs as u64 {
             let draw = |&(key, space, seed): &(&String, &SearchSpace, u64)| {
                 (key.clone(), space.draw(&mut Stream::new(seed, Purpose::Order, index)))
@@ -100,11 +103,11 @@ impl Sweep {
     }
 }
 
-/// A name that is made of nothing but what is given.
+/// Makes a name from the arguments only.
 fn name(settings: &BTreeMap<String, Setting>, arguments: &[String]) -> String {
     let mut hash = Sha256::new();
     for argument in arguments {
-        // No argument is the beginning of two.
+        // The length separates the arguments.
         hash.update((argument.len() as u64).to_le_bytes());
         hash.update(argument);
     }
@@ -125,10 +128,10 @@ fn seed_of(seed: u64, key: &str) -> u64 {
 }
 
 impl SearchSpace {
-    /// One of its values; see the [module](super).
+    /// Draws one value; see the [module](super).
     fn draw(&self, stream: &mut Stream) -> Setting {
         match *self {
-            // The file's reader lets no empty list pass, and none that has 2³² values.
+            // The parser refuses an empty list, and one of 2³² values.
             Self::Values(ref values) => values[stream.below(values.len() as u32) as usize].clone(),
             Self::Number { low, high, log } => {
                 let drawn = between(stream.uniform(), low, high, log);
@@ -136,7 +139,7 @@ impl SearchSpace {
                 Setting::Number(rounded.clamp(low, high))
             }
             Self::Whole { low, high, log } => {
-                // Every whole number has a share of the same width, those at the ends too.
+                // Every integer gets a share of the same width, including the two ends.
                 let (from, to) = (low as f64, high as f64 + 1.0);
                 let drawn = between(stream.uniform(), from, to, log);
                 Setting::Whole((drawn.floor() as i64).clamp(low, high))
@@ -194,7 +197,7 @@ mod tests {
         }
     }
 
-    /// Names are what others go by who run jobs elsewhere: a change of them strands work that is done.
+    /// Other tools that run jobs rely on their names: a changed name orphans finished work.
     #[test]
     fn a_job_is_its_arguments_and_has_a_name_that_never_changes() {
         let sweep = sweep(
@@ -236,10 +239,10 @@ mod tests {
         let of =
             |jobs: &[Job], key: &str| jobs.iter().map(|job| number(&job.settings[key])).collect::<Vec<f64>>();
         let rates = of(&jobs, "lr");
-        // As another program computes them by what the module says.
+        // Computed by another program from the module's documentation.
         assert_eq!(rates[..4], [0.0178495, 0.00815365, 0.000245088, 0.000142986]);
         assert_ne!(rates, of(&sweep(&text(8, "")).jobs().unwrap(), "lr"));
-        // Another key changes nothing of these.
+        // Another key does not affect these.
         assert_eq!(rates, of(&sweep(&text(7, "size = [\"nano\"]\n")).jobs().unwrap(), "lr"));
         assert!(rates.iter().all(|x| (1e-4..=1e-1).contains(x)));
         assert!(of(&jobs, "weight-decay").iter().all(|x| (-0.5..=1.0).contains(x)));
@@ -247,7 +250,7 @@ mod tests {
             let share = of(&jobs, "steps").iter().filter(|x| **x == f64::from(n)).count();
             assert!((400..600).contains(&share), "{n} was drawn {share} times of 2000");
         }
-        // Kolmogorov and Smirnov: the greatest distance to the uniform distribution stays below 1.95 / √n in 999 of 1000 seeds.
+        // Kolmogorov–Smirnov test: the maximum distance to the uniform distribution is below 1.95 / √n for 999 of 1000 seeds.
         let uniform = |mut shares: Vec<f64>| {
             shares.sort_by(f64::total_cmp);
             let n = shares.len() as f64;

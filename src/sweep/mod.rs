@@ -1,41 +1,42 @@
-//! Sweeps: one training with many settings, by a file that says which.
+//! Sweeps: many runs with different settings, from one file.
 //!
 //! ```toml
 //! task = "dit"                 # or "classifier"
-//! data = "data/cats"           # unset, what `train` takes
-//! config = "smoke"             # a profile or file for `train --config`; may be left out
-//! method = "grid"              # every combination; or "random", which needs `jobs` and takes `seed` (0)
-//! metric = "validation_loss"   # what decides; a classifier's default is "validation_accuracy"
-//! goal = "min"                 # or "max"; unset, by the metric's name
+//! data = "data/cats"           # if unset, the default of `train`
+//! config = "smoke"             # a profile or file for `train --config`; optional
+//! method = "grid"              # every combination; or "random", which needs `jobs` and takes `seed` (default 0)
+//! metric = "validation_loss"   # compares the runs; a classifier's default is "validation_accuracy"
+//! goal = "min"                 # or "max"; if unset, derived from the metric's name
 //!
-//! [fixed]                      # flags of `train` without their dashes; `true` for one that takes no value
+//! [fixed]                      # flags of `train` without their dashes; `true` for one without a value
 //! steps = 200
 //!
 //! [sweep]
 //! lr = [1e-4, 3e-4, 1e-3]                                       # one of these
-//! weight-decay = { low = 1e-4, high = 1e-1, scale = "log" }     # with "random": between these
+//! weight-decay = { low = 1e-4, high = 1e-1, scale = "log" }     # with "random": a range
 //! ```
 //!
-//! `lr = { values = […] }` is the same as a list. A range of whole numbers has whole numbers, both ends among them; `scale` is `"linear"`
-//! unless it is said otherwise. Paths are as on the command line, from where it is called.
+//! `lr = { values = […] }` is the same as a list. A range with integers as ends yields integers, both ends included. `scale` is `"linear"`
+//! by default. Paths are as on the command line, relative to the current directory.
 //!
-//! A file is [jobs](Sweep::jobs): each the arguments of one call of `tiny-cats`, and a name that depends on nothing but these. They can be
-//! run anywhere; [`Runner`] does it here, one after the other.
+//! A sweep consists of [jobs](Sweep::jobs), each with the arguments of one call of `tiny-cats` and a name that depends on these only. They
+//! can run anywhere; a [`Runner`] runs them on this machine, one after the other.
 //!
-//! **What is drawn at random** for the key `k` of draw `i` is of stream `i` of [`Purpose::Order`](tiny_cats_models::random::Purpose), whose
-//! seed is the first 8 bytes, little-endian, of the SHA-256 of `tiny-cats sweep`, the sweep's seed (8 bytes, little-endian) and `k`: other
-//! keys change nothing. A uniform number `u` in (0, 1] makes `low + u (high − low)`, or with logarithms `low (high / low)^u`, rounded to
-//! six digits (or a whole number) and kept within the range; of values, one is chosen. A draw that equals an earlier one is passed over.
+//! **Random values.** The value of key `k` in draw `i` comes from stream `i` of [`Purpose::Order`](tiny_cats_models::random::Purpose). The
+//! stream's seed is the first 8 bytes, little-endian, of a SHA-256. The hashed bytes are `tiny-cats sweep`, the sweep's seed (8 bytes,
+//! little-endian) and `k`, so other keys have no effect. A uniform number `u` in (0, 1] gives `low + u (high − low)`, or with a logarithmic
+//! scale `low (high / low)^u`. It is rounded to six digits (or to an integer) and clamped to the range. From a list one value is chosen. A
+//! draw that equals an earlier one is skipped.
 //!
-//! **The folder of a sweep** is `RUNS/sweeps/NAME`, where `NAME` is that of its file:
+//! **The folder of a sweep** is `RUNS/sweeps/NAME`, where `NAME` is the name of its file without extension:
 //!
 //! ```text
-//!     sweep.json            what is asked, and how each job stands; written anew, whole, whenever a job begins or ends
+//!     sweep.json            the sweep and the state of each job; rewritten whenever a job starts or ends
 //!     lock                  held while a process works here
 //!     JOB/lock              held by the job's process
-//!     JOB/output.log        what the job said
+//!     JOB/output.log        the output of the job
 //!     JOB/ID/               its run; JOB is its `--runs-dir`
-//!     JOB/*.pt, *.safetensors   what it released
+//!     JOB/*.pt, *.safetensors   its released files
 //! ```
 
 mod error;
@@ -50,5 +51,5 @@ pub use job::Job;
 pub use run::{LOG, Runner, StopSignal, SweepEvent, SweepResult};
 pub use state::{JobStatus, Outcome, STATE_FILE, SweepState};
 
-/// The folder of all sweeps, among the runs.
+/// The folder of all sweeps, inside the folder of runs.
 pub const SWEEPS: &str = "sweeps";

@@ -1,4 +1,4 @@
-//! Running a sweep here, one job after the other.
+//! A runner of sweeps on this machine, one job after the other.
 
 use std::{
     ffi::OsString,
@@ -22,44 +22,44 @@ use crate::train::{
 };
 use crate::{cloud, signals};
 
-/// What a job said, in its folder.
+/// The file in a job's folder that holds its output.
 pub const LOG: &str = "output.log";
 
-/// How often it is looked whether a job has ended.
+/// Interval of the checks for the end of a job.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The end of a log in which the error is looked for.
+/// The end of a log that is searched for an error.
 const TAIL_BYTES: u64 = 64 << 10;
 
-/// What runs the jobs.
+/// The runner of a sweep's jobs.
 #[derive(Clone, Debug)]
 pub struct Runner {
-    /// The program that has `train`.
+    /// The program with the subcommand `train`.
     pub program: PathBuf,
     /// The folder of runs.
     pub runs: PathBuf,
-    /// Whether jobs that failed are tried again.
+    /// True to retry failed jobs.
     pub retry_failed: bool,
-    /// What stops it.
+    /// The signal that stops the sweep.
     pub stop: StopSignal,
 }
 
-/// A request to stop: it is handed on to the job, and no other begins.
+/// A request to stop: it is forwarded to the running job, and no other job starts.
 #[derive(Clone, Debug, Default)]
 pub struct StopSignal {
     requested: Arc<AtomicBool>,
-    /// Whether it is still to be handed on.
+    /// True until the request is forwarded.
     not_forwarded: Arc<AtomicBool>,
 }
 
 impl StopSignal {
-    /// One that is made by the signals that ask a run to stop.
+    /// Makes a stop signal that is triggered by the process signals that stop a run.
     ///
     /// # Errors
-    /// When they cannot be caught.
+    /// Returns an error if the handlers cannot be installed.
     pub fn on_signals() -> std::io::Result<Self> {
         let stop = Self::default();
         for signal in signals::stop_signals() {
-            // In this order: who sees that there is something to be told knows that it is a stop.
+            // The order matters: a request to forward must always be visible as a request to stop.
             signal_hook::flag::register(signal, stop.requested.clone())?;
             signal_hook::flag::register(signal, stop.not_forwarded.clone())?;
         }
@@ -71,25 +71,25 @@ impl StopSignal {
     }
 }
 
-/// What happens, for those who watch.
+/// An event of a sweep.
 #[derive(Debug)]
 pub enum SweepEvent<'a> {
-    /// A job begins or goes on.
+    /// A job starts or resumes.
     Begins(usize, &'a Job),
-    /// A job still runs that an earlier process began, which was killed: it is waited for.
+    /// The runner waits for a job that an earlier, killed process started and that is still running.
     Waits(usize, &'a Job),
     /// A job has ended.
     Ended(usize, &'a Outcome),
 }
 
-/// How a sweep ended.
+/// The result of a sweep.
 #[derive(Debug)]
 pub struct SweepResult {
-    /// Its folder.
+    /// The sweep's folder.
     pub folder: PathBuf,
-    /// How the jobs stand.
+    /// The state of the jobs.
     pub state: SweepState,
-    /// Whether it was stopped, with jobs left.
+    /// True if the sweep was stopped with jobs left.
     pub stopped: bool,
 }
 
@@ -99,10 +99,12 @@ impl Runner {
         self.runs.join(SWEEPS).join(&sweep.name)
     }
 
-    /// Runs `jobs`, those of `sweep`. What is finished is passed over, what was stopped or killed goes on.
+    /// Runs the `jobs` of `sweep`. Finished jobs are skipped; stopped and killed ones are resumed.
     ///
     /// # Errors
-    /// When the folder is another sweep's or somebody works in it, or a process cannot be begun. That a job fails is no error.
+    /// Returns an error if the folder is of another sweep, another process works in it, or a process cannot be started.
+    ///
+    /// A failed job is not an error.
     pub fn run(
         &self,
         sweep: &Sweep,
@@ -130,7 +132,7 @@ impl Runner {
             };
             let outcome = &mut state.jobs[i];
             let newest = newest(&own)?;
-            // It ended when nobody was there to note it.
+            // The run finished, but no process was left to record it.
             let done =
                 before != JobStatus::Failed && newest.is_some_and(|run| run.1.status == Status::Finished);
             if done {
@@ -157,10 +159,10 @@ impl Runner {
         Ok(SweepResult { folder, state, stopped })
     }
 
-    /// Notes what the folders of `jobs`, those of `sweep`, hold; runs none. For jobs that are run elsewhere.
+    /// Records what the folders of `sweep`'s `jobs` contain, without running any: for jobs that ran elsewhere.
     ///
     /// # Errors
-    /// When the folder is another sweep's or somebody works in it.
+    /// Returns an error if the folder is missing or of another sweep, or another process works in it.
     pub fn collect(&self, sweep: &Sweep, jobs: &[Job]) -> Result<SweepResult> {
         let folder = self.folder(sweep);
         if !folder.is_dir() {
@@ -177,7 +179,7 @@ impl Runner {
             if let Some(cloud) = &cloud {
                 outcome.seconds = cloud.seconds;
             }
-            // What failed before it had a run is known where it was begun alone.
+            // A failure before the run's folder existed is recorded only in `cloud.json`.
             let failed = cloud.filter(|cloud| cloud.status == "failed");
             (outcome.status, outcome.error) = match (newest(&own)?.map(|run| run.1), failed) {
                 (Some(RunRecord { status: Status::Finished, .. }), _) => (JobStatus::Finished, None),
@@ -193,8 +195,9 @@ impl Runner {
         Ok(SweepResult { folder, state, stopped: false })
     }
 
-    /// Takes a job's folder for a process to come, and waits while one of an earlier call still works there: two would get into each
-    /// other's way. `None` when asked to stop.
+    /// Locks a job's folder for a new process; `None` after a request to stop.
+    ///
+    /// It waits while a process of an earlier call still works there, as two would conflict.
     fn claim(&self, own: &Path, on_wait: &mut dyn FnMut()) -> Result<Option<File>> {
         let path = own.join("lock");
         let failed = |e| Error::file(&path, e);
@@ -218,7 +221,7 @@ impl Runner {
         Ok(None)
     }
 
-    /// Runs a job's process to its end.
+    /// Starts a job's process and waits for its end.
     fn train(
         &self,
         task: TaskKind,
@@ -230,7 +233,7 @@ impl Runner {
         let log = File::options().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
         let start = log.metadata().map_or(0, |about| about.len());
         let both = log.try_clone().map_err(|e| Error::file(&path, e))?;
-        // Its released files are beside its run, not in everybody's place.
+        // The released files are next to the run, not in the default folder.
         let released = match task {
             TaskKind::Dit => own.to_owned(),
             TaskKind::Classifier => own.join("cats_model.pt"),
@@ -243,13 +246,13 @@ impl Runner {
         let mut command = Command::new(&self.program);
         command.args(&job.arguments).args([flag("--runs-dir=", own), flag("--output=", &released)]);
         command.arg("--resume=auto");
-        // The lock is the open file's, which the job has as its empty input: it is free when the job has ended, even without us.
+        // The lock belongs to the open file, which is the job's empty standard input: it is released when the job ends, even without us.
         command.stdin(claim).stdout(log).stderr(both);
-        // A terminal's Ctrl-C is for this process, which hands it on: the job must not get it twice.
+        // A terminal's Ctrl-C goes to this process, which forwards it: the job must not get it twice.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(|e| Error::file(&self.program, e))?;
-        // The lock is the job's alone.
+        // Closes our copy of the lock, so that only the job holds it.
         drop(command);
         let mut told = false;
         let status = loop {
@@ -265,14 +268,14 @@ impl Runner {
         Ok(match status.code() {
             Some(0) => (JobStatus::Finished, None),
             Some(code) if code == i32::from(signals::EXIT_RESUMABLE) => (JobStatus::Stopped, None),
-            // It was told to end, and did so without further ado: by the signal, or saying which it was.
+            // The job ended by the forwarded signal, or with the exit code for it.
             None | Some(128..) if told => (JobStatus::Stopped, None),
             _ => (JobStatus::Failed, Some(reason(&path, start, status))),
         })
     }
 }
 
-/// Asks a process to end; where there is no asking, ends it.
+/// Sends SIGTERM, or kills the process on systems without it.
 fn terminate(child: &mut Child) {
     let pid = Pid::from_u32(child.id());
     let mut system = System::new();
@@ -284,7 +287,7 @@ fn terminate(child: &mut Child) {
     }
 }
 
-/// What runs in a job's folder left about the cloud.
+/// Reads the cloud records of the runs in a job's folder.
 fn cloud_records(own: &Path) -> Result<Vec<cloud::CloudRecord>> {
     let Ok(entries) = std::fs::read_dir(own) else { return Ok(Vec::new()) };
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
@@ -297,12 +300,12 @@ fn cloud_records(own: &Path) -> Result<Vec<cloud::CloudRecord>> {
     Ok(records)
 }
 
-/// The run that began last in a job's folder.
+/// The run in a job's folder that started last.
 fn newest(own: &Path) -> Result<Option<(PathBuf, RunRecord)>> {
     Ok(folder::list(own)?.pop())
 }
 
-/// Notes what a job's run has come to.
+/// Updates a job's outcome from its run.
 fn update_outcome(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Sweep) -> Result<()> {
     let Some((run, _)) = newest(own)? else {
         if outcome.status == JobStatus::Finished {
@@ -317,7 +320,7 @@ fn update_outcome(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Swee
     Ok(())
 }
 
-/// Why a job failed: the error that it said last, or its last line, or how it ended.
+/// The reason of a failure: the last error message, else the last line, else the exit status.
 fn reason(log: &Path, start: u64, status: ExitStatus) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(log)?;
@@ -329,7 +332,7 @@ fn reason(log: &Path, start: u64, status: ExitStatus) -> String {
     };
     let text = read().unwrap_or_default();
     let said = text.lines().rfind(|line| line.starts_with("error: "));
-    // What is killed has no word about it.
+    // A killed process prints no reason, so its last line is not one.
     let last = || text.lines().rfind(|line| !line.trim().is_empty()).filter(|_| status.code().is_some());
     let line = said.or_else(last).map(|line| line.trim_start_matches("error: ").trim());
     line.map_or_else(|| status.to_string(), |line| line.chars().take(300).collect())

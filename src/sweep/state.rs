@@ -1,4 +1,4 @@
-//! How the jobs of a sweep stand: `sweep.json`.
+//! The state of a sweep's jobs: `sweep.json`.
 
 use std::{
     collections::BTreeMap,
@@ -16,30 +16,30 @@ use crate::train::{
     metrics::{Goal, Point},
 };
 
-/// The file in a sweep's folder: a [`SweepState`].
+/// The file in a sweep's folder that holds its [`SweepState`].
 pub const STATE_FILE: &str = "sweep.json";
-/// Ten thousand jobs take some ten megabytes.
+/// Ten thousand jobs take about ten megabytes.
 const MAX_BYTES: u64 = 64 << 20;
 const FORMAT: u64 = 1;
 
-/// How a job stands.
+/// The status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
-    /// It was not begun.
+    /// The job has not started.
     Pending,
-    /// It was begun, and it is not known how it ended.
+    /// The job has started, and its end is not recorded.
     Running,
-    /// It was stopped and can go on.
+    /// The job was stopped and can be resumed.
     Stopped,
-    /// It ended with an error.
+    /// The job ended with an error.
     Failed,
-    /// It is done.
+    /// The job has finished.
     Finished,
 }
 
 impl JobStatus {
-    /// The word.
+    /// The name of the status.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -51,37 +51,37 @@ impl JobStatus {
     }
 }
 
-/// What became of a job.
+/// The outcome of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The job's name.
+    /// The name of the job.
     pub job: String,
-    /// What differs, by flag.
+    /// The settings that differ between jobs, by flag.
     pub settings: BTreeMap<String, Setting>,
-    /// How it stands.
+    /// The status of the job.
     pub status: JobStatus,
-    /// What decides; `None` where the run did not log it.
+    /// The metric that ranks jobs; `None` if the run did not log it.
     pub metric: Option<Point>,
-    /// The folder of its run, from the sweep's folder.
+    /// The folder of its run, relative to the sweep's folder.
     pub run: Option<PathBuf>,
-    /// Why it failed.
+    /// The error, if it failed.
     pub error: Option<String>,
-    /// How long it took, in seconds, over all attempts.
+    /// Duration in seconds of all attempts.
     pub seconds: f64,
 }
 
-/// How all jobs stand.
+/// The state of all jobs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepState {
     format: u64,
-    /// The sweep that it is of.
+    /// The sweep's settings, which show that the state is of the same sweep.
     sweep: Value,
-    /// In the order of the jobs.
+    /// The outcomes in the order of the jobs.
     pub jobs: Vec<Outcome>,
 }
 
 impl SweepState {
-    /// Of a sweep that begins.
+    /// Makes the state of a new sweep.
     pub fn new(sweep: &Sweep, jobs: &[Job]) -> Self {
         let outcome = |job: &Job| Outcome {
             job: job.name.clone(),
@@ -95,10 +95,12 @@ impl SweepState {
         Self { format: FORMAT, sweep: json!(sweep), jobs: jobs.iter().map(outcome).collect() }
     }
 
-    /// That in `folder`, or a new one if there is none. What it says of jobs that the sweep does not have is left out.
+    /// Reads the state in `folder`, or makes a new one if there is none.
+    ///
+    /// Jobs that the sweep does not have are dropped.
     ///
     /// # Errors
-    /// When there is one of another sweep, or it cannot be read.
+    /// Returns an error if the state is of another sweep or cannot be read.
     pub fn open(folder: &Path, sweep: &Sweep, jobs: &[Job]) -> Result<Self> {
         let path = folder.join(STATE_FILE);
         let mut state = Self::new(sweep, jobs);
@@ -135,10 +137,10 @@ impl SweepState {
         Ok(state)
     }
 
-    /// Writes it into `folder`, atomically.
+    /// Writes the state to `folder`, atomically.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(STATE_FILE);
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| Error::file(&path, e))?;
@@ -146,7 +148,7 @@ impl SweepState {
         write_atomically(&path, |w| w.write_all(&text)).map_err(|e: std::io::Error| Error::file(&path, e))
     }
 
-    /// The outcomes, the best first: those that have the metric, those that are done without it, then the others as they come.
+    /// Ranks the outcomes: first those with the metric, the best first, then finished ones without it, then the others in order.
     pub fn ranked(&self, goal: Goal) -> Vec<&Outcome> {
         let value = |outcome: &Outcome| match outcome.status {
             JobStatus::Finished => outcome.metric.map_or(f64::NAN, |point| point.value),
@@ -161,7 +163,7 @@ impl SweepState {
         ranked
     }
 
-    /// How many have that status.
+    /// Number of jobs with that status.
     pub fn count(&self, status: JobStatus) -> usize {
         self.jobs.iter().filter(|outcome| outcome.status == status).count()
     }

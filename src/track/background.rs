@@ -1,4 +1,4 @@
-//! A tracker that works in the background: a queue of bounded size, and a thread that empties it.
+//! A tracker with a bounded queue and a thread that empties it.
 
 use std::{
     collections::VecDeque,
@@ -12,33 +12,33 @@ use image::RgbImage;
 use super::{RunInfo, Tracker};
 use crate::train::folder::Status;
 
-/// Messages that wait at most: at a line every hundred steps, a server may be away for some hundred thousand steps.
+/// Maximum number of queued messages: at a line every hundred steps, they cover an outage of some hundred thousand steps.
 const MAX_QUEUED: usize = 4096;
-/// Bytes of pictures that wait at most.
+/// Maximum bytes of queued images.
 const MAX_QUEUED_IMAGE_BYTES: usize = 64 << 20;
 /// Messages that are delivered at once.
 const BATCH: usize = 256;
 
-/// The thread looks around at least so often.
+/// Maximum time between two wake-ups of the thread.
 const IDLE_WAKEUP: Duration = Duration::from_secs(3600);
 
-/// What is to be delivered.
+/// A message to deliver.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// When it was said.
+    /// The time at which the message was queued.
     pub time: SystemTime,
-    /// After so many steps.
+    /// Steps done.
     pub step: u64,
-    /// What was said.
+    /// The content.
     pub body: Body,
 }
 
-/// What a [`Message`] says.
+/// The content of a [`Message`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// Names and numbers.
     Scalars(Vec<(String, f64)>),
-    /// A name and a picture.
+    /// A name and an image.
     Picture(String, RgbImage),
 }
 
@@ -51,14 +51,14 @@ impl Message {
     }
 }
 
-/// Why something was not delivered.
+/// The error of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Perhaps it can be, later.
+    /// A transient error: a later attempt may succeed.
     Passing(String),
-    /// What is first in the queue, so many messages, cannot be, ever.
+    /// The server refuses the first messages of the queue, of the given number, permanently.
     Refused(usize, String),
-    /// Nothing can be, ever.
+    /// A permanent error: no delivery will succeed.
     Lasting(String),
 }
 
@@ -70,32 +70,33 @@ impl Failure {
     }
 }
 
-/// Who messages are delivered to, in a thread of its own.
+/// The destination of messages, with a thread of its own.
 pub trait Sink: Send {
-    /// Delivers messages, first things first, and takes those that are delivered from the queue. It is called with an empty queue when the
-    /// run begins.
+    /// Delivers messages in order and removes the delivered ones from the queue.
+    ///
+    /// It is called with an empty queue when the run starts.
     ///
     /// # Errors
-    /// When something could not be delivered.
+    /// Returns an error if a message could not be delivered.
     fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure>;
 
-    /// The run ended like that, and nothing more comes.
+    /// Ends the delivery with the run's status; no more messages follow.
     ///
     /// # Errors
-    /// When that could not be told.
+    /// Returns an error if the status could not be delivered.
     fn close(&mut self, status: Status) -> Result<(), Failure>;
 }
 
-/// How long a tracker tries.
+/// Timeouts and backoff of a tracker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryPolicy {
-    /// A request takes at most this long.
+    /// Timeout of a request.
     pub request: Duration,
-    /// The wait after a first failure. It doubles with each in a row.
+    /// The backoff after a first failure. It doubles with each consecutive one.
     pub initial_backoff: Duration,
-    /// No wait is longer.
+    /// Maximum backoff.
     pub max_backoff: Duration,
-    /// The end of a run waits at most this long for what is still to be delivered.
+    /// Maximum time that the end of a run waits for queued messages.
     pub end: Duration,
 }
 
@@ -110,10 +111,10 @@ impl Default for DeliveryPolicy {
     }
 }
 
-/// Makes the sink for a run.
+/// Makes the sink of a run.
 type SinkFactory = Box<dyn FnMut(&RunInfo) -> Box<dyn Sink> + Send>;
 
-/// A [`Tracker`] whose work is done by a [`Sink`] in the background.
+/// A [`Tracker`] that delivers to a [`Sink`] in the background.
 pub struct BackgroundTracker {
     name: String,
     open: SinkFactory,
@@ -121,7 +122,7 @@ pub struct BackgroundTracker {
     shared: Option<Arc<Shared>>,
 }
 
-/// What the run and the thread share. It is locked for moments only, never while something is delivered.
+/// The state that the run and the thread share. The lock is held only briefly, never during a delivery.
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
@@ -132,11 +133,11 @@ struct Shared {
 struct State {
     queue: VecDeque<Message>,
     bytes: usize,
-    /// Messages that did not fit or were refused.
+    /// Number of messages that did not fit or were refused.
     dropped: u64,
-    /// How the run ended.
+    /// The status with which the run ended.
     ended: Option<Status>,
-    /// The thread is through.
+    /// True once the thread has ended.
     done: bool,
 }
 
@@ -145,7 +146,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `until` holds, or for so long.
+    /// Waits until `until` holds, for at most `longest`.
     fn wait(&self, longest: Duration, until: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
         let waited = self.changed.wait_timeout_while(self.lock(), longest, |state| !until(state));
         waited.unwrap_or_else(PoisonError::into_inner).0
@@ -153,7 +154,7 @@ impl Shared {
 }
 
 impl BackgroundTracker {
-    /// A tracker that is called `name` in warnings; `open` makes its sink when the run begins, and must not wait for anything.
+    /// Makes a tracker that is called `name` in warnings. `open` makes its sink when the run starts, and must not block.
     pub fn new(
         name: String,
         policy: DeliveryPolicy,
@@ -176,7 +177,7 @@ impl BackgroundTracker {
         }
     }
 
-    /// Messages that were lost so far.
+    /// Number of messages that were lost so far.
     pub fn dropped(&self) -> u64 {
         self.shared.as_ref().map_or(0, |shared| shared.lock().dropped)
     }
@@ -227,18 +228,18 @@ impl Tracker for BackgroundTracker {
     }
 }
 
-/// The thread.
+/// The state of the delivering thread.
 struct Worker {
     name: String,
     sink: Box<dyn Sink>,
     policy: DeliveryPolicy,
     shared: Arc<Shared>,
-    /// What is being delivered.
+    /// The messages in delivery.
     batch: VecDeque<Message>,
     warned: bool,
 }
 
-/// Whatever happens to the thread, nobody waits for it in vain.
+/// Marks the thread as ended when it returns or panics, so that nothing waits for it in vain.
 struct DoneGuard<'a>(&'a Shared);
 
 impl Drop for DoneGuard<'_> {
@@ -273,7 +274,7 @@ impl Worker {
                         Failure::Refused(count, _) => {
                             self.batch.drain(..count.min(left));
                             shared.lock().dropped += count.min(left) as u64;
-                            // Something refused it when there was nothing: it will do so again.
+                            // The server refused the request that has no messages, so it will refuse it again.
                             if left > 0 {
                                 continue;
                             }
@@ -299,7 +300,7 @@ impl Worker {
         }
     }
 
-    /// One warning for a run: who looks at it will look at the rest.
+    /// Logs the first failure of a run as a warning and the others for debugging only.
     fn warn(&mut self, failure: &Failure) {
         let reason = plain(failure.reason());
         if std::mem::replace(&mut self.warned, true) {
@@ -315,13 +316,13 @@ impl Worker {
     }
 }
 
-/// What somebody else says, as one short line.
+/// Shortens text from a server to one line of at most 300 characters.
 pub fn plain(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-/// When it was, in seconds since 1970.
+/// The time in seconds since 1970.
 pub fn seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
@@ -335,7 +336,7 @@ mod tests {
 
     use super::*;
 
-    /// What was delivered, and a script of failures.
+    /// A sink that records deliveries and follows a script of failures.
     struct Script(Sender<Vec<Message>>, Box<dyn FnMut() -> Option<Failure> + Send>);
 
     impl Sink for Script {

@@ -1,8 +1,8 @@
-//! An MLflow server, by its REST interface 2.0 (MLflow's documentation, "REST API").
+//! A client of an MLflow server, by its REST API 2.0 (MLflow's documentation, "REST API").
 //!
-//! `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, are sent to the server, nowhere else, and appear
-//! in no message and no file. A run that is resumed goes on in the same MLflow run; MLflow cannot take back what it was told, so that
-//! steps which are taken again are there twice, with their times.
+//! The client sends `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, to the server and nowhere else.
+//! They appear in no message and no file. A resumed run continues the same MLflow run. MLflow cannot remove metrics, so steps that are
+//! repeated are there twice, with their times.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,12 +20,12 @@ use ureq::{Agent, http::StatusCode};
 use super::background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink, plain, seconds};
 use crate::train::folder::Status;
 
-/// The experiment that runs are in.
+/// The experiment that contains the runs.
 pub const EXPERIMENT: &str = "tiny-cats";
 
-/// Where the run's folder says which MLflow run it is.
+/// The file in a run's folder that holds the id of its MLflow run.
 const FILE: &str = "mlflow.json";
-/// An answer is not longer, but for a liar's.
+/// Maximum bytes of a response, which protects from a faulty server.
 const MAX_RESPONSE_BYTES: u64 = 4 << 20;
 /// MLflow's limits: of one request, of a parameter, of a name.
 const MAX_METRICS: usize = 1000;
@@ -33,10 +33,10 @@ const MAX_PARAMS: usize = 100;
 const MAX_VALUE_CHARS: usize = 500;
 const MAX_NAME_CHARS: usize = 250;
 
-/// Tells the MLflow server at `uri` of a run.
+/// Makes a tracker that records a run on the MLflow server at `uri`.
 ///
 /// # Errors
-/// In one line, when `uri` is no address of a server, or has credentials in it.
+/// Returns one line if `uri` is not the address of a server or contains credentials, or if the token is not printable ASCII.
 pub fn mlflow(uri: &str, policy: DeliveryPolicy) -> Result<BackgroundTracker, String> {
     let expected = "--mlflow: expected the address of a server, as http://127.0.0.1:5000";
     let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://")).ok_or(expected)?;
@@ -65,7 +65,7 @@ pub fn mlflow(uri: &str, policy: DeliveryPolicy) -> Result<BackgroundTracker, St
         return Err("MLFLOW_TRACKING_TOKEN: expected printable ASCII".into());
     }
     let agent: Agent = Agent::config_builder()
-        // A server that sends us elsewhere does not send our credentials there.
+        // A redirect must not send the credentials to another server.
         .max_redirects(0)
         .http_status_as_error(false)
         .user_agent(concat!("tiny-cats/", env!("CARGO_PKG_VERSION")))
@@ -88,7 +88,7 @@ pub fn mlflow(uri: &str, policy: DeliveryPolicy) -> Result<BackgroundTracker, St
     }))
 }
 
-/// `mlflow.json`.
+/// The content of `mlflow.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct StoredRun {
     uri: String,
@@ -103,24 +103,24 @@ struct Client {
     file: PathBuf,
     name: String,
     settings: Vec<(String, String)>,
-    /// The server's name of the run, when it has one.
+    /// The server's id of the run, once known.
     id: Option<String>,
-    /// The run that the folder names is there no more.
+    /// True if the run that the folder names no longer exists.
     is_deleted: bool,
     /// The experiment's id.
     experiment: Option<String>,
-    /// What is to be told before anything else.
+    /// Requests that come before all others.
     setup_requests: VecDeque<(&'static str, Value)>,
 }
 
-/// What the server says that a request is not to be done.
+/// Error codes in the server's responses.
 const NOT_FOUND_CODE: &str = "RESOURCE_DOES_NOT_EXIST";
 const EXISTS_CODE: &str = "RESOURCE_ALREADY_EXISTS";
 
-/// How a request failed.
+/// The error of a request.
 enum RequestError {
     Failure(Failure),
-    /// The server understood and refused, with its code and its reason.
+    /// The server's refusal, with its code and its reason.
     Answer(String, String),
 }
 
@@ -134,7 +134,7 @@ impl From<RequestError> for Failure {
 }
 
 impl Client {
-    /// Posts `body` to `path`, or gets `path` where there is none.
+    /// Posts `body` to `path`, or gets `path` if there is none.
     fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, RequestError> {
         let passing = |reason: String| RequestError::Failure(Failure::Passing(reason));
         let url = format!("{}/api/2.0/mlflow/{path}", self.uri);
@@ -175,8 +175,9 @@ impl Client {
         Err(passing(reason))
     }
 
-    /// The run's id. It goes on with the run that the folder names, or begins one, and tells the settings. What was achieved is kept: a
-    /// server that fails now and then gets there in the end.
+    /// Resumes the run that the folder names, or creates one, records the settings, and returns the run's id.
+    ///
+    /// Completed requests are not repeated, so this succeeds in the end on an unreliable server.
     fn begin(&mut self) -> Result<String, Failure> {
         let id = match &self.id {
             Some(id) => id.clone(),
@@ -203,7 +204,7 @@ impl Client {
         Ok(id)
     }
 
-    /// Begins a run.
+    /// Creates a run.
     fn create(&mut self) -> Result<String, RequestError> {
         let experiment = match &self.experiment {
             Some(experiment) => experiment.clone(),
@@ -233,7 +234,7 @@ impl Client {
         Ok(id)
     }
 
-    /// Looks whether the run is there, and is to say that it is going on.
+    /// Checks that the run exists, and queues its new status.
     fn resume_run(&mut self, id: &str) -> Result<(), RequestError> {
         let run = self.ask(&format!("runs/get?run_id={id}"), None)?["run"].take();
         if run["info"]["lifecycle_stage"] == "deleted" {
@@ -247,8 +248,9 @@ impl Client {
         Ok(())
     }
 
-    /// Is to tell the settings as parameters. What is `known` cannot be changed: where it is another now, as the length of a run that
-    /// is made longer, that is a tag.
+    /// Queues the settings as parameters.
+    ///
+    /// MLflow cannot change a parameter that is `known`. A changed setting, such as the length of an extended run, becomes a tag.
     fn settings(&mut self, id: &str, known: &BTreeMap<String, String>) {
         let settings: BTreeMap<String, String> =
             self.settings.iter().map(|(k, v)| (name(k), truncate(v, MAX_VALUE_CHARS))).collect();
@@ -262,7 +264,7 @@ impl Client {
         }
     }
 
-    /// The experiment's id; it is made where there is none.
+    /// Returns the experiment's id and creates the experiment if there is none.
     fn experiment(&self) -> Result<String, RequestError> {
         let get = || -> Result<String, RequestError> {
             let path = format!("experiments/get-by-name?experiment_name={EXPERIMENT}");
@@ -275,7 +277,7 @@ impl Client {
         }
         match self.ask("experiments/create", Some(&json!({"name": EXPERIMENT}))) {
             Ok(answer) => Ok(read_id(&answer["experiment_id"], "experiments/create")?),
-            // Somebody else made it meanwhile.
+            // Another client created it meanwhile.
             Err(RequestError::Answer(code, _)) if code == EXISTS_CODE => get(),
             Err(other) => Err(other),
         }
@@ -288,7 +290,7 @@ impl Sink for Client {
         while !queue.is_empty() {
             let (mut metrics, mut count) = (Vec::new(), 0);
             for message in queue.iter() {
-                // Pictures are artifacts, which are stored elsewhere.
+                // MLflow stores images as artifacts, elsewhere.
                 let values = if let Body::Scalars(values) = &message.body { &values[..] } else { &[] };
                 if count > 0 && metrics.len() + values.len() > MAX_METRICS {
                     break;
@@ -322,7 +324,7 @@ impl Sink for Client {
     }
 }
 
-/// A metric as MLflow takes it. What is not finite JSON has no number for; a protocol buffer's JSON has names.
+/// Formats a metric for MLflow. JSON has no number for a value that is not finite, but the JSON of protocol buffers has names.
 fn metric(message: &Message, (key, value): &(String, f64)) -> Value {
     let number = match value {
         v if v.is_nan() => json!("NaN"),
@@ -336,7 +338,7 @@ fn milliseconds(time: SystemTime) -> u64 {
     (seconds(time) * 1e3) as u64
 }
 
-/// The id of the run on the server at `uri` that the file names.
+/// Reads the id of the run on the server at `uri` from the file.
 fn stored(path: &Path, uri: &str) -> Option<String> {
     let small = fs::metadata(path).is_ok_and(|file| file.len() <= 1 << 16);
     let text = small.then(|| fs::read(path).ok()).flatten()?;
@@ -344,19 +346,19 @@ fn stored(path: &Path, uri: &str) -> Option<String> {
     (stored.uri == uri && is_id(&stored.run_id)).then_some(stored.run_id)
 }
 
-/// The id in a server's answer.
+/// Reads the id in a server's response.
 fn read_id(answer: &Value, path: &str) -> Result<String, RequestError> {
     let id = answer.as_str().filter(|id| is_id(id));
     let failure = || Failure::Passing(format!("{path}: it answers without an id"));
     id.map(str::to_owned).ok_or_else(|| RequestError::Failure(failure()))
 }
 
-/// An id goes into addresses.
+/// True if an id is safe in a URL.
 fn is_id(id: &str) -> bool {
     (1..=256).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
 }
 
-/// `name` with what MLflow takes in a name.
+/// Replaces the characters of `name` that MLflow does not accept.
 fn name(name: &str) -> String {
     let taken = |c: char| c.is_ascii_alphanumeric() || "_-. /".contains(c);
     truncate(&name.chars().map(|c| if taken(c) { c } else { '_' }).collect::<String>(), MAX_NAME_CHARS)
@@ -366,7 +368,7 @@ fn truncate(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }
 
-/// RFC 4648.
+/// Encodes `bytes` as base64 (RFC 4648, section 4).
 fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();

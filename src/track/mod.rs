@@ -1,7 +1,7 @@
-//! Who else is told how a run goes: TensorBoard's event files, an MLflow server.
+//! Trackers, which record a run elsewhere: in TensorBoard's event files or on an MLflow server.
 //!
-//! A tracker never stops a run and never slows it: what it is told waits in a queue of bounded size for a thread of its own, what does
-//! not fit is dropped and counted, and whatever fails is one warning.
+//! A tracker never stops a run or slows it. Its messages wait in a bounded queue for a thread of its own; those that do not fit are dropped
+//! and counted. Failures cause a single warning.
 
 mod background;
 #[cfg(feature = "mlflow")]
@@ -18,38 +18,38 @@ use crate::train::folder::Status;
 pub use background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink};
 pub use tensorboard::tensorboard;
 
-/// The run that a tracker is told of.
+/// The run that a tracker records.
 #[derive(Clone, Copy, Debug)]
 pub struct RunInfo<'a> {
-    /// Its name: that of its folder.
+    /// The name of the run, which is that of its folder.
     pub id: &'a str,
     /// Its folder.
     pub folder: &'a Path,
-    /// Steps done before: what a tracker has of later steps, from before a run was resumed, is of a past that did not happen.
+    /// Steps done before. If a run is resumed, a tracker's records of later steps are of an abandoned branch.
     pub step: u64,
-    /// All settings, as [`flat`] names and values.
+    /// All settings as names and values, see [`flatten_settings`].
     pub settings: &'a [(String, String)],
 }
 
-/// One who is told how a run goes. No method fails, and none waits, but for [`end`](Self::end), which waits some seconds.
+/// A tracker of a run. No method fails, and only [`end`](Self::end) waits, for some seconds.
 pub trait Tracker: Send {
-    /// The run begins or goes on. It is called first, and once.
+    /// Starts recording when the run starts or resumes. It is called first, and once.
     fn begin(&mut self, run: &RunInfo);
 
-    /// Numbers after so many steps.
+    /// Records numbers at `step`.
     fn scalars(&mut self, step: u64, values: &[(&str, f64)]);
 
-    /// A picture after so many steps.
+    /// Records an image at `step`.
     fn picture(&mut self, step: u64, name: &str, picture: &RgbImage);
 
-    /// The run ended like that: what still waits is delivered, if that takes no longer than some seconds.
+    /// Ends recording with the run's status, and waits some seconds for the delivery of queued messages.
     fn end(&mut self, status: Status);
 }
 
-/// Settings in at most so many lines are told.
+/// Maximum number of settings that are recorded.
 const MAX_SETTINGS: usize = 1000;
 
-/// All settings one by one: `{"a": {"b": 1}}` is `a.b` = `1`. Lists are one setting, as JSON.
+/// Flattens settings: `{"a": {"b": 1}}` is `a.b` = `1`. A list is one setting, as JSON.
 pub fn flatten_settings(settings: &Value) -> Vec<(String, String)> {
     fn walk(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
         match value {

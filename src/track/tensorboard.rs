@@ -1,8 +1,10 @@
-//! Event files as TensorBoard reads them: records in TensorFlow's framing, each a protocol buffer `Event`
-//! (`tensorboard/compat/proto/event.proto` and `summary.proto` in TensorBoard's sources; only the fields that are needed).
+//! TensorBoard's event files: records in TensorFlow's framing, each a protocol buffer `Event`.
 //!
-//! A run that is resumed begins a new file with a session start at its first step: what earlier files have of that step and later ones
-//! TensorBoard then leaves out.
+//! The messages are those of `tensorboard/compat/proto/event.proto` and `summary.proto` in TensorBoard's sources, with only the needed
+//! fields.
+//!
+//! A resumed run starts a new file with a session start at its first step. TensorBoard then ignores that step and later ones in earlier
+//! files.
 
 use std::{
     collections::VecDeque,
@@ -18,8 +20,9 @@ use prost::Message as _;
 use super::background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink, seconds};
 use crate::train::folder::Status;
 
-/// Writes event files for TensorBoard: in `FOLDER/ID`, where several runs can be looked at together, or in `tensorboard` in the folder of
-/// the run itself.
+/// A tracker that writes event files for TensorBoard.
+///
+/// They are in `FOLDER/ID`, so that TensorBoard shows several runs together, or in `tensorboard` in the run's own folder.
 pub fn tensorboard(folder: Option<PathBuf>) -> BackgroundTracker {
     BackgroundTracker::new("TensorBoard".into(), DeliveryPolicy::default(), move |run| {
         Box::new(EventFile {
@@ -33,7 +36,7 @@ pub fn tensorboard(folder: Option<PathBuf>) -> BackgroundTracker {
     })
 }
 
-/// `Event`.
+/// TensorBoard's `Event`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Event {
     #[prost(double, tag = "1")]
@@ -54,7 +57,7 @@ enum EventContent {
     SessionLog(SessionLog),
 }
 
-/// `SessionLog`, with the status `START`.
+/// TensorBoard's `SessionLog`, here always with the status `START`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct SessionLog {
     #[prost(int32, tag = "1")]
@@ -69,7 +72,7 @@ struct Summary {
     value: Vec<Value>,
 }
 
-/// `Summary.Value`.
+/// TensorBoard's `Summary.Value`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Value {
     #[prost(string, tag = "1")]
@@ -90,7 +93,7 @@ enum Content {
     Tensor(Text),
 }
 
-/// `Summary.Image`.
+/// TensorBoard's `Summary.Image`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Image {
     #[prost(int32, tag = "1")]
@@ -105,21 +108,21 @@ struct Image {
 
 const RGB: i32 = 3;
 
-/// `SummaryMetadata`.
+/// TensorBoard's `SummaryMetadata`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Metadata {
     #[prost(message, optional, tag = "1")]
     plugin_data: Option<PluginData>,
 }
 
-/// `SummaryMetadata.PluginData`.
+/// TensorBoard's `SummaryMetadata.PluginData`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct PluginData {
     #[prost(string, tag = "1")]
     plugin_name: String,
 }
 
-/// `TensorProto`, of one text.
+/// TensorFlow's `TensorProto` with a single string.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Text {
     #[prost(int32, tag = "1")]
@@ -132,11 +135,11 @@ struct Text {
 
 const STRING: i32 = 7;
 
-/// `TensorShapeProto`, without dimensions.
+/// TensorFlow's `TensorShapeProto` without dimensions.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Scalar {}
 
-/// Settings as a table in Markdown, which the text panel shows.
+/// Formats settings as a Markdown table for the text panel.
 fn table(settings: &[(String, String)]) -> String {
     let plain = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
     let rows = settings.iter().map(|(name, value)| format!("| {} | {} |\n", plain(name), plain(value)));
@@ -152,8 +155,9 @@ fn frame(record: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The checksum of `bytes` as TensorFlow stores it (`tsl/lib/hash/crc32c.h`): turned and shifted, so that a checksum of data that contains
-/// checksums is none.
+/// The masked checksum of `bytes` as TensorFlow stores it (`tsl/lib/hash/crc32c.h`): rotated and offset.
+///
+/// The checksum of data that contains checksums is thus still useful.
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -161,14 +165,14 @@ fn masked(bytes: &[u8]) -> u32 {
 /// The event files of one run.
 struct EventFile {
     folder: PathBuf,
-    /// The first step that this process takes.
+    /// The first step of this process.
     first: u64,
     settings: String,
     open: Option<(File, u64)>,
 }
 
 impl EventFile {
-    /// Appends `records`, all or none.
+    /// Appends all `records` or none.
     fn append(&mut self, records: &[u8]) -> io::Result<()> {
         let (file, length) = match &mut self.open {
             Some(open) => open,
@@ -179,7 +183,7 @@ impl EventFile {
             }
         };
         if let Err(e) = file.write_all(records) {
-            // Half a record would end the file for its readers.
+            // Readers stop at an incomplete record.
             file.set_len(*length)?;
             return Err(e);
         }
@@ -187,7 +191,7 @@ impl EventFile {
         Ok(())
     }
 
-    /// What a file begins with.
+    /// The records at the start of a file.
     fn head(&self) -> Vec<u8> {
         let now = SystemTime::now();
         let settings = Value {
@@ -241,7 +245,7 @@ fn scalar(tag: &str, value: f64) -> Value {
     Value { tag: tag.to_owned(), metadata: None, content: Some(Content::SimpleValue(value as f32)) }
 }
 
-/// `None` of a picture that has no PNG, as one without pixels.
+/// The summary value of an image; `None` if it cannot be encoded as PNG, as without pixels.
 fn picture_value(tag: &str, picture: &RgbImage) -> Option<Value> {
     let mut png = Cursor::new(Vec::new());
     picture.write_to(&mut png, ImageFormat::Png).ok()?;
@@ -254,8 +258,10 @@ fn picture_value(tag: &str, picture: &RgbImage) -> Option<Value> {
     Some(Value { tag: tag.to_owned(), metadata: None, content: Some(Content::Image(image)) })
 }
 
-/// A new file in `folder`. Files are read in the order of their names, which begin with a time: of two, the newer has the later one,
-/// even if both are made in one second or the clock was set back.
+/// Creates a new file in `folder`.
+///
+/// TensorBoard reads files in the order of their names, which start with a time. So a newer file always gets a later time, even within one
+/// second or after the clock was set back.
 fn create(folder: &Path) -> io::Result<File> {
     const PREFIX: &str = "events.out.tfevents.";
     let time = |entry: io::Result<fs::DirEntry>| -> Option<u64> {
@@ -274,7 +280,7 @@ mod tests {
     use super::*;
     use crate::track::{RunInfo, Tracker};
 
-    /// The events of a file; every checksum is checked.
+    /// Parses the events of a file and checks every checksum.
     fn events(path: &Path) -> Vec<Event> {
         let bytes = fs::read(path).unwrap();
         let mut rest = &bytes[..];
@@ -305,7 +311,7 @@ mod tests {
 
     #[test]
     fn events_are_read_as_they_were_written_and_a_resumed_run_begins_a_later_file() {
-        // As TensorFlow's test of this checksum has it: crc32c of 32 zero bytes is 0x8a9136aa.
+        // TensorFlow's own test of this checksum: crc32c of 32 zero bytes is 0x8a9136aa.
         assert_eq!(masked(&[0; 32]), 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8));
         let dir = tempfile::tempdir().unwrap();
         run(dir.path(), 0, 1..=20);

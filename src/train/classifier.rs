@@ -1,4 +1,4 @@
-//! The classifier's task: a ResNet by cross entropy.
+//! The classifier's task: a ResNet trained with cross entropy.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,38 +23,41 @@ use crate::{
     evaluate::Classification,
 };
 
-/// Pictures that are evaluated at once: it bounds memory and changes nothing.
+/// Images that are evaluated at once: it bounds memory and does not affect the result.
 const EVAL_BATCH: usize = 32;
 
-/// How a classifier is trained, besides what the engine does.
+/// Settings of a classifier's training, besides those of the engine.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ClassifierOptions {
     /// The network.
     pub network: ResNetConfig,
-    /// Side of the pictures that it is to be used on, in pixels.
+    /// Side of the images that it is used on, in pixels.
     pub image_size: usize,
-    /// Side of the pictures that it is trained on. Somewhat smaller ones are quicker, and objects then look as large in training, where
-    /// parts of pictures are enlarged, as in use (arXiv 1906.06423).
+    /// Side of the images that it is trained on, in pixels.
+    ///
+    /// Somewhat smaller ones are faster. Training enlarges parts of images, so objects then appear as large as in use (arXiv 1906.06423).
     pub crop_size: usize,
-    /// How pictures are changed.
+    /// The augmentation of training images.
     pub augmentation: AugmentLevel,
-    /// The parameter of the Beta distribution by which two pictures are mixed (arXiv 1710.09412), at most 1; 0 mixes none.
+    /// The parameter of the Beta distribution by which two images are mixed (mixup, arXiv 1710.09412), at most 1; 0 disables it.
     pub mixup: f64,
     /// The share of a target that is spread over all classes (arXiv 1512.00567).
     pub label_smoothing: f64,
-    /// Order, augmentation and mixing.
+    /// Seed of the order, the augmentation and the mixing.
     pub seed: u64,
-    /// What its files are called, which changes nothing else.
+    /// The base name of its released files, which affects nothing else.
     #[serde(skip)]
     pub name: String,
-    /// A file to begin with: see [`InitFile::classifier`]; the settings hold its name, not where it lies.
+    /// A file with initial weights: see [`InitFile::classifier`]. The settings hold its name, not its path.
     #[serde(skip)]
     pub init: Option<PathBuf>,
 }
 
 impl ClassifierOptions {
+    /// Checks the settings.
+    ///
     /// # Errors
-    /// [`Error::Setting`] naming the first setting that makes no sense.
+    /// Returns [`Error::Setting`] for the first setting that is not valid.
     pub fn validate(&self) -> Result<()> {
         self.network.validate()?;
         if !(0.0..=1.0).contains(&self.mixup) {
@@ -76,13 +79,13 @@ impl ClassifierOptions {
         Ok(())
     }
 
-    /// The shorter side of the photographs that the network is trained and evaluated on.
+    /// The shorter side in pixels of the photographs that the network is trained and evaluated on.
     pub fn short_side(&self) -> u32 {
         Preprocessing::imagenet(self.image_size).resize as u32
     }
 }
 
-/// Training of a classifier on photographs that were decoded before.
+/// The training of a classifier on decoded photographs.
 pub struct Classifier {
     data: Arc<ClassifierBatches>,
     validation: Option<Photos>,
@@ -90,7 +93,7 @@ pub struct Classifier {
     device: Device,
 }
 
-/// What batches are made of.
+/// The source of the classifier's batches.
 struct ClassifierBatches {
     options: ClassifierOptions,
     train: Photos,
@@ -99,10 +102,10 @@ struct ClassifierBatches {
 }
 
 impl Classifier {
-    /// A classifier of the classes of `train`, evaluated on `validation` where there is one.
+    /// Makes a classifier for the classes of `train`, evaluated on `validation` if there is any.
     ///
     /// # Errors
-    /// [`Error::Setting`] when photographs, network and settings do not fit together.
+    /// Returns [`Error::Setting`] if photographs, network and settings do not match.
     pub fn new(
         options: ClassifierOptions,
         train: Photos,
@@ -123,15 +126,15 @@ impl Classifier {
         Ok(Self { data, validation, meta, device })
     }
 
-    /// The photographs that states are chosen by.
+    /// The photographs of the evaluations.
     pub fn validation(&self) -> Option<&Photos> {
         self.validation.as_ref()
     }
 
-    /// What the classifier with `weights` makes of `photos`.
+    /// Classifies `photos` with `weights` and collects the results.
     ///
     /// # Errors
-    /// Those of the network.
+    /// Returns errors of the network.
     pub fn classify(&self, weights: &Weights, photos: &Photos) -> Result<Classification> {
         let ClassifierBatches { options, preprocessing, .. } = &*self.data;
         let size = options.image_size;
@@ -157,7 +160,7 @@ impl Classifier {
 }
 
 impl ClassifierBatches {
-    /// How much of picture `position` is shown in a mixture; the rest is of its neighbour in the batch.
+    /// The share of image `position` in a mixture; the rest is of the next image in the batch.
     fn share(&self, position: u64) -> f32 {
         let alpha = self.options.mixup;
         if alpha == 0.0 {

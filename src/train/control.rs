@@ -1,4 +1,4 @@
-//! Reaching into a run from outside: stopping it without waiting for the step at work.
+//! A handle for other threads that stops a run without waiting for the current step.
 
 use std::{
     path::PathBuf,
@@ -7,29 +7,29 @@ use std::{
 
 use super::{Optimizer, Result, run::RunFiles};
 
-/// A handle to a run, for other threads than its own.
+/// A handle to a run for other threads.
 ///
-/// The weights change only between steps, in a moment, under a lock. Whoever takes the lock has the last finished step before it, and the
-/// step at work, which may take minutes, need not be waited for.
+/// The weights change only between steps, briefly and under a lock. A thread that holds the lock therefore has the last finished step. It
+/// need not wait for the current one, which may take minutes.
 #[derive(Clone, Default)]
 pub struct Control(Arc<Mutex<Phase>>);
 
 #[derive(Default)]
 pub(super) enum Phase {
-    /// It has not begun.
+    /// The run has not started.
     #[default]
     Before,
-    /// It trains.
+    /// The run is training.
     Training(Box<ActiveRun>),
-    /// Its files are released, or it failed.
+    /// The run has released its files or failed.
     Over,
 }
 
-/// What changes in a run.
+/// The state of a run that changes while it trains.
 pub(super) struct ActiveRun {
     pub(super) optimizer: Optimizer,
     pub(super) run: RunFiles,
-    /// Whether a step broke off, so that not all weights are of one step.
+    /// True while a step changes the weights, and after an error in it: not all weights are then of one step.
     pub(super) inconsistent: bool,
 }
 
@@ -39,26 +39,27 @@ impl std::fmt::Debug for Control {
     }
 }
 
-/// A run that was stopped: it stays at the step it was stopped at for as long as this is held.
+/// A stopped run, which stays at its step for as long as this value lives.
 pub struct StoppedRun<'a> {
-    /// Where the run was stopped: its step, and the training state. `None` when nothing was saved: it has not begun to train, or a step broke
-    /// off, so that what was saved before is what it goes on from.
+    /// The step that was saved, and its training state.
+    ///
+    /// `None` if nothing was saved: the run has not started, or a step failed midway. The run then resumes from the previous state.
     pub at: Option<(u64, PathBuf)>,
-    /// Whether it was over already.
+    /// True if the run had already ended.
     pub was_finished: bool,
     _held: MutexGuard<'a, Phase>,
 }
 
 impl Control {
-    /// Saves the last finished step and holds the run there.
+    /// Saves the last finished step and blocks the run there.
     ///
     /// # Errors
-    /// When the state cannot be written.
+    /// Returns an error if the state cannot be written.
     pub fn stop(&self) -> Result<StoppedRun<'_>> {
         let mut held = self.lock();
         let (at, was_finished) = match &mut *held {
             Phase::Before => (None, false),
-            // What was saved before is whole.
+            // The previous training state is intact.
             Phase::Training(active) if active.inconsistent => (None, false),
             Phase::Training(active) => (Some(active.stop()?), false),
             Phase::Over => (None, true),
@@ -70,10 +71,10 @@ impl Control {
         *self.lock() = phase;
     }
 
-    /// What `f` makes of the run.
+    /// Calls `f` with the run, under the lock.
     ///
     /// # Panics
-    /// When the run has not begun or is over: only its own thread calls this, in between.
+    /// Panics if the run has not started or has ended; only the run's own thread calls this, in between.
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut ActiveRun) -> R) -> R {
         match &mut *self.lock() {
             Phase::Training(active) => f(active),
@@ -81,13 +82,15 @@ impl Control {
         }
     }
 
-    /// What `f` makes of the run, which is over if it succeeds: whoever would stop it in between finds it over.
+    /// Calls `f` with the run and marks the run as ended if `f` succeeds.
+    ///
+    /// Both happen under one lock, so a thread that stops the run in the meantime finds it ended.
     ///
     /// # Errors
-    /// Those of `f`; the run is then as it was.
+    /// Returns errors of `f`; the run's phase is then unchanged.
     ///
     /// # Panics
-    /// As [`with`](Self::with).
+    /// Panics as [`with`](Self::with) does.
     pub(super) fn finish<R>(&self, f: impl FnOnce(&mut ActiveRun) -> Result<R>) -> Result<R> {
         let mut held = self.lock();
         let Phase::Training(active) = &mut *held else {
@@ -99,7 +102,7 @@ impl Control {
     }
 
     fn lock(&self) -> MutexGuard<'_, Phase> {
-        // A panic while the lock was held may have left a step half done; the run's own thread is then gone, and what it saved is whole.
+        // A panic under the lock may have left a step unfinished. The run's own thread has then ended, and its saved state is intact.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,11 +1,13 @@
-//! In what two settings differ.
+//! The differences between the settings of two runs.
 
 use serde_json::Value;
 
-/// What settings of a task say of its data.
+/// Keys of a task's settings that describe its data.
 const DATA_KEYS: [&str; 3] = ["data", "items", "validation"];
 
-/// Why a run that was trained with the settings `old` is another one than that of `new`; of its data, in words. `None` where it is not.
+/// Describes why a run with the settings `old` cannot be resumed with `new`; `None` if it can.
+///
+/// Differences of the data are put into words.
 pub(crate) fn settings_mismatch(old: &Value, new: &Value) -> Option<String> {
     let without_data = |settings: &Value| {
         let mut settings = settings.clone();
@@ -39,7 +41,7 @@ pub(crate) fn settings_mismatch(old: &Value, new: &Value) -> Option<String> {
     Some(format!("{why}: {numbers}; a new run can use them"))
 }
 
-/// The first field of `path` in which two settings differ, with both values.
+/// Describes the first field of `path` that differs, with both values.
 pub(crate) fn difference(path: &str, old: &Value, new: &Value) -> Option<String> {
     match (old, new) {
         (Value::Object(a), Value::Object(b)) => {
@@ -52,7 +54,7 @@ pub(crate) fn difference(path: &str, old: &Value, new: &Value) -> Option<String>
         }
         _ if old == new => None,
         _ => {
-            // What is on disk may be of anybody.
+            // The content of a file is untrusted, so it is escaped and cut.
             let cut = |text: &str| text.escape_debug().take(60).collect::<String>();
             let [old, new] = [old, new].map(|value| cut(&value.to_string().replace('"', "")));
             Some(format!("{} was {old}, is {new}", cut(path)))

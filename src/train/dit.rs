@@ -1,4 +1,4 @@
-//! The generator's task: TinyDiT by flow matching.
+//! The generator's task: TinyDiT trained with flow matching.
 
 use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 
@@ -22,48 +22,50 @@ use crate::{
     data::{AugmentLevel, Images, Order, View},
 };
 
-/// How a generator is trained, besides what the engine does.
+/// Settings of a generator's training, besides those of the engine.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct DitOptions {
     /// The network.
     pub network: TinyDitConfig,
-    /// How examples are drawn.
+    /// The distribution of the examples.
     pub flow: Flow,
-    /// How pictures are changed.
+    /// The augmentation of training images.
     pub augmentation: AugmentLevel,
-    /// Weight of guidance in the sample grids, which the released files advise; it changes nothing else.
+    /// Weight of guidance in the sample grids, and the released files' default. It affects nothing else.
     #[serde(skip)]
     pub guidance: f32,
-    /// Times that it holds for, likewise.
+    /// Interval of the times with guidance, likewise.
     #[serde(skip)]
     pub guidance_interval: [f32; 2],
-    /// Whether the weights that were evaluated best are released; the flow loss says little about pictures, so usually the last are.
+    /// True if the weights with the best evaluation are released.
+    ///
+    /// The flow loss says little about image quality, so usually the last weights are.
     #[serde(skip)]
     pub best: bool,
-    /// Order, augmentation, times, noise and dropped labels.
+    /// Seed of order, augmentation, times, noise and dropped labels.
     pub seed: u64,
-    /// A file to begin with: see [`InitFile::generator`].
+    /// A file with initial weights: see [`InitFile::generator`].
     #[serde(skip)]
     pub init: Option<PathBuf>,
 }
 
-/// Examples of each picture that the validation loss is the mean of.
+/// Examples of each image over which the validation loss is averaged.
 pub const VALIDATION_DRAWS: u64 = 4;
-/// Pictures of each class in a sample grid.
+/// Images of each class in a sample grid.
 pub const SAMPLE_ROWS: usize = 4;
-/// Examples that are evaluated at once: it bounds memory and changes nothing.
+/// Examples that are evaluated at once: it bounds memory and does not affect the result.
 const EVAL_BATCH: u64 = 32;
-/// The seed of the validation's noise and times, the same for every run so that losses can be compared.
+/// The seed of the validation's noise and times, the same for every run so that losses are comparable.
 const VALIDATION: u64 = 0;
 
-/// Training of a generator on pictures that were decoded before.
+/// The training of a generator on decoded images.
 pub struct Dit {
     data: Arc<DitBatches>,
     validation: Option<Images>,
     device: Device,
 }
 
-/// What batches are made of.
+/// The source of the generator's batches.
 struct DitBatches {
     options: DitOptions,
     images: Images,
@@ -71,8 +73,10 @@ struct DitBatches {
 }
 
 impl Dit {
+    /// Makes the task.
+    ///
     /// # Errors
-    /// [`Error::Setting`] when pictures and network do not fit together.
+    /// Returns [`Error::Setting`] if images and network do not match.
     pub fn new(
         options: DitOptions,
         images: Images,
@@ -177,7 +181,7 @@ impl Task for Dit {
             "items": images.len(),
             "validation": validation,
         });
-        // Runs that were begun without one are as they were.
+        // Without `init` the key is absent, so that the settings of earlier runs still match.
         if let Some(name) = options.init.as_ref().and_then(|path| path.file_name()?.to_str()) {
             settings["init"] = name.into();
         }
@@ -200,7 +204,7 @@ impl Task for Dit {
         Ok(prediction.weighted_mse(&target, &weight)?)
     }
 
-    /// The flow loss on pictures that were not trained on, at noise and times that never change, with their labels.
+    /// Computes the flow loss on images that are not trained on, at fixed noise and times, with their labels.
     fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
         let Some(images) = &self.validation else { return Ok(Vec::new()) };
         let network = &self.data.options.network;
@@ -251,7 +255,7 @@ impl Task for Dit {
         let meta = self.meta();
         let classes = meta.classes.clone();
         let model = Model::from_weights(meta, weights.clone());
-        // candle would compute on the device that trains; on a processor the kernels alone are quicker.
+        // candle would compute on the training device; on a CPU the native backend's kernels are faster.
         let runtime = if self.device.is_cpu() { RuntimeKind::Native } else { RuntimeKind::Candle };
         let options = LoadOptions { runtime: Some(runtime), ..LoadOptions::default() };
         let mut generator = Generator::from_model(&model, &options)?;

@@ -1,4 +1,4 @@
-//! The loop that trains any task.
+//! The training loop of every task.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -16,73 +16,75 @@ use super::{
 };
 use crate::memory;
 
-/// How a task is trained.
+/// Settings of a training run.
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
-    /// The run's folder, where everything is written. If it holds training states, the run goes on from the newest.
+    /// The run's folder, which holds all its files. A run with training states in it resumes from the newest.
     pub folder: PathBuf,
-    /// The training state that a run in a new folder begins from. Its settings must be the same, but for the schedule: a run may be made
-    /// longer or shorter.
+    /// The training state that a run in a new folder starts from.
+    ///
+    /// Its settings must be the same except for the schedule, so a run may be made longer or shorter.
     pub from: Option<PathBuf>,
-    /// The learning rate, and the number of steps.
+    /// The learning rate and the number of steps.
     pub schedule: Schedule,
-    /// The optimizer.
+    /// The optimizer's settings.
     pub optimizer: AdamW,
-    /// Items in a micro-batch; of all processes together, where several train.
+    /// Items in a micro-batch, of all processes together.
     pub batch: usize,
-    /// Micro-batches in a step.
+    /// Micro-batches in an optimizer step.
     pub accumulation: usize,
-    /// How often memory was too small for this task before: as often the micro-batch is halved.
+    /// Number of times that earlier attempts ran out of memory. The micro-batch is halved as many times.
     pub halvings: u32,
-    /// How gradients are computed: in which precision, and whether blocks are computed again for them.
+    /// The precision of gradients, and gradient checkpointing.
     pub tape: TapeOptions,
-    /// Threads that prepare batches ahead; 0 prepares them when they are needed.
+    /// Threads that prepare batches ahead; 0 prepares each batch when it is needed.
     pub workers: usize,
-    /// Steps between training states, each of which is evaluated; 0 for the last step alone.
+    /// Steps between training states, each of which is evaluated; 0 saves the last step only.
     pub save_interval: u64,
     /// Steps between sample grids; 0 for none.
     pub sample_interval: u64,
     /// Steps between lines of `metrics.jsonl`.
     pub log_interval: u64,
-    /// When to stop before the last step.
+    /// The condition for early stopping; `None` trains to the last step.
     pub early_stopping: Option<EarlyStopping>,
-    /// Steps in a row that may be skipped because the loss or the gradient is not finite.
+    /// Maximum number of consecutive steps that are skipped because the loss or a gradient is not finite.
     pub max_skipped_steps: u64,
-    /// Initial weights.
+    /// Seed of the initial weights.
     pub seed: u64,
-    /// What the user asked for, as TOML: it is kept in the run's folder and in every training state.
+    /// The user's settings as TOML, kept in the run's folder and in every training state.
     pub configuration: String,
-    /// Where it computes.
+    /// The device that computes.
     pub device: Device,
-    /// What other threads reach into the run by.
+    /// The handle by which other threads stop the run.
     pub control: Control,
 }
 
 impl TrainOptions {
-    /// Items in a step.
+    /// Items in an optimizer step.
     pub(super) fn per_step(&self) -> u64 {
         (self.batch * self.accumulation) as u64
     }
 }
 
-/// When a run that no longer gets better is stopped.
+/// The condition that ends a run that no longer improves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EarlyStopping {
-    /// After as many evaluations without a better one.
+    /// Number of evaluations without improvement after which the run ends.
     pub patience: u64,
-    /// By how much a score must be better to count.
+    /// The improvement of a score that counts.
     pub min_delta: f64,
 }
 
-/// Micro-batches that are ready or in work beside the one that is learnt from.
+/// Micro-batches that are ready or in progress beside the one that is being trained on.
 const PREFETCH: usize = 2;
 
-/// Trains `task` as `plan` says. At the end its released files, `.pt` and `.safetensors`, with a moving average of the weights, are in the
-/// run's folder; their paths are returned. Whenever it ends before, what was done is saved, and a run with the same plan goes on from there
-/// and ends in the same files, byte for byte (same program, processor and number of threads).
+/// Trains `task` with the settings `plan` and returns the paths of the released files, `.pt` and `.safetensors`.
+///
+/// Both are in the run's folder and hold a moving average of the weights. If training ends earlier, the completed work is saved. A run with
+/// the same settings resumes from there. Its files are byte for byte the same (with the same program, CPU and number of threads).
 ///
 /// # Errors
-/// Whatever stops a run.
+/// Returns the error that ended the run.
 pub fn train(
     task: &mut dyn Task,
     plan: &TrainOptions,
@@ -91,11 +93,13 @@ pub fn train(
     train_distributed(task, plan, &mut ProcessGroup::single(), observe)
 }
 
-/// The same, with the processes of `team`, of which this one is the first. It ends in the same files whenever it is gone on with by as many
-/// processes; by another number of them, in files that differ by rounding.
+/// Trains as [`train()`] does, with the processes of `team`, of which this one is the first.
+///
+/// The files are the same bytes if the run is always resumed with the same number of processes. With another number they differ by
+/// rounding.
 ///
 /// # Errors
-/// Whatever stops a run.
+/// Returns the error that ended the run.
 pub fn train_distributed(
     task: &mut dyn Task,
     plan: &TrainOptions,
@@ -136,7 +140,7 @@ pub fn train_distributed(
         plan.control.finish(|active| active.run.publish(&active.optimizer, task.releases_best(), observe))
     });
     if let Err(error) = &ended {
-        // The error that stopped the run matters more than one of saving it.
+        // The error that ended the run matters more than an error while saving it.
         plan.control.with(|active| {
             let saved = if active.run.progress.step > 0 && !active.run.is_saved() && !active.inconsistent {
                 active.run.save(&active.optimizer).map(|_| ())
@@ -155,7 +159,7 @@ pub fn train_distributed(
     ended
 }
 
-/// From where the run stands to its end.
+/// Trains from the run's current step to its end.
 fn train_loop(
     task: &mut dyn Task,
     plan: &TrainOptions,
@@ -211,7 +215,7 @@ fn train_loop(
         let waited = loader.waited();
         let (taken, skipped_in_a_row) = control.with(|active| -> Result<_> {
             let ActiveRun { optimizer, run, inconsistent } = active;
-            // An error in between leaves some weights stepped and others not: nobody is to save them.
+            // An error in between leaves weights of two steps, which must not be saved.
             *inconsistent = true;
             let (norm, skipped) = run.progress.take(optimizer, loss, &learnt, rate)?;
             *inconsistent = false;
@@ -245,8 +249,9 @@ fn train_loop(
     }
 }
 
-/// What is to be done after `step` before the next: evaluating, saving, drawing samples. A run that goes on from this step does what was
-/// not done yet. Whether the run is to stop because it no longer gets better.
+/// Evaluates, saves and generates samples after `step`, where they are due. Returns true for early stopping.
+///
+/// A run that resumes from this step does what is not yet done.
 fn end_step(
     task: &mut dyn Task,
     plan: &TrainOptions,
@@ -267,7 +272,7 @@ fn end_step(
         observe(Event::Wrote(&path));
     }
     if step > 0 && plan.sample_interval > 0 && (is_due(plan.sample_interval, step, steps) || stop) {
-        // Pictures to look at are not worth a run.
+        // Failing to generate samples must not end a run.
         if let Err(error) = sample(task, plan, step, observe) {
             observe(Event::Note(&format!("no samples at step {step}: {error}")));
         }
@@ -295,7 +300,7 @@ fn evaluate(
         let weights = control.with(|active| active.optimizer.ema(average))?;
         found.push(task.evaluate(&weights)?);
     }
-    // Of two averages, the better one is what counts.
+    // Of two averages, the better one counts.
     let lead = |scores: &[Score]| {
         scores.first().map_or(f64::NEG_INFINITY, |s| if s.higher_is_better { s.value } else { -s.value })
     };
@@ -308,7 +313,7 @@ fn evaluate(
         if !scores.is_empty() {
             let mut line = json!({"step": step});
             if averages > 1 {
-                // A text, which no reader takes for a score.
+                // Text, which readers do not take for a score.
                 line["weights"] = json!(["ema", "ema2"][leading]);
             }
             for score in scores {
@@ -335,10 +340,10 @@ fn sample(task: &mut dyn Task, plan: &TrainOptions, step: u64, observe: &mut dyn
     Ok(())
 }
 
-/// The loss of step `step` and what is learnt from it, in all processes of `team` together, each of which calls this.
+/// Computes the loss and the gradients of step `step` over all processes of `team`, each of which calls this.
 ///
 /// # Errors
-/// As [`ProcessGroup::agree`] says.
+/// Returns the errors of [`ProcessGroup::all_reduce`].
 pub(super) fn forward_backward_all(
     task: &mut dyn Task,
     plan: &TrainOptions,
@@ -355,11 +360,13 @@ pub(super) fn forward_backward_all(
     team.all_reduce(own)
 }
 
-/// Mean loss of one step of `accumulation` micro-batches from `position` on, the number of items drawn before, and what is learnt from it;
-/// the loss is multiplied by `scale` for that. Of a loader that [takes turns](Loader::taking_turns), its share of both.
+/// Computes the mean loss and the gradients of `accumulation` micro-batches.
+///
+/// The micro-batches start at `position`, the number of items drawn before. The gradients are those of the loss times `scale`. A
+/// [sharded](Loader::sharded) loader yields its share of both.
 ///
 /// # Errors
-/// Those of the task.
+/// Returns errors of the task.
 pub fn forward_backward(
     task: &mut dyn Task,
     tape: TapeOptions,
@@ -398,7 +405,7 @@ pub(super) fn loader(
     Ok(loader.sharded(team.rank(), team.size()))
 }
 
-/// Whether something that is done every `interval` steps, and at the last of `steps`, is to be done at `step`.
+/// True if work that is due every `interval` steps, and at the last of `steps`, is due at `step`.
 fn is_due(interval: u64, step: u64, steps: u64) -> bool {
     step == steps || (interval > 0 && step.is_multiple_of(interval))
 }
@@ -426,22 +433,22 @@ fn metrics_line(step: &Step, device: &Device) -> Value {
     line
 }
 
-/// The micro-batch that a run begins or goes on with, where `whole` items were planned for it.
+/// The micro-batch that a run starts or resumes with, where `whole` items were planned.
 fn first_micro_batch(task: &dyn Task, plan: &TrainOptions, whole: usize) -> usize {
     let (before, smallest) =
         (plan.control.with(|active| active.run.progress.micro_batch), task.smallest_batch());
     let halved = (0..plan.halvings).try_fold(whole, |size, _| halve_micro_batch(size, smallest));
     let most = before.unwrap_or(whole).min(halved.unwrap_or(smallest)).min(whole);
-    // Another number of processes may have had what does not divide this one's share.
+    // A run with another number of processes may have had a size that does not divide this share.
     (smallest..=most).rev().find(|part| whole.is_multiple_of(*part)).unwrap_or(whole)
 }
 
-/// The largest divisor of `size` that is at most half of it; none where that is less than `smallest`.
+/// The largest divisor of `size` that is at most half of it; `None` if that is less than `smallest`.
 pub(super) fn halve_micro_batch(size: usize, smallest: usize) -> Option<usize> {
     (smallest..=size / 2).rev().find(|part| size.is_multiple_of(*part))
 }
 
-/// How a step is split where memory is too small for the micro-batches that were planned.
+/// Describes how a step is split after memory was too small for the planned micro-batches.
 fn describe_split(task: &dyn Task, micro_batch: usize, per_step: u64) -> String {
     let accumulation = per_step as usize / micro_batch;
     let mut said = format!("going on with {accumulation} micro-batches of {micro_batch} a step");

@@ -1,14 +1,14 @@
-//! Why training stopped.
+//! Errors of training.
 
 use std::path::PathBuf;
 
 use crate::data;
 
-/// Why training could not begin or go on.
+/// An error of training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that makes no sense.
+    /// A setting that is not valid.
     #[error("{setting}: {message}")]
     Setting {
         /// The setting, by its flag.
@@ -16,25 +16,25 @@ pub enum Error {
         /// What was expected, and what was found.
         message: String,
     },
-    /// The loss or a gradient is no longer a number.
+    /// The loss or a gradient is not finite.
     #[error("step {step}: the loss is {loss}, the gradient's norm {norm}, on {}", named(files))]
     NotFinite {
         /// The step, from 1.
         step: u64,
-        /// The loss.
+        /// The loss of the step.
         loss: f64,
-        /// The gradient's norm; 0 where the loss had none.
+        /// The norm of the gradients; 0 if the loss was not finite.
         norm: f64,
-        /// The files that it was computed on.
+        /// The files of the step's items.
         files: Vec<PathBuf>,
     },
-    /// There is not enough of something, which was seen before the first step.
+    /// Too little disk space or memory, found before the first step.
     #[error("{0}")]
     Preflight(String),
-    /// A training state that belongs to another run.
+    /// A training state of another run.
     #[error("{path}: {message}")]
     Resume {
-        /// The state's file.
+        /// The file of the state.
         path: PathBuf,
         /// What differs.
         message: String,
@@ -42,58 +42,58 @@ pub enum Error {
     /// Another process trains in the run's folder.
     #[error("{path}: another process trains in this folder")]
     Busy {
-        /// The folder.
+        /// The run's folder.
         path: PathBuf,
     },
-    /// A file of the run could not be written or read.
+    /// A file of the run could not be read or written.
     #[error("{path}: {source}")]
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The training data.
+    /// An error of the training data.
     #[error(transparent)]
     Data(#[from] crate::data::Error),
-    /// A micro-batch could not be made, because of a fault in this program.
+    /// A micro-batch could not be made because of a defect in this program.
     #[error("the batch of {size} items from item {position} on: {message}")]
     Loading {
-        /// Items drawn before it.
+        /// Number of items drawn before it.
         position: u64,
-        /// Items in it.
+        /// Number of its items.
         size: usize,
-        /// What went wrong.
+        /// The cause.
         message: String,
     },
-    /// One of the processes that train together failed, or is gone.
+    /// A process of the run failed or ended.
     #[error("process {rank} of this run: {message}")]
     Process {
-        /// Which, from 0.
+        /// The rank of the process, from 0.
         rank: usize,
-        /// What happened to it.
+        /// The error, or how the process ended.
         message: String,
-        /// Whether the same may well succeed later.
+        /// True if the error is transient.
         transient: bool,
     },
-    /// A checkpoint.
+    /// An error of a checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
-    /// The network.
+    /// An error of the network.
     #[error(transparent)]
     Model(#[from] tiny_cats_models::Error),
-    /// Sampling.
+    /// An error of sampling.
     #[error(transparent)]
     Export(#[from] tiny_cats_export::Error),
-    /// candle.
+    /// An error of candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
 
-/// Training's results.
+/// The result of a training function.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The first of `files`, and how many more there are.
+/// Lists the first of `files` and the number of the others.
 fn named(files: &[PathBuf]) -> String {
     const MAX_NAMED: usize = 8;
     let names: Vec<String> = files.iter().take(MAX_NAMED).map(|path| path.display().to_string()).collect();
@@ -101,7 +101,7 @@ fn named(files: &[PathBuf]) -> String {
     names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
-/// What CUDA says of a device that another process, or a restart, may find well again.
+/// CUDA errors that may be gone for another process or after a restart.
 const LOST_DEVICE_MESSAGES: [&str; 7] = [
     "CUDA_ERROR_DEVICE_UNAVAILABLE",
     "CUDA_ERROR_ECC_UNCORRECTABLE",
@@ -113,7 +113,7 @@ const LOST_DEVICE_MESSAGES: [&str; 7] = [
 ];
 
 impl Error {
-    /// Whether memory was too small: less at once may do.
+    /// True if memory was too small, so that a smaller micro-batch may succeed.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Candle(_) | Self::Model(_)) && {
             let said = self.to_string();
@@ -121,13 +121,14 @@ impl Error {
         }
     }
 
-    /// Whether the same may well succeed later: a disk or a network that did not answer, a GPU that was lost. A missing file, missing
-    /// rights and a full disk are not of that kind.
+    /// True for a transient error: a disk or a network that did not answer, or a lost GPU.
+    ///
+    /// A missing file, missing permissions and a full disk are not transient.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Data(error) => return error.is_transient(),
             Self::Process { transient, .. } => return *transient,
-            // It may be about to end: a process whose parent was killed saves its state first.
+            // The other process may be about to end: after its parent is killed, it saves its state first.
             Self::Busy { .. } => return true,
             _ => {}
         }
@@ -143,12 +144,12 @@ impl Error {
             && LOST_DEVICE_MESSAGES.iter().any(|name| said.contains(name))
     }
 
-    /// Process `rank` is gone, or cannot go on, for a reason that may pass.
+    /// A transient error: process `rank` ended or cannot continue.
     pub(super) fn process(rank: usize, message: impl Into<String>) -> Self {
         Self::Process { rank, message: message.into(), transient: true }
     }
 
-    /// The same as an error of one process alone, which others do not have.
+    /// Marks an error as one of process `rank` alone, which the other processes do not have.
     pub(super) fn from_process(self, rank: usize) -> Self {
         match self {
             Self::Process { .. } => self,

@@ -1,15 +1,15 @@
-//! What happens during a run, for those who watch it.
+//! Events that a run reports to its observer.
 
 use std::path::Path;
 
 use image::RgbImage;
 use serde_json::Value;
 
-/// What happens during a run.
+/// An event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// The run begins or goes on.
+    /// The run starts or resumes.
     Begin {
         /// Its folder.
         folder: &'a Path,
@@ -17,34 +17,34 @@ pub enum Event<'a> {
         settings: &'a Value,
         /// Steps done before.
         step: u64,
-        /// Steps in all.
+        /// Total steps.
         steps: u64,
-        /// Values in all parameters.
+        /// Number of values in all parameters.
         parameters: u64,
     },
-    /// A step was taken, or skipped.
+    /// A step was done or skipped.
     Step(&'a Step),
     /// The averaged weights were evaluated.
     Evaluated {
         /// Steps done.
         step: u64,
-        /// What was found, the one that decides first.
+        /// The scores; the first one decides.
         scores: &'a [Score],
-        /// Whether it is the best of the run so far.
+        /// True if it is the best evaluation of the run so far.
         best: bool,
     },
-    /// A sample grid was drawn.
+    /// A sample grid was generated.
     Sampled {
         /// Steps done.
         step: u64,
         /// The grid.
         picture: &'a RgbImage,
-        /// Where it was written.
+        /// The path of its file.
         path: &'a Path,
     },
     /// A file was written.
     Wrote(&'a Path),
-    /// Something that the user should know.
+    /// A message for the user.
     Note(&'a str),
 }
 
@@ -55,29 +55,29 @@ pub struct Step {
     pub step: u64,
     /// Mean loss of the step's items.
     pub loss: f64,
-    /// Running mean of the loss over the run's last steps, some fifty, this one included; an interruption does not change it.
+    /// Exponential mean of the loss over about the last fifty steps, this one included. A resumed run continues it.
     pub mean_loss: f64,
     /// Learning rate.
     pub rate: f64,
-    /// Norm of the gradient before clipping.
+    /// Norm of the gradients before clipping.
     pub norm: f64,
-    /// Whether the weights were left as they were, because the loss or the gradient was not finite.
+    /// True if the step left the weights unchanged because the loss or the gradients were not finite.
     pub skipped: bool,
-    /// Items seen in this step.
+    /// Items of this step.
     pub items: u64,
-    /// How long it took, in seconds.
+    /// Duration of the step in seconds.
     pub seconds: f64,
-    /// How long of that it waited for data, in seconds.
+    /// Time that the step waited for data, in seconds.
     pub waited: f64,
 }
 
-/// A measure of how good a network is.
+/// One score of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// What is measured.
+    /// The name of the metric.
     pub name: &'static str,
-    /// The measure.
+    /// The value.
     pub value: f64,
-    /// Whether more of it is better.
+    /// True if a higher value is better.
     pub higher_is_better: bool,
 }

@@ -1,4 +1,4 @@
-//! Flow matching on the straight path from noise to picture.
+//! Flow matching on the straight path from noise to image.
 
 use serde::{Deserialize, Serialize};
 use tiny_cats_export::sample::MIN_ONE_MINUS_T;
@@ -7,14 +7,16 @@ use tiny_cats_models::{
     random::{Purpose, Stream},
 };
 
-/// How training examples are drawn on the path `x_t = t·x + (1 − t)·ε` (arXiv 2210.02747).
+/// The distribution of training examples on the path `x_t = t·x + (1 − t)·ε` (arXiv 2210.02747).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
-    /// `t = σ(mean + deviation·n)` with standard normal `n`: logit-normal (SD3, arXiv 2403.03206); t = 0 is noise.
+    /// Mean of the normal that gives `t = σ(mean + deviation·n)` with standard normal `n`.
+    ///
+    /// This is the logit-normal distribution (SD3, arXiv 2403.03206); t = 0 is noise.
     pub mean: f64,
-    /// See `mean`.
+    /// Standard deviation of that normal.
     pub deviation: f64,
-    /// How often a label is replaced by the null class, where there is one.
+    /// Probability that a label is replaced by the null class, if there is one.
     pub label_dropout: f64,
 }
 
@@ -24,20 +26,21 @@ impl Default for Flow {
     }
 }
 
-/// What an item of a batch is besides its picture.
+/// The properties of an item of a batch besides its image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Example {
-    /// Place on the path, in (0, 1).
+    /// Position on the path, in (0, 1).
     pub t: f32,
     /// The label, or the null label in its place.
     pub label: u32,
-    /// What its squared error is weighted by.
+    /// Weight of its squared error.
     pub weight: f32,
 }
 
 impl Flow {
-    /// Draws the example at `position` (the number of examples drawn before it) of the picture `clean`: turns `noisy` into `x_t` and
-    /// `target` into what `prediction` should be.
+    /// Draws the example at `position` (the number of examples drawn before it) from the image `clean`.
+    ///
+    /// Writes `x_t` to `noisy` and the target of `prediction` to `target`.
     pub fn draw(
         &self,
         seed: u64,

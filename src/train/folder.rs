@@ -1,14 +1,14 @@
-//! A run's folder: what it was asked, how it is going, and what came of it.
+//! A run's folder: its configuration, record, locks and other files.
 //!
 //! ```text
-//!     runs/latest -> 20261123-224501-dit-7f3a    the newest (a file with its name, where links cannot be made)
+//!     runs/latest -> 20261123-224501-dit-7f3a    the newest (a file with its name, if links are not supported)
 //!     runs/20261123-224501-dit-7f3a/
 //!         run.json          the record: see [`RunRecord`]
 //!         config.toml       the resolved configuration, which `--config` takes
 //!         lock              held while a process trains here
-//!         parent.lock       held while another one begins such processes
-//!         metrics.jsonl     one object a logged step, one an evaluation
-//!         training.log      what was said, with times
+//!         parent.lock       held by the parent process, which starts such processes
+//!         metrics.jsonl     one object for each logged step and each evaluation
+//!         training.log      the printed messages, with times
 //!         TASK_step_00001000.safetensors   training states
 //!         samples/          sample grids
 //!         NAME.pt, NAME.safetensors        the released files
@@ -27,66 +27,66 @@ use tiny_cats_export::{excerpt, write_atomically};
 
 use super::{Error, Result};
 
-/// Where runs lie unless it is said otherwise.
+/// The default folder of runs.
 pub const RUNS: &str = "runs";
 
 /// The file in a run's folder that holds its resolved configuration.
 pub const CONFIGURATION: &str = "config.toml";
 
-/// The file in a run's folder that holds what was said.
+/// The file in a run's folder that holds the printed messages.
 pub const LOG: &str = "training.log";
 
-/// The file in a run's folder that says how it stands: a [`RunRecord`].
+/// The file in a run's folder that holds its [`RunRecord`].
 pub const RECORD: &str = "run.json";
 const LATEST: &str = "latest";
 const LOCK: &str = "lock";
 const PARENT_LOCK: &str = "parent.lock";
-/// In the folder of all runs, where a folder cannot be locked.
+/// The lock in the folder of all runs, on systems that cannot lock a folder.
 const RUNS_LOCK: &str = ".lock";
-/// Characters of a run's name.
+/// Maximum number of characters of a run's name.
 const MAX_ID_CHARS: usize = 100;
-/// A record is a page of text.
+/// A record is a page of text; this limit leaves ample room.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
-/// How a run stands.
+/// The status of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// A process trains, or was killed: then nobody holds the lock.
+    /// A process trains. If it was killed, no process holds the lock.
     Running,
-    /// It was stopped and can go on.
+    /// The run was stopped and can be resumed.
     Stopped,
-    /// It ended with an error.
+    /// The run ended with an error.
     Failed,
-    /// Its files are released.
+    /// The run's files are released.
     Finished,
 }
 
-/// What is known of a run without reading its states: `run.json`.
+/// The record of a run, `run.json`, which is readable without its training states.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// The name of its folder.
+    /// The name of the run's folder.
     pub id: String,
     /// `dit` or `classifier`.
     pub task: String,
-    /// How it stands.
+    /// The status of the run.
     pub status: Status,
-    /// When it began, in seconds since 1970.
+    /// Start time in seconds since 1970.
     pub begun: u64,
-    /// When this was written, likewise.
+    /// Time of the last write in seconds since 1970.
     pub written: u64,
     /// Steps done.
     pub step: u64,
-    /// Steps in all.
+    /// Total steps.
     pub steps: u64,
     /// The best evaluation so far.
     pub best: Option<BestScore>,
-    /// Of a finished run: whether all that follows its release is done, too, such as evaluating it. Earlier versions did not write it.
+    /// True for a finished run if everything after its release is done too, such as its evaluation. Earlier versions did not write it.
     #[serde(default = "yes")]
     pub complete: bool,
-    /// The error that ended it.
+    /// The error that ended the run.
     pub error: Option<String>,
-    /// The newest sample grid, from the run's folder.
+    /// The newest sample grid, relative to the run's folder.
     pub sample: Option<PathBuf>,
     /// The command line.
     pub command: Vec<String>,
@@ -95,20 +95,20 @@ pub struct RunRecord {
 /// An evaluation that was better than all before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestScore {
-    /// The step.
+    /// Steps done at the evaluation.
     pub step: u64,
-    /// What was measured.
+    /// The name of the metric.
     pub name: String,
-    /// What was found.
+    /// The value.
     pub value: f64,
-    /// Which of the moving averages, from 0.
+    /// The index of the moving average, from 0.
     pub average: usize,
 }
 
 impl RunRecord {
-    /// Of a run that begins.
+    /// The record of a new run.
     pub fn new(id: String, task: &str) -> Self {
-        // What the program tells itself is no part of what it was called with.
+        // The parent process adds these flags; the user did not give them.
         let own = ["--worker=", "--halvings=", "--deadline="];
         let said = |argument: &String| !own.iter().any(|flag| argument.starts_with(flag));
         let (begun, command) = (now(), std::env::args().filter(said).collect());
@@ -129,10 +129,10 @@ impl RunRecord {
         }
     }
 
-    /// Reads `run.json` of a run's folder.
+    /// Reads `run.json` in a run's folder.
     ///
     /// # Errors
-    /// When it cannot be read or is none.
+    /// Returns an error if the file cannot be read or is not a record.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(RECORD);
         let text = read_bounded(&path)?;
@@ -143,10 +143,10 @@ impl RunRecord {
         serde_json::from_slice(&text).map_err(broken)
     }
 
-    /// Refuses the record, in `folder`, of a run of another task.
+    /// Returns this record of `folder` if its run is of `task`.
     ///
     /// # Errors
-    /// When it is one.
+    /// Returns [`Error::Resume`] for a run of another task.
     pub fn of(self, folder: &Path, task: &str) -> Result<Self> {
         if self.task == task {
             return Ok(self);
@@ -155,10 +155,10 @@ impl RunRecord {
         Err(Error::Resume { path: folder.to_owned(), message })
     }
 
-    /// Writes `run.json`, atomically.
+    /// Writes `run.json` atomically.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// Returns an error if it cannot be written.
     pub fn save(&mut self, folder: &Path) -> Result<()> {
         self.written = now();
         let path = folder.join(RECORD);
@@ -169,10 +169,10 @@ impl RunRecord {
     }
 }
 
-/// Reads a file that is a page of text; what is longer, or no file, is refused before it is read.
+/// Reads a file of at most 1 MiB. It refuses a longer file, or a path that is no regular file, before it reads.
 ///
 /// # Errors
-/// When it cannot be read or is too long.
+/// Returns an error if the file cannot be read or is too long.
 pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     let about = std::fs::metadata(path).map_err(failed)?;
@@ -187,14 +187,14 @@ pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Whether a run may be called `id`: a folder of that name can be made anywhere, and is not taken for something else.
+/// True if `id` is valid as a run's name: every file system accepts it, and it is no reserved name.
 pub fn is_id(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_+=.".contains(c);
     let taken = [LATEST, crate::sweep::SWEEPS].contains(&id);
     (1..=MAX_ID_CHARS).contains(&id.len()) && !id.starts_with(['.', '-']) && id.chars().all(allowed) && !taken
 }
 
-/// A folder in `root` for a new run, with an id that no other has; nothing is made yet.
+/// Returns the path in `root` for a new run, with an unused id. It creates nothing.
 pub fn new_run_folder(root: &Path, task: &str) -> PathBuf {
     // 2026-11-23T22:45:01Z as 20261123-224501.
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
@@ -207,11 +207,12 @@ pub fn new_run_folder(root: &Path, task: &str) -> PathBuf {
     }
 }
 
-/// Begins a run in `folder`, or goes on with it: makes the folder, takes its lock, and points `latest` to it. What is known of a run that
-/// was there before is left as it is. Whether the run is new comes last.
+/// Starts or resumes a run in `folder`: makes the folder, takes its lock and points `latest` to it.
+///
+/// An existing record is left unchanged. The last value is true if the run is new.
 ///
 /// # Errors
-/// When nothing can be written there, another process trains there, or the run is of another task.
+/// Returns an error if the folder is not writable, another process trains there, or the run is of another task.
 pub fn begin(folder: &Path, task: &str) -> Result<(Lock, RunRecord, bool)> {
     make(folder)?;
     let lock = Lock::take(folder)?.ok_or_else(|| Error::Busy { path: folder.to_owned() })?;
@@ -229,10 +230,10 @@ pub fn begin(folder: &Path, task: &str) -> Result<(Lock, RunRecord, bool)> {
     Ok((lock, record, new))
 }
 
-/// Makes the record and the configuration of a run that is to begin in `folder`, unless there is a record.
+/// Writes the record and the configuration of a new run to `folder`, unless a record is there.
 ///
 /// # Errors
-/// When they cannot be written.
+/// Returns an error if they cannot be written.
 pub fn prepare(folder: &Path, task: &str, configuration: &str) -> Result<()> {
     if folder.join(RECORD).exists() {
         return Ok(());
@@ -244,8 +245,9 @@ pub fn prepare(folder: &Path, task: &str, configuration: &str) -> Result<()> {
     RunRecord::new(id.into(), task).save(folder)
 }
 
-/// Removes the folder of a run that was [prepared](prepare) and never started to train, and the folder of all runs if nothing else is in
-/// it. Other folders stay.
+/// Removes the folder of a run that was [prepared](prepare) and never started to train.
+///
+/// If the folder of all runs is then empty, it is removed too. Other folders stay.
 pub fn remove_unstarted(folder: &Path) {
     let is_unstarted = RunRecord::load(folder).is_ok_and(|r| r.status == Status::Running && r.steps == 0);
     if !is_unstarted || states(folder).is_ok_and(|states| !states.is_empty()) {
@@ -254,7 +256,7 @@ pub fn remove_unstarted(folder: &Path) {
     for name in [RECORD, CONFIGURATION, LOCK, PARENT_LOCK] {
         let _ = std::fs::remove_file(folder.join(name));
     }
-    // What is not empty is not removed.
+    // A folder that is not empty is not removed.
     let _ = std::fs::remove_dir(folder);
     if let Some(root) = folder.parent() {
         let latest = root.join(LATEST);
@@ -265,20 +267,20 @@ pub fn remove_unstarted(folder: &Path) {
     }
 }
 
-/// Writes down that nothing is left to do for the finished run in `folder`.
+/// Records that nothing is left to do for the finished run in `folder`.
 ///
 /// # Errors
-/// When its record cannot be read or written.
+/// Returns an error if the record cannot be read or written.
 pub fn complete(folder: &Path) -> Result<()> {
     let mut record = RunRecord::load(folder)?;
     record.complete = true;
     record.save(folder)
 }
 
-/// The training states in a run's folder, oldest first.
+/// Lists the training states in a run's folder, oldest first.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// Returns an error if the folder cannot be read.
 pub fn states(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |source| Error::File { path: folder.to_owned(), source };
     let mut states = Vec::new();
@@ -293,10 +295,10 @@ pub fn states(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(states)
 }
 
-/// The runs in `root`, oldest first; folders that hold no record are none.
+/// Lists the runs in `root`, oldest first. Folders without a record are left out.
 ///
 /// # Errors
-/// When `root` cannot be read; that there is none is no error.
+/// Returns an error if `root` cannot be read; a missing `root` yields an empty list.
 pub fn list(root: &Path) -> Result<Vec<(PathBuf, RunRecord)>> {
     let entries = match std::fs::read_dir(root) {
         Ok(entries) => entries,
@@ -311,10 +313,10 @@ pub fn list(root: &Path) -> Result<Vec<(PathBuf, RunRecord)>> {
     Ok(runs)
 }
 
-/// The name of the run that `latest` points to, if it does.
+/// Returns the name of the run that `latest` points to, if any.
 pub fn latest(root: &Path) -> Option<String> {
     let path = root.join(LATEST);
-    // A link, or a file where there are none.
+    // A link, or a file on systems without links.
     let name = match std::fs::read_link(&path) {
         Ok(target) => target.file_name()?.to_str()?.to_owned(),
         Err(_) => String::from_utf8(read_bounded(&path).ok()?).ok()?.trim().to_owned(),
@@ -322,15 +324,15 @@ pub fn latest(root: &Path) -> Option<String> {
     Some(name)
 }
 
-/// The lock of a run's folder: one process trains there at a time.
+/// The lock of a run's folder, which one process at a time can hold, to train there.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
 
 impl Lock {
-    /// Takes it; `None` where another process has it.
+    /// Takes the lock; `None` if another process holds it.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// Returns an error if the file cannot be created or locked.
     pub fn take(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(LOCK);
         let (file, locked) = try_lock(&path)?;
@@ -343,36 +345,37 @@ impl Lock {
         Ok((locked != Locked::ByOther).then_some(Self(file)))
     }
 
-    /// Whether a process has it, or one that begins such processes has the [`ParentLock`]. Nothing is written, and who asks does not get in
-    /// the way of others who ask.
+    /// True if a process holds this lock or the [`ParentLock`].
+    ///
+    /// The check writes nothing and does not interfere with other checks.
     pub fn is_held(folder: &Path) -> bool {
         [LOCK, PARENT_LOCK].into_iter().any(|name| is_locked(&folder.join(name)))
     }
 }
 
-/// The lock of the process that begins those that train in a run's folder, and begins them again.
+/// The lock of the parent process, which starts and restarts the process that trains in a run's folder.
 #[derive(Debug)]
 pub struct ParentLock(#[expect(dead_code, reason = "it is held, not used")] File);
 
 impl ParentLock {
-    /// Takes it, and makes the folder; `None` where another process has it.
+    /// Takes the lock and makes the folder; `None` if another process holds the lock.
     ///
     /// # Errors
-    /// When folder or file cannot be made.
+    /// Returns an error if the folder or the file cannot be created.
     pub fn take(folder: &Path) -> Result<Option<Self>> {
         make(folder)?;
         let (file, locked) = try_lock(&folder.join(PARENT_LOCK))?;
         Ok((locked != Locked::ByOther).then_some(Self(file)))
     }
 
-    /// Waits for the lock of the folder `root` of runs, which processes hold for a moment, while they choose a run's folder.
+    /// Waits for the lock of the folder `root` of runs, which processes hold briefly while they choose a run's folder.
     ///
     /// # Errors
-    /// When folder or file cannot be made.
+    /// Returns an error if the folder or the file cannot be created.
     pub fn of_runs(root: &Path) -> Result<Self> {
         make(root)?;
         let failed = |source| Error::File { path: root.to_owned(), source };
-        // The folder itself, so that no file is left; Windows locks files only.
+        // The folder itself, so that no file is left. Windows locks files only.
         let file = if cfg!(unix) { File::open(root) } else { lock_file(&root.join(RUNS_LOCK)) };
         let file = file.map_err(failed)?;
         match file.lock() {
@@ -410,12 +413,12 @@ fn try_lock(path: &Path) -> Result<(File, Locked)> {
 }
 
 fn is_locked(path: &Path) -> bool {
-    // Opening what is no file might wait for ever.
+    // Opening a path that is no regular file might block forever.
     let file = if path.is_file() { File::open(path).ok() } else { None };
     file.is_some_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
-/// Makes `latest` name `folder`: a link, or a file where there are none. That it fails is no reason not to train.
+/// Points `latest` to `folder`: a link, or a file on systems without links. A failure is only a warning, so that training continues.
 fn update_latest(root: &Path, folder: &Path) {
     let name = folder.file_name().unwrap_or_default();
     let latest = root.join(LATEST);

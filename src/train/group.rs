@@ -1,4 +1,4 @@
-//! Parameters that are stepped at once, and one step of them: a single pass over memory on the CPU, few launches on a GPU.
+//! Groups of parameters that are updated together: one pass over memory on a CPU, few launches on a GPU.
 
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Storage, Tensor};
 use rayon::prelude::*;
@@ -6,16 +6,16 @@ use tiny_cats_models::{Array, ParamSpec, tape::Gradients};
 
 use super::{Error, Result};
 
-/// A parameter or a statistic, one of several that lie one after the other in a tensor.
+/// A parameter or a running statistic, one of several that are stored one after the other in a tensor.
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) dims: Vec<usize>,
-    /// Where its values begin.
+    /// The index of its first value.
     pub(super) start: usize,
 }
 
 impl Member {
-    /// Those of `specs` in their order, and how long they are in all.
+    /// Lays out `specs` in their order; returns the members and their total length.
     pub(super) fn all(specs: &[&ParamSpec]) -> (Vec<Self>, usize) {
         let mut end = 0;
         let member = |spec: &&ParamSpec| {
@@ -30,7 +30,7 @@ impl Member {
         self.dims.iter().product()
     }
 
-    /// Its part of `flat`, as it lies.
+    /// Its part of `flat`, as a view.
     pub(super) fn view(&self, flat: &Tensor) -> candle_core::Result<Tensor> {
         flat.narrow(0, self.start, self.len())?.reshape(self.dims.as_slice())
     }
@@ -40,33 +40,35 @@ impl Member {
     }
 }
 
-/// Parameters that are stepped at once, with all that belongs to them. On the CPU each stands alone, and its gradient is read where it
-/// lies. On a GPU, where every operation is a launch, all that decay are together, and all others.
+/// Parameters that are updated together, with their moments and averages.
+///
+/// On a CPU each parameter is a group, and its gradient is read in place. On a GPU, where every operation is a launch, there are at most
+/// two groups: the parameters with weight decay, and the others.
 pub(super) struct Group {
     pub(super) members: Vec<Member>,
     pub(super) decays: bool,
-    /// `[parts, n]`: weights, first and second moment, moving averages, one after the other.
+    /// `[parts, n]`: weights, first moment, second moment, moving averages.
     pub(super) packed: Tensor,
 }
 
-/// Places of the parts in [`Group::packed`]; from `EMA` on there are as many as there are moving averages.
+/// Indices of the parts in [`Group::packed`]; from `EMA` on there is one for each moving average.
 pub(super) const WEIGHT: usize = 0;
 pub(super) const MOMENT1: usize = 1;
 pub(super) const MOMENT2: usize = 2;
 pub(super) const EMA: usize = 3;
-/// Values that one task works through: fixed, so that sums do not depend on the machine.
+/// Values that one parallel task processes: fixed, so that sums do not depend on the machine.
 const CHUNK: usize = 1 << 14;
 
-/// Groups of several are filled with zeros to a multiple of this, so that sums are taken in rows of it, in parallel.
+/// Groups of several parameters are padded with zeros to a multiple of this, so that rows of it are summed in parallel.
 pub(super) const ROW: usize = 1 << 10;
 
 impl Group {
-    /// A part, as it lies: what the next step changes is seen through it.
+    /// A part, as a view: it shows the changes of the next step.
     pub(super) fn part(&self, part: usize) -> candle_core::Result<Tensor> {
         self.packed.narrow(0, part, 1)?.squeeze(0)
     }
 
-    /// The gradients of its members, as these lie in a part.
+    /// Concatenates the gradients of the members in the layout of a part.
     pub(super) fn gradient(&self, gradients: &Gradients) -> Result<Tensor> {
         let flat = |member: &Member| match gradients.get(&member.name) {
             Some(gradient) => Ok(gradient.contiguous()?.flatten_all()?),
@@ -81,12 +83,12 @@ impl Group {
     }
 }
 
-/// `parts` one after the other; one alone is not copied.
+/// Concatenates `parts`; a single part is not copied.
 pub(super) fn concat(mut parts: Vec<Tensor>) -> Result<Tensor> {
     Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
 }
 
-/// What one step needs to know besides the gradient.
+/// The constants of one optimizer step.
 pub(super) struct Update {
     pub(super) rate: f64,
     pub(super) scale: f64,
@@ -151,7 +153,7 @@ impl InplaceOp2 for Update {
 }
 
 impl Update {
-    /// The same on any device, from candle's own operations.
+    /// Applies the same update on any device with candle's own operations.
     pub(super) fn plain(&self, group: &Group, grad: &Tensor) -> candle_core::Result<()> {
         let grad = (grad * self.scale)?;
         let [b1, b2] = self.betas;
@@ -172,7 +174,7 @@ impl Update {
     }
 }
 
-/// `Σ x²`, in f64 over fixed pieces.
+/// Computes `Σ x²` in f64 over fixed pieces.
 pub(super) fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
@@ -184,7 +186,9 @@ pub(super) fn sum_of_squares(x: &Tensor) -> Result<f64> {
     Ok(values.par_chunks(CHUNK).map(piece).collect::<Vec<_>>().into_iter().sum())
 }
 
-/// `Σ x²` over all of `xs`, whose lengths are multiples of [`ROW`], from candle's own operations: one number comes back from the device.
+/// Computes `Σ x²` over all of `xs` with candle's own operations, so that the device returns one number.
+///
+/// Their lengths are multiples of [`ROW`].
 pub(super) fn sum_of_squares_composed(xs: &[Tensor]) -> Result<f64> {
     let rows = |x: &Tensor| x.sqr()?.reshape((x.elem_count() / ROW, ROW))?.sum(1);
     let sums: Vec<Tensor> = xs.iter().map(rows).collect::<candle_core::Result<_>>()?;

@@ -1,4 +1,4 @@
-//! Batches, made while the network computes.
+//! Loading of batches while the network computes.
 
 use std::{
     collections::VecDeque,
@@ -18,18 +18,18 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::{Error, Result};
 
-/// A micro-batch in the processor's memory: what its task's loss expects, in its order.
+/// A micro-batch in CPU memory: the tensors that its task's loss expects, in that order.
 #[derive(Clone, Debug)]
 pub struct Batch(pub Vec<Tensor>);
 
 impl Batch {
-    /// Its tensors on `device`.
+    /// Copies the tensors to `device`.
     ///
     /// # Errors
-    /// Those of candle.
+    /// Returns errors of candle.
     ///
     /// # Panics
-    /// When there are not `N` of them.
+    /// Panics if their number is not `N`.
     pub fn on<const N: usize>(&self, device: &Device) -> Result<[Tensor; N]> {
         let tensors = self.0.iter().map(|tensor| tensor.to_device(device));
         let tensors: Vec<Tensor> = tensors.collect::<candle_core::Result<_>>()?;
@@ -37,53 +37,57 @@ impl Batch {
     }
 }
 
-/// Makes micro-batches. What is in one depends on its place alone: not on who makes it, when, or what was made before.
+/// A source of micro-batches.
+///
+/// A batch depends on its position alone: not on the thread that makes it, the time, or earlier batches.
 pub trait BatchSource: Send + Sync {
-    /// Items in the training data.
+    /// Number of items in the training data.
     fn items(&self) -> usize;
 
-    /// The `len` items from `position` on, the number of items drawn before.
+    /// Makes the batch of the `len` items from `position` on, the number of items drawn before.
     ///
     /// # Errors
-    /// When data cannot be read.
+    /// Returns an error if data cannot be read.
     fn batch(&self, position: u64, len: usize) -> Result<Batch>;
 
-    /// The files of these items, to be named when something is wrong with them.
+    /// Lists the files of these items, for error messages.
     fn files(&self, position: u64, len: usize) -> Vec<PathBuf>;
 }
 
-/// Hands out micro-batches of one size: made when they are asked for, or ahead of that by threads of its own. What is in them is the same.
+/// A loader of micro-batches of one size.
+///
+/// It makes them on request, or ahead of time on its own threads; their content is the same.
 pub struct Loader {
     maker: BatchMaker,
-    /// Which of the loaders that share the data this is, and how many there are.
+    /// The index of this loader among those that share the data, and their number.
     shard: (usize, usize),
     prefetch: Option<Prefetcher>,
     waited: Duration,
 }
 
-/// What makes micro-batches of one size.
+/// Makes micro-batches of one size.
 #[derive(Clone)]
 struct BatchMaker {
     batches: Arc<dyn BatchSource>,
     size: usize,
-    /// From the beginning of one to that of the next that will be asked for.
+    /// Items from the start of one micro-batch to the start of the next one of this loader.
     stride: usize,
 }
 
-/// Threads that make micro-batches ahead, and what they have made.
+/// Threads that make micro-batches ahead of time, and the queue of these.
 struct Prefetcher {
     pool: Option<ThreadPool>,
     threads: Vec<JoinHandle<()>>,
-    /// How many micro-batches may be ready or in work.
+    /// Maximum number of micro-batches that are ready or in progress.
     most: usize,
-    /// Those, with the positions that they begin at, in this order.
+    /// These micro-batches with their start positions, in this order.
     queue: VecDeque<(u64, Receiver<Result<Batch>>)>,
-    /// Set when nobody will ask for what is in the queue any more.
+    /// True once the queue is no longer needed, so that workers skip what they have not started.
     dropped: Arc<AtomicBool>,
 }
 
 impl Loader {
-    /// Micro-batches of `size` items, made when they are asked for, with all cores.
+    /// Makes a loader of micro-batches of `size` items, made on request by all cores.
     pub fn new(batches: Arc<dyn BatchSource>, size: usize) -> Self {
         Self {
             maker: BatchMaker { batches, size, stride: size },
@@ -93,11 +97,12 @@ impl Loader {
         }
     }
 
-    /// Micro-batches of `size` items, made by `workers` threads before they are asked for; at most `ahead` of them (at least one) are
-    /// ready or in work at any time. With no workers they are made as by [`Loader::new`].
+    /// Makes a loader of micro-batches of `size` items, which `workers` threads make ahead of time.
+    ///
+    /// At most `prefetch` of them (at least one) are ready or in progress at any time. Without workers it is the same as [`Loader::new`].
     ///
     /// # Errors
-    /// When the threads can't be started.
+    /// Returns an error if the threads cannot be started.
     pub fn with_workers(
         batches: Arc<dyn BatchSource>,
         size: usize,
@@ -111,33 +116,35 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The same as one of `turns` loaders, in different processes, that share the micro-batches: of those that follow each other, each takes
-    /// one.
+    /// Makes this loader number `rank` of `turns` loaders in different processes that share the micro-batches.
+    ///
+    /// Of `turns` consecutive micro-batches, each loader takes one.
     pub fn sharded(mut self, rank: usize, turns: usize) -> Self {
         (self.shard, self.maker.stride) = ((rank, turns), turns * self.maker.size);
         self
     }
 
-    /// How many loaders share the micro-batches.
+    /// The number of loaders that share the micro-batches.
     pub fn shards(&self) -> usize {
         self.shard.1
     }
 
-    /// Where this loader's micro-batch `index` begins, counted from where a step does.
+    /// The start of this loader's micro-batch `index`, counted in items from the start of the step.
     pub fn place(&self, index: usize) -> u64 {
         (index * self.maker.stride + self.shard.0 * self.maker.size) as u64
     }
 
-    /// Items in a micro-batch.
+    /// Number of items in a micro-batch.
     pub fn size(&self) -> usize {
         self.maker.size
     }
 
-    /// The micro-batch that begins at `position`. Workers go on with those that follow it; asked for another one, they leave what they have
-    /// and begin anew there.
+    /// Returns the micro-batch that starts at `position`.
+    ///
+    /// Workers continue with those that follow it. If another position is requested, they drop their batches and restart there.
     ///
     /// # Errors
-    /// When data cannot be read; [`Error::Loading`] when what makes the batch panics.
+    /// Returns an error if data cannot be read, and [`Error::Loading`] if the source panics.
     pub fn load(&mut self, position: u64) -> Result<Batch> {
         let start = Instant::now();
         let batch = match &mut self.prefetch {
@@ -148,16 +155,16 @@ impl Loader {
         batch
     }
 
-    /// How long [`Loader::load`] has taken since this was last asked: the time that the network waited for its data.
+    /// The time that [`Loader::load`] has taken since the last call of this function: the network waited for data that long.
     pub fn waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
 }
 
 impl BatchMaker {
-    /// Makes a micro-batch; a panic on the way is an error.
+    /// Makes a micro-batch; a panic becomes an error.
     fn make(&self, position: u64) -> Result<Batch> {
-        // What is made is given up after a panic, and nothing that makes it is left half-changed: it is the same for all.
+        // After a panic the batch is dropped, and the source is shared and immutable, so nothing is left half changed.
         let made = catch_unwind(AssertUnwindSafe(|| self.batches.batch(position, self.size)));
         made.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().copied();
@@ -204,7 +211,7 @@ impl Prefetcher {
         batch
     }
 
-    /// Has micro-batches made, the first of them at `position`, until there are as many as may be.
+    /// Queues micro-batches, the first of them at `position`, up to the limit.
     fn fill(&mut self, maker: &BatchMaker, mut position: u64) {
         while self.queue.len() < self.most {
             if let Some((last, _)) = self.queue.back() {
@@ -216,7 +223,7 @@ impl Prefetcher {
             let Some(pool) = &self.pool else { return };
             pool.spawn_fifo(move || {
                 if !dropped.load(Ordering::Relaxed) {
-                    // Nobody may be there to take it any more.
+                    // The receiver may be gone.
                     let _ = give.send(maker.make(position));
                 }
             });
@@ -224,11 +231,11 @@ impl Prefetcher {
         }
     }
 
-    /// Empties the queue; when it returns, no worker is at work.
+    /// Empties the queue; when it returns, no worker is busy.
     fn drain(&mut self) {
         self.dropped.store(true, Ordering::Relaxed);
         for (_, made) in self.queue.drain(..) {
-            // What has begun is waited for, so that there never is more in work than there may be.
+            // Waiting for batches in progress keeps their number within the limit.
             let _ = made.recv();
         }
         self.dropped = Arc::default();
@@ -238,10 +245,10 @@ impl Prefetcher {
 impl Drop for Prefetcher {
     fn drop(&mut self) {
         self.drain();
-        // Its threads end when the pool is gone.
+        // The threads end when the pool is dropped.
         self.pool = None;
         for thread in self.threads.drain(..) {
-            // Whatever a thread panicked with, there is nothing left to be said about it.
+            // A panic of a thread changes nothing at this point.
             let _ = thread.join();
         }
     }
@@ -256,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    /// Batches of their positions, made slowly and by several threads; where `fails` says so, not at all.
+    /// Batches that hold their positions, made slowly and by several threads; `fails` panics for some.
     #[derive(Default)]
     struct Numbers {
         fails: Option<fn(u64)>,
@@ -300,7 +307,7 @@ mod tests {
 
     #[test]
     fn what_is_in_a_batch_does_not_depend_on_who_makes_it_or_when() {
-        // Runs of batches that follow each other, between jumps.
+        // Runs of consecutive batches, between jumps.
         let mut stream = Stream::new(2, Purpose::Order, 0);
         let mut positions = Vec::new();
         for _ in 0..12 {
@@ -391,7 +398,7 @@ mod tests {
             let mut loader = Loader::with_workers(numbers.clone(), 8, 3, 4).unwrap();
             (0..loads).for_each(|i| drop(loader.load(i * 8).unwrap()));
             drop(loader);
-            // Whoever is still at work has a share of it.
+            // A busy worker would hold a reference to it.
             assert_eq!((Arc::strong_count(&numbers), numbers.working.load(Ordering::SeqCst)), (1, 0));
         }
     }

@@ -1,14 +1,15 @@
-//! Scaling the loss, for gradients in f16.
+//! Loss scaling for gradients in f16.
 
 use serde::{Deserialize, Serialize};
 
 /// Steps without overflow after which the loss scale is doubled.
 const GROWTH: u32 = 2000;
-/// Overflows above this scale are how the scale is found; below it, something is wrong.
+/// Above this scale an overflow is part of the search for the scale; at or below it, it is a sign of a problem.
 const MIN_SEARCH_SCALE: f64 = 1.0;
 
-/// What the loss is multiplied by so that small gradients are not lost in f16 (arXiv 1710.03740): doubled after 2000 steps without
-/// overflow, halved on every one.
+/// The factor on the loss that keeps small gradients from underflow in f16 (arXiv 1710.03740).
+///
+/// It is doubled after 2000 steps without overflow and halved on every overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
     /// The factor, a power of two.
@@ -24,12 +25,12 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// Whether an overflow is how the scale is found, not a sign that something is wrong.
+    /// True if an overflow is part of the search for the scale, not a sign of a problem.
     pub(super) fn is_calibrating(self) -> bool {
         self.value > MIN_SEARCH_SCALE
     }
 
-    /// After a step whose gradients were finite or not.
+    /// The scale after a step; `finite` is true if its gradients were finite.
     pub(super) fn updated(self, finite: bool) -> Self {
         match (finite, self.steps + 1) {
             (false, _) => Self { value: self.value / 2.0, steps: 0 },

@@ -1,8 +1,8 @@
-//! Reading `metrics.jsonl`: what a run logged, by name.
+//! Parsing of `metrics.jsonl`: the values that a run logged, by name.
 //!
-//! An object a line. One with `loss` is of a training step; one without is an evaluation, whose other numbers are its scores. `null` stands
-//! for what is not finite, as JSON has no word for it. The file may be of a run that was killed, that trains right now, or of nobody's:
-//! what cannot be read is counted and left out.
+//! Each line is an object. One with `loss` is a training step; one without is an evaluation, whose other numbers are its scores. `null`
+//! stands for a value that is not finite, which JSON cannot express. The file may be of a killed run, of a run that is training, or
+//! untrusted. Lines that cannot be parsed are counted and skipped.
 
 use std::{
     collections::BTreeMap,
@@ -16,32 +16,32 @@ use serde_json::{Map, Value};
 
 use super::{Error, Result};
 
-/// What the file is called, in the folder of a run.
+/// The name of the file in a run's folder.
 pub const METRICS: &str = "metrics.jsonl";
-/// What the loss of a training step is called; a line that has it is of a training step.
+/// The key of a training step's loss; a line that has it is a training step.
 pub const LOSS: &str = "loss";
-/// What the running mean of the loss is called, beside that of a single step: an exponential mean over some fifty steps.
+/// The key of the running mean of the loss: an exponential mean over about fifty steps.
 pub const MEAN_LOSS: &str = "mean_loss";
 
-/// Two million lines and more. Of what is longer, the end is read.
+/// More than two million lines. Of a longer file the end is read.
 const MAX_BYTES: u64 = 256 << 20;
-/// Lines of a run have some hundred bytes.
+/// A line of a run has some hundred bytes.
 const MAX_LINE_BYTES: u64 = 64 << 10;
-/// Names that are told apart.
+/// Maximum number of distinct names.
 const MAX_NAMES: usize = 64;
 
-/// Which of two values is better.
+/// The direction in which a metric improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Goal {
-    /// The smaller.
+    /// Smaller is better.
     Min,
-    /// The greater.
+    /// Greater is better.
     Max,
 }
 
 impl Goal {
-    /// That of a metric, by the words of its name; `None` where they do not say it.
+    /// Guesses the goal of a metric from the words of its name; `None` if they do not tell.
     pub fn of(name: &str) -> Option<Self> {
         name.split(['_', '-']).find_map(|word| match word {
             "loss" | "error" | "fid" | "kid" | "ece" | "distance" | "norm" | "seconds" => Some(Self::Min),
@@ -51,7 +51,7 @@ impl Goal {
         })
     }
 
-    /// Whether `a` is better than `b`. A number is better than none.
+    /// True if `a` is better than `b`. A number is better than NaN.
     pub fn is_better(self, a: f64, b: f64) -> bool {
         match self {
             _ if a.is_nan() || b.is_nan() => !a.is_nan() && b.is_nan(),
@@ -66,26 +66,28 @@ impl Goal {
 pub struct Point {
     /// Steps done.
     pub step: u64,
-    /// What was logged; NaN for `null`.
+    /// The logged value; NaN for `null`.
     pub value: f64,
 }
 
-/// What a run logged: points by name, in the order of their steps.
+/// The metrics of a run: points by name, in the order of their steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
     training: BTreeMap<String, Vec<Point>>,
     evaluations: BTreeMap<String, Vec<Point>>,
-    /// Lines that are no metrics. The last one of a file may be cut off, and does not count.
+    /// Number of lines that are not metrics. The last line of a file may be cut off and does not count.
     pub unreadable: u64,
-    /// Bytes at the beginning of the file that were not read, because it is too long.
+    /// Bytes at the start of the file that were not read because it is too long.
     pub omitted: u64,
 }
 
 impl Metrics {
-    /// Reads a whole file, of one over 256 MiB the end. That there is none is no error: a run may end before its first line.
+    /// Reads a file, or the last 256 MiB of a longer one.
+    ///
+    /// A missing file is not an error: a run may end before its first line.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         Self::tail(path, MAX_BYTES)
     }
@@ -93,7 +95,7 @@ impl Metrics {
     /// Reads the lines in the last `bytes` of a file.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn tail(path: &Path, bytes: u64) -> Result<Self> {
         let failed = |source| Error::File { path: path.to_owned(), source };
         let about = match std::fs::metadata(path) {
@@ -104,7 +106,7 @@ impl Metrics {
         if !about.is_file() {
             return Err(failed(std::io::Error::other("expected a file")));
         }
-        // A run that trains may add lines meanwhile.
+        // A run that is training may append lines meanwhile.
         let file = File::open(path).map_err(failed)?;
         Self::parse(BufReader::new(file), about.len(), bytes).map_err(failed)
     }
@@ -136,7 +138,7 @@ impl Metrics {
         }
     }
 
-    /// Takes in a line; `None` where it is no metrics.
+    /// Adds a line; `None` if it is not metrics.
     fn add(&mut self, line: &[u8]) -> Option<()> {
         let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
         let step = object.get("step")?.as_u64()?;
@@ -155,7 +157,7 @@ impl Metrics {
                 continue;
             }
             let points = of.entry(name.clone()).or_default();
-            // Evaluated again, it counts as it was found last.
+            // If a step was evaluated twice, the last value counts.
             let at = points.partition_point(|point| point.step < step);
             match points.get_mut(at) {
                 Some(point) if point.step == step => point.value = value,
@@ -165,7 +167,7 @@ impl Metrics {
         Some(())
     }
 
-    /// A run that went on from an earlier state logs steps again: what is of `step` and later was of the branch that is given up.
+    /// Drops the points at `step` and later: a run that resumed from an earlier state logs these steps again.
     fn rewind(&mut self, step: u64) {
         let last = self.training.get(LOSS).and_then(|points| points.last());
         if last.is_some_and(|point| point.step >= step) {
@@ -175,19 +177,20 @@ impl Metrics {
         }
     }
 
-    /// What was logged of training steps under `name`.
+    /// The points that training steps logged as `name`.
     pub fn training(&self, name: &str) -> &[Point] {
         self.training.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// What evaluations found, by name.
+    /// The points of the evaluations, by name.
     pub fn evaluations(&self) -> impl Iterator<Item = (&str, &[Point])> {
         let some = self.evaluations.iter().filter(|(_, points)| !points.is_empty());
         some.map(|(name, points)| (name.as_str(), points.as_slice()))
     }
 
-    /// What decides between runs: the best evaluation of that name, the first of equals; where it is logged of training steps, which
-    /// scatter, the last.
+    /// The point by which runs are compared: the best evaluation of that name, the first of equals.
+    ///
+    /// For a metric of training steps, which fluctuates, it is the last one.
     pub fn deciding_point(&self, name: &str, goal: Goal) -> Option<Point> {
         match self.evaluations.get(name) {
             Some(points) => best(points, goal),
@@ -196,7 +199,7 @@ impl Metrics {
     }
 }
 
-/// The best of `points`, the first of equals; `None` where none is a number.
+/// The best of `points`, the first of equals; `None` if none is finite.
 pub fn best(points: &[Point], goal: Goal) -> Option<Point> {
     let finite = points.iter().filter(|point| point.value.is_finite());
     finite.copied().reduce(|best, point| if goal.is_better(point.value, best.value) { point } else { best })
@@ -216,7 +219,7 @@ mod tests {
         metrics.training(LOSS).iter().map(|p| (p.step, p.value)).collect()
     }
 
-    /// However often a run went on from an earlier state, what is read is what an uninterrupted run would have logged.
+    /// However often a run resumed from an earlier state, its metrics are those of an uninterrupted run.
     #[test]
     fn a_run_that_went_on_reads_like_one_that_was_never_interrupted() {
         let line = |step: u64, branch: u64| {
@@ -261,7 +264,7 @@ mod tests {
         assert_eq!((found.len(), found[0], found[2]), (3, (1, 2.0), (6, 1.0)));
         assert!(found[1].1.is_nan());
         assert!(metrics.training("note").is_empty() && metrics.training("step").is_empty());
-        // As many names as anybody likes take no more room than those of a run.
+        // Any number of names takes no more memory than those of a run.
         let names: String = (0..10_000).map(|i| format!("{{\"step\":1,\"n{i}\":1}}\n")).collect();
         assert_eq!(read(&names).evaluations().count(), MAX_NAMES);
     }

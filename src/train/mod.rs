@@ -1,4 +1,4 @@
-//! Training: one engine; a task supplies its batch, its loss, its evaluation and its samples.
+//! Training: one engine for all tasks. A task supplies batches, loss, evaluation and samples.
 
 mod classifier;
 mod control;
@@ -35,11 +35,13 @@ pub use parallel::ProcessGroup;
 pub use schedule::{LrScaling, LrShape, Schedule};
 pub use task::Task;
 
-/// Lets this process keep the memory that a step frees for the next one, where the allocator is glibc's; it would give large pieces back to
-/// the system, and get them page by page. Processes that train call it once; programs that train now and then may not want it.
+/// Makes glibc's allocator keep the memory that one step frees for the next step.
+///
+/// By default the allocator returns large blocks to the system and gets them back page by page. Call it once in a process that trains.
+/// Programs that train only occasionally may not want it. With other allocators it does nothing.
 pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it changes two settings of the allocator. The first is the largest that it takes.
+    // SAFETY: mallopt changes two settings of the allocator. The first value, 32 MiB, is the largest that it accepts.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);

@@ -1,4 +1,4 @@
-//! AdamW with clipping and exponential moving averages of the weights.
+//! AdamW with gradient clipping and exponential moving averages of the weights.
 
 use std::collections::HashMap;
 
@@ -19,23 +19,24 @@ use super::{
 };
 use crate::checkpoint::TrainingState;
 
-/// Settings of AdamW (Loshchilov and Hutter, arXiv 1711.05101) and of what goes with it.
+/// Settings of AdamW (Loshchilov and Hutter, arXiv 1711.05101), gradient clipping and the moving averages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamW {
     /// Decay rates of the first and second moment.
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// Constant that is added to the square root of the second moment.
     pub eps: f64,
-    /// Decoupled decay of the matrices and kernels of layers; of no bias, norm, embedding or gate.
+    /// Decoupled decay of the matrices and kernels of layers; biases, norms, embeddings and gates have none.
     pub weight_decay: f64,
-    /// The gradient's norm is cut to this; 0 cuts nothing.
+    /// Maximum norm of the gradients, to which larger ones are clipped; 0 disables clipping.
     pub clip: f64,
-    /// Decays of the weights' moving averages, one or two; each begins as `(1 + n)/(10 + n)` after `n` steps so that short runs have one
-    /// too.
+    /// Decays of the weights' moving averages, one or two.
+    ///
+    /// Each is at most `(1 + n)/(10 + n)` after `n` steps, so that short runs have a useful average too.
     pub ema: Vec<f64>,
 }
 
-/// Moving averages that can be kept at once.
+/// Maximum number of moving averages.
 pub const MAX_AVERAGES: usize = 2;
 
 impl Default for AdamW {
@@ -44,14 +45,14 @@ impl Default for AdamW {
     }
 }
 
-/// The running statistics of batch normalisations, and their moving averages.
+/// The running statistics of batch normalizations and their moving averages.
 struct RunningStatistics {
     members: Vec<Member>,
     value: Tensor,
     ema: Vec<Tensor>,
 }
 
-/// How much of a running statistic one step replaces; PyTorch's default.
+/// The share of a running statistic that one step replaces; PyTorch's default.
 const MOMENTUM: f64 = 0.1;
 
 /// The parameters of a run and their optimizer.
@@ -59,45 +60,45 @@ pub struct Optimizer {
     settings: AdamW,
     groups: Vec<Group>,
     running: Option<RunningStatistics>,
-    /// Whether the CPU's kernel takes the steps; candle's operations do otherwise.
+    /// True if the CPU's kernel does the steps, false for candle's operations.
     fused: bool,
     device: Device,
 }
 
-/// What one step learns from its micro-batches.
+/// The gradients and statistics of one step's micro-batches.
 #[derive(Default)]
 pub struct StepGradients {
-    /// Gradients by parameter name, times the scale that the loss had.
+    /// Gradients by parameter name, times the loss scale.
     pub gradients: Gradients,
-    /// What batch normalisations saw, one list a micro-batch, each in the order of the network.
+    /// Statistics of the batch normalizations, one list for each micro-batch, each in the order of the network.
     pub statistics: Vec<Vec<BatchStatistics>>,
 }
 
-/// How a step is taken.
+/// The options of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOptions {
     /// Learning rate.
     pub rate: f64,
-    /// Updates before this one; steps that were skipped do not count.
+    /// Updates before this one; skipped steps do not count.
     pub before: u64,
-    /// By what the loss was scaled, 1 where it was not.
+    /// The loss scale; 1 without scaling.
     pub scale: f64,
 }
 
 impl Optimizer {
-    /// A run that begins from `weights`.
+    /// Makes the optimizer of a run that starts from `weights`.
     ///
     /// # Errors
-    /// When `weights` are not those of `specs`.
+    /// Returns an error if `weights` do not match `specs`.
     pub fn new(settings: AdamW, specs: &[ParamSpec], weights: &Weights, device: &Device) -> Result<Self> {
         let state = TrainingState { weights: weights.clone(), ..TrainingState::default() };
         Self::restore(settings, specs, &state, device)
     }
 
-    /// A run that goes on from `state`; parts that it lacks begin as in a new run.
+    /// Makes the optimizer of a run that resumes from `state`; missing parts start as in a new run.
     ///
     /// # Errors
-    /// When its weights are not those of `specs`.
+    /// Returns an error if its weights do not match `specs`.
     pub fn restore(
         settings: AdamW,
         specs: &[ParamSpec],
@@ -141,10 +142,10 @@ impl Optimizer {
         Ok(Self { settings, groups, running, fused, device: device.clone() })
     }
 
-    /// The weights as they are now, for a forward pass. They are views: take them anew after a step.
+    /// Returns the current weights for a forward pass. They are views: call this again after each step.
     ///
     /// # Errors
-    /// Those of candle.
+    /// Returns errors of candle.
     pub fn params(&self) -> Result<Params> {
         let mut tensors = HashMap::new();
         let mut put = |members: &[Member], flat: &Tensor| -> Result<()> {
@@ -162,11 +163,12 @@ impl Optimizer {
         Ok(Params::from_tensors(tensors, DType::F32, &self.device))
     }
 
-    /// Steps all parameters by what was learnt, and moves running statistics towards the mean of what the micro-batches saw. Returns the
-    /// gradient's norm before clipping. Nothing is changed when that norm is not finite.
+    /// Updates all parameters with `learnt` and moves running statistics toward the mean of the micro-batches.
+    ///
+    /// Returns the norm of the gradients before clipping. Nothing is changed if that norm is not finite.
     ///
     /// # Errors
-    /// When a parameter has no gradient: then the network does not use it, and training it would be an illusion.
+    /// Returns an error if a parameter has no gradient: the network does not use it, so it would never be trained.
     pub fn step(&mut self, learnt: &StepGradients, how: StepOptions) -> Result<f64> {
         let gradients: Vec<Tensor> =
             self.groups.iter().map(|group| group.gradient(&learnt.gradients)).collect::<Result<_>>()?;
@@ -203,7 +205,7 @@ impl Optimizer {
         Ok(norm)
     }
 
-    /// Moves running statistics, and their averages by `decays`.
+    /// Updates the running statistics, and their averages by `decays`.
     fn update_statistics(&mut self, seen: &[Vec<BatchStatistics>], decays: &[f64]) -> Result<()> {
         let toward = |old: &Tensor, new: &Tensor, keep: f64| -> candle_core::Result<Tensor> {
             (old * keep)? + (new * (1.0 - keep))?
@@ -233,11 +235,11 @@ impl Optimizer {
         Ok(())
     }
 
-    /// A part of all parameters, with the running statistics that belong to it.
+    /// Returns one part of all parameters, with the running statistics that belong to it.
     fn part(&self, part: usize) -> Result<Weights> {
         let mut weights = Weights::new();
         let mut put = |members: &[Member], flat: &Tensor| -> Result<()> {
-            // A copy of the part alone: from a GPU comes all of the memory that a view lies in.
+            // A copy of the part alone: candle copies the whole storage of a view from a GPU.
             let values = flat.force_contiguous()?.to_vec1::<f32>()?;
             for member in members {
                 weights.insert(member.name.clone(), member.array(&values)?);
@@ -255,27 +257,27 @@ impl Optimizer {
         Ok(weights)
     }
 
-    /// How many moving averages of the weights there are.
+    /// The number of moving averages of the weights.
     pub fn averages(&self) -> usize {
         self.settings.ema.len()
     }
 
-    /// Moving average `index` of the weights.
+    /// Returns moving average `index` of the weights.
     ///
     /// # Errors
-    /// Those of candle.
+    /// Returns errors of candle.
     ///
     /// # Panics
-    /// When there are not as many.
+    /// Panics if there is no such average.
     pub fn ema(&self, index: usize) -> Result<Weights> {
         assert!(index < self.averages(), "there are {} moving averages", self.averages());
         self.part(EMA + index)
     }
 
-    /// All that [`restore`](Self::restore) needs.
+    /// Returns everything that [`restore`](Self::restore) needs.
     ///
     /// # Errors
-    /// Those of candle.
+    /// Returns errors of candle.
     pub fn state(&self, meta: serde_json::Value) -> Result<TrainingState> {
         Ok(TrainingState {
             weights: self.part(WEIGHT)?,
@@ -288,7 +290,7 @@ impl Optimizer {
     }
 }
 
-/// A part of what `state` holds of a parameter; a new run's where it has none.
+/// Returns one part of a parameter from `state`, or that of a new run if `state` has none.
 fn values(spec: &ParamSpec, state: &TrainingState, part: usize) -> Result<Vec<f32>> {
     let found = |group: &Weights| match group.get(&spec.name) {
         Some(array) if array.dims() == spec.dims => Ok(Some(array.data().to_vec())),
@@ -387,7 +389,7 @@ mod tests {
             let norm = optimizer.step(&learnt, StepOptions { rate: 1e-3, before: 0, scale }).unwrap();
             (norm, optimizer.state(().into()).unwrap())
         });
-        // A power of two changes no digit.
+        // Scaling by a power of two is exact.
         assert!(ends[0] == ends[1]);
         ends[1].1.weights.clear();
         assert!(ends[0] != ends[1]);

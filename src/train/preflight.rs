@@ -1,14 +1,15 @@
-//! What is looked at before the first step, so that a run does not fail in the night for what could be seen in the evening.
+//! Checks before the first step, so that a run does not fail hours later for a reason that is visible at the start.
 
 use super::{Error, Result, Task, TrainOptions, run::MAX_STATES};
 use crate::memory;
 
-/// Looks whether there is room for what the run will write beside the `there` bytes of states that it will replace, and memory for its
-/// steps, in each of `processes`: on a processor they share it. That the data can be read and that every parameter has a gradient shows
-/// in the first step, before which nothing is changed.
+/// Checks that the disk has room for the run's files and that memory suffices for its steps.
+///
+/// `existing_bytes` is the size of the training states that the run will replace. Memory is needed in each of `processes`, which share it
+/// on a CPU. The first step shows whether the data is readable and every parameter has a gradient; nothing is changed before it.
 ///
 /// # Errors
-/// [`Error::Preflight`] saying what there is too little of, and what would help.
+/// Returns [`Error::Preflight`] with what is short and what would help.
 pub(super) fn check(
     task: &dyn Task,
     plan: &TrainOptions,
@@ -19,7 +20,7 @@ pub(super) fn check(
     let weights = 4 * task.cost()?.parameters();
     // Weights, two moments, and the moving averages.
     let state = weights * (3 + plan.optimizer.ema.len() as u64);
-    // The best apart from the newest, one that is being written, and the two released files.
+    // The best state apart from the newest, one that is being written, and the two released files.
     let needed = state * (MAX_STATES as u64 + 2) + 2 * weights;
     let free = fs4::available_space(&plan.folder)
         .map_err(|source| Error::File { path: plan.folder.clone(), source })?;

@@ -1,4 +1,4 @@
-//! The files of a run: training states, metrics, the record, and what is released.
+//! The files of a run: training states, metrics, the record and the released files.
 
 use std::{
     fs::OpenOptions,
@@ -21,49 +21,50 @@ use super::{
 };
 use crate::checkpoint::{self, ErrorKind, TrainingState};
 
-/// Training states that are kept, the best one apart.
+/// Number of training states that are kept, beside the best one.
 pub(super) const MAX_STATES: usize = 5;
 
-/// What is added to the name of a damaged training state that is set aside.
+/// Suffix of a damaged training state that is set aside.
 const DAMAGED_SUFFIX: &str = ".damaged";
-/// The share of a step's loss in the running mean of the loss.
+/// Weight of a step's loss in the running mean of the loss.
 const LOSS_EMA_WEIGHT: f64 = 0.02;
 
-/// Where a run stands: with the weights and the optimizer's moments all that is needed to go on.
+/// The progress of a run: with the weights and the optimizer's moments, everything that resuming needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct RunProgress {
     /// Steps done.
     pub step: u64,
-    /// Steps of these that changed nothing, since the loss or the gradient was not finite.
+    /// Those of these steps that were skipped because the loss or a gradient was not finite.
     pub skipped: u64,
-    /// How many of the last steps were such, without one between.
+    /// Number of consecutive skipped steps at the end.
     pub skipped_in_a_row: u64,
     /// The last step that was evaluated.
     pub evaluated: u64,
     /// The best evaluation.
     pub best: Option<BestScore>,
-    /// The moving average that was evaluated better the last time.
+    /// The index of the moving average that the last evaluation found better.
     pub leading: usize,
-    /// Evaluations since then.
+    /// Evaluations since the best one.
     pub stale: u64,
-    /// Items in a micro-batch, where memory was too small for as many as planned.
+    /// Items in a micro-batch, if memory was too small for the planned number.
     pub micro_batch: Option<usize>,
-    /// What the loss is scaled by in f16.
+    /// The loss scale in f16.
     pub loss_scale: Option<LossScale>,
-    /// The running mean of the loss; states of earlier versions have none, and it begins anew.
+    /// The running mean of the loss. States of earlier versions have none, and it restarts.
     #[serde(default)]
     pub mean_loss: Option<f64>,
 }
 
 impl RunProgress {
-    /// What the loss of the next step is scaled by.
+    /// Returns the loss scale of the next step.
     pub(super) fn scale(&mut self, plan: &TrainOptions) -> f64 {
         let f16 = plan.tape.precision == Precision::F16;
         if f16 { self.loss_scale.get_or_insert_default().value } else { 1.0 }
     }
 
-    /// Takes the next step by what was learnt from its loss, unless that is not finite. Returns the gradient's norm, 0 where the loss had
-    /// none, and whether the step was skipped.
+    /// Does the next optimizer step with the gradients `learnt`, unless loss or gradients are not finite.
+    ///
+    /// Returns the norm of the gradients, 0 if the loss was not finite, and true if the step was skipped.
     pub(super) fn take(
         &mut self,
         optimizer: &mut Optimizer,
@@ -88,20 +89,20 @@ impl RunProgress {
     }
 }
 
-/// A run's files.
+/// The files of a run.
 pub(super) struct RunFiles {
     folder: PathBuf,
-    /// Nobody else trains here.
+    /// Keeps other processes from training here.
     _lock: folder::Lock,
     record: RunRecord,
-    /// Whether nothing is known of it but what this process has written.
+    /// True if only this process has written to the run's folder.
     is_new: bool,
     released: String,
     meta: ModelMeta,
     settings: Value,
     schedule: Value,
     configuration: String,
-    /// Processes that train together.
+    /// Number of processes that train together.
     processes: usize,
     /// The training states, oldest first.
     states: Vec<PathBuf>,
@@ -109,7 +110,7 @@ pub(super) struct RunFiles {
 }
 
 impl RunFiles {
-    /// Opens the folder of `plan`, in which a run is to begin or go on.
+    /// Opens the folder of `plan`, in which a run starts or resumes.
     pub(super) fn open(task: &dyn Task, plan: &TrainOptions, processes: usize) -> Result<Self> {
         let settings = json!({
             "task": task.settings(),
@@ -158,8 +159,9 @@ impl RunFiles {
         &self.settings
     }
 
-    /// Where the run stands: at the newest whole state in its folder, else at the one that the plan says to begin from, else at the
-    /// beginning.
+    /// Makes the optimizer at the run's position.
+    ///
+    /// That is the newest intact state in its folder, else the state that the plan names, else the initial weights.
     pub(super) fn begin(
         &mut self,
         task: &dyn Task,
@@ -168,7 +170,7 @@ impl RunFiles {
         observe: &mut dyn FnMut(Event),
     ) -> Result<Optimizer> {
         let Some((path, state)) = self.newest(plan, observe)? else {
-            // A process that was killed before its first state may have left some.
+            // A process that was killed before its first state may have left metrics.
             self.truncate_metrics()?;
             let weights = task.initial_weights(plan.seed)?;
             return Optimizer::new(plan.optimizer.clone(), specs, &weights, &plan.device);
@@ -199,7 +201,7 @@ impl RunFiles {
         if path != own {
             self.copy_states(&path, &state, observe)?;
         }
-        // What lies beyond is of a branch that is not gone on with: it stays, and is not counted.
+        // Later states are of an abandoned branch: they stay on disk but do not count.
         self.states.retain(|state| *state <= own);
         if let Some(best) = &self.progress.best
             && !self.states.contains(&self.state_path(best.step))
@@ -216,7 +218,7 @@ impl RunFiles {
         Optimizer::restore(plan.optimizer.clone(), specs, &state, &plan.device)
     }
 
-    /// Writes down that it trains, by what configuration, and how far it is to go.
+    /// Records that the run is training, with its configuration and number of steps.
     pub(super) fn record_start(&mut self, plan: &TrainOptions) -> Result<()> {
         let path = self.folder.join(folder::CONFIGURATION);
         write_atomically(&path, |w| w.write_all(self.configuration.as_bytes())).map_err(at(&path))?;
@@ -224,12 +226,12 @@ impl RunFiles {
         self.record_end(Status::Running, None)
     }
 
-    /// Writes down that it could not begin, unless more is known of it: a call that was refused is no part of its story.
+    /// Records that the run could not start, unless it has a history: a refused call is not part of it.
     pub(super) fn record_refusal(&mut self, error: &Error) -> Result<()> {
         if self.is_new { self.record_failure(error) } else { Ok(()) }
     }
 
-    /// The newest state that is whole, and where it is.
+    /// Returns the newest intact state and its path.
     fn newest(
         &mut self,
         plan: &TrainOptions,
@@ -249,7 +251,7 @@ impl RunFiles {
                 Err(error) => damaged.push(error),
             }
         }
-        // What cannot be read now may be whole; only of damaged states nothing is to be had.
+        // An unreadable state may be intact, so it is an error; the run starts over only if all states are damaged.
         if let Some(at) = damaged.iter().position(|error| !is_damage(error)) {
             return Err(damaged.swap_remove(at).into());
         }
@@ -267,8 +269,7 @@ impl RunFiles {
         Ok(Some((path.clone(), TrainingState::load(path)?)))
     }
 
-    /// Sees to it that what a run that goes on in another folder needs is in this one: the state that it begins from, its best state, and
-    /// what was measured.
+    /// Copies what a run needs that resumes in another folder: its start state, its best state, and the metrics.
     fn copy_states(
         &mut self,
         from: &Path,
@@ -301,7 +302,7 @@ impl RunFiles {
         state_path(&self.folder, &self.record.task, step)
     }
 
-    /// Writes where the run stands, unless that is written; then leaves only the newest states and the best.
+    /// Writes the training state; then deletes all but the newest states and the best.
     pub(super) fn save(&mut self, optimizer: &Optimizer) -> Result<PathBuf> {
         let path = self.state_path(self.progress.step);
         let mut meta = json!({
@@ -333,17 +334,17 @@ impl RunFiles {
         Ok(path)
     }
 
-    /// Bytes of the training states that are there, and will be replaced.
+    /// Bytes of the existing training states, which will be replaced.
     pub(super) fn state_bytes(&self) -> u64 {
         self.states.iter().filter_map(|state| Some(state.metadata().ok()?.len())).sum()
     }
 
-    /// Whether the newest state is of the step that is done.
+    /// True if the newest state is of the last finished step.
     pub(super) fn is_saved(&self) -> bool {
         self.states.last().is_some_and(|path| *path == self.state_path(self.progress.step))
     }
 
-    /// Takes note of an evaluation of moving average `average`; whether it is the best so far, by more than `min_delta`.
+    /// Records an evaluation of moving average `average`; returns true if it is the best so far by more than `min_delta`.
     pub(super) fn update_best(&mut self, score: &Score, average: usize, min_delta: f64) -> bool {
         let value = score.value;
         let gain =
@@ -357,7 +358,7 @@ impl RunFiles {
         better
     }
 
-    /// Writes a sample grid; where.
+    /// Writes a sample grid and returns its path.
     pub(super) fn write_sample(&mut self, picture: &RgbImage) -> Result<PathBuf> {
         let name = PathBuf::from("samples").join(format!("step_{:08}.png", self.progress.step));
         let path = self.folder.join(&name);
@@ -371,15 +372,15 @@ impl RunFiles {
         self.folder.join(METRICS)
     }
 
-    /// Adds a line to `metrics.jsonl`.
+    /// Appends a line to `metrics.jsonl`.
     pub(super) fn log(&self, line: &Value) -> Result<()> {
         let path = self.metrics();
         let file = OpenOptions::new().create(true).append(true).open(&path);
-        // One write a line: what is cut off by a crash is the last line alone.
+        // One write for each line, so that a crash cuts off the last line only.
         file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).map_err(at(&path))
     }
 
-    /// Cuts `metrics.jsonl` back to the step and the evaluations that the state has.
+    /// Truncates `metrics.jsonl` to the step and the evaluations of the state.
     fn truncate_metrics(&self) -> Result<()> {
         let path = self.metrics();
         let text = match std::fs::read(&path) {
@@ -399,7 +400,7 @@ impl RunFiles {
         write_atomically(&path, |w| w.write_all(kept.as_bytes())).map_err(at(&path))
     }
 
-    /// Writes the released files: the weights that were evaluated best where `best` says so and they are whole, else the last.
+    /// Writes the released files: the best weights if `best` is true and their state is intact, else the last ones.
     pub(super) fn publish(
         &mut self,
         optimizer: &Optimizer,
@@ -431,7 +432,7 @@ impl RunFiles {
         Ok(paths)
     }
 
-    /// The state at `path`, which scored best; if it is damaged, it is set aside and is the best no longer.
+    /// Loads the state at `path`, which scored best; sets it aside and drops the best score if it is damaged.
     fn best_state(&mut self, path: &Path, observe: &mut dyn FnMut(Event)) -> Result<Option<TrainingState>> {
         let error = match TrainingState::load(path) {
             Ok(state) => return Ok(Some(state)),
@@ -447,12 +448,12 @@ impl RunFiles {
         Ok(None)
     }
 
-    /// Writes down that the run was stopped.
+    /// Records that the run was stopped.
     pub(super) fn record_stop(&mut self) -> Result<()> {
         self.record_end(Status::Stopped, None)
     }
 
-    /// Writes down that the run failed.
+    /// Records that the run failed.
     pub(super) fn record_failure(&mut self, error: &Error) -> Result<()> {
         self.record_end(Status::Failed, Some(error.to_string()))
     }
@@ -464,7 +465,7 @@ impl RunFiles {
     }
 }
 
-/// Whether a file was read, and what is in it is no whole training state.
+/// True if a file was read but is not an intact training state.
 fn is_damage(error: &checkpoint::Error) -> bool {
     match &error.kind {
         ErrorKind::Io(error) => {
@@ -474,12 +475,12 @@ fn is_damage(error: &checkpoint::Error) -> bool {
     }
 }
 
-/// Where the training state of `step` of a run of `task` in `folder` is.
+/// The path of the training state of `step` for a run of `task` in `folder`.
 pub(super) fn state_path(folder: &Path, task: &str, step: u64) -> PathBuf {
     folder.join(format!("{task}_step_{step:08}.safetensors"))
 }
 
-/// Gives a damaged training state a name by which it is none.
+/// Renames a damaged training state so that it no longer counts as one.
 fn set_aside(path: &Path) -> Result<()> {
     let mut aside = path.to_owned().into_os_string();
     aside.push(DAMAGED_SUFFIX);

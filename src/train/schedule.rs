@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
 
-/// What the learning rate does after the warm-up.
+/// The shape of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LrShape {
@@ -13,25 +13,25 @@ pub enum LrShape {
     Cosine,
     /// A straight line down to the floor.
     Linear,
-    /// It stays.
+    /// Constant.
     Constant,
 }
 
-/// How the learning rate follows the number of items in a step.
+/// The scaling of the learning rate with the number of items in a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LrScaling {
-    /// Not at all.
+    /// No scaling.
     #[default]
     None,
-    /// In proportion (arXiv 1706.02677); the rate that is set is that of 256 items.
+    /// Linear scaling (arXiv 1706.02677); the given rate is for 256 items.
     Linear,
-    /// With its square root, which suits Adam (arXiv 2205.10287); the rate that is set is that of 256 items.
+    /// Scaling by the square root, which suits Adam (arXiv 2205.10287); the given rate is for 256 items.
     Sqrt,
 }
 
 impl LrScaling {
-    /// What the learning rate of 256 items is multiplied by for steps of `items`.
+    /// The factor on the learning rate of 256 items for steps of `items`.
     pub fn factor(self, items: u64) -> f64 {
         let ratio = items as f64 / 256.0;
         match self {
@@ -42,15 +42,15 @@ impl LrScaling {
     }
 }
 
-/// A learning rate is at its floor when no more than this share of the way down is left.
+/// A learning rate is at its floor if at most this share of the way down is left.
 const FLOOR_TOLERANCE: f64 = 0.05;
-/// A learning rate rises when it is this many times what it was the step before.
+/// A learning rate rises if it is more than this many times that of the step before.
 const RISE_FACTOR: f64 = 1.5;
 
 /// The learning rate of each step: a linear warm-up, then a [`LrShape`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// What it does after the warm-up.
+    /// The shape after the warm-up.
     #[serde(default)]
     pub shape: LrShape,
     /// The rate after the warm-up.
@@ -64,10 +64,10 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule whose warm-up is `warmup`, or, where that is not set, the smaller of `usual` and 5 % of the run.
+    /// Makes a schedule with `warmup` steps of warm-up, or with the smaller of `default_warmup` and 5 % of the run.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a run without steps, a warm-up that fills it, or rates that are none.
+    /// Returns [`Error::Setting`] for a run without steps, a warm-up that fills it, or rates that are not valid.
     pub fn new(
         shape: LrShape,
         peak: f64,
@@ -95,7 +95,7 @@ impl Schedule {
         Ok(Self { shape, peak, floor, warmup, steps })
     }
 
-    /// The rate of `step`, counted from 0.
+    /// The learning rate of `step`, counted from 0.
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;
@@ -109,10 +109,11 @@ impl Schedule {
         self.floor + (self.peak - self.floor) * left
     }
 
-    /// What the user should know when a run goes on after `step` steps with this schedule instead of `before`: that the learning rate is
-    /// at its floor for all that is left, or that it rises.
+    /// Warns of a change from schedule `before` to this one for a run that resumes after `step` steps.
+    ///
+    /// It warns if the learning rate is at its floor for all remaining steps, or if it rises.
     pub(super) fn change_note(&self, before: &Self, step: u64) -> Option<String> {
-        // During a warm-up it rises anyway.
+        // During a warm-up the rate rises anyway.
         if step <= self.warmup || step >= self.steps {
             return None;
         }
@@ -162,7 +163,7 @@ mod tests {
         let said = warning(of(LrShape::Cosine, 200), 100);
         assert!(said.contains("had fallen to 1.25e-6, goes up to 5.01e-4"), "{said}");
         assert!(warning(of(LrShape::Constant, 200), 100).contains("goes up to 1.00e-3"));
-        // Nothing to be warned of: shorter or the same, at its end, at its beginning.
+        // No warning: shorter or the same, at its end, at its start.
         for (after, step) in [(150, 20), (100, 50), (90, 40), (100, 100), (200, 0)] {
             assert_eq!(warning(of(LrShape::Cosine, after), step), "", "{after} steps, at {step}");
         }

@@ -1,4 +1,4 @@
-//! What a task supplies to the engine.
+//! The trait that a task implements for the engine.
 
 use std::sync::Arc;
 
@@ -15,71 +15,72 @@ use tiny_cats_models::{
 
 use super::{Batch, BatchSource, Result, Score};
 
-/// What is trained. Whatever a task draws at random depends on its seed and the position in the data alone.
+/// A trainable task. All its random draws depend only on its seed and the position in the data.
 pub trait Task {
-    /// Which task it is, `dit` or `classifier`: what its runs and training states are called by.
+    /// The kind of task, `dit` or `classifier`, which names its runs and training states.
     fn kind(&self) -> &'static str;
 
-    /// What its released files are called: `NAME.pt`.
+    /// The base name of the released files: `NAME.pt`.
     fn release_name(&self) -> String;
 
-    /// The network's parameters, and what one item costs in training.
+    /// Computes the network's parameters and the training cost of one item.
     ///
     /// # Errors
-    /// When there is no such network.
+    /// Returns an error if the network's settings are not valid.
     fn cost(&self) -> Result<CostSummary>;
 
-    /// The most bytes that learning from a micro-batch of `batch` items has in use, besides weights and batch.
+    /// Predicts the peak bytes that the forward and backward pass of `batch` items takes, besides weights and batch.
     ///
     /// # Errors
-    /// When there is no such network.
+    /// Returns an error if the network's settings are not valid.
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64>;
 
-    /// The weights that a run begins with.
+    /// Returns the weights at step 0.
     ///
     /// # Errors
-    /// When they cannot be had.
+    /// Returns an error if they cannot be read or computed.
     fn initial_weights(&self, seed: u64) -> Result<Weights> {
         Ok(init(&self.cost()?.params, seed))
     }
 
-    /// Items that a micro-batch must have: two or more where it is normalised by its own statistics.
+    /// The smallest micro-batch: two or more if the network normalizes it by its own statistics.
     fn smallest_batch(&self) -> usize {
         1
     }
 
-    /// What makes its batches; the workers share it.
+    /// Returns the source of the batches, which the loader's workers share.
     fn batches(&self) -> Arc<dyn BatchSource>;
 
-    /// All settings and the data's fingerprint: a run goes on only with the same.
+    /// All settings and the data's fingerprint: a run is resumed only if they are the same.
     fn settings(&self) -> Value;
 
-    /// What a released file says about the model.
+    /// The metadata of the released files.
     fn meta(&self) -> ModelMeta;
 
-    /// The mean loss of a micro-batch.
+    /// Computes the mean loss of a micro-batch.
     ///
     /// # Errors
-    /// Those of the network.
+    /// Returns errors of the network.
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var>;
 
-    /// How good the network is on data that it is not trained on, always measured alike; the score that decides comes first. None where
-    /// there is no measure.
+    /// Evaluates the network on data that it is not trained on, always in the same way.
+    ///
+    /// The first score decides which weights are best. Empty if there is no evaluation.
     ///
     /// # Errors
-    /// Those of the network.
+    /// Returns errors of the network.
     fn evaluate(&mut self, _weights: &Weights) -> Result<Vec<Score>> {
         Ok(Vec::new())
     }
 
-    /// Whether the weights that were evaluated best are released, or else the last.
+    /// True if the weights with the best evaluation are released, false for the last ones.
     fn releases_best(&self) -> bool {
         true
     }
 
-    /// What the network can do so far, to look at.
+    /// Generates a grid of sample images; `None` if the task has no samples.
     ///
     /// # Errors
-    /// Those of the network.
+    /// Returns errors of the network.
     fn sample_grid(&mut self, weights: &Weights) -> Result<Option<RgbImage>>;
 }

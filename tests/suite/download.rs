@@ -269,7 +269,7 @@ fn what_broke_off_goes_on_where_it_ended() {
     assert_whole(dir.path(), 1);
     assert_eq!(server.ranges(), [None, Some(10_000), Some(20_000)]);
     assert!(server.asked()[1..].iter().all(|a| a.if_range.as_deref() == Some("\"a\"")));
-    assert_eq!(events.iter().filter(|e| matches!(e, Event::RecomputeFn(..))).count(), 2);
+    assert_eq!(events.iter().filter(|e| matches!(e, Event::Retry(..))).count(), 2);
 }
 
 #[test]
@@ -411,7 +411,7 @@ fn what_is_not_there_is_asked_for_once_and_what_is_busy_again() {
     assert_whole(dir.path(), 1);
     let waits: Vec<Duration> = events
         .iter()
-        .filter_map(|e| if let Event::RecomputeFn(_, wait) = e { Some(*wait) } else { None })
+        .filter_map(|e| if let Event::Retry(_, wait) = e { Some(*wait) } else { None })
         .collect();
     assert!((QUICK.initial_backoff / 2..=QUICK.initial_backoff).contains(&waits[0]), "{waits:?}");
     assert_eq!(waits[1..], [Duration::from_secs(1); 2]);

@@ -1,33 +1,33 @@
-//! Reads the entropy-coded data of a JPEG scan bit by bit, up to the next marker.
+//! A reader of the entropy-coded data of a JPEG scan, bit by bit, up to the next marker.
 
 use super::jpeg::{CodeStep, ScanError, Table};
 
 /// The lowest bit of each byte.
 const LOWEST: u64 = 0x0101_0101_0101_0101;
 
-/// A place in the data.
+/// A position in the data.
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
-    /// Where the next byte is read.
+    /// Index of the next byte to read.
     at: usize,
-    /// The next bits, the first one uppermost.
+    /// Next bits, the first one uppermost.
     buffer: u64,
-    /// How many bits of the buffer count.
+    /// Number of valid bits in the buffer.
     count: u32,
 }
 
 impl<'a> BitReader<'a> {
-    /// The data in `bytes` from `at` on.
+    /// Creates a reader of the data in `bytes` that begin at `at`.
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at, buffer: 0, count: 0 }
     }
 
-    /// Where the data that were read end: at a marker, once all of them were.
-    pub(super) fn scoped(&self) -> usize {
+    /// Returns the end of the bytes that were read: the position of a marker, once all data were read.
+    pub(super) fn byte_position(&self) -> usize {
         self.at
     }
 
-    /// Fills the buffer with at least 32 bits where there are so many before the next marker.
+    /// Fills the buffer with at least 32 bits, if there are as many before the next marker.
     #[inline]
     fn fill(&mut self) {
         if self.count >= 32 {
@@ -35,10 +35,10 @@ impl<'a> BitReader<'a> {
         }
         if let Some(eight) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk) {
             let word = u64::from_be_bytes(*eight);
-            // Whether one of the bytes is 0xff: whether one of these is 0.
+            // A byte is 0xff if its complement is 0, and this finds a zero byte.
             let zero = !word;
             if zero.wrapping_sub(LOWEST) & word & (LOWEST << 7) == 0 {
-                // Bits beyond those that count are the next ones, too.
+                // Bits beyond the valid ones are the following bits of the data, too.
                 self.buffer |= word >> self.count;
                 let bytes = (64 - self.count) / 8;
                 self.at += bytes as usize;
@@ -54,21 +54,21 @@ impl<'a> BitReader<'a> {
         while self.count <= 56 {
             let Some(&byte) = self.bytes.get(self.at) else { return };
             let last = match byte {
-                // In the data, 0 follows it.
+                // In the data, a 0 byte follows 0xff.
                 0xff => match self.marker() {
                     Some(last) if self.bytes[last] == 0 => last,
                     _ => return,
                 },
                 _ => self.at,
             };
-            // There may be bits of a byte here that was looked at before: the same.
+            // The buffer may already hold bits of this byte: the same ones.
             self.buffer |= u64::from(byte) << 56 >> self.count;
             self.count += 8;
             self.at = last + 1;
         }
     }
 
-    /// The next value of `table`.
+    /// Decodes the next value with `table`.
     #[inline]
     pub(super) fn symbol(&mut self, table: &Table) -> Result<u8, ScanError> {
         self.fill();
@@ -93,7 +93,7 @@ impl<'a> BitReader<'a> {
         Err(if self.count < 16 { ScanError::Ended } else { ScanError::Damaged })
     }
 
-    /// Leaves out the coefficients of a block of a sequential image but its first. `table` must be prepared.
+    /// Skips the coefficients of a block of a sequential image except the first. `table` must be prepared.
     #[inline]
     pub(super) fn skip_block(&mut self, table: &Table) -> Result<(), ScanError> {
         let mut k = 1;
@@ -118,7 +118,7 @@ impl<'a> BitReader<'a> {
         Ok(())
     }
 
-    /// The next `n` bits, at most 16, as a number.
+    /// Takes the next `n` bits, at most 16, as a number.
     pub(super) fn take(&mut self, n: u32) -> Result<u32, ScanError> {
         self.fill();
         let value = if n == 0 { 0 } else { (self.buffer >> (64 - n)) as u32 };
@@ -126,7 +126,7 @@ impl<'a> BitReader<'a> {
         Ok(value)
     }
 
-    /// Leaves `n` bits out, at most 63.
+    /// Skips `n` bits, at most 63.
     #[inline]
     pub(super) fn skip(&mut self, n: u32) -> Result<(), ScanError> {
         let mut left = n;
@@ -151,7 +151,7 @@ impl<'a> BitReader<'a> {
         Ok(())
     }
 
-    /// Goes on behind the restart marker that must come here.
+    /// Continues behind the restart marker that must be next.
     pub(super) fn restart(&mut self) -> Result<(), ScanError> {
         self.fill();
         if self.at_restart() {
@@ -166,12 +166,12 @@ impl<'a> BitReader<'a> {
         })
     }
 
-    /// Whether the next marker is one of those, all data before it having been read.
+    /// True if all data before the next marker have been read, and it is a restart marker.
     pub(super) fn at_restart(&self) -> bool {
         self.marker().is_some_and(|at| matches!(self.bytes[at], 0xd0..=0xd7))
     }
 
-    /// Where the second byte of the marker is that comes next.
+    /// Returns the position of the second byte of the marker that is next.
     fn marker(&self) -> Option<usize> {
         let rest = self.bytes.get(self.at..).filter(|rest| rest.first() == Some(&0xff))?;
         rest.iter().position(|&byte| byte != 0xff).map(|place| self.at + place)

@@ -1,4 +1,4 @@
-//! What a file is by its first bytes, and whether its end is there.
+//! The format of a file by its first bytes, and a check of its end.
 
 use image::ImageFormat;
 
@@ -11,7 +11,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// By the content of `bytes`; what else they are in words.
+    /// Detects the format by the content of `bytes`; the error describes the actual content.
     pub(super) fn of(bytes: &[u8]) -> Result<Self, String> {
         let foreign = match image::guess_format(bytes) {
             Ok(ImageFormat::Png) => return Ok(Self::Png),
@@ -36,7 +36,7 @@ impl Format {
         Err(format!("{foreign} picture; expected PNG, JPEG or WebP"))
     }
 
-    /// Its name.
+    /// Returns the name of the format.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Png => "PNG",
@@ -46,7 +46,7 @@ impl Format {
     }
 }
 
-/// The formats of cameras that are kept in boxes, by the brands that the first box lists.
+/// Returns the description of a camera's container format, by the brands that its first box lists.
 fn brand(bytes: &[u8]) -> Option<&'static str> {
     if bytes.starts_with(b"\0\0\0\x0cJXL \r\n\x87\n") || bytes.starts_with(b"\xff\x0a") {
         return Some("a JPEG XL");
@@ -66,14 +66,14 @@ fn brand(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Whether the chunk that ends a PNG file is in `bytes`.
+/// True if `bytes` contain the chunk that ends a PNG file.
 pub(super) fn png_ends(bytes: &[u8]) -> bool {
     let mut at = 8;
     while let Some([l3, l2, l1, l0, kind @ ..]) = bytes.get(at..at + 8) {
         if kind == b"IEND" {
             return true;
         }
-        // Length, kind and checksum.
+        // Length, kind and checksum take 12 bytes.
         at += u32::from_be_bytes([*l3, *l2, *l1, *l0]) as usize + 12;
     }
     false

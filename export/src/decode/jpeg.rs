@@ -1,12 +1,12 @@
-//! Where the first image of a JPEG file ends, and whether its data are complete.
+//! The end of the first image of a JPEG file, and a check that its data are complete.
 //!
-//! Decoders fill what is missing with grey and say nothing, so the entropy-coded data are walked here: Huffman codes are read and
-//! counted, no coefficient is computed. What follows the first image, such as the video of a motion photo or the further images of an MPO
-//! file, is not looked at.
+//! Decoders silently fill missing data with gray, so this module walks through the entropy-coded data. It reads and counts Huffman
+//! codes, and computes no coefficient. It ignores everything behind the first image, such as the video of a motion photo or the
+//! further images of an MPO file.
 
 use super::{MAX_PIXELS, bits::BitReader};
 
-/// Images of more scans are left to the decoder, which refuses them.
+/// Maximum number of scans; images with more are left to the decoder, which refuses them.
 const MAX_SCANS: usize = 100;
 
 const SOI: u8 = 0xd8;
@@ -15,34 +15,35 @@ const SOS: u8 = 0xda;
 const DHT: u8 = 0xc4;
 const DRI: u8 = 0xdd;
 
-/// Where an image ends.
+/// The end of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
-    /// The length of the image in bytes, with its end marker.
+    /// Length of the image in bytes, with its end marker.
     pub end: usize,
-    /// Whether the end marker is there.
+    /// True if the end marker is present.
     pub has_end_marker: bool,
 }
 
-/// What a walk through the data of an image found.
+/// The result of a walk through the data of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Completeness {
-    /// All data of all components are there: so many blocks of 64 coefficients.
+    /// All data of all components are present; the number of blocks of 64 coefficients.
     Complete(u64),
     /// The data end before the last block.
     Cut,
-    /// The data are damaged or of a kind that is not walked, such as arithmetic coding.
+    /// The data are damaged or of a kind that is not supported here, such as arithmetic coding.
     Unknown,
 }
 
-/// The segments of a file, and what is between them.
+/// The segments of a file, and the data between them.
 struct Segments<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Segments<'a> {
-    /// The next marker, and what belongs to it; `None` at the end of the file. As other decoders do, it skips what is no marker.
+    /// Returns the next marker and its segment; `None` at the end of the file. As other decoders do, it skips bytes that are no
+    /// marker.
     fn next(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
             self.at += self.bytes.get(self.at..)?.iter().position(|&byte| byte == 0xff)?;
@@ -64,7 +65,7 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Where the first image of the file `bytes` ends, by its markers alone.
+/// Finds the end of the first image of the file `bytes`, by its markers alone.
 pub(super) fn extent(bytes: &[u8]) -> Extent {
     let mut segments = Segments { bytes, at: 0 };
     let mut scans = 0;
@@ -80,8 +81,8 @@ pub(super) fn extent(bytes: &[u8]) -> Extent {
     Extent { end: bytes.len(), has_end_marker: false }
 }
 
-/// Whether the data of the image `bytes` are complete. Takes time in proportion to the length of `bytes` and the number of blocks; of a
-/// progressive image, 8 bytes of memory for each block.
+/// Checks that the data of the image `bytes` are complete. The time is proportional to the length of `bytes` and the number of
+/// blocks. A progressive image needs 8 bytes of memory for each block.
 pub(super) fn walk(bytes: &[u8]) -> Completeness {
     let mut walk = ScanChecker { frame: None, dc: Default::default(), ac: Default::default(), interval: 0 };
     let mut segments = Segments { bytes, at: 0 };
@@ -119,40 +120,40 @@ pub(super) fn walk(bytes: &[u8]) -> Completeness {
     }
 }
 
-/// Why the data of a scan could not be walked to their end.
+/// The reason why the walk through the data of a scan stopped early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ScanError {
     /// A marker, or the end of the file, comes before the last block.
     Ended,
-    /// The data can't be understood.
+    /// The data are invalid.
     Damaged,
 }
 
 /// A Huffman table.
 pub(super) struct Table {
-    /// By the next bits, the length of the code in the upper byte and its value in the lower one; 0 for longer codes.
+    /// Length of the code in the upper byte and its value in the lower one, by the next bits; 0 for longer codes.
     pub short: Vec<u16>,
-    /// For each length the first code that is longer, in 16 bits, and what to add to a code for its place among the values.
+    /// For each length, the first code that is longer, in 16 bits, and the offset from a code to its index in the values.
     pub longer: [(u32, i32); 17],
     /// The values, in the order of their codes.
     pub values: Vec<u8>,
-    /// By the next bits, what they mean for the coefficients of a sequential image; made when it is needed.
+    /// Effect on the coefficients of a sequential image, by the next bits; filled when needed.
     pub steps: Vec<[CodeStep; 2]>,
 }
 
-/// What some bits mean for the coefficients of a sequential image.
+/// The effect of some bits on the coefficients of a sequential image.
 #[derive(Clone, Copy, Default)]
 pub(super) struct CodeStep {
-    /// How many bits they are, with those of the coefficients; 0 for too long a code.
+    /// Number of bits, with those of the coefficients; 0 for a code that is too long.
     pub bits: u8,
-    /// Coefficients that they stand for.
+    /// Number of coefficients.
     pub coefficients: u8,
-    /// Whether the rest of the block is 0.
+    /// True if the rest of the block is 0.
     pub end: bool,
 }
 
 impl CodeStep {
-    /// What a value of a table means, without the bits of its code.
+    /// Returns the effect of a value of a table, without the bits of its code.
     pub(super) fn of(value: u8) -> Self {
         let (run, size) = (value >> 4, value & 15);
         Self { bits: size, coefficients: run + 1, end: size == 0 && run < 15 }
@@ -160,10 +161,10 @@ impl CodeStep {
 }
 
 impl Table {
-    /// Bits that are looked up at once.
+    /// Number of bits that are looked up at once.
     pub const SHORT: u32 = 10;
 
-    /// From the number of codes of each length, 1 to 16 bits, and the values.
+    /// Builds a table from the number of codes of each length, 1 to 16 bits, and the values.
     fn new(counts: &[u8; 16], values: &[u8]) -> Option<Self> {
         let (mut short, mut longer) = (vec![0; 1 << Self::SHORT], [(0, 0); 17]);
         let (mut code, mut place) = (0u32, 0usize);
@@ -186,7 +187,7 @@ impl Table {
         Some(Self { short, longer, values: values.to_vec(), steps: Vec::new() })
     }
 
-    /// Fills [`steps`](Self::steps): of each, one code, and all codes that fit.
+    /// Fills both entries of [`steps`](Self::steps): that of one code, and that of all codes that fit.
     fn prepare(&mut self) {
         if !self.steps.is_empty() {
             return;
@@ -204,7 +205,7 @@ impl Table {
             let one = code(next);
             let mut all = CodeStep::default();
             while !all.end {
-                // What is shifted in is not there: a code that reaches into it does not fit.
+                // The bits shifted in are unknown: a code that includes them does not fit.
                 let more = code(next << all.bits);
                 if more.bits == 0 || u32::from(all.bits + more.bits) > Self::SHORT {
                     break;
@@ -222,14 +223,14 @@ struct Component {
     id: u8,
     /// Blocks of an MCU across and down.
     sampling: [usize; 2],
-    /// Blocks that are coded when the component is alone in a scan, across and down.
+    /// Blocks that are coded if the component is alone in a scan, across and down.
     blocks_alone: [usize; 2],
     /// Blocks across and down in whole MCUs.
     stride: usize,
     rows: usize,
-    /// For each coefficient how many of its bits are missing, 255 for all.
+    /// Number of missing bits for each coefficient, 255 for all.
     missing: [u8; 64],
-    /// For each block of a progressive image, which coefficients are known not to be 0.
+    /// Coefficients that are known not to be 0, for each block of a progressive image.
     nonzero: Vec<u64>,
 }
 
@@ -248,7 +249,7 @@ struct ScanChecker {
     interval: u16,
 }
 
-/// What is coded for a block.
+/// The part of a block that a scan codes.
 #[derive(Clone, Copy)]
 enum Kind {
     Sequential,
@@ -259,7 +260,7 @@ enum Kind {
 }
 
 impl ScanChecker {
-    /// `None` when the frame is not one that can be walked, here and below.
+    /// Reads a frame header. Here and below, `None` means that the frame is not supported.
     fn read_frame(&mut self, progressive: bool, segment: &[u8]) -> Option<()> {
         let (&[8, h1, h0, w1, w0, count], rest) = segment.split_first_chunk()? else { return None };
         let (width, height) =
@@ -309,7 +310,7 @@ impl ScanChecker {
         Some(())
     }
 
-    /// Walks through a scan, whose header is `header` and whose data begin at `at`, and returns where they end.
+    /// Walks through the scan with the header `header` and data that begin at `at`. Returns the end of the data.
     fn scan(&mut self, header: &[u8], bytes: &[u8], at: usize) -> Result<usize, ScanError> {
         let frame = self.frame.as_mut().ok_or(ScanError::Damaged)?;
         let (&count, rest) = header.split_first().ok_or(ScanError::Damaged)?;
@@ -317,7 +318,7 @@ impl ScanChecker {
         let (&[start, end, bits], _) = rest.split_first_chunk().ok_or(ScanError::Damaged)?;
         let (high, low) = (bits >> 4, bits & 15);
         let (start, end, low, kind) = match (frame.progressive, start, high) {
-            // Some programs write something else for sequential images.
+            // Some programs write other values for sequential images.
             (false, ..) => (0, 63, 0, Kind::Sequential),
             (true, 0, 0) => (0, 0, low, Kind::DcFirst),
             (true, 0, _) => (0, 0, low, Kind::DcRefine),
@@ -354,7 +355,7 @@ impl ScanChecker {
         for part in parts {
             frame.components[part.index].nonzero = part.nonzero;
         }
-        walked.map(|()| bits.scoped())
+        walked.map(|()| bits.byte_position())
     }
 }
 
@@ -367,7 +368,7 @@ struct ScanComponent<'a> {
     /// Blocks of the component across.
     stride: usize,
     nonzero: Vec<u64>,
-    /// Which component it is.
+    /// Index of the component.
     index: usize,
 }
 
@@ -387,7 +388,7 @@ impl Band {
         interval: usize,
     ) -> Result<(), ScanError> {
         let mut left = interval;
-        // Blocks for which nothing is coded; whether the rest of an interval is lost.
+        // `skip` counts blocks for which nothing is coded; `lost` is true if the rest of an interval is lost.
         let (mut skip, mut lost) = (0, false);
         for row in 0..rows {
             for column in 0..columns {
@@ -441,7 +442,7 @@ impl Band {
                                 _ => self.refine(bits, ac, nonzero, skip)?,
                             }
                         }
-                        // Without a table.
+                        // The table is missing.
                         _ => return Err(ScanError::Damaged),
                     }
                 }
@@ -450,7 +451,7 @@ impl Band {
         Ok(())
     }
 
-    /// A block of the first scan of coefficients of a progressive image.
+    /// Reads a block of the first scan of coefficients of a progressive image.
     fn first(
         &self,
         bits: &mut BitReader,
@@ -486,7 +487,7 @@ impl Band {
         Ok(())
     }
 
-    /// A block of a scan that adds a bit to coefficients of a progressive image.
+    /// Reads a block of a scan that adds a bit to coefficients of a progressive image.
     fn refine(
         &self,
         bits: &mut BitReader,
@@ -499,11 +500,11 @@ impl Band {
             let symbol = bits.symbol(ac)?;
             let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
             if size == 0 && run < 15 {
-                // With this block.
+                // The run includes this block.
                 *skip = (1 << run) + bits.take(run)?;
                 break;
             }
-            // The sign of the new coefficient; coefficients on the way to it that are not 0 get a bit each.
+            // The sign of the new coefficient; each coefficient passed that is not 0 has one more bit.
             bits.skip(size)?;
             let mut zeros = run;
             while k <= self.end {

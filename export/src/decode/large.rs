@@ -1,4 +1,4 @@
-//! Large pictures, decoded at half their width and height, so that they need a quarter of the memory.
+//! Decoding of large images at half their width and height, so that they need a quarter of the memory.
 
 use std::io::Cursor;
 
@@ -6,10 +6,10 @@ use image::{GrayImage, ImageDecoder, RgbImage, buffer::ConvertBuffer, codecs::we
 
 use super::{MAX_SIDE, blend_with_white, jpeg::Completeness};
 
-/// Blocks of coefficients, of 128 bytes each, that a decoder may keep.
+/// Maximum number of blocks of coefficients, of 128 bytes each, that a decoder may keep.
 const MAX_BLOCKS: u64 = 10 << 20;
 
-/// A JPEG picture. Decoders keep all coefficients of a progressive one.
+/// Decodes a JPEG image. Decoders keep all coefficients of a progressive one.
 pub(super) fn jpeg(bytes: &[u8], found: Completeness) -> Result<RgbImage, String> {
     match found {
         Completeness::Complete(blocks) if blocks > MAX_BLOCKS => {
@@ -36,7 +36,7 @@ pub(super) fn jpeg(bytes: &[u8], found: Completeness) -> Result<RgbImage, String
     picture.ok_or_else(|| "pixels are missing".to_string())
 }
 
-/// From ink to light.
+/// Converts CMYK to RGB.
 fn from_cmyk(mut pixels: Vec<u8>) -> Vec<u8> {
     let count = pixels.len() / 4;
     for i in 0..count {
@@ -50,7 +50,7 @@ fn from_cmyk(mut pixels: Vec<u8>) -> Vec<u8> {
     pixels
 }
 
-/// A PNG picture, row by row.
+/// Decodes a PNG image, row by row.
 pub(super) fn png(bytes: &[u8]) -> Result<RgbImage, String> {
     let failed = |e: png::DecodingError| e.to_string();
     let limits = png::Limits { bytes: 64 << 20 };
@@ -70,7 +70,7 @@ pub(super) fn png(bytes: &[u8]) -> Result<RgbImage, String> {
     Ok(half.picture)
 }
 
-/// A WebP picture, which has to be decoded at its full size.
+/// Decodes a WebP image, which must be decoded at its full size.
 pub(super) fn webp(bytes: &[u8]) -> Result<RgbImage, String> {
     let failed = |e: image::ImageError| e.to_string();
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(failed)?;
@@ -88,25 +88,25 @@ pub(super) fn webp(bytes: &[u8]) -> Result<RgbImage, String> {
     Ok(half.picture)
 }
 
-/// A picture that is made smaller as its rows come: each pixel is the mean of two by two, or of those of them that there are.
+/// An image that is reduced while its rows arrive: each pixel is the mean of two by two, or of as many of them as exist.
 struct HalfSizeImage {
     picture: RgbImage,
-    /// The sums of two rows.
+    /// Sums over two rows.
     sums: Vec<u16>,
     height: u32,
-    /// Rows that came.
+    /// Number of rows received.
     rows: u32,
 }
 
 impl HalfSizeImage {
-    /// `width` and `height` are those of the large picture.
+    /// Creates an empty image; `width` and `height` are those of the large image.
     fn new(width: u32, height: u32) -> Self {
         debug_assert!(width <= MAX_SIDE && height <= MAX_SIDE);
         let picture = RgbImage::new(width.div_ceil(2), height.div_ceil(2));
         Self { sums: vec![0; picture.width() as usize * 3], picture, height, rows: 0 }
     }
 
-    /// The next row, of grey, grey and alpha, red, green and blue, or those and alpha.
+    /// Adds the next row, of gray, gray and alpha, RGB, or RGBA.
     fn row(&mut self, row: &[u8], channels: usize) {
         let pairs = row.chunks(2 * channels);
         for (pair, sums) in pairs.zip(self.sums.chunks_exact_mut(3)) {

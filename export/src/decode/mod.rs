@@ -1,9 +1,10 @@
-//! From the bytes of a file to a picture, trusting neither its name nor its header.
+//! Decoding of image files, whose names and headers are not trusted.
 //!
-//! Memory is bounded to 2 GB. A picture of at most [`FULL_SIZE_PIXELS`] is decoded as it is, which takes up to 1.1 GB. A larger one, up to
-//! [`MAX_PIXELS`], is decoded at half its width and height: a JPEG picture by a smaller transform of its blocks, a PNG picture row by row,
-//! a WebP picture at its full size first. For 200 million pixels that takes 0.3 GB for sequential JPEG, as telephones write it, and PNG,
-//! 0.9 to 1.5 GB for progressive JPEG, and 1.4 GB for lossless WebP. Pictures of more than 8 million pixels are decoded one at a time.
+//! Memory is bounded to 2 GB. An image of at most [`FULL_SIZE_PIXELS`] is decoded at full size, which takes up to 1.1 GB. A larger
+//! one, up to [`MAX_PIXELS`], is decoded at half its width and height: JPEG by a smaller transform of its blocks, PNG row by row,
+//! WebP at its full size first. For 200 million pixels that takes 0.3 GB for PNG and for sequential JPEG, as phones write it. It
+//! takes 0.9 to 1.5 GB for progressive JPEG, and 1.4 GB for lossless WebP. Images of more than 8 million pixels are decoded one at
+//! a time.
 
 mod bits;
 mod format;
@@ -27,18 +28,21 @@ use crate::{
 use format::Format;
 use jpeg::Completeness;
 
-/// Larger files are not read.
+/// Maximum size of a file, in bytes.
 pub const MAX_BYTES: u64 = 128 << 20;
-/// Pictures of more pixels are not decoded. The largest cameras of telephones have 201 million.
+/// Maximum number of pixels of an image. The largest phone cameras have 201 million.
 pub const MAX_PIXELS: u64 = 210_000_000;
-/// Pictures of more pixels are decoded at half their width and height.
+/// Maximum number of pixels of an image that is decoded at full size; larger ones are decoded at half their width and height.
 pub const FULL_SIZE_PIXELS: u64 = 64_000_000;
-/// Longer sides are not decoded.
+/// Maximum width and height, in pixels.
 pub const MAX_SIDE: u32 = 32_768;
-/// Pictures of more pixels are decoded one at a time.
+/// Maximum number of pixels of images that are decoded concurrently; larger ones are decoded one at a time.
 const LARGE_PIXELS: u64 = 8_000_000;
 
-/// The bytes of the file `path`, or why they can't be had.
+/// Reads the file `path`.
+///
+/// # Errors
+/// The reason why the file cannot be used.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     let about = |e: std::io::Error| format!("not readable: {e}");
     let metadata = std::fs::metadata(path).map_err(about)?;
@@ -54,18 +58,18 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A picture in memory.
+/// A decoded image.
 #[derive(Clone, Debug)]
 pub struct DecodedImage {
-    /// Its pixels: upright, on white where it is transparent.
+    /// Pixels, upright, with white behind transparent ones.
     pub picture: RgbImage,
-    /// The width and height that it has in the file, upright. More than the picture's where that was [`reduced`].
+    /// Width and height in the file, upright. They exceed those of the pixels for an image that was [reduced](decoded_size).
     pub size: [u32; 2],
 }
 
 impl DecodedImage {
-    /// The part of [`picture`](Self::picture) that shows the `part`, x, y, width and height, of the picture in the file. `part` must
-    /// lie in it.
+    /// Returns the part of [`picture`](Self::picture) that shows `part`, given as x, y, width and height in the file's image.
+    /// `part` must lie inside that image.
     pub fn part(&self, part: [u32; 4]) -> [u32; 4] {
         let [x, y, width, height] = part;
         let along = |from: u32, length: u32, whole: u32, here: u32| {
@@ -80,7 +84,7 @@ impl DecodedImage {
     }
 }
 
-/// The width and height with which a picture of `size` is decoded: half of it, rounded up, above [`FULL_SIZE_PIXELS`].
+/// Returns the width and height at which an image of `size` is decoded: above [`FULL_SIZE_PIXELS`] half of it, rounded up.
 pub fn decoded_size(size: [u32; 2]) -> [u32; 2] {
     if pixels(size) > FULL_SIZE_PIXELS { size.map(|side| side.div_ceil(2)) } else { size }
 }
@@ -89,20 +93,20 @@ fn pixels([width, height]: [u32; 2]) -> u64 {
     u64::from(width) * u64::from(height)
 }
 
-/// A picture whose header is sound.
+/// An image with a valid header.
 struct Header<'a> {
     format: Format,
-    /// Of a JPEG file, its first image.
+    /// The bytes of the image; for a JPEG file, those of its first image.
     bytes: Cow<'a, [u8]>,
-    /// Width and height as they are stored.
+    /// Width and height as stored, without rotation.
     size: [u32; 2],
     orientation: Orientation,
-    /// Whether all data are there, where that is known already.
+    /// Completeness of the data, if it is known already.
     completeness: Option<Completeness>,
 }
 
 impl<'a> Header<'a> {
-    /// Reads the header of what the content of `bytes`, not a name, says that they are.
+    /// Reads the header of the format that the content of `bytes` has.
     fn read(bytes: &'a [u8]) -> Result<Self, String> {
         let format = Format::of(bytes)?;
         let missing = || Err(format!("a broken {} file: its end is missing", format.name()));
@@ -122,7 +126,7 @@ impl<'a> Header<'a> {
                     if !matches!(found, Some(Completeness::Complete(_))) {
                         return missing();
                     }
-                    // Decoders want it.
+                    // Decoders require the end marker.
                     bytes = Cow::Owned([image, &[0xff, 0xd9]].concat());
                 }
             }
@@ -135,7 +139,7 @@ impl<'a> Header<'a> {
         Ok(Self { format, bytes, size: [width, height], orientation, completeness: found })
     }
 
-    /// Width and height, upright.
+    /// Returns width and height, upright.
     fn upright(&self) -> [u32; 2] {
         let [width, height] = self.size;
         if swaps_axes(self.orientation) { [height, width] } else { [width, height] }
@@ -166,7 +170,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Opens `bytes`, and checks the size that the header announces.
+/// Opens `bytes`, and checks the size in the header.
 fn open(format: Format, bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
     let kind = match format {
         Format::Png => ImageFormat::Png,
@@ -189,34 +193,42 @@ fn open(format: Format, bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> 
     Ok(decoder)
 }
 
-/// One line about a picture that can't be decoded.
+/// Formats a decoder's error in one line.
 fn decode_error(format: Format, error: &impl ToString) -> String {
     let reason = error.to_string();
     format!("a broken {} file: {}", format.name(), excerpt(reason.lines().next().unwrap_or_default()))
 }
 
-/// Runs a decoder on `bytes`. A file on which it panics is broken.
+/// Calls a decoder on `bytes`, and turns a panic into an error.
 fn catch_panic<T>(bytes: &[u8], decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     guard::catch(decode).unwrap_or_else(|panic| {
         Err(decode_error(Format::of(bytes)?, &format!("its decoder failed: {panic}")))
     })
 }
 
-/// Width and height of a picture, upright, if its header is sound and its end is there; a reason why not. No pixel is decoded: data that
-/// end early before an end marker are found when they are.
+/// Checks that the header of an image is valid and that its end is present. Returns its width and height, upright. No pixel is
+/// decoded: missing data before an end marker are found by decoding alone.
+///
+/// # Errors
+/// The reason why the image cannot be used.
 pub fn check(bytes: &[u8]) -> Result<[u32; 2], String> {
     catch_panic(bytes, || Header::read(bytes).map(|header| header.upright()))
 }
 
-/// Whether what is stored as a row is shown as a column.
+/// True if a stored row is displayed as a column.
 fn swaps_axes(orientation: Orientation) -> bool {
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
     matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH)
 }
 
-/// Decodes all of a picture, turns it upright, lays it on white where it is transparent, and hands it to `then`. One of more than
-/// [`FULL_SIZE_PIXELS`] is [`reduced`]. Large ones are in memory one at a time, so that many threads do not need many times the memory: `then`
-/// must not wait for other threads.
+/// Decodes an image, turns it upright, puts white behind transparent pixels, and passes it to `then`. An image of more than
+/// [`FULL_SIZE_PIXELS`] is [reduced](decoded_size).
+///
+/// Large images are in memory one at a time, so that many threads do not need many times the memory: `then` must not wait for other
+/// threads.
+///
+/// # Errors
+/// The reason why the image cannot be decoded.
 pub fn decode_with<T>(bytes: &[u8], then: impl FnOnce(DecodedImage) -> T) -> Result<T, String> {
     static LARGE: Mutex<()> = Mutex::new(());
     let header = catch_panic(bytes, || Header::read(bytes))?;
@@ -227,12 +239,18 @@ pub fn decode_with<T>(bytes: &[u8], then: impl FnOnce(DecodedImage) -> T) -> Res
     Ok(then(upright))
 }
 
-/// A picture, upright, on white where it is transparent, [`reduced`] if it is very large.
+/// Decodes an image, upright, with white behind transparent pixels, [reduced](decoded_size) if it is very large.
+///
+/// # Errors
+/// As [`decode_with`].
 pub fn upright(bytes: &[u8]) -> Result<RgbImage, String> {
     decode_with(bytes, |upright| upright.picture)
 }
 
-/// The middle square of a picture, upright, on white where it is transparent, `size` × `size` pixels.
+/// Decodes the center square of an image, upright, with white behind transparent pixels, and resizes it to `size` × `size` pixels.
+///
+/// # Errors
+/// As [`decode_with`].
 pub fn decode_square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
     decode_with(bytes, |DecodedImage { picture, .. }| {
         let side = picture.width().min(picture.height());
@@ -241,8 +259,8 @@ pub fn decode_square(bytes: &[u8], size: u32) -> Result<RgbImage, String> {
     })
 }
 
-/// The `part` of `picture`, x, y, width and height, resized (Lanczos) to `size`, a width and a height. What of the part is not in the
-/// picture is left out.
+/// Resizes the `part` of `picture` (x, y, width, height) to `size` (width, height), with a Lanczos filter. The part is clipped to
+/// the image.
 pub fn resize_region(picture: &RgbImage, part: [u32; 4], size: [u32; 2]) -> RgbImage {
     resize(picture, part, size, Filter::Lanczos3)
 }

@@ -1,4 +1,4 @@
-//! What a file says about a generator.
+//! The metadata of a generator.
 
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{PredictionType, TinyDitConfig};
@@ -6,7 +6,7 @@ use tiny_cats_models::{PredictionType, TinyDitConfig};
 use super::FieldError;
 use crate::{Error, Result};
 
-/// How the path from noise to picture is integrated; the grid is uniform.
+/// The method that integrates the path from noise to image on a uniform grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sampler {
@@ -42,17 +42,17 @@ impl std::fmt::Display for Sampler {
     }
 }
 
-/// How the model's authors advise to sample from it.
+/// The recommended sampling settings of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplerDefaults {
     /// The method.
     pub sampler: Sampler,
-    /// Steps of the uniform grid.
+    /// Number of steps of the uniform grid.
     pub steps: usize,
-    /// Weight of classifier-free guidance (arXiv 2207.12598); 1 is none.
+    /// Weight of classifier-free guidance (arXiv 2207.12598); 1 means none.
     pub guidance: f32,
-    /// Guidance holds for times `t` in this interval (arXiv 2404.07724); t = 0 is noise, t = 1 the picture.
+    /// Interval of times `t` with guidance (arXiv 2404.07724); t = 0 is noise, t = 1 the image.
     pub guidance_interval: [f32; 2],
 }
 
@@ -62,25 +62,27 @@ impl Default for SamplerDefaults {
     }
 }
 
-/// What a program must know to draw with a generator.
+/// The metadata that a program needs to generate with a network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GeneratorMeta {
-    /// The label of the unconditional pass in guidance: the number of classes where it is a class of its own.
+    /// Label of the unconditional pass in guidance: the number of classes if the null class is a class of its own.
     pub null_label: usize,
     /// The values of black and white.
     pub value_range: [f32; 2],
-    /// What the network's output means.
+    /// The quantity that the network predicts.
     pub prediction: PredictionType,
-    /// How to sample from it.
+    /// Recommended sampling settings.
     #[serde(default)]
     pub sampler: SamplerDefaults,
-    /// The network applies classifier-free guidance itself, so it is sampled with weight 1: guidance would be applied twice.
+    /// True if the network applies classifier-free guidance itself. It is then sampled with weight 1, because guidance would be
+    /// applied twice otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guided: bool,
 }
 
 impl GeneratorMeta {
-    /// For a TinyDiT with pictures in [−1, 1]. The legacy layout has no null class; its last class stands in, as it did in training.
+    /// Returns the metadata of a TinyDiT with images in [−1, 1]. The legacy layout has no null class; its last class takes its
+    /// place, as in training.
     pub(super) fn tiny_dit(config: &TinyDitConfig, classes: usize) -> Self {
         Self {
             null_label: config.null_label().unwrap_or(classes.saturating_sub(1)),
@@ -91,8 +93,8 @@ impl GeneratorMeta {
         }
     }
 
-    /// The weight of guidance to sample with where `wanted` is asked for, or nothing in particular. It is 1 for a network that is
-    /// [guided](Self::guided) already, whatever is wanted.
+    /// Returns the guidance weight for sampling: `wanted`, or by default the recommended one. It is always 1 for a network that is
+    /// [guided](Self::guided) already.
     pub fn guidance(&self, wanted: Option<f32>) -> f32 {
         if self.guided { 1.0 } else { wanted.unwrap_or(self.sampler.guidance) }
     }

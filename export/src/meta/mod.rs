@@ -1,4 +1,4 @@
-//! What a file says about the model in it.
+//! The metadata of a model, which every file carries.
 
 mod classifier;
 mod generator;
@@ -11,7 +11,7 @@ pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
 
 use crate::{Error, Result, closest, excerpt};
 
-/// The key that holds a [`ModelMeta`] as JSON: in safetensors' metadata, in a torch file's dictionary, in ONNX's `metadata_props`.
+/// The key of a [`ModelMeta`] as JSON: in safetensors' metadata, in a PyTorch file's dictionary, in ONNX's `metadata_props`.
 pub const META_KEY: &str = "tiny-cats";
 
 /// The version of [`ModelMeta`] that this crate writes, and the newest that it reads.
@@ -35,52 +35,52 @@ pub const PREDECESSOR_CLASSES: [&str; 13] = [
 ];
 
 const MAX_BYTES: usize = 1 << 20;
-/// The most classes of a model.
+/// Maximum number of classes of a model.
 pub(crate) const MAX_CLASSES: usize = 4096;
-/// The most classes that an error lists.
+/// Maximum number of classes that an error lists.
 const MAX_LISTED: usize = 40;
 
-/// A wrong field, and what was expected.
+/// An invalid field, and what was expected.
 type FieldError = (&'static str, String);
 
-/// What a program must know to use a model's file.
+/// The metadata that a program needs to use a model's file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelMeta {
     /// Version of this structure, [`FORMAT_VERSION`].
     pub format_version: u32,
     /// The network's kind and sizes, from which the definition can be built again.
     pub config: NetworkConfig,
-    /// Side of the square pictures, in pixels.
+    /// Side of the square images, in pixels.
     pub image_size: usize,
     /// Names of the classes; a label is an index here.
     pub classes: Vec<String>,
-    /// What the model is for, and what that takes; its fields stand among these.
+    /// Task of the model, with its own fields, which are stored among these.
     #[serde(flatten)]
     pub task: TaskMeta,
-    /// Where it is from: crate version, command, data fingerprint; no clock times.
+    /// Origin of the model: crate version, command, data fingerprint; no clock times.
     pub provenance: serde_json::Value,
 }
 
-/// What a model is for. The network's kind decides it.
+/// The task of a model. The kind of its network determines it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum TaskMeta {
-    /// Draws pictures of a class.
+    /// A generator of images of a class.
     Generator(GeneratorMeta),
-    /// Tells the class of a picture.
+    /// A classifier of images.
     Classifier(ClassifierMeta),
 }
 
 impl ModelMeta {
-    /// What a file of this TinyDiT says, with pictures in [−1, 1]. The legacy layout has no null class; its last class stands in,
-    /// as it did in training.
+    /// Returns the metadata of this TinyDiT, with images in [−1, 1]. The legacy layout has no null class; its last class takes its
+    /// place, as in training.
     pub fn tiny_dit(config: &TinyDitConfig, classes: Vec<String>) -> Self {
         let task = TaskMeta::Generator(GeneratorMeta::tiny_dit(config, classes.len()));
         Self::new(NetworkConfig::TinyDit(config.clone()), config.image_size, classes, task)
     }
 
-    /// What a file of this ResNet says, with torchvision's preprocessing for pictures of `image_size` pixels: 8/7 of that for the
-    /// shorter side, and ImageNet's mean and standard deviation.
+    /// Returns the metadata of this ResNet, with torchvision's preprocessing for images of `image_size` pixels. The shorter side is
+    /// resized to 8/7 of that; mean and standard deviation are ImageNet's.
     pub fn resnet(config: &ResNetConfig, image_size: usize, classes: Vec<String>) -> Self {
         let task =
             TaskMeta::Classifier(ClassifierMeta { preprocessing: Preprocessing::imagenet(image_size) });
@@ -92,7 +92,7 @@ impl ModelMeta {
         Self { format_version: FORMAT_VERSION, config, image_size, classes, task, provenance }
     }
 
-    /// What it takes to draw with it, if it is a generator.
+    /// Returns the metadata for generating, if it is a generator.
     pub fn generator(&self) -> Option<&GeneratorMeta> {
         match &self.task {
             TaskMeta::Generator(task) => Some(task),
@@ -100,7 +100,7 @@ impl ModelMeta {
         }
     }
 
-    /// What it takes to classify with it, if it is a classifier.
+    /// Returns the metadata for classifying, if it is a classifier.
     pub fn classifier(&self) -> Option<&ClassifierMeta> {
         match &self.task {
             TaskMeta::Classifier(task) => Some(task),
@@ -108,12 +108,12 @@ impl ModelMeta {
         }
     }
 
-    /// The label of the class called `name`; case, spaces, `_` and `-` do not matter.
+    /// Returns the label of the class called `name`; case, spaces, `_` and `-` do not matter.
     ///
     /// # Errors
     /// [`Error::Request`] that suggests a class if one is close, and lists them otherwise.
     pub fn label(&self, name: &str) -> Result<usize> {
-        // What is longer than any name is like none, and would take long to compare and to read.
+        // A longer name matches no class, and would take long to compare and to read.
         let name: String = name.chars().take(100).collect();
         let plain = |s: &str| s.to_lowercase().replace([' ', '-'], "_");
         let wanted = plain(&name);
@@ -129,7 +129,7 @@ impl ModelMeta {
         Err(Error::request("breed", excerpt(&format!("no class is called {name:?}; {known}"))))
     }
 
-    /// "a generator of 13 classes", for messages.
+    /// Returns a description for messages: "a generator of 13 classes".
     pub(crate) fn describe(&self) -> String {
         let task = match self.task {
             TaskMeta::Generator(_) => "generator",
@@ -139,16 +139,16 @@ impl ModelMeta {
         format!("a {task} of {n} {}", if n == 1 { "class" } else { "classes" })
     }
 
-    /// The JSON text that stands under [`META_KEY`]: always the same for the same contents.
+    /// Returns the JSON text that is stored under [`META_KEY`]; equal contents give equal text.
     pub fn to_json(&self) -> String {
-        // A struct of strings, numbers and JSON values has no way to fail; serde's signature does not know that.
+        // A struct of strings, numbers and JSON values cannot fail to serialize, which serde's signature does not express.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Reads and checks the text that stands under [`META_KEY`] in `file`, which is named in errors.
+    /// Parses and checks the text that is stored under [`META_KEY`] in `file`, whose name errors use.
     ///
     /// # Errors
-    /// [`Error::File`] when the text is too long, no JSON, of a newer format, or describes no model.
+    /// [`Error::File`] if the text is too long, not JSON, of a newer format, or describes no model.
     pub fn from_json(text: &str, file: impl std::fmt::Display) -> Result<Self> {
         let wrong =
             |field: &str, message: String| Err(Error::file(&file, format!("{META_KEY}.{field}"), message));
@@ -160,7 +160,7 @@ impl ModelMeta {
     }
 
     fn read(mut json: serde_json::Value) -> Result<Self, FieldError> {
-        /// What stands in every file.
+        /// The fields of every file.
         #[derive(Deserialize)]
         struct Common {
             format_version: u32,
@@ -208,14 +208,14 @@ fn parse<T: DeserializeOwned>(json: &serde_json::Value) -> Result<T, FieldError>
     T::deserialize(json).map_err(|e| ("", e.to_string()))
 }
 
-/// Whether a class may be called `name`. Names become part of file names and are printed: none is empty or a folder, none holds a
-/// separator of paths (on any system) or a control character.
+/// True if a class may be called `name`. Names become part of file names and are printed. So none is empty or a folder, and none
+/// holds a path separator (of any system) or a control character.
 pub fn is_class_name(name: &str) -> bool {
     let harmless = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
     !matches!(name, "" | "." | "..") && name.chars().all(harmless)
 }
 
-/// Adds what follows from a generator's network where a file leaves it out.
+/// Fills in the fields that a file leaves out and that follow from a generator's network.
 fn fill_defaults(json: &mut serde_json::Value) -> serde_json::Result<()> {
     let Some(fields) = json.as_object_mut() else { return Ok(()) };
     if let Some(NetworkConfig::TinyDit(config)) =

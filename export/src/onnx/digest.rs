@@ -1,7 +1,7 @@
-//! The digest of an ONNX file: of what it means, not of its bytes.
+//! The digest of an ONNX file, which covers its content rather than its bytes.
 //!
-//! It covers the weights, the nodes, the inputs and outputs, the operator sets and what the file says about its model. A program that
-//! reads the file and writes it again, perhaps with notes of its own in the metadata, keeps it valid.
+//! It covers the weights, the nodes, the inputs and outputs, the operator sets and the metadata of the model. A program may read
+//! the file and write it again, and add metadata of its own: the digest still matches.
 
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::proto::{ModelProto, TensorProto};
 use crate::{CHECKSUM_MISMATCH, DIGEST_KEY, Error, Integrity, META_KEY, Result, integrity::hex};
 
-/// The digest of `model`, in hexadecimal.
+/// Returns the digest of `model`, in hexadecimal.
 pub fn digest(model: &ModelProto) -> String {
     let mut hash = Parts(Sha256::new());
     if let Some(meta) = value(model, META_KEY) {
@@ -37,7 +37,7 @@ pub fn digest(model: &ModelProto) -> String {
             ..Default::default()
         };
         hash.part("tensor", &about.encode_to_vec());
-        // The same values, however they are stored.
+        // Equal values give equal bytes here, however the file stores them.
         if raw_data.is_empty() {
             hash.begin("values", 4 * float_data.len());
             for some in float_data.chunks(1 << 12) {
@@ -54,7 +54,7 @@ pub fn digest(model: &ModelProto) -> String {
 /// Compares `model` with the digest that it carries.
 ///
 /// # Errors
-/// [`Error::File`] naming `file` when they differ.
+/// [`Error::File`] with the name `file` if they differ.
 pub fn check_digest(model: &ModelProto, file: &str) -> Result<Integrity> {
     match value(model, DIGEST_KEY) {
         None => Ok(Integrity::Unchecked),
@@ -63,12 +63,12 @@ pub fn check_digest(model: &ModelProto, file: &str) -> Result<Integrity> {
     }
 }
 
-/// The value in the metadata; of several under one key the last, which is the one that is used.
+/// Returns a value of the metadata; of several under one key the last, which is the one that is used.
 fn value<'a>(model: &'a ModelProto, key: &str) -> Option<&'a str> {
     model.metadata_props.iter().rfind(|entry| entry.key == key).map(|entry| entry.value.as_str())
 }
 
-/// A hash of labelled parts, each with its length before it, so that no two sequences of parts have the same bytes.
+/// A hash of labeled parts. The length of each part precedes it, so that no two sequences of parts have the same bytes.
 struct Parts(Sha256);
 
 impl Parts {

@@ -1,8 +1,8 @@
-//! Tensors whose values are in another file beside the model, as PyTorch writes them (`NAME.onnx.data`): made part of the model, so that
-//! every runtime reads one self-contained file.
+//! External data: tensors whose values are in another file beside the model, as PyTorch writes them (`NAME.onnx.data`). They become
+//! part of the model, so that every runtime reads one self-contained file.
 //!
-//! The other file is an untrusted name in an untrusted file: it must lie in the model's own folder, and nothing is allocated before
-//! every place in it was compared with its size.
+//! The name of the other file is untrusted input from an untrusted file. It must be in the model's own folder. Nothing is allocated
+//! before every offset and length has been compared with the file's size.
 
 use std::{
     borrow::Cow,
@@ -24,13 +24,14 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// The field of a tensor's values.
+/// Number of the field with a tensor's values.
 const RAW_DATA: u32 = 9;
 
-/// The model in `bytes`, which were scanned, with the values of all its tensors in it. `file` is its path, `folder` where it lies.
+/// Returns the model in `bytes`, which `scan` has checked, with the values of all its tensors inside. `file` is its path, `folder`
+/// the folder of that.
 ///
 /// # Errors
-/// [`Error::File`] naming the tensor whose values are not where it says, and [`Error::Io`].
+/// [`Error::File`] with the name of a tensor whose values are not at the given location, and [`Error::Io`].
 pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
     let mut reader = Reader { file, folder, files: BTreeMap::new(), total: bytes.len() };
     let Some(parts) = reader.message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
@@ -44,7 +45,7 @@ pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<V
     Ok(out)
 }
 
-/// A part of the model to be written.
+/// A part of the model to write.
 enum Chunk<'a> {
     Bytes(Cow<'a, [u8]>),
     Values { location: String, offset: u64, len: usize },
@@ -59,12 +60,12 @@ impl Chunk<'_> {
     }
 }
 
-/// A file with values.
+/// A file with tensors' values.
 struct ExternalFile {
     path: PathBuf,
     file: File,
     size: u64,
-    /// Bytes that no tensor has asked for yet.
+    /// Bytes that no tensor has read yet.
     unread_bytes: u64,
 }
 
@@ -72,12 +73,12 @@ struct Reader<'a> {
     file: &'a str,
     folder: &'a Path,
     files: BTreeMap<String, ExternalFile>,
-    /// Bytes of the whole model.
+    /// Size of the whole model, in bytes.
     total: usize,
 }
 
 impl Reader<'_> {
-    /// The parts of a message; none if nothing in it changes.
+    /// Returns the parts of a message; `None` if nothing in it changes.
     fn message<'b>(&mut self, mut bytes: &'b [u8], kind: MessageKind) -> Result<Option<Vec<Chunk<'b>>>> {
         if kind == MessageKind::Tensor {
             return self.tensor(bytes);
@@ -149,7 +150,7 @@ impl Reader<'_> {
                 "external data in {location:?}: expected {place}, found a file of {size}"
             )));
         }
-        // Or a small file could be read into memory again and again.
+        // Otherwise a small file could be read into memory again and again.
         other.unread_bytes = other.unread_bytes.checked_sub(len as u64).ok_or_else(|| {
             invalid(format!("external data in {location:?}: expected tensors that do not overlap"))
         })?;
@@ -176,7 +177,7 @@ impl Reader<'_> {
         if !path.starts_with(&folder) {
             return Err(ExternalError::Because("it is a link that leaves the model's folder"));
         }
-        // Before it is opened: to open a pipe would wait for its other end.
+        // Checked before opening: opening a pipe would wait for its other end.
         if !path.metadata().map_err(io)?.is_file() {
             return Err(ExternalError::Because("expected a file"));
         }
@@ -196,13 +197,13 @@ impl Reader<'_> {
     }
 }
 
-/// Why a file with values is not read.
+/// An error of reading external data.
 enum ExternalError {
     Because(&'static str),
     Io(Error),
 }
 
-/// The tag of a field and the length of its `len` bytes.
+/// Encodes the header of a field with `len` bytes: tag and length.
 fn field_header(number: u32, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode_key(number, WireType::LengthDelimited, &mut bytes);
@@ -224,7 +225,7 @@ mod tests {
     };
     use tiny_cats_models::{Array, Init, Scope, Tensor, Weights};
 
-    /// A file without a digest, and its weights.
+    /// Returns a file without a digest, and its weights.
     fn model() -> (ModelProto, Weights) {
         let array = |dims: &[usize]| {
             let values = (0..dims.iter().product()).map(|v: usize| v as f32 + 0.5).collect();
@@ -252,7 +253,7 @@ mod tests {
         entries.iter().map(entry).collect()
     }
 
-    /// Moves the values of all weights into one file, at places that are multiples of 64.
+    /// Moves the values of all weights into one file, at offsets that are multiples of 64.
     fn moved(location: &str) -> (ModelProto, Vec<u8>, Weights) {
         let (mut model, weights) = model();
         let mut data = Vec::new();
@@ -284,7 +285,7 @@ mod tests {
             fs::write(&path, model.encode_to_vec()).unwrap();
             let file = OnnxFile::open(&path).unwrap();
             assert_eq!((file.weights().unwrap(), file.integrity()), (weights.clone(), Integrity::Unchecked));
-            // What runtimes are given is what was there before, to the byte.
+            // Runtimes get the model as it was before the move, to the byte.
             assert_eq!(ModelProto::decode(file.bytes()).unwrap(), self::model().0);
             let error = OnnxFile::from_bytes(fs::read(&path).unwrap(), "m").unwrap_err().to_string();
             assert!(error.starts_with("m: external_data: ") && error.contains("by its path"), "{error}");
@@ -373,7 +374,7 @@ mod tests {
             tensor.external_data.retain(|entry| entry.key != "length");
         });
         assert!(error.unwrap_err().contains("expected a model of at most"));
-        // A hundred tensors in one place would be read a hundred times.
+        // A hundred tensors at one location would be read a hundred times.
         let (mut model, ..) = moved("m.data");
         let initializers = &mut model.graph.as_mut().unwrap().initializer;
         let many: Vec<_> =

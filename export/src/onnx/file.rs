@@ -1,4 +1,4 @@
-//! Reading ONNX files: what they take, what they hold, what they say about themselves.
+//! ONNX files: their inputs and outputs, weights and metadata.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,18 +20,18 @@ use crate::{Error, Integrity, META_KEY, ModelMeta, Result};
 
 const FLOAT: i32 = DataType::Float as i32;
 
-/// A graph's input or output.
+/// An input or output of a graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueInfo {
-    /// Its name.
+    /// Name of the input or output.
     pub name: String,
-    /// Its element type; `None` for those that we do not write.
+    /// Element type; `None` for those that we do not write.
     pub dtype: Option<DataType>,
-    /// Its sizes; `None` for an axis of any size, as the batch is.
+    /// Sizes; `None` for an axis of any size, such as the batch.
     pub dims: Vec<Option<usize>>,
 }
 
-/// An ONNX file that has been looked through: whole, bounded, without subgraphs. Values that were in another file are part of it.
+/// An ONNX file that has been checked: complete, of bounded size, without subgraphs. External data are part of it.
 #[derive(Clone, Debug)]
 pub struct OnnxFile {
     name: String,
@@ -45,24 +45,24 @@ pub struct OnnxFile {
 }
 
 impl OnnxFile {
-    /// Reads a file, and with it the values that it keeps in other files of its folder.
+    /// Reads a file, and the values that it keeps in other files of its folder.
     ///
     /// # Errors
-    /// [`Error::Io`], and those of [`from_bytes`](Self::from_bytes).
+    /// [`Error::Io`], and as [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
         Self::read(crate::load::read(path)?, &path.display().to_string(), path.parent())
     }
 
-    /// Looks through a file in memory; `name` stands for it in errors.
+    /// Reads and checks a file in memory; `name` stands for it in errors.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no ONNX model, one that does not match its digest, or one that we do not run: of several files, with
+    /// [`Error::File`] if it is no ONNX model, does not match its digest, or is one that we do not run: with external data, with
     /// control flow, without inputs.
     pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
         Self::read(bytes, name, None)
     }
 
-    /// As [`from_bytes`](Self::from_bytes), for a file that lies in `folder`.
+    /// Reads as [`from_bytes`](Self::from_bytes) does, for a file in `folder`.
     pub(crate) fn read(bytes: Vec<u8>, name: &str, folder: Option<&Path>) -> Result<Self> {
         let bytes = match (scan(&bytes, name)?, folder) {
             (false, _) => bytes,
@@ -105,55 +105,55 @@ impl OnnxFile {
         Ok(Self { name: name.into(), opset, inputs, outputs, halves, metadata, integrity, bytes })
     }
 
-    /// What stands for the file in errors.
+    /// Returns the name that errors use.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether the file carries a digest that its contents match.
+    /// Returns whether the file carries a digest that its contents match.
     pub fn integrity(&self) -> Integrity {
         self.integrity
     }
 
-    /// The file's bytes, with the values in them that were in other files.
+    /// Returns the bytes of the file, with external data inside.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The operator set's version.
+    /// Returns the version of the operator set.
     pub fn opset(&self) -> u32 {
         self.opset
     }
 
-    /// What the graph takes, in its order.
+    /// Returns the inputs of the graph, in its order.
     pub fn inputs(&self) -> &[ValueInfo] {
         &self.inputs
     }
 
-    /// What the graph returns, in its order.
+    /// Returns the outputs of the graph, in its order.
     pub fn outputs(&self) -> &[ValueInfo] {
         &self.outputs
     }
 
-    /// The names of the weights that it stores as halves, to be widened.
+    /// Returns the names of the weights that are stored in half precision (f16).
     pub fn halves(&self) -> &BTreeSet<String> {
         &self.halves
     }
 
-    /// The file's `metadata_props`.
+    /// Returns the `metadata_props` of the file.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// The text under [`META_KEY`].
+    /// Returns the text under [`META_KEY`].
     fn meta_text(&self) -> Option<&str> {
         self.metadata.get(META_KEY).map(String::as_str)
     }
 
-    /// What the file says about its model.
+    /// Returns the metadata of the model.
     ///
     /// # Errors
-    /// [`Error::File`] when it says nothing, or nothing that makes sense.
+    /// [`Error::File`] if it is missing or invalid.
     pub fn meta(&self) -> Result<ModelMeta> {
         match self.meta_text() {
             Some(text) => ModelMeta::from_json(text, &self.name),
@@ -161,10 +161,11 @@ impl OnnxFile {
         }
     }
 
-    /// All floating-point initializers by name, single numbers excepted; [halves](Self::halves) widened to f32, by the name of the result.
+    /// Returns all floating-point initializers by name, except scalars. Those in [half precision](Self::halves) are converted to
+    /// f32, under the name of the conversion's result.
     ///
     /// # Errors
-    /// [`Error::File`] when one holds another number of values than its shape says.
+    /// [`Error::File`] if the number of values does not match the shape.
     pub fn weights(&self) -> Result<Weights> {
         let model = decode(&self.bytes, &self.name)?;
         let mut casts = model.graph.as_ref().map(casts).unwrap_or_default();
@@ -174,7 +175,7 @@ impl OnnxFile {
                 let (name, values) = match t.data_type {
                     FLOAT if t.raw_data.is_empty() => (t.name, t.float_data),
                     FLOAT => (t.name, floats(&t.raw_data)),
-                    // Each once, however often the graph widens it.
+                    // Once for each weight, however often the graph converts it.
                     FLOAT16 => (casts.remove(&t.name)?, from_f16(&t.raw_data)),
                     _ => return None,
                 };
@@ -187,21 +188,21 @@ impl OnnxFile {
             .collect()
     }
 
-    /// Whether the graph applies classifier-free guidance itself: from the input called `picture` and the one called `label`, it computes
+    /// True if the graph applies classifier-free guidance itself. From the inputs called `picture` and `label` it computes
     /// predictions with and without the label, and returns a combination.
     pub(crate) fn is_guided(&self, picture: &str, label: &str) -> Result<bool> {
         let graph = decode(&self.bytes, &self.name)?.graph.unwrap_or_default();
         Ok(guidance::is_guided(&graph, picture, label))
     }
 
-    /// How many rows the table has that the input called `label` indexes, if there is one.
+    /// Returns the number of rows of the table that the input called `label` indexes, if there is one.
     pub(crate) fn embedding_rows(&self, label: &str) -> Result<Option<usize>> {
         let graph = decode(&self.bytes, &self.name)?.graph.unwrap_or_default();
         Ok(guidance::embedding_rows(&graph, label))
     }
 }
 
-/// What is cast to f32: the name of the result by that of what is cast.
+/// Returns the casts to f32: the name of each result, by the name of its input.
 fn casts(graph: &GraphProto) -> HashMap<String, String> {
     let to_float = |node: &&NodeProto| {
         let to = node.attribute.iter().find(|a| a.name == "to");
@@ -211,7 +212,7 @@ fn casts(graph: &GraphProto) -> HashMap<String, String> {
     graph.node.iter().filter(to_float).filter_map(names).collect()
 }
 
-/// Decodes what was scanned.
+/// Decodes a file that has been scanned.
 fn decode(bytes: &[u8], name: &str) -> Result<ModelProto> {
     ModelProto::decode(bytes).map_err(|e| Error::file(name, "ONNX", e.to_string()))
 }
@@ -220,7 +221,8 @@ fn floats(raw: &[u8]) -> Vec<f32> {
     raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-/// A tensor must hold what its shape says: runtimes differ in what they do about others, and some believe them.
+/// Checks that a tensor holds as many bytes as its shape requires. Runtimes differ in their handling of others, and some trust the
+/// shape.
 fn check_size(tensor: &TensorProto, file: &str) -> Result<()> {
     let expected = tensor.size().map_err(|message| Error::file(file, &tensor.name, message))?;
     let found = tensor.raw_data.len();
@@ -319,7 +321,7 @@ mod tests {
             );
             assert!(error.ends_with(&format!("found {left} bytes")), "{error}");
         }
-        // Widened many times, it is read once.
+        // A weight that is converted several times is read once.
         let file = changed(|g| {
             for name in ["a", "b", "c"] {
                 let node = NodeProto { output: vec![name.into()], ..g.node[0].clone() };
@@ -327,7 +329,7 @@ mod tests {
             }
         });
         assert_eq!(file.unwrap().weights().unwrap().len(), 1);
-        // Cast to anything else, or by a stranger's operator, it is no weight of ours.
+        // Cast to another type, or by an operator of another domain, it is no stored weight.
         for change in [(|g| g.node[0].attribute[0].i = 11) as fn(&mut GraphProto), |g| {
             g.node[0].domain = "other".into()
         }] {
@@ -365,7 +367,7 @@ mod tests {
                     refused += check(changed);
                 }
             }
-            // All but the names of the program and the graph.
+            // All bits count but those in the names of the program and the graph.
             assert!(refused > bytes.len() * 8 * 3 / 4, "{refused} of {}", bytes.len() * 8);
         }
     }

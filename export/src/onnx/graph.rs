@@ -1,4 +1,4 @@
-//! A graph that grows as a definition is read.
+//! The graph that grows while a definition is evaluated in the ONNX backend.
 
 use std::{
     cell::RefCell,
@@ -19,13 +19,13 @@ use super::{
 };
 use crate::{DIGEST_KEY, Error, Result, error::WEIGHTS};
 
-/// The operator set that files are written in unless another is asked for: the newest that every verified runtime reads.
+/// The default operator set of files: the newest that every verified runtime reads.
 pub const DEFAULT_OPSET: u32 = 17;
 
-/// The operator sets that files can be written in. Older ones lack what we write; newer ones are not verified.
+/// The operator sets in which files can be written. Older ones lack operators that we write; newer ones are not verified.
 pub const OPSETS: std::ops::RangeInclusive<u32> = 17..=23;
 
-/// protobuf's limit on a message.
+/// Maximum size of a protobuf message, in bytes.
 pub(super) const MAX_BYTES: usize = i32::MAX as usize;
 
 /// The nodes and initializers written so far; all values of a graph share it.
@@ -40,7 +40,7 @@ pub(super) struct GraphBuilder {
 }
 
 impl GraphBuilder {
-    /// `wanted`, or with a number behind it when that name is taken.
+    /// Returns `wanted`, with a number appended if that name is in use.
     fn unique(&mut self, wanted: &str) -> Rc<str> {
         let mut name = wanted.to_owned();
         while let Some(n) = self.names.get_mut(&name) {
@@ -88,22 +88,22 @@ impl GraphBuilder {
         name
     }
 
-    /// Whole numbers that an operator takes as an input, such as a shape; equal ones are written once.
+    /// Returns a constant of whole numbers, such as a shape; equal constants are written once.
     pub fn ints(&mut self, values: &[i64]) -> Rc<str> {
         self.constant(DataType::Int64, TensorProto::ints("", values))
     }
 
-    /// A number that an operator takes as an input; equal ones are written once.
+    /// Returns a constant number; equal constants are written once.
     pub fn scalar(&mut self, value: f64) -> Rc<str> {
         self.constant(DataType::Float, TensorProto::floats("", &[], &[value as f32]))
     }
 
-    /// Numbers that an operator takes as an input; equal ones are written once.
+    /// Returns a constant array of numbers; equal constants are written once.
     pub fn floats(&mut self, dims: &[usize], values: &[f32]) -> Rc<str> {
         self.constant(DataType::Float, TensorProto::floats("", dims, values))
     }
 
-    /// An initializer, or one of halves and the node called `name` that widens it.
+    /// Adds an initializer. With `f16_names` it is in half precision, and the node called `name` converts it to f32.
     fn parameter(&mut self, name: &str, array: &Array, f16_names: bool) -> Result<Param, ModelError> {
         if self.names.contains_key(name) {
             let (what, found) = ("a name used once".into(), name.into());
@@ -130,7 +130,7 @@ impl GraphBuilder {
     }
 }
 
-/// An ONNX graph that a definition is being written into: the ONNX reading.
+/// A graph into which the ONNX backend writes a definition.
 ///
 /// ```
 /// use tiny_cats_export::onnx::{DEFAULT_OPSET, OnnxGraph};
@@ -148,10 +148,10 @@ pub struct OnnxGraph {
 }
 
 impl OnnxGraph {
-    /// An empty graph in this version of ONNX's operator set.
+    /// Creates an empty graph in version `opset` of ONNX's operator set.
     ///
     /// # Errors
-    /// [`Error::Request`] when it is none of [`OPSETS`].
+    /// [`Error::Request`] if it is not among [`OPSETS`].
     pub fn new(opset: u32) -> Result<Self> {
         if !OPSETS.contains(&opset) {
             let (first, last) = (OPSETS.start(), OPSETS.end());
@@ -168,18 +168,18 @@ impl OnnxGraph {
         Ok(Self { builder: Rc::new(RefCell::new(builder)) })
     }
 
-    /// An input `[batch, dims..]` of 32-bit floats.
+    /// Adds an input `[batch, dims..]` of 32-bit floats.
     ///
     /// # Errors
-    /// When the name is taken.
+    /// If the name is in use.
     pub fn floats(&self, name: &str, dims: &[usize]) -> Result<Value> {
         self.input(name, DataType::Float, dims)
     }
 
-    /// An input `[batch, dims..]` of 64-bit whole numbers.
+    /// Adds an input `[batch, dims..]` of 64-bit whole numbers.
     ///
     /// # Errors
-    /// When the name is taken.
+    /// If the name is in use.
     pub fn labels(&self, name: &str, dims: &[usize]) -> Result<Value> {
         self.input(name, DataType::Int64, dims)
     }
@@ -193,7 +193,7 @@ impl OnnxGraph {
         Ok(Value::new(self.builder.clone(), name.into(), dims.into(), dtype, "".into()))
     }
 
-    /// A source that hands out `weights` as initializers of this graph, under their own names.
+    /// Returns a source that adds `weights` as initializers of this graph, under their own names.
     pub fn source<'a>(&self, weights: &'a Weights) -> OnnxSource<'a> {
         OnnxSource {
             builder: self.builder.clone(),
@@ -203,11 +203,11 @@ impl OnnxGraph {
         }
     }
 
-    /// The file's bytes: the same for the same definition, weights and metadata. The graph's outputs get the given names;
+    /// Returns the bytes of the file, equal for equal definitions, weights and metadata. The graph's outputs get the given names.
     /// `metadata` becomes `metadata_props`, together with the file's digest under [`DIGEST_KEY`].
     ///
     /// # Errors
-    /// When an output's name is taken, or the file would pass protobuf's 2 GiB.
+    /// If an output's name is in use, or the file would exceed protobuf's 2 GiB.
     pub fn finish(self, outputs: &[(&str, &Value)], metadata: &[(&str, String)]) -> Result<Vec<u8>> {
         let mut builder = self.builder.borrow_mut();
         let mut infos = Vec::with_capacity(outputs.len());
@@ -215,7 +215,7 @@ impl OnnxGraph {
             if builder.names.insert(name.to_owned(), 0).is_some() {
                 return Err(Error::request("output", format!("the name {name} is taken")));
             }
-            // A node of its own, because an input, or one value under two names, may be an output too.
+            // A separate node, because an input, or one value under two names, may be an output too.
             let identity = builder.node("", "Identity", &[&value.name], Vec::new());
             builder.rename(&identity, name);
             infos.push(ValueInfoProto::batched(name, value.dtype, &value.dims));
@@ -258,7 +258,7 @@ impl OnnxGraph {
             }
             n => {
                 let mut bytes = Vec::with_capacity(n);
-                // There is room for all of it.
+                // Encoding cannot fail, because the buffer has the capacity.
                 let _ = head.encode(&mut bytes).and_then(|()| model.encode(&mut bytes));
                 Ok(bytes)
             }
@@ -266,7 +266,7 @@ impl OnnxGraph {
     }
 }
 
-/// Hands out weights as initializers of a graph.
+/// The [`Source`] of weights as initializers of a graph.
 #[derive(Debug)]
 pub struct OnnxSource<'a> {
     builder: Rc<RefCell<GraphBuilder>>,
@@ -276,15 +276,15 @@ pub struct OnnxSource<'a> {
 }
 
 impl OnnxSource<'_> {
-    /// Stores those weights as halves; [`rounded`](super::rounded) has made them such.
+    /// Stores the weights `f16_names` in half precision; [`round_to_f16`](super::round_to_f16) has rounded them.
     pub(crate) fn with_f16_weights(self, f16_names: BTreeSet<String>) -> Self {
         Self { f16_names, ..self }
     }
 
-    /// Says that the definition has asked for everything.
+    /// Checks that the definition used every weight.
     ///
     /// # Errors
-    /// [`Error::File`] naming a weight that it did not ask for: such weights belong to another network.
+    /// [`Error::File`] with the name of an unused weight: such weights belong to another network.
     pub fn finish(self) -> Result<()> {
         match self.weights.keys().find(|name| !self.used.contains(*name)) {
             Some(name) => Err(Error::file(WEIGHTS, name, "the network has no parameter of this name")),

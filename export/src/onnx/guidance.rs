@@ -1,5 +1,5 @@
-//! What the structure of another program's generator says: whether it applies classifier-free guidance itself, and how many classes it
-//! has.
+//! Analysis of the graph structure of another program's generator: whether it applies classifier-free guidance itself, and how many
+//! classes it has.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,20 +8,20 @@ use super::proto::{GraphProto, NodeProto};
 /// Operators that combine two predictions, `u + w·(c − u)` in any notation.
 const ARITHMETIC: [&str; 7] = ["Add", "Sub", "Mul", "Div", "Neg", "Sum", "Cast"];
 
-/// Operators that a label may pass before it indexes a table, and that change none.
+/// Operators that a label may pass before it indexes a table, without a change.
 const PASS_THROUGH: [&str; 9] =
     ["Identity", "Cast", "Concat", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip", "Where"];
 
-/// Operators that cut a tensor into parts.
+/// Operators that split a tensor into parts.
 const SPLITTING: [&str; 3] = ["Slice", "Split", "Gather"];
 
 /// Operators with weights.
 const WEIGHTED: [&str; 4] = ["Conv", "MatMul", "Gemm", "Gather"];
 
-/// A graph's values by name.
+/// The values of a graph, by name.
 struct GraphIndex<'a> {
     graph: &'a GraphProto,
-    /// The node that computes a value.
+    /// Node that computes each value.
     producers: HashMap<&'a str, &'a NodeProto>,
     initializers: HashMap<&'a str, &'a [i64]>,
 }
@@ -37,7 +37,7 @@ impl<'a> GraphIndex<'a> {
         }
     }
 
-    /// The value that `name` is another name of.
+    /// Returns the value of which `name` is another name.
     fn origin(&self, mut name: &'a str) -> &'a str {
         let mut seen = HashSet::new();
         while let Some(maker) = self.producers.get(name)
@@ -50,7 +50,7 @@ impl<'a> GraphIndex<'a> {
         name
     }
 
-    /// The values that `name` is computed from by arithmetic alone, constants left out.
+    /// Returns the values from which arithmetic alone computes `name`, without constants.
     fn terms(&self, name: &'a str) -> HashSet<&'a str> {
         let (mut terms, mut seen, mut open) = (HashSet::new(), HashSet::new(), vec![name]);
         while let Some(name) = open.pop() {
@@ -71,7 +71,7 @@ impl<'a> GraphIndex<'a> {
         terms
     }
 
-    /// All values that those of `name` depend on, itself included. What has only its shape from a value does not depend on it.
+    /// Returns all values on which `name` depends, itself included. A value does not depend on one of which it uses only the shape.
     fn ancestors(&self, name: &'a str) -> HashSet<&'a str> {
         let (mut seen, mut open) = (HashSet::new(), vec![name]);
         while let Some(name) = open.pop() {
@@ -85,7 +85,7 @@ impl<'a> GraphIndex<'a> {
         seen
     }
 
-    /// The matrices and kernels among `values`, tables that are indexed left out.
+    /// Returns the matrices and kernels among `values`, without tables that are indexed.
     fn weights(&self, values: &HashSet<&'a str>) -> HashSet<&'a str> {
         let is_weighted = |node: &&NodeProto| {
             WEIGHTED.contains(&node.op_type.as_str())
@@ -99,7 +99,7 @@ impl<'a> GraphIndex<'a> {
         self.graph.node.iter().filter(is_weighted).filter_map(weight).collect()
     }
 
-    /// Whether a node joins `name` along the batch with something, with itself if `twice`.
+    /// True if a node concatenates `name` with another value along the batch, or with itself if `twice`.
     fn is_concatenated(&self, name: &str, twice: bool) -> bool {
         self.graph.node.iter().filter(|node| node.op_type == "Concat" && axis(node) == 0).any(|node| {
             let times = node.input.iter().filter(|input| self.origin(input) == name).count();
@@ -112,8 +112,8 @@ fn axis(node: &NodeProto) -> i64 {
     node.attribute.iter().find(|a| a.name == "axis").map_or(0, |a| a.i)
 }
 
-/// Whether the graph's first output is a combination of two predictions for the inputs called `picture` and `label`: of the two halves of
-/// a batch that was doubled, or of two passes through the same weights of which one does not see the label.
+/// True if the graph's first output combines two predictions for the inputs called `picture` and `label`. They are the two halves
+/// of a doubled batch, or two passes through the same weights, one of which does not depend on the label.
 pub fn is_guided(graph: &GraphProto, picture: &str, label: &str) -> bool {
     let links = GraphIndex::new(graph);
     let Some(output) = graph.output.first() else { return false };
@@ -138,11 +138,11 @@ pub fn is_guided(graph: &GraphProto, picture: &str, label: &str) -> bool {
     without.contains(picture) && with.contains(picture) && !all.is_empty() && all.is_subset(&shared)
 }
 
-/// How many rows the table has that the input called `label` indexes, if there is one.
+/// Returns the number of rows of the table that the input called `label` indexes, if there is one.
 pub fn embedding_rows(graph: &GraphProto, label: &str) -> Option<usize> {
     let links = GraphIndex::new(graph);
     let mut labels = HashSet::from([label]);
-    // Nodes come after what they take.
+    // Nodes are in topological order.
     for node in &graph.node {
         let takes = |input: &String| labels.contains(input.as_str());
         if node.op_type == "Gather" && node.input.get(1).is_some_and(takes) && axis(node) == 0 {
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// A network for `x` and `label`: a convolution, times what the table has for the label.
+    /// Returns a network for `x` and `label`: a convolution, multiplied by the table's row of the label.
     fn network(x: &str, label: &str, y: &str) -> Vec<NodeProto> {
         let [conv, row, shaped] = ["conv", "row", "shaped"].map(|name| format!("{y}/{name}"));
         let kernel = vec![AttributeProto::ints("kernel_shape", [1, 1])];
@@ -198,7 +198,7 @@ mod tests {
         ]
     }
 
-    /// `u + w·(c − u)`.
+    /// Returns the nodes of `u + w·(c − u)`.
     fn combined(c: &str, u: &str) -> Vec<NodeProto> {
         vec![
             node("Sub", &[c, u], &["difference"], Vec::new()),
@@ -207,7 +207,7 @@ mod tests {
         ]
     }
 
-    /// The label of the unconditional pass for each item.
+    /// Returns the label of the unconditional pass for each item.
     fn null() -> Vec<NodeProto> {
         vec![
             node("Shape", &["breed"], &["batch"], Vec::new()),
@@ -299,7 +299,7 @@ mod tests {
                 let (mut generator, request) = opened(&guided, runtime);
                 assert!(guided.is_guided() && generator.is_guided());
                 assert_eq!(generator.settings(&request).guidance, 1.0);
-                // Whatever else is asked for.
+                // Other guidance weights in the request have no effect.
                 for guidance in [1.0, 3.0] {
                     let drawn =
                         generator.generate(&Request { guidance: Some(guidance), ..request.clone() }).unwrap();
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn ordinary_graphs_are_not_taken_for_guided_ones() {
-        // A sum of a part that does not see the label and one that does, with weights of its own.
+        // A sum of a part that does not depend on the label and one that does, with weights of its own.
         let residual = || {
             let mut nodes = network("noise", "breed", "c");
             nodes.push(node(
@@ -361,7 +361,7 @@ mod tests {
         for nodes in [doubled(), two_passes()] {
             assert!(is_guided(&graph(nodes, 13), "noise", "breed"));
         }
-        // Nodes that go round in circles end.
+        // The search ends even if nodes form a cycle.
         let mut circle = graph(doubled(), 13);
         circle.node.extend([
             node("Identity", &["q"], &["p"], Vec::new()),

@@ -1,7 +1,7 @@
-//! Weights stored as halves, which are floating-point numbers of 16 bits (IEEE binary16): half the file.
+//! Storage of weights in half precision (IEEE binary16), which halves the size of the file.
 //!
-//! In the graph, such a weight is an initializer of halves and a `Cast` to f32, whose output has the parameter's name. Every runtime
-//! folds the cast of a constant when it loads the file, and computes in f32 as ever.
+//! In the graph, such a weight is an initializer in f16 and a `Cast` to f32, whose output has the parameter's name. Every runtime
+//! folds the cast of a constant when it loads the file, and computes in f32 as usual.
 
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -10,28 +10,29 @@ use tiny_cats_models::Weights;
 
 use crate::{Error, Result, error::WEIGHTS};
 
-/// How a file stores weights.
+/// The format in which a file stores weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightStorage {
-    /// As they are, 32 bits each.
+    /// f32, unrounded.
     #[default]
     F32,
-    /// Matrices and kernels, that is all of two axes or more, rounded to 16 bits a value. Biases and scales, which are few, as they are.
+    /// f16 for matrices and kernels, which are all weights of two axes or more. Biases and scales, which are few, stay in f32.
     F16,
 }
 
 impl WeightStorage {
-    /// The names of those of `weights` that are stored as halves.
+    /// Returns the names of those of `weights` that are stored in half precision.
     pub(crate) fn f16_names(self, weights: &Weights) -> BTreeSet<String> {
         let halved = weights.iter().filter(|(_, array)| self == Self::F16 && array.dims().len() >= 2);
         halved.map(|(name, _)| name.clone()).collect()
     }
 }
 
-/// `weights` as they are read from a file that stores those called `halves` as such: each value is the nearest half, of two the even one.
+/// Rounds those of `weights` that are in `f16_names`, as reading them from a file would: to the nearest f16, in a tie to the even
+/// one.
 ///
 /// # Errors
-/// [`Error::File`] naming a weight with a value that no half is near: beyond ±65504, or not finite.
+/// [`Error::File`] with the name of a weight that has a value beyond ±65504 or not finite.
 pub(crate) fn round_to_f16<'a>(
     weights: &'a Weights,
     f16_names: &BTreeSet<String>,
@@ -53,14 +54,14 @@ pub(crate) fn round_to_f16<'a>(
     Ok(weights)
 }
 
-/// The nearest halves.
+/// Rounds to the nearest f16.
 pub(super) fn to_f16(values: &[f32]) -> Vec<f16> {
     let mut f16_names = vec![f16::ZERO; values.len()];
     f16_names.convert_from_f32_slice(values);
     f16_names
 }
 
-/// What the halves in a file stand for, which lie there in two bytes each, the lower one first.
+/// Converts f16 values, as a file stores them in little-endian order, to f32.
 pub(super) fn from_f16(raw: &[u8]) -> Vec<f32> {
     let f16_names: Vec<f16> = raw.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
     let mut values = vec![0.0; f16_names.len()];
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn matrices_become_the_nearest_halves_and_vectors_stay() {
-        // Halfway cases go to the even half; a half has eleven digits, and less below 2^-14.
+        // Ties go to the even number. An f16 has eleven binary digits, and fewer below 2^-14.
         let step = f32::powi(2.0, -11);
         let least = f32::powi(2.0, -24);
         let values =

@@ -1,4 +1,4 @@
-//! The ONNX reading: a definition written down as a graph that any runtime can load.
+//! The ONNX backend, which exports a definition to a graph that any runtime can load, and the reading of ONNX files.
 
 mod digest;
 mod external;

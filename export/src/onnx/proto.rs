@@ -1,19 +1,19 @@
 //! The part of ONNX's protobuf schema (`onnx.proto3`, IR version 8 and later) that our files use.
 //!
-//! Field numbers are those of the schema; fields that are not here are skipped in reading, which is why [`scan`](super::scan) looks for
-//! those that would change a file's meaning.
+//! Field numbers are those of the schema. Other fields are skipped in reading, which is why [`scan`](super::scan) looks for those
+//! that would change a file's meaning.
 
 use prost::Message;
 
 use super::half_precision::to_f16;
 
-/// The element type of [halves](super::halves), which nothing but a weight is stored as.
+/// Element type of weights in [half precision](super::half_precision); no other tensor has it.
 pub const FLOAT16: i32 = 10;
 
-/// The `data_location` of a tensor whose values are in another file.
+/// Value of `data_location` for a tensor whose values are in another file.
 pub const EXTERNAL: i32 = 1;
 
-/// Element types of tensors (`TensorProto.DataType`) that a graph computes with.
+/// The element types of tensors (`TensorProto.DataType`) with which a graph computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
 pub enum DataType {
@@ -113,10 +113,10 @@ pub struct TensorProto {
     pub name: String,
     #[prost(bytes = "vec", tag = "9")]
     pub raw_data: Vec<u8>,
-    /// Where the values are when they are in another file: `location`, `offset`, `length`.
+    /// Location of values in another file: `location`, `offset`, `length`.
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<StringStringEntryProto>,
-    /// [`EXTERNAL`] when the values are in another file.
+    /// [`EXTERNAL`] if the values are in another file.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
 }
@@ -183,7 +183,7 @@ impl AttributeProto {
 }
 
 impl ValueInfoProto {
-    /// A tensor whose first axis is the batch.
+    /// Describes a tensor whose first axis is the batch.
     pub fn batched(name: &str, dtype: DataType, dims: &[usize]) -> Self {
         let batch = DimensionValue::Symbol("batch".into());
         let sizes = dims.iter().map(|&d| DimensionValue::Size(d as i64));
@@ -198,7 +198,7 @@ impl TensorProto {
         Self::raw(name, dims, DataType::Float as i32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
     }
 
-    /// Values that are halves, stored as such.
+    /// Creates a tensor in half precision from values that f16 represents exactly.
     pub(super) fn f16(name: &str, dims: &[usize], values: &[f32]) -> Self {
         let raw = to_f16(values).iter().flat_map(|v| v.to_le_bytes()).collect();
         Self::raw(name, dims, FLOAT16, raw)
@@ -209,7 +209,7 @@ impl TensorProto {
         Self::raw(name, &[values.len()], DataType::Int64 as i32, raw)
     }
 
-    /// The bytes that the values take, by shape and type, stored as they are in memory.
+    /// Returns the number of bytes of the values, by shape and type.
     ///
     /// # Errors
     /// What was expected, and what was found.

@@ -1,15 +1,15 @@
-//! Looks through a protobuf message without allocating, before anything else decodes it.
+//! Checks of a protobuf message, without allocation, before anything else decodes it.
 //!
-//! A decoder makes some hundred bytes out of a two-byte empty node, so a small hostile file could fill the memory; and it skips what
-//! it does not know, so a subgraph or a function would go unseen. Both are refused here.
+//! A decoder turns an empty node of two bytes into some hundred bytes, so a small hostile file could fill the memory. It also skips
+//! unknown fields, so a subgraph or a function would go unnoticed. Both are refused here.
 
 use super::proto::EXTERNAL;
 use crate::{Error, Result};
 
-/// Fields of all kinds in a file, tensors' contents not counted.
+/// Maximum number of fields of all kinds in a file, without the contents of tensors.
 const MAX_FIELDS: usize = 2_000_000;
 
-/// A message of the schema, as far as counting needs it.
+/// A kind of message in the schema, as far as counting needs it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageKind {
     Model,
@@ -17,11 +17,11 @@ pub(super) enum MessageKind {
     Node,
     Attribute,
     Tensor,
-    /// A message that is not looked into more closely than counting its fields.
+    /// A message of which only the fields are counted.
     Plain,
 }
 
-/// What a field of a message holds.
+/// The content of a field of a message.
 pub(super) enum Field {
     Message(MessageKind),
     Refused(&'static str),
@@ -47,11 +47,11 @@ pub(super) fn field(kind: MessageKind, number: u64) -> Field {
     }
 }
 
-/// Checks that `bytes` are a well-formed ONNX model of bounded size, without control flow. Says whether a tensor's values are in another
-/// file.
+/// Checks that `bytes` are a well-formed ONNX model of bounded size, without control flow. Returns true if a tensor's values are in
+/// another file.
 ///
 /// # Errors
-/// [`Error::File`] naming `file`.
+/// [`Error::File`] with the name `file`.
 pub fn scan(bytes: &[u8], file: &str) -> Result<bool> {
     let mut scan = Scan { fields: 0, external: false };
     scan.message(bytes, MessageKind::Model).map_err(|message| Error::file(file, "ONNX", message))?;
@@ -77,7 +77,7 @@ impl Scan {
                 (Field::Refused(what), _) => {
                     return Err(format!("expected one plain graph, found {what}"));
                 }
-                // An int32 is the lower half of what is there.
+                // An int32 is the low half of the varint.
                 (_, WireValue::Varint(value)) if kind == MessageKind::Tensor && raw.number == 14 => {
                     self.external |= value as i32 == EXTERNAL;
                 }
@@ -88,15 +88,15 @@ impl Scan {
     }
 }
 
-/// A field of a message as it lies in the file.
+/// A field of a message, as stored in the file.
 pub(super) struct RawField<'a> {
     pub number: u64,
     pub value: WireValue<'a>,
-    /// All of it: tag and value.
+    /// All bytes: tag and value.
     pub whole: &'a [u8],
 }
 
-/// A field's value.
+/// The value of a field.
 pub(super) enum WireValue<'a> {
     Varint(u64),
     /// Text, bytes, a message, or packed numbers.
@@ -106,7 +106,7 @@ pub(super) enum WireValue<'a> {
 }
 
 impl<'a> RawField<'a> {
-    /// Takes the next field off `bytes`; `None` where they are malformed.
+    /// Takes the next field from `bytes`; `None` if they are malformed.
     pub fn next(bytes: &mut &'a [u8]) -> Option<Self> {
         let start = *bytes;
         let tag = varint(bytes)?;

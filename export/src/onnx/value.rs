@@ -1,7 +1,7 @@
-//! The ONNX reading of each operation.
+//! The operations of the ONNX backend.
 //!
-//! Only operators that tract, ONNX Runtime and candle-onnx all compute are used, in the forms that ONNX Runtime's optimiser fuses:
-//! normalisations out of `ReduceMean`, GELU out of `Erf`, attention out of `MatMul` and `Softmax`.
+//! It uses only operators that tract, ONNX Runtime and candle-onnx all compute, in the forms that ONNX Runtime's optimizer fuses:
+//! normalizations from `ReduceMean`, GELU from `Erf`, attention from `MatMul` and `Softmax`.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -12,21 +12,21 @@ use super::{
     proto::{AttributeProto as Attribute, DataType},
 };
 
-/// A parameter in the ONNX reading: an initializer.
+/// A parameter in the ONNX backend: an initializer.
 #[derive(Clone, Debug)]
 pub struct Param {
     pub(super) name: Rc<str>,
     pub(super) dims: Vec<usize>,
 }
 
-/// A value in the ONNX reading: the output of a node, with its shape.
+/// A value in the ONNX backend: the output of a node, with its shape.
 #[derive(Clone, Debug)]
 pub struct Value {
     graph: Rc<RefCell<GraphBuilder>>,
     pub(super) name: Rc<str>,
     pub(super) dims: Vec<usize>,
     pub(super) dtype: DataType,
-    /// The module that the next operation belongs to.
+    /// Module of the next operation.
     module: Rc<str>,
 }
 
@@ -38,7 +38,7 @@ fn expect(holds: bool, op: &'static str, expected: &str, found: impl std::fmt::D
     if holds { Ok(()) } else { Err(shape_error(op, expected, found)) }
 }
 
-/// The module that a parameter belongs to: its name without the last part.
+/// Returns the module of a parameter: its name without the last part.
 fn module(param: &Param) -> &str {
     param.name.rsplit_once('.').map_or("", |(module, _)| module)
 }
@@ -54,7 +54,7 @@ impl Value {
         Self { graph, name, dims, dtype, module }
     }
 
-    /// A node of `self` and `others`, with the shape `dims` after the batch.
+    /// Adds a node of `self` and `others`, with the shape `dims` after the batch.
     fn node(&self, op: &str, others: &[&str], attributes: Vec<Attribute>, dims: Vec<usize>) -> Self {
         self.node_in(&self.module, op, others, attributes, dims)
     }
@@ -73,12 +73,12 @@ impl Value {
         Self { name, dims, dtype: DataType::Float, ..self.clone() }
     }
 
-    /// A node of one input that keeps the shape.
+    /// Adds a node of one input that keeps the shape.
     fn unary(&self, op: &str) -> Self {
         self.node(op, &[], Vec::new(), self.dims.clone())
     }
 
-    /// A node of two inputs, the second of which is broadcast to the first's shape.
+    /// Adds a node of two inputs, the second of which is broadcast to the first's shape.
     fn binary(&self, op: &str, other: &str) -> Self {
         self.node(op, &[other], Vec::new(), self.dims.clone())
     }
@@ -88,7 +88,7 @@ impl Value {
         self.binary(op, &scalar)
     }
 
-    /// Mean over the last axis, which is kept with size 1.
+    /// Computes the mean over the last axis, which is kept with size 1.
     fn mean_last(&self) -> Self {
         let mut dims = self.dims.clone();
         if let Some(last) = dims.last_mut() {
@@ -97,7 +97,7 @@ impl Value {
         self.reduce_mean(self.dims.len(), true, dims)
     }
 
-    /// `axis` counts the batch.
+    /// Computes the mean over `axis`, which counts the batch.
     fn reduce_mean(&self, axis: usize, keep: bool, dims: Vec<usize>) -> Self {
         let keep = Attribute::int("keepdims", keep.into());
         if self.graph.borrow().opset < 18 {
@@ -108,7 +108,7 @@ impl Value {
         }
     }
 
-    /// `x / √(mean(x²) + eps)` over the last axis.
+    /// Computes `x / √(mean(x²) + eps)` over the last axis.
     fn over_root_mean_square(&self, eps: f64) -> Self {
         let root = self.binary_scalar("Pow", 2.0).mean_last().binary_scalar("Add", eps).unary("Sqrt");
         self.binary("Div", &root.name)
@@ -118,7 +118,7 @@ impl Value {
         expect(self.dtype == DataType::Float, op, "floating-point numbers", self.dtype)
     }
 
-    /// Checks that `others` are numbers of this graph.
+    /// Checks that `self` and `others` are floating-point values of this graph.
     fn with(&self, op: &'static str, others: &[&Self]) -> Result<()> {
         self.floats(op)?;
         for other in others {
@@ -138,7 +138,7 @@ impl Value {
         expect(self.dims == other.dims, op, "two values of one shape", (&self.dims, &other.dims))
     }
 
-    /// `[width]` for each item as `[1, width]`, to be broadcast over `self`'s tokens.
+    /// Reshapes `[width]` for each item to `[1, width]`, which is broadcast over the tokens of `self`.
     fn over_tokens(&self, item: &Self) -> Result<Self> {
         let width = item.dims.iter().product();
         self.in_module(item).reshape(&[1, width])
@@ -153,7 +153,7 @@ impl Value {
         self.node(op, &[], attributes, dims)
     }
 
-    /// `value` continued in `self`'s module.
+    /// Returns `value` in the module of `self`.
     fn in_module(&self, value: &Self) -> Self {
         Self { module: self.module.clone(), ..value.clone() }
     }
@@ -174,7 +174,7 @@ impl Tensor for Value {
         self.floats("linear")?;
         let dims = shape::linear(&self.dims, &weight.dims, bias.map(|b| &*b.dims))?;
         let path = module(weight);
-        // The file holds the parameter as it is; every runtime folds the transposition of a constant when it loads the file.
+        // The file holds the parameter unchanged; every runtime folds the transposition of a constant when it loads the file.
         let perm = vec![Attribute::ints("perm", [1, 0])];
         let transposed = self.graph.borrow_mut().node(path, "Transpose", &[&weight.name], perm);
         let y = self.node_in(path, "MatMul", &[&transposed], Vec::new(), dims.clone());
@@ -388,8 +388,8 @@ impl Tensor for Value {
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         self.floats("max_pool2d")?;
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
-        // candle-onnx pads by reflection only. Where a window that reaches over the edge holds the mirrored places too, a
-        // reflection changes no maximum.
+        // candle-onnx pads by reflection only. If a window that reaches over the edge also holds the mirrored pixels, reflection
+        // changes no maximum.
         let mirrored = 2 * padding < kernel && self.dims[1..].iter().all(|&size| size > padding);
         let (mut x, mut pads) = (self.clone(), padding);
         if padding > 0 && mirrored {

@@ -1,4 +1,4 @@
-//! A batch, shared out among threads.
+//! Splitting of a batch among threads.
 
 use std::{
     ops::Range,
@@ -11,16 +11,16 @@ use tiny_cats_models::Array;
 
 use crate::Result;
 
-/// The most items that a thread is to take through a network at a time: weights are read once for all of them, and what they become stays in
-/// its cache.
+/// Maximum number of items that a thread computes at once. Weights are read once for all of them, and their activations stay in its
+/// cache.
 #[cfg(any(feature = "native", feature = "ort"))]
 pub(super) const MAX_ITEMS_PER_PASS: usize = 4;
 
-/// What `part` makes of the `n` items of a batch, at most `most` at a time, by all `workers` together, a thread each: threads wait for each
-/// other once, not at every operation. `part` returns an array of the items that it is told, in their order.
+/// Computes `part` for the `n` items of a batch, at most `most` at a time, on a thread for each of `workers`. Threads wait for each
+/// other once, not at every operation. `part` returns an array of the items in its range, in their order.
 ///
 /// # Errors
-/// The first that `part` returns.
+/// The first error of `part`.
 pub(super) fn split_batch<W: Send>(
     workers: &mut [W],
     n: usize,
@@ -29,13 +29,13 @@ pub(super) fn split_batch<W: Send>(
 ) -> Result<Array> {
     let group = (n / workers.len().max(1)).clamp(1, most);
     let next = AtomicUsize::new(0);
-    // Which is the next group is asked when a thread is free, so that none waits long for a slower one.
+    // A thread takes the next group when it is free, so that none waits long for a slower one.
     let some = |worker: &mut W| {
         let starts =
             std::iter::from_fn(|| Some(next.fetch_add(group, Ordering::Relaxed)).filter(|&at| at < n));
         starts.map(|at| Ok((at, part(worker, at..n.min(at + group))?))).collect::<Result<Vec<_>>>()
     };
-    // Not rayon's threads: one that waits for another pool takes up other work, here that of the next worker, and comes back late.
+    // Not rayon's threads: one that waits for another pool steals work, here that of the next worker, and returns late.
     let parts = thread::scope(|scope| {
         let some = &some;
         let mut workers = workers.iter_mut();
@@ -54,7 +54,7 @@ pub(super) fn split_batch<W: Send>(
     Ok(Array::new(dims, parts.into_iter().flat_map(|(_, array)| array.into_data()).collect())?)
 }
 
-/// The sizes and values of some items of `x`.
+/// Returns the sizes and values of the items `range` of `x`.
 pub(super) fn items(x: &Array, range: Range<usize>) -> (Vec<usize>, &[f32]) {
     let mut dims = x.dims().to_vec();
     let len: usize = dims.iter().skip(1).product();

@@ -1,4 +1,4 @@
-//! The definition itself, read by candle.
+//! The candle runtime: the definition, computed by candle.
 
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
@@ -11,14 +11,14 @@ use crate::{Classify, Result, sample::Denoiser};
 
 pub const VERSION: &str = "0.11.1";
 
-/// A network on the processor, or on the first NVIDIA GPU where there is one.
+/// A network on the first NVIDIA GPU if there is one, otherwise on the CPU.
 pub struct CandleModel<M> {
     model: M,
     device: Device,
 }
 
 impl CandleModel<TinyDit<CandleValue>> {
-    /// Builds a generator out of `weights`, which must be its own: all of them, and no others.
+    /// Builds a generator from `weights`, which must be exactly those of the network.
     pub fn tiny_dit(config: &TinyDitConfig, weights: &Weights) -> Result<Self> {
         let (mut params, device) = params(&config.cost()?.params, weights)?;
         Ok(Self { model: TinyDit::new(config, &mut Scope::root(&mut params))?, device })
@@ -26,13 +26,13 @@ impl CandleModel<TinyDit<CandleValue>> {
 }
 
 impl CandleModel<ResNet<CandleValue>> {
-    /// Builds a classifier out of `weights`, which must be its own: all of them, and no others.
+    /// Builds a classifier from `weights`, which must be exactly those of the network.
     pub fn resnet(config: &ResNetConfig, weights: &Weights) -> Result<Self> {
         let (mut params, device) = params(&config.specs()?, weights)?;
         Ok(Self { model: ResNet::new(config, &mut Scope::root(&mut params))?, device })
     }
 
-    /// What the classifying layer is given, `[n, features]`, of normalised pictures `x` `[n, 3, size, size]`.
+    /// Computes the inputs of the classification layer, `[n, features]`, for normalized images `x` `[n, 3, size, size]`.
     pub fn features(&self, x: &Array) -> Result<Array> {
         let x = to_device(x, DType::F32, &self.device)?;
         Ok(to_host(&self.model.features(&CandleValue::new(x))?.into_inner())?)

@@ -1,4 +1,4 @@
-//! candle's interpreter of ONNX, for verification.
+//! The candle-onnx runtime: candle's interpreter of ONNX, for verification.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use crate::{Result, guard::catch_in_pool, onnx::OnnxFile};
 
 const KIND: RuntimeKind = RuntimeKind::CandleOnnx;
 
-/// A graph that is interpreted node by node.
+/// A graph that candle interprets node by node.
 pub struct CandleOnnxSession {
     model: ModelProto,
     names: Vec<String>,

@@ -1,5 +1,5 @@
-//! The runtimes that compute an ONNX file.
-// Without any of them, what they share is left over.
+//! The runtimes that compute a model file: its graph or its definition.
+// Without any of these features, their shared code is unused.
 #![cfg_attr(
     not(any(feature = "tract", feature = "ort", feature = "candle-onnx")),
     allow(dead_code, unused_variables)
@@ -24,27 +24,27 @@ use tiny_cats_models::Array;
 
 use crate::{Error, Result, excerpt, guard::catch, onnx::OnnxFile};
 
-/// What can compute a model.
+/// A runtime that computes a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum RuntimeKind {
-    /// The definition itself, computed by our own kernels: embedded.
+    /// The definition, computed by our own kernels; built in.
     Native,
-    /// tract, embedded: pure Rust.
+    /// tract; built in, pure Rust.
     Tract,
-    /// ONNX Runtime, found when first used.
+    /// ONNX Runtime, a shared library that is found at first use.
     Ort,
-    /// The definition itself, read by candle, with the weights of the file.
+    /// The definition, computed by candle with the weights of the file.
     Candle,
     /// candle's interpreter of ONNX, for verification.
     CandleOnnx,
 }
 
 impl RuntimeKind {
-    /// All of them, whether built in or not.
+    /// All runtimes, built in or not.
     pub const ALL: [Self; 5] = [Self::Native, Self::Tract, Self::Ort, Self::Candle, Self::CandleOnnx];
 
-    /// Its name on the command line and in reports.
+    /// Returns the name of the runtime on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -55,10 +55,10 @@ impl RuntimeKind {
         }
     }
 
-    /// Its version.
+    /// Returns the version of the runtime.
     ///
     /// # Errors
-    /// [`Error::Runtime`] saying why it is not there, and how to get it.
+    /// [`Error::Runtime`] with the reason why it is not available, and how to install it.
     pub fn version(self) -> Result<String> {
         match self {
             #[cfg(feature = "native")]
@@ -76,7 +76,7 @@ impl RuntimeKind {
         }
     }
 
-    /// The shared library that it is in; `None` when it is part of the program, or not there.
+    /// Returns the path of the shared library; `None` if the runtime is part of the program, or not available.
     pub fn library(self) -> Option<&'static Path> {
         match self {
             #[cfg(feature = "ort")]
@@ -88,8 +88,8 @@ impl RuntimeKind {
     /// Loads a graph into this runtime.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when it is not there, or refuses the graph. [`Native`](Self::Native) and
-    /// [`Candle`](Self::Candle) compute definitions, no graphs.
+    /// [`Error::Runtime`] if it is not available, or refuses the graph. [`Native`](Self::Native) and [`Candle`](Self::Candle)
+    /// compute definitions, not graphs.
     pub fn load(self, file: &OnnxFile) -> Result<Box<dyn Session>> {
         catch_panics(self, || match self {
             #[cfg(feature = "tract")]
@@ -106,13 +106,13 @@ impl RuntimeKind {
         })
     }
 
-    /// Whether it computes any graph, rather than the definition.
+    /// True if the runtime computes any graph, rather than the definition.
     pub fn runs_graphs(self) -> bool {
         !matches!(self, Self::Native | Self::Candle)
     }
 
-    /// The newest operator set in which it computes all that we write. candle-onnx ignores the axes of a reduction from 18 on, without
-    /// an error.
+    /// Returns the newest operator set in which the runtime computes everything that we write. candle-onnx ignores the axes of a
+    /// reduction from 18 on, without an error.
     pub fn max_opset(self) -> u32 {
         if self == Self::CandleOnnx { 17 } else { *crate::onnx::OPSETS.end() }
     }
@@ -122,7 +122,7 @@ impl RuntimeKind {
     }
 
     pub(crate) fn error(self, message: impl fmt::Display) -> Error {
-        // Runtimes explain themselves over many lines; ours is one.
+        // Runtimes report errors over many lines; ours are one line.
         let line = message.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Error::Runtime { runtime: self.name(), message: excerpt(&line).into_owned() }
     }
@@ -146,15 +146,15 @@ impl FromStr for RuntimeKind {
     }
 }
 
-/// Every runtime with its version, or why it is not there.
+/// Returns every runtime with its version, or the reason why it is not available.
 pub fn available() -> Vec<(RuntimeKind, Result<String>)> {
     RuntimeKind::ALL.into_iter().map(|kind| (kind, kind.version())).collect()
 }
 
-/// What a graph is given under one name; the first axis is the batch.
+/// An input of a graph; the first axis is the batch.
 #[derive(Clone, Copy, Debug)]
 pub enum InputTensor<'a> {
-    /// Numbers, `[batch, ..]`.
+    /// Floating-point numbers, `[batch, ..]`.
     Floats(&'a Array),
     /// One whole number for each item.
     Labels(&'a [i64]),
@@ -169,19 +169,19 @@ impl InputTensor<'_> {
     }
 }
 
-/// A graph loaded into a runtime.
+/// A graph that a runtime has loaded.
 pub trait Session: Send {
-    /// Which runtime it is.
+    /// Returns the runtime.
     fn kind(&self) -> RuntimeKind;
 
-    /// Computes the graph's first output. Inputs go by name and have one batch size, which may differ from call to call.
+    /// Computes the graph's first output. Inputs are matched by name and have one batch size, which may differ from call to call.
     ///
     /// # Errors
-    /// [`Error::Runtime`] when inputs are missing, unknown or of wrong sizes, or the runtime fails.
+    /// [`Error::Runtime`] if inputs are missing, unknown or of other sizes, or the runtime fails.
     fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array>;
 }
 
-/// Computes `file` on every runtime that is present and can read its operator set: the runtime, and its result.
+/// Computes `file` on every available runtime that reads its operator set, and returns each runtime with its result.
 pub fn run_on_all(file: &OnnxFile, inputs: &[(&str, InputTensor)]) -> Vec<(RuntimeKind, Result<Array>)> {
     let present =
         |kind: &RuntimeKind| kind.runs_graphs() && file.opset() <= kind.max_opset() && kind.version().is_ok();
@@ -189,10 +189,10 @@ pub fn run_on_all(file: &OnnxFile, inputs: &[(&str, InputTensor)]) -> Vec<(Runti
     RuntimeKind::ALL.into_iter().filter(present).map(run).collect()
 }
 
-/// Whether all `weights` have the names of parameters.
+/// Checks that all `weights` have names of parameters.
 ///
 /// # Errors
-/// Naming one that has not.
+/// The name of a weight that is no parameter.
 #[cfg(feature = "native")]
 fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_models::Weights) -> Result<()> {
     match weights.keys().find(|name| specs.iter().all(|spec| spec.name != **name)) {
@@ -203,7 +203,7 @@ fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_mode
     }
 }
 
-/// Runs `f`, and makes an error of a panic: the runtimes index what a file gives them.
+/// Calls `f`, and turns a panic into an error: runtimes index by values from the file.
 fn catch_panics<T>(kind: RuntimeKind, f: impl FnOnce() -> Result<T>) -> Result<T> {
     catch(f).unwrap_or_else(|message| Err(panicked(kind, &message)))
 }
@@ -212,7 +212,7 @@ fn panicked(kind: RuntimeKind, message: &str) -> Error {
     kind.error(format!("it panicked over this file: {message}"))
 }
 
-/// The common batch size of `inputs`, which must be those that `names` lists.
+/// Checks that `inputs` are those that `names` lists, and returns their common batch size.
 fn check_inputs<'a>(
     kind: RuntimeKind,
     names: impl ExactSizeIterator<Item = &'a str>,
@@ -234,7 +234,7 @@ fn check_inputs<'a>(
     Ok(batch)
 }
 
-/// Threads to compute with.
+/// Returns the number of threads to compute with.
 fn threads() -> usize {
     available_parallelism().map_or(1, |n| n.get())
 }

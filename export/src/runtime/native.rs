@@ -1,4 +1,4 @@
-//! The definition itself, computed by our own kernels.
+//! The native runtime: the definition, computed by our own kernels.
 
 use std::ops::Range;
 
@@ -15,13 +15,14 @@ use super::{
 };
 use crate::{Classify, Result, sample::Denoiser};
 
-/// The kernels are those of this package.
+/// Version of this package, which is also that of the kernels.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A network on the processor.
+/// A network on the CPU.
 ///
-/// Of a batch of at least as many items as there are threads, each thread takes some at a time through the whole network: threads wait
-/// for each other once, not at every operation. That changes no result, since an item's does not depend on what it is computed with.
+/// A batch with at least as many items as threads is split: each thread takes some items at a time through the whole network.
+/// Threads wait for each other once, not at every operation. That changes no result, since an item's result does not depend on its
+/// batch.
 pub struct NativeModel<M> {
     model: M,
     /// Pools of one thread each.
@@ -35,7 +36,7 @@ impl<M: Sync> NativeModel<M> {
         Ok(Self { model, threads: threads.map_err(|e| RuntimeKind::Native.error(e))? })
     }
 
-    /// What `forward` makes of the inputs of `n` items, each input an array with an item in each place of its first axis.
+    /// Computes `forward` for the inputs of `n` items; the first axis of each input array is the batch.
     fn run<const N: usize>(
         &self,
         n: usize,
@@ -60,7 +61,7 @@ impl<M: Sync> NativeModel<M> {
 }
 
 impl NativeModel<TinyDit<Value>> {
-    /// Builds a generator out of `weights`, which must be its own: all of them, and no others.
+    /// Builds a generator from `weights`, which must be exactly those of the network.
     pub fn tiny_dit(config: &TinyDitConfig, weights: Weights) -> Result<Self> {
         check_weights(&config.cost()?.params, &weights)?;
         Self::new(TinyDit::new(config, &mut Scope::root(&mut Params::new(weights)))?)
@@ -68,13 +69,13 @@ impl NativeModel<TinyDit<Value>> {
 }
 
 impl NativeModel<ResNet<Value>> {
-    /// Builds a classifier out of `weights`, which must be its own: all of them, and no others.
+    /// Builds a classifier from `weights`, which must be exactly those of the network.
     pub fn resnet(config: &ResNetConfig, weights: Weights) -> Result<Self> {
         check_weights(&config.specs()?, &weights)?;
         Self::new(ResNet::new(config, &mut Scope::root(&mut Params::new(weights)))?)
     }
 
-    /// What the classifying layer is given, `[n, features]`, of normalised pictures `x` `[n, 3, size, size]`.
+    /// Computes the inputs of the classification layer, `[n, features]`, for normalized images `x` `[n, 3, size, size]`.
     pub fn features(&self, x: &Array) -> Result<Array> {
         self.run(batch(x), [x], |model, [x]| model.features(&x))
     }

@@ -1,4 +1,4 @@
-//! ONNX Runtime, loaded from a shared library when it is first needed.
+//! The ONNX Runtime runtime, loaded from a shared library at first use.
 
 use std::{
     env,
@@ -29,13 +29,14 @@ const KIND: RuntimeKind = RuntimeKind::Ort;
 const HOW_TO_GET: &str = "no onnxruntime library found: `pip install onnxruntime`, or set ORT_DYLIB_PATH to the library \
                           of a release of ONNX Runtime 1.24 or newer";
 
-/// The most sessions that share a batch: each holds the weights.
+/// Maximum number of sessions that share a batch: each holds the weights.
 const WORKERS: usize = 4;
 
-/// A graph optimised by ONNX Runtime.
+/// A graph that ONNX Runtime has optimized.
 ///
-/// Sessions of few threads that take some items of a batch each are faster than one of all threads, which wait for each other at every
-/// operation. For fewer items than there are such sessions there is one of all threads.
+/// Several sessions of few threads, each with some items of a batch, are faster than one session of all threads. The threads of a
+/// session wait for each other at every operation. For batches with fewer items than such sessions, there is one session of all
+/// threads.
 pub struct OrtSession {
     file: OnnxFile,
     names: Vec<String>,
@@ -50,7 +51,7 @@ impl OrtSession {
         let mut session = Self { file: file.clone(), names, workers: Vec::new(), whole: None };
         let workers = threads().min(WORKERS);
         if any_batch && workers > 1 {
-            // All threads, even where they are no multiple.
+            // The division uses all threads, even if their number is no multiple of the workers'.
             let one = |worker| catch_panics(KIND, || inner(file, (threads() + worker) / workers));
             session.workers = (0..workers).into_par_iter().map(one).collect::<Result<_>>()?;
         } else {
@@ -71,7 +72,7 @@ fn inner(file: &OnnxFile, threads: usize) -> Result<Inner> {
     session().map_err(|e| KIND.error(e))
 }
 
-/// What `session` makes of some items of `inputs`.
+/// Computes the items `range` of `inputs` in `session`.
 fn part(session: &mut Inner, inputs: &[(&str, InputTensor)], range: Range<usize>) -> Result<Array> {
     let mut run = || -> ort::Result<(Vec<usize>, Vec<f32>)> {
         let mut values: Vec<(String, SessionInputValue)> = Vec::with_capacity(inputs.len());
@@ -112,7 +113,7 @@ impl Session for OrtSession {
     }
 }
 
-/// The library's version.
+/// Returns the version of the library.
 pub fn version() -> Result<String> {
     let library = library()?;
     // libonnxruntime.so.1.31.1
@@ -129,12 +130,12 @@ pub fn version() -> Result<String> {
         .unwrap_or_else(|| "unknown".into()))
 }
 
-/// Where the library is.
+/// Returns the path of the library.
 pub fn path() -> Option<&'static Path> {
     Some(&library().ok()?.path)
 }
 
-/// A library that was loaded.
+/// A loaded library.
 struct Library {
     environment: Environment,
     path: PathBuf,
@@ -164,7 +165,7 @@ fn find() -> Result<Library, String> {
     Err(refused.unwrap_or_else(|| HOW_TO_GET.into()))
 }
 
-/// Where a library may lie: beside the program, and where systems keep theirs.
+/// Returns the folders in which a library may be: beside the program, and in the system's folders.
 fn folders() -> Vec<PathBuf> {
     let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
     let system: &[&str] = if cfg!(target_os = "macos") {
@@ -183,10 +184,10 @@ fn folders() -> Vec<PathBuf> {
     beside.into_iter().chain(system.iter().map(PathBuf::from)).collect()
 }
 
-/// The folder of the library in Python's `onnxruntime`, of the Python that is first on the path.
+/// Returns the folder of the library in Python's package `onnxruntime`, for the first Python on the path.
 fn python_package() -> Option<PathBuf> {
     let program = if cfg!(windows) { "python" } else { "python3" };
-    // Not from the working directory: a folder there may be anyone's.
+    // Not from the working directory, where anyone may have put a module.
     let find = "import sys, importlib.util as u; sys.path = [p for p in sys.path if p]; s = u.find_spec('onnxruntime'); \
                 print(s.submodule_search_locations[0] if s else '')";
     let output = Command::new(program).args(["-c", find]).output().ok()?;
@@ -195,7 +196,7 @@ fn python_package() -> Option<PathBuf> {
     (!folder.is_empty()).then(|| Path::new(folder).join("capi"))
 }
 
-/// The library in `folder`; of several, the last by name.
+/// Returns the library in `folder`; of several, the last by name.
 fn library_in(folder: &Path) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
         .ok()?
@@ -206,7 +207,7 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
     found.pop()
 }
 
-/// Whether a file is called `libonnxruntime.so`, perhaps with a version behind it, or its like on other systems.
+/// True if a file is called `libonnxruntime.so`, with or without a version, or the equivalent of another system.
 fn is_library(name: &str) -> bool {
     let (stem, ending) = match () {
         () if cfg!(windows) => ("onnxruntime.", "dll"),

@@ -1,4 +1,4 @@
-//! tract: the embedded runtime.
+//! The tract runtime, which is built in.
 
 use std::{io::Cursor, sync::Arc};
 
@@ -22,9 +22,10 @@ pub const VERSION: &str = "0.23.9";
 
 const KIND: RuntimeKind = RuntimeKind::Tract;
 
-/// A plan for one item, optimised once; a batch is shared out among threads item by item. tract computes on one thread, and a plan
-/// whose sizes are all known is several times as fast as one with a symbolic batch, and as fast for one item as for many. So a result
-/// does not depend on its batch at all.
+/// A plan for one item, optimized once; threads share a batch item by item.
+///
+/// tract computes on one thread. A plan whose sizes are all known is several times as fast as one with a symbolic batch. It is as
+/// fast for one item as for many. So a result does not depend on its batch at all.
 pub struct TractSession {
     plan: Arc<TypedSimplePlan>,
     names: Vec<String>,
@@ -33,8 +34,8 @@ pub struct TractSession {
 impl TractSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
         let plan = || -> TractResult<_> {
-            // What a file says about the shapes of its values is of a symbolic batch, which the one item here contradicts; tract finds
-            // them itself.
+            // The shapes of values in a file have a symbolic batch, which contradicts the one item here; tract infers the shapes
+            // itself.
             let onnx = tract_onnx::onnx().with_ignore_value_info(true);
             let mut model = onnx.model_for_read(&mut Cursor::new(file.bytes()))?;
             for (i, port) in file.inputs().iter().enumerate() {
@@ -46,7 +47,7 @@ impl TractSession {
         Ok(Self { plan, names: file.inputs().iter().map(|port| port.name.clone()).collect() })
     }
 
-    /// The result for one item of the batch.
+    /// Computes the result for one item of the batch.
     fn item(&self, inputs: &[(&str, InputTensor)], item: usize) -> TractResult<Array> {
         let mut values = tvec![];
         for name in &self.names {
@@ -70,7 +71,7 @@ impl TractSession {
     }
 }
 
-/// What the graph takes through `port` for one item.
+/// Returns the input fact of `port` for one item.
 fn one_item(port: &ValueInfo) -> TractResult<InferenceFact> {
     let (batch, rest) =
         port.dims.split_first().ok_or_else(|| Error::msg(format!("{} has no batch", port.name)))?;
@@ -114,7 +115,7 @@ mod tests {
     };
     use tiny_cats_models::{Init, Scope, Tensor as _, Weights};
 
-    /// A convolution, without a digest.
+    /// Returns a convolution, without a digest.
     fn convolution() -> ModelProto {
         let kernel = Array::new([2, 1, 3, 3], (0..18).map(|v| v as f32).collect()).unwrap();
         let weights = Weights::from([("kernel".into(), kernel)]);
@@ -136,7 +137,7 @@ mod tests {
             let file = OnnxFile::from_bytes(bytes, "f").unwrap();
             TractSession::load(&file).unwrap().run(&[("x", InputTensor::Floats(&x))]).unwrap()
         };
-        // As PyTorch writes them: of the symbolic batch.
+        // As PyTorch writes them: with a symbolic batch.
         let value = model.graph.as_ref().unwrap().node[0].output[0].clone();
         let info = ValueInfoProto::batched(&value, DataType::Float, &[2, 8, 8]);
         let mut graph = model.graph.as_ref().unwrap().encode_to_vec();

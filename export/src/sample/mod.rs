@@ -1,8 +1,9 @@
-//! Sampling: from noise to pictures along the flow that a network has learned.
+//! Sampling: from noise to images along the flow of a trained network.
 //!
-//! Time runs from t = 0, noise, to t = 1, the picture, on a uniform grid. The path is straight, x_t = t·x + (1−t)·ε, so a network that
-//! predicts the clean picture x̂ gives the velocity v = (x̂ − x_t)/max(1−t, 0.05) (JiT, arXiv 2511.13720). Its last step returns x̂
-//! itself: t = 1 is never evaluated, and the clamp leaves nothing behind. A network that predicts velocities is integrated as it is.
+//! Time runs from t = 0, noise, to t = 1, the image, on a uniform grid. The path is straight: x_t = t·x + (1−t)·ε. A network that
+//! predicts the clean image x̂ gives the velocity v = (x̂ − x_t)/max(1−t, 0.05) (JiT, arXiv 2511.13720). Its last step returns x̂
+//! itself: t = 1 is never evaluated, and the clamp leaves no error. The prediction of a network that predicts velocities is
+//! integrated unchanged.
 
 mod trajectory;
 
@@ -14,45 +15,47 @@ pub use trajectory::{Trajectory, advance};
 
 use crate::{Error, GeneratorMeta, Request, Result, Sampler};
 
-/// The least 1 − t that a difference is divided by, in training and sampling alike.
+/// Minimum of 1 − t as a divisor, in training and sampling alike.
 pub const MIN_ONE_MINUS_T: f32 = 0.05;
 const MAX_STEPS: usize = 10_000;
-/// The largest weight of guidance, on either side of 0.
+/// Maximum absolute value of the guidance weight.
 pub const MAX_GUIDANCE: f32 = 1000.0;
 
 /// A network that can be sampled from.
 pub trait Denoiser {
-    /// What the network predicts for noisy pictures `x` `[n, 3, size, size]` at times `t`, with `label` for each; `[n, 3, size, size]`.
+    /// Computes the network's prediction, `[n, 3, size, size]`, for noisy images `x` `[n, 3, size, size]` at times `t`, with a
+    /// `label` for each.
     ///
     /// # Errors
-    /// Those of the runtime.
+    /// Errors of the runtime.
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array>;
 }
 
-/// How to sample.
+/// The settings of the sampler.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingSettings {
     /// The method.
     pub sampler: Sampler,
-    /// Steps of the uniform grid.
+    /// Number of steps of the uniform grid.
     pub steps: usize,
-    /// Weight of classifier-free guidance; 1 is none, and half the work.
+    /// Weight of classifier-free guidance; 1 means none, and half the work.
     pub guidance: f32,
-    /// Guidance holds for times in this interval, its ends included.
+    /// Interval of times with guidance, ends included.
     pub guidance_interval: [f32; 2],
-    /// What the network predicts.
+    /// The quantity that the network predicts.
     pub prediction: PredictionType,
-    /// The label of the unconditional pass.
+    /// Label of the unconditional pass.
     pub null_label: i64,
-    /// Which noise.
+    /// Seed of the noise.
     pub seed: u64,
-    /// Pictures that are drawn at once; guidance doubles the network's batch.
+    /// Number of images that are sampled at once; guidance doubles the network's batch.
     pub batch: usize,
 }
 
 impl SamplingSettings {
-    /// What `request` says, and where it says nothing what `meta` advises; sixteen pictures at once. Networks that predict velocities are
-    /// guided all the way, as the predecessor was, and those that guide themselves by the weight 1, whatever the request says.
+    /// Returns the settings of `request`, with those of `meta` as defaults and a batch of 16 images. Networks that predict
+    /// velocities have guidance at all times by default, as in tiny-cats-model. Networks that guide themselves have the weight 1,
+    /// whatever the request is.
     pub fn new(meta: &GeneratorMeta, request: &Request) -> Self {
         let advised = &meta.sampler;
         let interval = match meta.prediction {
@@ -94,32 +97,32 @@ impl SamplingSettings {
     }
 }
 
-/// A picture to be drawn.
+/// An image to sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleSpec {
-    /// Its number, which chooses its noise.
+    /// Number of the image, which determines its noise.
     pub index: u64,
-    /// Its class.
+    /// Label of its class.
     pub label: i64,
 }
 
-/// How far sampling has come, in steps of a batch.
+/// The progress of sampling, in steps of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Steps done.
     pub done: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub total: usize,
 }
 
-/// Draws pictures of `dims` (`[channels, height, width]`): one array each, in the values that the network was trained on. A picture
-/// depends on its [`SampleSpec`] and the settings alone, not on those it is drawn with.
+/// Samples images of `dims` (`[channels, height, width]`), one array each, in the value range of the training. An image depends on
+/// its [`SampleSpec`] and the settings alone, not on the other images.
 ///
-/// `progress` is called after every step; with [`ControlFlow::Break`] it ends the sampling.
+/// `progress` is called after every step; [`ControlFlow::Break`] cancels the sampling.
 ///
 /// # Errors
-/// [`Error::Request`] for settings that make no sense, [`Error::Cancelled`], those of the network, and [`Error::Runtime`] when it
-/// returns something that is no number.
+/// [`Error::Request`] for invalid settings, [`Error::Cancelled`], errors of the network, and [`Error::Runtime`] if it returns a
+/// value that is not a number.
 pub fn sample(
     denoiser: &mut dyn Denoiser,
     settings: &SamplingSettings,

@@ -2,7 +2,7 @@ use tiny_cats_models::random::noise;
 
 use super::*;
 
-/// Knows the picture: of one colour by label, and how it was asked.
+/// A denoiser that knows the image, which has one color for each label, and records the calls.
 struct Oracle {
     prediction: PredictionType,
     largest_batch: usize,
@@ -15,7 +15,7 @@ impl Oracle {
     }
 }
 
-/// The colour of a class.
+/// Returns the color of a class.
 fn color(label: i64) -> f32 {
     0.1 * label as f32
 }
@@ -29,7 +29,7 @@ impl Denoiser for Oracle {
             let (clean, t) = (color(label[i / len]), t[i / len]);
             match self.prediction {
                 PredictionType::X => clean,
-                // On the straight path to `clean` the velocity does not change.
+                // On the straight path to `clean` the velocity is constant.
                 PredictionType::Velocity => (clean - x) / (1.0 - t).max(1e-3),
             }
         };
@@ -189,7 +189,7 @@ fn pictures_of_different_settings_advance_together_as_they_do_alone() {
     let mut curve = Curve;
     let begin =
         |(settings, draw): &(SamplingSettings, SampleSpec)| Trajectory::new(settings, DIMS, *draw).unwrap();
-    // Some begin later than others, and all leave as they are finished.
+    // Some start later than others, and each leaves when it is finished.
     let (mut waiting, mut under_way) = (all.iter().map(begin).collect::<Vec<_>>(), Vec::new());
     let mut finished = Vec::new();
     while finished.len() < all.len() {

@@ -1,43 +1,43 @@
-//! Pictures on their way from noise, one state machine each, so that any number of them can share the network's evaluations: pictures of
-//! one request, and those of requests that have nothing in common but the network.
+//! Trajectories from noise to image, one state machine for each image. Any number of them can share the network's evaluations:
+//! images of one request, and those of different requests.
 
 use tiny_cats_models::{Array, PredictionType, random::noise};
 
 use super::{Denoiser, MIN_ONE_MINUS_T, SampleSpec, SamplingSettings};
 use crate::{Error, Result, Sampler};
 
-/// A picture on its way from noise.
+/// The trajectory of one image.
 #[derive(Clone, Debug)]
 pub struct Trajectory {
     settings: SamplingSettings,
     dims: [usize; 3],
     draw: SampleSpec,
-    /// The last point of the grid that it has come to.
+    /// Value at the last point of the grid that was reached.
     x: Vec<f32>,
-    /// Steps taken.
+    /// Number of steps done.
     done: usize,
-    /// Between the two evaluations of a step: what the first has found.
+    /// State between the two evaluations of a step.
     half_step: Option<HalfStep>,
-    /// The clean picture, as the last evaluation saw it.
+    /// Clean image as predicted by the last evaluation.
     preview: Vec<f32>,
 }
 
-/// Where a method of two evaluations asks a second time.
+/// The second evaluation of a step, for methods of two evaluations.
 #[derive(Clone, Debug)]
 struct HalfStep {
-    /// The velocity at the step's beginning.
+    /// Velocity at the beginning of the step.
     slope: Vec<f32>,
-    /// Where the network is to be asked.
+    /// Point at which to evaluate the network.
     point: Vec<f32>,
-    /// And when.
+    /// Time at which to evaluate the network.
     t: f32,
 }
 
 impl Trajectory {
-    /// The noise that a picture of `dims` (`[channels, height, width]`) begins with.
+    /// Starts the trajectory of an image of `dims` (`[channels, height, width]`), from its noise.
     ///
     /// # Errors
-    /// [`Error::Request`] for settings that make no sense.
+    /// [`Error::Request`] for invalid settings.
     pub fn new(settings: &SamplingSettings, dims: [usize; 3], draw: SampleSpec) -> Result<Self> {
         settings.validate()?;
         let x = noise(settings.seed, draw.index, dims.iter().product());
@@ -45,50 +45,50 @@ impl Trajectory {
         Ok(Self { settings, dims, draw, preview: x.clone(), x, done: 0, half_step: None })
     }
 
-    /// The picture's number, which chose its noise.
+    /// Returns the number of the image, which determines its noise.
     pub fn index(&self) -> u64 {
         self.draw.index
     }
 
-    /// The picture's class.
+    /// Returns the label of the image.
     pub fn label(&self) -> i64 {
         self.draw.label
     }
 
-    /// How it is drawn.
+    /// Returns the settings of the sampler.
     pub fn settings(&self) -> &SamplingSettings {
         &self.settings
     }
 
-    /// Steps taken.
+    /// Returns the number of steps done.
     pub fn done(&self) -> usize {
         self.done
     }
 
-    /// Whether all steps are taken.
+    /// True if all steps are done.
     pub fn is_finished(&self) -> bool {
         self.done == self.settings.steps
     }
 
-    /// The picture so far, in the values that the network was trained on; noise at first.
+    /// Returns the current image, in the value range of the training; noise at first.
     pub fn values(&self) -> &[f32] {
         &self.x
     }
 
-    /// The clean picture as the network saw it when it was last asked: x̂, or x_t + (1−t)·v.
+    /// Returns the clean image as predicted by the last evaluation: x̂, or x_t + (1−t)·v.
     pub fn preview(&self) -> &[f32] {
         &self.preview
     }
 
-    /// The picture so far, `[channels, height, width]`.
+    /// Returns the current image, `[channels, height, width]`.
     ///
     /// # Errors
-    /// None that a trajectory has.
+    /// None for a trajectory.
     pub fn into_array(self) -> Result<Array> {
         Ok(Array::new(self.dims, self.x)?)
     }
 
-    /// Where the network is to be asked next, and when.
+    /// Returns the point and the time of the next evaluation.
     fn point(&self) -> (&[f32], f32) {
         match &self.half_step {
             Some(half_step) => (&half_step.point, half_step.t),
@@ -96,18 +96,18 @@ impl Trajectory {
         }
     }
 
-    /// The time of a point of the grid.
+    /// Returns the time of a point of the grid.
     fn time(&self, step: usize) -> f32 {
         (step as f64 / self.settings.steps as f64) as f32
     }
 
-    /// Whether the next evaluation has an unconditional half.
+    /// True if the next evaluation needs an unconditional pass.
     fn is_guided(&self) -> bool {
         let [from, to] = self.settings.guidance_interval;
         self.settings.guidance != 1.0 && (from..=to).contains(&self.point().1)
     }
 
-    /// Goes on with what the network has predicted, guided already.
+    /// Advances the trajectory by the network's prediction, to which guidance has been applied.
     fn apply_prediction(&mut self, prediction: Vec<f32>) -> Result<()> {
         let (_, t) = self.point();
         let (from, to) = (self.time(self.done), self.time(self.done + 1));
@@ -134,7 +134,7 @@ impl Trajectory {
         self.finish_step()
     }
 
-    /// A second evaluation of this step, `width` further along `slope`, at `t`.
+    /// Requests a second evaluation of this step at `t`, `width` further along `slope`.
     fn request_second_evaluation(&mut self, slope: Vec<f32>, width: f32, t: f32) -> Result<()> {
         let mut point = self.x.clone();
         step(&mut point, &slope, width);
@@ -150,7 +150,7 @@ impl Trajectory {
         Ok(())
     }
 
-    /// Keeps the clean picture that follows from a prediction.
+    /// Computes the clean image of a prediction, and keeps it.
     fn update_preview(&mut self, prediction: &[f32], t: f32) {
         let mut preview = std::mem::take(&mut self.preview);
         match self.settings.prediction {
@@ -163,7 +163,7 @@ impl Trajectory {
         self.preview = preview;
     }
 
-    /// The velocity that follows from a prediction.
+    /// Returns the velocity of a prediction.
     fn velocity(&self, mut prediction: Vec<f32>, t: f32) -> Vec<f32> {
         if self.settings.prediction == PredictionType::X {
             let remaining = (1.0 - t).max(MIN_ONE_MINUS_T);
@@ -175,13 +175,13 @@ impl Trajectory {
     }
 }
 
-/// Asks the network once about all of `trajectories`, and takes each as far as its answer goes: a step of Euler's method, half of one of
-/// the others. Those that are finished stay as they are. Settings may differ; sizes may not.
+/// Evaluates the network once for all of `trajectories`, and advances each: by a step of Euler's method, or half a step of the
+/// others. Finished trajectories do not change. Settings may differ; sizes may not.
 ///
-/// The batch is one row for each picture, and another for each that is guided: null + guidance·(conditional − null).
+/// The batch has one row for each image, and another for each with guidance: null + guidance·(conditional − null).
 ///
 /// # Errors
-/// Those of the network, and [`Error::NotFinite`].
+/// Errors of the network, and [`Error::NotFinite`].
 pub fn advance<'a>(
     denoiser: &mut dyn Denoiser,
     trajectories: impl IntoIterator<Item = &'a mut Trajectory>,
@@ -218,7 +218,7 @@ pub fn advance<'a>(
     Ok(())
 }
 
-/// `x + width·slope`.
+/// Computes `x + width·slope` in place.
 fn step(x: &mut [f32], slope: &[f32], width: f32) {
     for (x, v) in x.iter_mut().zip(slope) {
         *x += width * v;

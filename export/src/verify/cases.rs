@@ -1,4 +1,4 @@
-//! What a network is given to be compared on.
+//! The inputs on which networks are compared.
 
 use tiny_cats_models::{Array, random::noise};
 
@@ -10,10 +10,10 @@ use crate::{
 
 const MAX_LABELS: usize = 64;
 const TIMES: [f32; 4] = [0.0, 0.13, 0.5, 0.95];
-/// Pictures that a classifier is given in batches of three, before some alone.
+/// Number of images for a classifier, in batches of three; some are then repeated alone.
 const IMAGES: usize = 9;
 
-/// A network of either task, on some runtime.
+/// A network of either task, in a runtime.
 pub enum LoadedModel {
     Generator(Box<dyn Denoiser + Send>),
     Classifier(Box<dyn Classify + Send>),
@@ -38,14 +38,14 @@ impl LoadedModel {
 /// One batch of inputs.
 pub struct Case {
     x: Array,
-    /// A generator's times; a classifier is given pictures alone.
+    /// Times for a generator; empty for a classifier.
     t: Vec<f32>,
-    /// A generator's labels.
+    /// Labels for a generator.
     label: Vec<i64>,
 }
 
 impl Case {
-    /// Batches of three and single inputs for the network that `meta` describes.
+    /// Returns batches of three and single inputs for the network that `meta` describes.
     pub fn all(meta: &ModelMeta) -> Result<Vec<Self>> {
         match &meta.task {
             TaskMeta::Generator(task) => Self::generator_cases(meta, task),
@@ -53,12 +53,12 @@ impl Case {
         }
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     pub fn len(&self) -> usize {
         self.x.dims()[0]
     }
 
-    /// Every label (of many, some) in batches of three, and each time alone.
+    /// Returns every label (a selection if there are many) in batches of three, and each time alone.
     fn generator_cases(meta: &ModelMeta, task: &GeneratorMeta) -> Result<Vec<Self>> {
         let size = meta.image_size;
         let labels = meta.classes.len().max(task.null_label + 1);
@@ -83,7 +83,7 @@ impl Case {
         batches.chain(singles).map(case).collect()
     }
 
-    /// Noise and drawn pictures in turn, in batches of three, then three of them alone.
+    /// Returns noise and synthetic images in turn, in batches of three, then three of them alone.
     fn classifier_cases(size: usize, task: &ClassifierMeta) -> Result<Vec<Self>> {
         let all: Vec<usize> = (0..IMAGES).collect();
         let singles = (0..3).map(|i| vec![i]);
@@ -96,7 +96,7 @@ impl Case {
     }
 }
 
-/// A picture, normalised: seeded noise for even numbers, else a ramp, squares, white or black.
+/// Returns a normalized image: seeded noise for even numbers, otherwise a ramp, squares, white or black.
 fn picture(number: usize, size: usize, task: &ClassifierMeta) -> Vec<f32> {
     let mut values = noise(SEED, number as u64, 3 * size * size);
     for (i, v) in values.iter_mut().enumerate() {

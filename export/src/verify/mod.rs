@@ -1,4 +1,4 @@
-//! Proof that an exported file computes what its definition computes.
+//! Numerical verification of exported files: comparison with their definition within a tolerance.
 
 mod cases;
 mod rounding;
@@ -25,19 +25,19 @@ use cases::{Case, LoadedModel};
 use rounding::rounded_model;
 pub use rounding::{MIN_ROUNDING_PSNR, RoundingReport, measure_rounding};
 
-/// How far a runtime may be from the definition, element by element: `|a − b| ≤ absolute·max(1, s) + relative·|b|`, where `s` is the
-/// root mean square of the definition's output. Rounding errors grow with the values that are summed, so an output of large values may
-/// differ by as much more.
+/// The maximum difference of a runtime from the definition, element by element: `|a − b| ≤ absolute·max(1, s) + relative·|b|`. Here
+/// `s` is the root mean square of the definition's output. Rounding errors grow with the values that are summed, so the tolerance
+/// grows with the output's values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tolerance {
-    /// What any element may differ by, in an output whose root mean square is at most 1.
+    /// Absolute tolerance of an element, in an output whose root mean square is at most 1.
     pub absolute: f32,
-    /// What it may differ by more, as a part of its value.
+    /// Additional tolerance as a fraction of the element.
     pub relative: f32,
 }
 
 impl Tolerance {
-    /// By how much an element may differ from `value`, in an output of this [`scale`].
+    /// Returns the tolerance of an element `value` in an output of this [`scale`].
     pub fn allowed(self, value: f32, scale: f32) -> f32 {
         self.absolute * scale.max(1.0) + self.relative * value.abs()
     }
@@ -50,28 +50,29 @@ impl std::fmt::Display for Tolerance {
     }
 }
 
-/// The scale of an output, for [`Tolerance::allowed`]: the root mean square of its values; 0 of none.
+/// Returns the scale of an output, for [`Tolerance::allowed`]: the root mean square of its values; 0 if there are none.
 pub fn scale(values: &[f32]) -> f32 {
     let square: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
     (square / values.len().max(1) as f64).sqrt() as f32
 }
 
-/// Some ten times what runtimes are seen to differ by, and a fraction of a level of an 8-bit picture (1/127.5).
+/// The tolerance of verification. It is some ten times the differences that runtimes show, and a fraction of a level of an 8-bit
+/// image (1/127.5).
 pub const TOLERANCE: Tolerance = Tolerance { absolute: 1e-4, relative: 1e-3 };
-/// The least peak signal-to-noise ratio between the final pictures of two runtimes, in dB.
+/// The minimum peak signal-to-noise ratio between the final images of two runtimes, in dB.
 pub const MIN_PSNR: f64 = 50.0;
-/// Equal pictures have no finite ratio, and JSON no infinity.
+/// Equal images have an infinite ratio, which JSON cannot express.
 const MAX_PSNR: f64 = 200.0;
 const SEED: u64 = 0;
 
-/// How to export.
+/// Options of an export.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
-    /// The version of ONNX's operator set.
+    /// Version of ONNX's operator set.
     pub opset: u32,
-    /// Whether the whole sampling trajectory is compared too.
+    /// True if images of a whole sampling trajectory are compared too.
     pub trajectory: bool,
-    /// How the file stores weights.
+    /// Storage of the weights in the file.
     pub storage: WeightStorage,
 }
 
@@ -81,64 +82,64 @@ impl Default for ExportOptions {
     }
 }
 
-/// What verification found, stored as JSON beside the file.
+/// The report of a verification, stored as JSON beside the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerificationReport {
-    /// The version of this crate.
+    /// Version of this crate.
     pub tiny_cats: String,
-    /// The file's size.
+    /// Size of the file, in bytes.
     pub bytes: usize,
-    /// The version of ONNX's operator set.
+    /// Version of ONNX's operator set.
     pub opset: u32,
-    /// Parameters of the network.
+    /// Number of values in the parameters.
     pub parameters: usize,
-    /// What the runtimes are compared with.
+    /// The reference with which runtimes are compared.
     pub reference: String,
-    /// How far they may be from it.
+    /// Tolerance of the comparison.
     pub tolerance: Tolerance,
-    /// Inputs compared: pictures, for a generator each with a time and a label.
+    /// Number of inputs compared: images, which for a generator come with a time and a label.
     pub inputs: usize,
-    /// Batch sizes that they were given in.
+    /// Batch sizes of the inputs.
     pub batches: Vec<usize>,
-    /// What the file's rounded weights change; absent where it holds the weights as they are.
+    /// Effect of the file's rounded weights; absent if the file holds the weights unrounded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounding: Option<RoundingReport>,
-    /// The runtimes that the file was compared on.
+    /// Runtimes on which the file was verified.
     pub runtimes: Vec<RuntimeReport>,
-    /// The runtimes that it was not compared on, with the reason.
+    /// Runtimes on which it was not verified, with the reason.
     pub skipped: Vec<(String, String)>,
-    /// Whether all is well.
+    /// True if every comparison passed.
     pub passed: bool,
 }
 
-/// What one runtime did.
+/// The report of one runtime.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RuntimeReport {
-    /// Its name.
+    /// Name of the runtime.
     pub runtime: String,
-    /// Its version.
+    /// Version of the runtime.
     pub version: String,
-    /// The largest difference from the reference.
+    /// Maximum difference from the reference.
     pub max_absolute_error: f32,
-    /// That difference as a part of the reference's largest value.
+    /// That difference as a fraction of the reference's largest value.
     pub max_relative_error: f32,
-    /// The largest difference as a part of what the tolerance allows that element; at most 1 passes.
+    /// Maximum of the difference as a fraction of the element's tolerance; at most 1 passes.
     pub tolerance_used: f32,
-    /// Peak signal-to-noise ratio between the final pictures of a whole trajectory, in dB, at most 200; absent where not asked for.
+    /// Peak signal-to-noise ratio between the final images of a whole trajectory, in dB, at most 200; absent if not requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory_psnr: Option<f64>,
-    /// Of a classifier, how many of the inputs are given the reference's class.
+    /// For a classifier, the number of inputs with the reference's class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_class: Option<usize>,
-    /// What it said where it failed altogether.
+    /// The error, if the runtime failed altogether.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Whether it agrees.
+    /// True if it agrees with the reference.
     pub passed: bool,
 }
 
 impl VerificationReport {
-    /// What is wrong, in one line.
+    /// Returns a description of all failures, in one line.
     pub fn failures(&self) -> String {
         let failed = |r: &RuntimeReport| match &r.error {
             Some(error) => error.clone(),
@@ -158,13 +159,12 @@ impl VerificationReport {
     }
 }
 
-/// Writes `weights` as an ONNX file, verifies it in memory, and only then stores it at `path`, with the report beside it, at
-/// [`report_path`].
+/// Exports `weights` to an ONNX file, verifies it in memory, and then stores it at `path`, with the report at [`report_path`].
 ///
 /// # Errors
-/// [`Error::Verification`] when a runtime disagrees with the definition, none is there to ask, or rounding the weights to halves does harm;
-/// those of writing. Nothing is stored then, and an older file and its report are left as they were; should only the report's last
-/// renaming fail, it is missing.
+/// [`Error::Verification`] if a runtime disagrees with the definition, no runtime is available, or rounding the weights to half
+/// precision changes the outputs too much. Also errors of writing. Nothing is stored then, and an older file and its report are
+/// left as they were. Only if the last rename, of the report, fails is the report missing.
 pub fn export(
     meta: &ModelMeta,
     weights: &Weights,
@@ -179,33 +179,36 @@ pub fn export(
     }
     let beside = report_path(path);
     let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Verification(e.to_string()))?;
-    // Both are on the disk before either is in its place: together they replace an older pair, or not at all.
+    // Both files are on disk before either is renamed: together they replace an older pair, or not at all.
     let model = stage(path, |w| w.write_all(file.bytes())).map_err(Error::io(path))?;
     let about = stage(&beside, |w| w.write_all(&json)).map_err(Error::io(&beside))?;
     model.commit().map_err(Error::io(path))?;
     about.commit().map_err(|e| {
-        // The older report speaks of another file.
+        // The older report describes another file.
         let _ = std::fs::remove_file(&beside);
         Error::io(&beside)(e)
     })?;
     Ok(report)
 }
 
-/// Where the report on `NAME.onnx` lies: `NAME.report.json`.
+/// Returns the path of the report on `NAME.onnx`: `NAME.report.json`.
 pub fn report_path(path: &Path) -> PathBuf {
     path.with_extension("report.json")
 }
 
-/// Compares `file` with the definition that `meta` and `weights` make: that it holds the same weights and metadata, and that it
-/// computes the same on every runtime that is present, alone and in batches: a generator for every label, at several times, and with
-/// `trajectory` in whole pictures too; a classifier, whose definition is not folded, on noise and drawn pictures.
+/// Verifies `file` against the definition of `meta` and `weights`. The file must hold the same weights and metadata, and compute
+/// the same on every available runtime, alone and in batches.
 ///
-/// Of a file that stores weights as halves, the definition is that of the weights rounded, folded ones of a classifier; what rounding
-/// changes is compared with the weights as they are, besides, for a generator always in whole pictures.
+/// A generator is compared for every label, at several times, and with `trajectory` in whole images too. A classifier, whose
+/// definition is not folded, is compared on noise and synthetic images.
+///
+/// If the file stores weights in half precision, the definition is that of the rounded weights; for a classifier these are the
+/// folded ones. The effect of rounding is then measured by comparison with the unrounded weights, for a generator always in whole
+/// images.
 ///
 /// # Errors
-/// [`Error::Verification`] when weights are not finite, when the file holds something else, when there is nothing to compare on, or when
-/// the definition itself returns no finite numbers. A runtime that disagrees is in the report.
+/// [`Error::Verification`] if weights or outputs of the definition are not finite, the file holds other weights or metadata, or no
+/// runtime is available. A runtime that disagrees is in the report.
 pub fn verify(
     meta: &ModelMeta,
     weights: &Weights,
@@ -215,7 +218,7 @@ pub fn verify(
     verify_on(&RuntimeKind::ALL, meta, weights, file, trajectory)
 }
 
-/// As [`verify`], on those of `kinds` that are present, other than candle, which is the reference.
+/// Verifies as [`verify`] does, on those of `kinds` that are available. candle is skipped, because it is the reference.
 ///
 /// # Errors
 /// As [`verify`].
@@ -243,7 +246,7 @@ pub fn verify_on(
     let full = Model::from_weights(meta.clone(), weights.clone());
     let cases = Case::all(meta)?;
     let reference = rounded.as_ref().unwrap_or(&full);
-    // By candle's own operations: what shares kernels with a runtime would share their faults.
+    // The reference uses candle's own operations: code that shares kernels with a runtime would share their faults.
     let plain = |model, pictures| with_candle_ops(|| Outputs::of(model, &cases, pictures));
     let expected = plain(reference, trajectory || rounded.is_some())?;
     if expected.outputs.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
@@ -268,7 +271,7 @@ pub fn verify_on(
             }
         }
     }
-    // What computes definitions says nothing about the graph.
+    // A runtime that computes definitions does not verify the graph.
     let by_graph = |name: &str| RuntimeKind::ALL.iter().any(|kind| kind.name() == name && kind.runs_graphs());
     let graphs = kinds.iter().any(|kind| kind.runs_graphs());
     if runtimes.is_empty() || graphs && !runtimes.iter().any(|r| by_graph(&r.runtime)) {
@@ -294,15 +297,15 @@ pub fn verify_on(
     })
 }
 
-/// What a network makes of the cases, and draws.
+/// The outputs of a network for all cases, and its images.
 struct Outputs {
     outputs: Vec<Array>,
-    /// Of a generator, if they were asked for.
+    /// Images of a generator, if requested.
     images: Option<Vec<Array>>,
 }
 
 impl Outputs {
-    /// Those of the definition, by candle.
+    /// Computes the outputs of the definition, with candle.
     fn of(model: &Model, cases: &[Case], pictures: bool) -> Result<Self> {
         let mut network = LoadedModel::new(model, RuntimeKind::Candle)?;
         let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
@@ -310,7 +313,7 @@ impl Outputs {
     }
 }
 
-/// Two pictures, drawn as the file of a generator advises.
+/// Samples two images with the recommended settings of a generator.
 fn sample_images(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
     let (LoadedModel::Generator(network), TaskMeta::Generator(task)) = (network, &meta.task) else {
         return Ok(None);
@@ -322,7 +325,7 @@ fn sample_images(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<V
     sample(&mut **network, &settings, dims, &draws, &mut |_| ControlFlow::Continue(())).map(Some)
 }
 
-/// Rows of logits whose largest stands in the same place.
+/// Counts the rows of logits whose maxima have the same index.
 fn same_class(a: &Array, b: &Array) -> usize {
     rows(a).zip(rows(b)).filter(|(a, b)| argmax(a) == argmax(b)).count()
 }
@@ -331,7 +334,7 @@ fn rows(array: &Array) -> impl Iterator<Item = &[f32]> {
     array.data().chunks(array.dims().last().copied().unwrap_or(1).max(1))
 }
 
-/// The place of the largest.
+/// Returns the index of the maximum.
 fn argmax(row: &[f32]) -> Option<usize> {
     (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]))
 }
@@ -368,7 +371,7 @@ fn compare(
             }
             let scale = scale(expected.data());
             for (found, expected) in found.data().iter().zip(expected.data()) {
-                // `max` would drop a NaN.
+                // `max` would ignore a NaN.
                 let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
                 let allowed = TOLERANCE.allowed(*expected, scale);
                 report.max_absolute_error = report.max_absolute_error.max(error);
@@ -390,12 +393,13 @@ fn compare(
     report
 }
 
-/// The least [`psnr`] of a pair of pictures.
+/// Returns the minimum [`psnr`] of all pairs of images.
 fn min_psnr(a: &[Array], b: &[Array], range: [f32; 2]) -> f64 {
     a.iter().zip(b).map(|(a, b)| psnr(a, b, range)).fold(MAX_PSNR, f64::min)
 }
 
-/// Peak signal-to-noise ratio between two pictures whose black and white are `range`, in dB, at most 200; 0 where a value is NaN.
+/// Returns the peak signal-to-noise ratio between two images with `range` as black and white, in dB, at most 200; 0 if a value is
+/// NaN.
 pub fn psnr(a: &Array, b: &Array, [black, white]: [f32; 2]) -> f64 {
     let shown = |v: &f32| f64::from(v.clamp(black, white));
     let square: f64 = a.data().iter().zip(b.data()).map(|(a, b)| (shown(a) - shown(b)).powi(2)).sum();

@@ -1,4 +1,4 @@
-//! Proof that storing weights as halves does no harm.
+//! Verification of files that store weights in half precision.
 
 use std::fmt;
 
@@ -12,24 +12,24 @@ use crate::{
     onnx::{OnnxFile, round_to_f16},
 };
 
-/// The least peak signal-to-noise ratio between pictures drawn with rounded weights and with full ones, in dB: a root mean square of a
-/// hundredth of the range, some 2.5 levels of an 8-bit picture.
+/// The minimum peak signal-to-noise ratio between images generated with rounded and with unrounded weights, in dB. It is a root
+/// mean square error of a hundredth of the range, some 2.5 levels of an 8-bit image.
 pub const MIN_ROUNDING_PSNR: f64 = 40.0;
 
-/// What changes because weights are rounded to halves, against the same weights in full. candle computes both.
+/// The effect of rounding weights to half precision, compared with the unrounded weights. candle computes both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoundingReport {
-    /// The largest difference of an output.
+    /// Maximum difference of an output.
     pub max_absolute_error: f32,
-    /// Of a generator, the least peak signal-to-noise ratio between final pictures of whole trajectories, drawn as the file advises, in
-    /// dB, at most 200.
+    /// For a generator, the minimum peak signal-to-noise ratio between final images of whole trajectories, with the recommended
+    /// settings, in dB, at most 200.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory_psnr: Option<f64>,
-    /// Of a classifier, how many of the inputs are given another class, ties apart: where a runtime may differ by more than the two
-    /// classes' logits do, either is right.
+    /// For a classifier, the number of inputs that get another class, without ties. In a tie the two classes' logits differ by less
+    /// than a runtime may, so either class is correct.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_class: Option<usize>,
-    /// Whether that is harmless.
+    /// True if the effect is within the limits.
     pub passed: bool,
 }
 
@@ -37,7 +37,7 @@ impl RoundingReport {
     pub(super) fn compare(meta: &ModelMeta, full: &Outputs, rounded: &Outputs) -> Self {
         let pairs = || full.outputs.iter().zip(&rounded.outputs);
         let values = pairs().flat_map(|(a, b)| a.data().iter().zip(b.data()));
-        // `max` would drop a NaN.
+        // `max` would ignore a NaN.
         let error = |(a, b): (&f32, &f32)| if (a - b).is_finite() { (a - b).abs() } else { f32::MAX };
         let max_absolute_error = values.map(error).fold(0.0, f32::max);
         let pictures = full.images.as_ref().zip(rounded.images.as_ref());
@@ -50,7 +50,7 @@ impl RoundingReport {
     }
 }
 
-/// In one line.
+/// Formats the report in one line.
 impl fmt::Display for RoundingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rounding weights to halves changes outputs by up to {:.1e}", self.max_absolute_error)?;
@@ -64,7 +64,7 @@ impl fmt::Display for RoundingReport {
     }
 }
 
-/// Rows of logits that give another class than those of `full`, ties apart.
+/// Counts the rows of logits that give another class than those of `full`, without ties.
 fn other_classes(full: &Array, rounded: &Array) -> usize {
     let scale = scale(full.data());
     let is_other = |(full, rounded): (&[f32], &[f32])| {
@@ -76,11 +76,11 @@ fn other_classes(full: &Array, rounded: &Array) -> usize {
     rows(full).zip(rows(rounded)).filter(|&pair| is_other(pair)).count()
 }
 
-/// The model that `file` holds instead of that of `meta` and `weights`: some weights are rounded to halves. None where rounding changes
-/// none.
+/// Returns the model that `file` holds in place of that of `meta` and `weights`, with some weights rounded to half precision.
+/// `None` if rounding changes none.
 ///
 /// # Errors
-/// [`Error::Verification`] when the file holds other weights.
+/// [`Error::Verification`] if the file holds other weights.
 pub(super) fn rounded_model(meta: &ModelMeta, weights: &Weights, file: &OnnxFile) -> Result<Option<Model>> {
     let (meta, weights) = export_form(meta, weights)?;
     let expected = round_to_f16(&weights, file.halves())?;
@@ -92,10 +92,11 @@ pub(super) fn rounded_model(meta: &ModelMeta, weights: &Weights, file: &OnnxFile
     Ok(changed.then(|| Model::from_weights(meta.into_owned(), expected.into_owned())))
 }
 
-/// What rounding to halves changes in `file`, an export of `weights`, and the model that it makes of them; None where it changes none.
+/// Measures the effect of rounding to half precision in `file`, an export of `weights`. Returns the rounded model and the report;
+/// `None` if rounding changes nothing.
 ///
 /// # Errors
-/// [`Error::Verification`] when the file holds other weights; those of computing.
+/// [`Error::Verification`] if the file holds other weights; errors of computing.
 pub fn measure_rounding(
     meta: &ModelMeta,
     weights: &Weights,

@@ -1,12 +1,12 @@
-//! Convolution from candle's own operations: what GPUs run, and what the CPU's kernels are held against.
+//! Convolution from candle's own operations, which run on GPUs, and with which tests compare the CPU's kernels.
 //!
-//! Both gradients of a convolution are convolutions, so candle's forward operation does all three.
+//! Both gradients of a convolution are convolutions, so candle's forward operation computes all three.
 
 use candle_core::Tensor;
 
 use crate::Result;
 
-/// `x` `[batch, channels, height, width]` with `weight` `[out, channels, k, k]` and `bias` `[out]`.
+/// Convolves `x` `[batch, channels, height, width]` with `weight` `[out, channels, k, k]`, and adds `bias` `[out]`.
 pub(crate) fn forward(
     x: &Tensor,
     weight: &Tensor,
@@ -21,7 +21,7 @@ pub(crate) fn forward(
     }
 }
 
-/// Gradients of `x` (where needed) and `weight`; that of the bias is a sum over each channel.
+/// Computes the gradients of `x` (if needed) and `weight`; that of the bias is a sum over each channel.
 pub(crate) fn backward(
     x: &Tensor,
     weight: &Tensor,
@@ -34,31 +34,31 @@ pub(crate) fn backward(
     Ok((grad_x, grad_weight(x, weight, grad, stride, padding)?))
 }
 
-/// Each pixel's gradient gathers those of the windows that it lies in: the gradient, spread out to the places of stride 1, is convolved
-/// with the kernels turned round, from outputs to channels.
+/// Computes the gradient of `x`. Each pixel's gradient is a sum over the windows that contain it: the result's gradient, dilated to
+/// the positions of stride 1, is convolved with the rotated kernels, from outputs to channels.
 fn grad_x(x: &Tensor, weight: &Tensor, grad: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     let kernel = weight.dim(2)?;
     let grad = dilate(grad, 2, stride, height + 2 * padding + 1 - kernel)?;
     let grad = dilate(&grad, 3, stride, width + 2 * padding + 1 - kernel)?;
     let turned = weight.transpose(0, 1)?.contiguous()?.flip(&[2, 3])?;
-    // What the windows hang over the edge by is cut off again, where it is more than a kernel.
+    // If the padding is wider than a kernel, the convolution also covers pixels outside the image; they are cut off.
     let (margin, cut) = ((kernel - 1).saturating_sub(padding), padding.saturating_sub(kernel - 1));
     let grad = grad.contiguous()?.conv2d(&turned, margin, 1, 1, 1)?;
     Ok(grad.narrow(2, cut, height)?.narrow(3, cut, width)?.contiguous()?)
 }
 
-/// Each weight's gradient is a sum over pictures and places: the pictures are the channels now, the gradient is the kernel, and the
-/// stride is how far apart its places lie.
+/// Computes the gradient of the weights, a sum over images and positions. Images take the place of channels, the result's gradient
+/// that of the kernel, and its dilation is the stride.
 fn grad_weight(x: &Tensor, weight: &Tensor, grad: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
     let kernel = weight.dim(2)?;
     let (x, grad) = (x.transpose(0, 1)?.contiguous()?, grad.transpose(0, 1)?.contiguous()?);
-    // Where the last window does not reach the edge there are places that no weight looks at.
+    // If the last window does not reach the edge, there are positions that no weight covers.
     let all = x.conv2d(&grad, padding, 1, stride, 1)?;
     Ok(all.narrow(2, 0, kernel)?.narrow(3, 0, kernel)?.transpose(0, 1)?.contiguous()?)
 }
 
-/// Puts the entries of `axis` `stride` apart, zeros between them and up to `len`.
+/// Spaces the entries of `axis` `stride` apart, with zeros between them and up to `len`.
 fn dilate(x: &Tensor, axis: usize, stride: usize, len: usize) -> Result<Tensor> {
     let n = x.dim(axis)?;
     let apart = if stride == 1 {
@@ -88,7 +88,7 @@ mod tests {
         (a * b).unwrap().sum_all().unwrap().to_scalar().unwrap()
     }
 
-    /// Convolution is linear in picture and weight, so each gradient is the transpose of the map, whatever it is tried on.
+    /// Convolution is linear in image and weight, so each gradient is the transpose of the map, whatever the input.
     #[test]
     fn gradients_are_transposes() {
         for (kernel, stride, padding) in [

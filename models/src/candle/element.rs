@@ -1,4 +1,4 @@
-//! candle tensors seen as slices that kernels know.
+//! Access to candle tensors as slices, for the kernels.
 
 use std::ops::{Deref, Range};
 
@@ -6,18 +6,18 @@ use candle_core::{Device, Shape, Storage, Tensor, WithDType};
 
 use crate::{Result, kernels::Real};
 
-/// What kernels and candle both know: f32 and f64.
+/// A number type of both the kernels and candle: f32 or f64.
 pub(crate) trait Element: Real + WithDType {}
 
 impl Element for f32 {}
 impl Element for f64 {}
 
-/// A tensor on the CPU.
+/// Creates a tensor on the CPU.
 pub(super) fn cpu_tensor<F: WithDType>(data: Vec<F>, shape: impl Into<Shape>) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
 }
 
-/// The values of a contiguous CPU tensor, locked while they are looked at.
+/// The values of a contiguous CPU tensor, locked while this exists.
 pub(crate) struct View<G, F> {
     guard: G,
     range: Range<usize>,
@@ -37,7 +37,7 @@ impl<G: Deref<Target = Storage>, F: WithDType> Deref for View<G, F> {
     }
 }
 
-/// Looks into a contiguous CPU tensor of type `F`.
+/// Borrows the values of a contiguous CPU tensor of type `F`.
 ///
 /// # Errors
 /// When it is on another device, of another type or not contiguous.
@@ -53,7 +53,7 @@ pub(crate) fn view<F: WithDType>(x: &Tensor) -> Result<View<impl Deref<Target = 
     Ok(View { guard, range: start..end, kind: std::marker::PhantomData })
 }
 
-/// Calls `$function::<f32 or f64>($args)` by the type of `$x`.
+/// Calls `$function::<f32 or f64>($args)`, depending on the type of `$x`.
 macro_rules! by_type {
     ($x:expr, $function:ident ( $($args:expr),* $(,)? )) => {
         match $x.dtype() {

@@ -1,4 +1,4 @@
-//! The candle readings: [`CandleValue`] for inference, and the kernels that it shares with the [tape](crate::tape).
+//! The candle backend: [`CandleValue`] for inference, and the operations that it shares with the [tape](crate::tape).
 
 mod convolution;
 mod element;
@@ -15,24 +15,24 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Array, Result};
 
-/// The first NVIDIA GPU, where this was built with the feature `cuda` and one can be used; else the processor.
+/// Returns the first NVIDIA GPU if the feature `cuda` is built in and the GPU is usable; the CPU otherwise.
 pub fn best_device() -> Device {
-    // candle's own choice fails where it was built for CUDA and there is no GPU.
+    // candle's own choice fails if it was built for CUDA and there is no GPU.
     if cfg!(feature = "cuda") { Device::new_cuda(0).unwrap_or(Device::Cpu) } else { Device::Cpu }
 }
 
-/// `array` on `device`, as `dtype`.
+/// Copies `array` to `device`, and converts it to `dtype`.
 ///
 /// # Errors
-/// Those of candle: out of memory, a device that is gone.
+/// Errors of candle: out of memory, a device that is gone.
 pub fn to_device(array: &Array, dtype: DType, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_slice(array.data(), array.dims(), device)?.to_dtype(dtype)?)
 }
 
-/// `tensor` as plain memory.
+/// Copies `tensor` to plain memory, in f32.
 ///
 /// # Errors
-/// Those of candle.
+/// Errors of candle.
 pub fn to_host(tensor: &Tensor) -> Result<Array> {
     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     Array::new(tensor.dims(), values)

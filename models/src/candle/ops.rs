@@ -1,7 +1,7 @@
-//! Each operation's forward and backward on candle tensors.
+//! The forward and backward of each operation on candle tensors.
 //!
-//! On the CPU the fused kernels compute; elsewhere, and under [`with_plain_operations`], compositions of candle's own operations do.
-//! The compositions are the readable reference that tests hold the kernels against.
+//! On the CPU the fused kernels compute; elsewhere, and within [`with_candle_ops`], compositions of candle's own operations do. The
+//! compositions are the readable reference with which tests compare the kernels.
 
 use std::cell::Cell;
 
@@ -25,7 +25,7 @@ thread_local! {
     static CANDLE_OPS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `f` with compositions of candle's operations in place of the fused CPU kernels, on this thread.
+/// Calls `f` with compositions of candle's operations in place of the fused CPU kernels, on this thread.
 pub fn with_candle_ops<R>(f: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
@@ -41,18 +41,18 @@ pub(super) fn uses_kernels(x: &Tensor) -> bool {
     has_kernels(x.device())
 }
 
-/// Whether `device` has kernels of our own, and this thread is to use them; compositions of candle's operations compute otherwise.
+/// True if our own kernels compute on `device` in this thread; otherwise compositions of candle's operations do.
 pub fn has_kernels(device: &Device) -> bool {
     device.is_cpu() && !CANDLE_OPS.get()
 }
 
-/// Whether the kernels are to compute what comes in halves. They know f32: the factors are exact in it, the sums are taken in it, and
-/// the result is rounded once, as where a device multiplies halves.
+/// True if the kernels compute `x`, which is in half precision, in f32. The factors are exact in f32, sums are computed in it, and
+/// the result is rounded once, as in the half-precision products of a GPU.
 pub(super) fn computes_in_f32(x: &Tensor) -> bool {
     uses_kernels(x) && is_half(x.dtype())
 }
 
-/// `x` with its leading axes folded: `[rows, last]`.
+/// Folds the leading axes of `x`: `[rows, last]`.
 fn rows(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
     Ok(x.reshape((x.elem_count() / width, width))?)
@@ -77,7 +77,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok((a + b)?)
 }
 
-/// Sum over all axes but the last: a product with ones where there is no kernel, because reductions over leading axes are slow.
+/// Sums over all axes but the last. Without a kernel this is a product with ones, because reductions over leading axes are slow.
 pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let width = x.dim(D::Minus1)?;
@@ -127,7 +127,7 @@ pub(crate) fn linear(
     Ok(y.reshape(dims)?)
 }
 
-/// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_rows`].
+/// Computes the gradients of `x` (if needed) and `weight`; that of the bias is [`sum_rows`].
 pub(crate) fn linear_backward(
     rounding: FactorPrecision,
     x: &Tensor,
@@ -165,7 +165,7 @@ pub(crate) fn linear_backward(
     Ok((grad_x, grad.t()?.matmul(&rows(&x)?)?))
 }
 
-/// Layer or RMS normalisation over the last axis.
+/// Computes layer or RMS normalization over the last axis.
 pub(crate) fn norm(
     kind: Kind,
     x: &Tensor,
@@ -201,7 +201,7 @@ pub(crate) fn norm(
     Ok(y)
 }
 
-/// The normalised value and the inverse length that it was multiplied by.
+/// Returns the normalized value and the inverse length by which it was multiplied.
 fn normalized(kind: Kind, x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     let centred = match kind {
         Kind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
@@ -211,7 +211,7 @@ fn normalized(kind: Kind, x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     Ok((centred.broadcast_mul(&inverse)?, inverse))
 }
 
-/// Gradients of `x` and, where there is a weight, of weight and bias.
+/// Computes the gradients of `x` and, if there is a weight, of weight and bias.
 pub(crate) fn norm_backward(
     kind: Kind,
     x: &Tensor,
@@ -344,7 +344,7 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
     Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)
 }
 
-/// Gradient of softmax's input, from its result `y`.
+/// Computes the gradient of softmax's input from its result `y`.
 pub(crate) fn softmax_backward(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
         cpu_tensor(pointwise::softmax_backward::<F>(&view(y)?, &view(grad)?, y.dim(D::Minus1)?), y.shape())
@@ -357,7 +357,7 @@ pub(crate) fn softmax_backward(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
     Ok((&y * grad.broadcast_sub(&along)?)?)
 }
 
-/// Tokens and width of `[batch, tokens, width]`.
+/// Returns tokens and width of `[batch, tokens, width]`.
 fn tokens(x: &Tensor) -> Result<(usize, usize)> {
     let (_, tokens, width) = x.dims3()?;
     Ok((tokens, width))
@@ -378,7 +378,7 @@ pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<
     Ok(x.broadcast_mul(&(scale.unsqueeze(1)? + 1.0)?)?.broadcast_add(&shift.unsqueeze(1)?)?)
 }
 
-/// Gradients of `x`, `scale` and `shift`.
+/// Computes the gradients of `x`, `scale` and `shift`.
 pub(crate) fn scale_shift_backward(x: &Tensor, scale: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
     fn kernel<F: Element>(x: &Tensor, scale: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
         let (tokens, width) = tokens(x)?;
@@ -408,7 +408,7 @@ pub(crate) fn gated_residual(x: &Tensor, branch: &Tensor, gate: &Tensor) -> Resu
     Ok((x + branch.broadcast_mul(&gate.unsqueeze(1)?)?)?)
 }
 
-/// Gradients of `branch` and `gate`; that of `x` is `grad` itself.
+/// Computes the gradients of `branch` and `gate`; that of `x` is `grad` itself.
 pub(crate) fn gated_residual_backward(branch: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
     fn kernel<F: Element>(branch: &Tensor, gate: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
         let (tokens, width) = tokens(branch)?;
@@ -433,12 +433,12 @@ fn sizes(q: &Tensor) -> Result<Sizes> {
     Ok(Sizes { tokens, heads, d })
 }
 
-/// `[batch, tokens, heads, d]` to `[batch, heads, tokens, d]` or back.
+/// Transposes `[batch, tokens, heads, d]` to `[batch, heads, tokens, d]` or back.
 fn transpose_heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.contiguous()?)
 }
 
-/// The result `[batch, tokens, heads, d]` and the probabilities `[batch, heads, tokens, tokens]`, which the backward needs.
+/// Returns the result `[batch, tokens, heads, d]` and the probabilities `[batch, heads, tokens, tokens]`, which backward needs.
 pub(crate) fn attention(
     rounding: FactorPrecision,
     q: &Tensor,
@@ -467,7 +467,7 @@ pub(crate) fn attention(
     Ok((transpose_heads(&p.matmul(&transpose_heads(&v)?)?)?, p))
 }
 
-/// Gradients of query, key and value.
+/// Computes the gradients of query, key and value.
 pub(crate) fn attention_backward(
     rounding: FactorPrecision,
     q: &Tensor,

@@ -1,18 +1,18 @@
-//! Values in half precision. Kernels and compositions that are no products compute in f32 what comes in halves.
+//! Values in half precision. Operations other than products convert them to f32, and compute in that.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::ops::has_kernels;
 use crate::{Precision, Result};
 
-/// How the factors of products are rounded.
+/// The type to which the factors of products are rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum FactorPrecision {
-    /// Not at all.
+    /// No rounding.
     Never,
-    /// To bf16, by the kernels that multiply them: values stay f32.
+    /// bf16, rounded by the kernels that multiply them; values stay f32.
     Bf16,
-    /// To this type, in which they are handed to products, and results come back.
+    /// This type, which the inputs and results of products have.
     To(DType),
 }
 
@@ -26,7 +26,7 @@ impl FactorPrecision {
         }
     }
 
-    /// `x` as it is handed to products.
+    /// Converts `x` to the type in which products take it.
     pub(crate) fn factor(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::To(dtype) => convert(x, dtype),
@@ -35,7 +35,7 @@ impl FactorPrecision {
     }
 }
 
-/// Calls `$function` with the way to multiply `$x`, and its type with it.
+/// Calls `$function` for the type of `$x` and the type of its factors in products.
 macro_rules! by_factor {
     ($x:expr, $rounding:expr, $function:ident ( $($args:expr),* $(,)? )) => {
         match ($x.dtype(), $rounding) {
@@ -52,7 +52,7 @@ macro_rules! by_factor {
 }
 pub(super) use by_factor;
 
-/// `x` as `dtype`.
+/// Converts `x` to `dtype`.
 pub(crate) fn convert(x: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(if x.dtype() == dtype { x.clone() } else { x.to_dtype(dtype)? })
 }
@@ -61,12 +61,12 @@ pub(crate) fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16)
 }
 
-/// What values of this type are computed in.
+/// Returns the type in which values of type `dtype` are computed.
 pub(crate) fn wide_type(dtype: DType) -> DType {
     if is_half(dtype) { DType::F32 } else { dtype }
 }
 
-/// `x` in f32 where it is in halves, and as it is otherwise.
+/// Converts `x` to f32 if it is in half precision, and returns it unchanged otherwise.
 pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
     convert(x, wide_type(x.dtype()))
 }

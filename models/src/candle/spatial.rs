@@ -1,6 +1,6 @@
-//! Forward and backward of the operations on pictures, `[batch, channels, height, width]`: by kernel on the CPU, by the compositions of
-//! [`convolution`](super::convolution) and [`windows`](super::windows) elsewhere and under
-//! [`with_plain_operations`](super::with_plain_operations).
+//! Forward and backward of the operations on images, `[batch, channels, height, width]`. Kernels compute them on the CPU.
+//! Elsewhere, and within [`with_candle_ops`](super::with_candle_ops), the compositions of [`convolution`](super::convolution) and
+//! [`windows`](super::windows) do.
 
 use candle_core::Tensor;
 
@@ -37,12 +37,12 @@ fn conv(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Co
     Ok(Conv { channels, out, window: window(x, kernel, stride, padding)? })
 }
 
-/// The shape of what `x` becomes: as many items, of `channels` planes with a value for each window.
+/// Returns the shape of a result: the items of `x`, with `channels` planes that hold a value for each window.
 fn output_dims(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, usize, usize)> {
     Ok((x.dim(0)?, channels, window.rows, window.cols))
 }
 
-/// Convolution; `training` allows the rounding errors of the quickest way.
+/// Convolves `x` with `weight`; `training` allows the larger rounding errors of the fastest algorithm.
 pub(crate) fn conv2d(
     rounding: FactorPrecision,
     x: &Tensor,
@@ -79,7 +79,7 @@ pub(crate) fn conv2d(
     convolution::forward(&x, &weight, bias, stride, padding)
 }
 
-/// Gradients of `x` (where needed) and `weight`; that of the bias is [`sum_channels`].
+/// Computes the gradients of `x` (if needed) and `weight`; that of the bias is [`sum_channels`].
 pub(crate) fn conv2d_backward(
     rounding: FactorPrecision,
     x: &Tensor,
@@ -119,7 +119,7 @@ pub(crate) fn conv2d_backward(
     convolution::backward(&x, &weight, &grad, stride, padding, need_x)
 }
 
-/// Sum of each channel.
+/// Sums each channel.
 pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = x.dims4()?;
@@ -132,7 +132,7 @@ pub(crate) fn sum_channels(x: &Tensor) -> Result<Tensor> {
     Ok(windows::by_channel(&x)?.sum(1)?)
 }
 
-/// `x·scale + shift`, with a number for each channel.
+/// Computes `x·scale + shift`, with one number for each channel.
 pub(crate) fn scale_shift_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
@@ -149,7 +149,8 @@ pub(crate) fn scale_shift_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -
     Ok(x.broadcast_mul(&scale.reshape(column)?)?.broadcast_add(&shift.reshape(column)?)?)
 }
 
-/// `x` normalised by the batch's own statistics, then `·weight + bias`; and those statistics: mean and (biased) variance of each channel.
+/// Normalizes `x` by the batch's own statistics, then computes `·weight + bias`. Also returns those statistics: mean and biased
+/// variance of each channel.
 pub(crate) fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
     fn kernel<F: Element>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
         let (_, channels, height, width) = x.dims4()?;
@@ -167,7 +168,7 @@ pub(crate) fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
     Ok([scale_shift_channels(&centred, &scale, &bias)?, mean, var])
 }
 
-/// Gradients of `x`, weight and bias; `mean` and `var` are those that [`batch_norm`] returned.
+/// Computes the gradients of `x`, weight and bias; `mean` and `var` are those that [`batch_norm`] returned.
 pub(crate) fn batch_norm_backward(
     x: &Tensor,
     weight: &Tensor,
@@ -213,7 +214,7 @@ pub(crate) fn batch_norm_backward(
     Ok([windows::by_item(&grad_x, &x)?, grad_weight, grad_bias])
 }
 
-/// The largest value of each window, and where in its plane it lies (`u32`); of several, the first, as in PyTorch.
+/// Returns the maximum of each window, and its position in the plane (`u32`). Of several, it is the first, as in PyTorch.
 pub(crate) fn max_pool2d(
     x: &Tensor,
     kernel: usize,
@@ -233,7 +234,7 @@ pub(crate) fn max_pool2d(
     Windows::new(&x, kernel, stride, padding)?.max(&x)
 }
 
-/// Gradient of the `[batch, channels, height, width]` that [`max_pool2d`] was given.
+/// Computes the gradient of the input `[batch, channels, height, width]` of [`max_pool2d`].
 pub(crate) fn max_pool2d_backward(
     winners: &Tensor,
     grad: &Tensor,
@@ -252,7 +253,7 @@ pub(crate) fn max_pool2d_backward(
     windows::scatter_max(winners, &grad, height, width)
 }
 
-/// The mean of each window.
+/// Returns the mean of each window.
 pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
     fn kernel_<F: Element>(x: &Tensor, window: Window) -> Result<Tensor> {
         cpu_tensor(pool::mean::<F>(window, &view(x)?), output_dims(x, x.dim(1)?, window)?)
@@ -265,7 +266,7 @@ pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Ten
     Windows::new(&x, kernel, stride, 0)?.mean(&x)
 }
 
-/// Gradient of `x`, of which only the shape counts.
+/// Computes the gradient of `x`, of which only the shape matters.
 pub(crate) fn avg_pool2d_backward(x: &Tensor, grad: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
     fn kernel_<F: Element>(x: &Tensor, grad: &Tensor, window: Window) -> Result<Tensor> {
         cpu_tensor(pool::mean_backward::<F>(window, &view(grad)?), x.shape())

@@ -1,4 +1,4 @@
-//! Inference: candle tensors, no tape.
+//! The value and the parameters of the candle backend: inference on candle tensors, without a tape.
 
 use std::collections::HashMap;
 
@@ -11,17 +11,17 @@ use super::{
 };
 use crate::{Array, BatchNorm, ParamSpec, Result, Source, Tensor, Weights, shape};
 
-/// A value of the inference reading.
+/// A value of the candle backend.
 #[derive(Clone, Debug)]
 pub struct CandleValue(CandleTensor);
 
 impl CandleValue {
-    /// A value from a tensor whose first axis is the batch; whole numbers (labels) are `u32`.
+    /// Creates a value from a tensor whose first axis is the batch; whole numbers (labels) are `u32`.
     pub fn new(tensor: CandleTensor) -> Self {
         Self(tensor)
     }
 
-    /// The tensor.
+    /// Returns the tensor.
     pub fn into_inner(self) -> CandleTensor {
         self.0
     }
@@ -31,12 +31,12 @@ impl CandleValue {
     }
 }
 
-/// `dims` behind the batch of `x`.
+/// Prepends the batch size of `x` to `dims`.
 pub(crate) fn batched(x: &CandleTensor, dims: &[usize]) -> Vec<usize> {
     std::iter::once(x.dims()[0]).chain(dims.iter().copied()).collect()
 }
 
-/// Weights on a device, handed to models by name.
+/// Weights on a device, given to models by name.
 pub struct Params {
     tensors: HashMap<String, CandleTensor>,
     dtype: DType,
@@ -44,16 +44,16 @@ pub struct Params {
 }
 
 impl Params {
-    /// Puts `weights` on `device` as `dtype`.
+    /// Copies `weights` to `device` as `dtype`.
     ///
     /// # Errors
-    /// Those of candle.
+    /// Errors of candle.
     pub fn new(weights: &Weights, dtype: DType, device: &Device) -> Result<Self> {
         let put = |(name, array): (&String, &Array)| Ok((name.clone(), to_device(array, dtype, device)?));
         Ok(Self { tensors: weights.iter().map(put).collect::<Result<_>>()?, dtype, device: device.clone() })
     }
 
-    /// Tensors that are on `device` as `dtype` already, such as those that an optimizer steps.
+    /// Wraps tensors that are on `device` as `dtype` already, such as those that an optimizer updates.
     pub fn from_tensors(tensors: HashMap<String, CandleTensor>, dtype: DType, device: &Device) -> Self {
         Self { tensors, dtype, device: device.clone() }
     }
@@ -227,7 +227,7 @@ impl Tensor for CandleValue {
     }
 }
 
-/// An order of the axes after the batch, as an order of all axes.
+/// Converts an order of the axes after the batch to an order of all axes.
 pub(crate) fn with_batch(order: &[usize]) -> Vec<usize> {
     std::iter::once(0).chain(order.iter().map(|i| i + 1)).collect()
 }

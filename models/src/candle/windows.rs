@@ -1,13 +1,13 @@
-//! Pooling, by gathering the windows of a picture into a matrix: works on every device, and the gradient is the matching scatter.
+//! Pooling that gathers the windows of an image into a matrix. It works on every device, and the gradient is the matching scatter.
 
 use candle_core::{D, Tensor};
 
 use crate::{Error, Result, shape};
 
-/// Where the windows of a `[height, width]` picture lie in it.
+/// The positions of the windows of a `[height, width]` image.
 #[derive(Clone)]
 pub(crate) struct Windows {
-    /// Place in the flattened picture for each (position in the window, window); `height·width` stands for padding.
+    /// Index in the flattened image for each (position in the window, window); `height·width` stands for padding.
     index: Tensor,
     kernel: usize,
     output_dims: (usize, usize),
@@ -43,7 +43,7 @@ impl Windows {
         })
     }
 
-    /// `[batch, channels, height, width]` → `[batch·channels, kernel², places]`, `fill` where the window hangs over the edge.
+    /// Gathers windows: `[batch, channels, height, width]` → `[batch·channels, kernel², windows]`, with `fill` for padding.
     fn gather(&self, x: &Tensor, fill: f64) -> Result<Tensor> {
         let (batch, channels, _, _) = x.dims4()?;
         let mut flat = x.contiguous()?.reshape((batch * channels, self.pixels))?;
@@ -59,7 +59,7 @@ impl Windows {
         ))?)
     }
 
-    /// Adds up what was gathered: the transpose of [`gather`](Self::gather).
+    /// Sums what was gathered: the transpose of [`gather`](Self::gather).
     fn scatter(&self, windows: &Tensor, like: &Tensor) -> Result<Tensor> {
         let (batch, channels, _, _) = like.dims4()?;
         let n = self.index.elem_count();
@@ -75,7 +75,7 @@ impl Windows {
         Ok(y.reshape((batch, channels, self.output_dims.0, self.output_dims.1))?)
     }
 
-    /// The largest value of each window, and where in the flattened picture it lies; of several, the first.
+    /// Returns the maximum of each window, and its index in the flattened image; of several, the first.
     pub(crate) fn max(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let windows = self.gather(x, f64::from(f32::MIN))?;
         let (rows, square, output_dims) = windows.dims3()?;
@@ -100,29 +100,29 @@ impl Windows {
     }
 }
 
-/// Adds each gradient to the value of the picture that `winners` points at: the backward of [`Windows::max`].
+/// Adds each gradient to the value of the image at the index in `winners`: the backward of [`Windows::max`].
 pub(crate) fn scatter_max(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (batch, channels, places_y, places_x) = grad.dims4()?;
     let flat = (batch * channels, places_y * places_x);
-    // One more place, for windows that hold nothing above their padding.
+    // One extra position is for windows that hold nothing above their padding.
     let sum = Tensor::zeros((batch * channels, height * width + 1), grad.dtype(), grad.device())?;
     let sum = sum.scatter_add(&winners.reshape(flat)?, &grad.reshape(flat)?, 1)?;
     Ok(sum.narrow(1, 0, height * width)?.contiguous()?.reshape((batch, channels, height, width))?)
 }
 
-/// `[batch, channels, height, width]` → `[channels, batch·height·width]`.
+/// Groups by channel: `[batch, channels, height, width]` → `[channels, batch·height·width]`.
 pub(crate) fn by_channel(x: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = x.dims4()?;
     Ok(x.transpose(0, 1)?.contiguous()?.reshape((channels, batch * height * width))?)
 }
 
-/// Back from [`by_channel`] to the shape of `like`.
+/// Reverses [`by_channel`], to the shape of `like`.
 pub(crate) fn by_item(x: &Tensor, like: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = like.dims4()?;
     Ok(x.reshape((channels, batch, height, width))?.transpose(0, 1)?.contiguous()?)
 }
 
-/// Mean and variance (biased) of each row.
+/// Returns mean and biased variance of each row.
 pub(crate) fn statistics(rows: &Tensor) -> Result<(Tensor, Tensor)> {
     let mean = rows.mean_keepdim(D::Minus1)?;
     let var = rows.broadcast_sub(&mean)?.sqr()?.mean(D::Minus1)?;

@@ -1,14 +1,14 @@
-//! The memory of a forward and backward pass on the [tape](crate::tape), by going through it as the tape does, computing nothing.
+//! The memory of a forward and backward pass on the [tape](crate::tape): repeats the tape's steps without computing anything.
 //!
-//! Memory is counted as long as something holds it, like a tensor's. What an operation keeps for its way back is said once, where
-//! [`Cost`](super::Cost) has it.
+//! Memory counts as used as long as something holds it, as with a tensor. [`Cost`](super::Cost) alone defines which activations the
+//! backward of each operation needs.
 
 use std::{cell::Cell, rc::Rc};
 
 use super::Counter;
 use crate::Result;
 
-/// Bytes in use, and the most that ever were.
+/// Bytes in use, and their peak.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     pub(super) live: Cell<u64>,
@@ -27,7 +27,7 @@ impl Drop for Block {
     }
 }
 
-/// Memory that is in use until nothing holds it any more.
+/// Memory that is in use until its last holder is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Memory(Rc<Block>);
 
@@ -42,35 +42,35 @@ impl Memory {
 /// The gradient of an operation's input.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Gradient {
-    /// New memory of so many bytes.
+    /// New memory of this many bytes.
     New(u64),
-    /// The result's gradient, which others may look at too.
+    /// The result's gradient, which other inputs may hold too.
     Shared,
-    /// The result's gradient as it came.
+    /// The result's gradient, unchanged.
     Passed,
 }
 
-/// Goes through a block, and gives its result's slot.
+/// Recomputes a block, and returns the slot of its result.
 type RecomputeFn = Box<dyn FnOnce(&Counter) -> Result<Option<usize>>>;
 
-/// A value's way back.
+/// The backward of a value.
 pub(super) enum Backward {
-    /// An operation's.
+    /// The backward of an operation.
     Operation {
-        /// What it kept.
+        /// Activations that it saved.
         saved: Vec<Memory>,
         /// The slot and the gradient of each input.
         inputs: Vec<(Option<usize>, Gradient)>,
-        /// Bytes of the gradient of each parameter, which stays.
+        /// Bytes of the gradient of each parameter; these gradients stay.
         params: Vec<u64>,
-        /// Bytes that it has in use for itself.
+        /// Bytes of temporary memory.
         scratch: u64,
     },
-    /// A block's, which is gone through again.
+    /// The backward of a block, which is recomputed.
     Block(RecomputeFn),
 }
 
-/// What the tape calls a node.
+/// A recorded operation, as on the tape.
 pub(super) struct Node {
     pub(super) outputs: Vec<usize>,
     pub(super) backward: Backward,
@@ -82,14 +82,14 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// A gradient, and whether nothing else looks at its memory.
+/// A gradient, and whether nothing else holds its memory.
 #[derive(Clone)]
 struct SlotGrad {
     memory: Memory,
     owned: bool,
 }
 
-/// Gradients on their way back.
+/// The gradients of activations during backward.
 pub(super) struct Slots<'a> {
     grads: Vec<Option<SlotGrad>>,
     params: Vec<Memory>,
@@ -97,7 +97,7 @@ pub(super) struct Slots<'a> {
 }
 
 impl<'a> Slots<'a> {
-    /// Empty ones, for all values that `counter` has recorded.
+    /// Creates empty slots for all values that `counter` has recorded.
     pub(super) fn new(counter: &'a Counter) -> Self {
         let slots = counter.0.record.borrow().slots;
         Self { grads: vec![None; slots], params: Vec::new(), counter }
@@ -107,13 +107,13 @@ impl<'a> Slots<'a> {
         SlotGrad { memory: Memory::new(bytes, &self.counter.0.meter), owned: true }
     }
 
-    /// Adds a gradient of so many bytes that was made for this slot alone.
+    /// Adds a gradient of this many bytes that was computed for this slot alone.
     pub(super) fn add(&mut self, slot: Option<usize>, bytes: u64) {
         let grad = self.made(bytes);
         self.pass(slot, grad);
     }
 
-    /// Adds a gradient as the tape does: in place where nothing else looks at what is there.
+    /// Adds a gradient as the tape does: in place if nothing else holds the memory of the sum so far.
     fn pass(&mut self, slot: Option<usize>, grad: SlotGrad) {
         let Some(slot) = slot else { return };
         let sum = match self.grads[slot].take() {
@@ -124,10 +124,10 @@ impl<'a> Slots<'a> {
         self.grads[slot] = Some(sum);
     }
 
-    /// Goes back through `nodes`, the last first.
+    /// Computes the backward of `nodes`, the last first.
     pub(super) fn run(&mut self, nodes: Vec<Node>) -> Result<()> {
         for Node { outputs, backward } in nodes.into_iter().rev() {
-            // Where there are several results, none of their gradients is handed on.
+            // Where there are several results, none of their gradients is passed on to an input.
             let mut grads: Vec<SlotGrad> = outputs.iter().filter_map(|&o| self.grads[o].take()).collect();
             let Some(grad) = grads.pop() else { continue };
             match backward {

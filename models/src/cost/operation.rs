@@ -1,4 +1,4 @@
-//! An operation of the cost reading, from what it takes to what the tape records of it.
+//! An operation of the cost backend: its cost, and what the tape would record of it.
 
 use super::{
     Cost, Counter, OpCost, bytes,
@@ -6,27 +6,27 @@ use super::{
 };
 use crate::Result;
 
-/// An operation that is being written down: [`done`](Self::done) does so.
+/// A builder of one operation; [`finish`](Self::finish) records it.
 pub(super) struct Operation<'a> {
     x: &'a Cost,
     op: &'static str,
     dims: Vec<usize>,
     flops: usize,
-    /// The result's memory; none where it is new.
+    /// Memory of the result; `None` where it is new.
     view: Option<Memory>,
     saved: Vec<Memory>,
     saves_output: bool,
-    /// Whether the result is in halves; unless said otherwise, as `x` is.
+    /// True if the result is in half precision; by default, as `x` is.
     half: bool,
     inputs: Vec<(Option<usize>, Gradient)>,
     params: Vec<u64>,
     scratch: u64,
-    /// Bytes of its own that it keeps for each item.
+    /// Bytes of its own buffers for each item.
     buffer_bytes: u64,
 }
 
 impl<'a> Operation<'a> {
-    /// Makes new memory from `x` and others.
+    /// Creates an operation with new memory for its result.
     pub(super) fn new(x: &'a Cost, op: &'static str, dims: Vec<usize>, flops: usize) -> Self {
         let (view, saved, inputs, params) = (None, Vec::new(), Vec::new(), Vec::new());
         Self {
@@ -45,18 +45,18 @@ impl<'a> Operation<'a> {
         }
     }
 
-    /// Sees `x` otherwise.
+    /// Creates an operation whose result is a view of the memory of `x`.
     pub(super) fn view(x: &'a Cost, op: &'static str, dims: Vec<usize>) -> Self {
         Self { view: Some(x.memory.clone()), ..Self::new(x, op, dims, 0) }
     }
 
-    /// Keeps a value.
+    /// Saves a value for backward.
     pub(super) fn saves(mut self, value: &Cost) -> Self {
         self.saved.push(value.memory.clone());
         self
     }
 
-    /// Keeps a factor of products: the value, rounded where it is not yet.
+    /// Saves a factor of products: the value, rounded to half precision if it is not yet.
     pub(super) fn saves_factor(mut self, value: &Cost) -> Self {
         let counter = &self.x.counter;
         let rounded = counter.is_half_precision() && !value.half;
@@ -65,7 +65,7 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Keeps so many values of its own, in halves or not.
+    /// Saves a buffer of its own with `dims` values for each item; `half` means half precision.
     pub(super) fn saves_buffer(mut self, dims: &[usize], half: bool) -> Self {
         let counter = &self.x.counter;
         self.saved.push(Memory::new(counter.bytes(dims) / if half { 2 } else { 1 }, &counter.0.meter));
@@ -73,51 +73,51 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Its result is in halves, or it is not.
+    /// Sets whether the result is in half precision.
     pub(super) fn half(self, half: bool) -> Self {
         Self { half, ..self }
     }
 
-    /// Keeps its result.
+    /// Saves the result for backward.
     pub(super) fn saves_output(self) -> Self {
         Self { saves_output: true, ..self }
     }
 
-    /// Makes a gradient for `input`.
+    /// Computes a new gradient for `input`.
     pub(super) fn grad_for(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::New(input.counter.bytes(&input.dims))));
         self
     }
 
-    /// Hands its result's gradient to `input`, and perhaps to others.
+    /// Gives the result's gradient to `input`, and perhaps to other inputs.
     pub(super) fn shares_grad_with(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::Shared));
         self
     }
 
-    /// Hands its result's gradient to `input` alone.
+    /// Gives the result's gradient to `input` alone.
     pub(super) fn passes_grad_to(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::Passed));
         self
     }
 
-    /// Makes gradients for parameters.
+    /// Computes gradients for parameters.
     pub(super) fn params<const N: usize>(mut self, params: [Option<&Vec<usize>>; N]) -> Self {
         self.params.extend(params.into_iter().flatten().map(|dims| bytes(dims)));
         self
     }
 
-    /// Has so many bytes in use for itself on the way back.
+    /// Sets the bytes of temporary memory in backward.
     pub(super) fn scratch(self, scratch: u64) -> Self {
         Self { scratch, ..self }
     }
 
-    /// The result.
+    /// Records the operation, and returns its result.
     pub(super) fn finish(self) -> Cost {
         self.split(1).pop().expect("one part")
     }
 
-    /// `n` results of one size.
+    /// Records the operation, and returns its `n` results of one size.
     pub(super) fn split(self, n: usize) -> Vec<Cost> {
         let Self { x, op, dims, view, mut saved, half, inputs, params, scratch, .. } = self;
         let state = &x.counter.0;
@@ -154,7 +154,7 @@ impl<'a> Operation<'a> {
 }
 
 impl Counter {
-    /// As the tape does it: the block's inputs are kept alone, and on the way back the block is gone through again.
+    /// Applies `block` as the tape does: keeps its inputs alone, and recomputes the block in backward.
     pub(super) fn checkpoint<const N: usize>(
         self,
         inputs: [&Cost; N],

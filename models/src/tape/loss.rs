@@ -1,4 +1,4 @@
-//! What training minimises.
+//! The losses that training minimizes.
 
 use candle_core::{D, Tensor as CandleTensor};
 
@@ -6,12 +6,12 @@ use super::Var;
 use crate::{Error, Result, candle::precision::wide};
 
 impl Var {
-    /// Weighted mean squared error: the mean over all values of `weight·(self − target)²`, as a scalar.
+    /// Computes the weighted mean squared error: the mean over all values of `weight·(self − target)²`, as a scalar.
     ///
     /// `target` has this value's shape; `weight` is `[batch]`, one number for each item.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the shapes do not fit.
+    /// [`Error::Shape`] if the shapes do not fit.
     pub fn weighted_mse(&self, target: &CandleTensor, weight: &CandleTensor) -> Result<Var> {
         if target.dims() != self.value.dims() || weight.dims() != [target.dims()[0]] {
             let expected = format!("a target {:?} and a weight for each item", self.value.dims());
@@ -29,11 +29,11 @@ impl Var {
         }))
     }
 
-    /// Cross entropy of the logits `[batch, classes]` with the probabilities `target` of the same shape (one-hot, smoothed or mixed):
-    /// the mean over the batch of `−Σ target·log softmax(self)`, as a scalar.
+    /// Computes the cross entropy of the logits `[batch, classes]` with the probabilities `target` of the same shape (one-hot,
+    /// smoothed or mixed): the mean over the batch of `−Σ target·log softmax(self)`, as a scalar.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the shapes do not fit.
+    /// [`Error::Shape`] if the shapes do not fit.
     pub fn cross_entropy(&self, target: &CandleTensor) -> Result<Var> {
         let dims = self.value.dims();
         if dims.len() != 2 || target.dims() != dims {
@@ -41,7 +41,7 @@ impl Var {
             return Err(Error::shape("cross_entropy", expected, (dims, target.dims())));
         }
         let batch = dims[0] as f64;
-        // Less the largest, so that no exponential overflows.
+        // The maximum is subtracted so that no exponential overflows.
         let logits = wide(&self.value)?;
         let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         let sum = logits.exp()?.sum_keepdim(D::Minus1)?;
@@ -70,7 +70,7 @@ mod tests {
         CandleTensor::from_slice(values, dims, &Device::Cpu).unwrap()
     }
 
-    /// The loss times a half, and its gradient.
+    /// Returns half of the loss, and its gradient.
     fn half_cross_entropy(logits: &[f64]) -> (f64, Vec<f64>) {
         let logits = Tape::new().leaf("logits", tensor(logits, &[2, 3]));
         let loss = logits.cross_entropy(&tensor(&TARGET, &[2, 3])).unwrap().affine(0.5, 0.0).unwrap();
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn cross_entropy_is_its_definition() {
         let first = 1.2 + (0.3f64.exp() + (-1.2f64).exp() + 2f64.exp()).ln();
-        // Of the second item's exponentials the middle one vanishes.
+        // The middle exponential of the second item vanishes.
         let all = 700.0 + (1.0 + (-1f64).exp()).ln();
         let second = 0.2 * (all - 700.0) + 0.1 * (all - 0.1) + 0.7 * (all - 699.0);
         let found = half_cross_entropy(&LOGITS).0;

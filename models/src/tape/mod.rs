@@ -1,10 +1,10 @@
-//! The training reading: every operation records its own backward.
+//! The tape backend, for training: every operation records its own backward.
 //!
-//! candle tensors are the storage. A gradient is accumulated where it lies and freed as soon as the operation that made its value has
-//! used it; so is everything that an operation saved for its backward.
+//! Storage is candle tensors. A gradient is accumulated in place, and freed as soon as the backward of the operation that computed
+//! its value has used it. So is everything that an operation saved for its backward.
 //!
-//! [`TapeOptions`] make it compute blocks again rather than keep them, and multiply in half precision. What one operation keeps, and how
-//! much memory a step takes, is for the [cost reading](crate::cost) to say; the two are to be changed together.
+//! With [`TapeOptions`] the tape recomputes blocks rather than keeping their activations, and multiplies in half precision. The
+//! [cost backend](crate::cost) repeats which activations each operation keeps, to count the memory of a step. Change both together.
 
 mod loss;
 mod ops;
@@ -24,10 +24,10 @@ use slots::{Grad, Slots};
 /// Gradients by parameter name.
 pub type Gradients = BTreeMap<String, CandleTensor>;
 
-/// What a batch normalisation saw, for the engine to update the running statistics with.
+/// The statistics of one batch, with which the training loop updates the running statistics of a batch normalization.
 #[derive(Clone, Debug)]
 pub struct BatchStatistics {
-    /// The module's path.
+    /// Path of the module.
     pub path: String,
     /// Mean of the batch, `[channels]`.
     pub mean: CandleTensor,
@@ -48,7 +48,7 @@ struct Record {
     slots: usize,
     leaves: Vec<(String, usize)>,
     statistics: Vec<BatchStatistics>,
-    /// Whether operations compute and are not recorded: they are inside a block that will be computed again.
+    /// True if operations compute and are not recorded, because they are inside a block that is recomputed later.
     paused: bool,
 }
 
@@ -66,12 +66,12 @@ struct Shared {
 #[derive(Clone)]
 pub struct Var {
     value: CandleTensor,
-    /// Where its gradient goes; none for what no parameter reaches.
+    /// Slot of the gradient; `None` if no parameter reaches this value.
     slot: Option<usize>,
     tape: Tape,
 }
 
-/// A parameter on a tape. It does not hold the tape, so what is recorded may hold it.
+/// A parameter on a tape. It does not hold the tape, so that the tape's records may hold it.
 #[derive(Clone)]
 pub struct Param {
     value: CandleTensor,
@@ -79,17 +79,17 @@ pub struct Param {
 }
 
 impl Tape {
-    /// An empty tape that keeps whatever the way back needs.
+    /// Creates an empty tape with the default options, which keeps all activations that backward needs.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty tape.
+    /// Creates an empty tape with `options`.
     pub fn with_options(options: TapeOptions) -> Self {
         Self(Rc::new(Shared { options, record: RefCell::default() }))
     }
 
-    /// The record; the tape is empty then.
+    /// Takes the record, and leaves the tape empty.
     fn take(&self) -> Record {
         self.0.record.take()
     }
@@ -102,13 +102,13 @@ impl Tape {
         result
     }
 
-    /// A value that no gradient is wanted for: pictures, times, labels (`u32`).
+    /// Returns a value without a gradient: images, times, labels (`u32`).
     pub fn constant(&self, value: CandleTensor) -> Var {
         Var { value, slot: None, tape: self.clone() }
     }
 
-    /// A value whose gradient [`Var::backward`] returns under `name`. Asked for again under the same name, it is the same leaf, so that
-    /// a parameter used twice has one gradient.
+    /// Returns a value whose gradient [`Var::backward`] returns under `name`. A second call with the same name returns the same
+    /// leaf, so that a parameter that is used twice has one gradient.
     pub fn leaf(&self, name: &str, value: CandleTensor) -> Var {
         let mut record = self.0.record.borrow_mut();
         if let Some(&(_, slot)) = record.leaves.iter().find(|(known, _)| known == name) {
@@ -120,12 +120,12 @@ impl Tape {
         Var { value, slot: Some(slot), tape: self.clone() }
     }
 
-    /// Hands `params` to a model as leaves of this tape.
+    /// Returns a source that supplies `params` to a model as leaves of this tape.
     pub fn params<'a>(&self, params: &'a mut Params) -> TapeParams<'a> {
         TapeParams { tape: self.clone(), params }
     }
 
-    /// What the batch normalisations of this pass saw.
+    /// Takes the statistics that the batch normalizations of this pass computed.
     pub fn take_statistics(&self) -> Vec<BatchStatistics> {
         std::mem::take(&mut self.0.record.borrow_mut().statistics)
     }
@@ -148,7 +148,7 @@ impl Tape {
         values.into_iter().zip(outputs).map(var).collect()
     }
 
-    /// Records an operation with one result; `backward` is given its gradient.
+    /// Records an operation with one result; `backward` receives its gradient.
     fn record(
         &self,
         value: CandleTensor,
@@ -188,20 +188,20 @@ impl From<Var> for Param {
 }
 
 impl Var {
-    /// The value.
+    /// Returns the value.
     pub fn value(&self) -> &CandleTensor {
         &self.value
     }
 
-    /// The tape that it is on.
+    /// Returns the tape of this value.
     pub fn tape(&self) -> &Tape {
         &self.tape
     }
 
-    /// Runs the tape backwards from this value, whose own gradient is `scale`, and empties it.
+    /// Computes the gradients of all leaves, and empties the tape. `scale` is the gradient of this value itself.
     ///
     /// # Errors
-    /// [`Error::Shape`] where there are no values, as of a batch of no items; those of candle.
+    /// [`Error::Shape`] if there are no values, as for an empty batch; errors of candle.
     pub fn backward(&self, scale: f64) -> Result<Gradients> {
         if self.value.elem_count() == 0 {
             return Err(Error::shape("backward", "at least one value", 0));

@@ -1,4 +1,4 @@
-//! The vocabulary on the tape.
+//! The operations of [`Tensor`] on the tape.
 
 use candle_core::{DType, Tensor as CandleTensor};
 
@@ -17,22 +17,23 @@ use crate::{
 };
 
 impl Var {
-    /// The value in the inference reading, which checks shapes and computes where nothing need be saved; not in halves.
+    /// Returns the value in the inference backend, in f32 if it is in half precision. That backend checks shapes, and computes
+    /// where backward needs nothing saved.
     fn to_candle(&self) -> Result<CandleValue> {
         Ok(CandleValue::new(wide(&self.value)?))
     }
 
-    /// The value in the inference reading as it is, to be moved.
+    /// Returns the value in the inference backend without conversion, for operations that only move values.
     fn as_candle(&self) -> CandleValue {
         CandleValue::new(self.value.clone())
     }
 
-    /// How the factors of products are rounded.
+    /// Returns how the factors of products are rounded.
     fn rounding(&self) -> FactorPrecision {
         FactorPrecision::new(self.tape.0.options.precision, self.value.device())
     }
 
-    /// The type of what is computed of two values one by one: halves of halves alone.
+    /// Returns the type of an elementwise operation on two values: half precision only if both are.
     fn promoted_type(&self, other: &Var) -> DType {
         let (a, b) = (self.value.dtype(), other.value.dtype());
         if a == b { a } else { wide_type(a) }
@@ -47,7 +48,7 @@ impl Var {
         self.tape.record(value, inputs.iter().any(Option::is_some), backward)
     }
 
-    /// An operation on one value whose backward is the operation `back` on the gradient.
+    /// Records an operation on one value; `back` computes the input's gradient from the result's.
     fn unary_op(
         &self,
         value: CandleValue,
@@ -85,7 +86,7 @@ impl Var {
         }))
     }
 
-    /// An operation that only moves values; `back` moves them back.
+    /// Records an operation that only moves values; `back` moves them back.
     fn movement_op(
         &self,
         value: CandleValue,
@@ -207,7 +208,7 @@ impl Tensor for Var {
             let [grad_branch, grad_gate] = ops::gated_residual_backward(&wide(&b)?, &wide(&g)?, &grad)?;
             slots.add(branch_slot, grad_branch)?;
             slots.add(gate_slot, grad_gate)?;
-            // The result's gradient becomes that of `x` as it is.
+            // The gradient of `x` is the result's, unchanged.
             slots.pass(slot, grad)
         }))
     }
@@ -344,7 +345,7 @@ impl Tensor for Var {
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
         let parts: Vec<CandleTensor> =
             self.as_candle().chunk(n, axis)?.into_iter().map(CandleValue::into_inner).collect();
-        // Nothing of the parts is needed but what they look like.
+        // Backward needs only the shape, type and device of the parts, so their values are not kept.
         let (slot, first) = (self.slot, &parts[0]);
         let (shape, dtype, device) =
             (first.shape().clone(), wide_type(first.dtype()), first.device().clone());
@@ -353,7 +354,7 @@ impl Tensor for Var {
             let value = |g: Option<Grad>| g.map_or_else(zeros, |g| Ok(g.value));
             let grads: Vec<CandleTensor> =
                 grads.into_iter().map(value).collect::<candle_core::Result<_>>()?;
-            // One part alone is not copied when it is joined.
+            // `cat` does not copy a single part, so the gradient may be shared.
             slots.add_shared(slot, &CandleTensor::cat(&grads, axis + 1)?)
         }))
     }

@@ -1,4 +1,4 @@
-//! Gradients on their way back.
+//! The gradients of activations during backward.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor as CandleTensor};
 
@@ -8,7 +8,7 @@ use crate::{Result, kernels::pointwise::add_assign};
 /// A gradient.
 pub(super) struct Grad {
     pub(super) value: CandleTensor,
-    /// Whether nothing else looks at its memory, so that it may be added to in place.
+    /// True if nothing else holds its memory, so that it may be added to in place.
     owned: bool,
 }
 
@@ -46,24 +46,24 @@ impl InplaceOp2 for AddInPlace {
     }
 }
 
-/// Gradients on their way back, and the tape that they go back along.
+/// The gradients of activations during backward, and their tape.
 pub(super) struct Slots {
     grads: Vec<Option<Grad>>,
     tape: Tape,
 }
 
 impl Slots {
-    /// As many empty ones.
+    /// Creates `slots` empty slots.
     pub(super) fn new(slots: usize, tape: Tape) -> Self {
         Self { grads: (0..slots).map(|_| None).collect(), tape }
     }
 
-    /// The gradient that has come together in a slot.
+    /// Takes the accumulated gradient of a slot.
     pub(super) fn take(&mut self, slot: usize) -> Option<CandleTensor> {
         self.grads[slot].take().map(|grad| grad.value)
     }
 
-    /// Goes back through `nodes`, the last first. Each is freed as soon as it is done with.
+    /// Computes the backward of `nodes`, the last first. Each node is freed as soon as it has been used.
     pub(super) fn run(&mut self, nodes: Vec<Node>) -> Result<()> {
         for node in nodes.into_iter().rev() {
             let grads: Vec<_> = node.outputs.iter().map(|&o| self.grads[o].take()).collect();
@@ -74,8 +74,8 @@ impl Slots {
         Ok(())
     }
 
-    /// Computes a block again, from the values of its inputs and the slots of their gradients, and goes back through it. What is recorded
-    /// meanwhile gets slots behind all others. Statistics were reported the first time.
+    /// Recomputes a block from the values of its inputs and the slots of their gradients, then computes its backward. The values
+    /// recorded meanwhile get slots behind all others. Statistics are dropped, because the first pass has reported them.
     pub(super) fn replay<const N: usize>(
         &mut self,
         inputs: [(CandleTensor, Option<usize>); N],
@@ -96,17 +96,17 @@ impl Slots {
         Ok(())
     }
 
-    /// Adds a gradient that was made for this slot alone.
+    /// Adds a gradient that was computed for this slot alone.
     pub(super) fn add(&mut self, slot: Option<usize>, value: CandleTensor) -> Result<()> {
         self.pass(slot, Grad { value, owned: true })
     }
 
-    /// Adds a gradient whose memory others may look at.
+    /// Adds a gradient whose memory others may hold.
     pub(super) fn add_shared(&mut self, slot: Option<usize>, value: &CandleTensor) -> Result<()> {
         self.pass(slot, Grad { value: value.clone(), owned: false })
     }
 
-    /// Adds a gradient as it came.
+    /// Adds a gradient, which stays shared or owned as it is.
     pub(super) fn pass(&mut self, slot: Option<usize>, grad: Grad) -> Result<()> {
         let Some(slot) = slot else { return Ok(()) };
         let grad = if grad.is_contiguous() { grad } else { Grad { value: grad.contiguous()?, owned: true } };

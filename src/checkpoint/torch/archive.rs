@@ -1,4 +1,4 @@
-//! The zip archive that a PyTorch file is.
+//! The zip archive of a PyTorch file.
 
 use std::{
     fs::File,
@@ -14,10 +14,10 @@ use crate::checkpoint::ErrorKind;
 
 /// Flags of an entry that is encrypted (0, 6, 13) or a patch of another file (5).
 const UNSUPPORTED_FLAGS: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
-/// Where an entry of the central directory has the number of its disk, two bytes.
+/// The offset of the disk number in an entry of the central directory, two bytes.
 const DISK: u64 = 34;
 
-/// An open archive whose directory holds together.
+/// An open archive with a valid directory.
 pub(super) struct Archive {
     zip: ZipArchive<BufReader<File>>,
     folder: String,
@@ -26,8 +26,10 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Opens the archive and checks its directory: PyTorch also refuses encrypted entries and archives of several disks. It reads
-    /// contradictory or overlapping entries and repeated names, of which one tensor's numbers could be another's; these are refused here.
+    /// Opens the archive and checks its directory.
+    ///
+    /// Like PyTorch, it rejects encrypted entries and archives of several disks. It also rejects contradictory or overlapping entries and
+    /// repeated names, which PyTorch reads: one tensor's numbers could be another's.
     pub(super) fn open(path: &Path) -> Result<Self, ErrorKind> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
@@ -42,14 +44,14 @@ impl Archive {
             if flags.as_u16() & UNSUPPORTED_FLAGS != 0 {
                 return refused("encrypted or a patch, expected a plain entry");
             }
-            // The `zip` crate reads which disk the archive is on, not that of an entry. As PyTorch, this takes 0 and 1 for the only one.
+            // The `zip` crate reads the disk of the archive, but not that of an entry. Like PyTorch, accept 0 and 1 for the only disk.
             let [low, high] = bytes_at(&mut raw, entry.central_header_start() + DISK)?;
             if u16::from_le_bytes([low, high]) > 1 {
                 return refused("on another disk, expected an archive of one disk");
             }
             if unchecked(entry.crc32(), entry.size()) {
                 integrity = Integrity::Unchecked;
-                // `torch.save` writes the checksum a second time after the content. Only both together can be missing.
+                // `torch.save` repeats the checksum after the content. Only both together can be missing.
                 if let (true, Some(start)) = (flags.is_using_data_descriptor(), entry.data_start()) {
                     let [a, b, c, d, crc32 @ ..]: [u8; 8] =
                         bytes_at(&mut raw, start.saturating_add(entry.compressed_size()))?;
@@ -83,12 +85,12 @@ impl Archive {
         self.zip.index_for_name(&format!("{}/{name}", self.folder)).is_some()
     }
 
-    /// The pickle of the values.
+    /// Reads the pickle of the values.
     pub(super) fn pickle(&mut self) -> Result<Vec<u8>, ErrorKind> {
         self.entry("data.pkl", pickle::MAX_BYTES)
     }
 
-    /// The bytes of a storage, of which the pickle says how many there are. PyTorch refuses any other number of them too.
+    /// Reads the bytes of a storage, whose number the pickle gives. PyTorch rejects any other number too.
     pub(super) fn storage(&mut self, key: &str, expected: u64) -> Result<Vec<u8>, ErrorKind> {
         let name = format!("data/{key}");
         let bytes = self.entry(&name, self.len)?;
@@ -99,7 +101,7 @@ impl Archive {
         Ok(bytes)
     }
 
-    /// All bytes of an entry, of at most `max`. `torch.save` never compresses, so that an entry cannot be larger than the file.
+    /// Reads all bytes of an entry, at most `max`. `torch.save` never compresses, so an entry cannot be larger than the file.
     fn entry(&mut self, name: &str, max: u64) -> Result<Vec<u8>, ErrorKind> {
         let max = max.min(self.len);
         let index = self.zip.index_for_name(&format!("{}/{name}", self.folder));
@@ -120,7 +122,7 @@ impl Archive {
         let damaged = |e: std::io::Error| ErrorKind::malformed(name, e.to_string());
         let mut bytes = Vec::with_capacity(size as usize);
         (&mut entry).take(size).read_to_end(&mut bytes).map_err(damaged)?;
-        // The checksum is compared where the entry ends, so the end must be seen.
+        // The checksum is compared at the end of the entry, so the end must be read.
         let more = entry.read(&mut [0]).map_err(damaged)?;
         if more != 0 || bytes.len() as u64 != size {
             return Err(ErrorKind::malformed(name, format!("{} bytes, expected {size}", bytes.len() + more)));
@@ -128,7 +130,7 @@ impl Archive {
         Ok(bytes)
     }
 
-    /// Reads every entry through, which compares its checksum.
+    /// Reads every entry to its end, which compares its checksum.
     pub(super) fn check(&mut self) -> Result<(), ErrorKind> {
         for i in 0..self.zip.len() {
             let mut entry = reader(&mut self.zip, i).map_err(|e| zip_problem("archive", e))?;
@@ -151,8 +153,8 @@ impl std::fmt::Debug for Archive {
     }
 }
 
-/// Whether this is the checksum of an entry for which none was computed: `torch.serialization.set_crc32_options(False)` writes 0.
-/// That is also the checksum of no bytes.
+/// True if no checksum was computed for the entry: `torch.serialization.set_crc32_options(False)` writes 0, which is also the checksum of
+/// no bytes.
 fn unchecked(crc32: u32, size: u64) -> bool {
     crc32 == 0 && size > 0
 }

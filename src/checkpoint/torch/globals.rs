@@ -1,4 +1,4 @@
-//! The names that a pickle mentions, and what those that are known would make if they were called.
+//! The names in a pickle, and the values that calls of known ones would make.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::checkpoint::{error::shown, tensor_data::Dtype};
 
 const MAX_AXES: usize = 8;
 
-/// A name that is known. A call of another one makes an object that is not read.
+/// A known name. A call of any other name makes an object that is not read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Global {
     OrderedDict,
@@ -22,7 +22,7 @@ pub(super) enum Global {
     /// Any other function that makes a tensor.
     RebuildOther,
     TensorType,
-    /// A storage class; the untyped one has no type of its own.
+    /// A storage class; the untyped one has no number type.
     Storage(Option<Dtype>),
     /// A number type as a value.
     Dtype(Dtype),
@@ -83,7 +83,7 @@ impl Global {
     }
 }
 
-/// A class's or function's name for messages.
+/// The full name of a class or function, for messages.
 pub(super) fn full_name(module: &str, name: &str) -> String {
     shown(module, 60) + "." + &shown(name, 60)
 }
@@ -106,7 +106,7 @@ impl<'a> Unpickler<'a> {
         Ok(Some(nodes))
     }
 
-    /// `('storage', class, key, location, size)`: numbers in an entry of their own. Where they once were (`cuda:0`) is of no interest.
+    /// Reads `('storage', class, key, location, size)`: numbers in an entry of their own. The location (such as `cuda:0`) is ignored.
     pub(super) fn storage(&self, id: Id) -> ParseResult<Node<'a>> {
         let Node::Tuple(items) = self.node(id)? else { return Ok(Node::Opaque("a persistent id")) };
         match self.first(items)? {
@@ -126,7 +126,7 @@ impl<'a> Unpickler<'a> {
         }
     }
 
-    /// The sizes of a tensor, unless it has too many axes.
+    /// The sizes of a tensor; `None` if it has too many axes.
     fn sizes(&self, node: &Node) -> ParseResult<Option<Vec<usize>>> {
         let Node::Tuple(items) = node else { return Err(format!("expected sizes, found {}", node.kind())) };
         if items.len() > MAX_AXES {
@@ -135,7 +135,7 @@ impl<'a> Unpickler<'a> {
         items.iter().map(|&id| self.node(id)?.size()).collect::<ParseResult<_>>().map(Some)
     }
 
-    /// What calling `function` with `arguments` would make; an object that is not read if that is not known.
+    /// The value that a call of `function` with `arguments` would make; an unread object if the function is unknown.
     pub(super) fn reduce(&self, function: Id, arguments: &[Id]) -> ParseResult<Node<'a>> {
         let class = match self.node(function)? {
             Node::Name { known: Some(Global::RebuildOther), name, .. } => {
@@ -148,7 +148,7 @@ impl<'a> Unpickler<'a> {
                 function
             }
             Node::Name { .. } => function,
-            // What `getattr` gives, for example.
+            // Such as the result of `getattr`.
             Node::Object(object) => object.class,
             other => return Err(format!("a call of {}", other.kind())),
         };
@@ -157,7 +157,7 @@ impl<'a> Unpickler<'a> {
 
     fn known(&self, function: Global, items: &[Id]) -> ParseResult<Option<Node<'a>>> {
         Ok(match function {
-            // Filled by the opcodes that follow, as a dictionary is.
+            // The following opcodes fill it like a dictionary.
             Global::DefaultDict => Some(Node::Dict(Vec::new())),
             Global::OrderedDict if items.is_empty() => Some(Node::Dict(Vec::new())),
             Global::OrderedDict => None,
@@ -192,7 +192,7 @@ impl<'a> Unpickler<'a> {
                 _ => None,
             },
             Global::Encode => match self.first(items)? {
-                // The bytes of a numpy scalar. Longer ones are of no interest.
+                // The bytes of a numpy scalar. Longer ones are not needed.
                 Some([Node::Str(text), Node::Str("latin1" | "latin-1")]) if text.len() <= 64 => {
                     let bytes = text.chars().map(|c| u8::try_from(u32::from(c)).ok());
                     bytes.collect::<Option<Vec<u8>>>().map(|bytes| Node::Bytes(bytes.into()))
@@ -218,7 +218,7 @@ impl<'a> Unpickler<'a> {
         })
     }
 
-    /// The type and sizes of what `torch._utils._rebuild_..` makes.
+    /// The type and sizes of the tensor that `torch._utils._rebuild_..` makes.
     fn other_tensor(&self, function: &str, items: &[Id]) -> ParseResult<(String, Vec<usize>)> {
         let kind = match (function, self.first(items)?) {
             ("_rebuild_qtensor", _) => "quantised".to_owned(),
@@ -227,7 +227,7 @@ impl<'a> Unpickler<'a> {
             ("_rebuild_wrapper_subclass", Some([Node::Name { module, name, .. }])) => full_name(module, name),
             (other, _) => shown(other.trim_start_matches("_rebuild_"), 60),
         };
-        // Those that have a storage have their sizes where others have.
+        // Functions with a storage have the sizes as their third argument, like `_rebuild_tensor`.
         let dims = match self.first(items)? {
             Some([Node::Storage { .. }, _, dims]) => self.sizes(dims)?,
             _ => None,
@@ -235,7 +235,7 @@ impl<'a> Unpickler<'a> {
         Ok((kind, dims.unwrap_or_default()))
     }
 
-    /// `(storage, offset, size, stride, requires_grad, hooks, ..)`, in the third version with the type of the numbers after that.
+    /// Reads `(storage, offset, size, stride, requires_grad, hooks, ..)`; in the third version the number type follows.
     fn tensor(&self, function: Global, items: &[Id]) -> ParseResult<Node<'a>> {
         let wrong = || "expected (storage, offset, size, stride, ..)".to_owned();
         let [Node::Storage { class, key, size }, offset, dims, strides] =
@@ -262,7 +262,7 @@ impl<'a> Unpickler<'a> {
         if key.len() > 64 {
             return Err("a storage's name of more than 64 bytes".into());
         }
-        // An untyped storage counts bytes.
+        // The size of an untyped storage is in bytes.
         let each = match &**class {
             Node::Name { known: Some(Global::Storage(Some(dtype))), .. } => dtype.size(),
             _ => 1,
@@ -272,7 +272,7 @@ impl<'a> Unpickler<'a> {
         Ok(Node::Tensor(Box::new(Tensor { dtype, dims, strides, offset, storage, storage_bytes })))
     }
 
-    /// Gives the value on top of the stack attributes. Of those of numpy's types the second is the byte order.
+    /// Sets the attributes of the value on top of the stack. For numpy's types, the second one is the byte order.
     pub(super) fn build(&mut self, state: Id) -> ParseResult<()> {
         let order = match self.node(state)? {
             Node::Tuple(items) => match items.get(1).map(|&id| self.node(id)).transpose()? {
@@ -317,7 +317,7 @@ fn numpy_scalar<'a>(kind: u8, size: u8, big_endian: bool, bytes: &[u8]) -> Optio
         (b'f', 2) => Node::Float(half::f16::from_bits(n as u16).into()),
         (b'f', _) => return None,
         (b'b', _) => Node::Bool(n != 0),
-        // More than 63 bits.
+        // Exceeds 63 bits.
         (b'u', 8) if n < 0 => return None,
         _ => Node::Int(n),
     })

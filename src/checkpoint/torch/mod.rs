@@ -1,4 +1,4 @@
-//! PyTorch's files: what `torch.save` has written since version 1.6, a zip archive of a pickle and of the tensors' storages.
+//! PyTorch files, as `torch.save` has written them since version 1.6: a zip archive of a pickle and the tensors' storages.
 
 mod archive;
 mod globals;
@@ -18,23 +18,23 @@ use archive::Archive;
 pub use value::{Tensor, Value};
 pub use write::{Item, write};
 
-/// Tensors may share storages and repeat numbers by strides of 0; beyond one number a byte of the file, this many more are made.
+/// Numbers that may be read beyond one for each byte of the file. Tensors may share storages and repeat numbers by strides of 0.
 const MAX_SHARED_NUMBERS: usize = 1 << 20;
 
-/// An open PyTorch file: its values were read, the numbers of its tensors were not.
+/// An open PyTorch file: its values were read, but not the numbers of its tensors.
 #[derive(Debug)]
 pub struct TorchFile {
-    /// The value that was saved, usually a dictionary.
+    /// The saved value, usually a dictionary.
     pub root: Value,
-    /// The classes and functions that the pickle mentions and that are not read, such as `argparse.Namespace`; of many, the first by
-    /// name. None was imported or called; their objects are [`Value::Object`]s.
+    /// Unknown classes and functions that the pickle mentions, such as `argparse.Namespace`; the first by name if there are many. None was
+    /// imported or called; their objects are [`Value::Object`]s.
     pub opaque: Vec<String>,
-    /// Whether the archive has checksums.
+    /// `Verified` if the archive has checksums, which are compared when the numbers are read.
     pub integrity: Integrity,
     pub(super) storages: Storages,
 }
 
-/// Where the numbers of a file's tensors are.
+/// The storages of a file's tensors.
 #[derive(Debug)]
 pub(super) struct Storages {
     archive: Archive,
@@ -45,7 +45,7 @@ impl TorchFile {
     /// Opens the archive and reads its values.
     ///
     /// # Errors
-    /// When it is no such archive, was damaged, or holds an object of an unknown class instead of a dictionary.
+    /// If it is not such an archive, is damaged, or holds an object of an unknown class instead of a dictionary.
     pub fn open(path: &Path) -> super::Result<Self> {
         Self::read_values(path).map_err(|p| p.at(path))
     }
@@ -60,22 +60,22 @@ impl TorchFile {
     /// Reads the numbers of `tensors`, in the same order; their names are for messages.
     ///
     /// # Errors
-    /// When a storage is missing, damaged, too small for its tensor, or of another length than the file says.
+    /// If a storage is missing, damaged, too small for its tensor, or of another length than the pickle gives.
     pub fn numbers(&mut self, tensors: &[(&str, &Tensor)]) -> Result<Vec<TensorData>, ErrorKind> {
         self.storages.read(tensors)
     }
 
-    /// Reads every entry of the archive through, which compares its CRC-32 if it has one; `path` is for messages.
+    /// Reads every entry of the archive to its end, which compares its CRC-32 if it has one; `path` is for messages.
     ///
     /// # Errors
-    /// When an entry is damaged.
+    /// If an entry is damaged.
     pub fn check(&mut self, path: &Path) -> super::Result<()> {
         self.storages.archive.check().map_err(|p| p.at(path))
     }
 }
 
 impl Storages {
-    /// Reads the numbers of `tensors`, in the same order. Each storage is read once, and its CRC-32 compared.
+    /// Reads the numbers of `tensors`, in the same order. Each storage is read once, and its CRC-32 is compared.
     pub(super) fn read(&mut self, tensors: &[(&str, &Tensor)]) -> Result<Vec<TensorData>, ErrorKind> {
         let mut by_storage: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         let mut total = 0usize;

@@ -1,9 +1,9 @@
-//! The pickle inside of a PyTorch file, read as data.
+//! The pickle in a PyTorch file, parsed as data.
 //!
-//! A pickle is a program for a stack machine; this is that machine with everything that could act taken out. The opcodes are those of
-//! protocols 2 to 5 (Python's `pickletools` describes them). A name is never looked up: what the known ones would make when called is
-//! written out in [`Unpickler::reduce`], in `globals.rs`, and a call of any other makes an object of which only the class, the attributes
-//! and the items are kept.
+//! A pickle is a program for a stack machine. This is that machine without anything that could have an effect. The opcodes are those of
+//! protocols 2 to 5 (Python's `pickletools` describes them). No name is imported: [`Unpickler::reduce`], in `globals.rs`, implements the
+//! values that calls of known names would make. A call of any other name makes an object of which only the class, the attributes and the
+//! items are kept.
 
 use std::{
     borrow::Cow,
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::checkpoint::ErrorKind;
 
-/// The largest pickle; the numbers of tensors stand elsewhere, those of numpy's arrays do not.
+/// The largest pickle, in bytes. It does not contain the numbers of tensors, but those of numpy's arrays.
 pub(super) const MAX_BYTES: u64 = 256 << 20;
 pub(super) const MAX_VALUES: usize = 1 << 20;
-/// How often a value may be put on the stack again.
+/// The largest number of times that values are pushed onto the stack again.
 pub(super) const MAX_MEMO_READS: usize = 1 << 22;
-/// How many of the names that are not read are listed.
+/// The largest number of unknown names that are listed.
 const MAX_NAMES: usize = 100;
 
-/// Reads the one value that the pickle describes, and the names of what is not read.
+/// Parses the value that the pickle describes, and the names of unknown classes and functions.
 pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
     let mut machine = Unpickler {
         input: pickle,
@@ -61,7 +61,7 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
 pub(super) type Id = usize;
 pub(super) type ParseResult<T> = Result<T, String>;
 
-/// A value while it is built. The memo shares values and later opcodes change them, so they refer to one another by number.
+/// A value under construction. The memo shares values and later opcodes change them, so they refer to one another by index.
 #[derive(Clone, Debug)]
 pub(super) enum Node<'a> {
     None,
@@ -85,27 +85,27 @@ pub(super) enum Node<'a> {
         size: u8,
         big_endian: bool,
     },
-    /// `size` numbers of a class, or bytes if that is untyped.
+    /// `size` numbers of a class, or bytes if the class is untyped.
     Storage {
         class: Box<Node<'a>>,
         key: &'a str,
         size: usize,
     },
     Tensor(Box<Tensor>),
-    /// A tensor whose numbers are not read: its type and its sizes.
+    /// A tensor of an unsupported type: its type and its sizes.
     Unsupported(Box<(String, Vec<usize>)>),
-    /// What a name that is not known made.
+    /// The result of calling an unknown name.
     Object(Box<Object>),
-    /// A value of Python's own that is of no interest.
+    /// A Python value that is not needed.
     Opaque(&'static str),
 }
 
-/// What is kept of an object of an unknown class.
+/// The kept parts of an object of an unknown class.
 #[derive(Clone, Debug)]
 pub(super) struct Object {
     /// A [`Node::Name`].
     pub(super) class: Id,
-    /// Its attributes, in whatever form.
+    /// Its attributes, in any form.
     pub(super) state: Option<Id>,
     /// Its keys and values, if it is a kind of dictionary.
     pub(super) items: Vec<(Id, Id)>,
@@ -119,12 +119,12 @@ pub(super) struct Unpickler<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     memo_reads: usize,
-    /// The names that are not known.
+    /// The unknown names.
     opaque: BTreeSet<(&'a str, &'a str)>,
 }
 
 impl<'a> Unpickler<'a> {
-    /// Executes one opcode; the pickle's value when that was the last.
+    /// Executes one opcode; returns the pickle's value after the last one.
     fn step(&mut self) -> ParseResult<Option<Id>> {
         let [opcode] = self.number()?;
         match opcode {
@@ -134,7 +134,7 @@ impl<'a> Unpickler<'a> {
                     return Err(format!("protocol {version}, expected 2 to 5"));
                 }
             }
-            // A frame only says how much to read at once.
+            // A frame only gives the number of bytes to read at once.
             b'\x95' => drop(self.number::<8>()?),
             b'.' => return self.pop().map(Some),
             b'N' => self.push(Node::None)?,
@@ -343,7 +343,7 @@ impl<'a> Unpickler<'a> {
         std::str::from_utf8(&line[..n]).map_err(|_| "a name that is not UTF-8".into())
     }
 
-    /// Text; as bytes if it is not UTF-8, which names of files in Python need not be.
+    /// Pushes text, or bytes if it is not UTF-8: file names in Python need not be.
     fn text(&mut self, n: u64) -> ParseResult<()> {
         let bytes = self.take(n)?;
         self.push(std::str::from_utf8(bytes).map_or(Node::Bytes(bytes.into()), Node::Str))
@@ -354,7 +354,7 @@ impl<'a> Unpickler<'a> {
         self.push(Node::Bytes(bytes.into()))
     }
 
-    /// A whole number of `n` bytes, little-endian, two's complement. The states of random generators have some of more than 64 bits.
+    /// Pushes an integer of `n` bytes, little-endian, two's complement. The states of random generators have some of more than 64 bits.
     fn long(&mut self, n: u64) -> ParseResult<()> {
         let bytes = self.take(n)?;
         let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
@@ -377,7 +377,7 @@ impl<'a> Unpickler<'a> {
         Ok(())
     }
 
-    /// Puts a value on the stack that exists already.
+    /// Pushes an existing value.
     fn push_existing(&mut self, id: Id) -> ParseResult<()> {
         self.memo_reads += 1;
         if self.memo_reads > MAX_MEMO_READS {

@@ -1,4 +1,4 @@
-//! Pickles that no PyTorch would write.
+//! Tests with pickles that PyTorch does not write.
 
 use std::{fs::File, io::Read};
 
@@ -17,7 +17,7 @@ fn fixture(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Without the archive's checksums in the way.
+/// Bypasses the archive's checksums, which would reject the altered files first.
 #[test]
 fn no_altered_pickle_makes_the_machine_panic() {
     for (name, every) in
@@ -52,7 +52,7 @@ fn what_would_not_end_or_not_fit_is_refused() {
     refused(b"\x80\x02]q\x00h\x00a.", "nested more than");
     let deep = [vec![b']'; 1000], vec![b'a'; 999], vec![b'.']].concat();
     refused(&deep, "nested more than");
-    // A list of two of a list of two of ..: a million values from each 20 doublings.
+    // A list of two references to a list of two references, and so on: a million values from every 20 doublings.
     let mut laughs = b"]".to_vec();
     for i in 0..50u8 {
         laughs.extend([b'q', i, b']', b'(', b'h', i, b'h', i, b'e']);
@@ -71,7 +71,7 @@ fn what_would_not_end_or_not_fit_is_refused() {
     refused(&repeated, "text");
 }
 
-/// Nothing is called, and no weights are taken from what a call would have made.
+/// Nothing is called, and no weights are read from the result of a call.
 #[test]
 fn a_file_that_is_an_object_of_an_unknown_class_is_refused_by_its_name() {
     refused(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "an object of os.system");
@@ -89,7 +89,7 @@ fn a_file_that_is_an_object_of_an_unknown_class_is_refused_by_its_name() {
     refused(b"\x82\x01.", "0x82");
     refused(b"]N\x90.", "a list without a beginning");
     refused(b"](N\x90.", "expected a set");
-    // A name is cut, and its control characters are escaped, in what the problem says.
+    // The error cuts the name and escapes its control characters.
     let name = format!("c{}\nx\x1b[31m\n)R.", "m".repeat(1 << 20));
     let problem = parse(name.as_bytes()).unwrap_err().to_string();
     assert!(problem.len() < 400 && !problem.contains('\x1b'), "{problem}");
@@ -108,7 +108,7 @@ fn attributes(pickle: &[u8]) -> (String, serde_json::Value) {
     (class.clone(), value.to_json())
 }
 
-/// The ways to make the same object, of protocols 2 to 5.
+/// Covers the ways to make the same object in protocols 2 to 5.
 #[test]
 fn objects_of_unknown_classes_keep_their_class_and_attributes() {
     let expected = ("argparse.Namespace".to_owned(), serde_json::json!({"depth": 12}));
@@ -122,11 +122,11 @@ fn objects_of_unknown_classes_keep_their_class_and_attributes() {
         join(&[named, b")}\x92", state, b"b"]),
         join(&[b"(", name, b"o", state, b"b"]),
         join(&[b"(iargparse\nNamespace\n", state, b"b"]),
-        // With `__slots__`, with items, and made by what a call made.
+        // With `__slots__`, with items, and from the result of a call.
         join(&[name, b")R", b"N", state, b"\x86b"]),
         join(&[name, b")RX\x05\x00\x00\x00depthK\x0cs"]),
         join(&[name, b")R)R(X\x05\x00\x00\x00depthK\x0cu"]),
-        // What is put on the stack in vain.
+        // Values that are pushed and discarded.
         join(&[b"N0(0(NN1N20", b"0", name, b")R", state, b"b"]),
     ] {
         assert_eq!(attributes(&pickle), expected, "{:?}", String::from_utf8_lossy(&pickle));
@@ -136,7 +136,7 @@ fn objects_of_unknown_classes_keep_their_class_and_attributes() {
 #[test]
 fn objects_that_refer_to_themselves_and_large_ones_have_no_attributes() {
     let start = b"]cm\nNode\n)Rq\x00";
-    // Its own parent: the inner one is named only.
+    // An object that is its own parent: only the name of the inner one is kept.
     let circle = [&start[..], b"}X\x06\x00\x00\x00parenth\x00sba."].concat();
     assert_eq!(attributes(&circle), ("m.Node".into(), serde_json::json!({"parent": null})));
     // A list that contains itself.
@@ -167,7 +167,7 @@ fn values_of_python_that_are_of_no_interest_are_passed_over() {
     assert_eq!(object(b"](U\x01aK\x02da.").0.to_json(), serde_json::json!({"a": 2}));
 }
 
-/// If each mention of a large value took time by its size, this would take hours.
+/// If each reference to a large value took time by its size, this would take hours.
 #[test]
 fn a_large_value_is_not_copied_or_searched_as_often_as_it_is_mentioned() {
     let tuple = [&b"("[..], &[b'N'; 1 << 16], b"tq\x00"].concat();

@@ -1,4 +1,4 @@
-//! The values of a pickle, from the nodes that its machine made.
+//! Converts the nodes of a pickle's machine to a tree of values.
 
 use super::{
     globals::{Global, full_name},
@@ -8,11 +8,11 @@ use super::{
 
 const MAX_TEXT: usize = 64 << 20;
 const MAX_DEPTH: usize = 64;
-/// As many values and bytes of text are kept of all objects of unknown classes.
+/// The largest number of values that are kept for all objects of unknown classes together.
 const MAX_ATTRIBUTES: usize = 1 << 16;
 const MAX_ATTRIBUTE_TEXT: usize = 1 << 20;
 
-/// Copies the nodes into a tree. Shared ones are copied as often as they are mentioned, and cycles would have no end: hence the limits.
+/// Copies the nodes into a tree. Shared nodes are copied for each reference, and cycles would not end: hence the limits.
 pub(super) struct TreeBuilder<'n, 'a> {
     nodes: &'n [Node<'a>],
     budget: Limits,
@@ -24,11 +24,12 @@ struct Limits {
     text: usize,
 }
 
-/// Where a value is.
+/// The position of a value in the tree.
 #[derive(Clone, Copy)]
 struct Position {
     depth: usize,
-    /// Among an object's attributes. An object there has none of its own, because objects often refer to one another in circles.
+    /// True among an object's attributes. An object there has no attributes of its own, because objects often refer to each other in
+    /// cycles.
     in_object: bool,
 }
 
@@ -87,7 +88,7 @@ impl<'n, 'a> TreeBuilder<'n, 'a> {
                 let attributes = if place.in_object {
                     Vec::new()
                 } else {
-                    // Objects of any size and shape are passed over; those within the limits may be a configuration.
+                    // Objects beyond the limits are skipped; smaller ones may be a configuration.
                     self.attributes(object, Position { in_object: true, ..inner }).unwrap_or_default()
                 };
                 Value::Object { class: self.class(object.class, place)?, attributes }
@@ -114,7 +115,7 @@ impl<'n, 'a> TreeBuilder<'n, 'a> {
         }
     }
 
-    /// The items of a kind of dictionary, else the attributes: a dictionary, or of classes with `__slots__` a pair of them.
+    /// The items of a kind of dictionary, else the attributes: a dictionary, or for classes with `__slots__` a pair of them.
     fn attributes(&mut self, object: &Object, place: Position) -> ParseResult<Vec<(Value, Value)>> {
         if !object.items.is_empty() {
             return self.pairs(&object.items, place);

@@ -1,4 +1,4 @@
-//! What a PyTorch file holds, as plain data.
+//! The contents of a PyTorch file as plain data.
 
 use std::sync::Arc;
 
@@ -11,32 +11,32 @@ pub enum Value {
     None,
     /// `True` or `False`.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
-    /// A real number; also numpy's scalars.
+    /// A real number, also of a numpy scalar.
     Float(f64),
-    /// A text; also the name of a type of number or of a device.
+    /// Text, also the name of a number type or device.
     Str(String),
     /// A list.
     List(Vec<Value>),
-    /// A tuple; also `torch.Size`.
+    /// A tuple or a `torch.Size`.
     Tuple(Vec<Value>),
-    /// A dictionary in its own order; also `OrderedDict`. A later key wins over an equal earlier one.
+    /// A dictionary or an `OrderedDict`, in its own order. A later key overrides an equal earlier one.
     Dict(Vec<(Value, Value)>),
     /// A tensor, whose numbers are still in the file.
     Tensor(Tensor),
-    /// A tensor whose numbers are not read.
+    /// A tensor of an unsupported type.
     Unsupported {
         /// Its type, such as `torch.float8_e4m3fn`, `quantised` or `sparse`.
         kind: String,
         /// The sizes of its axes, if they are known.
         dims: Vec<usize>,
     },
-    /// An object of a class that is not read; nothing was imported or called.
+    /// An object of an unknown class; nothing was imported or called.
     Object {
         /// The class, or the function that would make the object, such as `argparse.Namespace`.
         class: String,
-        /// What the file says of its attributes, or of its items if it is a kind of dictionary. Objects among them have none.
+        /// Its attributes in the file, or its items if it is a kind of dictionary. Objects among them have no attributes.
         attributes: Vec<(Value, Value)>,
     },
 }
@@ -48,13 +48,13 @@ pub struct Tensor {
     pub dtype: Dtype,
     /// The sizes of its axes; empty for a scalar.
     pub dims: Vec<usize>,
-    /// How many numbers to go on in the storage for one step along each axis.
+    /// The distance in the storage between neighbors along each axis, in numbers.
     pub strides: Vec<usize>,
-    /// The first element's place in the storage, in numbers.
+    /// The offset of the first element in the storage, in numbers.
     pub offset: usize,
-    /// The storage, by its name in the file; tensors may share one.
+    /// The name of the storage in the file; tensors may share one.
     pub storage: Arc<str>,
-    /// How many bytes the storage has.
+    /// The size of the storage, in bytes.
     pub storage_bytes: usize,
 }
 
@@ -69,7 +69,7 @@ impl Value {
         }
     }
 
-    /// The tensors of a dictionary, with their keys; other values are passed over.
+    /// The tensors of a dictionary, with their keys; other values are skipped.
     pub fn tensors(&self) -> Vec<(&str, &Tensor)> {
         let Value::Dict(items) = self else { return Vec::new() };
         items
@@ -81,7 +81,7 @@ impl Value {
             .collect()
     }
 
-    /// What it is, for messages; at most `max` values of a dictionary are named.
+    /// Describes the value for messages; names at most `max` values of a dictionary.
     pub(in crate::checkpoint) fn describe(&self, max: usize) -> String {
         let text = match self {
             Value::None => "None",
@@ -110,7 +110,7 @@ impl Value {
         text.to_owned()
     }
 
-    /// As JSON, with `null` for what JSON lacks: tensors, numbers that are not finite, and objects without attributes.
+    /// Converts to JSON, with `null` for what JSON lacks: tensors, numbers that are not finite, and objects without attributes.
     pub fn to_json(&self) -> serde_json::Value {
         use serde_json::Value as Json;
         match self {
@@ -136,12 +136,12 @@ impl Value {
 }
 
 impl Tensor {
-    /// How many numbers it has.
+    /// The number of elements.
     pub fn elements(&self) -> usize {
         self.dims.iter().product()
     }
 
-    /// Checks that no product or sum of sizes overflows, and returns how many bytes of its storage it needs.
+    /// Checks that no product or sum of sizes overflows, and returns the number of bytes that it needs in its storage.
     pub(super) fn bytes_needed(&self) -> Result<usize, ErrorKind> {
         let checked = || {
             self.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))?;
@@ -162,7 +162,7 @@ impl Tensor {
         })
     }
 
-    /// Its bytes in row-major order, from those of its storage, of which there are [`bytes_needed`](Self::bytes_needed).
+    /// The tensor's bytes in row-major order, from a storage of at least [`bytes_needed`](Self::bytes_needed) bytes.
     pub(super) fn gather<'a>(&self, storage: &'a [u8]) -> std::borrow::Cow<'a, [u8]> {
         let size = self.dtype.size();
         let n = self.elements();

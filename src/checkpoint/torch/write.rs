@@ -1,4 +1,4 @@
-//! Writing what `torch.load(path, weights_only=True)` opens, also with `mmap=True`.
+//! Writes files for `torch.load(path, weights_only=True)`, also with `mmap=True`.
 
 use std::{
     fs::File,
@@ -12,18 +12,18 @@ use zip::{CompressionMethod, DateTime, ZipWriter, result::ZipError, write::Simpl
 
 use crate::checkpoint::{Error, ErrorKind, tensor_data::each_piece};
 
-/// A value to be written. Equal values are equal bytes.
+/// A value to write. Equal values give equal bytes.
 #[derive(Clone, Debug)]
 pub enum Item<'a> {
     /// `None`.
     None,
     /// `True` or `False`.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
     /// A real number.
     Float(f64),
-    /// A text.
+    /// Text.
     Str(String),
     /// A list.
     List(Vec<Item<'a>>),
@@ -66,7 +66,7 @@ fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), ErrorKind
     pickle.bytes.push(b'.');
 
     let mut zip = ZipWriter::new(file);
-    // torch maps storages into memory where they lie, at multiples of 64 as its own writer places them.
+    // PyTorch maps storages into memory in place. They are aligned to 64 bytes, as in its own files.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .last_modified_time(DateTime::DEFAULT)
@@ -108,7 +108,7 @@ enum Storage<'a> {
 
 struct Pickle<'a> {
     bytes: Vec<u8>,
-    /// By the number that is their name.
+    /// The storages; the index is the name in the file.
     storages: Vec<Storage<'a>>,
 }
 
@@ -166,7 +166,7 @@ impl<'a> Pickle<'a> {
         self.bytes.push(b't');
     }
 
-    /// `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks)`.
+    /// Writes `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks)`.
     fn tensor(&mut self, dims: &[usize], storage: Storage<'a>) {
         let (kind, len) = match storage {
             Storage::Floats(array) => ("FloatStorage", array.data().len()),

@@ -1,4 +1,4 @@
-//! `tiny-cats cloud check`.
+//! `tiny-cats cloud check`: checks what training at Modal requires.
 
 use std::process::ExitCode;
 
@@ -8,10 +8,10 @@ use crate::{
     cloud::{CloudSettings, modal},
 };
 
-/// Runs it: a line for each thing, and for what fails the command that mends it.
+/// Prints a line for each check, and the command that fixes a failed one.
 ///
 /// # Errors
-/// When nobody reads it.
+/// If standard output cannot be written.
 pub fn run() -> anyhow::Result<ExitCode> {
     let settings = CloudSettings::default();
     let mut ok = true;
@@ -41,7 +41,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether Modal's client can load the app, all of it: the program for its image is looked at then.
+/// Checks that Modal's client can load the whole app; this also checks the program for its image.
 fn check_app() -> Result<String, String> {
     let app = app().map_err(|error| error.to_string())?;
     modal::run_app_captured(&app, &["check"]).map_err(|error| error.to_string())?;

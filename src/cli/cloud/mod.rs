@@ -1,4 +1,4 @@
-//! `tiny-cats cloud`: training on rented GPUs, at Modal. Whatever is done there, Modal's own command line does.
+//! `tiny-cats cloud`: training on rented GPUs at Modal. All work there goes through Modal's own command line.
 
 mod check;
 mod runs;
@@ -18,7 +18,7 @@ use crate::{
     plan::{Prices, assumptions},
 };
 
-/// What `tiny-cats cloud` is called with.
+/// The arguments of `tiny-cats cloud`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -27,35 +27,35 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
-    /// Looks whether all is there that training at Modal needs, and says what mends it.
+    /// Checks what training at Modal requires, and prints the command that fixes a failed check.
     Check,
-    /// Trains there, with the flags of `tiny-cats train`; says before what it takes and costs.
+    /// Trains at Modal, with the flags of `tiny-cats train`; prints time and cost before it starts.
     Train(train::Args),
-    /// Lists the runs that are there, or shows one.
+    /// Lists the runs at Modal, or shows one.
     Status(runs::Status),
-    /// Prints what a run has said.
+    /// Prints the log of a run.
     Logs(runs::Logs),
-    /// Brings what a finished run has released, and verifies it.
+    /// Downloads the released files of a finished run, and verifies them.
     Fetch(runs::Fetch),
-    /// Stops a run. What it has saved stays, and it can be gone on with.
+    /// Stops a run. Its saved state is kept, and it can be resumed.
     Stop(runs::Stop),
-    /// Trains with many settings, several at once.
+    /// Trains with many settings, several jobs at once.
     Sweep(sweep::Args),
 }
 
-/// Where, how long and for how much something is trained.
+/// Limits of a training's place, time and cost.
 #[derive(clap::Args, Debug)]
 struct CostLimits {
-    /// The longest that one attempt may take, such as 4h, or in seconds; at most 24h [default: by the plan]
+    /// Longest time of one attempt, such as 4h, or in seconds; at most 24h [default: by the plan]
     #[arg(long, value_parser = seconds, value_name = "TIME", help_heading = "Cloud")]
     timeout: Option<Duration>,
-    /// Do not start if more is expected to be spent, and stop when so much is
+    /// Do not start if the expected cost is higher, and stop when this much is spent
     #[arg(long, value_name = "USD", help_heading = "Cloud")]
     max_cost: Option<f64>,
-    /// A region of Modal's; costs 1.5 to 1.75 times as much [default: anywhere]
+    /// Modal region; costs 1.5 to 1.75 times as much [default: anywhere]
     #[arg(long, value_name = "NAME", help_heading = "Cloud")]
     region: Option<String>,
-    /// Let it go on when this machine is switched off
+    /// Keep the run going if this machine is switched off
     #[arg(long, help_heading = "Cloud")]
     detach: bool,
     /// Print the plan and the command, and start nothing
@@ -64,21 +64,23 @@ struct CostLimits {
 }
 
 impl CostLimits {
-    /// What is paid there.
+    /// The prices at Modal, with the surcharge for a region.
     ///
     /// # Errors
-    /// When the price list makes no sense.
+    /// If the price list is invalid.
     fn prices(&self, asked: &GpuArgs) -> anyhow::Result<Prices> {
         let prices = asked.prices()?;
         let dearer = CloudSettings::default().price.region;
         Ok(if self.region.is_some() { prices.scaled(dearer) } else { prices })
     }
 
+    /// Checks the limits.
+    ///
     /// # Errors
-    /// Naming the first flag that makes no sense.
+    /// If a flag is invalid; the error names the first one.
     fn validate(&self, max_retries: u64, settings: &CloudSettings) -> anyhow::Result<()> {
         let longest = Duration::from_secs_f64(settings.time.longest_attempt_s);
-        // Enough to begin, to get on a little, and to stop.
+        // Enough time to start, to make some progress, and to stop.
         let shortest = Duration::from_secs_f64(assumptions::START_S + settings.time.stop_before_s + 60.0);
         if let Some(timeout) = self.timeout.filter(|timeout| !(shortest..=longest).contains(timeout)) {
             let [shortest, longest, found] = [shortest, longest, timeout].map(humantime::format_duration);
@@ -101,7 +103,7 @@ impl CostLimits {
     }
 }
 
-/// A duration such as `4h`, or plain seconds, as the app takes them.
+/// Parses a duration such as `4h`, or plain seconds, like the app.
 fn seconds(text: &str) -> Result<Duration, humantime::DurationError> {
     match text.parse() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
@@ -109,10 +111,10 @@ fn seconds(text: &str) -> Result<Duration, humantime::DurationError> {
     }
 }
 
-/// Runs it; `matches` are those of the whole command line.
+/// Runs the subcommand; `matches` are those of the whole command line.
 ///
 /// # Errors
-/// In one line, before anything is started where that can be; whatever Modal says.
+/// If a check before the start fails, or Modal reports an error; the error is one line.
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Check => check::run(),
@@ -125,29 +127,29 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The app's file, and the program for its image.
+/// Finds the app's file, and the program for its image.
 fn app() -> anyhow::Result<ModalApp> {
     Ok(ModalApp::find(&std::env::current_dir()?)?)
 }
 
-/// Runs Modal's command line on the app before the user's eyes.
+/// Runs Modal's command line on the app, with its output on the terminal.
 fn start(app: &ModalApp, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let status = modal::run_app(app, &arguments)?;
-    // Such as that of a run that was stopped and can go on.
+    // Passes on an exit code such as that of a stopped run that can be resumed.
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// What Modal is to be called with to run the app.
+/// The arguments with which Modal runs the app.
 fn modal_run(app: &ModalApp, name: &str, detach: bool) -> Vec<String> {
     let detach = detach.then(|| "--detach".to_owned());
     let words = [Some("run".to_owned()), detach, Some(format!("--name={}", app_name(name)))];
     words.into_iter().flatten().chain([app.file.to_string_lossy().into_owned()]).collect()
 }
 
-/// What the app is called while it works on a run, so that it is found again: Modal takes at most 64 letters, digits, -, _ and dots. Where that
-/// is not all of the run's name, a hash of it tells it from others.
+/// The name of the app while it works on a run, by which the run is found again. Modal allows at most 64 letters, digits, -, _ and dots. If
+/// that changes the run's name, a hash of the name keeps it unique.
 fn app_name(run: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
     let whole = format!("{}-{run}", CloudSettings::default().app.name);
@@ -159,7 +161,7 @@ fn app_name(run: &str) -> String {
     name.chars().take(55).collect::<String>() + "-" + &hash
 }
 
-/// A command as a shell takes it.
+/// Quotes a command for a shell.
 fn shell(arguments: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
     let word = |word: &String| {
@@ -172,7 +174,7 @@ fn shell(arguments: &[String]) -> String {
     std::iter::once("modal".to_owned()).chain(arguments.iter().map(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// What is in a folder of a volume: names and whether they are folders.
+/// Lists a folder of a volume: each name, and true if it is a folder.
 fn list_volume(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
     let said = modal::run_captured(&["volume", "ls", "--json", volume, folder])?;
     let entries: Vec<serde_json::Value> =
@@ -187,7 +189,7 @@ fn list_volume(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>>
     Ok(entries.iter().filter_map(entry).collect())
 }
 
-/// A file of a run that is in the volume at `runs/PATH`, if it is there.
+/// Reads a file of a run from the volume, `runs/RUN/NAME`, if it exists.
 fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
     let volume = CloudSettings::default().app.output_volume;
     match modal::run_captured(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
@@ -196,7 +198,7 @@ fn file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The id of the app of this name, if it works.
+/// The ID of the app of this name, if it is running.
 fn running_app(name: &str) -> anyhow::Result<Option<String>> {
     let said = modal::run_captured(&["app", "list", "--json"])?;
     let apps: Vec<serde_json::Value> =
@@ -208,7 +210,7 @@ fn running_app(name: &str) -> anyhow::Result<Option<String>> {
     Ok(apps.iter().find(works).and_then(|app| Some(app["app_id"].as_str()?.to_owned())))
 }
 
-/// Refuses to start what an app works on already: two would get into each other's way.
+/// Checks that no app works on the run already, since two would interfere with each other.
 fn require_idle(name: &str) -> anyhow::Result<()> {
     match running_app(&app_name(name))? {
         None => Ok(()),
@@ -216,7 +218,7 @@ fn require_idle(name: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Refuses to start where there is no data.
+/// Checks that the volume has data to train on.
 fn require_data(volume: &str, data: &str) -> anyhow::Result<()> {
     let folder = data.trim_start_matches("data").trim_start_matches('/');
     let found = match list_volume(volume, &format!("/{folder}")) {

@@ -1,4 +1,4 @@
-//! `tiny-cats cloud status|logs|fetch|stop`: runs that are in the volume.
+//! `tiny-cats cloud status|logs|fetch|stop`: commands on runs in the volume.
 
 use std::{
     io::Write,
@@ -24,12 +24,12 @@ use crate::{
     train::folder::{self, LOG, Lock, RUNS, Status as RunStatus},
 };
 
-/// What `tiny-cats cloud status` is called with.
+/// The arguments of `tiny-cats cloud status`.
 #[derive(clap::Args, Debug)]
 pub struct Status {
     /// The run; unset, the newest
     run: Option<String>,
-    /// How many are listed
+    /// Number of runs to list
     #[arg(short = 'n', long, default_value_t = 10, value_name = "N", conflicts_with = "run")]
     count: usize,
     /// Print JSON
@@ -37,40 +37,40 @@ pub struct Status {
     json: bool,
 }
 
-/// What `tiny-cats cloud logs` is called with.
+/// The arguments of `tiny-cats cloud logs`.
 #[derive(clap::Args, Debug)]
 pub struct Logs {
     /// The run
     run: String,
-    /// Go on printing what its containers say, while it runs
+    /// Keep printing the output of its containers while it runs
     #[arg(short, long)]
     follow: bool,
 }
 
-/// What `tiny-cats cloud fetch` is called with.
+/// The arguments of `tiny-cats cloud fetch`.
 #[derive(clap::Args, Debug)]
 pub struct Fetch {
     /// The run
     run: String,
-    /// Where runs lie on this machine; it gets a folder there
+    /// Folder of the runs on this machine; the run gets a folder in it
     #[arg(long, default_value = RUNS, value_name = "DIR")]
     runs_dir: PathBuf,
 }
 
-/// What `tiny-cats cloud stop` is called with.
+/// The arguments of `tiny-cats cloud stop`.
 #[derive(clap::Args, Debug)]
 pub struct Stop {
     /// The run
     run: String,
 }
 
-/// What is printed of a text that comes from elsewhere.
+/// The maximum number of printed characters of a text from elsewhere.
 const MAX_TEXT: usize = 200;
 
-/// Runs that are asked for at once.
+/// The maximum number of runs that are requested at once.
 const MAX_CONCURRENT: usize = 8;
 
-/// Where a run is: its folder below `runs/` in the volume, and what its app is called by.
+/// The location of a run: its folder below `runs/` in the volume, and the name of its app.
 struct RunLocation {
     id: String,
     folder: String,
@@ -78,10 +78,10 @@ struct RunLocation {
 }
 
 impl RunLocation {
-    /// That of a run, or of a sweep's job as `sweeps/NAME/JOB`.
+    /// Parses the name of a run, or of a sweep's job as `sweeps/NAME/JOB`.
     ///
     /// # Errors
-    /// When it is no name of either.
+    /// If the name is neither.
     fn of(id: &str) -> anyhow::Result<Self> {
         let parts: Vec<&str> = id.split('/').collect();
         let (folder, app) = match parts[..] {
@@ -98,7 +98,7 @@ impl RunLocation {
     }
 }
 
-/// A run in the volume, as far as it is known.
+/// A run in the volume, with the records that exist.
 struct CloudRun {
     place: RunLocation,
     record: Option<folder::RunRecord>,
@@ -106,8 +106,10 @@ struct CloudRun {
 }
 
 impl CloudRun {
+    /// Loads the records of a run.
+    ///
     /// # Errors
-    /// When Modal cannot be asked, or there is no such run.
+    /// If Modal cannot be reached, or there is no such run.
     fn load(id: &str) -> anyhow::Result<Self> {
         let place = RunLocation::of(id)?;
         let (record, cloud) = (file(&place.folder, folder::RECORD)?, file(&place.folder, RECORD)?);
@@ -126,7 +128,7 @@ impl CloudRun {
         Ok(Self { place, record, cloud })
     }
 
-    /// Whether all that it was to do is done.
+    /// True if the run and its work in the cloud have finished.
     fn is_finished(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.status == RunStatus::Finished)
             && self.cloud.as_ref().is_none_or(|cloud| cloud.status == "finished")
@@ -155,10 +157,10 @@ impl CloudRun {
     }
 }
 
-/// Runs it.
+/// Lists the newest runs, or shows one.
 ///
 /// # Errors
-/// When Modal cannot be asked, or there is no such run.
+/// If Modal cannot be reached, or there is no such run.
 pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
     if let Some(run) = &args.run {
         let run = CloudRun::load(run)?;
@@ -175,7 +177,7 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
         .filter(|(name, is_folder)| *is_folder && folder::is_id(name))
         .map(|e| e.0)
         .collect();
-    // Names begin with the time, unless they were given.
+    // Names begin with the time, unless the user chose them.
     names.sort();
     let newest = names.split_off(names.len().saturating_sub(args.count));
     let mut runs: Vec<anyhow::Result<CloudRun>> = Vec::new();
@@ -186,7 +188,7 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
             runs.extend(asked.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())));
         });
     }
-    // Who cannot be asked for one cannot be asked for any; what cannot be read is one of many.
+    // If Modal cannot be reached for one run, it cannot for any. A single unreadable run is a line of the list.
     if let Some(error) = runs.iter().position(|run| run.as_ref().is_err_and(|e| e.is::<modal::Error>())) {
         return runs.swap_remove(error).map(|_| ExitCode::FAILURE);
     }
@@ -255,10 +257,10 @@ fn about(run: &CloudRun) -> String {
     said
 }
 
-/// Runs it.
+/// Prints the log of a run.
 ///
 /// # Errors
-/// When Modal cannot be asked, or there is no such run.
+/// If Modal cannot be reached, or there is no such run.
 pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
     let place = RunLocation::of(&args.run)?;
     if args.follow {
@@ -271,17 +273,17 @@ pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
     let run = CloudRun::load(&args.run)?;
     let text =
         file(&place.folder, LOG)?.with_context(|| format!("{}: it has said nothing yet", run.place.id))?;
-    // What came from elsewhere cannot change the terminal.
+    // Control characters of a text from elsewhere could change the terminal.
     let text = String::from_utf8_lossy(&text);
     let shown = |c: char| if c == '\n' || c == '\t' || !c.is_control() { c } else { '\u{fffd}' };
     print(&text.chars().map(shown).collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs it.
+/// Stops the app that works on a run.
 ///
 /// # Errors
-/// When Modal cannot be asked, or nothing works on the run.
+/// If Modal cannot be reached, or no app works on the run.
 pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
     let place = RunLocation::of(&args.run)?;
     let Some(app) = running_app(&app_name(&place.app))? else {
@@ -295,10 +297,10 @@ pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs it: brings all but the training states into a folder for itself, verifies what was released, and puts it to its place only then.
+/// Downloads everything except the training states into a temporary folder, verifies the released files, and only then moves it into place.
 ///
 /// # Errors
-/// When Modal cannot be asked, the run is not finished, or what came is not what was released.
+/// If Modal cannot be reached, the run has not finished, or the downloaded files differ from the released ones.
 pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
     let run = CloudRun::load(&args.run)?;
     let (id, there) = (&run.place.id, &run.place.folder);

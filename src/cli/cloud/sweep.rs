@@ -1,4 +1,4 @@
-//! `tiny-cats cloud sweep`.
+//! `tiny-cats cloud sweep`: trains with many settings at Modal.
 
 use std::{
     path::{Component, PathBuf},
@@ -22,22 +22,22 @@ use crate::{
     sweep::{Job, STATE_FILE, SWEEPS, Sweep, SweepResult, SweepState, TaskKind},
 };
 
-/// What `tiny-cats cloud sweep` is called with.
+/// The arguments of `tiny-cats cloud sweep`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// What is trained, and which settings are tried: see `tiny-cats sweep --help`
+    /// TOML file that states what to train and which settings to try: see `tiny-cats sweep --help`
     #[arg(value_name = "FILE.toml")]
     file: PathBuf,
-    /// Jobs at once, each in a container of its own
+    /// Jobs at once, each in its own container
     #[arg(long, default_value_t = 1, value_name = "N")]
     parallel: u64,
-    /// How often an attempt that failed is made again [default: by the plan]
+    /// Retries after a failed attempt [default: by the plan]
     #[arg(long, value_name = "N")]
     max_retries: Option<u64>,
-    /// Try jobs again that have failed
+    /// Run failed jobs again
     #[arg(long)]
     retry_failed: bool,
-    /// Print what has come of it so far, and start nothing
+    /// Print the results so far, and start nothing
     #[arg(long, conflicts_with = "retry_failed")]
     results: bool,
     /// Print the results as JSON
@@ -49,10 +49,10 @@ pub struct Args {
     bounds: CostLimits,
 }
 
-/// Runs it.
+/// Starts the sweep, or prints its results.
 ///
 /// # Errors
-/// When something makes no sense, is not there or costs too much, before anything is started; whatever Modal says.
+/// If an argument is invalid, something is missing or the cost is too high, before anything is started; and if Modal reports an error.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = CloudSettings::default();
     args.bounds.validate(args.max_retries.unwrap_or(0), &settings)?;
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let job = train_args(&sweep, job)?;
         data = volume_path(job.data())?;
         let (pictures, _) = args.gpu_args.pictures(job.data(), usual)?;
-        // What suits the first has to suit the others, since all have the same.
+        // All jobs use the same GPUs, so those of the first must fit the others.
         let asked = GpuArgs {
             gpu: if gpus.is_empty() { args.gpu_args.gpu.clone() } else { gpus.clone() },
             ..args.gpu_args.clone()
@@ -115,7 +115,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     call.extend(bounds(&all[0], timeout, retries, &args.bounds));
     call.extend(args.retry_failed.then(|| "--retry-failed".to_owned()));
     if let Some((most, dollars)) = args.bounds.max_cost.zip(dollars) {
-        // To each job as much of it as is expected of all.
+        // Each job gets a share of the maximum cost in proportion to its expected cost.
         let share =
             |e: &ExpectedCost| ((e.dollars.unwrap_or(0.0) * most / dollars * 1e4).floor() / 1e4).max(1e-4);
         let shares: Map<String, Value> =
@@ -135,7 +135,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     start(&app, &call)
 }
 
-/// Prints what the sweep's jobs there have come to.
+/// Prints the results so far of the sweep's jobs in the volume.
 fn results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> {
     let there = format!("{SWEEPS}/{}", sweep.name);
     let text = file(&there, STATE_FILE)?

@@ -1,4 +1,4 @@
-//! `tiny-cats cloud train`.
+//! `tiny-cats cloud train`: trains at Modal.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     train::folder::{self, Status},
 };
 
-/// What `tiny-cats cloud train` is called with.
+/// The arguments of `tiny-cats cloud train`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -48,16 +48,16 @@ struct TaskArgs<T: clap::Args> {
     bounds: CostLimits,
 }
 
-/// Flags that the container sets, so that a run can be gone on with.
+/// Flags that the container sets, so that a run can be resumed.
 const SET_BY_CONTAINER: [&str; 8] =
     ["runs_dir", "output", "resume", "max_time", "device", "cache", "no_cache", "log_file"];
-/// Flags of which the container is told in another way.
+/// Flags that the container receives in another form.
 const PASSED_SEPARATELY: [&str; 3] = ["data", "max_retries", "gpus"];
 
-/// Runs it.
+/// Starts the training.
 ///
 /// # Errors
-/// When something makes no sense, is not there or costs too much, before anything is started; whatever Modal says.
+/// If an argument is invalid, something is missing or the cost is too high, before anything is started; and if Modal reports an error.
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (_, matches) = training(matches).context("the task's arguments")?;
     match &args.task {
@@ -78,10 +78,10 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// A folder as it is called in a container, where the volume with pictures is `data`.
+/// The path of a data folder in a container, where the volume with images is mounted as `data`.
 ///
 /// # Errors
-/// When it is none.
+/// If the path is not below `data`.
 pub fn volume_path(data: &std::path::Path) -> anyhow::Result<String> {
     let text = data.to_str().unwrap_or_default().trim_end_matches('/');
     let inside = text.strip_prefix("data/").is_some_and(|rest| {
@@ -96,7 +96,7 @@ pub fn volume_path(data: &std::path::Path) -> anyhow::Result<String> {
     Ok(text.to_owned())
 }
 
-/// A training that is to be begun.
+/// A training to start.
 struct Training<'a> {
     task: &'static str,
     data: String,
@@ -172,7 +172,7 @@ impl Training<'_> {
         known && self.matches.value_source(id) == Some(ValueSource::CommandLine)
     }
 
-    /// The flags that the container's `train` is called with.
+    /// The flags for `train` in the container.
     fn arguments(&self) -> anyhow::Result<Vec<String>> {
         if let Some(id) = SET_BY_CONTAINER.into_iter().find(|id| self.is_on_command_line(id)) {
             let flag = id.replace('_', "-");
@@ -189,7 +189,7 @@ impl Training<'_> {
         Ok(resolved.arguments(&command, &[&SET_BY_CONTAINER[..], &PASSED_SEPARATELY[..]].concat()))
     }
 
-    /// Refuses what is expected to cost more than it may, `left` being the dollars that were spent and the share that is still to be done.
+    /// Checks that the expected cost is within the limit. `left` is the dollars spent already and the share of the steps that remains.
     fn check_budget(&self, expected: &ExpectedCost, left: Option<(f64, f64)>) -> anyhow::Result<()> {
         let Some(most) = self.bounds.max_cost else { return Ok(()) };
         let dollars =
@@ -204,10 +204,10 @@ impl Training<'_> {
     }
 }
 
-/// How often an attempt may be followed by another: as was said, or as many times as attempts of `timeout` seconds need and some more.
+/// The number of retries: `said`, if the user set it; else as many as attempts of `timeout` seconds need, and some more.
 ///
 /// # Errors
-/// When the run would not be finished then.
+/// If the run would not finish within them.
 pub fn retries(
     estimates: &[Estimate],
     timeout: u64,
@@ -225,7 +225,7 @@ pub fn retries(
     Ok(said.unwrap_or((needed + settings.retries.default).min(most)))
 }
 
-/// What is to be expected of a GPU that is one of several: the worst of all.
+/// The expected cost on any of several GPUs: the maximum of each value.
 pub struct ExpectedCost {
     pub hours: f64,
     pub dollars: Option<f64>,
@@ -246,10 +246,10 @@ impl ExpectedCost {
     }
 }
 
-/// The GPUs that were asked for, in their order, or the one that is chosen; all can do it.
+/// Estimates for the requested GPUs, in their order, or for the one that is chosen; all can train the workload.
 ///
 /// # Errors
-/// When there is no such GPU, or one cannot.
+/// If there is no such GPU, or one cannot train the workload.
 pub fn choose_gpus(
     asked: &GpuArgs,
     workload: &Workload,
@@ -283,7 +283,7 @@ fn names(estimates: &[Estimate]) -> String {
     estimates.iter().map(|e| e.gpu.to_string()).collect::<Vec<_>>().join(",")
 }
 
-/// The app's own flags.
+/// The flags of the app itself.
 pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &CostLimits) -> Vec<String> {
     let mut call = vec![
         format!("--gpu={}", names(estimates)),
@@ -305,15 +305,15 @@ pub fn bounds(estimates: &[Estimate], timeout: u64, retries: u64, bounds: &CostL
     call
 }
 
-/// What is known of a run that is there.
+/// The records of a run that exists in the volume.
 struct ExistingRun {
     record: folder::RunRecord,
-    /// Dollars.
+    /// Dollars spent so far.
     spent: f64,
 }
 
 impl ExistingRun {
-    /// What was spent, and the share of `steps` that is left.
+    /// The dollars spent, and the share of `steps` that is left.
     fn left(&self, steps: u64) -> (f64, f64) {
         (self.spent, 1.0 - self.record.step.min(steps) as f64 / steps.max(1) as f64)
     }

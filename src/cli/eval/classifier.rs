@@ -1,4 +1,4 @@
-//! `tiny-cats eval classifier`: says how often a classifier is right.
+//! `tiny-cats eval classifier`: measures the accuracy of a classifier.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::{
     evaluate::Classification,
 };
 
-/// What `tiny-cats eval classifier` is called with.
+/// The arguments of `tiny-cats eval classifier`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Folder of class folders of photographs
@@ -23,30 +23,30 @@ pub struct Args {
     /// The model, .onnx, .safetensors or .pt [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Which photographs
+    /// Photographs to use
     #[arg(long, value_enum, default_value_t = SplitArg::Test)]
     split: SplitArg,
-    /// Use that many photographs only, spread over the classes
+    /// Use only N photographs, spread over the classes
     #[arg(long, value_name = "N")]
     limit_files: Option<usize>,
-    /// Write all figures there, with what they were measured on
+    /// Write all figures to this file, with the model and data that they were measured on
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
-    /// Draw what is taken for what
+    /// Draw the confusion matrix to this file
     #[arg(long, value_name = "FILE.png")]
     confusion: Option<PathBuf>,
-    /// What computes it [default: native; tract for another program's file]
+    /// Runtime that computes the model [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Photographs computed at once; changes memory, not results
+    /// Photographs per batch; changes memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
 }
 
-/// Runs it. Photographs that cannot be used are told, and the others go on.
+/// Evaluates the classifier. A photograph that cannot be used is reported, and the others continue.
 ///
 /// # Errors
-/// When an argument makes no sense, the model or the data cannot be used, or a class of the data is none of the model's.
+/// If an argument is invalid, the model or the data cannot be used, or the model lacks a class of the data.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
         check_writable("--json", path, "json")?;

@@ -1,4 +1,4 @@
-//! `tiny-cats eval dit`: says how near drawn pictures are to real ones.
+//! `tiny-cats eval dit`: measures how close generated images are to real ones.
 
 use std::path::{Path, PathBuf};
 
@@ -28,89 +28,89 @@ use crate::{
     },
 };
 
-/// Unless told otherwise, at most that many pictures are drawn.
+/// The default maximum of generated images.
 const MAX_GENERATED: usize = 2048;
-/// More than anybody has patience for.
+/// The maximum of `--samples`.
 const MAX_SAMPLES: usize = 100_000;
-/// Resamples for intervals, unless told otherwise.
+/// The default number of resamples for intervals.
 const RESAMPLES: usize = 200;
-/// With more features, the Fréchet distance's interval would take hours, and is made only when asked for.
+/// With more features, the interval of the Fréchet distance would take hours, so it is computed only on request.
 const MAX_RESAMPLED_FEATURES: usize = 512;
-/// Pairs on the sheet, of each kind.
+/// Pairs of each kind on the sheet.
 const PAIRS: usize = 12;
 
-/// What `tiny-cats eval dit` is called with.
+/// The arguments of `tiny-cats eval dit`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Folder of class folders of the pictures that the generator learned from
+    /// Folder of class folders of the images that the generator was trained on
     data: PathBuf,
     /// The generator, .onnx, .safetensors or .pt [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Compare the pictures in this folder instead of drawing some
+    /// Compare the images in this folder instead of generating some
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "samples", "cfg", "steps", "sampler"])]
     images: Option<PathBuf>,
-    /// Bring both sides to this height and width first [default: the generator's, or that of the pictures in --images]
+    /// Resize all images to this height and width first [default: the generator's, or that of the pictures in --images]
     #[arg(long, value_name = "PIXELS", requires = "images")]
     image_size: Option<u32>,
-    /// Which real pictures
+    /// Real images to use
     #[arg(long, value_enum, default_value_t = SplitArg::All)]
     split: SplitArg,
-    /// Use that many real pictures only, spread over the classes
+    /// Use only N real images, spread over the classes
     #[arg(long, value_name = "N")]
     limit_files: Option<usize>,
-    /// How many pictures to draw, of each class in proportion to the real ones [default: as many as there are real ones, at most 2048]
+    /// Number of images to generate, of each class in proportion to the real ones [default: as many as there are real ones, at most 2048]
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
     #[command(flatten)]
     sampling: Sampling,
-    /// The same seed gives the same pictures and intervals
+    /// Random seed; the same seed gives the same images and intervals
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// What makes features of pictures: a classifier of this program, without its last layer, or any ONNX file with one input
+    /// Network that computes features of images: a classifier of this program, without its last layer, or any ONNX file with one input
     /// [batch, 3, size, size] and an output [batch, features] [default: the classifier that comes with this program]
     #[arg(long, value_name = "FILE")]
     features: Option<PathBuf>,
-    /// Shorter side after resizing, before the middle is cut out for an ONNX file of others [default: 8/7 of its input's size]
+    /// Shorter side after resizing, before the center is cropped for another program's ONNX file [default: 8/7 of its input's size]
     #[arg(long, value_name = "PIXELS", requires = "features")]
     features_resize: Option<usize>,
-    /// Mean of red, green and blue from 0 to 1, for an ONNX file of others [default: ImageNet's]
+    /// Mean of red, green and blue from 0 to 1, for another program's ONNX file [default: ImageNet's]
     #[arg(long, value_name = "R,G,B", value_parser = parse_triple, requires = "features")]
     features_mean: Option<[f32; 3]>,
-    /// Standard deviations, likewise [default: ImageNet's]
+    /// Standard deviations of red, green and blue, for the same file [default: ImageNet's]
     #[arg(long, value_name = "R,G,B", value_parser = parse_triple, requires = "features")]
     features_std: Option<[f32; 3]>,
-    /// The classifier that is to find the breed that was asked for [default: the one that comes with this program]
+    /// Classifier that should find the requested breed [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
     /// Resamples for the intervals [default: 200; for the Fréchet distance 0 with more than 512 features]
     #[arg(long, value_name = "N")]
     bootstrap: Option<usize>,
-    /// Write all figures there, with what they were measured on
+    /// Write all figures to this file, with the model and data that they were measured on
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
-    /// Show the drawn pictures that are nearest to a real one, each beside it
+    /// Write the generated images that are nearest to a real one, each next to it
     #[arg(long, value_name = "FILE.png")]
     sheet: Option<PathBuf>,
-    /// What computes all networks [default: native; tract for another program's file]
+    /// Runtime that computes all networks [default: native; tract for another program's file]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Pictures computed at once; changes memory, not results
+    /// Images per batch; changes memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
 }
 
-/// Three numbers with commas between them.
+/// Parses three numbers, separated by commas.
 fn parse_triple(text: &str) -> Result<[f32; 3], String> {
     let numbers: Option<Vec<f32>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
     let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
     numbers.ok_or_else(|| "expected three numbers like 0.5,0.5,0.5".to_owned())
 }
 
-/// Runs it.
+/// Compares generated images with real ones.
 ///
 /// # Errors
-/// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
+/// If an argument is invalid, a file cannot be used, or there are too few images to measure anything.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
         check_writable("--json", path, "json")?;
@@ -166,7 +166,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         seed: args.seed,
     };
     let comparison = compare(&real_features, &features, &how)?;
-    // Four pictures are the fewest of which both halves have two.
+    // Each half needs two images, so four are the minimum.
     let floor = match real.len() {
         ..4 => None,
         _ => {
@@ -233,7 +233,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Draws pictures of the classes of `data` in their proportions; also returns the real ones, and how it was done.
+/// Generates images of the classes of `data` in their proportions. Also returns the real images, and the settings as JSON.
 fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(GeneratedSet, Images, Value)> {
     let opened = OpenedModel::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
     let mut generator =
@@ -269,7 +269,7 @@ fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(G
     Ok((drawn, real, by))
 }
 
-/// What makes features of pictures, and which file that is.
+/// Opens the network that computes features of images, and describes its file.
 fn extractor(args: &Args, options: &LoadOptions) -> anyhow::Result<(FeatureExtractor, Value)> {
     let released = (pretrained::CLASSIFIER, "resnet18-breeds.onnx");
     let classifier_cases = |path: Option<&Path>| -> anyhow::Result<_> {
@@ -387,16 +387,16 @@ fn print_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
     );
 }
 
-/// How near drawn pictures come to real ones.
+/// The distances from generated images to the nearest real ones.
 struct NearestReport {
     pixels: Memorization,
     features: Memorization,
-    /// Values of a picture's pixels.
+    /// The number of values of an image's pixels.
     values: usize,
 }
 
 impl NearestReport {
-    /// From a distance of pixels to the root mean square of their differences.
+    /// Converts a distance between pixels to the root mean square of their differences.
     fn mean(&self, distance: f64) -> f64 {
         distance / (self.values as f64).sqrt()
     }
@@ -434,7 +434,7 @@ impl NearestReport {
         })
     }
 
-    /// The drawn pictures that are nearest by pixels, then those by features, each with the real picture that it is nearest to.
+    /// Draws the generated images that are nearest by pixels, then those that are nearest by features, each with its nearest real image.
     fn sheet(&self, drawn: &[RgbImage], real: &[RgbImage], paths: &[String]) -> RgbImage {
         let (mut images, mut captions) = (Vec::new(), Vec::new());
         for (name, by) in [("pixels", &self.pixels), ("features", &self.features)] {

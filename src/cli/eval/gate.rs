@@ -1,4 +1,4 @@
-//! `tiny-cats eval gate`: says whether a generator is good enough to be released.
+//! `tiny-cats eval gate`: decides whether a generator may be released.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -28,51 +28,52 @@ use crate::{
     evaluate::gate,
 };
 
-/// More pictures of each breed than anybody has patience for.
+/// The maximum of `--count`.
 const MAX_COUNT: usize = 1000;
-/// Pictures of each breed in the grid, or as many as are drawn.
+/// Images of each breed in the grid, or fewer if fewer are generated.
 const SHOWN: usize = 3;
 
-/// What `tiny-cats eval gate` is called with.
+/// The arguments of `tiny-cats eval gate`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Folder of class folders of the pictures that the generator learned from; validation and test pictures are what it is held against
+    /// Folder of class folders of the images that the generator was trained on; generated images are compared with its validation and test
+    /// images
     data: PathBuf,
     /// The generator, .onnx, .safetensors or .pt [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// The classifier whose features pictures are compared by [default: the one that comes with this program]
+    /// Classifier whose features compare images [default: the one that comes with this program]
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
-    /// The classifier that is to find the breed that was asked for [default: that of --classifier]
+    /// Classifier that should find the requested breed [default: that of --classifier]
     #[arg(long, value_name = "FILE")]
     judge: Option<PathBuf>,
-    /// How many pictures to draw of each breed
+    /// Number of images to generate of each breed
     #[arg(long, default_value_t = 20, value_name = "N")]
     count: usize,
     #[command(flatten)]
     sampling: Sampling,
-    /// The same seed gives the same pictures and intervals
+    /// Random seed; the same seed gives the same images and intervals
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Write all figures there, with what they were measured on
+    /// Write all figures to this file, with the model and data that they were measured on
     #[arg(short, long, value_name = "FILE.json")]
     output: Option<PathBuf>,
-    /// Write the labelled grid of the first pictures of each breed there
+    /// Write the labeled grid of the first images of each breed to this file
     #[arg(long, value_name = "FILE.png")]
     sheet: Option<PathBuf>,
-    /// What computes all networks [default: native]; the generator is compared on all
+    /// Runtime that computes all networks [default: native]; the generator is compared on all
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Pictures computed at once; changes memory, not results
+    /// Images per batch; changes memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
 }
 
-/// Runs it. Of each criterion that fails a line is on the standard error stream, and the exit status is 1.
+/// Evaluates the criteria. If any fails, the exit code is 1; each failure is one line on standard error.
 ///
 /// # Errors
-/// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
+/// If an argument is invalid, a file cannot be used, or there are too few images to measure anything.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.output {
         check_writable("--output", path, "json")?;
@@ -119,7 +120,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let learned = load(&[Split::Train], "training")?;
     let (held_out, training) = (pictures(&real)?, pictures(&learned)?);
 
-    // Breed by breed in turn, as `generate --breed all` draws them.
+    // One image of each breed in turn, in the order of `generate --breed all`.
     let all: Vec<usize> = (0..args.count * classes.len()).map(|i| i % classes.len()).collect();
     let mut drawn = Vec::with_capacity(all.len());
     generated::draw_each(&mut generator, &all, &request, |picture| drawn.push(picture))
@@ -130,7 +131,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         println!("wrote {}", path.display());
     }
     let shown: Vec<RgbImage> = shown.iter().map(|picture| picture.image.clone()).collect();
-    // What the data have no class of cannot be held against them.
+    // Images of a class that the data lacks cannot be compared with the data.
     let back = labels(&classes, &data.classes);
     let (breeds, samples): (Vec<Option<usize>>, Vec<RgbImage>) = drawn
         .into_iter()
@@ -219,7 +220,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What verification finds of a generator, whole trajectories included. It names the file without the folders that it lies in.
+/// Verifies a generator, including whole trajectories. The report names the file without its folders.
 fn verified(model: &Model, name: &str) -> tiny_cats_export::Result<VerificationReport> {
     let file = OnnxFile::from_bytes(model.graph()?.bytes().to_vec(), name)?;
     verify(model.meta(), &model.weights()?, &file, true)

@@ -1,4 +1,4 @@
-//! The pictures that are compared: drawn for it, or from a folder.
+//! The images to compare: generated for the evaluation, or read from a folder.
 
 use std::{
     ops::ControlFlow,
@@ -18,44 +18,44 @@ use crate::{
     data::{Dataset, hex, is_ignored},
 };
 
-/// More files than anybody has patience for; a list of them fits into memory.
+/// The maximum number of files; a list of so many paths fits into memory.
 const MAX_FILES: usize = 1 << 20;
-/// Larger pictures are not compared.
+/// The largest width and height of compared images, in pixels.
 pub const MAX_SIZE: u32 = 1024;
-/// Drawn pictures are kept in memory, for the nearest ones to be shown.
+/// The maximum bytes of generated images, which stay in memory so that the nearest can be shown.
 const MAX_BYTES: usize = 4 << 30;
 
-/// Pictures that were drawn by a generator.
+/// Images from a generator.
 pub struct GeneratedSet {
-    /// All of one size.
+    /// The images, all of one size.
     pub images: Vec<RgbImage>,
-    /// For each the class that it was drawn as, where that is known.
+    /// The requested class of each image, if it is known.
     pub labels: Vec<Option<usize>>,
-    /// SHA-256 over the files that they are from, in hexadecimal; none when they were drawn just now.
+    /// SHA-256 over the files of the images, in hexadecimal; `None` if they were just generated.
     pub fingerprint: Option<String>,
-    /// Files that are none, and why.
+    /// Files that are not usable images, and the reasons.
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// How pictures are drawn.
+/// Settings of the sampler.
 #[derive(clap::Args, Debug)]
 pub struct Sampling {
-    /// Weight of classifier-free guidance; 1 is none [default: what the model advises]
+    /// Weight of classifier-free guidance; 1 disables it [default: what the model advises]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
-    /// Times that guidance holds for, from 0 (noise) to 1 (picture) [default: what the model advises]
+    /// Times at which guidance applies, from 0 (noise) to 1 (image) [default: what the model advises]
     #[arg(long, value_name = "FROM,TO", value_parser = interval)]
     cfg_interval: Option<[f32; 2]>,
-    /// Steps from noise to picture [default: what the model advises]
+    /// Steps from noise to image [default: what the model advises]
     #[arg(long)]
     steps: Option<usize>,
-    /// How a step is taken: heun, euler or midpoint [default: what the model advises]
+    /// Sampler: heun, euler or midpoint [default: what the model advises]
     #[arg(long)]
     sampler: Option<Sampler>,
 }
 
 impl Sampling {
-    /// What is asked of a generator.
+    /// The request for a generator.
     pub fn request(&self, seed: u64) -> Request {
         Request {
             seed,
@@ -68,10 +68,10 @@ impl Sampling {
     }
 }
 
-/// For each class of the data its label in `classes`, those that a generator draws.
+/// For each class of the data, its label in `classes`, those of a generator.
 ///
 /// # Errors
-/// When there is a picture of another class.
+/// If the data has an image of another class.
 pub fn class_labels(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::Result<Vec<Option<usize>>> {
     let known = labels(&data.classes, classes);
     match data.files.iter().find(|file| known[file.label as usize].is_none()) {
@@ -85,7 +85,7 @@ pub fn class_labels(path: &Path, data: &Dataset, classes: &[String]) -> anyhow::
     }
 }
 
-/// Draws `counts[label]` pictures of each class.
+/// Generates `counts[label]` images of each class.
 pub fn draw(generator: &mut Generator, counts: &[usize], request: &Request) -> anyhow::Result<GeneratedSet> {
     let labels: Vec<usize> =
         counts.iter().enumerate().flat_map(|(label, &count)| std::iter::repeat_n(label, count)).collect();
@@ -96,7 +96,7 @@ pub fn draw(generator: &mut Generator, counts: &[usize], request: &Request) -> a
     Ok(GeneratedSet { images, labels, fingerprint: None, skipped: Vec::new() })
 }
 
-/// Draws a picture of each of `labels`, numbered from 0, and hands them to `put` in this order.
+/// Generates an image for each of `labels`, numbered from 0, and passes them to `put` in this order.
 pub fn draw_each(
     generator: &mut Generator,
     labels: &[usize],
@@ -114,8 +114,8 @@ pub fn draw_each(
     Ok(())
 }
 
-/// The pictures in a folder and the folders in it, their middle squares made `size` pixels wide; without a size, they must all be squares
-/// of one. Of one in a folder called like a class, or whose name begins like one, that is its class.
+/// Reads the images in a folder and its subfolders. Their center squares are resized to `size` pixels; without a size, all images must be
+/// squares of one size. The class of an image is that of its folder's name, or that which its own name begins with.
 pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyhow::Result<GeneratedSet> {
     let mut files = Vec::new();
     let entries = WalkDir::new(folder).sort_by_file_name().into_iter();
@@ -131,7 +131,7 @@ pub fn from_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyh
     }
     let square = |bytes: &[u8]| match size {
         Some(size) => decode::decode_square(bytes, size),
-        // By the header, before there is memory for all its pixels.
+        // Checked by the header, before memory is allocated for all pixels.
         None => match decode::check(bytes)? {
             [width, height] if width.max(height) > MAX_SIZE => {
                 Err(format!("{width} x {height} pixels; expected at most {MAX_SIZE} px, or --image-size"))
@@ -190,7 +190,7 @@ fn class_of(path: &Path, classes: &[String]) -> Option<usize> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let begins = |class: &String| name.strip_prefix(class.as_str()).is_some_and(|rest| rest.starts_with('_'));
     let in_folder = classes.iter().position(|class| Some(class.as_str()) == parent);
-    // The longest, where one class is called like the beginning of another.
+    // The longest, if one class's name begins with another's.
     let by_name = || (0..classes.len()).filter(|&i| begins(&classes[i])).max_by_key(|&i| classes[i].len());
     in_folder.or_else(by_name)
 }

@@ -1,4 +1,4 @@
-//! What is made of pictures to compare them: features, pixels, the breed that a classifier finds.
+//! Values computed from images to compare them: features, pixels, and the breed that a classifier finds.
 
 use image::{RgbImage, imageops};
 use tiny_cats_export::{Classifier, FeatureExtractor, decode, to_rgb};
@@ -9,12 +9,12 @@ use crate::{
     evaluate::{Confusion, Features},
 };
 
-/// Pixels are compared at this size, or the drawn pictures' own if that is smaller.
+/// The width at which pixels are compared, or the generated images' own if that is smaller.
 const COMPARED_SIZE: u32 = 32;
-/// A classifier that finds the breed of a smaller share of real pictures is no judge of drawn ones.
+/// The minimum accuracy on real images of a classifier that evaluates generated ones.
 const MIN_TRUSTED_ACCURACY: f64 = 0.5;
 
-/// What `extractor` makes of each picture.
+/// Computes the features of each image with `extractor`.
 pub fn extract(
     extractor: &mut FeatureExtractor,
     images: &[RgbImage],
@@ -33,10 +33,10 @@ pub fn extract(
     Ok(Features::new(dims, data)?)
 }
 
-/// The pictures of a data set as bytes.
+/// The images of a data set as bytes.
 ///
 /// # Errors
-/// As [`Resident::fill`](crate::data::Resident::fill).
+/// Those of [`Resident::fill`](crate::data::Resident::fill).
 pub fn pictures(images: &Images) -> anyhow::Result<Vec<RgbImage>> {
     let mut values = vec![0.0; 3 * (images.size() * images.size()) as usize];
     let picture = |i| {
@@ -47,7 +47,7 @@ pub fn pictures(images: &Images) -> anyhow::Result<Vec<RgbImage>> {
     (0..images.len()).map(picture).collect()
 }
 
-/// The pixels themselves as features, from −1 (black) to 1, perhaps mirrored.
+/// The pixels themselves as features, from −1 (black) to 1 (white), mirrored if `mirrored`.
 pub fn pixels(images: &[RgbImage], mirrored: bool) -> anyhow::Result<Features> {
     let side = images.first().map_or(1, RgbImage::width).min(COMPARED_SIZE);
     let values = images.iter().flat_map(|image| {
@@ -64,7 +64,7 @@ pub fn pixels(images: &[RgbImage], mirrored: bool) -> anyhow::Result<Features> {
     Ok(Features::new(3 * (side * side) as usize, values.collect())?)
 }
 
-/// What the classifier takes pictures for whose class it knows: by the labels of its own.
+/// Classifies images of known classes, by the classifier's own labels.
 pub fn breed_confusion(
     classifier: &mut Classifier,
     images: &[RgbImage],
@@ -87,7 +87,7 @@ pub fn breed_confusion(
     Ok(confusion)
 }
 
-/// Warns of a classifier that cannot judge drawn pictures, by what it makes of real ones.
+/// Warns if a classifier is too inaccurate on real images to evaluate generated ones.
 pub fn warn_weak_classifier(real: &Confusion, judge: &str) {
     if real.total() > 0 && real.accuracy() < MIN_TRUSTED_ACCURACY {
         eprintln!(

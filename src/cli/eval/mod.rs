@@ -1,4 +1,4 @@
-//! `tiny-cats eval`: says how good a trained model is.
+//! `tiny-cats eval`: evaluates a trained model.
 
 mod classifier;
 mod dit;
@@ -24,7 +24,7 @@ use crate::{
     data::{Dataset, Split, hex},
 };
 
-/// What `tiny-cats eval` is called with.
+/// The arguments of `tiny-cats eval`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -33,18 +33,18 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
-    /// Says how often a classifier is right, and how far its probabilities can be believed
+    /// Measures the accuracy of a classifier, and the calibration of its probabilities
     Classifier(classifier::Args),
-    /// Says how near the pictures that a generator draws are to real ones, and whether it repeats those
+    /// Measures how close a generator's images are to real ones, and looks for copies of training images
     Dit(dit::Args),
-    /// Says whether a generator is good enough to be released; the exit status is 0 only if it is
+    /// Decides whether a generator may be released; the exit code is 0 only if it may
     Gate(gate::Args),
 }
 
-/// Runs it.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// When an argument makes no sense, a file cannot be used, or there are too few pictures to say anything.
+/// If an argument is invalid, a file cannot be used, or there are too few images to measure anything.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Classifier(args) => classifier::run(args)?,
@@ -54,17 +54,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Which pictures of a data set.
+/// The images of a data set to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum SplitArg {
-    /// Those that measure a chosen model.
+    /// Test images, which measure the selected model.
     Test,
-    /// Those that choose among states.
+    /// Validation images, which select among training states.
     #[value(alias = "val")]
     Validation,
-    /// Those that it learned from.
+    /// Training images.
     Train,
-    /// All of them.
+    /// All images.
     All,
 }
 
@@ -78,7 +78,7 @@ impl SplitArg {
         }
     }
 
-    /// This part of a data set, after it was said what of all was left out.
+    /// Opens this part of a data set, and prints which of all images were skipped.
     fn open(self, path: &Path) -> anyhow::Result<Dataset> {
         let data = Dataset::open(path)?;
         warn_skipped(&data.skipped);
@@ -96,18 +96,18 @@ impl SplitArg {
     }
 }
 
-/// A model, and which file it is.
+/// A model, and the file that it comes from.
 struct OpenedModel {
     model: Model,
-    /// Where it is; none of the one that comes with this program.
+    /// The path; `None` for the model that comes with this program.
     path: Option<PathBuf>,
-    /// The file's name, without the folders that it lies in.
+    /// The file's name, without its folders.
     file: String,
     sha256: String,
 }
 
 impl OpenedModel {
-    /// The model in `path`, of any format that this program writes; without one, that in `bytes`.
+    /// Opens the model in `path`, of any format that this program writes; without a path, the one in `bytes`.
     fn new(path: Option<&Path>, (bytes, name): (&[u8], &str)) -> anyhow::Result<Self> {
         let Some(path) = path else {
             let model = Model::from_bytes(bytes.to_vec(), name)?;
@@ -143,7 +143,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// For each class of `from` the label in `to` of the class of that name; case, spaces, `_` and `-` do not matter.
+/// For each class of `from`, the label in `to` of the class of that name; case, spaces, `_` and `-` are ignored.
 fn labels(from: &[String], to: &[String]) -> Vec<Option<usize>> {
     let plain = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
     from.iter().map(|name| to.iter().position(|other| plain(other) == plain(name))).collect()
@@ -153,7 +153,7 @@ fn skipped_json(skipped: &[(PathBuf, String)]) -> Value {
     skipped.iter().map(|(path, why)| json!({"path": path.to_string_lossy(), "reason": why})).collect()
 }
 
-/// On a terminal, a bar of `what` is done.
+/// A progress bar for `what`, shown on a terminal only.
 fn bar(len: u64, what: &str) -> anyhow::Result<ProgressBar> {
     let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::hidden());
     if io::stderr().is_terminal() {

@@ -27,7 +27,7 @@ use crate::{
     train::{Classifier, ClassifierOptions},
 };
 
-/// What `tiny-cats train classifier` is called with.
+/// The arguments of `tiny-cats train classifier`.
 #[derive(clap::Args, Debug)]
 #[command(
     args_override_self = true,
@@ -40,59 +40,61 @@ pub struct Args {
     /// Folder of class folders of photographs
     #[arg(default_value = "data/cats")]
     data: PathBuf,
-    /// How often all photographs are seen
+    /// Number of passes over all photographs
     #[arg(long, default_value_t = 10)]
     epochs: u64,
-    /// The network [default: that of --init, resnet18]
+    /// Network [default: that of --init, resnet18]
     #[arg(long, value_parser = ["resnet18", "resnet34", "resnet50"])]
     backbone: Option<String>,
-    /// Channels of its first stage; torchvision's networks have 64 [default: those of --init, 64]
+    /// Channels of the first stage; torchvision's networks have 64 [default: those of --init, 64]
     #[arg(long)]
     width: Option<usize>,
-    /// Begin from the weights of this file, of PyTorch or safetensors: a ResNet with any head or none. Classes that it knows by name keep their
+    /// Start from the weights of this PyTorch or safetensors file: a ResNet with any head or none. Classes that it has by name keep their
     /// part of the head
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
-    /// Begin from random weights, as is done without --init
+    /// Start from random weights, as without --init
     #[arg(long, conflicts_with = "init")]
     no_pretrained: bool,
-    /// Height and width of the pictures that the classifier is for [default: that of --init if it says one, 128]
+    /// Height and width of the images that the classifier is for [default: that of --init if it says one, 128]
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// Height and width of the pictures that it is trained on [default: --image-size]
+    /// Height and width of the images that it is trained on [default: --image-size]
     #[arg(long, value_name = "PIXELS")]
     crop_size: Option<usize>,
-    /// The released file; the run's own folder is in --runs-dir
+    /// Released file; the run's own folder is in --runs-dir
     #[arg(short, long, default_value = "checkpoints/cats_model.pt", value_name = "FILE")]
     output: PathBuf,
     /// Epochs of the warm-up; unset, the smaller of 2 and 5 % of the run
     #[arg(long, value_name = "EPOCHS", help_heading = "Method")]
     warmup_epochs: Option<u64>,
-    /// Mixes pairs of pictures by shares of Beta(this, this), at most 1; 0 mixes none
+    /// Mix pairs of images by shares from Beta(ALPHA, ALPHA), ALPHA at most 1; 0 disables mixing
     #[arg(long, default_value_t = 0.0, value_name = "ALPHA", help_heading = "Method")]
     mixup: f64,
     /// Share of the target that is spread over all classes
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Method")]
     label_smoothing: f64,
-    /// Epochs between training states, each of which is evaluated; 0 saves the last alone
+    /// Epochs between training states, each of which is evaluated; 0 saves only the last
     #[arg(long, default_value_t = 1, value_name = "EPOCHS", help_heading = "Watching")]
     save_interval: u64,
     #[command(flatten)]
     pub(super) common: CommonArgs,
 }
 
-/// What is trained, in which sizes.
+/// The network, and the sizes of its images.
 struct Sizes {
     network: ResNetConfig,
-    /// Side of the pictures that the classifier is for.
+    /// Height and width of the images that the classifier is for.
     image_size: usize,
-    /// Side of those that it is trained on.
+    /// Height and width of the images that it is trained on.
     crop_size: usize,
 }
 
 impl Args {
+    /// Checks the arguments.
+    ///
     /// # Errors
-    /// Naming the first flag that makes no sense.
+    /// If a flag is invalid; the error names the first one.
     pub fn validate(&self) -> anyhow::Result<()> {
         self.common.validate()?;
         if self.epochs == 0 {
@@ -105,35 +107,35 @@ impl Args {
             bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", self.epochs);
         }
         output(&self.output)?;
-        // The steps of an epoch are not known yet, nor the classes.
+        // The steps of an epoch are not known yet, nor is the number of classes.
         self.common.schedule(self.epochs, 1, None, 0)?;
         self.sizes(2)?;
         Ok(())
     }
 
-    /// Where the photographs are.
+    /// The folder of the photographs.
     pub fn data(&self) -> &Path {
         &self.data
     }
 
-    /// Where the released files go.
+    /// The paths of the released files.
     ///
     /// # Errors
-    /// When `--output` is no name of a `.pt` file.
+    /// If `--output` is not the name of a `.pt` file.
     pub fn released(&self) -> anyhow::Result<[PathBuf; 2]> {
         let (folder, name) = output(&self.output)?;
         Ok(EXTENSIONS.map(|extension| folder.join(format!("{name}.{extension}"))))
     }
 
-    /// Where it is to be computed.
+    /// The device to compute on.
     ///
     /// # Errors
-    /// When it is not there.
+    /// If it is not available.
     pub fn device(&self) -> anyhow::Result<Device> {
         self.common.device.device()
     }
 
-    /// The network of so many classes and its pictures: what the flags say, else what the file of `--init` holds.
+    /// The network and its sizes for a number of classes: from the flags, else from the file of `--init`.
     fn sizes(&self, classes: usize) -> anyhow::Result<Sizes> {
         let file = self.init().map(|path| InitFile::open(path)).transpose()?;
         let held = file.as_ref().map(InitFile::resnet).transpose()?;
@@ -152,10 +154,10 @@ impl Args {
         self.init.as_ref().filter(|_| !self.no_pretrained)
     }
 
-    /// What training on `pictures` takes.
+    /// The work of training on `pictures`.
     ///
     /// # Errors
-    /// When there is no such network.
+    /// If there is no such network.
     pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
         let Sizes { network, image_size, crop_size } = self.sizes(pictures.classes)?;
         let network = NetworkConfig::ResNet(network);
@@ -165,7 +167,7 @@ impl Args {
         let accumulation = self.common.gradient_accumulation_steps;
         let steps = self.epochs.saturating_mul(train.div_ceil(batch * accumulation) as u64);
         let evaluations = if self.save_interval == 0 { 1 } else { self.epochs.div_ceil(self.save_interval) };
-        // In the end the released weights are evaluated once more, on test pictures too.
+        // At the end, the released weights are evaluated once more, on test images too.
         let looked_at = evaluations as f64 * (validation * averages) as f64 + (validation + test) as f64;
         Ok(Workload {
             eval_flops: network.cost(image_size)?.flops() as f64 * looked_at,
@@ -184,7 +186,7 @@ impl Args {
 /// Trains in this process.
 ///
 /// # Errors
-/// When a setting makes no sense, the data cannot be read, or the run stops.
+/// If a setting is invalid, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let common = &args.common;
     let (folder, name) = output(&args.output)?;
@@ -259,7 +261,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Folder and name of the released file.
+/// The folder and name of the released file.
 fn output(path: &Path) -> anyhow::Result<(PathBuf, String)> {
     let (stem, extension) =
         (path.file_stem().and_then(|s| s.to_str()), path.extension().and_then(|e| e.to_str()));
@@ -270,7 +272,7 @@ fn output(path: &Path) -> anyhow::Result<(PathBuf, String)> {
     Ok((folder.to_owned(), stem.to_owned()))
 }
 
-/// Prints what the classifier takes for what, and writes it as `PATH.png` and `PATH.json`.
+/// Prints the confusion matrix, and writes it as `PATH.png` and `PATH.json`.
 fn evaluate(
     task: &Classifier,
     weights: &Weights,

@@ -1,4 +1,4 @@
-//! What both tasks are called with.
+//! Arguments that both tasks take.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,56 +25,56 @@ use crate::{
     },
 };
 
-/// Steps, or epochs, of a run: more than anybody waits for, and few enough to count with.
+/// The maximum number of steps, or epochs, of a run; small enough to count without overflow.
 pub const MAX_STEPS: u64 = 1 << 40;
-/// Pictures in a micro-batch, and micro-batches in a step, likewise.
+/// The maximum number of images in a micro-batch, and of micro-batches in a step.
 const MAX_ITEMS: usize = 1 << 24;
 
-/// What `--tensorboard` without a folder stands for, on the command line as in a configuration.
+/// The value of `--tensorboard` without a folder, on the command line and in a configuration.
 const IN_RUN: &str = "true";
 
-/// What both tasks are called with. Defaults that differ are set where the task is.
+/// Arguments that both tasks take. Defaults that differ are set by the tasks.
 #[derive(clap::Args, Debug)]
 pub struct CommonArgs {
-    /// A profile (smoke, local, t4, a10, a100, h100) or a TOML file; flags override what it says
+    /// Profile (smoke, local, t4, a10, a100, h100) or TOML file; flags take precedence
     #[arg(long, value_name = "NAME|FILE", help_heading = "Run")]
     pub config: Option<String>,
-    /// Go on: `auto` with the newest unfinished run of this configuration, if any; or with this run's folder; or from this training state
-    /// in a new run
+    /// Resume: `auto` resumes the newest unfinished run of this configuration, if any; a run's folder resumes that run; a training state
+    /// starts a new run from it
     #[arg(long, default_value = "never", value_name = "auto|PATH|never", help_heading = "Run")]
     pub resume: String,
-    /// Where runs lie, each in a folder of its own
+    /// Folder of the runs, each in its own folder
     #[arg(long, default_value = RUNS, value_name = "DIR", help_heading = "Run")]
     pub runs_dir: PathBuf,
-    /// The name of the run's folder [default: time, task and chance]. A run of that name that is there is gone on with
+    /// Name of the run's folder [default: time, task and chance]. An existing run of that name is resumed
     #[arg(long, value_name = "NAME", conflicts_with = "resume", help_heading = "Run")]
     pub run_id: Option<String>,
-    /// The same seed, data and processor give the same model
+    /// Random seed; the same seed, data and CPU model give the same model
     #[arg(long, default_value_t = 42, help_heading = "Run")]
     pub seed: u64,
-    /// Where to compute
+    /// Device to compute on
     #[arg(long, value_enum, default_value_t = DeviceKind::Auto, help_heading = "Run")]
     pub device: DeviceKind,
-    /// GPUs that share each step's pictures, a process each; with --device cpu as many processes on the processor, to try it out
+    /// GPUs that share the images of each step, one process each; with --device cpu as many processes on the CPU, for testing
     #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Run")]
     pub gpus: usize,
-    /// Stop after this time, to be gone on with later (8h, 90m)
+    /// Stop after this time (8h, 90m); the run can be resumed
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub max_time: Option<Duration>,
-    /// How often in a row, without a new training state between, a run is begun anew after an error that may pass, or after it was killed
+    /// Retries in a row, without a new training state in between, after a transient error or a killed process
     #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Run")]
     pub max_retries: u32,
-    /// How long is waited before that; doubled each time
+    /// Wait before the first retry; doubled each time
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub retry_initial: Duration,
-    /// The longest wait
+    /// Longest wait before a retry
     #[arg(long, default_value = "300s", value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub retry_max: Duration,
 
-    /// Pictures in a micro-batch; at most as many as there are
+    /// Images in a micro-batch; at most as many as there are
     #[arg(long, required = false, value_name = "N", help_heading = "Method")]
     pub batch_size: usize,
-    /// Micro-batches in a step
+    /// Micro-batches in an optimizer step
     #[arg(long, default_value_t = 1, alias = "grad-accum-steps", value_name = "N", help_heading = "Method")]
     pub gradient_accumulation_steps: usize,
     /// Learning rate after the warm-up
@@ -83,90 +83,92 @@ pub struct CommonArgs {
     /// Learning rate at the end; unset, the smaller of 1e-6 and --lr
     #[arg(long, value_name = "LR", help_heading = "Method")]
     pub min_lr: Option<f64>,
-    /// What the learning rate does after the warm-up
+    /// Course of the learning rate after the warm-up
     #[arg(long, value_enum, default_value_t = LrShape::Cosine, help_heading = "Method")]
     pub lr_schedule: LrShape,
-    /// How the learning rate follows the pictures in a step, --lr being that of 256
+    /// Scaling of the learning rate with the images in a step; --lr is that of 256 images
     #[arg(long, value_enum, default_value_t = LrScaling::None, help_heading = "Method")]
     pub lr_scaling: LrScaling,
-    /// Decay of the weights' moving average, which is released; of two, separated by a comma, the one that is evaluated better
+    /// Decay of the weights' moving average, which is released; of two, separated by a comma, the one that evaluates better
     #[arg(long, required = false, value_delimiter = ',', value_name = "DECAY", help_heading = "Method")]
     pub ema_beta: Vec<f64>,
-    /// The gradient's norm is cut to this; 0 cuts nothing
+    /// Maximum norm of the gradients; 0 disables clipping
     #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Method")]
     pub gradient_clip: f64,
     /// Decoupled weight decay of matrices and kernels
     #[arg(long, required = false, value_name = "DECAY", help_heading = "Method")]
     pub weight_decay: f64,
-    /// The numbers that matrix products are computed in; weights stay f32
+    /// Number format of matrix products; weights stay f32
     #[arg(long, value_parser = precisions(), default_value_t = Precision::F32, help_heading = "Method")]
     pub precision: Precision,
     /// The same as --precision bf16
     #[arg(long, hide = true, conflicts_with = "precision")]
     pub mixed_precision: bool,
-    /// Compute each block anew for its gradient instead of keeping what it computed: less memory, a third more time
+    /// Recompute each block's activations for its gradients instead of keeping them: less memory, a third more time
     #[arg(long, help_heading = "Method")]
     pub gradient_checkpointing: bool,
-    /// How much pictures are changed
+    /// Strength of data augmentation
     #[arg(long, value_enum, default_value_t = AugmentLevel::Full, help_heading = "Method")]
     pub augmentation_level: AugmentLevel,
-    /// Stop after this many evaluations without a better one
+    /// Stop after this many evaluations without an improvement
     #[arg(long, value_name = "N", help_heading = "Method")]
     pub early_stopping_patience: Option<u64>,
-    /// By how much an evaluation must be better to count
+    /// Smallest improvement of an evaluation that counts
     #[arg(long, default_value_t = 0.0, value_name = "DELTA", help_heading = "Method")]
     pub early_stopping_min_delta: f64,
-    /// Stop after this many steps in a row whose loss or gradient is not finite; they are skipped
+    /// Stop after this many steps in a row whose loss or gradients are not finite; such steps are skipped
     #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Method")]
     pub max_skipped_steps: u64,
 
-    /// Use that many pictures of each part only, spread over the classes
+    /// Use only N images of each part, spread over the classes
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub limit_files: Option<usize>,
-    /// Threads that prepare pictures ahead; 0 prepares them when they are needed [default: one for each core at most 8]
+    /// Threads that prepare images ahead; 0 prepares them when they are needed [default: one for each core at most 8]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub num_workers: Option<usize>,
-    /// Where decoded pictures are kept [default: TINY_CATS_CACHE, or tiny-cats in the user's cache folder]
+    /// Folder of cached decoded images [default: TINY_CATS_CACHE, or tiny-cats in the user's cache folder]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub cache: Option<PathBuf>,
-    /// Keep decoded pictures in memory alone
+    /// Keep decoded images in memory only
     #[arg(long, conflicts_with = "cache", help_heading = "Data")]
     pub no_cache: bool,
 
     /// Steps between lines of metrics.jsonl
     #[arg(long, required = false, value_name = "STEPS", help_heading = "Watching")]
     pub log_interval: u64,
-    /// Append what is logged to this file too
+    /// Append the log to this file too
     #[arg(long, value_name = "FILE", help_heading = "Watching")]
     pub log_file: Option<PathBuf>,
 
-    /// How lines of the logs look
+    /// Format of log lines
     #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Watching")]
     pub log_format: Format,
     /// Write event files for TensorBoard: into the run's folder, or into DIR/ID
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = IN_RUN, help_heading = "Watching")]
     pub tensorboard: Option<PathBuf>,
-    /// Tell the MLflow server at this address, with the credentials of MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD
+    /// Report to the MLflow server at this address, with the credentials of MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD
     #[arg(long, value_name = "URI", help_heading = "Watching")]
     pub mlflow: Option<String>,
 
-    /// The folder of the run that this process is to train
+    /// Folder of the run that this process trains
     #[arg(long, hide = true)]
     pub worker: Option<PathBuf>,
-    /// Which of the processes that train together this one is
+    /// Rank of this process among those that train together
     #[arg(long, hide = true, requires = "worker", default_value_t = 0)]
     pub rank: usize,
-    /// How often memory was too small
+    /// Number of times that memory was insufficient
     #[arg(long, hide = true, default_value_t = 0)]
     pub halvings: u32,
-    /// When to stop, in seconds since 1970
+    /// Time to stop, in seconds since 1970
     #[arg(long, hide = true)]
     pub deadline: Option<u64>,
 }
 
 impl CommonArgs {
+    /// Checks the arguments.
+    ///
     /// # Errors
-    /// Naming the first flag that makes no sense.
+    /// If a flag is invalid; the error names the first one.
     pub fn validate(&self) -> anyhow::Result<()> {
         for &decay in &self.ema_beta {
             if !(0.0..1.0).contains(&decay) {
@@ -214,23 +216,23 @@ impl CommonArgs {
         if !self.batch_size.is_multiple_of(self.gpus) {
             bail!("--batch-size: expected a multiple of --gpus {}, found {}", self.gpus, self.batch_size);
         }
-        // Before anything takes time.
+        // Checked before anything slow starts.
         self.trackers()?;
         Ok(())
     }
 
-    /// Where this process computes.
+    /// The device of this process.
     ///
     /// # Errors
-    /// When that is not there.
+    /// If it is not available.
     pub fn device(&self) -> anyhow::Result<Device> {
         if self.gpus > 1 { self.device.device_for_rank(self.rank, self.gpus) } else { self.device.device() }
     }
 
-    /// Opens the log file that was asked for.
+    /// Opens the file of `--log-file`.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// If the file cannot be opened.
     pub fn open_log(&self) -> anyhow::Result<()> {
         if let Some(path) = &self.log_file {
             logging::add_file(path, self.log_format)
@@ -239,10 +241,10 @@ impl CommonArgs {
         Ok(())
     }
 
-    /// Who else is told how the run goes.
+    /// Opens the trackers that the run reports to.
     ///
     /// # Errors
-    /// When one of them cannot be.
+    /// If a tracker cannot be opened.
     pub fn trackers(&self) -> anyhow::Result<Vec<Box<dyn Tracker>>> {
         let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
         if let Some(folder) = &self.tensorboard {
@@ -255,7 +257,7 @@ impl CommonArgs {
         Ok(trackers)
     }
 
-    /// Where decoded pictures are kept.
+    /// The cache for decoded images.
     pub fn cache(&self) -> Cache {
         match &self.cache {
             _ if self.no_cache => Cache::Memory,
@@ -264,10 +266,10 @@ impl CommonArgs {
         }
     }
 
-    /// Refuses to stop early where nothing is measured.
+    /// Checks that early stopping has validation images to measure by.
     ///
     /// # Errors
-    /// When that is asked for.
+    /// If early stopping is enabled and there are none.
     pub fn check_early_stopping(&self, validation: usize) -> anyhow::Result<()> {
         if validation == 0 && self.early_stopping_patience.is_some() {
             bail!("--early-stopping-patience: there are no validation pictures to measure by");
@@ -275,13 +277,13 @@ impl CommonArgs {
         Ok(())
     }
 
-    /// How gradients are computed.
+    /// The options for computing gradients.
     pub fn tape_options(&self) -> TapeOptions {
         let precision = if self.mixed_precision { Precision::Bf16 } else { self.precision };
         TapeOptions { checkpoint: self.gradient_checkpointing, precision }
     }
 
-    /// Items in a micro-batch: at most as many as there are.
+    /// The number of items in a micro-batch: at most as many as there are.
     pub fn batch(&self, pictures: usize) -> usize {
         let asked = self.batch_size;
         if asked > pictures {
@@ -293,8 +295,8 @@ impl CommonArgs {
         asked.min(pictures)
     }
 
-    /// The learning rate over `steps` steps of `items` items, with a warm-up of `warmup` steps, or where that is not set the smaller of
-    /// `usual` and 5 % of the run.
+    /// The learning rate over `steps` steps of `items` items, with a warm-up of `warmup` steps. Without `warmup`, it is the smaller of
+    /// `default_warmup` and 5 % of the run.
     ///
     /// # Errors
     /// Those of [`Schedule::new`].
@@ -311,7 +313,7 @@ impl CommonArgs {
         Ok(Schedule::new(self.lr_schedule, peak, floor, warmup, default_warmup, steps)?)
     }
 
-    /// The plan of a run; what follows `batch` is the task's: decays of the moments, steps between training states and between sample
+    /// The options of a run. `betas` are the decays of the moments; the intervals are the steps between training states and between sample
     /// grids.
     pub fn train_options(
         &self,
@@ -353,7 +355,7 @@ impl CommonArgs {
     }
 }
 
-/// A value parser that lists them, as `value_enum` would.
+/// A value parser that lists the precisions, as `value_enum` would.
 fn precisions() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(Precision::ALL.map(|(_, name)| name)).try_map(|name| name.parse::<Precision>())
 }

@@ -1,8 +1,7 @@
-//! Configurations: profiles and files that set flags, and what was set in the end.
+//! Configurations: profiles and files that set flags, and the resolved value of every flag.
 //!
-//! A configuration is TOML with a table for each task, `[dit]` and `[classifier]`; its keys are the flags of `tiny-cats train`, and `data`
-//! for the folder. It changes the flags' defaults, so that whatever is said on the command line comes first, and is checked in the same
-//! way.
+//! A configuration is TOML with a table for each task, `[dit]` and `[classifier]`. Its keys are the flags of `tiny-cats train`, and `data`
+//! for the folder. It changes the flags' defaults, so the command line takes precedence, and both are checked in the same way.
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +20,7 @@ use toml::{Table, Value};
 
 use crate::train::folder::{CONFIGURATION, is_id, read_bounded};
 
-/// The profiles that the program brings.
+/// The built-in profiles.
 const PROFILES: [(&str, &str); 6] = [
     ("smoke", include_str!("../../../configs/smoke.toml")),
     ("local", include_str!("../../../configs/local.toml")),
@@ -34,7 +33,7 @@ const PROFILES: [(&str, &str); 6] = [
 /// The tasks, which are the tables of a configuration.
 const TASKS: [&str; 2] = ["dit", "classifier"];
 
-/// Flags that are about one call of the program, not about what is trained.
+/// Flags that concern one call of the program, not the training.
 const NOT_CONFIGURED: [&str; 8] =
     ["config", "resume", "run_id", "worker", "rank", "halvings", "deadline", "help"];
 
@@ -60,24 +59,24 @@ const NOT_COMPARED: [&str; 18] = [
     "cfg_interval",
 ];
 
-/// Flags about the network's sizes, which a file of `--init` says too.
+/// Flags that set the network's sizes, which the file of `--init` states too.
 const SIZES: [&str; 5] = ["size", "backbone", "width", "image_size", "crop_size"];
 
-/// Flags of which only one makes sense.
+/// Pairs of flags that exclude each other.
 const CONFLICTING_FLAGS: [(&str, &str); 3] =
     [("init", "no_pretrained"), ("precision", "mixed_precision"), ("cache", "no_cache")];
 
-/// `command` with the defaults of the configuration that `arguments` name by `--config`, where they train.
+/// Changes the defaults of `command` to those of the configuration that `arguments` name by `--config`, if they train.
 ///
 /// # Errors
-/// When the configuration cannot be read or says what no flag is.
+/// If the configuration cannot be read, or has a key that is not a flag.
 pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result<Command> {
     let lenient = command.clone().ignore_errors(true).try_get_matches_from(arguments);
     let Ok(matches) = lenient else { return Ok(command) };
     let Some((path, matches)) = training(&matches) else { return Ok(command) };
     let task = path[path.len() - 1];
     let said = |id| matches.try_get_one::<String>(id).ok().flatten();
-    // A run that is gone on with is asked what it was asked before.
+    // A resumed run uses its own configuration unless another is named.
     let named = || {
         let root = matches.try_get_one::<PathBuf>("runs_dir").ok().flatten()?;
         Some(root.join(said("run_id").filter(|id| is_id(id))?))
@@ -87,10 +86,10 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
     let resumed = resumed.map(|path| path.to_string_lossy().into_owned());
     let Some(name) = said("config").cloned().or(resumed) else { return Ok(command) };
     let table = read(&name)?;
-    // Keys and values of a file from outside are not repeated at length.
+    // Keys and values from an untrusted file are shortened.
     check(&command, &name, &table).map_err(|e| anyhow::anyhow!("{}", excerpt(&e.to_string())))?;
     let Some(Value::Table(mut settings)) = table.get(task).cloned() else { return Ok(command) };
-    // Of two flags that say the same thing in different ways, what the command line says comes first.
+    // If two flags exclude each other, the one on the command line takes precedence.
     let on_command_line = |id: &str| {
         matches.try_contains_id(id).is_ok() && matches.value_source(id) == Some(ValueSource::CommandLine)
     };
@@ -99,7 +98,7 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
             settings.retain(|key, _| id(key) != other);
         }
     }
-    // A network that is begun with another's weights has their sizes; a profile says what suits a machine otherwise.
+    // A network that starts from another's weights has their sizes; a profile's sizes only suit a machine.
     if on_command_line("init") && PROFILES.iter().any(|(profile, _)| *profile == name) {
         settings.retain(|key, _| !SIZES.contains(&id(key).as_str()));
     }
@@ -114,7 +113,7 @@ pub fn with_defaults(command: Command, arguments: &[OsString]) -> anyhow::Result
     }))
 }
 
-/// The subcommands up to a task, where something is to be trained or planned, and what its command is called with.
+/// The subcommands up to a task, and the task's arguments, if the command trains or plans a training.
 pub fn training(matches: &ArgMatches) -> Option<(Vec<&'static str>, &ArgMatches)> {
     let mut path: Vec<&'static str> =
         ["plan", "cloud"].into_iter().filter(|&c| matches.subcommand_name() == Some(c)).collect();
@@ -124,7 +123,7 @@ pub fn training(matches: &ArgMatches) -> Option<(Vec<&'static str>, &ArgMatches)
     Some((path, matches))
 }
 
-/// `command` with the subcommand at `path` as `change` makes it.
+/// Applies `change` to the subcommand at `path` of `command`.
 fn modify_subcommand(
     command: Command,
     path: &[&'static str],
@@ -138,7 +137,7 @@ fn modify_subcommand(
     }
 }
 
-/// The configuration called `name`: a profile, or a file.
+/// Reads the configuration called `name`: a profile, or a file.
 fn read(name: &str) -> anyhow::Result<Table> {
     let text = match PROFILES.iter().find(|(profile, _)| *profile == name) {
         Some((_, text)) => (*text).to_owned(),
@@ -160,7 +159,7 @@ fn read(name: &str) -> anyhow::Result<Table> {
     })
 }
 
-/// Refuses what is no flag, and values that the flag does not take.
+/// Checks that every key is a flag, and that the flag accepts its value.
 fn check(command: &Command, name: &str, table: &Table) -> anyhow::Result<()> {
     for (task, settings) in table {
         if !TASKS.contains(&task.as_str()) {
@@ -213,16 +212,16 @@ fn id(key: &str) -> String {
     key.replace('-', "_")
 }
 
-/// Whether a flag may be given without a value, as `--tensorboard` may.
+/// True if a flag may be given without a value, such as `--tensorboard`.
 fn is_optional(flag: &Arg) -> bool {
     flag.get_action().takes_values() && flag.get_num_args().is_some_and(|range| range.min_values() == 0)
 }
 
-/// What `flag` is given for `value`: nothing where `false` leaves out a flag that may be given without a value.
+/// The values of `flag` for `value`: none if `false` disables a flag that may be given without a value.
 fn flag_values(flag: &Arg, value: &Value) -> Vec<String> {
     match value {
         Value::Boolean(false) if is_optional(flag) => Vec::new(),
-        // As earlier versions wrote a flag without a value.
+        // Earlier versions wrote a flag without a value this way.
         Value::Array(none) if none.is_empty() && is_optional(flag) => vec![true.to_string()],
         value => values(value),
     }
@@ -243,7 +242,7 @@ fn subcommand<'a>(command: &'a Command, task: &str) -> &'a Command {
     train.find_subcommand(task).expect("a task is a command")
 }
 
-/// What all flags of a task are in the end.
+/// The final values of all flags of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResolvedConfig {
     task: &'static str,
@@ -251,10 +250,10 @@ pub struct ResolvedConfig {
 }
 
 impl ResolvedConfig {
-    /// What `matches` came to, as far as `command`, that which trains, has such flags.
+    /// Resolves the flags in `matches` that `command`, the one that trains, has.
     ///
     /// # Errors
-    /// For a value that is not UTF-8, which no configuration can hold.
+    /// If a value is not UTF-8, since no configuration can hold it.
     pub fn new(task: &'static str, command: &Command, matches: &ArgMatches) -> anyhow::Result<Self> {
         let mut flags = Table::new();
         for flag in subcommand(command, task).get_arguments() {
@@ -273,7 +272,7 @@ impl ResolvedConfig {
                 values.push(typed(flag, text));
             }
             let value = if values.len() == 1 { values.remove(0) } else { Value::Array(values) };
-            // A switch that is off need not be said.
+            // A switch that is off by default is left out.
             if value != Value::Boolean(false) || matches.value_source(id) != Some(ValueSource::DefaultValue) {
                 flags.insert(id.replace('_', "-"), value);
             }
@@ -281,18 +280,18 @@ impl ResolvedConfig {
         Ok(Self { task, flags })
     }
 
-    /// The file that `--config` takes.
+    /// The contents of a file for `--config`.
     pub fn to_toml(&self) -> String {
         Table::from_iter([(self.task.to_owned(), Value::Table(self.flags.clone()))]).to_string()
     }
 
-    /// All of it in one line.
+    /// All flags on one line.
     pub fn line(&self) -> String {
         let flags: Vec<String> = self.flags.iter().map(|(key, value)| format!("{key}={value}")).collect();
         flags.join(" ")
     }
 
-    /// The flags that are not what they are when nothing is said, but for `without`, as another call of `train` takes them.
+    /// The flags that differ from their defaults, except those in `without`, as arguments for `train`.
     pub fn arguments(&self, command: &Command, without: &[&str]) -> Vec<String> {
         let plain = command.clone().try_get_matches_from(["tiny-cats", "train", self.task]).ok();
         let plain = plain.as_ref().and_then(|matches| training(matches)).map(|(_, matches)| matches);
@@ -309,9 +308,9 @@ impl ResolvedConfig {
         said.map(flag).collect()
     }
 
-    /// Whether the run whose `config.toml` is `text` is of the same configuration, as far as it matters.
+    /// True if the run whose `config.toml` is `text` has the same configuration, apart from flags that may differ.
     pub fn is_same(&self, text: &str) -> bool {
-        // As texts: an earlier version may have written the same number as another type.
+        // Compared as text, since an earlier version may have written the same number as another type.
         let text_of = |value: &Value| match value {
             Value::Float(number) => number.to_string(),
             value => values(value).join(","),
@@ -329,7 +328,7 @@ impl ResolvedConfig {
     }
 }
 
-/// The text of a flag's value as TOML has it: a number where the flag takes numbers and TOML can hold this one, else a text.
+/// Converts a flag's value from text to TOML: a number if the flag takes numbers and TOML can hold this one, else a string.
 fn typed(flag: &Arg, text: &str) -> Value {
     let of = |types: &[TypeId]| types.iter().any(|id| flag.get_value_parser().type_id() == *id);
     let whole = of(&[TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()]);

@@ -24,7 +24,7 @@ use crate::{
     train::{Dit, DitOptions, Flow, SAMPLE_ROWS, VALIDATION_DRAWS},
 };
 
-/// What `tiny-cats train dit` is called with.
+/// The arguments of `tiny-cats train dit`.
 #[derive(clap::Args, Debug)]
 #[command(
     args_override_self = true,
@@ -34,56 +34,58 @@ use crate::{
     mut_arg("log_interval", |arg| arg.default_value("100"))
 )]
 pub struct Args {
-    /// Folder of class folders of pictures
+    /// Folder of class folders of images
     #[arg(default_value = "data/cats")]
     data: PathBuf,
     /// Optimizer steps
     #[arg(long, default_value_t = 200_000)]
     steps: u64,
-    /// Height and width of the pictures [default: those of --init, 128]
+    /// Height and width of the images [default: those of --init, 128]
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
     /// Size of the network [default: that of --init, small]
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(SIZES.map(|s| s.0)))]
     size: Option<String>,
-    /// Begin from the weights of this file: a generator whose pictures may be smaller. Classes that it knows by name keep their embedding, and
-    /// others begin as the mean of all
+    /// Start from the weights of this file: a generator, whose images may be smaller. Classes that it has by name keep their embedding, and
+    /// the others start from the mean of all
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
-    /// The released files' folder; the run's own is in --runs-dir
+    /// Folder of the released files; the run's own folder is in --runs-dir
     #[arg(short, long, default_value = "checkpoints", value_name = "DIR")]
     output: PathBuf,
-    /// Train on all pictures, those for validation and test included
+    /// Train on all images, those for validation and test included
     #[arg(long, help_heading = "Data")]
     no_validation: bool,
     /// Steps of the warm-up; unset, the smaller of 10000 and 5 % of the run
     #[arg(long, value_name = "STEPS", help_heading = "Method")]
     warmup_steps: Option<u64>,
-    /// How often a label is dropped, for guidance
+    /// Share of labels that are dropped, for classifier-free guidance
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Method")]
     label_dropout: f64,
-    /// Steps between training states, each of which is evaluated; 0 saves the last step alone
+    /// Steps between training states, each of which is evaluated; 0 saves only the last step
     #[arg(long, default_value_t = 10_000, value_name = "STEPS", help_heading = "Watching")]
     save_interval: u64,
-    /// Steps between sample grids; 0 for none
+    /// Steps between sample grids; 0 disables them
     #[arg(long, default_value_t = 5_000, value_name = "STEPS", help_heading = "Watching")]
     sample_interval: u64,
-    /// Weight of guidance in the sample grids, which the released files advise
+    /// Weight of guidance in the sample grids, which the released files recommend
     #[arg(long, default_value_t = 2.0, value_name = "WEIGHT", help_heading = "Watching")]
     cfg_scale: f32,
-    /// Times that guidance holds for in them, which the released files advise
+    /// Times at which guidance applies in the sample grids, which the released files recommend
     #[arg(long, default_value = "0.1,0.9", value_name = "FROM,TO", value_parser = interval, help_heading = "Watching")]
     cfg_interval: [f32; 2],
     #[command(flatten)]
     pub(super) common: CommonArgs,
 }
 
-/// Forward passes of a sample: two for guidance at each of Heun's two evaluations in twenty steps.
+/// Forward passes per sample: two for guidance at each of Heun's two evaluations in 20 steps.
 const SAMPLE_PASSES: f64 = 80.0;
 
 impl Args {
+    /// Checks the arguments.
+    ///
     /// # Errors
-    /// Naming the first flag that makes no sense.
+    /// If a flag is invalid; the error names the first one.
     pub fn validate(&self) -> anyhow::Result<()> {
         self.common.validate()?;
         if !(0.0..=1.0).contains(&self.label_dropout) {
@@ -95,37 +97,37 @@ impl Args {
         if self.steps > MAX_STEPS {
             bail!("--steps: expected at most {MAX_STEPS}, found {}", self.steps);
         }
-        // The batch is not known yet, and the least number of classes will do.
+        // The batch is not known yet, and any number of classes will do.
         self.common.schedule(self.steps, 1, self.warmup_steps, 10_000)?;
         self.network(1)?;
         Ok(())
     }
 
-    /// Where the pictures are.
+    /// The folder of the images.
     pub fn data(&self) -> &Path {
         &self.data
     }
 
-    /// Where the released file with this extension goes.
+    /// The path of the released file with this extension.
     pub fn released(&self, extension: &str) -> PathBuf {
         self.output.join(format!("tinydit_final.{extension}"))
     }
 
-    /// Where it is to be computed.
+    /// The device to compute on.
     ///
     /// # Errors
-    /// When it is not there.
+    /// If it is not available.
     pub fn device(&self) -> anyhow::Result<Device> {
         self.common.device.device()
     }
 
-    /// The network of so many classes: what the flags say, else that in the file of `--init`.
+    /// The network for a number of classes: from the flags, else from the file of `--init`.
     fn network(&self, classes: usize) -> anyhow::Result<TinyDitConfig> {
         let held = self.init.as_ref().map(|path| InitFile::open(path)?.tiny_dit()).transpose()?;
         let image_size = self.image_size.or(held.as_ref().map(|held| held.image_size)).unwrap_or(128);
         match (&self.size, held) {
             (None, Some(held)) => {
-                // Larger pictures have larger patches, not more.
+                // The number of patches stays the same, so larger images have larger patches.
                 let patch_size = held.patch_size * (image_size / held.image_size).max(1);
                 Ok(TinyDitConfig { image_size, patch_size, classes, ..held })
             }
@@ -137,10 +139,10 @@ impl Args {
         }
     }
 
-    /// What training on `pictures` takes.
+    /// The work of training on `pictures`.
     ///
     /// # Errors
-    /// When there is no such network.
+    /// If there is no such network.
     pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
         let network = self.network(pictures.classes)?;
         let ImageCounts { train, validation, test, .. } = pictures.limited(self.common.limit_files);
@@ -169,7 +171,7 @@ impl Args {
 /// Trains in this process.
 ///
 /// # Errors
-/// When a setting makes no sense, the data cannot be read, or the run stops.
+/// If a setting is invalid, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let common = &args.common;
     let device = common.device()?;

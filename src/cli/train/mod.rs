@@ -39,7 +39,7 @@ use crate::{
     },
 };
 
-/// What `tiny-cats train` is called with.
+/// The arguments of `tiny-cats train`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -48,14 +48,14 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
-    /// Trains TinyDiT, the generator, on a folder of pictures in class folders.
+    /// Trains TinyDiT, the generator, on images in class folders.
     Dit(Box<dit::Args>),
-    /// Trains a ResNet, the classifier, on a folder of photographs in class folders.
+    /// Trains a ResNet, the classifier, on photographs in class folders.
     Classifier(Box<classifier::Args>),
 }
 
 impl Args {
-    /// The task's name, and what both tasks are called with.
+    /// The task's name, and the arguments that both tasks share.
     fn common(&self) -> (&'static str, &CommonArgs) {
         match &self.command {
             Command::Dit(args) => ("dit", &args.common),
@@ -63,7 +63,7 @@ impl Args {
         }
     }
 
-    /// Where the pictures are.
+    /// The folder of the images.
     pub fn data(&self) -> &Path {
         match &self.command {
             Command::Dit(args) => args.data(),
@@ -71,10 +71,10 @@ impl Args {
         }
     }
 
-    /// Where the released files go.
+    /// The paths of the released files.
     ///
     /// # Errors
-    /// When that is no name of such a file.
+    /// If `--output` is not the name of such a file.
     fn output_paths(&self) -> anyhow::Result<[PathBuf; 2]> {
         match &self.command {
             Command::Dit(args) => Ok(released::EXTENSIONS.map(|extension| args.released(extension))),
@@ -82,10 +82,10 @@ impl Args {
         }
     }
 
-    /// What training on `pictures` takes.
+    /// The work of training on `pictures`.
     ///
     /// # Errors
-    /// When there is no such network.
+    /// If there is no such network.
     pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
         match &self.command {
             Command::Dit(args) => args.workload(pictures),
@@ -93,10 +93,10 @@ impl Args {
         }
     }
 
-    /// Refuses what makes no sense, before anything is written or begun.
+    /// Checks the arguments, before anything is written or started.
     ///
     /// # Errors
-    /// Naming the first flag that makes no sense.
+    /// If a flag is invalid; the error names the first one.
     pub fn validate(&self) -> anyhow::Result<()> {
         match &self.command {
             Command::Dit(args) => args.validate(),
@@ -105,47 +105,47 @@ impl Args {
     }
 }
 
-/// How many pictures there are to train on.
+/// The size of a data set, in classes and images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageCounts {
-    /// Classes.
+    /// Number of classes.
     pub classes: usize,
-    /// To learn from.
+    /// Training images.
     pub train: usize,
-    /// To choose by.
+    /// Validation images.
     pub validation: usize,
-    /// To judge by.
+    /// Test images.
     pub test: usize,
 }
 
 impl ImageCounts {
-    /// Those in a data folder.
+    /// Counts the images in a data set.
     pub fn of(data: &Dataset) -> Self {
         let [train, validation, test] = Split::ALL.map(|split| data.part(split).files.len());
         Self { classes: data.classes.len(), train, validation, test }
     }
 
-    /// As `--limit-files` leaves them.
+    /// The counts that `--limit-files` leaves.
     fn limited(self, most: Option<usize>) -> Self {
         let least = |n: usize| most.map_or(n, |most| n.min(most));
         Self { train: least(self.train), validation: least(self.validation), test: least(self.test), ..self }
     }
 }
 
-/// What a training process is to do.
+/// A run to train in this process.
 pub struct TrainJob {
     /// The run's folder.
     folder: PathBuf,
-    /// The training state that the run begins from.
+    /// The training state to start from.
     from: Option<PathBuf>,
     /// All flags, as TOML.
     configuration: String,
 }
 
-/// Runs it: a small parent process that sees to it that the run gets on, and one that trains. `matches` are those of this command.
+/// Trains, in a small parent process that restarts the run and one that computes. `matches` are those of this command.
 ///
 /// # Errors
-/// When a setting makes no sense, the data cannot be read, or the run stops.
+/// If a setting is invalid, the data cannot be read, or the run stops.
 pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (task, common) = args.common();
     let matches = matches.subcommand_matches(task).context("the task's arguments")?;
@@ -159,7 +159,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let Some(folder) = &common.worker else {
         let places = args.output_paths()?;
         if let Some(folder) = finished_run(common, task, &configuration)? {
-            // Otherwise it is gone on with, which writes what is missing.
+            // An incomplete run is resumed instead, which writes the missing files.
             let is_complete = RunRecord::load(&folder).is_ok_and(|record| record.complete);
             if is_complete && released::owned_by_run(&folder, &places) == [true; 2] {
                 let [torch, safetensors] = places.each_ref().map(|place| place.display());
@@ -194,7 +194,7 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Writes down that nothing is left to do for the run in `folder`.
+/// Records in `folder` that the run is complete.
 fn finished(common: &CommonArgs, folder: &Path) -> anyhow::Result<()> {
     if common.rank == 0 {
         train::folder::complete(folder)?;
@@ -202,26 +202,26 @@ fn finished(common: &CommonArgs, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Catches the signals that stop a run, if this process is the parent of one: first of all, so that one that comes early is answered as
-/// a later one is.
+/// Catches the signals that stop a run, if this process is the parent of one. Called first of all, so that early signals are handled like
+/// later ones.
 pub fn catch_signals() {
     let mut arguments = std::env::args_os().skip(1);
     let trains = arguments.next().is_some_and(|command| command == "train");
     if trains && !arguments.any(|argument| argument.to_string_lossy().starts_with("--worker")) {
-        // If it fails, it fails again where it is an error.
+        // A failure is reported by the later call, where it is an error.
         let _ = Signals::catch();
     }
 }
 
-/// Whether the same may well succeed later, in a new process.
+/// True if the same may succeed later, in a new process.
 fn is_transient(error: &anyhow::Error) -> bool {
-    // Memory that is too small in the middle of an update, where nothing can be halved any more.
+    // Memory that runs out in the middle of an update, where nothing can be halved.
     let training = |error: &train::Error| error.is_transient() || error.is_out_of_memory();
     let data = |error: &data::Error| error.is_transient();
     error.downcast_ref().is_some_and(training) || error.downcast_ref().is_some_and(data)
 }
 
-/// Opens the data, and says what it goes by and what was left out.
+/// Opens the data, and prints its index and the skipped images.
 fn open(path: &Path) -> anyhow::Result<Dataset> {
     let data = Dataset::open(path)?;
     if let Some(index) = &data.index {
@@ -232,8 +232,8 @@ fn open(path: &Path) -> anyhow::Result<Dataset> {
     Ok(data)
 }
 
-/// Tells glibc to keep freed memory for the next step instead of returning it to the system, which would clear every page anew: a
-/// step of a small network takes a quarter less time.
+/// Tells glibc to keep freed memory for the next step. Returning it to the system would clear every page again: a step of a small network
+/// takes a quarter less time.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn tune_allocator() {
     for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
@@ -247,8 +247,8 @@ fn tune_allocator() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn tune_allocator() {}
 
-/// Trains, reports how it goes, and copies the released files to `places`. Returns where the `.safetensors` is; a process that follows
-/// another writes none.
+/// Trains, reports progress, and copies the released files to `places`. Returns the path of the `.safetensors` file; a process with a rank
+/// above 0 writes none.
 fn run_training(
     task: &mut dyn Task,
     plan: &TrainOptions,

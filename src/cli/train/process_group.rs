@@ -1,4 +1,4 @@
-//! Training on several GPUs: the processes that a training process begins, and being one of them.
+//! Training on several GPUs: starts the other processes, and handles being one of them.
 
 use std::{
     ffi::OsString,
@@ -15,13 +15,13 @@ use crate::{
     train::{Error, ProcessGroup, parallel},
 };
 
-/// The variable that says how many threads share a computation.
+/// The environment variable that sets the number of threads of a computation.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// The processes that train together, this one being the first. The others are called as this one is, and told their rank.
+/// Starts the processes that train together with this one, which has rank 0. The others get the same arguments and their rank.
 ///
 /// # Errors
-/// When this program cannot be found.
+/// If this program's file cannot be found.
 pub fn create(common: &CommonArgs) -> anyhow::Result<ProcessGroup> {
     if common.gpus == 1 {
         return Ok(ProcessGroup::single());
@@ -40,27 +40,27 @@ pub fn create(common: &CommonArgs) -> anyhow::Result<ProcessGroup> {
     }))
 }
 
-/// How many threads each process is to have, as a variable of its environment: they share the cores, unless the user has said how.
+/// The environment variable for the number of threads of each process: they share the cores, unless the user has set it.
 pub fn threads(common: &CommonArgs) -> Option<(&'static str, String)> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let unsaid = common.gpus > 1 && std::env::var_os(THREADS).is_none();
     unsaid.then(|| (THREADS, (cores / common.gpus).max(1).to_string()))
 }
 
-/// Makes this process one that follows another: what it says is for that one, and signals are, too.
+/// Makes this process a follower: the first process prints and handles signals for it.
 pub fn become_follower() {
     logging::set_quiet();
     for signal in signals::stop_signals() {
-        // Where it cannot be caught, this process ends by it, and the first one notices.
+        // If a signal cannot be caught, it ends this process, and the first one notices.
         let _ = signal_hook::flag::register(signal, Arc::default());
     }
 }
 
-/// Tells the first process how this one ended.
+/// Reports to the first process how this one ended.
 pub fn report_exit(ended: anyhow::Result<()>) -> ExitCode {
     let Err(error) = ended else { return ExitCode::SUCCESS };
     let message = match error.downcast_ref() {
-        // The first process says itself whose error it is.
+        // The first process adds the rank itself.
         Some(Error::Process { message, .. }) => message.clone(),
         _ => one_line(&error),
     };

@@ -1,4 +1,4 @@
-//! The files that a run releases, where the user wants them. Those of another run that are there are kept.
+//! The released files of a run at the place that the user chose. Files of another run in that place are kept.
 
 use std::{
     fs::{self, File},
@@ -9,21 +9,21 @@ use std::{
 use anyhow::Context;
 use tiny_cats_export::{remove_abandoned, write_atomically};
 
-/// The released files, `.pt` and `.safetensors`.
+/// The extensions of the released files.
 pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
 
-/// Which of `places` hold files of the run in `folder`: what it has released itself, byte for byte.
+/// For each of `places`, true if it holds a file that the run in `folder` released, byte for byte.
 pub fn owned_by_run(folder: &Path, places: &[PathBuf; 2]) -> [bool; 2] {
     places.each_ref().map(|place| {
         place.file_name().is_some_and(|name| is_same(&folder.join(name), place).unwrap_or(false))
     })
 }
 
-/// Copies `released` to `places`. A file of another run that is there, hence not one of `own`, gets another name first. Returns those
-/// names, beside the names that the files had.
+/// Copies `released` to `places`. A file of another run, which is not one of `own`, is renamed first. Returns those files with their new
+/// names.
 ///
 /// # Errors
-/// Naming the file that cannot be written. Nothing that was there is lost.
+/// If a file cannot be written; the error names it. No existing file is lost.
 pub fn publish(
     released: &[PathBuf; 2],
     places: &[PathBuf; 2],
@@ -54,7 +54,7 @@ fn back_up(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
         };
         files.iter().map(name).collect()
     };
-    // A process that was killed may have come so far before.
+    // A process that was killed may have done this already.
     let is_kept = |file: &Path, name: &Path| is_same(file, name).unwrap_or(false);
     let is_free = |names: &Vec<PathBuf>| {
         let mut pairs = files.iter().zip(names);
@@ -62,7 +62,7 @@ fn back_up(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     };
     let names = (1..).map(named).find(is_free).unwrap_or_default();
     for (file, name) in files.iter().zip(&names).filter(|(file, name)| !is_kept(file, name)) {
-        // A file system without hard links has the file under its new name only, until the run's own is at the old one.
+        // On a file system without hard links the file has only its new name, until the run's own file takes the old one.
         fs::hard_link(file, name)
             .or_else(|_| fs::rename(file, name))
             .with_context(|| format!("keeping {} as {}", file.display(), name.display()))?;
@@ -70,7 +70,7 @@ fn back_up(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     Ok(files.iter().map(|file| file.to_path_buf()).zip(names).collect())
 }
 
-/// Copies a file so that its place has the old one or the whole new one.
+/// Copies a file so that `to` holds either the old file or the whole new one.
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
@@ -79,7 +79,7 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(write_atomically(to, |w| io::copy(&mut source, w).map(|_| ()))?)
 }
 
-/// Whether two files hold the same bytes.
+/// True if two files hold the same bytes.
 fn is_same(a: &Path, b: &Path) -> io::Result<bool> {
     let [a, b] = [File::open(a)?, File::open(b)?];
     if a.metadata()?.len() != b.metadata()?.len() {
@@ -116,14 +116,14 @@ mod tests {
         };
         let read = |name: &str| fs::read_to_string(path(name)).unwrap();
 
-        // Nothing is there; the same again; a new release of the same run.
+        // No file; the same file again; a new release of the same run.
         for text in ["one", "one", "two"] {
             let own = owned_by_run(&folder, &places);
             write(&folder, text);
             assert_eq!(publish(&files(&folder), &places, own).unwrap(), []);
             assert_eq!((read("out/m.pt"), read("out/m.safetensors")), (text.into(), text.into()));
         }
-        // Another run's, twice, and only one of the files.
+        // Two files of another run, then only one.
         let other = path("other");
         fs::create_dir(&other).unwrap();
         write(&other, "three");
@@ -136,7 +136,7 @@ mod tests {
         fs::remove_file(path("out/m.safetensors")).unwrap();
         let kept = publish(&files(&folder), &places, owned_by_run(&folder, &places)).unwrap();
         assert_eq!(kept, [(path("out/m.pt"), path("out/m.1.pt"))]);
-        // What was kept before a process was killed is not kept twice.
+        // A file that was kept before a process was killed is not kept twice.
         back_up(&[&places[0], &places[1]]).unwrap();
         let kept = publish(&files(&other), &places, [false; 2]).unwrap();
         assert_eq!(kept[1].1, path("out/m.2.safetensors"));

@@ -1,4 +1,4 @@
-//! What a training run shows: a progress bar or lines, a log, pictures of its course, and what trackers are told.
+//! Reports of a training run: a progress bar or lines, a log, plots, and calls of trackers.
 
 mod plot_thread;
 
@@ -23,50 +23,50 @@ use crate::{
     },
 };
 
-/// The system is asked for the memory in use no more often than this.
+/// The minimum time between two queries of the memory in use.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
-/// Waiting for data is worth a word when it takes more than this share of the time.
+/// Waiting for data is reported if it takes more than this share of the time.
 const MIN_WAIT_SHARE: f64 = 0.01;
-/// The loss curve is drawn no more often than this while nothing else happens.
+/// The minimum time between two plots of the loss curve, if nothing else happens.
 const CURVE_INTERVAL: Duration = Duration::from_secs(60);
-/// Notes from before a run's folder is known that are kept for its log.
+/// The maximum number of lines that are kept for the run's log before its folder is known.
 const MAX_EARLY_LINES: usize = 100;
 
-/// How a run is reported.
+/// Options of a run's reports.
 #[derive(Default)]
 pub struct ReportOptions {
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: u64,
     /// Steps between lines.
     pub log_interval: u64,
-    /// Who else is told.
+    /// The trackers to report to.
     pub trackers: Vec<Box<dyn Tracker>>,
-    /// Lines of the log in the run's folder.
+    /// The format of the log in the run's folder.
     pub log_format: logging::Format,
-    /// Where it computes, to show a GPU's memory.
+    /// The device, if it is a GPU whose memory is reported.
     pub device: Option<Device>,
 }
 
-/// Reports a run. What it holds does not grow with the run.
+/// Reports a run. Its memory does not grow with the run.
 pub struct Reporter {
     options: ReportOptions,
     bar: ProgressBar,
-    /// Somebody looks at the bar.
+    /// True if the progress bar is on a terminal.
     terminal: bool,
-    /// Since the last line.
+    /// The steps since the last line.
     since: StepWindow,
     memory: Option<(Instant, String)>,
-    /// What was said before there was a folder to log to; `None` from then on.
+    /// Lines that were printed before there was a folder to log to; `None` from then on.
     early_lines: Option<Vec<String>>,
     plots: Option<PlotThread>,
-    /// When it began, and after which step.
+    /// The start time, and the step that training started after.
     started: Option<(Instant, u64)>,
-    /// When the curve was drawn last.
+    /// The time of the last plot of the curve.
     drawn: Instant,
     ended: bool,
 }
 
-/// Steps between two lines.
+/// The steps between two lines.
 #[derive(Clone, Copy, Debug, Default)]
 struct StepWindow {
     items: u64,
@@ -87,7 +87,7 @@ impl StepWindow {
         if self.seconds > 0.0 { self.items as f64 / self.seconds } else { 0.0 }
     }
 
-    /// The share of the time that was spent waiting, and the number of steps that were skipped, where there is anything to say.
+    /// The share of time spent waiting for data, and the number of skipped steps; empty if there is nothing to report.
     fn remarks(&self) -> String {
         let mut remarks = String::new();
         let share = self.waited / self.seconds;
@@ -102,7 +102,8 @@ impl StepWindow {
 }
 
 impl Reporter {
-    /// With a progress bar on a terminal, with a line every [`log_interval`](Options::log_interval) steps elsewhere.
+    /// Creates a reporter with a progress bar on a terminal, or with a line every [`log_interval`](ReportOptions::log_interval) steps
+    /// elsewhere.
     ///
     /// # Errors
     /// Those of the progress bar.
@@ -120,7 +121,7 @@ impl Reporter {
         Ok(Self { options, bar, terminal, since, memory, early_lines, plots, started, drawn, ended })
     }
 
-    /// Reports what happens.
+    /// Reports an event.
     pub fn observe(&mut self, event: Event) {
         match event {
             Event::Begin { folder, settings, step, steps, parameters } => {
@@ -159,12 +160,12 @@ impl Reporter {
         }
     }
 
-    /// The run ended like that. Without it, a run whose reporter goes away has failed.
+    /// Ends the report with this status. A reporter that is dropped without it reports a failed run.
     pub fn finish(mut self, status: Status) {
         self.end(status);
     }
 
-    /// From here on the run's folder has a log.
+    /// Starts the log in the run's folder.
     fn begin(&mut self, folder: &Path, step: u64) {
         logging::add_run_file(&folder.join(LOG), self.options.log_format);
         self.plots = PlotThread::start(folder, &name(folder), step);
@@ -230,7 +231,7 @@ impl Reporter {
         }
     }
 
-    /// How much memory is in use, to be appended to a line; empty where the system does not say.
+    /// The memory in use, to append to a line; empty if the system does not report it.
     fn memory(&mut self) -> String {
         let now = Instant::now();
         if let Some((asked, said)) = &self.memory
@@ -246,8 +247,7 @@ impl Reporter {
         said
     }
 
-    /// How long the rest takes, at the pace of all steps of this process: with what evaluating and saving take, and without the steps
-    /// that a process before it took.
+    /// The remaining time at the average pace of this process, evaluations and saving included, steps of earlier processes excluded.
     fn left(&self, step: u64) -> String {
         let Some((started, first)) = self.started else { return String::new() };
         let (taken, rest) = (step.saturating_sub(first), self.options.steps.saturating_sub(step));
@@ -274,7 +274,7 @@ impl Drop for Reporter {
     }
 }
 
-/// The name of a run: that of its folder, however that is written.
+/// The name of a run: that of its folder, with relative paths and links resolved.
 fn name(folder: &Path) -> String {
     let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
     use crate::train::Score;
 
-    /// What a tracker was told, in words.
+    /// Records the calls of a tracker as text.
     #[derive(Clone, Default)]
     struct RecordingTracker(Arc<Mutex<Vec<String>>>);
 
@@ -349,7 +349,7 @@ mod tests {
         reporter.observe(Event::Begin { folder, settings: &settings, step: at, steps, parameters: 5 });
     }
 
-    /// One process has one logging: all that is said about it is in one test.
+    /// Logging is global to the process, so everything about it is in one test.
     #[test]
     fn what_is_said_is_in_every_log_once_and_trackers_are_told_the_same() {
         logging::init();
@@ -420,7 +420,7 @@ mod tests {
 
         #[cfg(target_os = "linux")]
         {
-            // A full disk stops nobody.
+            // A full disk does not stop the run.
             logging::add_file(Path::new("/dev/full"), format).unwrap();
             (0..3).for_each(|_| logging::print_and_log("to nowhere"));
             let text = fs::read_to_string(folder.join("training.log")).unwrap();

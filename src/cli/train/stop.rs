@@ -1,4 +1,4 @@
-//! Stopping a run from outside: by a signal, or because its time is up.
+//! Stops a run from outside: by a signal, or at the end of its time.
 
 use std::{
     io::Write,
@@ -12,15 +12,16 @@ use crate::{
     train::Control,
 };
 
-/// By how much a second signal comes after the first. What signals all processes of a run, as systemd and Slurm do, reaches this one twice: by
-/// itself, and from its parent.
+/// The minimum time between a first and a second signal. Systemd and Slurm signal all processes of a run, so one signal reaches this
+/// process twice: directly, and from its parent.
 const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 
-/// Has `control`'s run stopped by the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The step at work is dropped, the last finished
-/// one is saved, `finish` is called, and the process ends with [`EXIT_RESUMABLE`]; a second signal, [`REPEAT_WINDOW`] than that, ends it at once.
+/// Stops `control`'s run at the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The current step is dropped, the last finished one is
+/// saved, `finish` is called, and the process ends with [`EXIT_RESUMABLE`]. A second signal, at least [`REPEAT_WINDOW`] later, ends it at
+/// once.
 ///
 /// # Errors
-/// When signals cannot be caught.
+/// If signals cannot be caught.
 pub fn watch(
     control: &Control,
     deadline: Option<SystemTime>,
@@ -61,12 +62,12 @@ pub fn watch(
     Ok(())
 }
 
-/// Saves the last finished step and ends the process, whatever its other threads are at.
+/// Saves the last finished step and ends the process, whatever its other threads are doing.
 fn stop(control: &Control, why: &str, finish: &dyn Fn()) {
-    // Held until the end: nothing of the run changes any more.
+    // Held until the end, so that nothing of the run changes any more.
     let stopped = control.stop();
     let code = match &stopped {
-        // What is still done is quick, and worth its time: the released files are put at their place. A second signal ends it all the same.
+        // The remaining work is short: the released files are moved into place. A second signal still ends it.
         Ok(stopped) if stopped.was_finished => return,
         Ok(stopped) => {
             match &stopped.at {
@@ -88,7 +89,7 @@ fn stop(control: &Control, why: &str, finish: &dyn Fn()) {
         }
     };
     let _ = std::io::stdout().flush();
-    // Not `exit`, whose clean-up would wait for, or break under, threads that still compute.
+    // `exit` would run clean-up that waits for threads that still compute, or breaks under them.
     #[cfg(unix)]
     // SAFETY: it ends the process and touches no memory of ours.
     unsafe {

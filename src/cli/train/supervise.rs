@@ -1,5 +1,4 @@
-//! The small parent of a training process: it begins a run, and begins it anew when it was killed, ran out of memory, or met an error that
-//! may pass.
+//! The small parent of a training process: starts a run, and restarts it after a kill, exhausted memory, or a transient error.
 
 use std::{
     ffi::OsString,
@@ -24,26 +23,25 @@ use crate::{
     train::folder::{self, LOG, Lock, ParentLock, RunRecord, Status},
 };
 
-/// The exit code by which a training process says that its error may pass, and by which its parent says that it did not: EX_IOERR of
-/// sysexits.h.
+/// The exit code of a training process that met a transient error, and of its parent when no retries are left: EX_IOERR of sysexits.h.
 pub const EXIT_TRANSIENT: u8 = 74;
 
-/// How long a process that trains in the run's folder is waited for, `--retry-max` at most.
+/// The longest wait for another process that trains in the run's folder; `--retry-max`, if shorter.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often it is looked whether it has ended.
+/// The interval at which its end is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// What is said when a signal came first.
+/// The message when a signal arrived before the run started or resumed.
 const STOPPED_MESSAGE: &str = "stopped before the run began or went on: the same command does so";
-/// What is said when `--max-time` leaves no time for another try.
+/// The message when `--max-time` leaves no time for a retry.
 const OUT_OF_TIME: &str = "the time of --max-time is up: the same command goes on";
 
-/// How often memory may be too small: micro-batches of a millionth are no help.
+/// The maximum number of halvings after exhausted memory; further ones would not help.
 const MAX_HALVINGS: u32 = 20;
 
-/// Trains in a process of its own, and again where that helps.
+/// Trains in a process of its own, and restarts it if that may help.
 ///
 /// # Errors
-/// When there is nothing to go on from, or no process can be made.
+/// If there is nothing to resume from, or no process can be started.
 pub fn supervise(
     common: &CommonArgs,
     task: &'static str,
@@ -56,7 +54,7 @@ pub fn supervise(
     };
     let program = std::env::current_exe().context("finding this program")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    // Behind `train` and the task, before anything that may end the flags.
+    // After `train` and the task, before anything that may end the flags.
     let place = arguments.iter().position(|argument| argument == task).map_or(arguments.len(), |at| at + 1);
     arguments.insert(place, join("--worker=", &folder));
     if let Some(deadline) = deadline {
@@ -96,14 +94,14 @@ pub fn supervise(
     Ok(ExitCode::from(code?))
 }
 
-/// What begins a training process again and again.
+/// Restarts a training process until it ends for good.
 struct Supervisor<'a, Begin, Wait, Stopped, Say> {
     common: &'a CommonArgs,
-    /// Trains, with micro-batches halved so often: how that ended, and the newest training state.
+    /// Trains, with micro-batches halved a number of times. Returns how the process ended, and its training states.
     begin: Begin,
-    /// Waits; whether nothing came between.
+    /// Waits before a retry; true if the full time passed without a signal or the deadline.
     wait: Wait,
-    /// Whether the user wants it to end.
+    /// True if the user has asked the run to stop.
     stopped: Stopped,
     say: Say,
 }
@@ -116,7 +114,7 @@ where
     Say: FnMut(&str),
     State: Default + PartialEq,
 {
-    /// The exit code in the end.
+    /// Runs the training process to its end, with retries, and returns the exit code.
     fn run(&mut self) -> anyhow::Result<u8> {
         let (mut halvings, mut retries, mut newest) = (0, 0, State::default());
         loop {
@@ -158,8 +156,8 @@ where
     }
 }
 
-/// The folder of the run, and its lock, as soon as no process trains there: one whose parent was killed saves its state first, and is
-/// waited for. `None` when it does not end in time, or a signal comes, which is said.
+/// Locks the run's folder as soon as no process trains in it: one whose parent was killed saves its state first. Prints a message and
+/// returns `None` if it does not end in time, or a signal arrives.
 fn acquire_run_folder(
     common: &CommonArgs,
     task: &'static str,
@@ -170,7 +168,7 @@ fn acquire_run_folder(
     let end = Instant::now() + patience;
     let mut told = false;
     loop {
-        // Anew each time: what that process does may finish the run.
+        // Repeated each time, since that process may finish the run.
         if let Some(found) = claim(common, task, configuration)? {
             return Ok(Some(found));
         }
@@ -195,8 +193,8 @@ fn acquire_run_folder(
     }
 }
 
-/// The folder of the run, and its lock; `None` where another process trains there. A new run has its record and its configuration from
-/// here on, so that the same command finds it, however early this one ends.
+/// Locks the run's folder; `None` if another process trains in it. A new run gets its record and its configuration here, so that the same
+/// command finds it, however early this process ends.
 fn claim(
     common: &CommonArgs,
     task: &'static str,
@@ -204,7 +202,7 @@ fn claim(
 ) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
     let root = &common.runs_dir;
     check_can_write(root).with_context(|| format!("{}: cannot write there", root.display()))?;
-    // One after the other, so that two commands do not begin the same run at the same time.
+    // One command at a time, so that two do not start the same run.
     let _claiming = ParentLock::of_runs(root)?;
     let folder = run_folder(common, task, configuration)?;
     check_can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
@@ -216,16 +214,16 @@ fn claim(
     Ok(Some((folder, lock)))
 }
 
-/// Whether the run in `folder` is of this configuration.
+/// True if the run in `folder` has this configuration.
 fn is_same(folder: &Path, configuration: &ResolvedConfig) -> bool {
     let text = folder::read_bounded(&folder.join(folder::CONFIGURATION)).unwrap_or_default();
     configuration.is_same(&String::from_utf8_lossy(&text))
 }
 
-/// The finished run of this configuration that `--resume auto` finds where it finds no unfinished one: the newest.
+/// Finds the newest finished run of this configuration, which `--resume auto` uses if there is no unfinished one.
 ///
 /// # Errors
-/// When the runs' folder cannot be read.
+/// If the runs' folder cannot be read.
 pub fn finished_run(
     common: &CommonArgs,
     task: &str,
@@ -240,7 +238,7 @@ pub fn finished_run(
     Ok(runs.pop().filter(|_| all_finished).map(|(path, _)| path))
 }
 
-/// The folder of the run.
+/// The folder of the run to resume or start.
 fn run_folder(
     common: &CommonArgs,
     task: &'static str,
@@ -282,13 +280,13 @@ fn run_folder(
 
 /// How a training process ended.
 enum ChildExit {
-    /// By itself, with this code.
+    /// By itself, with this exit code.
     Code(u8),
-    /// With an error that may pass.
+    /// With a transient error.
     Transient,
-    /// Because there was too little memory.
+    /// Out of memory.
     OutOfMemory,
-    /// By a signal.
+    /// By a signal or a panic, with a description.
     Killed(String),
 }
 
@@ -296,7 +294,8 @@ impl ChildExit {
     fn of(status: ExitStatus, memory_was_short: bool) -> Self {
         #[cfg(unix)]
         if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-            // Memory that cannot be had aborts a Rust program; on Linux it is more often had, and the process killed when it is used.
+            // A failed allocation aborts a Rust program. On Linux allocation more often succeeds, and the process is killed when it uses
+            // the memory.
             return match signal {
                 libc::SIGABRT => Self::OutOfMemory,
                 libc::SIGKILL if memory_was_short => Self::OutOfMemory,
@@ -306,7 +305,7 @@ impl ChildExit {
         let _ = memory_was_short;
         match status.code() {
             Some(code) if code == i32::from(EXIT_TRANSIENT) => Self::Transient,
-            // A panic: what it was about was said.
+            // A panic, whose message was printed already.
             Some(101) => Self::Killed("ended by a panic".to_owned()),
             Some(code) => Self::Code(u8::try_from(code).unwrap_or(1)),
             None => Self::Code(1),
@@ -314,22 +313,21 @@ impl ChildExit {
     }
 }
 
-/// How often the kernel has killed a process for want of memory.
+/// The number of processes that the kernel has killed because memory ran out.
 fn out_of_memory_kills() -> u64 {
     let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
     let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The training states that are there: a process that has written one has come further. Times are only compared for equality, since
-/// clocks jump.
+/// The training states of a run: a process that has written one has made progress. Times are only compared for equality, since clocks jump.
 fn states(folder: &Path) -> Vec<(PathBuf, Option<SystemTime>)> {
     let states = folder::states(folder).unwrap_or_default().into_iter();
     let modified = |state: &Path| state.metadata().and_then(|about| about.modified()).ok();
     states.map(|state| (state.clone(), modified(&state))).collect()
 }
 
-/// Exponential back-off, with a part of it left to chance so that many do not come back at once.
+/// Exponential backoff, with random jitter so that many processes do not retry at once.
 fn backoff(initial: Duration, most: Duration, retries: u32) -> Duration {
     let whole = initial.saturating_mul(1 << retries.min(20)).min(most);
     let mut chance = RandomState::new().build_hasher();
@@ -337,7 +335,7 @@ fn backoff(initial: Duration, most: Duration, retries: u32) -> Duration {
     whole.mul_f64(0.5 + 0.5 * (chance.finish() >> 11) as f64 / (1u64 << 53) as f64)
 }
 
-/// Says it to the user, and in the run's log, if the run got so far as to have one.
+/// Prints a line, and logs it in the run's log, if that exists.
 fn say(common: &CommonArgs, folder: &Path, line: &str) {
     let log = folder.join(LOG);
     if log.is_file() {
@@ -352,20 +350,20 @@ fn join(flag: &str, path: &Path) -> OsString {
     argument
 }
 
-/// Signals to this process are for the training process: it is in a group of its own, so that what a terminal sends comes here alone.
+/// Forwards signals of this process to the training process. That is in a group of its own, so signals from a terminal arrive only here.
 #[derive(Clone, Default)]
 pub struct Signals {
-    /// The training process; 0 while there is none.
+    /// The ID of the training process; 0 while there is none.
     child: Arc<AtomicU32>,
     stopped: Arc<AtomicBool>,
     last: Arc<AtomicI32>,
 }
 
 impl Signals {
-    /// Catches them, from the first call of this process on.
+    /// Catches the signals, from the first call in this process on.
     ///
     /// # Errors
-    /// When they cannot be caught.
+    /// If they cannot be caught.
     pub fn catch() -> std::io::Result<Self> {
         static CAUGHT: OnceLock<Signals> = OnceLock::new();
         if let Some(caught) = CAUGHT.get() {
@@ -413,14 +411,14 @@ impl Signals {
         {
             use std::os::unix::process::CommandExt;
             command.process_group(0);
-            // Without its parent, the process saves its state and ends.
+            // The child saves its state and ends if its parent dies.
             signals::signal_on_parent_exit(&mut command, libc::SIGTERM);
         }
         let mut child = command.spawn()?;
         self.child.store(child.id(), Ordering::SeqCst);
         #[cfg(unix)]
         if self.stopped() {
-            // A signal that came before there was a process to send it to.
+            // A signal that arrived before there was a process to forward it to.
             self.send(self.last.load(Ordering::SeqCst));
         }
         let status = wait(&mut child, &self.child);
@@ -432,7 +430,7 @@ impl Signals {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// Sleeps; false when a signal came.
+    /// Sleeps for `time`; false if a signal arrived.
     fn sleep(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         while !self.stopped() && Instant::now() < end {
@@ -442,11 +440,11 @@ impl Signals {
     }
 }
 
-/// Waits for `child`, which no longer gets signals once it has ended.
+/// Waits for `child`, which gets no more signals once it has ended.
 fn wait(child: &mut std::process::Child, id: &AtomicU32) -> std::io::Result<ExitStatus> {
     #[cfg(unix)]
     {
-        // Until it is reaped below, its number belongs to it.
+        // Its process ID is not reused until it is reaped below.
         // SAFETY: siginfo_t is plain memory that the call fills; WNOWAIT leaves the child to be reaped.
         unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
@@ -472,8 +470,8 @@ mod tests {
         common: CommonArgs,
     }
 
-    /// What is made of a run whose processes end like these, each having saved the state that stands beside it: the exit code, how often
-    /// micro-batches were halved for each, and the waits in seconds.
+    /// Supervises a run whose processes end as listed, each with the number of the state that it saved. Returns the exit code, the halvings
+    /// of micro-batches for each process, and the waits in seconds.
     fn kept(flags: &str, ends: Vec<(ChildExit, u64)>) -> (u8, Vec<u32>, Vec<f64>) {
         let needed = "train --batch-size 8 --ema-beta 0.9 --weight-decay 0 --log-interval 1";
         let common = Line::parse_from(needed.split(' ').chain(flags.split_whitespace())).common;
@@ -501,7 +499,7 @@ mod tests {
         for (wait, whole) in waits.iter().zip([10.0, 20.0, 25.0]) {
             assert!((whole / 2.0..=whole).contains(wait), "{waits:?}");
         }
-        // A new state is a new beginning.
+        // A new state resets the retries.
         let ends = vec![
             transient(0),
             transient(0),

@@ -1,4 +1,4 @@
-//! A file by HTTP: it goes on where it broke off, is asked for again where that may help, and is whole by its checksum.
+//! Downloads of files by HTTP: they resume after an interruption, retry transient errors, and are verified by checksum.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,21 +20,21 @@ use super::{Archive, Error, Event, Result, RetryPolicy, check_disk_space};
 
 const MAX_REDIRECTS: u32 = 5;
 
-/// An attempt that brought so many bytes was worth it: the next failure counts as the first.
+/// The number of bytes after which an attempt counts as progress: the next failure counts as the first.
 const MIN_PROGRESS_BYTES: u64 = 1 << 20;
 
-/// Fetches files from one address.
+/// A client that fetches files from one address.
 pub(super) struct Client<'a> {
     agent: Agent,
     url: &'a str,
     retry_policy: &'a RetryPolicy,
 }
 
-/// Why an attempt did not bring the rest of the file.
+/// The reason why an attempt did not complete the file.
 enum Failure {
-    /// It may go on in another attempt, not before the wait that the server asks for.
+    /// A transient error; a retry must wait at least as long as the server asks for.
     Passing { reason: String, wait: Option<Duration> },
-    /// It will not.
+    /// A permanent error.
     Lasting(Error),
 }
 
@@ -42,7 +42,7 @@ impl<'a> Client<'a> {
     pub(super) fn new(url: &'a str, retry_policy: &'a RetryPolicy) -> Self {
         let idle_timeout = Some(retry_policy.idle_timeout);
         let agent = Agent::config_builder()
-            // Only who asks for a mirror without https gets one.
+            // Plain http is only allowed if the user gives such an address.
             .https_only(!url.starts_with("http://"))
             .max_redirects(MAX_REDIRECTS)
             .http_status_as_error(false)
@@ -56,7 +56,7 @@ impl<'a> Client<'a> {
         Self { agent, url: url.trim_end_matches('/'), retry_policy }
     }
 
-    /// Fetches `archive` to `path`, unless it is there.
+    /// Fetches `archive` to `path`, unless it is there already.
     pub(super) fn fetch(
         &self,
         archive: &Archive,
@@ -70,13 +70,13 @@ impl<'a> Client<'a> {
         let mut part = PartialFile::open(path, archive.max_bytes)?;
         match self.complete(&url, &mut part, archive, progress) {
             Ok(()) => part.finish(path),
-            // Nothing to go on from.
+            // Nothing that a later run could resume from.
             Err(e) if part.bytes == 0 => part.remove().and(Err(e)),
             Err(e) => Err(e),
         }
     }
 
-    /// Attempts until `part` is the file, or there is no hope.
+    /// Retries until `part` is the whole file, or an error is permanent.
     fn complete(
         &self,
         url: &str,
@@ -89,13 +89,13 @@ impl<'a> Client<'a> {
             let before = part.bytes;
             let (reason, asked) = match self.attempt(url, part, archive, progress) {
                 Err(Failure::Lasting(e)) => return Err(e),
-                // A length that the server has made up changes nothing.
+                // The content is right, even if the server gave a wrong length.
                 _ if part.md5() == archive.md5 => break,
-                // All is here, and it is not the file: perhaps its pieces are of different files.
+                // The file is complete but wrong: perhaps its pieces are from different versions.
                 Ok(()) if part.pieces > 1 && !anew => {
                     anew = true;
                     part.clear()?;
-                    progress(Event::RecomputeFn("the pieces do not fit together".into(), Duration::ZERO));
+                    progress(Event::Retry("the pieces do not fit together".into(), Duration::ZERO));
                     continue;
                 }
                 Ok(()) => {
@@ -111,21 +111,21 @@ impl<'a> Client<'a> {
                 return Err(Error::Http { url: url.into(), reason });
             }
             let wait = asked.unwrap_or_else(|| self.wait(failures)).min(self.retry_policy.max_backoff);
-            progress(Event::RecomputeFn(reason, wait));
+            progress(Event::Retry(reason, wait));
             thread::sleep(wait);
         }
         Ok(())
     }
 
-    /// The wait after so many failures in a row: twice as long each time, and up to a half less by chance, so that many who lost their
-    /// connection at one moment do not come back at one moment.
+    /// The wait after this many failures in a row. It doubles each time and is randomly reduced by up to half. So many clients that lost
+    /// their connection at the same moment do not retry at the same moment.
     fn wait(&self, failures: u32) -> Duration {
         let doubled = self.retry_policy.initial_backoff.saturating_mul(1 << (failures - 1).min(16));
         let chance = RandomState::new().hash_one(failures) as f64 / u64::MAX as f64;
         doubled.mul_f64(1.0 - chance / 2.0)
     }
 
-    /// Asks for what is missing, and appends what comes.
+    /// Requests the missing bytes, and appends the response.
     fn attempt(
         &self,
         url: &str,
@@ -177,7 +177,7 @@ impl<'a> Client<'a> {
             if total > archive.max_bytes {
                 return Err(too_large(total));
             }
-            // The rest of the file, and what is in it.
+            // Room for the rest of the file, and for its unpacked content.
             let rest = total.saturating_sub(part.bytes);
             check_disk_space(part.folder(), rest.saturating_add(total)).map_err(Failure::Lasting)?;
         }
@@ -211,10 +211,10 @@ impl From<Error> for Failure {
     }
 }
 
-/// Whether what the network said may be another thing the next time.
+/// Classifies a network error as transient or permanent.
 fn failed(error: ureq::Error, url: &str) -> Failure {
     let passing = match &error {
-        // A certificate that is no good, and other nonsense.
+        // Invalid data, such as an invalid certificate, is permanent.
         ureq::Error::Io(e) => !matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput),
         ureq::Error::Timeout(_)
         | ureq::Error::HostNotFound
@@ -228,7 +228,7 @@ fn failed(error: ureq::Error, url: &str) -> Failure {
         ureq::Error::Timeout(_) => "nothing came for too long".into(),
         other => other.to_string(),
     };
-    // One line, whatever a library has to say.
+    // The message must fit on one line, but a library's may have several.
     let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
     if passing {
         Failure::Passing { reason, wait: None }
@@ -237,12 +237,12 @@ fn failed(error: ureq::Error, url: &str) -> Failure {
     }
 }
 
-/// Whether the status is of the moment: too busy, or broken for now.
+/// True if the status may change later: the server is overloaded or temporarily broken.
 fn is_transient_status(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// The seconds that the server asks to wait.
+/// The wait that the server asks for.
 fn retry_after(response: &Response<Body>) -> Option<Duration> {
     Some(Duration::from_secs(header(response.headers(), "Retry-After")?.trim().parse().ok()?))
 }
@@ -251,30 +251,30 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Start and, if known, size of the whole from `bytes START-END/SIZE`.
+/// The start and, if known, the total size in `bytes START-END/SIZE`.
 fn content_range(range: &str) -> Option<(u64, Option<u64>)> {
     let (span, size) = range.trim().strip_prefix("bytes")?.trim().split_once('/')?;
     let (start, _) = span.split_once('-')?;
     Some((start.trim().parse().ok()?, size.trim().parse().ok()))
 }
 
-/// What tells this state of the file from any other: a strong entity tag, else the date.
+/// The validator that identifies this version of the file: a strong entity tag, else the date.
 fn validator(headers: &HeaderMap) -> Option<&str> {
     header(headers, "ETag").filter(|tag| tag.starts_with('"')).or_else(|| header(headers, "Last-Modified"))
 }
 
-/// What is here of a file, `NAME.part`, and in `NAME.part.validator` which state of the file it is of.
+/// The fetched part of a file, `NAME.part`, and in `NAME.part.validator` the version of the file that it is of.
 struct PartialFile {
     path: PathBuf,
     file: File,
     bytes: u64,
     digest: Md5,
-    /// Requests that it came by, earlier runs being one.
+    /// Number of requests that the content came from; earlier runs count as one.
     pieces: u32,
 }
 
 impl PartialFile {
-    /// Opens what is here of the file that is to be at `path`.
+    /// Opens the fetched part of the file `path`.
     fn open(path: &Path, max_bytes: u64) -> Result<Self> {
         let path = with_ending(path, ".part");
         let mut options = OpenOptions::new();
@@ -308,14 +308,14 @@ impl PartialFile {
         self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Empties it.
+    /// Empties the part.
     fn clear(&mut self) -> Result<()> {
         self.file.set_len(0).map_err(Error::io(&self.path))?;
         (self.bytes, self.digest, self.pieces) = (0, Md5::new(), 0);
         Ok(())
     }
 
-    /// Empties it for a state of the file that `validator` stands for.
+    /// Empties the part for the version of the file that `validator` identifies.
     fn begin(&mut self, validator: Option<&str>) -> Result<()> {
         self.clear()?;
         self.pieces = 1;
@@ -336,7 +336,7 @@ impl PartialFile {
         fs::remove_file(&self.path).map_err(Error::io(&self.path))
     }
 
-    /// Puts it at its place.
+    /// Moves the part to its final name.
     fn finish(self, path: &Path) -> Result<()> {
         self.file.sync_all().map_err(Error::io(&self.path))?;
         fs::rename(&self.path, path).map_err(Error::io(path))?;
@@ -357,7 +357,7 @@ fn checksum(path: &Path, max_bytes: u64) -> Result<String> {
     Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The digest of the file and its size, or of the first bytes when there are more than `max_bytes`.
+/// The digest and size of the file, or of its first bytes if there are more than `max_bytes`.
 fn hash(file: &mut File, max_bytes: u64) -> io::Result<(Md5, u64)> {
     let mut digest = Md5::new();
     let bytes = io::copy(&mut file.take(max_bytes.saturating_add(1)), &mut digest)?;

@@ -1,4 +1,4 @@
-//! Data sets from their official addresses: fetched, checked, unpacked.
+//! Downloads of data sets from their official addresses: fetched, verified, unpacked.
 
 mod fetch;
 mod unpack;
@@ -17,7 +17,7 @@ pub struct Archive {
     pub name: &'static str,
     /// The file's MD5 in lower-case hexadecimal digits.
     pub md5: &'static str,
-    /// Neither the file nor what it unpacks to is larger.
+    /// The largest size of the file, and of its unpacked content, in bytes.
     pub max_bytes: u64,
 }
 
@@ -27,26 +27,26 @@ impl Archive {
     }
 }
 
-/// Where [`OXFORD_PETS`] is.
+/// The address of [`OXFORD_PETS`].
 pub const OXFORD_PETS_URL: &str = "https://www.robots.ox.ac.uk/~vgg/data/pets/data";
 
-/// The Oxford-IIIT Pet Dataset by Parkhi, Vedaldi, Zisserman and Jawahar (2012), CC BY-SA 4.0: 37 breeds of cats and dogs.
-/// The checksums are those that torchvision pins.
+/// The Oxford-IIIT Pet Dataset by Parkhi, Vedaldi, Zisserman and Jawahar (2012), CC BY-SA 4.0: 37 breeds of cats and dogs. The checksums
+/// are those that torchvision pins.
 pub const OXFORD_PETS: [Archive; 2] = [
     Archive { name: "images", md5: "5c4f3ee8e5d25df40f4fd59a7f44e54c", max_bytes: 4 << 30 },
     Archive { name: "annotations", md5: "95a8c909bbe2e81eed6a22bccdf3f68f", max_bytes: 4 << 30 },
 ];
 
-/// How long to try.
+/// The number and timing of retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Attempts in a row that may bring next to nothing.
+    /// The largest number of attempts in a row with almost no progress.
     pub attempts: u32,
-    /// The wait after the first failure; it doubles with each, and is cut by chance to between a half and the whole.
+    /// The wait after the first failure. It doubles with each, and is randomly reduced to between half and all of it.
     pub initial_backoff: Duration,
-    /// The longest wait, also when the server asks for more.
+    /// The longest wait, also if the server asks for more.
     pub max_backoff: Duration,
-    /// How long to wait for a connection, an answer, or the next bytes.
+    /// The timeout for a connection, for a response, and for the next bytes.
     pub idle_timeout: Duration,
 }
 
@@ -61,36 +61,37 @@ impl Default for RetryPolicy {
     }
 }
 
-/// What happens during [`download`].
+/// An event during [`download`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// So many bytes of the file are here, of so many if the server has said so.
+    /// Bytes of the file that are fetched, and the total if the server gave it.
     Fetching(u64, Option<u64>),
-    /// Why the file is asked for once more, and after which wait.
-    RecomputeFn(String, Duration),
-    /// So many bytes of the archive are unpacked, of so many.
+    /// The file is requested again: the reason, and the wait before.
+    Retry(String, Duration),
+    /// Bytes of the archive that are unpacked, and the total.
     Unpacking(u64, u64),
-    /// The folder is whole.
+    /// The folder is complete.
     Ready {
-        /// Files in it.
+        /// Number of files in it.
         files: u64,
-        /// Their bytes.
+        /// Their total size, in bytes.
         bytes: u64,
-        /// Whether it was there already.
+        /// True if it was complete before.
         before: bool,
     },
 }
 
-/// Fetches `archives` from `url` (the address without the file's name) into `folder`, unless they are there, and unpacks each into the
-/// folder of its name. What broke off goes on where it ended, also in another run. A file that is there under its final name has the
-/// right checksum, and a folder is whole; only then is anything at its place.
+/// Fetches `archives` from `url` (the address without the file's name) into `folder`, and unpacks each into the folder of its name.
 ///
-/// Redirections are followed, from https to https only.
+/// Archives that are there already are not fetched. An interrupted download resumes where it ended, also in another run. A file gets its
+/// final name only with the right checksum, and a folder only when it is complete.
+///
+/// Redirects are followed, from https to https only.
 ///
 /// # Errors
-/// When the server refuses or can't be reached for too long, a checksum is wrong, an archive holds anything but plain files in its
-/// folder, the disk is full, or something else is in the way. What was fetched of an unfinished file stays, as `NAME.tar.gz.part`.
+/// If the server refuses or is unreachable for too long, or a checksum is wrong. If an archive holds anything but plain files in its
+/// folder, the disk is full, or another file or folder has the name. The fetched bytes of an unfinished file stay, as `NAME.tar.gz.part`.
 pub fn download(
     archives: &[Archive],
     url: &str,
@@ -100,7 +101,7 @@ pub fn download(
 ) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let _lock = lock(folder)?;
-    // What is in the way is told before anything is fetched.
+    // Obstacles are reported before anything is fetched.
     let there: Vec<_> =
         archives.iter().map(|a| unpack::read_manifest(&folder.join(a.name), a)).collect::<Result<_>>()?;
     let client = fetch::Client::new(url, retry_policy);
@@ -122,9 +123,9 @@ pub fn download(
     Ok(())
 }
 
-/// Keeps other processes away from `folder` until it is dropped.
+/// Locks `folder` against other processes until the file is dropped.
 fn lock(folder: &Path) -> Result<File> {
-    // A folder can be locked itself, but not on Windows.
+    // A folder itself can be locked, but not on Windows.
     let path = if cfg!(unix) { folder.to_owned() } else { folder.join(".download.lock") };
     let file = if cfg!(unix) { File::open(&path) } else { File::create(&path) };
     let file = file.map_err(Error::io(&path))?;
@@ -136,7 +137,7 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-/// An error when there is less room than `needed` bytes, as far as the system says.
+/// Returns an error if less than `needed` bytes are free, as far as the system reports it.
 fn check_disk_space(folder: &Path, needed: u64) -> Result<()> {
     match fs4::available_space(folder) {
         Ok(free) if free < needed => Err(Error::Disk { folder: folder.to_owned(), needed, free }),
@@ -144,16 +145,16 @@ fn check_disk_space(folder: &Path, needed: u64) -> Result<()> {
     }
 }
 
-/// Why a data set is not there.
+/// The reason why a data set could not be downloaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The system refused to read or write a file or folder.
+    /// The operating system could not read or write a file or folder.
     #[error("{}: {error}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// The server could not be reached, or refused.
@@ -161,44 +162,44 @@ pub enum Error {
     Http {
         /// The address.
         url: String,
-        /// What happened.
+        /// The reason.
         reason: String,
     },
-    /// A file is not the one that is meant.
+    /// A file does not match its checksum.
     #[error("{url}: expected a file of MD5 {expected}, found {bytes} bytes of MD5 {found}")]
     Checksum {
-        /// Where it was fetched.
+        /// The address that it was fetched from.
         url: String,
-        /// The checksum of the file that is meant.
+        /// The expected checksum.
         expected: &'static str,
-        /// The checksum of what came.
+        /// The checksum of the fetched file.
         found: String,
-        /// The size of what came.
+        /// The size of the fetched file, in bytes.
         bytes: u64,
     },
-    /// An archive is damaged, or holds what it should not.
+    /// An archive is damaged, or has forbidden entries.
     #[error("{}: {reason}", path.display())]
     Archive {
         /// The archive.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// A folder to be written is there, and is not what this wrote.
+    /// The output folder exists, and was not unpacked by this program.
     #[error("{}: there is {found}; move it away to have it unpacked anew", folder.display())]
     Occupied {
         /// The folder.
         folder: PathBuf,
-        /// What is there.
+        /// The content that was found.
         found: String,
     },
     /// Another process is downloading to the folder.
     #[error("{}: another download into this folder is running", .0.display())]
     Busy(PathBuf),
-    /// There is not enough room.
+    /// There is not enough disk space.
     #[error("{}: {:.2} GB of disk are needed, {:.2} GB are free", folder.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
     Disk {
-        /// Where.
+        /// The folder on that disk.
         folder: PathBuf,
         /// Bytes needed.
         needed: u64,
@@ -207,7 +208,7 @@ pub enum Error {
     },
 }
 
-/// The result of what can fail with [`Error`].
+/// The result of a download.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

@@ -1,4 +1,4 @@
-//! Archives into folders that are there whole or not at all.
+//! Unpacks archives into folders, completely or not at all.
 
 use std::{
     cell::Cell,
@@ -13,18 +13,18 @@ use tar::EntryType;
 
 use super::{Archive, Error, Result};
 
-/// The file in an unpacked folder that says what it was unpacked from.
+/// The file in an unpacked folder that identifies its archive.
 const MANIFEST: &str = ".unpacked.json";
 
 const MAX_FILES: u64 = 100_000;
 
-/// Folders within folders.
+/// The largest depth of folders within folders.
 const MAX_DEPTH: usize = 8;
 
-/// What a header may come with, such as a long name.
+/// The largest extension of a header, such as a long name, in bytes.
 const MAX_HEADER: u64 = 64 << 10;
 
-/// What an archive was unpacked to.
+/// The manifest of an unpacked archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
@@ -34,7 +34,7 @@ pub(super) struct Manifest {
     pub bytes: u64,
 }
 
-/// Whether `folder` holds what `archive` holds; an error when something else is in its place.
+/// The manifest of `folder` if it holds the content of `archive`; `None` if there is no such folder. Anything else there is an error.
 pub(super) fn read_manifest(folder: &Path, archive: &Archive) -> Result<Option<Manifest>> {
     if !folder.try_exists().map_err(Error::io(folder))? && !folder.is_symlink() {
         return Ok(None);
@@ -60,7 +60,7 @@ pub(super) fn read_manifest(folder: &Path, archive: &Archive) -> Result<Option<M
     Ok(Some(manifest))
 }
 
-/// Files below `folder`, and their bytes. Links are not followed.
+/// The number of files below `folder`, and their total size in bytes. Links are not followed.
 fn count(folder: &Path, depth: usize) -> Result<(u64, u64)> {
     let mut sum = (0, 0);
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -76,11 +76,11 @@ fn count(folder: &Path, depth: usize) -> Result<(u64, u64)> {
     Ok(sum)
 }
 
-/// Unpacks the files of the gzipped tar file at `path`, all of which are in a folder of the archive's name, to `folder`, which must not
-/// exist. `progress` is called with the bytes read of the archive so far.
+/// Unpacks the gzipped tar file at `path`, whose files are all in a folder of the archive's name, to `folder`, which must not exist.
+/// `progress` is called with the number of the archive's bytes that are read so far.
 ///
-/// Only plain files are written, under names that stay inside; no rights and no times are taken over. What macOS leaves beside
-/// files (`._name`) is left out.
+/// Only plain files are written, under names inside the folder; permissions and times are ignored. The files `._name` that macOS adds are
+/// skipped.
 pub(super) fn unpack(
     path: &Path,
     folder: &Path,
@@ -92,7 +92,7 @@ pub(super) fn unpack(
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(&work)(e)),
         _ => Ok(()),
     };
-    // What a killed run left.
+    // Removes the remains of a killed run.
     clear()?;
     fs::create_dir(&work).map_err(Error::io(&work))?;
     let manifest = write_files(path, &work, archive, progress).and_then(|manifest| {
@@ -102,7 +102,7 @@ pub(super) fn unpack(
         Ok(manifest)
     });
     if manifest.is_err() {
-        // The first error is the one to be told.
+        // Only the first error is reported.
         let _ = clear();
     }
     manifest
@@ -124,7 +124,7 @@ fn write_files(
             Ok(())
         },
     };
-    // The tar reader keeps long names in memory, however long: what it may read is allowed piece by piece.
+    // The tar reader keeps long names in memory, so the bytes that it may read for each entry are limited.
     let plain = CountingReader {
         inner: MultiGzDecoder::new(io::BufReader::with_capacity(1 << 16, packed)),
         count: |n| {
@@ -185,7 +185,7 @@ fn write_files(
     Ok(manifest)
 }
 
-/// Where below the archive's own folder the entry called `name` goes; `None` for the folder itself and for what is left out.
+/// The path below the archive's own folder of the entry `name`; `None` for the folder itself and for skipped entries.
 fn inside(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
     let mut parts = Vec::new();
     for part in Path::new(name).components() {
@@ -195,7 +195,7 @@ fn inside(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
             _ => return Err(format!("{name:?} points outside of the folder")),
         }
     }
-    // What would be a path, or no name, on another system.
+    // A name that another system would take for a path or reject.
     let strange = |c: char| c.is_control() || ['\\', ':', '\u{fffd}'].contains(&c);
     if parts.len() > MAX_DEPTH || parts.iter().any(|part| part.contains(strange)) {
         return Err(format!("{name:?} is no name for a file"));
@@ -217,7 +217,7 @@ enum CopyError {
     Write(io::Error),
 }
 
-/// [`io::copy`] that tells a damaged archive from a full disk.
+/// Copies like [`io::copy`], but distinguishes a damaged archive from a full disk.
 fn copy(from: &mut impl Read, to: &mut impl io::Write) -> Result<u64, CopyError> {
     let mut buffer = vec![0; 1 << 16];
     let mut copied = 0;
@@ -231,7 +231,7 @@ fn copy(from: &mut impl Read, to: &mut impl io::Write) -> Result<u64, CopyError>
     }
 }
 
-/// A reader that tells how much was read.
+/// A reader that reports how many bytes were read.
 struct CountingReader<R, F> {
     inner: R,
     count: F,

@@ -1,46 +1,46 @@
-//! What each breed looks like.
+//! The appearance of each breed.
 
 use super::paint::Color;
 
-/// A colour written as in a style sheet.
+/// Converts a color as in a style sheet, `0xRRGGBB`.
 const fn rgb(hex: u32) -> Color {
     [(hex >> 16 & 255) as f32 / 255.0, (hex >> 8 & 255) as f32 / 255.0, (hex & 255) as f32 / 255.0]
 }
 
-/// How the darker colour of a coat lies on it.
+/// The distribution of a coat's darker color.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pattern {
-    /// Nowhere: one colour.
+    /// One color only.
     Solid,
-    /// On the tip of each hair.
+    /// The tip of each hair.
     Ticked,
-    /// In spots on the body, in lines on the face.
+    /// Spots on the body, lines on the face.
     Spotted,
-    /// In stripes.
+    /// Stripes.
     Tabby,
-    /// On ears and face, a mask.
+    /// Ears and face: a mask.
     Pointed,
-    /// On ears and face, but for a white wedge from forehead to chin.
+    /// Ears and face, except for a white wedge from forehead to chin.
     Bicolour,
-    /// There is no fur, but there are wrinkles.
+    /// Wrinkles instead of fur.
     Bare,
 }
 
-/// A coat: a picture takes one of a breed's coats.
+/// The colors of a coat; each image has one of its breed's coats.
 pub struct Coat {
-    /// The colour of most of the animal.
+    /// The color of most of the animal.
     pub base: Color,
-    /// Chin, muzzle and chest.
+    /// The color of chin, muzzle and chest.
     pub under: Color,
-    /// The colour of the pattern.
+    /// The color of the pattern.
     pub mark: Color,
 }
 
-/// What each breed looks like. Lengths are in halves of the height of a head.
+/// The appearance of a breed. The unit of lengths is half the height of a head.
 pub struct Look {
     /// The coats that occur.
     pub coats: &'static [Coat],
-    /// How `mark` lies on the coat.
+    /// The distribution of `mark` on the coat.
     pub pattern: Pattern,
     /// Half the width across the cheeks.
     pub width: f32,
@@ -48,25 +48,25 @@ pub struct Look {
     pub jaw: f32,
     /// Length of the hairs that stand out.
     pub fluff: f32,
-    /// Height of the ears over the skull.
+    /// Height of the ears above the skull.
     pub ear: f32,
     /// Half the width of the ears at their base.
     pub ear_base: f32,
-    /// How far the tips of the ears lean outwards.
+    /// Distance by which the tips of the ears lean outward.
     pub ear_lean: f32,
-    /// Whether hairs stand on the tips of the ears.
+    /// True if the tips of the ears have tufts.
     pub tufts: bool,
     /// Half the width of an eye.
     pub eye: f32,
-    /// Height of an eye over its width; 1 is round.
+    /// Height of an eye divided by its width; 1 is round.
     pub open: f32,
-    /// By how many radians the outer corners of the eyes are raised.
+    /// Angle by which the outer corners of the eyes are raised, in radians.
     pub slant: f32,
-    /// The colours that eyes have.
+    /// The possible colors of the eyes.
     pub irises: &'static [Color],
-    /// The colour of the tip of the nose.
+    /// The color of the tip of the nose.
     pub nose: Color,
-    /// How far under the middle of the head the nose is.
+    /// Distance of the nose below the middle of the head.
     pub nose_at: f32,
     /// Half the width of the neck.
     pub neck: f32,
@@ -80,7 +80,7 @@ const PINK: Color = rgb(0xd98b8b);
 const BRICK: Color = rgb(0xa85a48);
 const SOOT: Color = rgb(0x2c2627);
 
-/// The looks of the breeds, in the order of [`crate::data::BREEDS`].
+/// The appearance of the breeds, in the order of [`crate::data::BREEDS`].
 pub static LOOKS: [Look; 12] = [
     // Abyssinian: ruddy, ticked, large ears, almond eyes.
     Look {
@@ -171,7 +171,7 @@ pub static LOOKS: [Look; 12] = [
         nose_at: 0.38,
         neck: 0.72,
     },
-    // British Shorthair: blue-grey, round all over, copper eyes.
+    // British Shorthair: blue-gray, round all over, copper eyes.
     Look {
         coats: &[
             Coat { base: rgb(0x7f8a99), under: rgb(0x97a1ae), mark: rgb(0x5b6470) },
@@ -260,7 +260,7 @@ pub static LOOKS: [Look; 12] = [
         nose_at: 0.14,
         neck: 1.30,
     },
-    // Ragdoll: blue-grey points parted by a white wedge, pale blue eyes.
+    // Ragdoll: blue-gray points parted by a white wedge, pale blue eyes.
     Look {
         coats: &[
             Coat { base: rgb(0xeef0f2), under: rgb(0xffffff), mark: rgb(0x7c8492) },
@@ -282,7 +282,7 @@ pub static LOOKS: [Look; 12] = [
         nose_at: 0.38,
         neck: 1.02,
     },
-    // Russian Blue: slim, blue-grey with a silver sheen, emerald eyes.
+    // Russian Blue: slim, blue-gray with a silver sheen, emerald eyes.
     Look {
         coats: &[
             Coat { base: rgb(0x66727f), under: rgb(0x7d8996), mark: rgb(0x47515d) },

@@ -1,4 +1,4 @@
-//! A cat's head and shoulders, painted back to front.
+//! Painting of a cat's head and shoulders, back to front.
 
 use super::{
     SceneRng,
@@ -9,9 +9,9 @@ use super::{
 const SHADOW: Color = [0.10, 0.07, 0.07];
 const WHITE: Color = [1.0, 1.0, 1.0];
 
-/// Where the head is and which way it looks.
+/// The position and direction of a head.
 ///
-/// Face coordinates are (across, down) in halves of the height of a head, from its middle.
+/// Face coordinates are (across, down), from the middle of the head. Their unit is half its height.
 #[derive(Clone, Copy)]
 pub struct Pose {
     center: Point,
@@ -22,7 +22,7 @@ pub struct Pose {
 }
 
 impl Pose {
-    /// A pose near that of a cropped head.
+    /// A random pose similar to that of a cropped head.
     pub fn new(rng: &mut SceneRng) -> Self {
         Self {
             center: [0.5 + rng.normal(0.03), 0.53 + rng.normal(0.02)],
@@ -33,7 +33,7 @@ impl Pose {
         }
     }
 
-    /// The place of a point of the face that stands out by `depth`: 0 at the outline, 1 on the face, more on the muzzle.
+    /// The position of a point of the face that stands out by `depth`: 0 at the outline, 1 on the face, more on the muzzle.
     pub fn at(&self, [across, down]: Point, depth: f32) -> Point {
         let bulge = (1.0 - across * across).max(0.0).sqrt() * depth * 0.75;
         let x = across * (1.0 - self.turn * self.turn * 0.35) + bulge * self.turn;
@@ -42,17 +42,17 @@ impl Pose {
         [self.center[0] + self.scale * (x * cos - y * sin), self.center[1] + self.scale * (x * sin + y * cos)]
     }
 
-    /// An outline of the face in the picture.
+    /// Converts an outline in face coordinates to image units.
     pub fn all(&self, outline: &[Point], depth: f32) -> Vec<Point> {
         outline.iter().map(|&p| self.at(p, depth)).collect()
     }
 
-    /// A length of the face in the picture.
+    /// Converts a length in face coordinates to image units.
     pub fn length(&self, length: f32) -> f32 {
         length * self.scale
     }
 
-    /// A place of the picture in face coordinates, of depth 0.
+    /// Converts a position in image units to face coordinates of depth 0.
     fn back(&self, p: Point) -> Point {
         let (x, y) = ((p[0] - self.center[0]) / self.scale, (p[1] - self.center[1]) / self.scale);
         let (sin, cos) = self.tilt;
@@ -60,7 +60,7 @@ impl Pose {
     }
 }
 
-/// Where the light comes from, across and down, and how strong it is.
+/// The direction of the light, across and down; its length is the strength.
 pub type Light = Point;
 
 struct Cat<'a> {
@@ -70,7 +70,7 @@ struct Cat<'a> {
     light: Light,
 }
 
-/// Paints a cat of `breed`, which is an index of [`LOOKS`].
+/// Paints a cat of `breed`, an index of [`LOOKS`].
 pub fn paint(canvas: &mut Canvas, breed: usize, rng: &mut SceneRng) {
     let look = &LOOKS[breed];
     let pose = Pose::new(rng);
@@ -93,7 +93,7 @@ pub fn paint(canvas: &mut Canvas, breed: usize, rng: &mut SceneRng) {
 }
 
 impl Cat<'_> {
-    /// Fills `mask` with fur (or skin) of a colour by face coordinates, in the light and with shade towards the outline.
+    /// Fills `mask` with fur (or skin) of a color by face coordinates, lit and with shade toward the outline.
     fn fur(
         &self,
         canvas: &mut Canvas,
@@ -117,9 +117,9 @@ impl Cat<'_> {
         });
     }
 
-    /// Hairs that stand out of `outline`, away from the middle of the face.
+    /// Paints hairs that stand out of `outline`, away from the middle of the face.
     fn fringe(&self, canvas: &mut Canvas, outline: &[Point], length: f32, color: Color, rng: &mut SceneRng) {
-        // Hair shorter than this lies flat.
+        // Shorter hair lies flat.
         if length < 0.1 {
             return;
         }
@@ -136,7 +136,7 @@ impl Cat<'_> {
         }
     }
 
-    /// Whether the breed is dark at its extremities only.
+    /// True if only the breed's extremities are dark.
     fn has_points(&self) -> bool {
         matches!(self.look.pattern, Pattern::Pointed | Pattern::Bicolour)
     }
@@ -190,7 +190,7 @@ impl Cat<'_> {
             _ => {}
         }
         if self.look.fluff > 0.2 {
-            // The ruff: long hair hanging from the cheeks to the chest.
+            // The ruff: long hair that hangs from the cheeks to the chest.
             for i in 0..44 {
                 let x = (i as f32 / 43.0 - 0.5) * 2.2 * self.look.width + rng.range(-0.05, 0.05);
                 let y = 1.0 - 0.35 * x * x;
@@ -200,7 +200,7 @@ impl Cat<'_> {
                 canvas.flat(&self.pose.all(&lock, 0.0), None, shade(color, rng.range(0.86, 1.02)), 0.8);
             }
         }
-        // The head throws a shadow on the chest.
+        // The head casts a shadow on the chest.
         let [x, y] = self.pose.at([0.0, 1.0], 0.0);
         canvas.glow([x, y], [self.pose.length(0.95), self.pose.length(0.55)], Some(&body), SHADOW, 0.42);
     }
@@ -292,7 +292,7 @@ impl Cat<'_> {
         head
     }
 
-    /// Short hairs of the darker and of the lighter colour all over a region.
+    /// Paints short hairs of the darker and the lighter color all over a region.
     fn ticks(
         &self,
         canvas: &mut Canvas,
@@ -311,7 +311,7 @@ impl Cat<'_> {
         }
     }
 
-    /// The lines that tabbies and spotted cats have on forehead and cheeks.
+    /// Paints the lines of tabbies and spotted cats on forehead and cheeks.
     fn lines(&self, canvas: &mut Canvas, head: &Mask, bold: f32, opacity: f32) {
         let mut line = |a: Point, b: Point, c: Point, width: f32| {
             canvas.flat(
@@ -335,7 +335,7 @@ impl Cat<'_> {
         let (pose, mark, under) = (&self.pose, self.coat.mark, self.coat.under);
         match self.look.pattern {
             Pattern::Solid => {
-                // A sheen on the brow; on a dark coat it is what shows the shape.
+                // A sheen on the brow; on a dark coat only this shows the shape.
                 let sheen = if self.coat.base[0] < 0.2 { 0.32 } else { 0.2 };
                 let at = pose.at([self.light[0] * 2.0, -0.5], 0.7);
                 canvas.glow(
@@ -467,7 +467,7 @@ impl Cat<'_> {
         let center =
             [side * (0.28 + look.eye * 0.62) * (0.6 + 0.4 * look.width), -0.04 + (look.nose_at - 0.4) * 0.2];
         let (sin, cos) = look.slant.sin_cos();
-        // Eyes that are not round come to a point at their corners.
+        // Eyes that are not round have pointed corners.
         let point = 1.6 * (1.0 - look.open).max(0.0);
         let lid = |grow: f32| -> Vec<Point> {
             let on = |i: usize| {
@@ -485,7 +485,7 @@ impl Cat<'_> {
         let middle = pose.at(center, 0.95);
         let height = pose.length(ry);
         canvas.fill(&ball, None, |p, _| {
-            // The lid shades the top, and the light that came in leaves at the bottom.
+            // The lid shades the top, and light leaves the eye at the bottom.
             let down = (p[1] - middle[1]) / height;
             (shade(iris, 0.88 + 0.26 * down), 1.0)
         });

@@ -1,7 +1,7 @@
-//! Synthetic cats: pictures drawn by rule, so that a fresh machine, a test or a first try needs no download.
+//! Synthetic cats: images that are painted by rules, so that a fresh machine, a test or a first try needs no download.
 //!
-//! Each of the twelve breeds keeps what one knows it by (coat, eyes, ears, build) while pose, light and background vary; the
-//! thirteenth class has dogs, landscapes and things. A picture depends on its seed, class and number alone.
+//! Each of the twelve breeds keeps its characteristic features (coat, eyes, ears, build), while pose, light and background vary. The
+//! thirteenth class has dogs, landscapes and objects. An image depends on its seed, class and number alone.
 
 mod breeds;
 mod cat;
@@ -18,28 +18,28 @@ use crate::data::BREEDS;
 
 pub use write::{MANIFEST, SynthManifest, write};
 
-/// The random choices of one picture.
+/// The random choices for one image.
 struct SceneRng(Stream);
 
 impl SceneRng {
-    /// Uniform between `low` and `high`.
+    /// A uniform random number between `low` and `high`.
     fn range(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * self.0.uniform() as f32
     }
 
-    /// Normal with mean 0.
+    /// A normal random number with mean 0.
     fn normal(&mut self, deviation: f32) -> f32 {
         self.0.normal() as f32 * deviation
     }
 
-    /// One of `choices`, which are not none.
+    /// A random element of `choices`, which must not be empty.
     fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.0.below(choices.len() as u32) as usize]
     }
 }
 
-/// Picture number `index` of a class, `size` × `size` pixels: a cat of breed `class` (an index of [`BREEDS`]), or from 12 on
-/// something that is not a cat.
+/// Paints image number `index` of a class, `size` × `size` pixels: a cat of breed `class` (an index of [`BREEDS`]), or from 12 on something
+/// that is not a cat.
 pub fn draw(class: usize, seed: u64, index: u64, size: u32) -> RgbImage {
     let classes = BREEDS.len() as u64 + 1;
     let class = class.min(BREEDS.len());
@@ -58,7 +58,7 @@ pub fn draw(class: usize, seed: u64, index: u64, size: u32) -> RgbImage {
 mod tests {
     use super::*;
 
-    /// The mean colour of each ninth of a picture, and how often each of 64 colours occurs in it.
+    /// The mean color of each ninth of an image, and the frequency of each of 64 colors in it.
     fn features(picture: &RgbImage) -> Vec<f32> {
         let mut features = vec![0.0; 27 + 64];
         let side = picture.width() as f32;

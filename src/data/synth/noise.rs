@@ -4,18 +4,18 @@ use tiny_cats_models::random::Stream;
 
 const SIDE: usize = 32;
 
-/// A field of random numbers in [−1, 1] on a grid that repeats, smooth in between.
+/// A field of random numbers in [−1, 1] on a repeating grid, interpolated smoothly.
 pub struct Noise {
     values: Vec<f32>,
 }
 
 impl Noise {
-    /// A field drawn from `stream`.
+    /// Creates a field with random numbers from `stream`.
     pub fn new(stream: &mut Stream) -> Self {
         Self { values: (0..SIDE * SIDE).map(|_| stream.uniform() as f32 * 2.0 - 1.0).collect() }
     }
 
-    /// The field that is 0 everywhere.
+    /// Creates the field that is 0 everywhere.
     #[cfg(test)]
     pub fn flat() -> Self {
         Self { values: vec![0.0; SIDE * SIDE] }

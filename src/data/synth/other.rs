@@ -1,4 +1,4 @@
-//! What is not a cat: dogs, landscapes and things.
+//! Painting of images without a cat: dogs, landscapes and objects.
 
 use super::{
     SceneRng,
@@ -10,7 +10,7 @@ use super::{
 const INK: Color = [0.08, 0.07, 0.07];
 const WHITE: Color = [1.0, 1.0, 1.0];
 
-/// Paints one of them.
+/// Paints a random one of them.
 pub fn paint(canvas: &mut Canvas, rng: &mut SceneRng) {
     match rng.0.below(6) {
         0 => landscape(canvas, rng),

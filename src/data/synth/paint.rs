@@ -1,28 +1,29 @@
-//! A small painter: smooth closed outlines, filled with exact area coverage, so that edges are anti-aliased without supersampling.
+//! A small painter of smooth closed outlines. They are filled with exact area coverage, so that edges are anti-aliased without
+//! supersampling.
 //!
-//! Coordinates are in picture units: (0, 0) is the top left corner, (1, 1) the bottom right one, whatever the size in pixels.
+//! Coordinates are in image units: (0, 0) is the top left corner, (1, 1) the bottom right one, whatever the size in pixels.
 
 use image::{Rgb, RgbImage};
 
 use super::noise::Noise;
 
-/// A point, or a direction, in picture units.
+/// A point, or a direction, in image units.
 pub type Point = [f32; 2];
 /// Red, green, blue, each in [0, 1].
 pub type Color = [f32; 3];
 
-/// `a` at `t` = 0, `b` at `t` = 1.
+/// Interpolates linearly: `a` at `t` = 0, `b` at `t` = 1.
 pub fn mix(a: Color, b: Color, t: f32) -> Color {
     let t = t.clamp(0.0, 1.0);
     [a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t]
 }
 
-/// `colour`, lighter for a `gain` over 1 and darker below it.
+/// Scales the brightness of `color`: lighter for a `gain` over 1, darker below it.
 pub fn shade(color: Color, gain: f32) -> Color {
     color.map(|c| c * gain)
 }
 
-/// The smooth closed curve through `points` (Catmull-Rom, six pieces from one point to the next).
+/// The smooth closed curve through `points` (Catmull-Rom, six segments from one point to the next).
 pub fn smooth(points: &[Point]) -> Vec<Point> {
     const PIECES: usize = 6;
     let n = points.len();
@@ -42,7 +43,7 @@ pub fn smooth(points: &[Point]) -> Vec<Point> {
     curve
 }
 
-/// An ellipse about `centre`, turned by `angle` radians.
+/// An ellipse about `center`, turned by `angle` radians.
 pub fn ellipse(center: Point, radii: Point, angle: f32) -> Vec<Point> {
     const PIECES: usize = 28;
     let (sin, cos) = angle.sin_cos();
@@ -54,7 +55,7 @@ pub fn ellipse(center: Point, radii: Point, angle: f32) -> Vec<Point> {
     (0..PIECES).map(on).collect()
 }
 
-/// A stroke along the bent line from `from` over `over` to `to`, `width` wide at its begin and pointed at its end.
+/// A stroke along the bent line from `from` over `over` to `to`, `width` wide at its start and pointed at its end.
 pub fn hair(from: Point, over: Point, to: Point, width: f32) -> Vec<Point> {
     const PIECES: usize = 5;
     let at =
@@ -70,7 +71,7 @@ pub fn hair(from: Point, over: Point, to: Point, width: f32) -> Vec<Point> {
     (0..=PIECES).map(|i| side(i, 1.0)).chain((0..PIECES).rev().map(|i| side(i, -1.0))).collect()
 }
 
-/// How much of each pixel in a rectangle of the picture is inside an outline.
+/// The coverage of each pixel in a rectangle of the image by an outline.
 #[derive(Clone)]
 pub struct Mask {
     left: usize,
@@ -81,23 +82,23 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// How much of pixel (`x`, `y`) is covered, in [0, 1].
+    /// The coverage of pixel (`x`, `y`), in [0, 1].
     fn at(&self, x: usize, y: usize) -> f32 {
         let (column, row) = (x.wrapping_sub(self.left), y.wrapping_sub(self.top));
         if column < self.width && row < self.height { self.covered[row * self.width + column] } else { 0.0 }
     }
 }
 
-/// A square picture being painted.
+/// A square image that is painted on.
 pub struct Canvas {
     size: usize,
     pixels: Vec<Color>,
-    /// Fur, skin, grass: what keeps a surface from being flat.
+    /// The texture of surfaces such as fur, skin and grass.
     pub noise: Noise,
 }
 
 impl Canvas {
-    /// A picture of `size` × `size` pixels, coloured by position.
+    /// Creates an image of `size` × `size` pixels, colored by position.
     pub fn new(size: u32, noise: Noise, paint: impl Fn(Point) -> Color) -> Self {
         let size = size as usize;
         let center = |i: usize| (i as f32 + 0.5) / size as f32;
@@ -105,10 +106,10 @@ impl Canvas {
         Self { size, pixels, noise }
     }
 
-    /// What the outline covers. An outline that crosses itself covers what it winds about.
+    /// The area that the outline covers. An outline that crosses itself covers the area that it winds around.
     ///
-    /// Each edge adds, row by row, the signed area between itself and the right side of the rectangle; the running sum along a row
-    /// is then the covered part of each pixel.
+    /// Each edge adds, row by row, the signed area between itself and the right side of the rectangle. The running sum along a row is then
+    /// the covered part of each pixel.
     pub fn mask(&self, outline: &[Point]) -> Mask {
         let scale = self.size as f32;
         let bound = |k: usize| {
@@ -136,7 +137,7 @@ impl Canvas {
         Mask { left, top, width, height, covered }
     }
 
-    /// Paints what `mask` covers, and `within` too when there is one, with a colour and an opacity by position.
+    /// Paints the area of `mask`, within `within` if given, with a color and an opacity by position.
     pub fn fill(
         &mut self,
         mask: &Mask,
@@ -157,12 +158,12 @@ impl Canvas {
         }
     }
 
-    /// Paints the inside of `outline` in one colour.
+    /// Paints the inside of `outline` in one color.
     pub fn flat(&mut self, outline: &[Point], within: Option<&Mask>, color: Color, opacity: f32) {
         self.fill(&self.mask(outline), within, |_, _| (color, opacity));
     }
 
-    /// A spot that fades from its centre to its rim.
+    /// Paints a spot that fades from its center to its rim.
     pub fn glow(&mut self, center: Point, radii: Point, within: Option<&Mask>, color: Color, opacity: f32) {
         let [[x, y], [rx, ry]] = [center, radii];
         let mask = self.mask(&[[x - rx, y - ry], [x + rx, y - ry], [x + rx, y + ry], [x - rx, y + ry]]);
@@ -173,7 +174,7 @@ impl Canvas {
         });
     }
 
-    /// The picture, each colour first changed by position.
+    /// Returns the image, after each color was changed by `light`, which also gets the position.
     pub fn finish(self, light: impl Fn(Point, Color) -> Color) -> RgbImage {
         let size = self.size;
         RgbImage::from_fn(size as u32, size as u32, |x, y| {
@@ -184,7 +185,7 @@ impl Canvas {
     }
 }
 
-/// Adds what the edge from `a` to `b` covers, in pixels of a rectangle of `width` × `height` in which every x lies.
+/// Adds the coverage of the edge from `a` to `b`, in pixels of a rectangle of `width` × `height` that contains every x.
 fn add_edge(covered: &mut [f32], width: usize, height: usize, a: Point, b: Point) {
     if a[1] == b[1] {
         return;
@@ -201,7 +202,7 @@ fn add_edge(covered: &mut [f32], width: usize, height: usize, a: Point, b: Point
         let (x0, x1) = (x_at(y0), x_at(y1));
         let (x0, x1) = (x0.min(x1), x0.max(x1));
         let line = &mut covered[row * width..(row + 1) * width];
-        // The part of the edge in each pixel that it passes; everything to the right of the edge is inside.
+        // The part of the edge in each pixel that it crosses; everything to the right of the edge is inside.
         let (first, end) = (x0 as usize, (x1.ceil() as usize).max(x0 as usize + 1));
         for column in first..end {
             let (l, r) = (x0.max(column as f32), x1.min(column as f32 + 1.0));

@@ -1,4 +1,4 @@
-//! What is behind the animal, and the light on all of it.
+//! Painting of the background, and the light on the whole image.
 
 use image::RgbImage;
 
@@ -8,7 +8,7 @@ use super::{
     paint::{Canvas, Color, Point, ellipse, mix, shade},
 };
 
-/// A colour of the wheel: `hue` in turns, `strength` from grey (0) to pure (1), `value` its brightest part.
+/// The color of `hue` in turns, `strength` from gray (0) to pure (1), and `value`, its largest channel.
 pub fn color(hue: f32, strength: f32, value: f32) -> Color {
     [0.0, 1.0 / 3.0, 2.0 / 3.0].map(|offset| {
         let away = ((hue - offset).rem_euclid(1.0) - 0.5).abs();
@@ -16,7 +16,7 @@ pub fn color(hue: f32, strength: f32, value: f32) -> Color {
     })
 }
 
-/// A room, a garden or a wall, out of focus.
+/// Paints a room, a garden or a wall, out of focus.
 pub fn background(size: u32, rng: &mut SceneRng) -> Canvas {
     let (clouds, texture) = (Noise::new(&mut rng.0), Noise::new(&mut rng.0));
     let wall = color(rng.range(0.0, 1.0), rng.range(0.04, 0.38), rng.range(0.3, 0.95));
@@ -28,13 +28,13 @@ pub fn background(size: u32, rng: &mut SceneRng) -> Canvas {
     });
     match rng.0.below(4) {
         0 => {
-            // A cushion or a table that it lies on.
+            // A cushion or a table under the animal.
             let (left, right) = (rng.range(0.6, 0.85), rng.range(0.6, 0.85));
             let cloth = color(rng.range(0.0, 1.0), rng.range(0.1, 0.7), rng.range(0.3, 0.9));
             canvas.flat(&[[-0.1, left], [1.1, right], [1.1, 1.1], [-0.1, 1.1]], None, cloth, 1.0);
         }
         1 => {
-            // Leaves and lamps far behind.
+            // Leaves and lamps in the distance.
             let hue = rng.range(0.0, 1.0);
             for _ in 0..7 {
                 let (at, radius) = ([rng.range(0.0, 1.0), rng.range(0.0, 1.0)], rng.range(0.06, 0.16));
@@ -59,7 +59,7 @@ pub fn background(size: u32, rng: &mut SceneRng) -> Canvas {
     canvas
 }
 
-/// The finished picture: exposure, the tint of the light, dark corners and a little grain.
+/// Finishes the image: exposure, the tint of the light, vignetting and a little grain.
 pub fn finish_image(canvas: Canvas, rng: &mut SceneRng) -> RgbImage {
     let exposure = rng.range(0.85, 1.12);
     let warmth = rng.normal(0.03).clamp(-0.07, 0.07);

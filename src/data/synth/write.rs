@@ -1,4 +1,4 @@
-//! A folder of synthetic pictures that is there whole or not at all.
+//! Writing of a folder of synthetic images, completely or not at all.
 
 use std::{
     collections::BTreeSet,
@@ -12,31 +12,31 @@ use serde::{Deserialize, Serialize};
 use super::draw;
 use crate::data::{BREEDS, Error, OTHER, Result, folder};
 
-/// The file that says of a folder what it was drawn with.
+/// The file with the manifest of a folder.
 pub const MANIFEST: &str = "SYNTHETIC.json";
 
-/// The way of drawing; it changes when the pictures of a seed do.
+/// The version of the painter; it changes when the images of a seed do.
 const VERSION: u32 = 1;
 
-/// What a folder of synthetic pictures was, or is to be, drawn with.
+/// The settings of a folder of synthetic images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SynthManifest {
-    /// The version of the drawing program.
+    /// The version of the painter.
     version: u32,
-    /// The seed of all pictures.
+    /// The seed of all images.
     pub seed: u64,
-    /// Width and height of each picture in pixels, 8 to 1024.
+    /// Width and height of each image in pixels, 8 to 1024.
     pub size: u32,
-    /// Pictures in each class, 1 to 100,000.
+    /// Number of images in each class, 1 to 100,000.
     pub count: u32,
 }
 
 impl SynthManifest {
-    /// What to draw: `count` pictures a class of `size` × `size` pixels.
+    /// Creates the settings for `count` images of `size` × `size` pixels in each class.
     ///
     /// # Errors
-    /// When `size` is not in 8 to 1024 or `count` not in 1 to 100,000.
+    /// If `size` is not in 8 to 1024 or `count` is not in 1 to 100,000.
     pub fn new(count: u32, size: u32, seed: u64) -> Result<Self> {
         let within = |name, value: u32, low, high| {
             let ok = (low..=high).contains(&u64::from(value));
@@ -47,12 +47,12 @@ impl SynthManifest {
         Ok(Self { version: VERSION, seed, size, count })
     }
 
-    /// How many pictures there are in all classes.
+    /// The number of images in all classes.
     pub fn total(&self) -> u64 {
         u64::from(self.count) * classes().count() as u64
     }
 
-    /// Reads the manifest of `folder`; `None` when there is none, or none of ours.
+    /// Reads the manifest of `folder`; `None` if there is none, or none of this program.
     fn read(folder: &Path) -> Option<Self> {
         let path = folder.join(MANIFEST);
         if fs::metadata(&path).ok()?.len() > 4096 {
@@ -72,12 +72,13 @@ fn file_name(class: &str, index: u32) -> String {
     format!("{class}_{index:05}.png")
 }
 
-/// Draws the pictures of `manifest` into class folders of `folder`, and the manifest beside them; `progress` is called with 1 after each
-/// picture, from several threads. The folder appears when all is drawn. One that is there must be empty, or hold nothing but what an
-/// earlier call wrote, which is replaced.
+/// Writes the images of `manifest` into class folders of `folder`, with the manifest.
+///
+/// `progress` is called from several threads, with 1 after each image. The folder appears when all images are written. An existing folder
+/// must be empty, or hold only the output of an earlier call, which is replaced.
 ///
 /// # Errors
-/// When the folder holds anything else, or can't be written.
+/// If the folder holds anything else, or cannot be written.
 pub fn write(folder: &Path, manifest: &SynthManifest, progress: impl Fn(u64) + Sync) -> Result<()> {
     let (folder, exists) = folder::existing(folder)?;
     if exists && let Some(stray) = not_ours(&folder)? {
@@ -105,7 +106,7 @@ pub fn write(folder: &Path, manifest: &SynthManifest, progress: impl Fn(u64) + S
     })
 }
 
-/// Something in `folder` that an earlier call of [`write`] did not write there.
+/// A file in `folder` that an earlier call of [`write`] did not write.
 fn not_ours(folder: &Path) -> Result<Option<PathBuf>> {
     let manifest = SynthManifest::read(folder);
     let count = manifest.as_ref().map_or(0, |m| m.count);

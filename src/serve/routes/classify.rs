@@ -1,4 +1,4 @@
-//! `POST /v1/classify`
+//! `POST /v1/classify`: classifies images.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::super::{AppState, Problem, classify_worker::ClassifyJob, model_queue::worker_died};
 
-/// What all photographs of a request may have of the pixels that one may have.
+/// The maximum pixels of all photographs of a request, as a multiple of those of one.
 const MAX_PIXELS_FACTOR: u64 = 4;
-/// Pictures of more pixels are decoded one at a time.
+/// Images with more pixels are decoded one at a time.
 const LARGE_PIXELS: u64 = 8_000_000;
-/// Classes that are told unless more or fewer are asked for.
+/// The default number of classes in the response for each image.
 const TOP_K: usize = 3;
 
 #[derive(Debug, Deserialize)]
@@ -28,13 +28,13 @@ pub struct ClassifyQuery {
     top_k: Option<usize>,
 }
 
-/// A file that was sent.
+/// A file in the request.
 struct File {
     name: Option<String>,
     bytes: Bytes,
 }
 
-/// `POST /v1/classify`
+/// `POST /v1/classify`: classifies images.
 pub async fn classify(
     State(app): State<Arc<AppState>>,
     asked: Result<Query<ClassifyQuery>, QueryRejection>,
@@ -52,14 +52,14 @@ pub async fn classify(
         return Err(Problem::field("top_k", expected));
     }
     let several = is(&request, "multipart/form-data");
-    // Before anything is read, so that what waits in memory is bounded, too.
+    // Checked before anything is read, so that the memory of waiting requests is bounded, too.
     lane.check_accepting()?;
     let _memory = reserve_memory(&request, &app)?;
     let files = read_files(request, &app).await?;
     let room = lane.admit(files.len())?;
     let (mut names, mut inputs, mut invalid) = (Vec::new(), Vec::new(), Vec::new());
     let mut pixels = app.config.max_pixels.saturating_mul(MAX_PIXELS_FACTOR);
-    // One after the other, so that those of other requests take turns with them.
+    // One at a time, so that files of other requests take turns with them.
     for file in files {
         names.push(file.name);
         match prepare(&app, &lane.meta, file.bytes, &mut pixels).await? {
@@ -96,14 +96,14 @@ fn top(prediction: &Prediction, k: usize) -> Vec<Value> {
     prediction.top(k).iter().map(candidate).collect()
 }
 
-/// Whether the body is of the content type `media`.
+/// True if the body is of the content type `media`.
 fn is(request: &Request, media: &str) -> bool {
     let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let given = given.and_then(|given| given.split(';').next()).unwrap_or_default().trim();
     given.eq_ignore_ascii_case(media)
 }
 
-/// The files in the body: those of a form, or the body itself.
+/// Reads the files in the body: those of a form, or the body itself.
 async fn read_files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, Problem> {
     let media = ["image/jpeg", "image/png", "image/webp"];
     if media.iter().any(|media| is(&request, media)) {
@@ -146,7 +146,7 @@ async fn read_files(request: Request, app: &Arc<AppState>) -> Result<Vec<File>, 
     Ok(files)
 }
 
-/// Memory for the request's body, of that which is there for all of them.
+/// Reserves memory for the request's body, from the total for all requests.
 fn reserve_memory(request: &Request, app: &AppState) -> Result<OwnedSemaphorePermit, Problem> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced = announced.and_then(|length| length.parse().ok()).unwrap_or(usize::MAX);
@@ -157,8 +157,8 @@ fn reserve_memory(request: &Request, app: &AppState) -> Result<OwnedSemaphorePer
     })
 }
 
-/// Decodes a picture and makes the network's input of it, on a thread where that may take its time; or why that can't be done. `left` is
-/// how many pixels the request has left.
+/// Decodes an image and preprocesses it for the network, on a thread for blocking work; or returns the reason why it cannot be used. `left`
+/// is the number of pixels that the request has left.
 async fn prepare(
     app: &AppState,
     meta: &ModelMeta,
@@ -186,19 +186,19 @@ async fn prepare(
         return Ok(Err(format!("the request's photographs have more than {most} pixels together")));
     };
     *left = rest;
-    // Who waits for the one place for large pictures holds none of the others.
+    // A request that waits for the permit for large images does not hold one of the others.
     let large = if pixels > LARGE_PIXELS { app.large.clone().acquire_owned().await.ok() } else { None };
     let place = app.decoders.clone().acquire_owned().await;
     let size = meta.image_size;
     let work = move || {
-        // Kept while the work goes on, also when nobody waits for it any more.
+        // Held while the work runs, even if the client disconnects.
         let _places = (large, place);
         decode::decode_with(&bytes, |upright| how.apply(&upright.picture, size))
     };
     blocking(work).await
 }
 
-/// Runs `work` on a thread where it may take its time.
+/// Runs `work` on a thread for blocking work.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work)
         .await

@@ -1,4 +1,4 @@
-//! `POST /v1/generate`
+//! `POST /v1/generate`: generates images.
 
 use std::{
     convert::Infallible,
@@ -34,27 +34,27 @@ use crate::serve::{
     model_queue::worker_died,
 };
 
-/// The largest whole number that every JSON reader reads exactly.
+/// The largest integer that every JSON reader reads exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
-/// Bytes of a request for pictures: many times what it can hold.
+/// The maximum bytes of a request's body: many times what a valid one needs.
 pub const MAX_BODY_BYTES: usize = 1 << 16;
-/// Steps that a client may be late in reading before some are left out.
+/// Updates that a client may lag behind before some are dropped.
 const STEP_BUFFER: usize = 4;
 
-/// What is sent back.
+/// The format of the response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Format {
-    /// All about the pictures, and each as a PNG file in base64.
+    /// JSON with all settings, and each image as a PNG file in base64.
     #[default]
     Json,
-    /// The one picture.
+    /// A single image as a PNG file.
     Png,
-    /// All pictures in one, labelled.
+    /// All images as one labeled grid.
     Grid,
 }
 
-/// The body of the request; what is left out is as the model advises.
+/// The body of the request; missing fields default to what the model recommends.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
@@ -82,7 +82,7 @@ fn one() -> usize {
     1
 }
 
-/// What was asked for, checked.
+/// A validated request.
 struct ValidRequest {
     request: Request,
     settings: SamplingSettings,
@@ -92,7 +92,7 @@ struct ValidRequest {
     stream: bool,
 }
 
-/// `POST /v1/generate`
+/// `POST /v1/generate`: generates images.
 pub async fn generate(
     State(app): State<Arc<AppState>>,
     headers: HeaderMap,
@@ -134,7 +134,7 @@ pub async fn generate(
     }
 }
 
-/// The header that has the seed of pictures that come without JSON.
+/// The header with the seed of images that are sent without JSON.
 pub const SEED: header::HeaderName = header::HeaderName::from_static("x-seed");
 
 fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Body, Problem> {
@@ -145,7 +145,7 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Body, Problem> {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
     let about = |error: &serde_json::Error| format!("the body: {error}");
-    // As a map first: a struct is read from an array, too, and what is null is not what was left out.
+    // Read as a map first: a struct would accept an array, and would take null for a missing field.
     let mut fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
         let status = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
         Problem::new(status, about(&error))
@@ -158,7 +158,7 @@ fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Body, Problem> {
         .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, about(&error)))
 }
 
-/// Makes a whole number of what is one, however it is written: 2.0 and 2e0 are 2.
+/// Converts a number with an integer value to an integer, however it is written: 2.0 and 2e0 become 2.
 fn whole(value: &mut Value) {
     if let Some(number) = value.as_f64()
         && !value.is_u64()
@@ -214,13 +214,13 @@ impl ValidRequest {
     }
 }
 
-/// A seed that nobody chose: the hasher's keys are from the system's source of randomness.
+/// A random seed: the hasher's keys come from the system's source of randomness.
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() & MAX_SEED
 }
 
-/// What the answer says about all pictures.
+/// The part of the response that concerns all images.
 struct ResponseMeta {
     model: String,
     settings: SamplingSettings,
@@ -245,7 +245,7 @@ impl ResponseMeta {
     }
 }
 
-/// What a stream of events needs; when the client leaves it is dropped, and nobody waits for the pictures any more.
+/// The state of an event stream. It is dropped if the client disconnects, which cancels the job.
 struct EventStream {
     app: Arc<AppState>,
     updates: mpsc::Receiver<StepUpdate>,
@@ -253,7 +253,7 @@ struct EventStream {
     about: ResponseMeta,
 }
 
-/// Server-sent events: `step` with previews, then `done` with what a request without stream is answered, or `error`.
+/// Streams server-sent events: `step` with previews, then `done` with the response that a request without stream gets, or `error`.
 fn events(
     app: Arc<AppState>,
     updates: mpsc::Receiver<StepUpdate>,

@@ -1,4 +1,4 @@
-//! What the API does, one file a task.
+//! The API's routes, one module for each task.
 
 mod classify;
 mod generate;
@@ -19,7 +19,7 @@ pub use generate::{MAX_BODY_BYTES, MAX_SEED, SEED, generate};
 
 use super::{AppState, Problem, model_queue};
 
-/// `GET /v1/models`
+/// `GET /v1/models`: the models and their states.
 pub async fn models(State(app): State<Arc<AppState>>) -> Json<Value> {
     let (mut models, states) = (Vec::new(), app.states());
     let generator = app.generator.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime, lane.integrity));
@@ -51,12 +51,12 @@ fn describe(name: &str, meta: &ModelMeta) -> Value {
     model
 }
 
-/// `value` with its numbers as they are written in files: 0.1, where `json!` makes 0.10000000149011612 of an f32.
+/// Converts `value` to JSON with numbers as files have them: 0.1, where `json!` writes an f32 as 0.10000000149011612.
 fn as_written(value: &impl serde::Serialize) -> Value {
     serde_json::to_string(value).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
-/// `GET /healthz`: the process is there.
+/// `GET /healthz`: the process is alive.
 pub async fn healthz() -> &'static str {
     "ok\n"
 }
@@ -77,7 +77,7 @@ pub async fn readyz(State(app): State<Arc<AppState>>) -> Result<&'static str, Pr
     Ok("ready\n")
 }
 
-/// `GET /metrics`
+/// `GET /metrics`: the metrics for Prometheus.
 pub async fn metrics(State(app): State<Arc<AppState>>) -> Response {
     let generator = app.generator.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
     let classifier = app.classifier.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
@@ -86,12 +86,12 @@ pub async fn metrics(State(app): State<Arc<AppState>>) -> Response {
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
-/// `GET /openapi.json`
+/// `GET /openapi.json`: the API's description.
 pub async fn openapi(State(app): State<Arc<AppState>>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone()).into_response()
 }
 
-/// A picture as a PNG file.
+/// Encodes an image as a PNG file.
 fn png(image: &image::RgbImage) -> Result<Vec<u8>, Problem> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|error| {

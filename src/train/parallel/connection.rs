@@ -1,34 +1,34 @@
-//! What two processes of a run say to each other: messages of one byte for their kind, eight for their length, and as many bytes.
+//! The messages between two processes of a run: one byte for the kind, eight for the length, then the content.
 
 use std::io::{self, Read, Write};
 
-/// The two directions of a connection.
+/// A connection for both directions.
 pub(super) struct Connection {
     read: Box<dyn Read>,
     write: Box<dyn Write>,
 }
 
-/// What is said.
+/// A message between two processes.
 #[derive(Debug, PartialEq)]
 pub(super) enum Message {
-    /// Where the run stands, as JSON.
+    /// The run's position and settings, as JSON.
     Start(Vec<u8>),
     /// The process has its data and weights.
     Ready,
-    /// How those that sum by NCCL find each other.
+    /// The id by which the processes join NCCL.
     #[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "only NCCL needs it"))]
     Id(Vec<u8>),
-    /// A share of the step's loss, or all of it: there was memory enough.
+    /// A share of the step's loss, or its sum: memory was sufficient.
     Loss(f64),
-    /// There was not.
+    /// Memory was too small.
     OutOfMemory,
-    /// A share of what was learnt, or all of it.
+    /// A share of the gradients, or their sum.
     Values(Vec<f32>),
-    /// The process ends, with this error, which may pass or not.
+    /// The process ends with this error, transient or not.
     Failed { transient: bool, message: String },
 }
 
-/// The most bytes of a message that holds no values: a page of settings.
+/// Maximum bytes of a message without values, which is a page of settings.
 pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
 impl Connection {
@@ -36,7 +36,7 @@ impl Connection {
         Self { read: Box::new(read), write: Box::new(write) }
     }
 
-    /// Of a process that was begun by another.
+    /// The connection to the parent process, over standard input and output.
     pub(super) fn current_process() -> Self {
         Self::new(io::stdin(), io::stdout())
     }
@@ -67,7 +67,9 @@ impl Connection {
         self.write.flush()
     }
 
-    /// The next message, which may have `most` bytes, but that of an error always may have a page.
+    /// Receives the next message, of at most `most` bytes or [`MAX_MESSAGE_BYTES`], if that is more.
+    ///
+    /// So there is always room for an error.
     pub(super) fn receive(&mut self, most: usize) -> io::Result<Message> {
         let broken = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let (mut kind, mut len) = ([0], [0; 8]);

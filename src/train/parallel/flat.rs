@@ -1,21 +1,23 @@
-//! What one process learnt in a step, as one row of numbers to be summed.
+//! The gradients of one process's step as one row of numbers for the all-reduce.
 
 use candle_core::{Shape, Tensor};
 use tiny_cats_models::tape::BatchStatistics;
 
 use crate::train::{Result, StepGradients, group::concat};
 
-/// What was learnt, and how to read its sum.
+/// The gradients and statistics of a step in one row, with the layout that restores them.
 pub(super) struct FlatGradients {
-    /// `[n]`: all gradients by name, then mean and variance of each batch normalisation in the order of the network.
+    /// `[n]`: all gradients by name, then mean and variance of each batch normalization in the order of the network.
     pub(super) flat: Tensor,
     gradients: Vec<(String, Shape)>,
     statistics: Vec<(String, usize)>,
 }
 
 impl FlatGradients {
-    /// Of one of `size` processes. Gradients are shares of the step's already; of statistics the sum is to be the mean over all
-    /// micro-batches, of which every process has as many.
+    /// Flattens the gradients of one of `size` processes.
+    ///
+    /// Gradients are already shares of the step's. Statistics are divided such that their sum is the mean over all micro-batches, of which
+    /// every process has the same number.
     pub(super) fn new(learnt: StepGradients, size: usize) -> Result<Self> {
         let (mut parts, mut gradients, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
         for (name, gradient) in learnt.gradients {
@@ -33,7 +35,7 @@ impl FlatGradients {
         Ok(Self { flat: concat(parts)?, gradients, statistics })
     }
 
-    /// What the row says, once it is the sum of all processes' rows. The tensors are views of it.
+    /// Restores gradients and statistics from the row, once it is the sum of all processes' rows. The tensors are views of it.
     pub(super) fn unflatten(self) -> Result<StepGradients> {
         let mut at = 0;
         let mut next = |shape: Shape| {

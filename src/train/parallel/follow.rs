@@ -1,4 +1,4 @@
-//! What a process does that follows process 0.
+//! Training in a process that follows process 0.
 
 use candle_core::Device;
 
@@ -17,11 +17,13 @@ use crate::{
     },
 };
 
-/// Trains `task` as process `rank` of `size`, begun by process 0, with which it speaks over its standard input and output: nothing else is
-/// to be written there. It begins where process 0 begins, takes the same steps, and writes no file.
+/// Trains `task` as process `rank` of `size`, which process 0 started.
+///
+/// The processes exchange messages over this one's standard input and output, so nothing else may be written there. It starts from the same
+/// position as process 0, takes the same steps, and writes no file.
 ///
 /// # Errors
-/// Whatever stops a run, to be [told](failed) to process 0. When that is gone.
+/// Returns the error that ended the run, which the caller reports to process 0 with [`failed`]; an error if process 0 has ended.
 pub fn follow(task: &mut dyn Task, plan: &TrainOptions, rank: usize, size: usize) -> Result<()> {
     follow_loop(task, plan, &mut ProcessGroup::follower(rank, size))
 }
@@ -58,15 +60,15 @@ pub(super) fn follow_loop(task: &mut dyn Task, plan: &TrainOptions, team: &mut P
     Ok(())
 }
 
-/// Tells process 0 why this one, which was begun to follow it, ends.
+/// Sends process 0 the error with which this process ends.
 pub fn failed(message: &str, transient: bool) {
     let last = Message::Failed { transient, message: message.to_owned() };
-    // Nobody listens when process 0 is gone.
+    // The write fails if process 0 has ended, which is harmless.
     let _ = Connection::current_process().send(&last);
 }
 
 impl ProcessGroup {
-    /// Hears where the run stands.
+    /// Receives the run's position and settings.
     fn start(&mut self) -> Result<Start> {
         let Role::Follower(first) = &mut self.role else { return Err(unexpected(self.rank)) };
         let Message::Start(text) = first.receive(MAX_MESSAGE_BYTES).map_err(leader_lost)? else {
@@ -75,7 +77,7 @@ impl ProcessGroup {
         serde_json::from_slice(&text).map_err(|_| unexpected(0))
     }
 
-    /// Says that it is ready, and waits until all are.
+    /// Reports that it is ready and, with NCCL, waits until all are.
     fn ready(&mut self, device: &Device) -> Result<()> {
         let Role::Follower(first) = &mut self.role else { return Err(unexpected(self.rank)) };
         first.send(&Message::Ready).map_err(leader_lost)?;

@@ -1,12 +1,12 @@
-//! Training in several processes at once, one a GPU.
+//! Training in several processes, one for each GPU.
 //!
-//! A step's micro-batches are divided among the processes: of every `size` that follow each other, process `rank` takes the one at its
-//! place. What they learn is summed, in the order of the processes, and all take the same step with the same bits. So `n` processes do
-//! what one does with `n` times as many micro-batches of an `n`-th the size.
+//! A step's micro-batches are divided among the processes: of every `size` consecutive ones, process `rank` takes the one at index `rank`.
+//! Their gradients are summed in the order of the ranks, and all take the same step with the same bits. So `n` processes compute what one
+//! computes with `n` times as many micro-batches of an `n`-th the size.
 //!
-//! Process 0 is the run: it holds the run's folder, evaluates, saves, and reports. It begins the others as children, tells them over pipes
-//! where the run stands, and they [`follow()`] it. They write nothing, and end with it. Gradients on GPUs are summed by NCCL where the
-//! program was built with it; else they go over the pipes, too, and process 0 sums them.
+//! Process 0 is the run: it holds the run's folder, evaluates, saves and reports. It starts the others as children and sends them the run's
+//! position over pipes; they [`follow()`] it. They write no file and end with it. NCCL sums gradients on GPUs if the program was built with
+//! it. Otherwise the gradients also go over the pipes, and process 0 sums them.
 
 mod connection;
 mod flat;
@@ -32,7 +32,7 @@ use super::{Error, Result, StepGradients, run::RunProgress};
 
 pub use follow::{failed, follow};
 
-/// The processes that train a run together, seen by one of them.
+/// The processes that train one run together, seen from one of them.
 pub struct ProcessGroup {
     rank: usize,
     size: usize,
@@ -43,39 +43,41 @@ pub struct ProcessGroup {
 
 enum Role {
     Alone,
-    /// Process 0, with what begins another and the others, in the order of their ranks, once they are begun.
+    /// Process 0: starts the others, and holds them in the order of their ranks once they are started.
     First {
         command: Box<dyn FnMut(usize) -> Command>,
         peers: Vec<Peer>,
     },
-    /// Another, with the way to process 0.
+    /// Another process, with its connection to process 0.
     Follower(Connection),
 }
 
-/// What the others need to know before the first step.
+/// The message that the others need before the first step.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Start {
-    /// The task's settings: all are to see the same data.
+    /// The task's settings, which show that all processes see the same data.
     pub(super) settings: Value,
-    /// Whether the run goes on from the training state of its step.
+    /// True if the run resumes from the training state of its step.
     pub(super) saved: bool,
     pub(super) progress: RunProgress,
-    /// Items in a micro-batch.
+    /// Items in a micro-batch of one process.
     pub(super) micro_batch: usize,
 }
 
 impl ProcessGroup {
-    /// One process that trains by itself.
+    /// A group of one process, which trains alone.
     pub fn single() -> Self {
         Self::new(0, 1, Role::Alone)
     }
 
-    /// Process 0 of `size`; `command` says how another, by its rank, is begun: it is to call [`follow()`].
+    /// The group as seen by process 0 of `size`.
+    ///
+    /// `command` returns the command that starts the process of a given rank, which must call [`follow()`].
     pub fn leader(size: usize, command: impl FnMut(usize) -> Command + 'static) -> Self {
         Self::new(0, size, Role::First { command: Box::new(command), peers: Vec::new() })
     }
 
-    /// This process, which was begun as `rank` of `size`.
+    /// The group as seen by this process, which was started as `rank` of `size`.
     fn follower(rank: usize, size: usize) -> Self {
         Self::new(rank, size, Role::Follower(Connection::current_process()))
     }
@@ -90,17 +92,17 @@ impl ProcessGroup {
         }
     }
 
-    /// Which of the processes this is, from 0.
+    /// The rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many processes there are.
+    /// The number of processes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// How they work together on `device`, in words; none of a process alone.
+    /// Describes how the processes share the work on `device`; `None` for a single process.
     pub(super) fn describe(&self, device: &Device) -> Option<String> {
         let how = if device.is_cpu() {
             "share this machine's processor, which shows that it works and makes nothing faster"
@@ -112,7 +114,7 @@ impl ProcessGroup {
         (self.size > 1).then(|| format!("{} processes {how}", self.size))
     }
 
-    /// Begins the other processes, and waits until they are ready for the first step.
+    /// Starts the other processes and waits until they are ready for the first step.
     pub(super) fn begin(&mut self, start: &Start, device: &Device) -> Result<()> {
         let Role::First { command, peers } = &mut self.role else { return Ok(()) };
         let text = serde_json::to_vec(start).map_err(|error| Error::process(0, error.to_string()))?;
@@ -134,16 +136,18 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// What a step's loss is, and what is learnt from it, in all processes together; `own` is the share of this one. All processes call
-    /// this in each step.
+    /// Sums the loss and the gradients of a step over all processes.
+    ///
+    /// `own` is the share of this process. All processes call this in each step.
     ///
     /// # Errors
-    /// When memory was too small in any process: then in all of them, with nothing changed. When one failed or is gone.
+    /// Returns an out-of-memory error in all processes, with nothing changed, if memory was too small in any. Returns an error if a process
+    /// failed or ended.
     pub(super) fn all_reduce(&mut self, own: Result<(f64, StepGradients)>) -> Result<(f64, StepGradients)> {
         if matches!(self.role, Role::Alone) {
             return own;
         }
-        // Whatever takes memory comes before it is asked who had enough.
+        // Everything that allocates comes before the processes compare who had enough memory.
         let own = match own.and_then(|(loss, learnt)| Ok((loss, FlatGradients::new(learnt, self.size)?))) {
             Err(error) if !error.is_out_of_memory() => return Err(error),
             own => own,
@@ -151,7 +155,7 @@ impl ProcessGroup {
         let loss = self.all_reduce_loss(own.as_ref().ok().map(|(loss, _)| *loss))?;
         match (loss, own) {
             (Some(loss), Ok((_, mut packed))) => {
-                // From here on an error is one of this process alone, and nobody is to take it for one that all have.
+                // From here on an error is of this process alone; the others must not be assumed to have it.
                 let rank = self.rank;
                 let learnt = self.all_reduce_sum(&mut packed.flat).and_then(|()| packed.unflatten());
                 Ok((loss, learnt.map_err(|error| error.from_process(rank))?))
@@ -163,7 +167,7 @@ impl ProcessGroup {
         }
     }
 
-    /// The sum of all losses, none where one process has none.
+    /// Sums the losses; `None` if a process ran out of memory.
     fn all_reduce_loss(&mut self, own: Option<f64>) -> Result<Option<f64>> {
         let said = |loss: Option<f64>| loss.map_or(Message::OutOfMemory, Message::Loss);
         match &mut self.role {
@@ -188,7 +192,7 @@ impl ProcessGroup {
         }
     }
 
-    /// Makes `flat` the sum of all processes' rows, the same bits in each.
+    /// Replaces `flat` by the sum of all processes' rows, the same bits in each.
     fn all_reduce_sum(&mut self, flat: &mut Tensor) -> Result<()> {
         #[cfg(feature = "nccl")]
         if let Some(nccl) = &mut self.nccl {
@@ -222,7 +226,7 @@ impl ProcessGroup {
     }
 }
 
-/// Process 0, of which this one is a child, is gone: there is nobody to be told.
+/// The error of losing process 0, the parent, which can no longer receive it.
 fn leader_lost(error: io::Error) -> Error {
     Error::process(0, format!("is gone ({error})"))
 }

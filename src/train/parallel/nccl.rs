@@ -1,4 +1,4 @@
-//! Summing on GPUs, by NVIDIA's NCCL.
+//! All-reduce on GPUs with NVIDIA's NCCL.
 
 use std::time::Duration;
 
@@ -9,23 +9,23 @@ use candle_core::{
 
 use crate::train::{Error, Result};
 
-/// Bytes of what the processes find each other by.
+/// Bytes of the id by which the processes find each other.
 const ID: usize = 128;
 
-/// A GPU's place among those that sum.
+/// A GPU's membership in the NCCL communicator.
 pub(super) struct Nccl {
-    /// None once a process was lost: it never ends what was begun.
+    /// `None` once a process was lost: the pending operation then never completes.
     comm: Option<Comm>,
 }
 
-/// Makes what the processes find each other by.
+/// Creates the id by which the processes find each other.
 pub(super) fn id() -> Result<Vec<u8>> {
     let id = Id::new().map_err(|NcclError(why)| failed(why))?;
     Ok(id.internal().iter().map(|&byte| byte as u8).collect())
 }
 
 impl Nccl {
-    /// Joins the others; returns when all `size` of them have.
+    /// Joins the communicator; returns when all `size` processes have.
     pub(super) fn join(device: &Device, rank: usize, size: usize, id: &[u8]) -> Result<Self> {
         let id: [u8; ID] = id.try_into().map_err(|_| failed("expected an id of 128 bytes"))?;
         let stream = device.as_cuda_device()?.cuda_stream();
@@ -36,17 +36,19 @@ impl Nccl {
         Ok(Self { comm: Some(comm.map_err(|NcclError(why)| failed(why))?) })
     }
 
-    /// Makes `flat` the sum of all processes' rows. Waits until it is there, or `lost` says that a process is gone.
+    /// Replaces `flat` by the sum of all processes' rows.
+    ///
+    /// Waits until the sum is complete, or `lost` returns an error because a process has ended.
     pub(super) fn sum(&mut self, flat: &Tensor, mut lost: impl FnMut() -> Result<()>) -> Result<()> {
         let Some(comm) = &self.comm else {
             return Err(failed("a process was lost before"));
         };
         flat.inplace_op1(&AllReduce(comm))?;
         let done = comm.stream().record_event(None).map_err(failed)?;
-        // Not by the stream's own waiting, which would last for ever without the process that is gone.
+        // Synchronizing the stream would block forever once a process has ended.
         while !done.try_is_complete().map_err(failed)? {
             if let Err(error) = lost() {
-                // It is broken off when it is dropped; the stream is free again to save what was done.
+                // Dropping the communicator aborts the operation; the stream is then free to save the completed work.
                 self.comm = None;
                 return Err(error);
             }
@@ -77,7 +79,7 @@ impl InplaceOp1 for AllReduce<'_> {
     }
 }
 
-/// A link that failed may be well again for another process.
+/// A transient error of NCCL: a link that failed may work for another process.
 fn failed(why: impl std::fmt::Debug) -> Error {
     Error::process(0, format!("NCCL: {why:?}"))
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::train::{Error, Result};
 
-/// A process that follows this one. It is ended when this is dropped.
+/// A child process that follows this one. Dropping it ends the process.
 pub(super) struct Peer {
     rank: usize,
     connection: Connection,
@@ -19,7 +19,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Begins it; its log goes where this process's goes.
+    /// Starts the process; its log goes where this process's log goes.
     pub(super) fn begin(rank: usize, mut command: Command) -> Result<Self> {
         let failed = |error: io::Error| Error::process(rank, format!("cannot be begun: {error}"));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
@@ -29,7 +29,7 @@ impl Peer {
         Ok(Self { rank, connection: Connection::new(output, input), child: Some(child) })
     }
 
-    /// A thread that plays one.
+    /// A peer that is a thread, for tests.
     #[cfg(test)]
     pub(super) fn at(rank: usize, connection: Connection) -> Self {
         Self { rank, connection, child: None }
@@ -43,7 +43,7 @@ impl Peer {
         self.connection.send_values(values).map_err(|error| self.exit_error(error))
     }
 
-    /// Waits until it has its data and weights.
+    /// Waits until the process has its data and weights.
     pub(super) fn ready(&mut self) -> Result<()> {
         match self.receive(MAX_MESSAGE_BYTES)? {
             Message::Ready => Ok(()),
@@ -51,7 +51,7 @@ impl Peer {
         }
     }
 
-    /// Its share of the loss; none where memory was too small for it.
+    /// Receives its share of the loss; `None` if it ran out of memory.
     pub(super) fn loss(&mut self) -> Result<Option<f64>> {
         match self.receive(MAX_MESSAGE_BYTES)? {
             Message::Loss(loss) => Ok(Some(loss)),
@@ -60,7 +60,7 @@ impl Peer {
         }
     }
 
-    /// Its `n` values.
+    /// Receives its `n` values.
     pub(super) fn values(&mut self, n: usize) -> Result<Vec<f32>> {
         match self.receive(n.saturating_mul(4))? {
             Message::Values(values) if values.len() == n => Ok(values),
@@ -68,7 +68,7 @@ impl Peer {
         }
     }
 
-    /// Whether it still runs.
+    /// Checks that the process has not ended.
     #[cfg(feature = "nccl")]
     pub(super) fn check_alive(&mut self) -> Result<()> {
         match self.child.as_mut().map(Child::try_wait) {
@@ -87,7 +87,7 @@ impl Peer {
         }
     }
 
-    /// It does not listen any more: what it said last may say why.
+    /// The error of a failed write: the last message of the process, if any, says why it ended.
     fn exit_error(&mut self, error: io::Error) -> Error {
         match self.connection.receive(MAX_MESSAGE_BYTES) {
             Ok(Message::Failed { transient, message }) => {
@@ -97,7 +97,7 @@ impl Peer {
         }
     }
 
-    /// It is gone, or says what cannot be understood.
+    /// The error of a process that has ended or sends messages that cannot be parsed.
     fn lost(&mut self, error: &io::Error) -> Error {
         let how = match self.end() {
             Some(Ok(status)) if error.kind() != io::ErrorKind::InvalidData => status.to_string(),
@@ -106,10 +106,10 @@ impl Peer {
         Error::process(self.rank, format!("is gone ({how})"))
     }
 
-    /// Ends it, unless it has ended; how it did.
+    /// Ends the process unless it has ended, and returns its exit status.
     fn end(&mut self) -> Option<io::Result<std::process::ExitStatus>> {
         let child = self.child.as_mut()?;
-        // It has nothing to save.
+        // A follower has nothing to save.
         let _ = child.kill();
         Some(child.wait())
     }

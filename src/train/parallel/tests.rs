@@ -1,4 +1,4 @@
-//! Teams of threads, which speak over pipes as processes do.
+//! Groups of threads that communicate over pipes as processes do.
 
 use std::{path::Path, path::PathBuf, sync::Arc};
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Process 0 of a team of `size` threads, and the others.
+/// Process 0 of a group of `size` threads, and the others.
 fn team(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
     let mut ends: Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> = Vec::new();
     let mut pipes = Vec::new();
@@ -41,13 +41,13 @@ fn team(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
     ends
 }
 
-/// What `work` makes of each of `size` processes.
+/// Calls `work` in each of `size` processes and returns the results.
 fn together<R: Send + 'static>(size: usize, work: fn(&mut ProcessGroup) -> R) -> Vec<R> {
     let threads = team(size).into_iter().map(|end| std::thread::spawn(move || work(&mut end())));
     threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
-/// Numbers whose sum depends on the order.
+/// A number such that the sum depends on the order.
 fn number(rank: usize, i: usize) -> f32 {
     [1e8, 1.0, -1e8, 0.3][rank % 4] * (1.0 + i as f32 / 7.0)
 }
@@ -111,7 +111,7 @@ fn memory_that_is_too_small_for_one_is_too_small_for_all_and_nothing_else_is() {
         assert_eq!(ends[0][..2], [Some(true), None]);
     }
 
-    /// Whether memory was too small; none where all went well.
+    /// True if memory was too small; `None` without an error.
     fn try_it(team: &mut ProcessGroup, ok: bool) -> Option<bool> {
         let short = Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()));
         let own = if ok { Ok((1.0, learnt(team.rank()))) } else { Err(short) };
@@ -121,7 +121,7 @@ fn memory_that_is_too_small_for_one_is_too_small_for_all_and_nothing_else_is() {
 
 #[test]
 fn what_ends_one_process_is_said_by_the_first() {
-    // Its last words, its silence, and nonsense.
+    // An error message, a closed pipe, and bytes that are no message.
     type Last = fn(&mut ProcessGroup);
     let say: Last = |team| {
         let Role::Follower(connection) = &mut team.role else { return };
@@ -147,7 +147,7 @@ fn what_ends_one_process_is_said_by_the_first() {
         assert!(error.to_string().starts_with(expected), "{error}");
         assert_eq!((error.is_transient(), error.is_out_of_memory()), (transient, false));
     }
-    // Rows of different lengths are no sum.
+    // Rows of different lengths cannot be summed.
     let ends = together(2, |team| {
         let mut own = learnt(team.rank());
         if team.rank() == 1 {
@@ -158,7 +158,7 @@ fn what_ends_one_process_is_said_by_the_first() {
     assert_eq!(ends, [true, true]);
 }
 
-/// Learns four numbers from rows of four, in micro-batches that memory may have no room for.
+/// Trains four parameters on rows of four, in micro-batches that may be too large for memory.
 struct Rows {
     room: usize,
 }
@@ -251,7 +251,7 @@ fn plan(folder: &Path, batch: usize, accumulation: usize) -> TrainOptions {
     }
 }
 
-/// Memory for three of eight rows in one process, whichever that is, halves the micro-batches of all, and the step stays what it was.
+/// Room for three of eight rows in any one process halves the micro-batches of all; the step stays the same.
 #[test]
 fn processes_halve_their_micro_batches_together_and_go_on_alike() {
     let weights = |folder: &Path| {

@@ -1,10 +1,10 @@
-//! A JPEG encoder that starts from coefficients, for all that no encoder of a crate writes: scans in any order, restart markers, any
-//! number of components.
+//! A JPEG encoder that starts from coefficients. It writes files that no crate's encoder can: scans in any order, restart markers,
+//! any number of components.
 
-/// How a component is sampled, across and down.
+/// Sampling factors of a component, across and down.
 pub type Sampling = (usize, usize);
 
-/// Coefficients from which files are written.
+/// The coefficients of a file.
 pub struct Image {
     pub width: usize,
     pub height: usize,
@@ -13,10 +13,10 @@ pub struct Image {
 
 struct Component {
     sampling: Sampling,
-    /// Blocks across in whole MCUs, and what is coded when the component is alone in a scan.
+    /// Blocks across in whole MCUs, and the blocks that are coded if the component is alone in a scan.
     stride: usize,
     alone: [usize; 2],
-    /// Each in the order of the file.
+    /// Coefficients of each block, in the order of the file.
     blocks: Vec<[i32; 64]>,
 }
 
@@ -24,9 +24,9 @@ struct Component {
 #[derive(Clone, Debug)]
 pub struct Scan {
     pub components: Vec<usize>,
-    /// The first and the last coefficient.
+    /// First and last coefficient.
     pub band: (usize, usize),
-    /// The bit above those that are sent, 0 in a first scan, and the lowest that is sent.
+    /// The bit above those that are coded, 0 in a first scan, and the lowest coded bit.
     pub bits: (u32, u32),
 }
 
@@ -35,13 +35,13 @@ impl Scan {
         Self { components: components.to_vec(), band, bits }
     }
 
-    /// All of `count` components, in one scan each or in one for all.
+    /// Returns the scans of `count` components, in one scan each or in one for all.
     pub fn sequential(count: usize, together: bool) -> Vec<Self> {
         let all: Vec<usize> = (0..count).collect();
         all.chunks(if together { count } else { 1 }).map(|part| Self::new(part, (0, 63), (0, 0))).collect()
     }
 
-    /// Bands and bits of `count` components, as usual programs send them.
+    /// Returns the scans of `count` components, with the bands and bits that programs usually write.
     pub fn progressive(count: usize) -> Vec<Self> {
         let all: Vec<usize> = (0..count).collect();
         let mut scans = vec![Self::new(&all, (0, 0), (0, 1))];
@@ -54,16 +54,16 @@ impl Scan {
     }
 }
 
-/// Codes of each length: short ones, and some that are longer than what decoders look up at once.
+/// The number of codes of each length: short ones, and some that are longer than the lookup of decoders.
 const COUNTS: [u8; 16] = [0, 1, 1, 1, 1, 1, 1, 0, 200, 0, 0, 50, 0, 0, 0, 0];
-/// Values in the order of their codes, the frequent ones first.
+/// Returns the values in the order of their codes, the frequent ones first.
 fn values() -> Vec<u8> {
     let first = [0x00, 0x01, 0x11, 0x02, 0x21, 0x10];
     first.into_iter().chain((0..=255).filter(|value| !first.contains(value))).collect()
 }
 
 impl Image {
-    /// `value` gives the coefficients of each block of each component by number.
+    /// Creates an image; `value` returns the coefficients of each block of each component, by their numbers.
     pub fn new(
         (width, height): (usize, usize),
         sampling: &[Sampling],
@@ -84,7 +84,7 @@ impl Image {
         Self { width, height, components: sampling.iter().enumerate().map(component).collect() }
     }
 
-    /// The file. A restart marker comes after each `interval` MCUs, if that is not 0.
+    /// Returns the bytes of the file. If `interval` is not 0, a restart marker follows each `interval` MCUs.
     pub fn file(&self, progressive: bool, scans: &[Scan], interval: usize) -> Vec<u8> {
         let mut out = vec![0xff, 0xd8];
         let segment = |out: &mut Vec<u8>, marker: u8, bytes: &[u8]| {
@@ -155,7 +155,7 @@ struct Coder {
     bits: u32,
     count: u32,
     predicted: [i32; 4],
-    /// Blocks that end, and the bits of theirs that are still to be written.
+    /// Number of ended blocks, and their bits that are still to be written.
     ended: u32,
     corrections: Vec<u32>,
     codes: Vec<(u32, u32)>,
@@ -195,7 +195,7 @@ impl Coder {
         self.put(code, length);
     }
 
-    /// The bits of a coefficient of `size` bits.
+    /// Writes the bits of a coefficient of `size` bits.
     fn value(&mut self, value: i32, size: u32) {
         let bits = if value < 0 { value - 1 } else { value } as u32;
         self.put(bits & ((1 << size) - 1), size);

@@ -12,7 +12,7 @@ const FULL: &[Sampling] = &[(1, 1), (1, 1), (1, 1)];
 const HALF: &[Sampling] = &[(2, 2), (1, 1), (1, 1)];
 const CMYK: &[Sampling] = &[(1, 1), (1, 1), (1, 1), (1, 1)];
 
-/// Noise, smooth enough that decoders' rounding does not matter much.
+/// Returns noise, smooth enough that decoders' rounding does not matter much.
 fn noise(size: (usize, usize), sampling: &[Sampling]) -> Image {
     let mut stream = Stream::new(1, Purpose::Synthetic, 0);
     Image::new(size, sampling, |_, _| {
@@ -26,7 +26,7 @@ fn noise(size: (usize, usize), sampling: &[Sampling]) -> Image {
     })
 }
 
-/// The same image in all ways, and what they are called.
+/// Returns the same image in all encodings, with their names.
 fn files(size: (usize, usize), sampling: &[Sampling]) -> Vec<(String, Vec<u8>)> {
     let (image, count) = (noise(size, sampling), sampling.len());
     let mut files = Vec::new();
@@ -55,7 +55,7 @@ fn jpegs_of_all_kinds_are_complete_and_equal() {
                 jpeg::walk(&file)
             );
             assert_eq!(check(&file), Ok([45, 37]), "{name}");
-            // The decoder gets such images wrong.
+            // The decoder decodes such images incorrectly.
             if !(name.starts_with("one by one") && sampling.iter().any(|&s| s != (1, 1))) {
                 assert!(upright(&file).unwrap() == expected, "{name}");
             }
@@ -73,7 +73,7 @@ fn a_jpeg_is_broken_wherever_it_is_cut_but_before_its_end_marker() {
             let cut = &file[..end];
             assert_eq!(check(cut).unwrap_err(), MISSING, "{name}: {end} of {whole} bytes");
             assert_eq!(upright(cut).unwrap_err(), MISSING, "{name}: {end} of {whole} bytes");
-            // An end marker makes it no better.
+            // An end marker does not make the data complete.
             let has_end_marker = [cut, &[0xff, 0xd9]].concat();
             let error = upright(&has_end_marker).unwrap_err();
             assert!(error.starts_with("a broken JPEG file: "), "{name}: {end} of {whole} bytes: {error}");
@@ -95,7 +95,7 @@ fn what_follows_the_first_image_of_a_jpeg_file_does_not_matter() {
             assert_eq!(check(&long), Ok([40, 24]), "{name}");
             assert!(upright(&long).unwrap() == expected, "{name}");
         }
-        // The second image of an MPO file does not make up for a first one that is cut.
+        // The second image of an MPO file does not complete a first one that is cut.
         let cut = [&file[..file.len() - 20], &file].concat();
         let error = upright(&cut).unwrap_err();
         assert!(error.starts_with("a broken JPEG file: "), "{name}: {error}");
@@ -123,7 +123,7 @@ fn arithmetic_coding_is_one_clear_error() {
     }
 }
 
-/// Means of two by two pixels, or of what there is of them.
+/// Returns the means of two by two pixels, or of as many of them as exist.
 fn halved(picture: &RgbImage) -> RgbImage {
     let (width, height) = picture.dimensions();
     RgbImage::from_fn(width.div_ceil(2), height.div_ceil(2), |x, y| {
@@ -135,7 +135,7 @@ fn halved(picture: &RgbImage) -> RgbImage {
     })
 }
 
-/// The mean and the largest difference of two pictures.
+/// Returns the mean and the maximum difference of two images.
 fn difference(a: &RgbImage, b: &RgbImage) -> (f64, u8) {
     assert_eq!(a.dimensions(), b.dimensions());
     let each = a.as_raw().iter().zip(b.as_raw()).map(|(&a, &b)| a.abs_diff(b));
@@ -146,7 +146,7 @@ fn difference(a: &RgbImage, b: &RgbImage) -> (f64, u8) {
 #[test]
 fn jpegs_at_half_size_are_those_at_full_size_made_smaller() {
     for sampling in [GREY, FULL, HALF, CMYK] {
-        // Smooth within blocks, so that all ways of making them smaller agree.
+        // Smooth within blocks, so that all methods of reduction agree.
         let mut stream = Stream::new(2, Purpose::Synthetic, 0);
         let image = Image::new((61, 47), sampling, |component, block| {
             let mut coefficients = [0; 64];
@@ -207,7 +207,7 @@ fn pngs_and_webps_at_half_size_are_means_of_their_pixels() {
 
 #[test]
 fn a_picture_of_more_than_64_million_pixels_is_decoded_at_half_its_size() {
-    // A row of blocks of one colour each, a thousand times, with restart markers between them.
+    // A row of blocks of one color each, a thousand times, with restart markers between them.
     let value = |block: usize| (block % 128) as i32 - 64;
     let image = Image::new((8001, 8), GREY, |_, block| {
         let mut coefficients = [0; 64];
@@ -254,7 +254,7 @@ fn what_would_need_too_much_memory_is_refused_by_the_header() {
     assert_eq!(check(&png(14_000, 15_000, 0)), Ok([14_000, 15_000]));
     let error = upright(&png(14_000, 15_000, 1)).unwrap_err();
     assert_eq!(error, "a broken PNG file: an interlaced picture of so many pixels");
-    // A picture without data takes neither time nor memory.
+    // An image without data takes neither time nor memory.
     assert!(upright(&png(14_000, 15_000, 0)).unwrap_err().starts_with("a broken PNG file: "));
     let mut jpeg = noise((40, 24), HALF).file(true, &Scan::progressive(3), 0);
     let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc2]).unwrap();
@@ -275,7 +275,7 @@ fn parts_of_a_reduced_picture_are_found_by_their_place_in_the_file() {
     assert_eq!(half.part([29, 20, 1, 1]), [14, 10, 1, 1]);
 }
 
-/// The checksum of a PNG chunk.
+/// Returns the checksum of a PNG chunk.
 fn crc(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
@@ -297,7 +297,7 @@ fn a_file_over_which_a_decoder_panics_is_broken() {
     assert_eq!(error, "a broken PNG file: its decoder failed: at\\n3");
 }
 
-/// A PNG of one pixel, whose colour is the second in a palette of one colour and two thirds.
+/// Returns a PNG of one pixel, whose color is the second in a palette of one color and two thirds.
 fn palette_without_its_last_byte() -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 1, 1);

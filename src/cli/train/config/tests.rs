@@ -3,7 +3,7 @@ use clap::{CommandFactory, FromArgMatches};
 use super::*;
 use crate::cli::{Cli, Command as Subcommand};
 
-/// What `tiny-cats` called with `arguments` trains by: its flags as they are written, and as the program has them.
+/// Resolves the flags of `tiny-cats` called with `arguments`, and formats them.
 fn resolved(task: &'static str, arguments: &[String]) -> (ResolvedConfig, String) {
     let arguments: Vec<OsString> = ["tiny-cats", "train", task]
         .into_iter()
@@ -66,7 +66,7 @@ fn argument(flag: &Arg, value: Option<&str>) -> String {
     value.map_or_else(|| format!("--{name}"), |value| format!("--{name}={value}"))
 }
 
-/// Whatever a flag is given, the configuration that is written says so, and `--config` reads it back.
+/// Every value of a flag is in the written configuration, and `--config` reads it back.
 #[test]
 fn every_configuration_that_is_written_can_be_read_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -80,7 +80,7 @@ fn every_configuration_that_is_written_can_be_read_back() {
             .collect();
         assert!(flags.len() > 40, "{task} has {} flags", flags.len());
         let rounds = flags.iter().map(|(_, values)| values.len()).max().unwrap();
-        // Of two flags that exclude each other, one in every other round; so each value comes with one and with the other.
+        // Of two flags that exclude each other, each is used in every other round, so every value is combined with both.
         for round in 0..2 * rounds {
             let excluded = |flag: &Arg| {
                 CONFLICTING_FLAGS.iter().any(|(a, b)| [a, b][round % 2] == &flag.get_id().as_str())
@@ -106,7 +106,7 @@ fn every_configuration_that_is_written_can_be_read_back() {
     }
 }
 
-/// A file of an earlier version, and one by hand.
+/// Covers a file of an earlier version, and one written by hand.
 #[test]
 fn a_flag_without_a_value_is_true_and_may_be_false() {
     let dir = tempfile::tempdir().unwrap();
@@ -124,7 +124,7 @@ fn a_flag_without_a_value_is_true_and_may_be_false() {
         let found = read.flags.get("tensorboard").map(|value| values(value).join(","));
         assert_eq!(found.as_deref(), expected, "{text}");
     }
-    // The same configuration, whatever types its numbers were written as.
+    // Equality does not depend on the types that numbers were written as.
     let (now, _) = resolved("dit", &["--lr=1".to_owned(), "--seed=7".to_owned(), "synth".to_owned()]);
     let before = now.to_toml().replace("lr = 1\n", "lr = 1.0\n");
     assert!(before.contains("lr = 1.0") && now.is_same(&before));

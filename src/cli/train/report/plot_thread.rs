@@ -1,4 +1,4 @@
-//! Draws a run's `loss.png` and `samples.png` in a thread of its own, so that no step waits for a picture.
+//! Draws a run's `loss.png` and `samples.png` in its own thread, so that no step waits for an image.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,26 +15,27 @@ use crate::{
     train::metrics::METRICS,
 };
 
-/// The end of a run waits at most this long for its pictures.
+/// The maximum time that the end of a run waits for its plots.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is to be drawn.
+/// The plots to draw.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlotRequest {
-    /// The loss curve.
+    /// True for the loss curve.
     pub curve: bool,
-    /// The strip, up to the grid of this step.
+    /// The step of the newest grid, to draw the strip of sample grids.
     pub samples: Option<u64>,
 }
 
-/// Who draws.
+/// The handle of the thread that draws.
 pub struct PlotThread {
     requests: SyncSender<PlotRequest>,
     done: Receiver<()>,
 }
 
 impl PlotThread {
-    /// For the run `id` in `folder` that goes on after `step`. `None`, with a warning, where there is no thread for it.
+    /// Starts the thread for the run `id` in `folder`, which continues after `step`. Returns `None`, with a warning, if no thread can be
+    /// started.
     pub fn start(folder: &Path, id: &str, step: u64) -> Option<Self> {
         let (requests, receive) = sync_channel(16);
         let (ended, done) = channel();
@@ -59,12 +60,12 @@ impl PlotThread {
         }
     }
 
-    /// Asks for pictures. When there is more to draw than can be drawn, some are left out: what comes later shows it, too.
+    /// Requests plots. Requests that exceed the queue are dropped, since later plots show the same.
     pub fn draw(&self, what: PlotRequest) {
         let _ = self.requests.try_send(what);
     }
 
-    /// Waits for the last pictures, for some time.
+    /// Waits for the last plots, for at most 5 s.
     pub fn finish(self) {
         drop(self.requests);
         if self.done.recv_timeout(FINISH_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
@@ -76,13 +77,13 @@ impl PlotThread {
     }
 }
 
-/// What is drawn on.
+/// The plots and their state.
 struct Plotter {
     curve: LossCurve,
     strip: Strip,
     folder: PathBuf,
     id: String,
-    /// The newest grid of this run.
+    /// The step of this run's newest grid.
     newest: u64,
     warned: bool,
 }
