@@ -31,11 +31,13 @@ fn is_ignored_signal(signal: i32) -> bool {
 #[cfg(unix)]
 pub fn signal_on_parent_exit(command: &mut std::process::Command, signal: i32) {
     #[cfg(target_os = "linux")]
-    // SAFETY: prctl and getppid are async-signal-safe.
+    // SAFETY: signal, prctl and getppid are async-signal-safe.
     unsafe {
         use std::os::unix::process::CommandExt;
         let parent = std::process::id();
         command.pre_exec(move || {
+            // Until exec, the handlers of the parent would swallow the signal.
+            libc::signal(signal, libc::SIG_DFL);
             if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
                 return Err(std::io::Error::last_os_error());
             }

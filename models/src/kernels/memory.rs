@@ -127,3 +127,67 @@ pub(super) fn lend<T: Copy + Default, R>(
     kept.set(if other.len() > values.len() { other } else { values });
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    lent!(scratch, u32);
+
+    #[test]
+    fn memory_begins_at_a_line_and_holds_zeros() {
+        for len in [0, 1, 15, 16, 17, 100] {
+            let values = Aligned::<u32>::new(len);
+            assert_eq!(*values, vec![0; len]);
+            // Where Miri leaves the alignment unknown, any start will do.
+            assert!(cfg!(miri) || values.as_ptr().align_offset(LINE) == 0, "{len} values");
+        }
+    }
+
+    /// A kernel that begins while another of this thread has memory gets its own; later ones are lent the larger again.
+    #[test]
+    fn what_is_lent_is_lent_once_at_a_time() {
+        scratch(3, |outer| {
+            outer.fill(1);
+            scratch(40, |inner| inner.fill(2));
+            scratch(0, |inner| assert!(inner.is_empty()));
+            assert_eq!(outer, [1; 3]);
+        });
+        scratch(40, |again| assert_eq!(again, [2; 40]));
+        let failed = std::panic::catch_unwind(|| scratch(5, |_| panic!("as a kernel may")));
+        assert!(failed.is_err());
+        scratch(5, |anew| assert_eq!(anew, [0; 5]));
+    }
+
+    #[test]
+    fn pieces_are_filled_by_several_threads() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        pool.install(|| {
+            for len in [0, 1, 6, 7, 8, 23] {
+                let pieces = in_pieces(len, 7, |at, piece: &mut [u64]| {
+                    assert!(piece.len() == 7.min(len - at) && piece.iter().all(|&x| x == 0));
+                    piece.iter_mut().zip(at..).for_each(|(x, at)| *x = at as u64);
+                });
+                assert!(pieces.iter().copied().eq(0..len as u64), "{len} values");
+                let mut others = vec![0; 2 * len.div_ceil(7)];
+                let pieces = in_pieces_with(len, 7, &mut others, 2, |at, piece: &mut [f32], other| {
+                    other.copy_from_slice(&[at, piece.len()]);
+                    piece.fill(at as f32);
+                });
+                assert!(pieces.iter().enumerate().all(|(i, &x)| x == (i / 7 * 7) as f32), "{len} values");
+                let expected = (0..len).step_by(7).flat_map(|at| [at, 7.min(len - at)]);
+                assert!(others.iter().copied().eq(expected), "{len} values");
+            }
+        });
+    }
+
+    /// What is thrown leaves nothing behind that was not written.
+    #[test]
+    fn a_piece_that_fails_fails_all() {
+        let fails = |at, _: &mut [u8]| assert!(at < 4, "as a kernel may");
+        assert!(std::panic::catch_unwind(|| in_pieces(9, 2, fails)).is_err());
+        let missing =
+            std::panic::catch_unwind(|| in_pieces_with(9, 2, &mut [(); 4], 1, |_, _: &mut [u8], _| {}));
+        assert!(missing.is_err(), "others are too few");
+    }
+}

@@ -23,9 +23,9 @@ mod winograd;
 pub(crate) use real::{Real, sigmoid};
 
 /// Rows that one task works through: enough to be worth a task, fixed so that sums over rows do not depend on the machine.
-pub(crate) const ROWS: usize = 64;
+pub(crate) const ROWS: usize = if cfg!(miri) { 4 } else { 64 };
 /// Values that one task of a pointwise kernel works through.
-pub(crate) const VALUES: usize = 16 * 1024;
+pub(crate) const VALUES: usize = if cfg!(miri) { 64 } else { 16 * 1024 };
 
 /// Adds up partial sums, first to last.
 pub(crate) fn sum_partials<F: Real>(partials: &[Vec<F>]) -> Vec<F> {

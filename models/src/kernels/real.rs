@@ -100,6 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "no unsafe code, and many numbers")]
     fn exp_is_within_two_ulp_of_exact() {
         for i in -87_000..88_000 {
             let x = i as f32 * 1e-3 + 3e-4;
@@ -111,6 +112,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "no unsafe code, and many numbers")]
     fn erf_is_near_the_exact_one() {
         for i in -60_000..60_000 {
             let x = i as f32 * 1e-4;

@@ -17,6 +17,7 @@ mod tests {
 
     /// Of numbers of every exponent, halfway cases, infinities and NaN.
     #[test]
+    #[cfg_attr(miri, ignore = "no unsafe code, and many numbers")]
     fn rounds_as_the_half_crate_does() {
         let bits = (0..=u32::from(u16::MAX))
             .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));

@@ -15,9 +15,9 @@ pub(crate) trait Factor: Copy + Send + Sync + 'static {
     const EACH: usize;
     /// Inner indices that are summed up at a time: few enough that some rows of the first factor stay in the first-level cache, and that
     /// rounding errors of long sums stay small.
-    const DEPTH: usize = 256;
+    const DEPTH: usize = if cfg!(miri) { 20 } else { 256 };
     /// Columns of a block, which stays in the second-level cache.
-    const COLUMNS: usize = 512;
+    const COLUMNS: usize = if cfg!(miri) { 64 } else { 512 };
     /// Units that a depth is a multiple of; what is missing is zero.
     const GRAIN: usize = 1;
 
@@ -111,8 +111,8 @@ impl Factor for Bf16 {
     /// The first in the low half.
     type Unit = u32;
     const EACH: usize = 2;
-    const DEPTH: usize = 512;
-    const COLUMNS: usize = 1024;
+    const DEPTH: usize = if cfg!(miri) { 64 } else { 512 };
+    const COLUMNS: usize = if cfg!(miri) { 64 } else { 1024 };
     const GRAIN: usize = 16;
 
     fn as_units(_: &[f32]) -> Option<&[u32]> {

@@ -28,8 +28,8 @@ use super::memory::{Aligned, written};
 
 /// Columns of a panel, and the most rows of `a` that are laid out together.
 const PANEL: usize = 32;
-/// Multiplications that are worth another thread.
-const WORTH: usize = 1 << 18;
+/// Multiplications that are worth another thread. Like other sizes it is small under Miri, which is slow and has to see all that is done.
+const WORTH: usize = if cfg!(miri) { 1 << 6 } else { 1 << 18 };
 
 /// A matrix inside a slice: element (i, j) lies at `i·row + j·col`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -42,7 +42,7 @@ pub(super) fn pack<F: Factor>(
 }
 
 /// Units that are made before they are put in their places.
-const SOME: usize = 64;
+const SOME: usize = if cfg!(miri) { 17 } else { 64 };
 
 vectorised! {
     fn below<F: Factor>(panel: &mut [F::Unit], columns_and_k: [usize; 2], b: &[F::Number], row: usize) {

@@ -6,7 +6,8 @@ use crate::random::{Purpose, Stream, noise};
 
 /// The instructions of this processor, each of which computes these numbers.
 fn all<F: Factor>() -> Vec<Isa> {
-    let mut all = vec![Isa::Portable];
+    // Not twice under Miri, which is slow and told what the processor has.
+    let mut all = if cfg!(all(miri, target_feature = "avx2")) { vec![] } else { vec![Isa::Portable] };
     #[cfg(target_arch = "x86_64")]
     {
         let has = [
@@ -54,6 +55,19 @@ struct Case<F: Factor> {
 }
 
 impl<F: Factor> Case<F> {
+    /// For Miri, which is slow: of nothing, of one element, of more rows than a panel and parts of tiles, of more than what is transposed at
+    /// once, of more than a sum, than the blocks of three threads, and than the rows of a thread's part.
+    const SMALL: [[usize; 3]; 8] = [
+        [0, 3, 2],
+        [3, 0, 2],
+        [1, 1, 1],
+        [35, 31, 2],
+        [17, 18, 17 * F::EACH],
+        [2, 33, F::DEPTH + 3],
+        [5, 3 * F::COLUMNS + 5, 2],
+        [129, 1, 1],
+    ];
+
     /// Now and then of more than a block or a thread's part, and of nothing.
     fn new(case: u64) -> Self {
         let mut stream = Stream::new(11, Purpose::Noise, case);
@@ -65,11 +79,27 @@ impl<F: Factor> Case<F> {
         });
         let k = if below(8) == 0 { F::DEPTH - 3 + below(200) } else { 1 + below(80) };
         let [extra, turn_a, turn_b, accumulate, parallel] = [5, 2, 2, 2, 2].map(&mut below);
+        let (mut sizes, mut choices) = ([m, n, k], [extra, turn_a, turn_b, accumulate, parallel]);
+        if cfg!(miri) {
+            // Each of the sizes as it lies and transposed.
+            let number = case as usize;
+            let (size, turned) = (number % Self::SMALL.len(), number / Self::SMALL.len());
+            sizes = Self::SMALL[size];
+            let parallel = turned == 0 && size >= Self::SMALL.len() - 2;
+            choices = [3 * turned, turned, turned, (size + turned) & 1, parallel.into()];
+        }
+        let ([m, n, k], [extra, turn_a, turn_b, accumulate, parallel]) = (sizes, choices);
         let strides = |rows: usize, cols: usize, turn| {
             if turn == 1 { Strides::rows(rows + extra).t() } else { Strides::rows(cols + extra) }
         };
         let strides = [strides(m, k, turn_a), strides(k, n, turn_b)];
-        let values = |stream, n| noise(3, 3 * case + stream, n);
+        let values = |stream, n| {
+            if cfg!(miri) {
+                // Normal numbers take milliseconds each.
+                return (0..n).map(|i| ((7 * i + 3 * stream as usize) % 19) as f32 / 16.0 - 0.5).collect();
+            }
+            noise(3, 3 * case + stream, n)
+        };
         let factor = |stream, n| values(stream, n).into_iter().map(|x| F::Number::of(x.into())).collect();
         let width = n + extra;
         let before = values(2, Strides::rows(width).end(m, n));
@@ -132,14 +162,27 @@ fn pool() -> rayon::ThreadPool {
     ThreadPoolBuilder::new().num_threads(3).build().expect("threads")
 }
 
+/// Calls `f` in the pool; under Miri, where every look for work of a thread takes seconds, only for what is to use its threads.
+fn within<R: Send>(pool: &rayon::ThreadPool, parallel: bool, f: impl FnOnce() -> R + Send) -> R {
+    if cfg!(miri) && !parallel { f() } else { pool.install(f) }
+}
+
+/// So many cases; under Miri, each small one as it lies and transposed.
+fn cases<F: Factor>(many: u64) -> std::ops::Range<u64> {
+    0..if cfg!(miri) { 2 * Case::<F>::SMALL.len() as u64 } else { many }
+}
+
 /// Every element of every product is its sums, to the last bit: whatever the sizes, strides, threads and instructions, packed or not.
-fn is_its_sums<F: Real + std::fmt::Debug>(cases: u64) {
+fn is_its_sums<F: Real + std::fmt::Debug>(many: u64) {
     let pool = pool();
-    for case in 0..cases {
+    for case in cases::<F>(many) {
         let case = Case::<F>::new(case);
         let [m, n, k] = case.sizes;
-        let results: Vec<_> =
-            all::<F>().into_iter().map(|isa| (isa, pool.install(|| case.rows(isa, 0, m)))).collect();
+        let (results, with_bias, packed) = within(&pool, case.parallel, || {
+            let results: Vec<_> = all::<F>().into_iter().map(|isa| (isa, case.rows(isa, 0, m))).collect();
+            let packed = (case.strides[0] == Strides::rows(k)).then(|| case.with_bias(true));
+            (results, case.with_bias(false), packed)
+        });
         for (isa, c) in results {
             for (at, (&found, &before)) in c.iter().zip(&case.before).enumerate() {
                 let (i, j) = (at / case.width, at % case.width);
@@ -150,16 +193,14 @@ fn is_its_sums<F: Real + std::fmt::Debug>(cases: u64) {
                 assert!(found == expected, "{}: ({i}, {j}) is {found:?}, not {expected:?}", case.what(isa));
             }
         }
-        let (bias, with_bias) = (case.bias(), pool.install(|| case.with_bias(false)));
+        let bias = case.bias();
         for (at, &found) in with_bias.iter().enumerate() {
             let (i, j) = (at / n, at % n);
             let fused = F::isa() != Isa::Portable || FUSED;
             let expected = expected(fused, Some(bias[j]), k, |p| case.a(i, p), |p| case.b(p, j));
             assert!(found == expected, "{}: ({i}, {j}) is {found:?}, not {expected:?}", case.what(F::isa()));
         }
-        if case.strides[0] == Strides::rows(k) {
-            assert!(pool.install(|| case.with_bias(true)) == with_bias, "{}", case.what(F::isa()));
-        }
+        assert!(packed.is_none_or(|packed| packed == with_bias), "{}", case.what(F::isa()));
     }
 }
 
@@ -177,9 +218,9 @@ fn products_of_bf16_are_those_of_their_numbers() {
     is_product_of_bf16::<Widened>(100);
 }
 
-fn is_product_of_bf16<F: Factor<Number = f32>>(cases: u64) {
+fn is_product_of_bf16<F: Factor<Number = f32>>(many: u64) {
     let pool = pool();
-    for case_number in 0..cases {
+    for case_number in cases::<F>(many) {
         let case = Case::<F>::new(case_number);
         let [m, n, k] = case.sizes;
         let number = |x: f32| bf16::from_f32(x).to_f64();
@@ -198,7 +239,7 @@ fn is_product_of_bf16<F: Factor<Number = f32>>(cases: u64) {
             (f64::from(found) - exact).abs() <= allowed
         };
         for isa in all::<F>() {
-            let c = pool.install(|| case.rows(isa, 0, m));
+            let c = within(&pool, case.parallel, || case.rows(isa, 0, m));
             assert!(c.iter().zip(&exact).all(near), "{}", case.what(isa));
             let Some(row) = (case_number as usize).checked_rem(m) else { continue };
             let alone = case.rows(isa, row, row + 1);
