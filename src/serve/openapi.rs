@@ -18,7 +18,7 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
         "/v1/models".into(),
         json!({ "get": {
             "operationId": "models",
-            "summary": "What is served, what it knows, and how it was proved",
+            "summary": "What is served, what it knows, and how it was verified",
             "responses": responses(config, &[], true, json!({
                 "description": "All models",
                 "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Models" } } },
@@ -40,7 +40,7 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
         ("/healthz", "The process is there", &[][..]),
         (
             "/readyz",
-            "Requests can be sent: all models are proved and loaded, and the server is not stopping",
+            "Requests can be sent: all models are verified and loaded, and the server is not stopping",
             &[503][..],
         ),
     ] {

@@ -439,7 +439,7 @@ impl Fields<'_> {
         if method == Method::Grid && ["jobs", "seed"].contains(&key.as_str()) {
             return Err(self.field_error(key, r#"is for method = "random""#));
         }
-        let near = closest(key, KNOWN.into_iter());
+        let near = closest(key, KNOWN);
         let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
         let place =
             if near.is_empty() { "; flags of train belong into the table fixed or sweep" } else { "" };

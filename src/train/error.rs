@@ -150,7 +150,7 @@ impl Error {
     }
 
     /// Marks an error as one of process `rank` alone, which the other processes do not have.
-    pub(super) fn from_process(self, rank: usize) -> Self {
+    pub(super) fn in_process(self, rank: usize) -> Self {
         match self {
             Self::Process { .. } => self,
             other => {

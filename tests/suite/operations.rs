@@ -1,4 +1,4 @@
-//! Every operation of the vocabulary through every reading. A new operation is one line in [`operations`].
+//! Every operation of the vocabulary through every backend. A new operation is one line in [`cases`].
 
 use candle_core::{DType, Device, Tensor as CandleTensor, Var as CandleVar};
 use tiny_cats_export::{
@@ -431,7 +431,7 @@ macro_rules! operation {
     };
 }
 
-mod operations {
+mod cases {
     use super::*;
 
     operation!(linear_without_bias, [(Real 5 8)], [(Real 7 8)], |x, p| x[0].linear(&p[0], None));

@@ -33,7 +33,7 @@ fn spawn(folder: &Path, args: &[&str]) -> (std::process::Child, std::net::Socket
 fn the_program_serves_the_released_models_until_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let (child, address) = spawn(folder.path(), &["--max-batch", "4"]);
-    // Before the models are proved they are not served.
+    // Before the models are verified they are not served.
     let early = ask(address, "GET", "/readyz", &[], b"").status;
     let start = Instant::now();
     while ask(address, "GET", "/readyz", &[], b"").status != 200 {

@@ -69,7 +69,7 @@ pub async fn readyz(State(app): State<Arc<AppState>>) -> Result<&'static str, Pr
     for (name, state) in app.states() {
         let detail = match state {
             model_queue::State::Ready(_) => continue,
-            model_queue::State::Loading => format!("{name} is being proved and loaded"),
+            model_queue::State::Loading => format!("{name} is being verified and loaded"),
             model_queue::State::Failed(reason) => format!("{name}: {reason}"),
         };
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));

@@ -158,7 +158,7 @@ impl ProcessGroup {
                 // From here on an error is of this process alone; the others must not be assumed to have it.
                 let rank = self.rank;
                 let learnt = self.all_reduce_sum(&mut packed.flat).and_then(|()| packed.unflatten());
-                Ok((loss, learnt.map_err(|error| error.from_process(rank))?))
+                Ok((loss, learnt.map_err(|error| error.in_process(rank))?))
             }
             (_, Err(error)) => Err(error),
             (None, Ok(_)) => Err(Error::Candle(candle_core::Error::Msg(
