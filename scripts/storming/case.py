@@ -56,7 +56,7 @@ class Case:
         return self.folder.is_finished() and all((self.folder.output / name).is_file() for name in self.task.outputs[:2])
 
     def begin(self, more=(), mode=None, **options):
-        """Starts the command that begins the run or goes on with it."""
+        """Starts the command that starts or resumes the run."""
         mode, recorded = mode or self.mode, self.folder.recorded()
         named = {"id": ["--run-id", ID], "auto": ["--resume", "auto"], "path": []}[mode]
         if mode == "path" and recorded:

@@ -34,7 +34,7 @@ def stop_program(case):
 
 @kind
 def stop_worker(case):
-    """The same to the process that trains: before it has a handler it is killed, and begun anew."""
+    """The same signals to the training process: before it has a handler, a signal kills it, and it is restarted."""
     for _ in case.rounds():
         run = case.begin()
         if case.moment(run):
@@ -179,7 +179,7 @@ def kill_at_birth(case):
 
 @kind
 def kill_worker(case):
-    """SIGKILL to the training process, which is begun anew."""
+    """SIGKILL to the training process, which is restarted."""
     run = case.begin()
     for _ in range(case.random.randint(1, 3)):
         if case.moment(run):

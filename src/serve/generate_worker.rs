@@ -107,11 +107,11 @@ struct GenerateWorker {
 
 /// Generates up to `max_batch` images at a time, until the queue is closed or the runtime fails `MAX_FAILURES` times in a row.
 pub fn work(generator: Generator, context: WorkerContext<GenerateJob>, max_batch: usize) {
-    let mut studio = GenerateWorker { generator, context, max_batch, open: VecDeque::new(), failures: 0 };
-    while studio.failures < MAX_FAILURES && studio.take_jobs() {
-        studio.drop_abandoned();
-        studio.evaluate();
-        studio.finish();
+    let mut worker = GenerateWorker { generator, context, max_batch, open: VecDeque::new(), failures: 0 };
+    while worker.failures < MAX_FAILURES && worker.take_jobs() {
+        worker.drop_abandoned();
+        worker.evaluate();
+        worker.finish();
     }
 }
 
