@@ -165,7 +165,7 @@ class StandIn:
 
         self.thread = threading.Thread(target=work, daemon=True)
         self.thread.start()
-        begun.wait(30)
+        begun.wait(900)
         return self
 
     def __exit__(self, *_):

@@ -36,6 +36,8 @@ if not BINARY or not os.access(BINARY, os.X_OK):
     raise SystemExit("error: TINY_CATS_BINARY_FOR_TESTS must name the tiny-cats that `cargo build` made")
 TOKEN = {"MODAL_TOKEN_ID": "ak-unseen", "MODAL_TOKEN_SECRET": "as-unseen"}
 DONE = {"run": "r", "folder": "runs/r", "status": "finished"}
+# Seconds until a process that neither ends nor does what a test waits for is given up on.
+DEADLINE_S = 900
 
 
 def clean_environment(**more):
@@ -65,7 +67,7 @@ class WithServer(unittest.TestCase):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=DEADLINE_S,
         )
         self.assertEqual(done.returncode, code, done.stdout + done.stderr)
         self.assertNotIn("unseen", done.stdout + done.stderr)
@@ -436,7 +438,7 @@ class Containers(WithServer):
         return (self.folder / "log.txt").read_text()
 
     def until(self, condition, process):
-        end = time.monotonic() + 120
+        end = time.monotonic() + DEADLINE_S
         while not condition():
             self.assertIsNone(process.poll(), self.log())
             self.assertLess(time.monotonic(), end, self.log())
@@ -464,7 +466,7 @@ class Containers(WithServer):
             self.until(lambda before=before: set(states.glob("*_step_*")) - before, process)
             before = set(states.glob("*_step_*"))
             process.send_signal(how)
-            process.wait(60)
+            process.wait(DEADLINE_S)
             before = set(states.glob("*_step_*"))
             record = self.record()
             self.assertEqual((record["preemptions"], record["status"]), (number, "stopped"), self.log())
@@ -472,7 +474,7 @@ class Containers(WithServer):
             self.assertIn("tiny-cats-outputs", self.commits())
         # Modal refuses to bring in what others wrote while the engine has files open; that is no failure.
         self.service.open_files = True
-        self.assertEqual(self.container().wait(120), 0, self.log())
+        self.assertEqual(self.container().wait(DEADLINE_S), 0, self.log())
         self.assertTrue(self.service.requests("VolumeReload"))
         (result,) = self.outputs()
         self.assertEqual(result.status, api_pb2.GenericResult.GENERIC_STATUS_SUCCESS, self.log())
@@ -484,11 +486,11 @@ class Containers(WithServer):
         process = self.container()
         self.until(lambda: list((self.folder / "outputs/runs/r").glob("*_step_*")), process)
         self.service.cancelled = "in-1"
-        process.wait(60)
+        process.wait(DEADLINE_S)
         self.assertEqual(self.record()["attempts"][-1]["outcome"], "cancelled", self.log())
         (result,) = self.outputs()
         self.assertEqual(result.status, api_pb2.GenericResult.GENERIC_STATUS_TERMINATED)
-        self.container(data="data/nothing").wait(60)
+        self.container(data="data/nothing").wait(DEADLINE_S)
         (result,) = self.outputs()
         self.assertEqual(result.status, api_pb2.GenericResult.GENERIC_STATUS_FAILURE)
         error = pickle.loads(result.data)
@@ -512,7 +514,7 @@ class Containers(WithServer):
     def test_a_sweep_begins_its_jobs_as_calls_of_their_own(self):
         request = self.sweep_request()
         self.service.outcome = run.Failed("of this job")
-        self.begin("sweep", request).wait(60)
+        self.begin("sweep", request).wait(DEADLINE_S)
         jobs = [
             pickle.loads(item.input.args)[0][0]
             for r in self.service.requests("FunctionMap")
@@ -535,14 +537,14 @@ class Containers(WithServer):
         (result,) = self.outputs()
         self.assertEqual(str(pickle.loads(result.data)), "0 of 2 jobs are finished")
         # Begun anew with the same input, it knows its calls.
-        self.begin("sweep", request).wait(60)
+        self.begin("sweep", request).wait(DEADLINE_S)
         self.assertEqual(self.service.requests("FunctionMap"), [])
 
     def test_a_sweep_that_cannot_ask_after_its_jobs_begins_none_twice(self):
         calls = self.folder / "outputs/runs/sweeps/lr/calls.json"
         for call, begun in (("c", 2), ("c", 0), ("d", 0)):
             self.service.outcome = grpclib.GRPCError(grpclib.Status.PERMISSION_DENIED, "not now")
-            self.begin("sweep", self.sweep_request(call=call)).wait(60)
+            self.begin("sweep", self.sweep_request(call=call)).wait(DEADLINE_S)
             self.assertEqual(len(self.service.requests("FunctionMap")), begun, self.log())
             (result,) = self.outputs()
             self.assertEqual(result.status, api_pb2.GenericResult.GENERIC_STATUS_FAILURE)
@@ -551,7 +553,7 @@ class Containers(WithServer):
             self.assertEqual([set(call) for call in noted], [{"sweep", "id"}] * 2)
         # A call that Modal has forgotten has ended, and another sweep may begin its job anew.
         self.service.outcome = grpclib.GRPCError(grpclib.Status.NOT_FOUND, "forgotten")
-        self.begin("sweep", self.sweep_request(call="d")).wait(60)
+        self.begin("sweep", self.sweep_request(call="d")).wait(DEADLINE_S)
         self.assertEqual(len(self.service.requests("FunctionMap")), 2, self.log())
         self.assertEqual({call["outcome"] for call in json.loads(calls.read_text()).values()}, {"failed"})
 
